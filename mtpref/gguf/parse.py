@@ -1,0 +1,286 @@
+"""The GGUF header: keys and values, tensor descriptions, and every check on them.
+
+Owns the container's rules (versions 2 and 3, little-endian). Knows nothing of what keys mean, save
+`general.alignment`. Every length is compared with what is left of the file before it is used, and the elements
+that must be walked one by one are counted against a fixed budget, so hostile input ends early.
+Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from mmap import mmap
+from typing import Any, NoReturn
+
+from mtpref.errors import MtprefError
+from mtpref.gguf.values import (
+    KINDS,
+    MIN_BYTES,
+    SCALARS,
+    U32,
+    U64,
+    check_bool,
+    decode_text,
+    printable,
+    skip_strings,
+)
+from mtpref.quants import TYPES
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+MAX_DIMS = 4
+MAX_DEPTH = 4  # arrays inside arrays; no writer in use nests at all
+MAX_NAME = 65535  # bytes of a key or tensor name, the format's limit for keys
+MAX_WALKED = (
+    1 << 23
+)  # strings, inner arrays, keys and tensors in one header; the largest real ones have 10**6
+
+_OTHER_MAGIC = (
+    (b"FUGG", "a byte-swapped (big-endian) GGUF; convert it with gguf-convert-endian"),
+    (b"ggml", "a pre-GGUF ggml file; convert the model again"),
+    (b"tjgg", "a pre-GGUF ggjt file; convert the model again"),
+    (b"PK", "a zip archive, perhaps a PyTorch checkpoint; convert it with convert_hf_to_gguf.py"),
+    (b"version https", "a Git LFS pointer, not the file itself; fetch it with git lfs pull"),
+    (b"<", "perhaps an HTML page that a download saved; download the file again"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key's value: scalars decoded, strings and arrays as a place in the file."""
+
+    kind: str
+    value: Any  # scalars only
+    pos: int = 0  # first byte of a string, first element of an array
+    count: int = 0  # bytes of a string, elements of an array
+    element: str = ""  # an array's element kind
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor as the header describes it.
+
+    ne: dimensions in GGUF order, fastest first    shape: the same in NumPy order (reversed)
+    offset: first byte of its data, from the start of the file    n_bytes: None when the type is unknown
+    """
+
+    name: str
+    type_id: int
+    type_name: str
+    ne: tuple[int, ...]
+    shape: tuple[int, ...]
+    offset: int
+    n_bytes: int | None
+
+
+@dataclass
+class Header:
+    version: int
+    alignment: int
+    data_offset: int
+    entries: dict[str, Entry]
+    tensors: dict[str, TensorInfo]
+
+
+class Cursor:
+    """A position in the mapped file. Reads fail with one line that names the file and the thing being read."""
+
+    def __init__(self, buf: mmap, end: int, label: str) -> None:
+        self.buf = buf
+        self.pos = 0
+        self.end = end
+        self.label = label
+        self.budget = MAX_WALKED
+
+    def fail(self, message: str) -> NoReturn:
+        raise MtprefError(f"{self.label}: {message}")
+
+    def need(self, n: int, what: str) -> None:
+        left = self.end - self.pos
+        if n > left:
+            self.fail(
+                f"{what} needs {n} bytes at byte {self.pos}, {left} are left; the file is cut short or damaged, "
+                "download or convert it again"
+            )
+
+    def spend(self, n: int, what: str) -> None:
+        self.budget -= n
+        if self.budget < 0:
+            self.fail(
+                f"{what}: the header has more than {MAX_WALKED} strings, keys and tensors; refused as hostile"
+            )
+
+    def u32(self, what: str) -> int:
+        self.need(4, what)
+        self.pos += 4
+        return int(U32.unpack_from(self.buf, self.pos - 4)[0])
+
+    def u64(self, what: str) -> int:
+        self.need(8, what)
+        self.pos += 8
+        return int(U64.unpack_from(self.buf, self.pos - 8)[0])
+
+    def name(self, what: str) -> str:
+        n = self.u64(f"the length of {what}")
+        if n > MAX_NAME:
+            self.fail(f"{what} is {n} bytes long, expected at most {MAX_NAME}; the file is damaged")
+        self.need(n, what)
+        self.pos += n
+        raw = self.buf[self.pos - n : self.pos]
+        return decode_text(raw, f"{self.label}: {what}")
+
+
+def read_header(buf: mmap, end: int, label: str) -> Header:
+    """Parse and check everything up to the tensor data. MtprefError on anything malformed."""
+    cur = Cursor(buf, end, label)
+    version = _read_version(cur)
+    n_tensors, n_kv = cur.u64("the tensor count"), cur.u64("the key count")
+    # The least a key takes: name length, kind, one byte; the least a tensor takes: see _read_tensor.
+    for count, least, what in ((n_kv, 13, "keys"), (n_tensors, 32, "tensors")):
+        if count > (end - cur.pos) // least:
+            cur.fail(f"{count} {what} declared in a file of {end} bytes; the file is cut short or damaged")
+        cur.spend(count, what)
+    entries: dict[str, Entry] = {}
+    for i in range(n_kv):
+        key = cur.name(f"the name of key {i} of {n_kv}")
+        if key in entries:
+            cur.fail(f"key {printable(key)} appears twice, expected once; the file is damaged")
+        entries[key] = _read_value(cur, f"key {printable(key)}")
+    alignment = _alignment(cur, entries.get("general.alignment"))
+    raw = [_read_tensor(cur, i, n_tensors) for i in range(n_tensors)]
+    data_offset = -(-cur.pos // alignment) * alignment
+    tensors = {}
+    for info in _place(cur, raw, data_offset, alignment):
+        if info.name in tensors:
+            cur.fail(f"tensor {printable(info.name)} appears twice, expected once; the file is damaged")
+        tensors[info.name] = info
+    _check_overlap(cur, list(tensors.values()))
+    return Header(version, alignment, data_offset, entries, tensors)
+
+
+def _read_version(cur: Cursor) -> int:
+    start = cur.buf[:16]
+    if start[:4] != MAGIC:
+        hint = next((h for m, h in _OTHER_MAGIC if start.startswith(m)), "not a GGUF file")
+        if start[8:9] == b"{":
+            hint = "perhaps a safetensors file; convert it with convert_hf_to_gguf.py"
+        cur.fail(f"begins with {printable(start[:4])!r}, expected 'GGUF': {hint}")
+    cur.pos = 4
+    version = cur.u32("the version")
+    if version in (2, 3):
+        return version
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, 2, 3):
+        cur.fail("a big-endian GGUF, expected little-endian; convert it with gguf-convert-endian")
+    cur.fail(f"GGUF version {version}, expected 2 or 3; convert the model again with a current converter")
+
+
+def _read_value(cur: Cursor, what: str) -> Entry:
+    kind = _read_kind(cur, what)
+    if kind == "str":
+        n = cur.u64(f"the length of {what}")
+        cur.need(n, what)
+        cur.pos += n
+        return Entry("str", None, cur.pos - n, n)
+    if kind == "arr":
+        return _read_array(cur, what)
+    scalar = SCALARS[kind]
+    cur.need(scalar.size, what)
+    value = scalar.unpack_from(cur.buf, cur.pos)[0]
+    cur.pos += scalar.size
+    return Entry(kind, check_bool(value, f"{cur.label}: {what}") if kind == "bool" else value)
+
+
+def _read_kind(cur: Cursor, what: str) -> str:
+    kind_id = cur.u32(f"the value type of {what}")
+    if kind_id >= len(KINDS):
+        cur.fail(
+            f"{what} has value type {kind_id}, expected 0 to {len(KINDS) - 1}; the file is damaged or newer"
+        )
+    return KINDS[kind_id]
+
+
+def _read_array(cur: Cursor, what: str, depth: int = 1) -> Entry:
+    if depth > MAX_DEPTH:
+        cur.fail(f"{what} nests arrays more than {MAX_DEPTH} deep; refused")
+    element = _read_kind(cur, f"the elements of {what}")
+    count = cur.u64(f"the length of {what}")
+    cur.need(count * MIN_BYTES[element], f"{what} ({count} elements)")
+    pos = cur.pos
+    if element == "str":
+        cur.spend(count, what)
+        cur.pos = skip_strings(cur.buf, pos, cur.end, count, lambda message: cur.fail(f"{what}: {message}"))
+    elif element == "arr":
+        cur.spend(count, what)
+        for _ in range(count):
+            _read_array(cur, what, depth + 1)
+    else:
+        cur.pos += count * MIN_BYTES[element]
+    return Entry("arr", None, pos, count, element)
+
+
+def _alignment(cur: Cursor, entry: Entry | None) -> int:
+    if entry is None:
+        return DEFAULT_ALIGNMENT
+    if entry.kind != "u32":
+        cur.fail(f"key general.alignment is of type {entry.kind}, expected u32; the file is damaged")
+    a = int(entry.value)
+    if a < 8 or a & (a - 1):
+        cur.fail(f"key general.alignment is {a}, expected a power of two that is a multiple of 8")
+    return a
+
+
+@dataclass(frozen=True, slots=True)
+class _RawTensor:
+    name: str
+    ne: tuple[int, ...]
+    type_id: int
+    offset: int  # from data_offset
+
+
+def _read_tensor(cur: Cursor, i: int, n_tensors: int) -> _RawTensor:
+    name = cur.name(f"the name of tensor {i} of {n_tensors}")
+    what = f"tensor {printable(name)}"
+    n_dims = cur.u32(f"the dimension count of {what}")
+    if not 1 <= n_dims <= MAX_DIMS:
+        cur.fail(f"{what} has {n_dims} dimensions, expected 1 to {MAX_DIMS}; the file is damaged")
+    ne = tuple(cur.u64(f"the dimensions of {what}") for _ in range(n_dims))
+    if min(ne) < 1 or math.prod(ne) >= 1 << 63:
+        cur.fail(f"{what} has dimensions {ne}, expected positive ones with a product below 2**63")
+    return _RawTensor(name, ne, cur.u32(f"the type of {what}"), cur.u64(f"the offset of {what}"))
+
+
+def _place(cur: Cursor, raw: list[_RawTensor], data_offset: int, alignment: int) -> Iterator[TensorInfo]:
+    for t in raw:
+        what = f"tensor {printable(t.name)}"
+        if t.offset % alignment:
+            cur.fail(f"{what} begins at offset {t.offset}, expected a multiple of the alignment {alignment}")
+        offset = data_offset + t.offset
+        quant = TYPES.get(t.type_id)
+        type_name, n_bytes = f"type-{t.type_id}", None
+        if quant is not None:
+            type_name = quant.name
+            if t.ne[0] % quant.block_elements:
+                cur.fail(
+                    f"{what} has rows of {t.ne[0]} values, expected a multiple of {quant.block_elements} "
+                    f"for type {quant.name}; the file is damaged"
+                )
+            n_bytes = math.prod(t.ne) // quant.block_elements * quant.block_bytes
+        if offset + (n_bytes or 0) > cur.end:
+            cur.fail(
+                f"{what} ends at byte {offset + (n_bytes or 0)}, the file has {cur.end}; it is cut short, "
+                "download or convert it again"
+            )
+        yield TensorInfo(t.name, t.type_id, type_name, t.ne, t.ne[::-1], offset, n_bytes)
+
+
+def _check_overlap(cur: Cursor, tensors: list[TensorInfo]) -> None:
+    before: TensorInfo | None = None
+    for info in sorted(tensors, key=lambda t: (t.offset, t.n_bytes or 0)):
+        if before is not None and before.offset + (before.n_bytes or 0) > info.offset:
+            cur.fail(
+                f"tensors {printable(before.name)} and {printable(info.name)} overlap at byte {info.offset}, "
+                "expected each to have its own bytes; the file is damaged"
+            )
+        before = info

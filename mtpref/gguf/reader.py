@@ -1,0 +1,172 @@
+"""Opening a GGUF file: typed access to its keys, read-only views of its tensors.
+
+Owns the mapping of the file. Knows nothing of models. The rules of the container are in parse.py.
+"""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtpref.errors import MtprefError
+from mtpref.gguf.parse import Entry, Header, TensorInfo, read_header
+from mtpref.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
+
+
+class KeyValues(Mapping[str, Any]):
+    """The keys of a file, in file order. A value is decoded when it is asked for.
+
+    Scalars come as int, float or bool, strings as str (MtprefError when not UTF-8), arrays as GgufArray.
+    """
+
+    def __init__(self, file: GgufFile, entries: dict[str, Entry]) -> None:
+        self._file = file
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __getitem__(self, key: str) -> Any:
+        entry = self._entries[key]
+        if entry.kind == "str":
+            return decode_text(self.raw(key), self._where(key))
+        if entry.kind == "arr":
+            return GgufArray(self._file.buffer, self._where(key), entry.element, entry.pos, entry.count)
+        return entry.value
+
+    def kind(self, key: str) -> str | None:
+        """The stored kind ("u32", "str", "arr:i32", ...), or None when the key is absent."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        return f"arr:{entry.element}" if entry.kind == "arr" else entry.kind
+
+    def raw(self, key: str) -> bytes:
+        """A string value's bytes, undecoded."""
+        entry = self._entries[key]
+        if entry.kind != "str":
+            raise MtprefError(f"{self._where(key)} is of type {self.kind(key)}, expected str")
+        return self._file.buffer()[entry.pos : entry.pos + entry.count]
+
+    def _where(self, key: str) -> str:
+        return f"{self._file.label}: key {printable(key)}"
+
+
+class GgufFile:
+    """An open GGUF file. A context manager; `close()` ends access to arrays and tensor data.
+
+    path, version, alignment, data_offset (first byte after the header, aligned), n_bytes (of the file)
+    kv: the keys    tensors: name -> TensorInfo, in file order
+    """
+
+    def __init__(self, path: Path, buffer: mmap.mmap, header: Header) -> None:
+        self.path = path
+        self.label = printable(str(path), 400)
+        self._buffer: mmap.mmap | None = buffer
+        self.n_bytes = len(buffer)
+        self.version = header.version
+        self.alignment = header.alignment
+        self.data_offset = header.data_offset
+        self.kv = KeyValues(self, header.entries)
+        self.tensors: dict[str, TensorInfo] = header.tensors
+
+    def __enter__(self) -> GgufFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def buffer(self) -> mmap.mmap:
+        """The mapped file; MtprefError after close()."""
+        if self._buffer is None:
+            raise MtprefError(f"{self.label}: the file was closed, expected it open while its data is read")
+        return self._buffer
+
+    def close(self) -> None:
+        """Unmap the file. Views that `data()` gave stay valid: the mapping then ends with the last of them."""
+        buffer, self._buffer = self._buffer, None
+        if buffer is not None:
+            try:
+                buffer.close()
+            except BufferError:
+                pass  # a view is alive; dropping our reference leaves the mapping to it
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The decoded value of a key, or `default` when it is absent."""
+        return self.kv[key] if key in self.kv else default
+
+    def require(self, key: str, kind: str) -> Any:
+        """The value of a key that must be there with this kind; MtprefError names key, found and expected.
+
+        kind: an exact kind ("u32", "f32", "str", "bool", "arr:i32", ...), "int" for any integer, "arr" for any array
+        """
+        found = self.kv.kind(key)
+        if found is None:
+            raise MtprefError(
+                f"{self.label}: key {printable(key)} is missing, expected one of type {kind}; "
+                f"try: mtpref inspect {self.label}"
+            )
+        same = found == kind or (kind == "int" and found in INTEGER_KINDS)
+        if not same and not (kind == "arr" and found.startswith("arr:")):
+            raise MtprefError(
+                f"{self.label}: key {printable(key)} is of type {found}, expected {kind}; "
+                f"try: mtpref inspect {self.label}"
+            )
+        return self.kv[key]
+
+    def data(self, tensor: TensorInfo | str) -> npt.NDArray[np.uint8]:
+        """A tensor's bytes: read-only 1-D uint8 view of the mapping, exactly n_bytes long, no copy."""
+        info = self.tensors.get(tensor) if isinstance(tensor, str) else tensor
+        if info is None:
+            raise MtprefError(
+                f"{self.label}: tensor {printable(str(tensor))} is missing; try: mtpref inspect {self.label}"
+            )
+        if info.n_bytes is None:
+            raise MtprefError(
+                f"{self.label}: tensor {printable(info.name)} has unknown type id {info.type_id}, expected one "
+                "that ggml defines; requantise the file, for example with llama-quantize to Q8_0"
+            )
+        return np.frombuffer(self.buffer(), np.uint8, info.n_bytes, info.offset)
+
+
+def open_gguf(path: str | Path) -> GgufFile:
+    """Map a GGUF file and check its whole header.
+
+    Errors   MtprefError when the file cannot be opened or anything in its header is malformed
+    Cost     one pass over the header; tensor data is not touched
+    """
+    path = Path(path)
+    label = printable(str(path), 400)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise MtprefError(f"{label}: not a regular file, expected a GGUF file")
+        if status.st_size == 0:
+            raise MtprefError(
+                f"{label}: the file is empty, expected a GGUF file; download or convert it again"
+            )
+        with path.open("rb") as f:
+            buffer = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise MtprefError(f"{label}: cannot be opened: {reason}; expected a readable GGUF file") from None
+    try:
+        return GgufFile(path, buffer, read_header(buffer, len(buffer), label))
+    except BaseException:
+        buffer.close()
+        raise
