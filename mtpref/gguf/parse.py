@@ -1,8 +1,8 @@
 """The GGUF header: keys and values, tensor descriptions, and every check on them.
 
 Owns the container's rules (versions 2 and 3, little-endian). Knows nothing of what keys mean, save
-`general.alignment`. Every length is compared with what is left of the file before it is used, and the elements
-that must be walked one by one are counted against a fixed budget, so hostile input ends early.
+`general.alignment`. Every length is compared with what is left of the file before it is used, and whatever
+must be walked one by one is counted against a fixed limit, so hostile input ends early.
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -33,9 +33,10 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 MAX_DEPTH = 4  # arrays inside arrays; no writer in use nests at all
 MAX_NAME = 65535  # bytes of a key or tensor name, the format's limit for keys
-MAX_WALKED = (
-    1 << 23
-)  # strings, inner arrays, keys and tensors in one header; the largest real ones have 10**6
+MAX_KEYS = 1 << 16  # real files have fewer than 100
+MAX_TENSORS = 1 << 17  # the largest real models have a few thousand
+MAX_NAME_BYTES = 1 << 26  # all names together
+MAX_WALKED = 1 << 23  # strings and inner arrays of all keys; the largest real headers have 10**6
 
 _OTHER_MAGIC = (
     (b"FUGG", "a byte-swapped (big-endian) GGUF; convert it with gguf-convert-endian"),
@@ -85,14 +86,15 @@ class Header:
 
 
 class Cursor:
-    """A position in the mapped file. Reads fail with one line that names the file and the thing being read."""
+    """A position in the mapped file. A failed read names the file and the thing being read."""
 
     def __init__(self, buf: mmap, end: int, label: str) -> None:
         self.buf = buf
         self.pos = 0
         self.end = end
         self.label = label
-        self.budget = MAX_WALKED
+        self.walked = 0
+        self.name_bytes = 0
 
     def fail(self, message: str) -> NoReturn:
         raise MtprefError(f"{self.label}: {message}")
@@ -101,15 +103,15 @@ class Cursor:
         left = self.end - self.pos
         if n > left:
             self.fail(
-                f"{what} needs {n} bytes at byte {self.pos}, {left} are left; the file is cut short or damaged, "
-                "download or convert it again"
+                f"{what} needs {n} bytes at byte {self.pos}, {left} are left; the file is cut short "
+                "or damaged, download or convert it again"
             )
 
-    def spend(self, n: int, what: str) -> None:
-        self.budget -= n
-        if self.budget < 0:
+    def walk(self, n: int, what: str) -> None:
+        self.walked += n
+        if self.walked > MAX_WALKED:
             self.fail(
-                f"{what}: the header has more than {MAX_WALKED} strings, keys and tensors; refused as hostile"
+                f"{what}: {self.walked} strings so far, expected at most {MAX_WALKED} in a header; refused"
             )
 
     def u32(self, what: str) -> int:
@@ -127,6 +129,11 @@ class Cursor:
         if n > MAX_NAME:
             self.fail(f"{what} is {n} bytes long, expected at most {MAX_NAME}; the file is damaged")
         self.need(n, what)
+        self.name_bytes += n
+        if self.name_bytes > MAX_NAME_BYTES:
+            self.fail(
+                f"{what}: all names so far take {self.name_bytes} bytes, expected at most {MAX_NAME_BYTES}"
+            )
         self.pos += n
         raw = self.buf[self.pos - n : self.pos]
         return decode_text(raw, f"{self.label}: {what}")
@@ -138,10 +145,13 @@ def read_header(buf: mmap, end: int, label: str) -> Header:
     version = _read_version(cur)
     n_tensors, n_kv = cur.u64("the tensor count"), cur.u64("the key count")
     # The least a key takes: name length, kind, one byte; the least a tensor takes: see _read_tensor.
-    for count, least, what in ((n_kv, 13, "keys"), (n_tensors, 32, "tensors")):
-        if count > (end - cur.pos) // least:
-            cur.fail(f"{count} {what} declared in a file of {end} bytes; the file is cut short or damaged")
-        cur.spend(count, what)
+    for count, least, most, what in ((n_kv, 13, MAX_KEYS, "keys"), (n_tensors, 32, MAX_TENSORS, "tensors")):
+        fits = min(most, (end - cur.pos) // least)
+        if count > fits:
+            cur.fail(
+                f"{count} {what} declared, expected at most {fits} in a file of {end} bytes; it is cut short or "
+                "damaged, download or convert it again"
+            )
     entries: dict[str, Entry] = {}
     for i in range(n_kv):
         key = cur.name(f"the name of key {i} of {n_kv}")
@@ -166,7 +176,7 @@ def _read_version(cur: Cursor) -> int:
         hint = next((h for m, h in _OTHER_MAGIC if start.startswith(m)), "not a GGUF file")
         if start[8:9] == b"{":
             hint = "perhaps a safetensors file; convert it with convert_hf_to_gguf.py"
-        cur.fail(f"begins with {printable(start[:4])!r}, expected 'GGUF': {hint}")
+        cur.fail(f"begins with '{printable(start[:4])}', expected 'GGUF': {hint}")
     cur.pos = 4
     version = cur.u32("the version")
     if version in (2, 3):
@@ -209,10 +219,10 @@ def _read_array(cur: Cursor, what: str, depth: int = 1) -> Entry:
     cur.need(count * MIN_BYTES[element], f"{what} ({count} elements)")
     pos = cur.pos
     if element == "str":
-        cur.spend(count, what)
+        cur.walk(count, what)
         cur.pos = skip_strings(cur.buf, pos, cur.end, count, lambda message: cur.fail(f"{what}: {message}"))
     elif element == "arr":
-        cur.spend(count, what)
+        cur.walk(count, what)
         for _ in range(count):
             _read_array(cur, what, depth + 1)
     else:

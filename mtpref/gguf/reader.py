@@ -5,6 +5,7 @@ Owns the mapping of the file. Knows nothing of models. The rules of the containe
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import stat
 from collections.abc import Iterator, Mapping
@@ -98,22 +99,21 @@ class GgufFile:
         return self._buffer
 
     def close(self) -> None:
-        """Unmap the file. Views that `data()` gave stay valid: the mapping then ends with the last of them."""
+        """Unmap the file. Views that `data()` gave stay valid: the mapping ends with the last of them."""
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
-            try:
+            with contextlib.suppress(BufferError):  # a view is alive: the mapping is left to it
                 buffer.close()
-            except BufferError:
-                pass  # a view is alive; dropping our reference leaves the mapping to it
 
     def get(self, key: str, default: Any = None) -> Any:
         """The decoded value of a key, or `default` when it is absent."""
-        return self.kv[key] if key in self.kv else default
+        return self.kv.get(key, default)
 
     def require(self, key: str, kind: str) -> Any:
         """The value of a key that must be there with this kind; MtprefError names key, found and expected.
 
-        kind: an exact kind ("u32", "f32", "str", "bool", "arr:i32", ...), "int" for any integer, "arr" for any array
+        kind: an exact kind ("u32", "f32", "str", "bool", "arr:i32", ...), "int" for any integer kind, "arr" for
+        an array of anything
         """
         found = self.kv.kind(key)
         if found is None:
@@ -138,8 +138,8 @@ class GgufFile:
             )
         if info.n_bytes is None:
             raise MtprefError(
-                f"{self.label}: tensor {printable(info.name)} has unknown type id {info.type_id}, expected one "
-                "that ggml defines; requantise the file, for example with llama-quantize to Q8_0"
+                f"{self.label}: tensor {printable(info.name)} has unknown type id {info.type_id}, expected "
+                "one that ggml defines; requantise the file, for example with llama-quantize to Q8_0"
             )
         return np.frombuffer(self.buffer(), np.uint8, info.n_bytes, info.offset)
 

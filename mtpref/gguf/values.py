@@ -37,8 +37,8 @@ SCALARS: dict[str, struct.Struct] = {
 INTEGER_KINDS = ("u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64")
 U32, U64 = SCALARS["u32"], SCALARS["u64"]
 
-# The least bytes that one element of an array can take: a string has its length, an array its kind and length.
-MIN_BYTES = {kind: (dtype.itemsize) for kind, dtype in DTYPES.items()} | {"str": 8, "arr": 12}
+# The least bytes of one array element: a string has its length, an array its kind and length.
+MIN_BYTES = {kind: dtype.itemsize for kind, dtype in DTYPES.items()} | {"str": 8, "arr": 12}
 
 
 def printable(text: str | bytes, limit: int = 80) -> str:
@@ -59,8 +59,8 @@ def decode_text(raw: bytes, where: str) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as e:
         raise MtprefError(
-            f"{where}: byte {raw[e.start]:#04x} at {e.start} is not UTF-8 in {printable(raw, 40)!r}, expected "
-            "UTF-8 text; convert the model again with a current converter"
+            f"{where}: byte {raw[e.start]:#04x} at {e.start} is not UTF-8 in '{printable(raw, 40)}', "
+            "expected UTF-8 text; convert the model again with a current converter"
         ) from None
 
 
@@ -75,7 +75,10 @@ Fail = Callable[[str], NoReturn]
 
 
 def skip_strings(buf: mmap, pos: int, end: int, count: int, fail: Fail) -> int:
-    """The position after `count` strings (u64 length, then bytes) at `pos`; calls `fail` if one passes `end`."""
+    """The position after `count` strings (u64 length, then bytes) at `pos`.
+
+    Calls `fail` when one of them passes `end`.
+    """
     unpack = U64.unpack_from
     last = end - 8
     for i in range(count):
@@ -103,8 +106,8 @@ def skip_element(buf: mmap, pos: int, kind: str) -> int:
 class GgufArray(Sequence[Any]):
     """An array value, decoded when asked. `element_type` is a kind ("u32", "str", ... or "arr" when nested).
 
-    Indexing gives one element (str for strings, GgufArray for inner arrays); iteration is in bulk. The file must
-    be open at the time of decoding. The extent was checked when the file was opened, so decoding stays in it.
+    Indexing gives one element (str for strings, GgufArray for inner arrays); iteration is in bulk. The file
+    must be open at the time of decoding. The extent was checked when the file was opened.
     """
 
     def __init__(self, buffer: Callable[[], mmap], where: str, kind: str, pos: int, count: int) -> None:
