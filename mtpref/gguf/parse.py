@@ -149,8 +149,8 @@ def read_header(buf: mmap, end: int, label: str) -> Header:
         fits = min(most, (end - cur.pos) // least)
         if count > fits:
             cur.fail(
-                f"{count} {what} declared, expected at most {fits} in a file of {end} bytes; it is cut short or "
-                "damaged, download or convert it again"
+                f"{count} {what} declared, expected at most {fits} in a file of {end} bytes; it is cut "
+                "short or damaged, download or convert it again"
             )
     entries: dict[str, Entry] = {}
     for i in range(n_kv):

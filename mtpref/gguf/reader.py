@@ -112,8 +112,8 @@ class GgufFile:
     def require(self, key: str, kind: str) -> Any:
         """The value of a key that must be there with this kind; MtprefError names key, found and expected.
 
-        kind: an exact kind ("u32", "f32", "str", "bool", "arr:i32", ...), "int" for any integer kind, "arr" for
-        an array of anything
+        kind: an exact kind ("u32", "f32", "str", "bool", "arr:i32", ...), "int" for any integer,
+        "arr" for an array of anything
         """
         found = self.kv.kind(key)
         if found is None:

@@ -1,0 +1,235 @@
+"""Writing a GGUF file: version 3, little-endian, the same bytes for the same input.
+
+Owns the layout on the way out and the safety of the target: a temporary file beside it, fsync, rename. Knows
+nothing of models. gguf.GGUFWriter is not used because it drops empty strings and arrays, guesses array types
+and leaves half a file behind when it is interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from mtpref.errors import MtprefError
+from mtpref.gguf.parse import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME
+from mtpref.gguf.values import ARR, DTYPES, INTEGER_KINDS, KIND_IDS, SCALARS, U32, U64, GgufArray, printable
+from mtpref.quants import TYPE_IDS, TYPES, row_bytes
+
+Data = npt.NDArray[Any] | Callable[[], npt.NDArray[Any]]
+MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in 64 with the final zero and refuses longer ones
+_NATIVE = {
+    "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    data: Data
+
+
+def write_gguf(
+    path: str | Path,
+    kv: Iterable[tuple[str, Any, str]],
+    tensors: Iterable[tuple[str, str, tuple[int, ...], Data]],
+) -> None:
+    """Write a GGUF file, whole or not at all.
+
+    kv        (key, value, kind), kind as in the reader: "u32", "f32", "str", "bool", "arr:str", "arr:i32", ...;
+              strings as str or bytes; a GgufArray of another file is copied without decoding its text
+    tensors   (name, ggml type name, NumPy shape, data); data is uint8 of the right byte count, or an array of the
+              type's own dtype (BF16: uint16), or a function that gives one, called when its turn comes
+    Order     keys and tensors in the order given; data aligned to key `general.alignment` (32 without it)
+    Errors    MtprefError for a repeated or bad name, a value outside its kind, data of another size than its
+              shape, a target that cannot be written
+    """
+    path = Path(path)
+    pairs = list(kv)
+    plan = _plan_tensors(tensors)
+    alignment = _alignment(pairs)
+    header = _header(pairs, plan, alignment)
+    try:
+        with _replacing(path) as f:
+            f.write(header)
+            f.write(bytes(-len(header) % alignment))
+            for t in plan:
+                f.write(_tensor_bytes(t))
+                f.write(bytes(-t.n_bytes % alignment))
+    except OSError as e:
+        raise MtprefError(
+            f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; expected a writable folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        raise MtprefError(
+            f"{printable(str(path), 400)}: exists and is not a regular file, expected a file name"
+        )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+# TENSORS
+
+
+def _plan_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> list[_Tensor]:
+    plan: dict[str, _Tensor] = {}
+    for name, type_name, shape, data in tensors:
+        what = f"tensor {printable(name)}"
+        if name in plan:
+            raise MtprefError(f"{what}: given twice, expected once")
+        if not 1 <= len(name.encode()) <= MAX_TENSOR_NAME:
+            raise MtprefError(f"{what}: name of {len(name.encode())} bytes, expected 1 to {MAX_TENSOR_NAME}")
+        if type_name not in TYPE_IDS:
+            raise MtprefError(f"{what}: type {type_name}, expected a ggml name such as F32, Q8_0 or Q4_K")
+        if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:
+            raise MtprefError(f"{what}: shape {shape}, expected 1 to {MAX_DIMS} positive dimensions")
+        if shape[-1] % TYPES[TYPE_IDS[type_name]].block_elements:
+            raise MtprefError(
+                f"{what}: rows of {shape[-1]} values, expected a multiple of "
+                f"{TYPES[TYPE_IDS[type_name]].block_elements} for type {type_name}; choose another type"
+            )
+        n_bytes = math.prod(shape[:-1]) * row_bytes(type_name, shape[-1])
+        plan[name] = _Tensor(name, type_name, tuple(int(n) for n in shape), n_bytes, data)
+        if not callable(data):
+            _check_data(plan[name], data)
+    return list(plan.values())
+
+
+def _check_data(t: _Tensor, data: npt.NDArray[Any]) -> None:
+    native = np.dtype(_NATIVE.get(t.type_name, "u1"))
+    if data.dtype not in (np.dtype(np.uint8), native):
+        raise MtprefError(
+            f"tensor {printable(t.name)}: data of dtype {data.dtype}, expected uint8 or {native} for {t.type_name}"
+        )
+    if data.nbytes != t.n_bytes:
+        raise MtprefError(
+            f"tensor {printable(t.name)}: {data.nbytes} bytes of data, expected {t.n_bytes} for {t.type_name} "
+            f"of shape {t.shape}"
+        )
+
+
+def _tensor_bytes(t: _Tensor) -> memoryview:
+    data = t.data() if callable(t.data) else t.data
+    _check_data(t, data)
+    return memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+
+
+# HEADER
+
+
+def _alignment(pairs: list[tuple[str, Any, str]]) -> int:
+    for key, value, kind in pairs:
+        if key == "general.alignment":
+            if kind != "u32" or value < 8 or value & (value - 1):
+                raise MtprefError(
+                    f"key general.alignment: {value!r} of kind {kind}, expected a u32 power of two from 8 up"
+                )
+            return int(value)
+    return DEFAULT_ALIGNMENT
+
+
+def _header(pairs: list[tuple[str, Any, str]], plan: list[_Tensor], alignment: int) -> bytes:
+    out = bytearray(MAGIC + U32.pack(3) + U64.pack(len(plan)) + U64.pack(len(pairs)))
+    seen: set[str] = set()
+    for key, value, kind in pairs:
+        if key in seen:
+            raise MtprefError(f"key {printable(key)}: given twice, expected once")
+        if not 1 <= len(key.encode()) <= MAX_NAME:
+            raise MtprefError(f"key {printable(key)}: {len(key.encode())} bytes, expected 1 to {MAX_NAME}")
+        seen.add(key)
+        out += _text(key) + _value(value, kind, f"key {printable(key)}")
+    offset = 0
+    for t in plan:
+        out += _text(t.name) + U32.pack(len(t.shape))
+        for n in reversed(t.shape):
+            out += U64.pack(n)
+        out += U32.pack(TYPE_IDS[t.type_name]) + U64.pack(offset)
+        offset += -(-t.n_bytes // alignment) * alignment
+    return bytes(out)
+
+
+def _text(text: str | bytes) -> bytes:
+    raw = text.encode("utf-8") if isinstance(text, str) else text
+    return U64.pack(len(raw)) + raw
+
+
+def _value(value: Any, kind: str, what: str) -> bytes:
+    """The value's type id and bytes."""
+    if kind.startswith("arr:"):
+        return U32.pack(ARR) + _array(value, kind[4:], what)
+    if kind == "str" and isinstance(value, str | bytes):
+        return U32.pack(KIND_IDS[kind]) + _text(value)
+    if kind in SCALARS and (kind != "bool" or isinstance(value, bool | np.bool_)):
+        try:
+            return U32.pack(KIND_IDS[kind]) + SCALARS[kind].pack(value)
+        except (struct.error, OverflowError, TypeError):
+            pass  # falls to the refusal
+    raise MtprefError(
+        f"{what}: {printable(repr(value))} does not fit kind {kind}, one of {', '.join(KIND_IDS)}"
+    )
+
+
+def _array(value: Any, element: str, what: str) -> bytes:
+    """An array's element type id, length and elements."""
+    if element == "str":
+        texts = value.to_bytes_list() if isinstance(value, GgufArray) else list(value)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str | bytes):
+                raise MtprefError(f"{what}: element {i} is {printable(repr(text))}, expected a string")
+        return U32.pack(KIND_IDS["str"]) + U64.pack(len(texts)) + b"".join(_text(t) for t in texts)
+    if element not in DTYPES:
+        raise MtprefError(f"{what}: array of {element}, expected elements of {', '.join(DTYPES)} or str")
+    given = value.to_numpy() if isinstance(value, GgufArray) else np.asarray(value)
+    stored = _stored(given, element)
+    if stored is None:
+        raise MtprefError(
+            f"{what}: {printable(repr(value))} does not fit a flat array of {element}, expected values of that kind"
+        )
+    return U32.pack(KIND_IDS[element]) + U64.pack(len(stored)) + stored.tobytes()
+
+
+def _stored(given: npt.NDArray[Any], element: str) -> npt.NDArray[Any] | None:
+    """The elements in the file's dtype, or None where they are of another kind or out of its range."""
+    if given.ndim != 1:
+        return None
+    if given.size == 0:
+        return np.empty(0, DTYPES[element])
+    wanted = {"bool": "b", "f32": "fiu", "f64": "fiu"}.get(element, "iu")
+    if given.dtype.kind not in wanted:
+        return None
+    with np.errstate(over="ignore"):
+        stored = given.astype(DTYPES[element])
+    if element in INTEGER_KINDS and not np.array_equal(stored, given):
+        return None
+    return stored
