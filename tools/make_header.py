@@ -4,7 +4,7 @@
 
 The vocabulary is made of numbers, of about the byte lengths of a real one; the file has about 11 MB. With
 `--time` a second process opens the file, reads the token strings once, and prints the seconds and the peak of
-extra memory that took. The same arguments give the same bytes.
+extra memory that this took (Linux). The same arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from mtpref.gguf import write_gguf
 N_TOKENS, N_MERGES = 248_320, 247_587
 
 _TIME = """
-import resource, sys, time
+import sys, time
 from mtpref.gguf import open_gguf
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
+before = peak()
 start = time.perf_counter()
 f = open_gguf(sys.argv[1])
 opened = time.perf_counter()
 tokens = f.kv["tokenizer.ggml.tokens"].to_bytes_list()
 read = time.perf_counter()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+extra = peak() - before
 print(f"file {f.n_bytes / 1e6:.1f} MB, {len(tokens)} tokens, {len(f.kv['tokenizer.ggml.merges'])} merges")
-print(f"open {opened - start:.3f} s, token strings {read - opened:.3f} s, extra memory {(after - before) / 1024:.0f} MB")
+print(f"open {opened - start:.3f} s, token strings {read - opened:.3f} s, extra memory {extra:.0f} MB")
 """
 
 

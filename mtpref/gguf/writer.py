@@ -28,7 +28,8 @@ from mtpref.quants import TYPE_IDS, TYPES, row_bytes
 Data = npt.NDArray[Any] | Callable[[], npt.NDArray[Any]]
 MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in 64 with the final zero and refuses longer ones
 _NATIVE = {
-    "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+    "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2",
+    "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
 }  # fmt: skip
 
 
@@ -48,10 +49,10 @@ def write_gguf(
 ) -> None:
     """Write a GGUF file, whole or not at all.
 
-    kv        (key, value, kind), kind as in the reader: "u32", "f32", "str", "bool", "arr:str", "arr:i32", ...;
-              strings as str or bytes; a GgufArray of another file is copied without decoding its text
-    tensors   (name, ggml type name, NumPy shape, data); data is uint8 of the right byte count, or an array of the
-              type's own dtype (BF16: uint16), or a function that gives one, called when its turn comes
+    kv        (key, value, kind), kind as in the reader: "u32", "f32", "str", "bool", "arr:str", "arr:i32",
+              ...; strings as str or bytes; a GgufArray of another file is copied without decoding its text
+    tensors   (name, ggml type name, NumPy shape, data); data is uint8 of the right byte count, or an array of
+              the type's own dtype (BF16: uint16), or a function that gives one, called when its turn comes
     Order     keys and tensors in the order given; data aligned to key `general.alignment` (32 without it)
     Errors    MtprefError for a repeated or bad name, a value outside its kind, data of another size than its
               shape, a target that cannot be written
@@ -130,19 +131,20 @@ def _check_data(t: _Tensor, data: npt.NDArray[Any]) -> None:
     native = np.dtype(_NATIVE.get(t.type_name, "u1"))
     if data.dtype not in (np.dtype(np.uint8), native):
         raise MtprefError(
-            f"tensor {printable(t.name)}: data of dtype {data.dtype}, expected uint8 or {native} for {t.type_name}"
+            f"tensor {printable(t.name)}: data of dtype {data.dtype}, expected uint8 or {native} "
+            f"for {t.type_name}"
         )
     if data.nbytes != t.n_bytes:
         raise MtprefError(
-            f"tensor {printable(t.name)}: {data.nbytes} bytes of data, expected {t.n_bytes} for {t.type_name} "
-            f"of shape {t.shape}"
+            f"tensor {printable(t.name)}: {data.nbytes} bytes of data, expected {t.n_bytes} for "
+            f"{t.type_name} of shape {t.shape}"
         )
 
 
-def _tensor_bytes(t: _Tensor) -> memoryview:
+def _tensor_bytes(t: _Tensor) -> bytes | memoryview:
     data = t.data() if callable(t.data) else t.data
     _check_data(t, data)
-    return memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
 # HEADER
@@ -214,7 +216,8 @@ def _array(value: Any, element: str, what: str) -> bytes:
     stored = _stored(given, element)
     if stored is None:
         raise MtprefError(
-            f"{what}: {printable(repr(value))} does not fit a flat array of {element}, expected values of that kind"
+            f"{what}: {printable(repr(value))} does not fit a flat array of {element}, expected values "
+            "of that kind"
         )
     return U32.pack(KIND_IDS[element]) + U64.pack(len(stored)) + stored.tobytes()
 
