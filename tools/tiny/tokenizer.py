@@ -1,0 +1,67 @@
+"""Byte-level BPE with the qwen35 pre-tokenizer, trained on the corpus.
+
+Owns the vocabulary: 1 control token, 256 byte tokens, then merges. llama.cpp reads the same rules as
+``tokenizer.ggml.model = gpt2`` and ``tokenizer.ggml.pre = qwen35``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+QWEN35_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the GGUF needs: tokens by id, merges by rank, and the id of the end-of-text token."""
+
+    tokens: tuple[str, ...]
+    merges: tuple[str, ...]
+    eos_id: int
+
+
+def train_tokenizer(texts: list[str], n_vocab: int) -> Tokenizer:
+    """Train BPE to exactly ``n_vocab`` tokens; all 256 bytes are in the alphabet whatever the text holds."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN35_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """Tokens and merges of a trained tokenizer in GGUF's form (a merge is two tokens joined by a space)."""
+    model = json.loads(tokenizer.to_str())["model"]
+    by_id = sorted(model["vocab"].items(), key=lambda item: item[1])
+    if [index for _, index in by_id] != list(range(len(by_id))):
+        raise SystemExit("tokenizer: token ids are not contiguous, expected 0..n_vocab-1")
+    merges = tuple(pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    return Vocabulary(tuple(token for token, _ in by_id), merges, model["vocab"][END_OF_TEXT])
+
+
+def encode_files(tokenizer: Tokenizer, files: tuple[tuple[str, str], ...], eos_id: int) -> np.ndarray:
+    """One token stream: each file's tokens followed by the end-of-text token, int32."""
+    pieces: list[int] = []
+    for encoding in tokenizer.encode_batch([text for _, text in files], add_special_tokens=False):
+        pieces.extend(encoding.ids)
+        pieces.append(eos_id)
+    return np.asarray(pieces, dtype=np.int32)

@@ -1,0 +1,232 @@
+"""Joint training of trunk and MTP block under a wall-clock or step budget.
+
+Loss = CE(trunk) + mtp_weight x (L_1 + chain_weight x (L_2 + L_3)), where L_s, of chain depth s, is
+0.3 CE + 0.7 cross entropy against the trunk's own (detached) distribution at the same position. Batches depend
+on (seed, step) alone, so a run with ``steps`` set repeats exactly on one machine and thread count; with a time
+budget the clock drives the schedule and two runs differ.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .model import TinyModel
+from .optim import make_optimizers
+
+LOG_FIELDS = (
+    "step", "elapsed_s", "tokens", "seq_len", "depth", "lr_scale", "loss_trunk", "loss_mtp",
+    "val_loss_trunk", "val_loss_mtp", "val_a1", "val_a2", "val_a3",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Everything that shapes a run. Exactly one of ``budget_s`` and ``steps`` ends it."""
+
+    seed: int = 1
+    budget_s: float | None = None
+    steps: int | None = None
+    batch_tokens: int = 4096
+    muon_lr: float = 0.02
+    adam_lr: float = 0.003
+    mtp_weight: float = 0.5
+    hard_share: float = 0.3
+    chain_weight: float = 0.5
+    val_every_s: float = 120.0
+    checkpoint_every_s: float = 300.0
+
+
+def seq_len_at(progress: float) -> int:
+    """Short windows first (more variety per step), longer ones at the end (for the context a user gives)."""
+    return 256 if progress < 0.7 else 512 if progress < 0.92 else 1024
+
+
+def depth_at(progress: float) -> int:
+    """Chain depth trained: the first draft alone, then two, then three steps."""
+    return 1 if progress < 0.45 else 2 if progress < 0.75 else 3
+
+
+def lr_scale_at(progress: float, step: int) -> float:
+    """Linear warm-up over 40 steps, flat to 30 % of the budget, then linear to 0.01."""
+    warm = min(1.0, (step + 1) / 40)
+    return warm * min(1.0, max(0.01, (1.0 - progress) / 0.7))
+
+
+def batch_at(stream: np.ndarray, seed: int, step: int, seq_len: int, batch_tokens: int) -> Tensor:
+    """Windows of seq_len + 1 tokens at starts drawn from (seed, step); int64 (batch, seq_len + 1)."""
+    rng = np.random.default_rng([seed, step])
+    starts = rng.integers(0, len(stream) - seq_len - 1, size=max(1, batch_tokens // seq_len))
+    return torch.from_numpy(stream[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64))
+
+
+def soft_cross_entropy(logits: Tensor, target_log_probs: Tensor) -> Tensor:
+    """Mean over rows of -sum p_target log softmax(logits): the KL divergence up to the target's entropy."""
+    return -(target_log_probs.exp() * F.log_softmax(logits, -1)).sum(-1).mean()
+
+
+def losses(
+    model: TinyModel, window: Tensor, plan: TrainPlan, depth: int, cell_zero: bool
+) -> tuple[Tensor, Tensor]:
+    """(trunk loss, MTP loss) of one batch; deeper chain steps are trained on half of the rows."""
+    ids, targets = window[:, :-1], window[:, 1:]
+    hidden = model.model(ids)
+    logits = model.logits(hidden)
+    loss_trunk = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    teacher = F.log_softmax(logits.detach(), -1)
+    skip = 0 if cell_zero else 1
+    half = max(1, ids.shape[0] // 2)
+    first = (
+        model.draft_hidden(ids[half:], hidden[half:], 1, cell_zero)
+        if depth > 1 and half < ids.shape[0]
+        else []
+    )
+    chain = model.draft_hidden(ids[:half], hidden[:half], depth, cell_zero)
+    if depth == 1:
+        chain = model.draft_hidden(ids, hidden, 1, cell_zero)
+    rows = torch.cat([chain[0], *first], 0)
+
+    def head_loss(out: Tensor, lo: int, n_seq: int) -> Tensor:
+        scores = model.logits(out[:, lo:])
+        hard = F.cross_entropy(scores.flatten(0, 1), targets[:n_seq, skip + lo :].flatten())
+        soft = soft_cross_entropy(scores, teacher[:n_seq, skip + lo :])
+        return plan.hard_share * hard + (1.0 - plan.hard_share) * soft
+
+    loss_mtp = head_loss(rows, 0, ids.shape[0])
+    for level in range(1, depth):
+        loss_mtp = loss_mtp + plan.chain_weight * head_loss(chain[level], level, half)
+    return loss_trunk, loss_mtp
+
+
+@torch.no_grad()
+def validate(model: TinyModel, stream: np.ndarray, n_seq: int = 24, seq_len: int = 256) -> dict[str, float]:
+    """Held-out losses and teacher-forced agreement with the trunk's argmax at chain depths 1..3."""
+    starts = np.linspace(0, len(stream) - seq_len - 2, n_seq).astype(np.int64)
+    window = torch.from_numpy(stream[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64))
+    ids, targets = window[:, :-1], window[:, 1:]
+    hidden = model.model(ids)
+    logits = model.logits(hidden)
+    result = {"val_loss_trunk": float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))}
+    choice = logits.argmax(-1)
+    for level, out in enumerate(model.draft_hidden(ids, hidden, 3)):
+        scores = model.logits(out)
+        if level == 0:
+            result["val_loss_mtp"] = float(F.cross_entropy(scores.flatten(0, 1), targets.flatten()))
+        result[f"val_a{level + 1}"] = float((scores.argmax(-1) == choice)[:, level:].float().mean())
+    return result
+
+
+class Trainer:
+    """One run: model, optimizers, clock, log. ``run`` returns when the budget is spent."""
+
+    def __init__(
+        self, model: TinyModel, train: np.ndarray, held_out: np.ndarray, plan: TrainPlan, work: Path
+    ) -> None:
+        if (plan.budget_s is None) == (plan.steps is None):
+            raise SystemExit(
+                "training: give either a time budget or a number of steps, not both and not neither"
+            )
+        self.model, self.train, self.held_out, self.plan, self.work = model, train, held_out, plan, work
+        self.optimizers = make_optimizers(model, plan.muon_lr, plan.adam_lr)
+        self.step, self.tokens, self.spent = 0, 0, 0.0
+        self.rows: list[dict[str, Any]] = []
+
+    def progress(self) -> float:
+        if self.plan.steps is not None:
+            return self.step / self.plan.steps
+        assert self.plan.budget_s is not None
+        return self.spent / self.plan.budget_s
+
+    def run(self) -> None:
+        started = time.monotonic() - self.spent
+        next_val = self.spent + min(30.0, self.plan.val_every_s)
+        next_save = self.spent + self.plan.checkpoint_every_s
+        sums = torch.zeros(3)
+        while (progress := self.progress()) < 1.0:
+            sums += torch.tensor([*self.update(progress), 1.0])
+            self.spent = time.monotonic() - started
+            if self.spent >= next_val or self.progress() >= 1.0:
+                self.record(progress, sums)
+                sums.zero_()
+                next_val = time.monotonic() - started + self.plan.val_every_s
+            if self.spent >= next_save:
+                self.save()
+                next_save = self.spent + self.plan.checkpoint_every_s
+        self.save()
+
+    def update(self, progress: float) -> tuple[float, float]:
+        plan, seq_len = self.plan, seq_len_at(progress)
+        window = batch_at(self.train, plan.seed, self.step, seq_len, plan.batch_tokens)
+        scale = lr_scale_at(progress, self.step)
+        for optimizer, base in zip(self.optimizers, (plan.muon_lr, plan.adam_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = base * scale
+            optimizer.zero_grad(set_to_none=True)
+        loss_trunk, loss_mtp = losses(self.model, window, plan, depth_at(progress), self.step % 2 == 0)
+        (loss_trunk + plan.mtp_weight * loss_mtp).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self.tokens += window.shape[0] * seq_len
+        return float(loss_trunk.detach()), float(loss_mtp.detach())
+
+    def record(self, progress: float, sums: Tensor) -> None:
+        row: dict[str, Any] = {
+            "step": self.step,
+            "elapsed_s": round(self.spent),
+            "tokens": self.tokens,
+            "seq_len": seq_len_at(progress),
+            "depth": depth_at(progress),
+            "lr_scale": round(lr_scale_at(progress, self.step), 4),
+            "loss_trunk": round(float(sums[0] / sums[2]), 4),
+            "loss_mtp": round(float(sums[1] / sums[2]), 4),
+        }
+        row.update({key: round(value, 4) for key, value in validate(self.model, self.held_out).items()})
+        self.rows.append(row)
+        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+        write_log(self.work / "training-log.csv", self.rows)
+
+    def save(self) -> None:
+        """Checkpoint under a temporary name, then renamed."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": self.step, "tokens": self.tokens, "spent": self.spent, "rows": self.rows,
+        }  # fmt: skip
+        torch.save(state, self.work / "checkpoint.pt.tmp")
+        os.replace(self.work / "checkpoint.pt.tmp", self.work / "checkpoint.pt")
+
+    def resume(self) -> bool:
+        """Continue from a checkpoint of the same plan if one is there."""
+        path = self.work / "checkpoint.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.tokens, self.spent, self.rows = (
+            state["step"],
+            state["tokens"],
+            state["spent"],
+            state["rows"],
+        )
+        return True
+
+
+def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The training log as CSV, rewritten whole."""
+    with open(path, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, LOG_FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
