@@ -1,0 +1,151 @@
+"""What every vocabulary shares: special ids, cutting special tokens out of text, pieces and decoding.
+
+Owns `Vocab`. Subclasses turn a fragment of ordinary text into ids and an id into bytes.
+Read next: load.py (from GGUF keys), special.py (which ids are special), bpe.py, hashed.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mtpref.errors import MtprefError
+
+# Attributes, as bits: a control-looking token of another type gets CONTROL beside what it was.
+UNDEFINED, UNKNOWN, UNUSED, NORMAL, CONTROL, USER_DEFINED, BYTE = 0, 1, 2, 4, 8, 16, 32
+# tokenizer.ggml.token_type value -> attribute; any other value is UNDEFINED.
+TOKEN_TYPES = {1: NORMAL, 2: UNKNOWN, 3: CONTROL, 4: USER_DEFINED, 5: UNUSED, 6: BYTE}
+
+_NOT_ESCAPED_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a vocabulary knows about itself. `notes` are lines about what was odd but tolerated."""
+
+    model: str
+    pre: str
+    n_vocab: int
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool
+    add_eos: bool
+    eog_ids: frozenset[int]
+    notes: tuple[str, ...]
+
+
+class Vocab:
+    """Text to token ids and back. Made by `load_vocab`; immutable.
+
+    Attributes   n_vocab, bos_id, eos_id (None if there is none), add_bos, add_eos, eog_ids (ids that end
+                 generation), model and pre (the GGUF names), notes (tolerated oddities, one line each)
+    """
+
+    def __init__(self, header: Header, attrs: npt.NDArray[np.uint8], texts: dict[int, bytes]) -> None:
+        """`attrs` (n_vocab,) attribute bits; `texts` the raw text of every id that is not plain NORMAL."""
+        self.model, self.pre, self.n_vocab = header.model, header.pre, header.n_vocab
+        self.bos_id, self.eos_id = header.bos_id, header.eos_id
+        self.add_bos, self.add_eos = header.add_bos, header.add_eos
+        self.eog_ids, self.notes = header.eog_ids, header.notes
+        self._attrs, self._texts = attrs, texts
+        special = np.flatnonzero(attrs & (CONTROL | USER_DEFINED | UNKNOWN)).tolist()
+        # Longest text first, whatever stands first in the prompt; equal lengths by id.
+        self._special = sorted(special, key=lambda id: -len(texts[id]))
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`.
+
+        Rule     user-defined tokens, and with parse_special control and unknown tokens, match whole, the
+                 longest text first; what is between them is tokenized on its own. add_special adds BOS in
+                 front if add_bos and EOS behind if add_eos, even where the text already has one.
+        Bytes    text from a command line may hold undecodable bytes (surrogateescape): each counts as
+                 U+FFFD, as does any other lone surrogate. Nothing is normalised.
+        Errors   MtprefError if BOS or EOS is to be added and the vocabulary has none.
+        """
+        head, tail = self._ends() if add_special else ([], [])
+        out = head
+        for fragment in self._partition(to_bytes(text), parse_special):
+            if isinstance(fragment, int):
+                out.append(fragment)
+            else:
+                out += self._encode_fragment(fragment)
+        return out + tail
+
+    def piece(self, id: int, *, special: bool = False) -> bytes:
+        """The exact bytes of one token: maybe half a character, maybe none.
+
+        Rule     control and unknown tokens are empty, or their text with special=True; user-defined tokens
+                 are their text; unused tokens are empty.
+        Errors   MtprefError if id is not in 0 .. n_vocab - 1.
+        """
+        if not 0 <= id < self.n_vocab:
+            raise MtprefError(f"token id {id} is outside the vocabulary, expected 0 .. {self.n_vocab - 1}")
+        if not special and self._attrs[id] & (CONTROL | UNKNOWN):
+            return b""
+        return self._piece(id)
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes:
+        """The pieces of `ids`, joined; no space is added, removed or cleaned up."""
+        return b"".join([self.piece(id, special=special) for id in ids])
+
+    def is_eog(self, id: int) -> bool:
+        """Whether `id` ends generation."""
+        return id in self.eog_ids
+
+    def is_control(self, id: int) -> bool:
+        """Whether `id` is a control token: matched only with parse_special, shown only with special=True."""
+        return 0 <= id < self.n_vocab and bool(self._attrs[id] & CONTROL)
+
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """The ids that add_special puts before and after the text."""
+        ends: list[list[int]] = []
+        for add, id, name in ((self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos")):
+            if add and id is None:
+                raise MtprefError(
+                    f"tokenizer.ggml.add_{name}_token is true, but tokenizer.ggml.{name}_token_id names no "
+                    "token, expected an id inside the vocabulary; try: set either key in the file"
+                )
+            ends.append([id] if add and id is not None else [])
+        return ends[0], ends[1]
+
+    def _partition(self, raw: bytes, parse_special: bool) -> list[bytes | int]:
+        """`raw` as ordinary text (bytes, never empty) and special ids, in order."""
+        parts: list[bytes | int] = [raw] if raw else []
+        for id in self._special:
+            text = self._texts[id]
+            if text not in raw or (not parse_special and self._attrs[id] & (CONTROL | UNKNOWN)):
+                continue
+            cut: list[bytes | int] = []
+            for part in parts:
+                cut += [part] if isinstance(part, int) else _cut(part, text, id)
+            parts = cut
+        return parts
+
+    def _encode_fragment(self, fragment: bytes) -> list[int]:
+        raise NotImplementedError
+
+    def _piece(self, id: int) -> bytes:
+        raise NotImplementedError
+
+
+def to_bytes(text: str) -> bytes:
+    """UTF-8; undecodable bytes of a command line come back as they were, other lone surrogates as U+FFFD."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return _NOT_ESCAPED_BYTE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
+
+
+def _cut(part: bytes, text: bytes, id: int) -> list[bytes | int]:
+    """`part` with every occurrence of `text`, from the left, replaced by `id`; empty remainders vanish."""
+    out: list[bytes | int] = []
+    for i, rest in enumerate(part.split(text)):
+        if i:
+            out.append(id)
+        if rest:
+            out.append(rest)
+    return out

@@ -1,0 +1,168 @@
+"""Tokenizer model `gpt2`: byte-level BPE over the `tokenizers` library, like llama.cpp at the edges.
+
+Owns the building of the BPE table and the bytes of a piece. Read next: pretokenizers.py.
+
+The library wants every merge to reach a token; llama.cpp does not. So a text that merges reach but the
+vocabulary lacks becomes a phantom entry with an id from n_vocab on, and a phantom in the result is replaced
+by llama.cpp's fallback: for each byte of the encoded text its token, or nothing if it has none.
+Source: llama.cpp src/llama-vocab.cpp (llm_tokenizer_bpe_session, token_to_piece, llama_decode_text).
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from mtpref.errors import MtprefError
+from mtpref.vocab.base import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Header, Vocab
+from mtpref.vocab.pretokenizers import BYTE_TO_CHAR, CHAR_TO_BYTE, build_pre_tokenizer
+
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_BYTE_TEXT = re.compile("<0x([0-9A-Fa-f]{2})>")
+_NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
+Fallback = dict[int, list[int]]
+
+
+class BpeVocab(Vocab):
+    """Byte-level BPE: words by the pre-tokenizer, then merges, lowest rank first, leftmost among equals."""
+
+    def __init__(
+        self,
+        header: Header,
+        attrs: npt.NDArray[np.uint8],
+        texts: dict[int, bytes],
+        tokenizer: Tokenizer,
+        fallback: Fallback,
+    ) -> None:
+        """`tokenizer` and `fallback` from `build_bpe`."""
+        super().__init__(header, attrs, texts)
+        self._tokenizer, self._fallback = tokenizer, fallback
+
+    def _encode_fragment(self, fragment: bytes) -> list[int]:
+        text = fragment.decode("utf-8", "surrogateescape")
+        if not text.isascii():
+            text = _ESCAPED_BYTE.sub("\ufffd", text)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if not self._fallback or max(ids, default=0) < self.n_vocab:
+            return ids
+        return [token for id in ids for token in self._fallback.get(id, (id,))]
+
+    def _piece(self, id: int) -> bytes:
+        attr = self._attrs[id]
+        if attr & (CONTROL | UNKNOWN | USER_DEFINED):
+            return self._texts[id]
+        if attr & NORMAL:
+            text = self._tokenizer.id_to_token(id)
+            return decode_bytes(text if text is not None else self._texts[id].decode("utf-8", "replace"))
+        if attr & BYTE:
+            return bytes([byte_of(id, self._texts[id])])
+        return b""
+
+
+def decode_bytes(text: str) -> bytes:
+    """The bytes that a token's text stands for; others than the byte alphabet show as [UNK_BYTE_0x..]."""
+    try:
+        return bytes([CHAR_TO_BYTE[char] for char in text])
+    except KeyError:
+        unknown = {
+            c: f"[UNK_BYTE_0x{c.encode().hex()}{text}]".encode() for c in text if c not in CHAR_TO_BYTE
+        }
+        return b"".join([unknown[c] if c in unknown else bytes([CHAR_TO_BYTE[c]]) for c in text])
+
+
+def byte_of(id: int, text: bytes) -> int:
+    """The byte of a token of type byte, whose text is <0xHH>; MtprefError otherwise."""
+    match = _BYTE_TEXT.fullmatch(text.decode("utf-8", "replace"))
+    if match is None:
+        raise MtprefError(
+            f"tokenizer.ggml.tokens[{id}]: {text[:40]!r} has type 6 (byte), expected a text like <0x0A>; "
+            "convert the model again with a current converter"
+        )
+    return int(match[1], 16)
+
+
+def build_bpe(pre: str, ids: dict[str, int], merges: list[str]) -> tuple[Tokenizer, Fallback, list[str]]:
+    """The BPE table, the fallback of every phantom id, and notes.
+
+    Inputs   `ids` text -> id, complete; taken over: entries may be added or removed. `merges` in rank order,
+             each "left right", cut at the first space after its first character.
+    Rule     a merge without such a space has no effect; of equal merges the first counts.
+    Errors   MtprefError for an unknown pre-tokenizer.
+    """
+    pre_tokenizer = build_pre_tokenizer(pre)
+    if len(set(merges)) != len(merges):
+        merges = list(dict.fromkeys(merges))
+    n_vocab = len(ids)
+    pairs = split_merges(merges)
+    bytes_alone = _drop_unusable(ids)
+    lost = [char for char in BYTE_TO_CHAR if char not in ids]
+    n_reach = 0
+    for char in lost:
+        ids[char] = len(ids) + n_vocab  # beyond every real id, whatever was dropped
+    for left, right in pairs:
+        if left + right not in ids or left not in ids or right not in ids:
+            n_reach += 1
+            for text in (left, right, left + right):
+                ids.setdefault(text, len(ids) + n_vocab)
+    fallback = {
+        id: _single_bytes(text, ids, n_vocab, bytes_alone) for text, id in ids.items() if id >= n_vocab
+    }
+    notes = []
+    if lost:
+        notes.append(
+            f"tokenizer.ggml.tokens: {len(lost)} of 256 bytes have no token; text with them loses them"
+        )
+    if n_reach:
+        notes.append(
+            f"tokenizer.ggml.merges: {n_reach} of {len(pairs)} merges name a text that is no token; "
+            "text that reaches one falls back to single bytes and may lose some"
+        )
+    tokenizer = Tokenizer(BPE(ids, pairs))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    return tokenizer, fallback, notes
+
+
+def split_merges(merges: list[str]) -> list[tuple[str, str]]:
+    """(left, right) of each merge; those that can never apply are left out."""
+    pairs = []
+    for merge in merges:
+        at = merge.find(" ", 1)
+        if at > 0:
+            pairs.append((merge[:at], merge[at + 1 :]))
+    if not _is_utf8(merges):
+        pairs = [pair for pair in pairs if _is_utf8(pair)]
+    return pairs
+
+
+def _is_utf8(texts: list[str] | tuple[str, str]) -> bool:
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _drop_unusable(ids: dict[str, int]) -> dict[int, int]:
+    """Removes texts that are no UTF-8 (no word can contain them); returns byte -> id of those of one byte."""
+    if _is_utf8(list(ids)):
+        return {}
+    alone = {}
+    for text in [text for text in ids if not _is_utf8((text, ""))]:
+        id = ids.pop(text)
+        if len(text) == 1:
+            alone[ord(text) - 0xDC00] = id
+    return alone
+
+
+def _single_bytes(text: str, ids: dict[str, int], n_vocab: int, bytes_alone: dict[int, int]) -> list[int]:
+    """llama.cpp's fallback: one token per UTF-8 byte of the encoded text, where such a token exists."""
+    out = []
+    for byte in text.encode("utf-8"):
+        id = ids.get(chr(byte)) if byte < 0x80 else bytes_alone.get(byte)
+        if id is not None and id < n_vocab:
+            out.append(id)
+    return out

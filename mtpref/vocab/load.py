@@ -1,0 +1,185 @@
+"""A vocabulary from the `tokenizer.*` keys of a GGUF.
+
+Owns the reading and checking of those keys: refuses what llama.cpp refuses, tolerates what it tolerates (and
+says so in `Vocab.notes`). Read next: special.py, bpe.py, hashed.py.
+Source: llama.cpp src/llama-vocab.cpp (llama_vocab::impl::load).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtpref.errors import MtprefError
+from mtpref.vocab.base import NORMAL, TOKEN_TYPES, Header, Vocab
+from mtpref.vocab.bpe import BpeVocab, build_bpe, byte_of
+from mtpref.vocab.hashed import HashedVocab
+from mtpref.vocab.pretokenizers import known_names
+from mtpref.vocab.special import SpecialIds, find_special
+
+KNOWN_MODELS = ("gpt2", "test")
+_MODEL, _PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+_TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
+_TYPES, _SCORES = "tokenizer.ggml.token_type", "tokenizer.ggml.scores"
+_BYTE_TYPE = 6
+_GPT2_DEFAULT_ID = 11  # llama.cpp's BOS and EOS of a gpt2 vocabulary that names none
+
+
+def load_vocab(kv: Mapping[str, object]) -> Vocab:
+    """The vocabulary that the keys of a GGUF describe.
+
+    Inputs   kv: key -> value; arrays as the GGUF reader gives them, or plain lists (str or bytes, int).
+    Models   `tokenizer.ggml.model` gpt2 (pre-tokenizers: `mtpref.vocab.known_names()`), test.
+    Errors   MtprefError: unknown model or pre-tokenizer (lists the known ones), missing or mistyped arrays,
+             token_type or scores shorter than tokens, two tokens with one text, an empty vocabulary.
+    """
+    model = _text(kv, _MODEL)
+    if model not in KNOWN_MODELS:
+        found = "missing" if model is None else f"unknown tokenizer model {model!r}"
+        raise MtprefError(
+            f"{_MODEL}: {found}, expected one of {', '.join(KNOWN_MODELS)} "
+            f"(gpt2 with {_PRE} one of {', '.join(known_names())}); try: mtpref inspect on the file"
+        )
+    pre, notes = _pre(kv, model)
+    # Merges before tokens, so that the cheaper and commoner fault is named first.
+    merges = _strings(kv, _MERGES) if model == "gpt2" else []
+    texts = _tokens(kv)
+    ids = _ids(texts)
+    types = _token_types(kv, len(texts))
+    attrs = types if types is not None else np.full(len(texts), NORMAL, np.uint8)
+    special = find_special(kv, ids, attrs, _GPT2_DEFAULT_ID if model == "gpt2" else None)
+    odd = _raw_texts(texts, attrs)
+    if model == "test":
+        return HashedVocab(_header(kv, model, pre, len(texts), special, notes), attrs, odd)
+    del texts
+    tokenizer, fallback, more = build_bpe(pre, ids, merges)
+    header = _header(kv, model, pre, len(attrs), special, notes + more)
+    return BpeVocab(header, attrs, odd, tokenizer, fallback)
+
+
+def _header(
+    kv: Mapping[str, object], model: str, pre: str, n_vocab: int, special: SpecialIds, notes: list[str]
+) -> Header:
+    return Header(
+        model=model,
+        pre=pre,
+        n_vocab=n_vocab,
+        bos_id=special.roles["bos"],
+        eos_id=special.roles["eos"],
+        add_bos=_flag(kv, "tokenizer.ggml.add_bos_token"),
+        add_eos=_flag(kv, "tokenizer.ggml.add_eos_token"),
+        eog_ids=frozenset(special.eog),
+        notes=tuple(notes + special.notes),
+    )
+
+
+def _pre(kv: Mapping[str, object], model: str) -> tuple[str, list[str]]:
+    pre = _text(kv, _PRE) or ""
+    if model == "gpt2" and not pre:
+        return "default", [f"{_PRE}: missing, using default; the ids may differ from those of training"]
+    return pre, []
+
+
+def _text(kv: Mapping[str, object], key: str) -> str | None:
+    value = kv.get(key)
+    if value is not None and not isinstance(value, str):
+        raise MtprefError(f"{key}: {value!r}, expected a string")
+    return value
+
+
+def _flag(kv: Mapping[str, object], key: str) -> bool:
+    value = kv.get(key, False)
+    if not isinstance(value, bool | np.bool_):
+        raise MtprefError(f"{key}: {value!r}, expected a bool")
+    return bool(value)
+
+
+def _strings(kv: Mapping[str, object], key: str) -> list[str]:
+    """A string array; bytes that are no UTF-8 become lone surrogates (surrogateescape)."""
+    value: Any = kv.get(key)
+    if value is None:
+        raise MtprefError(f"{key}: missing, expected an array of strings; is this a GGUF with a tokenizer?")
+    if hasattr(value, "to_bytes_list"):
+        value = value.to_bytes_list()
+    if isinstance(value, list | tuple):
+        if all(type(item) is str for item in value):
+            return list(value)
+        if all(isinstance(item, bytes | str) for item in value):
+            return [s if isinstance(s, str) else s.decode("utf-8", "surrogateescape") for s in value]
+    raise MtprefError(f"{key}: {_kind(value)}, expected an array of strings")
+
+
+def _tokens(kv: Mapping[str, object]) -> list[str]:
+    texts = _strings(kv, _TOKENS)
+    if not texts:
+        raise MtprefError(f"{_TOKENS}: 0 tokens, expected at least one")
+    if "" in texts:
+        texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
+    return texts
+
+
+def _ids(texts: list[str]) -> dict[str, int]:
+    ids = dict(zip(texts, range(len(texts)), strict=True))
+    if len(ids) != len(texts):
+        again = next(i for i, text in enumerate(texts) if ids[text] != i)
+        raise MtprefError(
+            f"{_TOKENS}: {len(texts) - len(ids)} texts occur twice, first {ascii(texts[again])[:60]} as ids "
+            f"{again} and {ids[texts[again]]}, expected each once; convert the model again"
+        )
+    return ids
+
+
+def _token_types(kv: Mapping[str, object], n_tokens: int) -> npt.NDArray[np.uint8] | None:
+    """Attribute bits from token_type, None if there is none; checks the unused scores as well."""
+    _numbers(kv, _SCORES, n_tokens, ("f32", "i32"))
+    values = _numbers(kv, _TYPES, n_tokens, ("i32",))
+    if values is None:
+        return None
+    table = np.zeros(max(TOKEN_TYPES) + 1, np.uint8)
+    for value, attr in TOKEN_TYPES.items():
+        table[value] = attr
+    known = (values >= 0) & (values < len(table))
+    return table[np.where(known, values, 0).astype(np.int64)]
+
+
+def _numbers(
+    kv: Mapping[str, object], key: str, n_tokens: int, kinds: tuple[str, ...]
+) -> npt.NDArray[Any] | None:
+    value: Any = kv.get(key)
+    if value is None:
+        return None
+    wanted = f"an array of {' or '.join(kinds)}"
+    if getattr(value, "element_type", kinds[0]) not in kinds:
+        raise MtprefError(f"{key}: array of {value.element_type}, expected {wanted}")
+    try:
+        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+    except (ValueError, OverflowError):
+        raise MtprefError(f"{key}: {_kind(value)}, expected {wanted}") from None
+    if array.ndim != 1 or (array.size and array.dtype.kind not in ("iuf" if "f32" in kinds else "iu")):
+        raise MtprefError(f"{key}: {_kind(value)}, expected {wanted}")
+    if len(array) < n_tokens:
+        raise MtprefError(f"{key}: {len(array)} values, expected {n_tokens}, one for each of {_TOKENS}")
+    return array[:n_tokens]
+
+
+def _raw_texts(texts: list[str], attrs: npt.NDArray[np.uint8]) -> dict[int, bytes]:
+    """id -> raw text of every token that is not plain NORMAL, or whose text is no UTF-8."""
+    odd = {}
+    for id in np.flatnonzero(attrs != NORMAL).tolist():
+        odd[id] = texts[id].encode("utf-8", "surrogateescape")
+        if attrs[id] == TOKEN_TYPES[_BYTE_TYPE]:
+            byte_of(id, odd[id])
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        for id, text in enumerate(texts):
+            if not text.isascii():
+                odd[id] = text.encode("utf-8", "surrogateescape")
+    return odd
+
+
+def _kind(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
