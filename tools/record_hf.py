@@ -80,11 +80,14 @@ def record_gguf(path: Path, prompts: list[list[int]], n_rows: int) -> dict[str, 
     """The cases prompt0, prompt1, ... of one file, and the file's SHA-256."""
     from tests.naive_model import load_gguf
 
+    if not path.is_file():
+        raise MtprefError(f"{path}: no such file; expected a qwen35 GGUF")
     hparams, weights = load_gguf(str(path))
     hparams["attention.layer_norm_rms_epsilon"] = decimal_eps(hparams["attention.layer_norm_rms_epsilon"])
     flags = recurrent_layers(hparams)
     n_vocab = len(weights["token_embd.weight"])
-    out: dict[str, Array] = {"sha256": np.asarray(hashlib.sha256(path.read_bytes()).hexdigest())}
+    with open(path, "rb") as f:
+        out: dict[str, Array] = {"sha256": np.asarray(hashlib.file_digest(f, "sha256").hexdigest())}
     for i, tokens in enumerate(prompts):
         if len(tokens) < 2 or max(tokens) >= n_vocab or min(tokens) < 0:
             raise MtprefError(
