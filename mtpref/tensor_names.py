@@ -25,7 +25,7 @@ SYMBOLS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor a model may hold. `fallback`: the names to use instead, first present wins; empty: required."""
+    """One tensor of a model. `fallback`: names to use instead, the first present wins; empty: required."""
 
     name: str
     shape: tuple[str, ...]
@@ -75,9 +75,7 @@ _NEXTN = (
     TensorSpec("blk.{i}.nextn.hnorm.weight", ("n_embd",)),
     TensorSpec("blk.{i}.nextn.shared_head_norm.weight", ("n_embd",), ("output_norm.weight",)),
     TensorSpec("blk.{i}.nextn.embed_tokens.weight", ("n_vocab", "n_embd"), ("token_embd.weight",)),
-    TensorSpec(
-        "blk.{i}.nextn.shared_head_head.weight", ("n_vocab", "n_embd"), ("output.weight", "token_embd.weight")
-    ),
+    TensorSpec("blk.{i}.nextn.shared_head_head.weight", ("n_vocab", "n_embd"), ("output.weight", "token_embd.weight")),
 )
 DELTA_LAYER = _NORMS + _DELTA + _FFN
 ATTENTION_LAYER = _NORMS + _ATTENTION + _FFN
