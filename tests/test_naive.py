@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
+from mtpref import transforms
 from tests import naive
 from tests.hf_cases import CASES, build
 from tests.naive_loop import draft, greedy, speculate, verify
@@ -197,9 +198,7 @@ def assert_recorded(recorded, prefix, tensors, n_least):
     assert len(names) >= n_least
     for name in names:
         assert naive.nmse(recorded[prefix + name], tensors[name][rows]) < 1e-20, name
-        assert float(np.sum(tensors[name] ** 2)) == pytest.approx(
-            recorded[prefix + "power." + name], rel=1e-10
-        )
+        assert float(np.sum(tensors[name] ** 2)) == pytest.approx(recorded[prefix + "power." + name], rel=1e-10)
 
 
 # TRANSFORMERS, LIVE
@@ -232,6 +231,22 @@ def test_naive_equals_transformers(oracle_hf, case, dtype, delta_rule, cached, l
     worst["mtp logits"] = naive.nmse(logits, ours_mtp.logits)
     print(f"{case} {dtype} {delta_rule}: worst NMSE {max(worst.values()):.1e}")
     assert not {name: x for name, x in worst.items() if not x < limit}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", CASES)
+def test_package_conversion_undoes_the_conversion_of_the_oracle(oracle_hf, case):
+    weights, hparams, flags, _ = build(case)
+    oracle = oracle_hf.Oracle(weights, hparams, flags)
+    n_layer = oracle.n_layer
+    state = {name: x.numpy() for name, x in oracle.model.state_dict().items()}
+    block = {f"mtp.layers.0.{name}": x.numpy() for name, x in oracle.mtp_layer.state_dict().items()}
+    sizes = (hparams[f"ssm.{key}"] for key in ("group_count", "time_step_rank", "state_size"))
+    converted = transforms.state_to_gguf({**state, **block}, transforms.ConvertDims(n_layer, *sizes))
+    nextn = {name for name in weights if ".nextn." in name}
+    assert set(converted) - {"output.weight"} == set(weights) - nextn - {"output.weight"}
+    for name in set(weights) - nextn:
+        assert np.allclose(converted[name], weights[name], rtol=2e-7, atol=0), name
 
 
 @pytest.mark.oracle
