@@ -96,7 +96,8 @@ def test_reads_scalars_of_every_kind(write, version):
         assert f.version == version
         assert dict(f.kv) == {
             "u8": 255, "i8": -1, "u16": 65535, "i16": -2, "u32": 2**32 - 1, "i32": -3,
-            "f32": float(np.float32(0.1)), "bool": False, "str": "h\u00e9", "u64": 2**64 - 1, "i64": -(2**63), "f64": 0.1,
+            "f32": float(np.float32(0.1)), "bool": False, "str": "h\u00e9",
+            "u64": 2**64 - 1, "i64": -(2**63), "f64": 0.1,
         }  # fmt: skip
         assert f.kv["bool"] is False
         assert all(f.kv.kind(name) == name for name in f.kv)
@@ -106,7 +107,8 @@ def test_reads_scalars_of_every_kind(write, version):
     ("kind", "dtype", "values"),
     [
         (U8, np.uint8, [0, 255]), (I8, np.int8, [-128, 5]), (U16, np.uint16, [65535]),
-        (I16, np.int16, [-2, 3]), (U32, np.uint32, [2**32 - 1]), (I32, np.int32, [-7, 0, 7]), (F32, np.float32, [0.5, -0.25]),
+        (I16, np.int16, [-2, 3]), (U32, np.uint32, [2**32 - 1]), (I32, np.int32, [-7, 0, 7]),
+        (F32, np.float32, [0.5, -0.25]),
         (BOOL, np.bool_, [True, False, True]), (U64, np.uint64, [2**64 - 1]), (I64, np.int64, [-(2**63)]),
         (F64, np.float64, [0.1]), (I32, np.int32, []),
     ],

@@ -48,9 +48,7 @@ def merges() -> Iterator[bytes]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("path")
-    parser.add_argument(
-        "--time", action="store_true", help="open the file in a second process and print the cost"
-    )
+    parser.add_argument("--time", action="store_true", help="open the file in a second process and print the cost")
     args = parser.parse_args()
     kv = [
         ("general.architecture", "qwen35", "str"),

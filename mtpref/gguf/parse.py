@@ -110,9 +110,7 @@ class Cursor:
     def walk(self, n: int, what: str) -> None:
         self.walked += n
         if self.walked > MAX_WALKED:
-            self.fail(
-                f"{what}: {self.walked} strings so far, expected at most {MAX_WALKED} in a header; refused"
-            )
+            self.fail(f"{what}: {self.walked} strings so far, expected at most {MAX_WALKED} in a header; refused")
 
     def u32(self, what: str) -> int:
         self.need(4, what)
@@ -131,9 +129,7 @@ class Cursor:
         self.need(n, what)
         self.name_bytes += n
         if self.name_bytes > MAX_NAME_BYTES:
-            self.fail(
-                f"{what}: all names so far take {self.name_bytes} bytes, expected at most {MAX_NAME_BYTES}"
-            )
+            self.fail(f"{what}: all names so far take {self.name_bytes} bytes, expected at most {MAX_NAME_BYTES}")
         self.pos += n
         raw = self.buf[self.pos - n : self.pos]
         return decode_text(raw, f"{self.label}: {what}")
@@ -205,9 +201,7 @@ def _read_value(cur: Cursor, what: str) -> Entry:
 def _read_kind(cur: Cursor, what: str) -> str:
     kind_id = cur.u32(f"the value type of {what}")
     if kind_id >= len(KINDS):
-        cur.fail(
-            f"{what} has value type {kind_id}, expected 0 to {len(KINDS) - 1}; the file is damaged or newer"
-        )
+        cur.fail(f"{what} has value type {kind_id}, expected 0 to {len(KINDS) - 1}; the file is damaged or newer")
     return KINDS[kind_id]
 
 

@@ -157,9 +157,7 @@ def open_gguf(path: str | Path) -> GgufFile:
         if not stat.S_ISREG(status.st_mode):
             raise MtprefError(f"{label}: not a regular file, expected a GGUF file")
         if status.st_size == 0:
-            raise MtprefError(
-                f"{label}: the file is empty, expected a GGUF file; download or convert it again"
-            )
+            raise MtprefError(f"{label}: the file is empty, expected a GGUF file; download or convert it again")
         with path.open("rb") as f:
             buffer = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as e:

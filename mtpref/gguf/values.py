@@ -136,9 +136,7 @@ class GgufArray(Sequence[Any]):
             raise IndexError(f"{self._where}: index {index}, the array has {self._count} elements")
         buf = self._buffer()
         if self.element_type in DTYPES:
-            value = SCALARS[self.element_type].unpack_from(
-                buf, self._pos + i * DTYPES[self.element_type].itemsize
-            )[0]
+            value = SCALARS[self.element_type].unpack_from(buf, self._pos + i * DTYPES[self.element_type].itemsize)[0]
             return check_bool(value, f"{self._where}[{i}]") if self.element_type == "bool" else value
         start = self._element_starts(buf)[i]
         if self.element_type == "str":

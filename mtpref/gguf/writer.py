@@ -79,9 +79,7 @@ def write_gguf(
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes `path`'s place when the block ends well, and vanishes when it does not."""
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise MtprefError(
-            f"{printable(str(path), 400)}: exists and is not a regular file, expected a file name"
-        )
+        raise MtprefError(f"{printable(str(path), 400)}: exists and is not a regular file, expected a file name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as f:
@@ -131,8 +129,7 @@ def _check_data(t: _Tensor, data: npt.NDArray[Any]) -> None:
     native = np.dtype(_NATIVE.get(t.type_name, "u1"))
     if data.dtype not in (np.dtype(np.uint8), native):
         raise MtprefError(
-            f"tensor {printable(t.name)}: data of dtype {data.dtype}, expected uint8 or {native} "
-            f"for {t.type_name}"
+            f"tensor {printable(t.name)}: data of dtype {data.dtype}, expected uint8 or {native} for {t.type_name}"
         )
     if data.nbytes != t.n_bytes:
         raise MtprefError(
@@ -197,9 +194,7 @@ def _value(value: Any, kind: str, what: str) -> bytes:
             return U32.pack(KIND_IDS[kind]) + SCALARS[kind].pack(value)
         except (struct.error, OverflowError, TypeError):
             pass  # falls to the refusal
-    raise MtprefError(
-        f"{what}: {printable(repr(value))} does not fit kind {kind}, one of {', '.join(KIND_IDS)}"
-    )
+    raise MtprefError(f"{what}: {printable(repr(value))} does not fit kind {kind}, one of {', '.join(KIND_IDS)}")
 
 
 def _array(value: Any, element: str, what: str) -> bytes:
@@ -216,8 +211,7 @@ def _array(value: Any, element: str, what: str) -> bytes:
     stored = _stored(given, element)
     if stored is None:
         raise MtprefError(
-            f"{what}: {printable(repr(value))} does not fit a flat array of {element}, expected values "
-            "of that kind"
+            f"{what}: {printable(repr(value))} does not fit a flat array of {element}, expected values of that kind"
         )
     return U32.pack(KIND_IDS[element]) + U64.pack(len(stored)) + stored.tobytes()
 
