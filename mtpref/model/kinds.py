@@ -1,0 +1,87 @@
+"""What a layer kind is: the seam through which architectures are put together.
+
+Owns the record of a kind (its hyper-parameters, tensors, state and forward) and what a forward is told
+about its batch. Kinds stand in files of their own (delta_net.py, gated_attention.py, ffn.py);
+architectures.py combines them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref import spec
+from mtpref.config import AttnConfig, Metadata
+from mtpref.ops import LayerTap, LayerWeights, Ops
+from mtpref.state import LayerState, StateSpec
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TensorSlot:
+    """A tensor that a layer reads: its GGUF name without "blk.N.", its NumPy shape, and how it is held.
+
+    is_matrix  True: a weight matrix, kept as it lies in the file; False: a float32 array
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_matrix: bool
+    required: bool = True
+
+
+@dataclass
+class Span:
+    """One batch of tokens of one sequence, as a layer sees it.
+
+    pos     RoPE positions of the tokens, (T,) int32
+    first   cells that the layer's positional state already holds
+    keep    how many of the last tokens the recurrent state is kept for (at least 1)
+    """
+
+    ops: Ops
+    pos: NDArray[np.int32]
+    first: int
+    keep: int
+    _rope: dict[AttnConfig, tuple[F32, F32]] = field(default_factory=dict)
+
+    def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
+        """The RoPE table of the batch, made once for all layers of the same shape."""
+        if cfg not in self._rope:
+            self._rope[cfg] = self.ops.rope_table(self.pos, *_rope_constants(cfg))
+        return self._rope[cfg]
+
+
+@lru_cache(maxsize=16)
+def _rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    return (
+        spec.rope_frequencies(cfg.n_rot, cfg.freq_base),
+        spec.imrope_has_position(cfg.n_rot, cfg.rope_sections),
+    )
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A mixer or a feed-forward network: everything that the model needs to know of it.
+
+    read_config(metadata) -> the kind's frozen hyper-parameters
+    tensors(config) -> the tensors it reads
+    state(config, kv_type) -> the state that a sequence keeps for it
+    forward(weights, config, x, state, span, tap) -> y, both (T, n_embd); x is normalised, y is added to the
+        residual stream by the caller; the state is advanced by T tokens
+    """
+
+    name: str
+    read_config: Callable[[Metadata], Any]
+    tensors: Callable[[Any], tuple[TensorSlot, ...]]
+    state: Callable[[Any, str], tuple[StateSpec, ...]]
+    forward: Callable[[LayerWeights, Any, F32, LayerState, Span, LayerTap], F32]
+
+
+def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:
+    """The state of a kind that keeps none."""
+    return ()

@@ -1,0 +1,217 @@
+"""The model: a trunk and perhaps an MTP head over one set of weights.
+
+Owns the wiring of layers and the advance of model state. It never decides anything: which tokens to run,
+what to keep and what to throw away is the caller's (mtpref/decode). Loading stands in load.py.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.config import ModelConfig
+from mtpref.errors import MtprefError
+from mtpref.model.architectures import Architecture
+from mtpref.model.kinds import LayerKind, Span
+from mtpref.ops import LayerTap
+from mtpref.recipe import Recipe
+from mtpref.state import LayerState, ModelState
+from mtpref.steps import Hidden
+from mtpref.vocab import Vocab
+from mtpref.weights import Weights
+
+F32 = NDArray[np.float32]
+Tap = Callable[[str, NDArray], None]
+
+
+def discard(name: str, array: NDArray) -> None:
+    """The tap that keeps nothing."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One mixer with its hyper-parameters."""
+
+    kind: LayerKind
+    cfg: Any
+
+
+@dataclass(frozen=True)
+class TrunkOut:
+    """logits: (R, n_vocab) for the rows asked for; hidden: all T rows."""
+
+    logits: F32
+    hidden: Hidden
+
+
+@dataclass(frozen=True)
+class MtpOut:
+    """logits: (R, n_vocab or the trimmed size); hidden: all T rows, before and after the head norm."""
+
+    logits: F32
+    hidden: Hidden
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights, their meaning and the recipe that runs them.
+
+    notes   lines that a user should see (tensors that no one reads, a missing head)
+    """
+
+    config: ModelConfig
+    arch: Architecture
+    layers: tuple[Layer, ...]
+    ffn_cfg: Any
+    mtp_layer: Layer | None
+    weights: Weights
+    recipe: Recipe
+    vocab: Vocab
+    kv_type: str = "F16"
+    kv_type_draft: str = "F16"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_vocab(self) -> int:
+        return self.weights.token_embd.n_out
+
+    @property
+    def has_mtp(self) -> bool:
+        return self.weights.mtp is not None
+
+    def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
+        """An empty sequence of at most n_ctx positions (0: the model's own context length)."""
+        mtp = self.mtp_layer.kind.state(self.mtp_layer.cfg, self.kv_type_draft) if self.mtp_layer else ()
+        specs = [layer.kind.state(layer.cfg, self.kv_type) for layer in self.layers]
+        return ModelState(specs, mtp, self.config.n_embd, n_ctx or self.config.n_ctx_train, poison=poison)
+
+    def trunk(
+        self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1, tap: Tap = discard
+    ) -> TrunkOut:
+        """Run T tokens through the trunk.
+
+        Shapes   n_logits: the last so many rows get logits; keep: the recurrent state is kept after each
+                 of the last so many tokens (planes), min(keep, T) in all
+        Errors   MtprefError where the context is full or an id is not in the vocabulary
+        """
+        tokens = self._checked(ids)
+        ops, w = self.recipe.ops, self.weights
+        state.reserve(len(tokens))
+        pos = np.arange(state.n_past, state.n_past + len(tokens), dtype=np.int32)
+        span = Span(ops, pos, state.n_past, min(keep, len(tokens)))
+        x = ops.get_rows(w.token_embd, tokens)
+        tap("model.input_embed", x)
+        for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
+            x = self._block(layer, lw, x, state.layers[il], span, partial(_tap_layer, tap, il))
+        state.n_past += len(tokens)
+        post = ops.rms_norm(x, w.output_norm, self.config.rms_eps)
+        tap("h_nextn", post)
+        tap("result_norm", post)
+        logits = _no_logits()
+        if n_logits:
+            logits = ops.head(ops, w.output, post[len(tokens) - n_logits :], None)
+            tap("result_output", logits)
+        return TrunkOut(logits, Hidden(x, post))
+
+    def mtp(
+        self,
+        state: ModelState,
+        ids: Sequence[int],
+        hidden: F32,
+        first_pos: int,
+        *,
+        n_logits: int,
+        n_draft_vocab: int | None = None,
+        tap: Tap = discard,
+    ) -> MtpOut:
+        """Run T pairs (token x_p, hidden h_{p-1}) through the MTP block, at positions first_pos, first_pos
+        + 1, ...
+
+        Shapes   hidden: (T, n_embd); n_logits: the last so many rows get logits; n_draft_vocab: only the
+                 first so many ids do (FastMTP)
+        Errors   MtprefError without a head; ValueError where positions would leave a hole
+        """
+        mw = self.weights.mtp
+        if mw is None or self.mtp_layer is None:
+            raise MtprefError("the model has no MTP head; use --spec-type none")
+        if state.n_mtp == 0:
+            state.mtp_start = first_pos
+        if first_pos != state.mtp_pos:
+            raise ValueError(f"MTP cells end at position {state.mtp_pos}, the batch starts at {first_pos}")
+        tokens = self._checked(ids)
+        ops, contract, eps = self.recipe.ops, self.recipe.contract, self.config.rms_eps
+        state.reserve_mtp(len(tokens))
+        tap_il = partial(_tap_mtp, tap, self.config.n_layer)
+
+        # EMBED
+        embd = ops.get_rows(mw.embed_tokens, tokens)
+        if contract.first == "zero_embd" and first_pos == contract.first_pos:
+            embd[0] = 0.0
+        tap_il("tok_embd", embd)
+        hnorm = ops.rms_norm(hidden, mw.hnorm, eps)
+        enorm = ops.rms_norm(embd, mw.enorm, eps)
+        tap_il("hnorm", hnorm)
+        tap_il("enorm", enorm)
+        pair = (enorm, hnorm) if contract.concat == "eh" else (hnorm, enorm)
+        joined = ops.mtp_concat(*pair)
+        tap_il("concat", joined)
+        x = ops.mul_mat(mw.eh_proj, joined)
+        tap_il("eh_proj", x)
+
+        # BLOCK
+        pos = np.arange(first_pos, first_pos + len(tokens), dtype=np.int32) + np.int32(contract.pos_offset)
+        span = Span(ops, pos, state.n_mtp, 1)
+        x = self._block(self.mtp_layer, mw.block, x, state.mtp, span, tap_il)
+        state.n_mtp += len(tokens)
+
+        # HEAD
+        post = ops.rms_norm(x, mw.shared_head_norm, eps)
+        tap("h_nextn", post)
+        tap("mtp_shared_head_norm", post)
+        logits = _no_logits()
+        if n_logits:
+            logits = ops.head(ops, mw.shared_head_head, post[len(tokens) - n_logits :], n_draft_vocab)
+            tap("result_output", logits)
+        return MtpOut(logits, Hidden(x, post))
+
+    def _block(self, layer: Layer, w: dict[str, Any], x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
+        """x += mixer(norm(x)); x += ffn(norm(x))."""
+        rms_norm, eps = span.ops.rms_norm, self.config.rms_eps
+        h = rms_norm(x, w[self.arch.mixer_norm], eps)
+        tap("attn_norm", h)
+        x = x + layer.kind.forward(w, layer.cfg, h, state, span, tap)
+        tap("attn_residual", x)
+        h = rms_norm(x, w[self.arch.ffn_norm], eps)
+        tap("attn_post_norm", h)
+        x = x + self.arch.ffn.forward(w, self.ffn_cfg, h, state, span, tap)
+        tap("post_ffn", x)
+        tap("l_out", x)
+        return x
+
+    def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
+        tokens = np.asarray(ids, np.int64)
+        if tokens.size == 0:
+            raise ValueError("a batch without tokens")
+        if tokens.min() < 0 or tokens.max() >= self.n_vocab:
+            bad = int(tokens.min() if tokens.min() < 0 else tokens.max())
+            raise MtprefError(f"token id {bad} is not in the vocabulary, expected 0 .. {self.n_vocab - 1}")
+        return tokens.astype(np.int32)
+
+
+def _no_logits() -> F32:
+    return np.empty((0, 0), np.float32)
+
+
+# cb() names of the MTP graph that are not the trunk's name with "mtp_" in front.
+MTP_NAMES = {"attn_output": "attn_out", "gate_reshaped": "gate"}
+
+
+def _tap_layer(tap: Tap, il: int, name: str, array: NDArray) -> None:
+    tap(f"{name}-{il}", array)
+
+
+def _tap_mtp(tap: Tap, il: int, name: str, array: NDArray) -> None:
+    tap(f"mtp_{MTP_NAMES.get(name, name)}-{il}", array)

@@ -1,0 +1,199 @@
+"""Model state: everything that a sequence has left behind in a model, as one object.
+
+Owns the arrays (KV cells, conv windows, recurrent matrices, MTP KV, pending hidden), and how they are
+checkpointed, restored, trimmed and compared. It must not know why the loop does any of this, nor what the
+arrays mean.
+
+Positional arrays have one cell per position and are cut by their length; recurrent arrays have no past of
+their own, so they need a checkpoint, or planes: their values after each of the last tokens of a batch.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.errors import MtprefError
+
+KV_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.uint16), "BF16": np.dtype(np.uint16)}
+KV_POISON = {"F32": np.float32(np.nan), "F16": np.uint16(0x7E00), "BF16": np.uint16(0x7FC0)}
+MIN_CELLS = 64
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One array of a layer's state.
+
+    positional  shape is that of one cell, and the type is the cache's (kv_type); otherwise the array is
+    float32,
+                starts at 0 and is carried from token to token
+    """
+
+    name: str  # llama.cpp's: cache_k, cache_v, cache_r, cache_s
+    shape: tuple[int, ...]
+    positional: bool
+    kv_type: str = "F32"
+
+
+@dataclass
+class LayerState:
+    """The arrays of one layer; `planes` hold the recurrent ones after each of the last tokens of a batch."""
+
+    specs: tuple[StateSpec, ...]
+    arrays: dict[str, NDArray] = field(default_factory=dict)
+    planes: dict[str, NDArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for spec in self.specs:
+            shape = (0, *spec.shape) if spec.positional else spec.shape
+            self.arrays[spec.name] = np.zeros(shape, KV_DTYPES[spec.kv_type])
+
+    def reserve(self, n_cells: int, poison: bool) -> None:
+        """Make room for n_cells cells; room that was never written is NaN where `poison` says so."""
+        for spec in self.specs:
+            old = self.arrays[spec.name]
+            if not spec.positional or old.shape[0] >= n_cells:
+                continue
+            capacity = max(MIN_CELLS, 1 << (n_cells - 1).bit_length())
+            new = np.empty((capacity, *spec.shape), old.dtype)
+            new[: old.shape[0]] = old
+            if poison:
+                new[old.shape[0] :] = KV_POISON[spec.kv_type]
+            self.arrays[spec.name] = new
+
+    def poison_from(self, n_cells: int) -> None:
+        for spec in self.specs:
+            if spec.positional:
+                self.arrays[spec.name][n_cells:] = KV_POISON[spec.kv_type]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `ModelState.restore` needs: lengths and copies of whatever has no past of its own."""
+
+    n_past: int
+    n_mtp: int
+    mtp_start: int
+    pending_h: NDArray[np.float32]
+    recurrent: tuple[dict[str, NDArray], ...]
+
+
+class ModelState:
+    """One sequence's state.
+
+    n_past     positions 0 .. n_past - 1 are in the trunk
+    n_mtp      cells of the MTP block's KV; cell c is position mtp_start + c
+    pending_h  the trunk's hidden row of position n_past - 1, which the next draft starts from
+    """
+
+    def __init__(
+        self,
+        layers: list[tuple[StateSpec, ...]],
+        mtp: tuple[StateSpec, ...],
+        n_embd: int,
+        n_ctx: int,
+        *,
+        poison: bool = False,
+    ) -> None:
+        self.n_ctx = n_ctx
+        self.poison = poison
+        self.layers = [LayerState(specs) for specs in layers]
+        self.mtp = LayerState(mtp)
+        self.n_past = 0
+        self.n_mtp = 0
+        self.mtp_start = 0
+        self.pending_h = np.zeros(n_embd, np.float32)
+
+    def reserve(self, n_tokens: int) -> None:
+        """Room for n_tokens more trunk positions.
+
+        Errors  MtprefError where the context is full
+        """
+        needed = self.n_past + n_tokens
+        if needed > self.n_ctx:
+            raise MtprefError(f"context: {needed} positions needed, expected at most {self.n_ctx}; "
+                              "use a shorter prompt or a larger --ctx-size")  # fmt: skip
+        for layer in self.layers:
+            layer.reserve(needed, self.poison)
+
+    def reserve_mtp(self, n_tokens: int) -> None:
+        self.mtp.reserve(self.n_mtp + n_tokens, self.poison)
+
+    @property
+    def mtp_pos(self) -> int:
+        """The position that the next MTP cell will hold."""
+        return self.mtp_start + self.n_mtp
+
+    # --------------------------------------------------------------------------------- roll back
+
+    def checkpoint(self) -> Checkpoint:
+        """Copy what cannot be recovered by cutting."""
+        recurrent = tuple(
+            {s.name: layer.arrays[s.name].copy() for s in layer.specs if not s.positional} for layer in self.layers
+        )
+        return Checkpoint(self.n_past, self.n_mtp, self.mtp_start, self.pending_h.copy(), recurrent)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Back to the checkpoint, which stays usable. Cells behind it are cut."""
+        for layer, saved in zip(self.layers, checkpoint.recurrent, strict=True):
+            for name, array in saved.items():
+                layer.arrays[name] = array.copy()
+            layer.planes = {}
+        self._cut(checkpoint.n_past)
+        self.mtp_start = checkpoint.mtp_start
+        self.trim_mtp(checkpoint.mtp_start + checkpoint.n_mtp)
+        self.pending_h = checkpoint.pending_h.copy()
+
+    def choose_plane(self, n_drop: int) -> None:
+        """Forget the last n_drop tokens of the last batch: cut cells, take the planes of the token before
+        them.
+
+        Errors  MtprefError where the last batch kept fewer planes (a second roll back without a batch
+                between)
+        """
+        if n_drop == 0:
+            return
+        for layer in self.layers:
+            for name, planes in layer.planes.items():
+                if n_drop >= planes.shape[0]:
+                    raise MtprefError(f"roll back: {n_drop} tokens, expected fewer than the {planes.shape[0]} "
+                                      "planes of the last batch; use --spec-rollback replay")  # fmt: skip
+                layer.arrays[name] = planes[planes.shape[0] - 1 - n_drop].copy()
+            if not layer.planes and any(not s.positional for s in layer.specs):
+                raise MtprefError("roll back: the last batch kept no planes; use --spec-rollback replay")
+            layer.planes = {}
+        self._cut(self.n_past - n_drop)
+
+    def trim_mtp(self, pos: int) -> None:
+        """Cut the MTP block's cells at and behind position `pos`."""
+        self.n_mtp = min(self.n_mtp, max(0, pos - self.mtp_start))
+        if self.poison:
+            self.mtp.poison_from(self.n_mtp)
+
+    def _cut(self, n_past: int) -> None:
+        self.n_past = n_past
+        if self.poison:
+            for layer in self.layers:
+                layer.poison_from(n_past)
+
+    # ----------------------------------------------------------------------------------- compare
+
+    def live_arrays(self) -> Iterator[tuple[str, NDArray]]:
+        """Every array up to its length, by llama.cpp's name with the layer number ("cache_s_l3")."""
+        n_layer = len(self.layers)
+        for il, layer in enumerate([*self.layers, self.mtp]):
+            length = self.n_past if il < n_layer else self.n_mtp
+            for spec in layer.specs:
+                array = layer.arrays[spec.name]
+                yield f"{spec.name}_l{il}", array[:length] if spec.positional else array
+        yield "pending_h", self.pending_h
+
+    def digest(self) -> str:
+        """SHA-256 over lengths and live bits: equal digests mean equal state."""
+        sha = hashlib.sha256(f"{self.n_past} {self.n_mtp} {self.mtp_start}".encode())
+        for name, array in self.live_arrays():
+            sha.update(name.encode())
+            sha.update(np.ascontiguousarray(array).tobytes())
+        return sha.hexdigest()

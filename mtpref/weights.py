@@ -1,0 +1,91 @@
+"""Weights: the tensors of a file, found by name, checked by shape, held as they lie in the file.
+
+Owns finding, checking and the fallbacks of the MTP head (and reports where each of its tensors came from).
+It must not know what a tensor is used for.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref import quants, spec
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufFile
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MtpWeights:
+    """The MTP head. `origin` names the tensor that each optional part was read from."""
+
+    enorm: F32  # nextn.enorm.weight (n_embd,)
+    hnorm: F32  # nextn.hnorm.weight (n_embd,)
+    eh_proj: spec.Matrix  # nextn.eh_proj.weight (n_embd, 2 * n_embd)
+    block: dict[str, Any]  # mixer, feed-forward and their norms, as in a trunk layer
+    embed_tokens: spec.Matrix  # nextn.embed_tokens.weight, else token_embd.weight
+    shared_head_norm: F32  # nextn.shared_head_norm.weight, else output_norm.weight
+    shared_head_head: spec.Matrix  # nextn.shared_head_head.weight, else the trunk's output
+    origin: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Everything that a model reads. layers[il]: GGUF name without "blk.il." -> Matrix or float32 array."""
+
+    token_embd: spec.Matrix  # token_embd.weight (n_vocab, n_embd)
+    output_norm: F32  # output_norm.weight (n_embd,)
+    output: spec.Matrix  # output.weight, else token_embd.weight
+    layers: tuple[dict[str, Any], ...]
+    mtp: MtpWeights | None
+
+
+@dataclass
+class TensorFinder:
+    """Takes tensors out of a file by name; remembers which were taken, so that the rest can be named."""
+
+    file: GgufFile
+    taken: set[str] = field(default_factory=set)
+
+    def has(self, name: str) -> bool:
+        return name in self.file.tensors
+
+    def array(self, name: str, shape: tuple[int, ...]) -> F32:
+        """A float32 copy of a small tensor (norms, biases, the convolution)."""
+        info = self._info(name, shape)
+        return quants.dequantize(info.type_name, self.file.data(info), info.shape).reshape(shape)
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> spec.Matrix:
+        """A weight matrix, as a view of the file."""
+        info = self._info(name, shape)
+        if info.type_name not in spec.GGML_PRODUCTS:
+            raise MtprefError(f"{self.file.label}: tensor {name} has type {info.type_name}, expected one of "
+                              f"{', '.join(spec.GGML_PRODUCTS)}; requantise the file (llama-quantize, e.g. to "
+                              "Q8_0 or Q4_K_M)")  # fmt: skip
+        return spec.Matrix(name, info.type_name, shape[0], shape[1], self.file.data(info))
+
+    def unused(self, prefixes: Iterable[str] = ("",)) -> list[str]:
+        """Tensors of the file that nobody took."""
+        return [n for n in self.file.tensors if n not in self.taken and n.startswith(tuple(prefixes))]
+
+    def _info(self, name: str, shape: tuple[int, ...]) -> Any:
+        info = self.file.tensors.get(name)
+        if info is None:
+            raise MtprefError(f"{self.file.label}: tensor {name} is missing, expected shape {shape[::-1]} in GGUF "
+                              "order; was it dropped by a conversion? try: mtpref inspect FILE")  # fmt: skip
+        if _squeezed(info.shape) != _squeezed(shape):
+            raise MtprefError(f"{self.file.label}: tensor {name} has shape {info.ne}, expected {shape[::-1]} in GGUF "
+                              "order; do the metadata belong to this file? try: mtpref inspect FILE")  # fmt: skip
+        self.taken.add(name)
+        return info
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without leading ones: GGUF writers differ in whether they keep them."""
+    kept = list(shape)
+    while len(kept) > 1 and kept[0] == 1:
+        kept.pop(0)
+    return tuple(kept)
