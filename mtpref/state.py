@@ -126,6 +126,16 @@ class ModelState:
         """The position that the next MTP cell will hold."""
         return self.mtp_start + self.n_mtp
 
+    def clear(self) -> None:
+        """An empty sequence again; the pending hidden is left to the caller."""
+        for layer in self.layers:
+            for spec in layer.specs:
+                if not spec.positional:
+                    layer.arrays[spec.name] = np.zeros(spec.shape, np.float32)
+            layer.planes = {}
+        self._cut(0)
+        self.trim_mtp(self.mtp_start)
+
     # --------------------------------------------------------------------------------- roll back
 
     def checkpoint(self) -> Checkpoint:

@@ -66,8 +66,8 @@ def top_candidates(logits: F32) -> tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def fixed_probability(p: float) -> int:
-    """S22. A probability as an integer, floor(p * 2**32): what the draft-length policy compares."""
-    return int(p * P_ONE)
+    """S22. A probability as an integer, floor(p * 2**32), 0 for NaN: what the draft-length policy compares."""
+    return 0 if p != p else int(p * P_ONE)
 
 
 def accept_greedy(draft: Sequence[int], target: Sequence[int], eog_ids: frozenset[int]) -> int:

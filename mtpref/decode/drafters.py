@@ -1,0 +1,107 @@
+"""Drafters: who proposes the next tokens.
+
+Owns the MTP draft chain, the scripted drafter and the drafter that is silent. A drafter leaves the model state as it
+found it (the head's draft-time cells are cut). It must not know whether its tokens were accepted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from mtpref import spec
+from mtpref.decode.policy import PolicyConfig, takes
+from mtpref.decode.statistics import Statistics
+from mtpref.events import DraftStep
+from mtpref.model import Model
+from mtpref.state import ModelState
+
+
+class Drafter(Protocol):
+    """draft: up to `limit` ids for the positions behind id_last (at position state.n_past), and what led to them."""
+
+    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]: ...
+
+
+class NoDrafter:
+    """Plain decoding."""
+
+    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+        return [], []
+
+
+@dataclass
+class MtpDrafter:
+    """The MTP chain: step 0 takes (id_last, pending hidden), step i takes the head's own token and hidden row.
+
+    n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
+    """
+
+    model: Model
+    policy: PolicyConfig
+    statistics: Statistics
+    n_draft_vocab: int | None = None
+
+    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+        pos0, steps_table = state.n_past, self.model.recipe.steps
+        contract = self.model.recipe.contract
+        ids: list[int] = []
+        steps: list[DraftStep] = []
+        if limit <= 0 or pos0 < contract.first_pos:
+            return ids, steps
+        token, hidden = id_last, state.pending_h[None]
+        for pos in range(pos0, pos0 + limit):
+            out = self.model.mtp(state, [token], hidden, pos, n_logits=1, n_draft_vocab=self.n_draft_vocab)
+            self.statistics.count_pass("mtp_draft", 1)
+            candidates, p = self.model.recipe.ops.top_candidates(out.logits[0])
+            is_taken = takes(self.policy, spec.fixed_probability(float(p[0])))
+            steps.append(_step(pos + 1, candidates, p, out.logits[0], is_taken))
+            if not is_taken:
+                break
+            token = int(candidates[0])
+            ids.append(token)
+            hidden = steps_table.chain_hidden(out.hidden, contract)
+        steps_table.trim_mtp(state, pos0)
+        return ids, steps
+
+
+def _step(pos: int, candidates: np.ndarray, p: np.ndarray, logits: np.ndarray, is_taken: bool) -> DraftStep:
+    second = candidates[1] if len(candidates) > 1 else candidates[0]
+    margin = float(logits[candidates[0]]) - float(logits[second])
+    return DraftStep(pos, [int(c) for c in candidates], [float(x) for x in p], margin, is_taken)
+
+
+class ScriptedDrafter:
+    """A drafter whose tokens are accepted as a script says, for tests and for timing.
+
+    continuation  what plain decoding will give behind the prompt: continuation[0] is the first generated token
+    pattern       per round, which of its tokens to draft right; the last entry repeats. A wrong token is the right
+                  one + 1 modulo n_vocab.
+    first_pos     the position of continuation[0]
+    """
+
+    def __init__(
+        self, continuation: Sequence[int], pattern: Sequence[Sequence[bool]], first_pos: int, n_vocab: int
+    ) -> None:
+        self.continuation = continuation
+        self.n_vocab = n_vocab
+        self.first_pos = first_pos
+        self._rounds = self._repeat(pattern)
+
+    @staticmethod
+    def _repeat(pattern: Sequence[Sequence[bool]]) -> Iterator[Sequence[bool]]:
+        yield from pattern
+        while pattern:
+            yield pattern[-1]
+
+    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+        if limit <= 0:
+            return [], []
+        at = state.n_past + 1 - self.first_pos
+        known = self.continuation[at : at + limit]
+        script = next(self._rounds, ())
+        ids = [
+            right if is_right else (right + 1) % self.n_vocab for right, is_right in zip(known, script, strict=False)
+        ]
+        return ids, [DraftStep(state.n_past + 1 + i, [x], [1.0], 0.0, True) for i, x in enumerate(ids)]

@@ -1,0 +1,228 @@
+"""The draft/verify loop: draft, verify, accept, roll back, catch up, emit.
+
+Owns the order of these steps and the edges of a run: its budget, the end of generation, the end of the context. The
+numerics are the model's, the hand-over of hidden rows is that of `Steps`, the length of drafts is policy.py's.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter
+from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed
+from mtpref.decode.rollback import STRATEGIES, Verdict
+from mtpref.decode.statistics import Statistics
+from mtpref.errors import MtprefError
+from mtpref.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
+from mtpref.model import Model
+from mtpref.state import ModelState
+from mtpref.vocab import Vocab
+
+F32 = NDArray[np.float32]
+SPEC_TYPES = ("draft-mtp", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """n_predict      tokens to generate at most; -1: until the end of generation or of the context
+    spec_type      draft-mtp or none
+    policy         draft length and cooldown
+    rollback       snapshot, replay or two-phase
+    n_draft_vocab  FastMTP: only the first so many ids can be drafted (None: all)
+    n_batch        prompt tokens per trunk pass
+    """
+
+    n_predict: int = 128
+    spec_type: str = "draft-mtp"
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    rollback: str = "snapshot"
+    n_draft_vocab: int | None = None
+    n_batch: int = 512
+
+    def __post_init__(self) -> None:
+        if self.spec_type not in SPEC_TYPES:
+            raise MtprefError(f"--spec-type: {self.spec_type!r} is unknown, expected one of {', '.join(SPEC_TYPES)}")
+        if self.rollback not in STRATEGIES:
+            raise MtprefError(f"--spec-rollback: {self.rollback!r} is unknown, expected one of {', '.join(STRATEGIES)}")
+        if self.n_predict < -1:
+            raise MtprefError(f"--predict: {self.n_predict} is out of range, expected -1 (no limit) or more")
+        if self.n_draft_vocab is not None and self.n_draft_vocab < 1:
+            raise MtprefError(f"--spec-draft-vocab: {self.n_draft_vocab} is out of range, expected 1 or more")
+        if self.n_batch < 1:
+            raise MtprefError(f"--batch-size: {self.n_batch} is out of range, expected 1 or more")
+
+
+class Decoder:
+    """One run of one sequence. `run` yields events; `statistics` can be read at any time, also after an interrupt."""
+
+    def __init__(self, model: Model, state: ModelState, options: Options, drafter: Drafter | None = None) -> None:
+        self.model = model
+        self.state = state
+        self.options = options
+        self.statistics = Statistics()
+        self.policy_state = PolicyState()
+        uses_mtp = drafter is None and options.spec_type == "draft-mtp" and options.policy.n_max > 0
+        if uses_mtp and not model.has_mtp:
+            raise MtprefError("--spec-type draft-mtp: the file has no MTP head; use --spec-type none, or try: "
+                              "mtpref inspect FILE")  # fmt: skip
+        if drafter is None and uses_mtp:
+            drafter = MtpDrafter(model, options.policy, self.statistics, options.n_draft_vocab)
+        self.drafter: Drafter = drafter or NoDrafter()
+        self.keeps_head_warm = isinstance(self.drafter, MtpDrafter)
+        self._verify = STRATEGIES[options.rollback]
+
+    def run(self, prompt_ids: Sequence[int]) -> Iterator[Event]:
+        """Process the prompt, then generate. The state starts empty: whatever it held is cleared first.
+
+        Errors  MtprefError for an empty prompt, or one that leaves no room in the context
+        """
+        if not prompt_ids:
+            raise MtprefError("prompt: it has no tokens, expected at least one; give a text with -p or -f")
+        if len(prompt_ids) > self.state.n_ctx:
+            raise MtprefError(f"prompt: {len(prompt_ids)} tokens, expected at most {self.state.n_ctx}; "
+                              "use a shorter prompt or a larger --ctx-size")  # fmt: skip
+        yield self._started(prompt_ids)
+        id_last = yield from self._prompt(list(prompt_ids))
+        reason = None
+        if id_last is None:
+            reason = "eog"
+        while reason is None:
+            reason = self._out_of_room()
+            if reason is None:
+                id_last, is_eog = yield from self._round(id_last)
+                reason = "eog" if is_eog else None
+        yield RunEnded(reason, self.statistics.to_json())
+
+    # ----------------------------------------------------------------------------------- prompt
+
+    def _started(self, prompt_ids: Sequence[int]) -> RunStarted:
+        settings = asdict(replace(self.options, policy=self.options.policy))
+        settings |= {"n_ctx": self.state.n_ctx, "kv_type": self.model.kv_type}
+        settings |= {"kv_type_draft": self.model.kv_type_draft, "drafter": type(self.drafter).__name__}
+        recipe = self.model.recipe
+        return RunStarted(
+            self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, [int(i) for i in prompt_ids]
+        )
+
+    def _prompt(self, prompt_ids: list[int]) -> Iterator[Event]:
+        """Run the prompt through trunk and head; returns the token that opens the first round (None: ended)."""
+        model, state, stats = self.model, self.state, self.statistics
+        steps, contract = model.recipe.steps, model.recipe.contract
+        stats.n_prompt = len(prompt_ids)
+        is_held = contract.prompt_end == "hold" or self.options.n_predict == 0
+        ids = prompt_ids[:-1] if is_held else prompt_ids
+        state.clear()
+        state.pending_h = steps.pending_at_prompt(state.pending_h, contract)
+        logits = np.empty((0, 0), np.float32)
+        for start in range(0, len(ids), self.options.n_batch):
+            with stats.timed("prompt"):
+                chunk = ids[start : start + self.options.n_batch]
+                pos0 = state.n_past
+                is_last = start + len(chunk) == len(ids)
+                out = model.trunk(state, chunk, n_logits=int(is_last and not is_held))
+                stats.count_pass("prompt", len(chunk))
+                hidden = steps.target_hidden(out.hidden, contract)
+                n_primed = steps.prime_rows(len(chunk), contract)
+                self._catch_up(chunk[:n_primed], hidden[:n_primed], pos0, state.pending_h, "mtp_prompt")
+                state.pending_h = hidden[-1].copy()
+                logits = out.logits
+            yield PromptProgress(start + len(chunk), len(ids))
+        if is_held:
+            return prompt_ids[-1]
+        token = self._sampled(logits)
+        yield self._token(token, state.n_past, "plain")
+        return None if token in model.vocab.eog_ids else token
+
+    def _sampled(self, logits: F32) -> int:
+        self.statistics.count_margin(_margin(logits[0]))
+        return int(self.model.recipe.ops.argmax(logits)[0])
+
+    # ------------------------------------------------------------------------------------ round
+
+    def _out_of_room(self) -> str | None:
+        n_predict = self.options.n_predict
+        if 0 <= n_predict <= self.statistics.n_predict:
+            return "length"
+        return "context" if self.state.n_past >= self.state.n_ctx else None
+
+    def _draft(self, id_last: int) -> Drafted:
+        """Ask the drafter, within what is useful: a round of n drafts can give n + 1 tokens."""
+        state, policy = self.state, self.options.policy
+        n_room = state.n_ctx - state.n_past - 1
+        if self.options.n_predict >= 0:
+            n_room = min(n_room, self.options.n_predict - self.statistics.n_predict - 1)
+        limit = draft_limit(policy, self.policy_state, n_room)
+        with self.statistics.timed("draft"):
+            ids, steps = self.drafter.draft(state, id_last, limit)
+        ids = ids[: proposed(policy, len(ids), limit)]
+        return Drafted(self.statistics.n_rounds, state.n_past, id_last, ids, steps, self.policy_state.n_cooldown)
+
+    def _round(self, id_last: int) -> Iterator[Event]:
+        """One round: returns the next opening token, and whether generation has ended."""
+        state, stats, steps = self.state, self.statistics, self.model.recipe.steps
+        drafted = self._draft(id_last)
+        yield drafted
+        with stats.timed("verify"):
+            verdict = self._verify(self.model, state, id_last, drafted.ids, stats)
+        yield self._verified(drafted, verdict)
+        if verdict.n_dropped:
+            to_pos = drafted.pos0 + verdict.n_kept
+            yield RolledBack(
+                drafted.round, self.options.rollback, to_pos + verdict.n_dropped, to_pos, verdict.n_replayed
+            )
+        kept = [id_last, *drafted.ids][: verdict.n_kept]
+        pending = state.pending_h if verdict.replay_from is None else verdict.replay_from
+        with stats.timed("catch-up"):
+            self._catch_up(kept, verdict.hidden[: verdict.n_kept], drafted.pos0, pending, "mtp_catch_up")
+            state.pending_h = steps.next_pending(verdict.hidden, verdict.n_accepted)
+        stats.count_round(len(drafted.ids), verdict.n_accepted, self.policy_state.n_cooldown > 0)
+        self.policy_state = after_round(self.options.policy, self.policy_state, len(drafted.ids), verdict.n_accepted)
+        return (yield from self._emit(drafted, verdict))
+
+    def _emit(self, drafted: Drafted, verdict: Verdict) -> Iterator[Event]:
+        n_accepted, eog_ids = verdict.n_accepted, self.model.vocab.eog_ids
+        tokens = [(token, "draft") for token in drafted.ids[:n_accepted]]
+        if not tokens or tokens[-1][0] not in eog_ids:
+            source = "plain" if not drafted.ids else "bonus" if n_accepted == len(drafted.ids) else "correction"
+            tokens.append((verdict.target_ids[n_accepted], source))
+        for i, (token, source) in enumerate(tokens):
+            yield self._token(token, drafted.pos0 + 1 + i, source)
+        return tokens[-1][0], tokens[-1][0] in eog_ids
+
+    def _token(self, token: int, pos: int, source: str) -> Token:
+        self.statistics.n_predict += 1
+        vocab: Vocab = self.model.vocab
+        piece = vocab.piece(token) if token < vocab.n_vocab else b""
+        return Token(pos, token, piece, source, token in vocab.eog_ids)
+
+    def _catch_up(self, ids: Sequence[int], hidden: F32, pos0: int, pending: F32, kind: str) -> None:
+        """Run kept tokens through the head with the trunk's hidden rows, so that its KV never keeps a guess."""
+        if not self.keeps_head_warm or not ids:
+            return
+        rows = self.model.recipe.steps.pair_hidden(hidden, pending)
+        n_skip = max(0, self.model.recipe.contract.first_pos - pos0)
+        if n_skip >= len(ids):
+            return
+        self.model.mtp(self.state, ids[n_skip:], rows[n_skip:], pos0 + n_skip, n_logits=0)
+        self.statistics.count_pass(kind, len(ids) - n_skip)
+
+    def _verified(self, drafted: Drafted, verdict: Verdict) -> Verified:
+        """Margins and near ties of the rows that decided: up to the first disagreement."""
+        margins = [_margin(row) for row in verdict.logits[: verdict.n_kept]]
+        near_ties = [self.statistics.count_margin(margin) for margin in margins]
+        n_accepted = verdict.n_accepted
+        n_behind = max(0, len(drafted.ids) - n_accepted - 1)
+        n_rejected = len(drafted.ids) - n_accepted - n_behind
+        verdicts = ["accept"] * n_accepted + ["reject"] * n_rejected + ["discard"] * n_behind
+        target_ids = verdict.target_ids[: verdict.n_kept]
+        return Verified(drafted.round, drafted.pos0, drafted.ids, target_ids, margins, near_ties, n_accepted, verdicts)
+
+
+def _margin(logits: F32) -> float:
+    """How far the best logit is above the second best."""
+    if logits.size < 2:
+        return float("inf")
+    top = np.partition(logits, logits.size - 2)[-2:]
+    return float(top[1]) - float(top[0])

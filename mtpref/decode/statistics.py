@@ -1,0 +1,157 @@
+"""Statistics of a run: what was drafted, accepted, run and waited for.
+
+Owns the counters and their two renderings: llama.cpp's words for people, a dict for machines. It must not know how
+the loop works.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+# A greedy choice whose best two logits are closer than this is a near tie: another engine, or another summation
+# order, may well choose the other token.
+NEAR_TIE = 0.01
+
+
+@dataclass
+class Statistics:
+    """Counters of one run. Rates are None where nothing was counted."""
+
+    n_prompt: int = 0
+    n_predict: int = 0
+    n_rounds: int = 0
+    n_draft_rounds: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
+    n_cooldown_rounds: int = 0
+    n_near_ties: int = 0
+    min_margin: float = math.inf
+    drafted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed
+    reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed behind an acceptance
+    accepted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times accepted
+    passes: Counter[str] = field(default_factory=Counter)  # kind of pass -> passes
+    tokens: Counter[str] = field(default_factory=Counter)  # kind of pass -> tokens
+    seconds: Counter[str] = field(default_factory=Counter)  # phase -> seconds
+
+    def count_pass(self, kind: str, n_tokens: int) -> None:
+        self.passes[kind] += 1
+        self.tokens[kind] += n_tokens
+
+    def count_round(self, n_drafted: int, n_accepted: int, is_cooldown: bool) -> None:
+        self.n_rounds += 1
+        self.n_drafted += n_drafted
+        self.n_accepted += n_accepted
+        self.n_draft_rounds += n_drafted > 0
+        self.n_cooldown_rounds += is_cooldown
+        self.drafted_at.update(range(n_drafted))
+        self.reached_at.update(range(min(n_drafted, n_accepted + 1)))
+        self.accepted_at.update(range(n_accepted))
+
+    def count_margin(self, margin: float) -> bool:
+        """Record a greedy choice's margin; whether it is a near tie."""
+        is_near_tie = margin < NEAR_TIE
+        self.n_near_ties += is_near_tie
+        self.min_margin = min(self.min_margin, margin)
+        return is_near_tie
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    @property
+    def acceptance(self) -> float | None:
+        return self.n_accepted / self.n_drafted if self.n_drafted else None
+
+    @property
+    def mean_accepted_len(self) -> float | None:
+        """Tokens that a drafting round gives, on average: 1 + accepted / drafting rounds (llama.cpp's mean len)."""
+        return 1 + self.n_accepted / self.n_draft_rounds if self.n_draft_rounds else None
+
+    @property
+    def n_trunk_passes(self) -> int:
+        """Runs of the trunk after the prompt: what plain decoding needs once per token."""
+        return self.passes["verify"] + self.passes["plain"] + self.passes["replay"]
+
+    def acceptance_per_pos(self, *, conditional: bool) -> list[float]:
+        """Acceptance of draft position 1, 2, ...
+
+        unconditional  rounds that accepted so far / drafting rounds (llama.cpp's acc rate/pos)
+        conditional    tokens accepted at the position / tokens proposed there whose predecessors were accepted
+        """
+        rates = []
+        for i in range(len(self.drafted_at)):
+            base = self.reached_at[i] if conditional else self.n_draft_rounds
+            rates.append(self.accepted_at[i] / base if base else 0.0)
+        return rates
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "n_prompt": self.n_prompt,
+            "n_predict": self.n_predict,
+            "n_rounds": self.n_rounds,
+            "n_draft_rounds": self.n_draft_rounds,
+            "n_drafted": self.n_drafted,
+            "n_accept": self.n_accepted,
+            "accept": self.acceptance,
+            "mean_accepted_len": self.mean_accepted_len,
+            "acc_per_pos": self.acceptance_per_pos(conditional=False),
+            "acc_per_pos_conditional": self.acceptance_per_pos(conditional=True),
+            "n_cooldown_rounds": self.n_cooldown_rounds,
+            "n_trunk_passes": self.n_trunk_passes,
+            "n_near_ties": self.n_near_ties,
+            "min_margin": self.min_margin if math.isfinite(self.min_margin) else None,
+            "passes": dict(sorted(self.passes.items())),
+            "tokens": dict(sorted(self.tokens.items())),
+            "seconds": {phase: round(s, 6) for phase, s in sorted(self.seconds.items())},
+        }
+
+    def lines(self) -> list[str]:
+        """The statistics in llama.cpp's words, a line each."""
+        decode = sum(s for phase, s in self.seconds.items() if phase not in ("load", "prompt"))
+        out = [
+            _speed("encoded", self.n_prompt, self.seconds["prompt"]),
+            _speed("decoded", self.n_predict, decode),
+            "",
+            f"n_predict = {self.n_predict}",
+            f"n_drafted = {self.n_drafted}",
+            f"n_accept  = {self.n_accepted}",
+            f"accept    = {_percent(self.acceptance)}",
+        ]
+        if self.n_draft_rounds:
+            mean_len = self.mean_accepted_len or 1.0
+            out += [
+                f"draft acceptance = {self.acceptance or 0:.5f} ({self.n_accepted:5d} accepted / "
+                f"{self.n_drafted:5d} generated), mean len = {mean_len:5.2f}",
+                f"acc per pos = {_rates(self.acceptance_per_pos(conditional=False))}",
+                f"acc per pos (conditional) = {_rates(self.acceptance_per_pos(conditional=True))}",
+            ]
+        out += [
+            f"rounds = {self.n_rounds}, trunk passes = {self.n_trunk_passes} "
+            f"(plain decoding: {self.n_predict}), cooldown rounds = {self.n_cooldown_rounds}",
+            "passes (tokens): " + ", ".join(f"{k} {self.passes[k]} ({self.tokens[k]})" for k in sorted(self.passes)),
+            "time: " + ", ".join(f"{phase} {s:.3f} s" for phase, s in sorted(self.seconds.items())),
+        ]
+        if math.isfinite(self.min_margin):
+            out.append(f"near ties (margin < {NEAR_TIE}) = {self.n_near_ties}, least margin = {self.min_margin:.4g}")
+        return out
+
+
+def _speed(word: str, n: int, seconds: float) -> str:
+    rate = f"{n / seconds:8.3f}" if seconds > 0 else "     nan"
+    return f"{word} {n:4d} tokens in {seconds:8.3f} seconds, speed: {rate} t/s"
+
+
+def _percent(rate: float | None) -> str:
+    return "nan%" if rate is None else f"{100 * rate:.3f}%"
+
+
+def _rates(rates: list[float]) -> str:
+    return "(" + ", ".join(f"{rate:.3f}" for rate in rates) + ")"
