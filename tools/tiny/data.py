@@ -12,6 +12,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtpref.errors import MtprefError
+
 EXCLUDED_PARTS = frozenset(
     {
         "site-packages",
@@ -79,7 +81,7 @@ def load_corpus(root: Path | None = None) -> Corpus:
         if text.strip():
             (held_out if is_held_out(rel) else train).append((rel, text))
     if not train or not held_out:
-        raise SystemExit(
+        raise MtprefError(
             f"{base}: {len(train)} training and {len(held_out)} held-out files, expected a standard library"
         )
     return Corpus(tuple(train), tuple(held_out), _digest(train), _digest(held_out), platform.python_version())

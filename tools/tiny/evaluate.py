@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mtpref.errors import MtprefError
+
 from .data import Corpus
 from .model import TinyModel
 
 PROMPT_LINES = 10
 LLAMA_FLAGS = (
-    "--spec-type draft-mtp --temp 0 --top-k 1 -fa off -ctk f32 -ctv f32 -ctkd f32 -ctvd f32 "
-    "-t 1 -fit off --no-escape"
+    "--spec-type draft-mtp --temp 0 --top-k 1 -fa off -ctk f32 -ctv f32 -ctkd f32 -ctvd f32 -t 1 -fit off --no-escape"
 )
 
 
@@ -55,9 +56,7 @@ def repeated_4gram_rate(ids: list[int]) -> float:
 
 
 @torch.no_grad()
-def teacher_forced(
-    model: TinyModel, stream: np.ndarray, seq_len: int = 512, n_seq: int = 64
-) -> dict[str, float]:
+def teacher_forced(model: TinyModel, stream: np.ndarray, seq_len: int = 512, n_seq: int = 64) -> dict[str, float]:
     """Losses per token and agreement a1..a3 over evenly spaced windows of held-out text."""
     starts = np.linspace(0, len(stream) - seq_len - 2, n_seq).astype(np.int64)
     hits, counts = np.zeros(3), np.zeros(3)
@@ -90,9 +89,7 @@ def greedy_ids(model: TinyModel, prompt: list[int], n_predict: int) -> list[int]
 
 
 @torch.no_grad()
-def greedy_rounds(
-    model: TinyModel, prompt: list[int], generated: list[int], n_max: int = 1
-) -> tuple[int, int]:
+def greedy_rounds(model: TinyModel, prompt: list[int], generated: list[int], n_max: int = 1) -> tuple[int, int]:
     """(drafted, accepted) of the loop with n_max = 1 over text the trunk itself wrote."""
     if n_max != 1:
         raise ValueError("greedy_rounds simulates n_max = 1 only")
@@ -108,9 +105,7 @@ def greedy_rounds(
     return drafted, accepted
 
 
-def greedy(
-    model: TinyModel, tokenizer: Tokenizer, prompts: list[str], n_predict: int = 128
-) -> dict[str, float]:
+def greedy(model: TinyModel, tokenizer: Tokenizer, prompts: list[str], n_predict: int = 128) -> dict[str, float]:
     """Greedy acceptance at n_max = 1 over the prompts, with the mean repeated-4-gram rate."""
     drafted = accepted = 0
     rates = []
@@ -123,9 +118,7 @@ def greedy(
     return {"a1": accepted / drafted, "drafted": drafted, "repeated_4gram": float(np.mean(rates))}
 
 
-def llama_cpp(
-    binary: Path, model: Path, tokenizer: Tokenizer, prompts: list[str], n_max: int
-) -> dict[str, float]:
+def llama_cpp(binary: Path, model: Path, tokenizer: Tokenizer, prompts: list[str], n_max: int) -> dict[str, float]:
     """Drafted and accepted counts of stock ``llama-speculative-simple``, summed over the prompts (-n 128)."""
     drafted = accepted = 0
     rates = []
@@ -144,13 +137,9 @@ def llama_cpp(
                 "-f",
                 handle.name,
             ]
-            done = subprocess.run(
-                command + LLAMA_FLAGS.split(), capture_output=True, text=True, errors="replace"
-            )
+            done = subprocess.run(command + LLAMA_FLAGS.split(), capture_output=True, text=True, errors="replace")
         if done.returncode:
-            raise SystemExit(
-                f"{binary.name}: exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
-            )
+            raise MtprefError(f"{binary.name}: exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
         counts = dict(re.findall(r"(n_drafted|n_accept)\s*=\s*(\d+)", done.stderr + done.stdout))
         drafted += int(counts["n_drafted"])
         accepted += int(counts["n_accept"])

@@ -70,10 +70,7 @@ def add_metadata(writer: gguf.GGUFWriter, cfg: TinyConfig, python_version: str, 
 
 def add_tokenizer(writer: gguf.GGUFWriter, vocab: Vocabulary) -> None:
     """Byte-level BPE as llama.cpp reads it; no token is put before a prompt."""
-    types = [
-        gguf.TokenType.CONTROL if i == vocab.eos_id else gguf.TokenType.NORMAL
-        for i in range(len(vocab.tokens))
-    ]
+    types = [gguf.TokenType.CONTROL if i == vocab.eos_id else gguf.TokenType.NORMAL for i in range(len(vocab.tokens))]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen35")
     writer.add_token_list(list(vocab.tokens))

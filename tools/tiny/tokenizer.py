@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mtpref.errors import MtprefError
+
 END_OF_TEXT = "<|endoftext|>"
 QWEN35_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
@@ -53,7 +55,7 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     model = json.loads(tokenizer.to_str())["model"]
     by_id = sorted(model["vocab"].items(), key=lambda item: item[1])
     if [index for _, index in by_id] != list(range(len(by_id))):
-        raise SystemExit("tokenizer: token ids are not contiguous, expected 0..n_vocab-1")
+        raise MtprefError("tokenizer: token ids are not contiguous, expected 0..n_vocab-1")
     merges = tuple(pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
     return Vocabulary(tuple(token for token, _ in by_id), merges, model["vocab"][END_OF_TEXT])
 

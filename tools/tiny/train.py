@@ -1,9 +1,9 @@
 """Joint training of trunk and MTP block under a wall-clock or step budget.
 
 Loss = CE(trunk) + mtp_weight x (L_1 + chain_weight x (L_2 + L_3)), where L_s, of chain depth s, is
-0.3 CE + 0.7 cross entropy against the trunk's own (detached) distribution at the same position. Batches depend
-on (seed, step) alone, so a run with ``steps`` set repeats exactly on one machine and thread count; with a time
-budget the clock drives the schedule and two runs differ.
+a mean of the cross entropy against the text (share 0.3, later 0) and against the trunk's own (detached)
+distribution at the same position. Batches depend on (seed, step) alone, so a run with ``steps`` set repeats
+exactly on one machine and thread count; with a time budget the clock drives the schedule and two runs differ.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mtpref.errors import MtprefError
 
 from .model import TinyModel
 from .optim import make_optimizers
@@ -40,9 +42,8 @@ class TrainPlan:
     muon_lr: float = 0.02
     adam_lr: float = 0.003
     mtp_weight: float = 0.5
-    hard_share: float = 0.3
     chain_weight: float = 0.5
-    val_every_s: float = 120.0
+    val_every_s: float = 180.0
     checkpoint_every_s: float = 300.0
 
 
@@ -54,6 +55,11 @@ def seq_len_at(progress: float) -> int:
 def depth_at(progress: float) -> int:
     """Chain depth trained: the first draft alone, then two, then three steps."""
     return 1 if progress < 0.45 else 2 if progress < 0.75 else 3
+
+
+def hard_share_at(progress: float) -> float:
+    """Share of the text itself in the head's target; later the trunk alone is the target."""
+    return 0.3 if progress < 0.25 else 0.0
 
 
 def lr_scale_at(progress: float, step: int) -> float:
@@ -75,35 +81,33 @@ def soft_cross_entropy(logits: Tensor, target_log_probs: Tensor) -> Tensor:
 
 
 def losses(
-    model: TinyModel, window: Tensor, plan: TrainPlan, depth: int, cell_zero: bool
+    model: TinyModel, window: Tensor, plan: TrainPlan, progress: float, cell_zero: bool
 ) -> tuple[Tensor, Tensor]:
     """(trunk loss, MTP loss) of one batch; deeper chain steps are trained on half of the rows."""
+    depth, hard_share = depth_at(progress), hard_share_at(progress)
     ids, targets = window[:, :-1], window[:, 1:]
     hidden = model.model(ids)
     logits = model.logits(hidden)
     loss_trunk = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     teacher = F.log_softmax(logits.detach(), -1)
     skip = 0 if cell_zero else 1
-    half = max(1, ids.shape[0] // 2)
-    first = (
-        model.draft_hidden(ids[half:], hidden[half:], 1, cell_zero)
-        if depth > 1 and half < ids.shape[0]
-        else []
-    )
-    chain = model.draft_hidden(ids[:half], hidden[:half], depth, cell_zero)
-    if depth == 1:
-        chain = model.draft_hidden(ids, hidden, 1, cell_zero)
-    rows = torch.cat([chain[0], *first], 0)
+    n_chain = ids.shape[0] if depth == 1 else max(1, ids.shape[0] // 2)
+    chain = model.draft_hidden(ids[:n_chain], hidden[:n_chain], depth, cell_zero)
+    rows = chain[0]
+    if n_chain < ids.shape[0]:
+        rows = torch.cat([rows, *model.draft_hidden(ids[n_chain:], hidden[n_chain:], 1, cell_zero)], 0)
 
     def head_loss(out: Tensor, lo: int, n_seq: int) -> Tensor:
         scores = model.logits(out[:, lo:])
-        hard = F.cross_entropy(scores.flatten(0, 1), targets[:n_seq, skip + lo :].flatten())
         soft = soft_cross_entropy(scores, teacher[:n_seq, skip + lo :])
-        return plan.hard_share * hard + (1.0 - plan.hard_share) * soft
+        if hard_share == 0.0:
+            return soft
+        hard = F.cross_entropy(scores.flatten(0, 1), targets[:n_seq, skip + lo :].flatten())
+        return hard_share * hard + (1.0 - hard_share) * soft
 
     loss_mtp = head_loss(rows, 0, ids.shape[0])
     for level in range(1, depth):
-        loss_mtp = loss_mtp + plan.chain_weight * head_loss(chain[level], level, half)
+        loss_mtp = loss_mtp + plan.chain_weight * head_loss(chain[level], level, n_chain)
     return loss_trunk, loss_mtp
 
 
@@ -128,13 +132,9 @@ def validate(model: TinyModel, stream: np.ndarray, n_seq: int = 24, seq_len: int
 class Trainer:
     """One run: model, optimizers, clock, log. ``run`` returns when the budget is spent."""
 
-    def __init__(
-        self, model: TinyModel, train: np.ndarray, held_out: np.ndarray, plan: TrainPlan, work: Path
-    ) -> None:
+    def __init__(self, model: TinyModel, train: np.ndarray, held_out: np.ndarray, plan: TrainPlan, work: Path) -> None:
         if (plan.budget_s is None) == (plan.steps is None):
-            raise SystemExit(
-                "training: give either a time budget or a number of steps, not both and not neither"
-            )
+            raise MtprefError("training: give either a time budget or a number of steps, not both and not neither")
         self.model, self.train, self.held_out, self.plan, self.work = model, train, held_out, plan, work
         self.optimizers = make_optimizers(model, plan.muon_lr, plan.adam_lr)
         self.step, self.tokens, self.spent = 0, 0, 0.0
@@ -171,7 +171,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = base * scale
             optimizer.zero_grad(set_to_none=True)
-        loss_trunk, loss_mtp = losses(self.model, window, plan, depth_at(progress), self.step % 2 == 0)
+        loss_trunk, loss_mtp = losses(self.model, window, plan, progress, self.step % 2 == 0)
         (loss_trunk + plan.mtp_weight * loss_mtp).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
