@@ -57,21 +57,29 @@ class BpeVocab(Vocab):
             return self._texts[id]
         if attr & NORMAL:
             text = self._tokenizer.id_to_token(id)
-            return decode_bytes(text if text is not None else self._texts[id].decode("utf-8", "replace"))
+            return decode_bytes(self._texts[id].decode("utf-8", "surrogateescape") if text is None else text)
         if attr & BYTE:
             return bytes([byte_of(id, self._texts[id])])
         return b""
 
 
 def decode_bytes(text: str) -> bytes:
-    """The bytes that a token's text stands for; others than the byte alphabet show as [UNK_BYTE_0x..]."""
+    """The bytes that a token's text stands for; others than the byte alphabet show as [UNK_BYTE_0x..].
+
+    `text` may hold undecodable bytes (surrogateescape); each is such another, with the bytes of U+FFFD.
+    """
     try:
         return bytes([CHAR_TO_BYTE[char] for char in text])
     except KeyError:
-        unknown = {
-            c: f"[UNK_BYTE_0x{c.encode().hex()}{text}]".encode() for c in text if c not in CHAR_TO_BYTE
-        }
-        return b"".join([unknown[c] if c in unknown else bytes([CHAR_TO_BYTE[c]]) for c in text])
+        raw = text.encode("utf-8", "surrogateescape")
+        return b"".join([_byte_or_note(char, raw) for char in text])
+
+
+def _byte_or_note(char: str, raw: bytes) -> bytes:
+    if char in CHAR_TO_BYTE:
+        return bytes([CHAR_TO_BYTE[char]])
+    shown = _ESCAPED_BYTE.sub("\ufffd", char).encode("utf-8")
+    return b"[UNK_BYTE_0x" + shown.hex().encode() + raw + b"]"
 
 
 def byte_of(id: int, text: bytes) -> int:
@@ -100,25 +108,17 @@ def build_bpe(pre: str, ids: dict[str, int], merges: list[str]) -> tuple[Tokeniz
     pairs = split_merges(merges)
     bytes_alone = _drop_unusable(ids)
     lost = [char for char in BYTE_TO_CHAR if char not in ids]
-    n_reach = 0
-    for char in lost:
-        ids[char] = len(ids) + n_vocab  # beyond every real id, whatever was dropped
-    for left, right in pairs:
-        if left + right not in ids or left not in ids or right not in ids:
-            n_reach += 1
-            for text in (left, right, left + right):
-                ids.setdefault(text, len(ids) + n_vocab)
-    fallback = {
-        id: _single_bytes(text, ids, n_vocab, bytes_alone) for text, id in ids.items() if id >= n_vocab
-    }
+    astray = [p for p in pairs if p[0] + p[1] not in ids or p[0] not in ids or p[1] not in ids]
+    for text in lost + [text for left, right in astray for text in (left, right, left + right)]:
+        ids.setdefault(text, len(ids) + n_vocab)  # beyond every real id, whatever was dropped
+    fallback = {id: _single_bytes(text, ids, n_vocab, bytes_alone) for text, id in ids.items() if id >= n_vocab}
     notes = []
-    if lost:
+    n_lost = sum(CHAR_TO_BYTE[char] not in _NEVER_IN_UTF8 for char in lost)
+    if n_lost:
+        notes.append(f"tokenizer.ggml.tokens: {n_lost} bytes of UTF-8 have no token; text with them loses them")
+    if astray:
         notes.append(
-            f"tokenizer.ggml.tokens: {len(lost)} of 256 bytes have no token; text with them loses them"
-        )
-    if n_reach:
-        notes.append(
-            f"tokenizer.ggml.merges: {n_reach} of {len(pairs)} merges name a text that is no token; "
+            f"tokenizer.ggml.merges: {len(astray)} of {len(pairs)} merges name a text that is no token; "
             "text that reaches one falls back to single bytes and may lose some"
         )
     tokenizer = Tokenizer(BPE(ids, pairs))
@@ -128,11 +128,7 @@ def build_bpe(pre: str, ids: dict[str, int], merges: list[str]) -> tuple[Tokeniz
 
 def split_merges(merges: list[str]) -> list[tuple[str, str]]:
     """(left, right) of each merge; those that can never apply are left out."""
-    pairs = []
-    for merge in merges:
-        at = merge.find(" ", 1)
-        if at > 0:
-            pairs.append((merge[:at], merge[at + 1 :]))
+    pairs = [(merge[:at], merge[at + 1 :]) for merge in merges if (at := merge.find(" ", 1)) > 0]
     if not _is_utf8(merges):
         pairs = [pair for pair in pairs if _is_utf8(pair)]
     return pairs

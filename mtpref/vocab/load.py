@@ -103,12 +103,9 @@ def _strings(kv: Mapping[str, object], key: str) -> list[str]:
     if value is None:
         raise MtprefError(f"{key}: missing, expected an array of strings; is this a GGUF with a tokenizer?")
     if hasattr(value, "to_bytes_list"):
-        value = value.to_bytes_list()
-    if isinstance(value, list | tuple):
-        if all(type(item) is str for item in value):
-            return list(value)
-        if all(isinstance(item, bytes | str) for item in value):
-            return [s if isinstance(s, str) else s.decode("utf-8", "surrogateescape") for s in value]
+        return [raw.decode("utf-8", "surrogateescape") for raw in value.to_bytes_list()]
+    if isinstance(value, list | tuple) and all(isinstance(item, bytes | str) for item in value):
+        return [s if isinstance(s, str) else s.decode("utf-8", "surrogateescape") for s in value]
     raise MtprefError(f"{key}: {_kind(value)}, expected an array of strings")
 
 
@@ -145,9 +142,7 @@ def _token_types(kv: Mapping[str, object], n_tokens: int) -> npt.NDArray[np.uint
     return table[np.where(known, values, 0).astype(np.int64)]
 
 
-def _numbers(
-    kv: Mapping[str, object], key: str, n_tokens: int, kinds: tuple[str, ...]
-) -> npt.NDArray[Any] | None:
+def _numbers(kv: Mapping[str, object], key: str, n_tokens: int, kinds: tuple[str, ...]) -> npt.NDArray[Any] | None:
     value: Any = kv.get(key)
     if value is None:
         return None

@@ -110,9 +110,7 @@ def _read_id(kv: Mapping[str, object], key: str, role: str, n_vocab: int, out: S
 
 def _make_control(text: str, id: int, attrs: npt.NDArray[np.uint8], out: SpecialIds) -> None:
     if not attrs[id] & CONTROL:
-        out.notes.append(
-            f"token {id} {text!r} has a control token's text but not its type; treated as control"
-        )
+        out.notes.append(f"token {id} {text!r} has a control token's text but not its type; treated as control")
         attrs[id] |= CONTROL
 
 
