@@ -5,7 +5,7 @@ numerics are the model's, the hand-over of hidden rows is that of `Steps`, the l
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,10 @@ class Decoder:
         if uses_mtp and not model.has_mtp:
             raise MtprefError("--spec-type draft-mtp: the file has no MTP head; use --spec-type none, or try: "
                               "mtpref inspect FILE")  # fmt: skip
+        n_draft_vocab = options.n_draft_vocab
+        if n_draft_vocab is not None and n_draft_vocab > model.n_vocab:
+            raise MtprefError(f"--spec-draft-vocab: {n_draft_vocab} is out of range, expected 1 .. {model.n_vocab}, "
+                              "the size of the vocabulary")  # fmt: skip
         if drafter is None and uses_mtp:
             drafter = MtpDrafter(model, options.policy, self.statistics, options.n_draft_vocab)
         self.drafter: Drafter = drafter or NoDrafter()
@@ -98,7 +102,7 @@ class Decoder:
     # ----------------------------------------------------------------------------------- prompt
 
     def _started(self, prompt_ids: Sequence[int]) -> RunStarted:
-        settings = asdict(replace(self.options, policy=self.options.policy))
+        settings = asdict(self.options)
         settings |= {"n_ctx": self.state.n_ctx, "kv_type": self.model.kv_type}
         settings |= {"kv_type_draft": self.model.kv_type_draft, "drafter": type(self.drafter).__name__}
         recipe = self.model.recipe

@@ -169,12 +169,12 @@ class Model:
 
         # HEAD
         post = ops.rms_norm(x, mw.shared_head_norm, eps)
-        tap("h_nextn", post)
+        tap("mtp_h_nextn", post)
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
         if n_logits:
             logits = ops.head(ops, mw.shared_head_head, post[len(tokens) - n_logits :], n_draft_vocab)
-            tap("result_output", logits)
+            tap("mtp_result_output", logits)
         return MtpOut(logits, Hidden(x, post))
 
     def _block(self, layer: Layer, w: dict[str, Any], x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
@@ -205,7 +205,8 @@ def _no_logits() -> F32:
     return np.empty((0, 0), np.float32)
 
 
-# cb() names of the MTP graph that are not the trunk's name with "mtp_" in front.
+# cb() names of the MTP graph that are not the trunk's name with "mtp_" in front. (llama.cpp gives two tensors of its
+# MTP graph the trunk's very names, h_nextn and result_output; here they are mtp_h_nextn and mtp_result_output.)
 MTP_NAMES = {"attn_output": "attn_out", "gate_reshaped": "gate"}
 
 

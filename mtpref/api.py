@@ -1,0 +1,115 @@
+"""The library's front door: `mtpref.load(path)` and what it returns.
+
+Owns the convenience around model, state and loop. Everything it does can be done with the parts it is made of.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from mtpref import model as model_room
+from mtpref.contract import MtpContract, parse_contract
+from mtpref.decode import Decoder, Drafter, Options, Statistics
+from mtpref.events import Event, Token
+from mtpref.model import Model
+from mtpref.recipe import make_recipe
+from mtpref.state import ModelState
+
+
+def tiny_path() -> Path:
+    """The embedded tiny model's file."""
+    return Path(str(files("mtpref") / "data" / "tiny.gguf"))
+
+
+class Run:
+    """One generation: iterate for events, read `statistics` and `text` at any time."""
+
+    def __init__(self, decoder: Decoder, prompt_ids: Sequence[int]) -> None:
+        self.prompt_ids = list(prompt_ids)
+        self.ids: list[int] = []
+        self.pieces: list[bytes] = []
+        self._decoder = decoder
+        self._events = decoder.run(prompt_ids)
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self._events:
+            if isinstance(event, Token):
+                self.ids.append(event.id)
+                self.pieces.append(event.piece)
+            yield event
+
+    @property
+    def statistics(self) -> Statistics:
+        return self._decoder.statistics
+
+    @property
+    def text(self) -> str:
+        """The text generated so far; bytes that are not UTF-8 show as U+FFFD."""
+        return b"".join(self.pieces).decode("utf-8", "replace")
+
+    def finish(self) -> "Run":
+        """Run to the end, without looking at events."""
+        for _ in self:
+            pass
+        return self
+
+
+class LanguageModel:
+    """A loaded model. `core` is the model itself, for tensors and states."""
+
+    def __init__(self, core: Model) -> None:
+        self.core = core
+
+    @property
+    def has_mtp(self) -> bool:
+        return self.core.has_mtp
+
+    def encode(self, text: str) -> list[int]:
+        return self.core.vocab.encode(text)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        options: Options | None = None,
+        *,
+        n_ctx: int = 0,
+        state: ModelState | None = None,
+        drafter: Drafter | None = None,
+    ) -> Run:
+        """Start a generation; nothing runs until the result is iterated.
+
+        prompt   a text, or token ids
+        options  default: 128 tokens, drafting with the MTP head where the file has one
+        n_ctx    positions at most (0: the model's context length); state: reuse this one instead (it is cleared)
+        drafter  propose drafts with this object instead of the MTP head
+        Errors   MtprefError for an empty prompt, or one that does not fit the context, when iteration starts
+        """
+        if options is None:
+            options = Options(spec_type="draft-mtp" if self.has_mtp else "none")
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return Run(Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter), ids)
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    numerics: str = "ggml",
+    contract: str | MtpContract = "llama.cpp",
+    kv_type: str | None = None,
+    kv_type_draft: str | None = None,
+    use_kernels: bool | None = None,
+) -> LanguageModel:
+    """Open a GGUF file (None: the embedded tiny model).
+
+    numerics       ggml (what llama.cpp's CPU backend computes) or exact (float32 with float64 sums)
+    contract       an MtpContract, or its textual form: llama.cpp, training, "training,hidden=pre", ...
+    kv_type        F32, F16 or BF16 for the trunk's KV (default: F16 in ggml, F32 in exact numerics)
+    kv_type_draft  the same for the MTP block's KV
+    use_kernels    False: the readable spec instead of the Numba kernels (same bits, slow)
+    Errors         MtprefError, one line
+    """
+    if isinstance(contract, str):
+        contract = parse_contract(contract)
+    recipe = make_recipe(numerics, contract, use_kernels=use_kernels)
+    core = model_room.load(path or tiny_path(), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft)
+    return LanguageModel(core)

@@ -1,0 +1,58 @@
+"""The command line: `mtpref VERB ...` and `python -m mtpref VERB ...`.
+
+Owns verbs, exit codes and the one-line error. Exit codes: 0 done, 1 a comparison found differences, 2 bad usage or
+input, 130 interrupted. Each verb stands in a file of its own.
+"""
+
+import argparse
+import os
+import sys
+
+from mtpref import __version__
+from mtpref.errors import MtprefError
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line for an error, as for every other bad input."""
+
+    def error(self, message: str) -> "None":  # type: ignore[override]
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}; try: {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from mtpref.cli import compare, dump, generate, inspect
+
+    parser = _Parser(
+        prog="mtpref",
+        description="The reference MTP (multi-token prediction) speculative decoder for GGUF models.",
+    )
+    parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    for module in (generate, inspect, dump, compare):
+        module.add_parser(verbs)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    if not arguments:
+        parser.print_usage(sys.stderr)
+        return EXIT_USAGE
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except MtprefError as error:
+        print(f"mtpref {args.verb}: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f"mtpref {args.verb}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout is gone (`| head`); what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

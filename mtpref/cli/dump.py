@@ -1,0 +1,35 @@
+"""`mtpref dump`: activations of trunk and head as a GGUF of named tensors."""
+
+import argparse
+import sys
+from typing import Any
+
+from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
+
+
+def add_parser(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "dump",
+        help="write activations of any layer to a GGUF file",
+        description="Run a prompt once through trunk and MTP head and write the tensors whose llama.cpp cb() name "
+        "matches to a GGUF file, for `mtpref compare` or for a port's own checker.",
+    )
+    add_model(parser)
+    add_prompt(parser)
+    parser.add_argument(
+        "--tensors", default=".", metavar="REGEX", help="which tensors, e.g. '^(l_out|mtp_.*)-' (default: all)"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT.gguf", help="the file to write")
+    parser.set_defaults(run=run_dump)
+
+
+def run_dump(args: argparse.Namespace) -> int:
+    from mtpref import dump
+
+    prompt = read_prompt(args)
+    model = load_model(args)
+    ids = model.encode(prompt)
+    recorder = dump.record(model.core, ids, args.tensors)
+    dump.write_dump(args.output, model.core, ids, recorder.tensors)
+    print(f"{args.output}: {len(recorder.tensors)} tensors of {len(ids)} tokens", file=sys.stderr)
+    return 0

@@ -1,0 +1,120 @@
+"""Arguments that several verbs share: the model, the prompt, the numerics. Names are llama.cpp's."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mtpref.errors import MtprefError
+
+KV_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+DEFAULT_PROMPT = "def read_lines(path):\n"
+MAX_PROMPT_BYTES = 64 << 20
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", metavar="FNAME", help="GGUF file (default: the embedded tiny model)")
+    group.add_argument(
+        "--numerics",
+        choices=("ggml", "exact"),
+        default="ggml",
+        help="ggml: activations quantised as ggml does; exact: float32 with float64 sums (default: ggml)",
+    )
+    group.add_argument(
+        "--contract",
+        default="llama.cpp",
+        metavar="C",
+        help="what the MTP head is fed: a preset (llama.cpp, training), fields (hidden=pre,...) or both "
+        "(default: llama.cpp)",
+    )
+    group.add_argument(
+        "--ops",
+        choices=("numba", "spec"),
+        help="numba: compiled kernels; spec: the readable NumPy specification, same bits, slow "
+        "(default: numba, or spec with NUMBA_DISABLE_JIT=1)",
+    )
+    for flag, long, what in (
+        ("-ctk", "--cache-type-k", "the trunk's keys"),
+        ("-ctv", "--cache-type-v", "the trunk's values"),
+        ("-ctkd", "--cache-type-k-draft", "the MTP block's keys"),
+        ("-ctvd", "--cache-type-v-draft", "the MTP block's values"),
+    ):
+        group.add_argument(
+            flag, long, choices=tuple(KV_TYPES), help=f"KV type of {what} (default: f16 in ggml, f32 in exact numerics)"
+        )
+    group.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all processors)")
+
+
+def add_prompt(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompt")
+    group.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; - reads standard input")
+    group.add_argument("-f", "--file", metavar="FNAME", help="read the prompt from a file")
+    group.add_argument("-e", "--escape", action="store_true", help=r"read \n, \t, \\ in -p as escapes (default: off)")
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The prompt's text. Without -p and -f: a built-in one for the embedded model, an error for any other.
+
+    Errors  MtprefError for -p with -f, an unreadable file, or no prompt
+    """
+    if args.prompt is not None and args.file is not None:
+        raise MtprefError("-p and -f: both are given, expected one of them")
+    if args.prompt == "-":
+        return sys.stdin.buffer.read(MAX_PROMPT_BYTES).decode("utf-8", "surrogateescape")
+    if args.prompt is not None:
+        return _unescape(args.prompt) if args.escape else str(args.prompt)
+    if args.file is not None:
+        return _read_file(Path(args.file))
+    if args.model is not None:
+        raise MtprefError("prompt: none is given, expected a text; use -p TEXT or -f FNAME")
+    return DEFAULT_PROMPT
+
+
+def _read_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_PROMPT_BYTES).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise MtprefError(f"-f {path}: cannot be read ({error.strerror}); expected a text file") from None
+
+
+def _unescape(text: str) -> str:
+    for written, meant in (("\\\\", "\0"), ("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\0", "\\")):
+        text = text.replace(written, meant)
+    return text
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """The LanguageModel that the arguments name; threads are set."""
+    from mtpref import api
+
+    use_kernels = None if args.ops is None else args.ops == "numba"
+    kv_type = _one_type("-ctk/-ctv", args.cache_type_k, args.cache_type_v)
+    kv_type_draft = _one_type("-ctkd/-ctvd", args.cache_type_k_draft, args.cache_type_v_draft)
+    set_threads(args.threads)
+    return api.load(
+        args.model,
+        numerics=args.numerics,
+        contract=args.contract,
+        kv_type=kv_type,
+        kv_type_draft=kv_type_draft,
+        use_kernels=use_kernels,
+    )
+
+
+def set_threads(n: int | None) -> None:
+    from mtpref import kernels
+
+    if n is None or not kernels.available():
+        return
+    if n < 1:
+        raise MtprefError(f"--threads: {n} is out of range, expected 1 or more")
+    kernels.set_threads(n)
+
+
+def _one_type(flags: str, key: str | None, value: str | None) -> str | None:
+    if key is not None and value is not None and key != value:
+        raise MtprefError(f"{flags}: {key} and {value} differ, expected the same type for keys and values")
+    chosen = key or value
+    return None if chosen is None else KV_TYPES[chosen]
