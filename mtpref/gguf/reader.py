@@ -62,6 +62,11 @@ class KeyValues(Mapping[str, Any]):
             raise MtprefError(f"{self._where(key)} is of type {self.kind(key)}, expected str")
         return self._file.buffer()[entry.pos : entry.pos + entry.count]
 
+    def size(self, key: str) -> int:
+        """Bytes of a string, elements of an array, without decoding it; 1 for a scalar."""
+        entry = self._entries[key]
+        return entry.count if entry.kind in ("str", "arr") else 1
+
     def _where(self, key: str) -> str:
         return f"{self._file.label}: key {printable(key)}"
 

@@ -1,0 +1,227 @@
+"""Layer kinds and the MTP head of a file: what the keys declare against what the tensors show.
+
+Owns the judgement (kinds, missing, unexpected and mis-shaped tensors, fallbacks); the names and shapes are
+data in tensor_names.py. Never trusts a count from the file to loop by.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufArray, GgufFile, TensorInfo, printable
+from mtpref.tensor_names import GLOBAL, LAYERS, MTP_BLOCK, SYMBOLS, TensorSpec, dims
+
+MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
+
+
+@dataclass
+class Layout:
+    """What the file says about its blocks. `kinds`: declared kind of block 0, 1, ...; empty when unknown."""
+
+    arch: str
+    blocks: dict[int, list[TensorInfo]]  # block -> its tensors, in file order
+    kinds: list[str] = field(default_factory=list)
+    declared_by: str | None = None
+    n_mtp: int | None = None  # declared MTP blocks; None for architectures that mtpref does not know
+    values: dict[str, int] = field(default_factory=dict)  # symbols of tensor_names
+    partial: bool = False  # one file of a split model: what is missing may be in another
+
+    @property
+    def has_trunk(self) -> bool:
+        return any(t.name == "blk.0.attn_norm.weight" for t in self.blocks.get(0, ()))
+
+
+def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[str]) -> Layout:
+    """Blocks by number, and for a supported architecture their declared kinds."""
+    blocks: dict[int, list[TensorInfo]] = {}
+    for t in f.tensors.values():
+        if m := _BLOCK.fullmatch(t.name):
+            blocks.setdefault(int(m[1]), []).append(t)
+    layout = Layout(arch, blocks, partial=(_integer(f, "split.count") or 1) > 1)
+    if not supported:
+        return layout
+    n_blocks = _integer(f, f"{arch}.block_count")
+    if n_blocks is None or not 1 <= n_blocks <= MAX_BLOCKS:
+        problems.append(f"key {arch}.block_count is {n_blocks}, expected an integer from 1 to {MAX_BLOCKS}")
+        return layout
+    n_mtp = _integer(f, f"{arch}.nextn_predict_layers") or 0
+    if not 0 <= n_mtp < n_blocks:
+        problems.append(f"key {arch}.nextn_predict_layers is {n_mtp}, expected less than block_count = {n_blocks}")
+        n_mtp = 0
+    layout.n_mtp = n_mtp
+    recurrent, layout.declared_by = _recurrent(f, arch, n_blocks, problems)
+    n_trunk = n_blocks - n_mtp
+    if any(recurrent[n_trunk:]) and layout.declared_by == "attention.recurrent_layers":
+        problems.append(f"key {arch}.attention.recurrent_layers marks an MTP block recurrent, expected 0 there")
+    layout.kinds = ["delta_net" if is_recurrent else "attention" for is_recurrent in recurrent[:n_trunk]]
+    layout.kinds += ["mtp"] * n_mtp
+    layout.values = _symbol_values(f, arch)
+    return layout
+
+
+def _recurrent(f: GgufFile, arch: str, n_blocks: int, problems: list[str]) -> tuple[list[bool], str]:
+    """Whether each block is recurrent: attention.recurrent_layers, else by full_attention_interval (4)."""
+    key = f"{arch}.attention.recurrent_layers"
+    if key in f.kv:
+        try:
+            value = f.kv[key]
+            flags = [bool(v) for v in value.to_numpy()] if isinstance(value, GgufArray) else [bool(value)] * n_blocks
+            if len(flags) == n_blocks:
+                return flags, "attention.recurrent_layers"
+            found = f"has {len(flags)} elements"
+        except MtprefError:
+            found = f"is {f.kv.kind(key)}"
+        problems.append(f"key {key} {found}, expected one bool for each of {n_blocks} blocks")
+    name = "full_attention_interval"
+    interval = _integer(f, f"{arch}.{name}")
+    if interval is not None and interval < 1:
+        problems.append(f"key {arch}.{name} is {interval}, expected at least 1")
+        interval = None
+    by = name if interval is not None else f"{name} = 4, the default"
+    return [(i + 1) % (interval or 4) != 0 for i in range(n_blocks)], by
+
+
+def _symbol_values(f: GgufFile, arch: str) -> dict[str, int]:
+    found = {symbol: _integer(f, f"{arch}.{key}") for symbol, key in SYMBOLS.items()}
+    tokens = "tokenizer.ggml.tokens"
+    found["n_vocab"] = f.kv.size(tokens) if tokens in f.kv else _integer(f, f"{arch}.vocab_size")
+    return {symbol: value for symbol, value in found.items() if value is not None}
+
+
+def _integer(f: GgufFile, key: str) -> int | None:
+    value = f.get(key) if f.kv.kind(key) not in (None, "str") else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def kind_found(tensors: list[TensorInfo]) -> str:
+    """The kind that a block's tensors show: "mtp", "delta_net", "attention", "empty" or "unknown"."""
+    names = {t.name.split(".", 2)[2] for t in tensors}
+    if any(name.startswith("nextn.") for name in names):
+        return "mtp"
+    if any(name.startswith("ssm_") for name in names):
+        return "delta_net"
+    if "attn_q.weight" in names:
+        return "attention"
+    return "unknown" if names else "empty"
+
+
+def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
+    """declared_by, counts by kind, and for each block its declared kind, the kind found, tensors and bytes."""
+    indices = range(len(layout.kinds)) if layout.kinds else sorted(layout.blocks)
+    rows: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    for i in indices:
+        tensors = layout.blocks.get(i, [])
+        found = kind_found(tensors)
+        kind = layout.kinds[i] if layout.kinds else "unknown"
+        counts[kind] = counts.get(kind, 0) + 1
+        n_bytes = sum(t.n_bytes or 0 for t in tensors)
+        rows.append({"index": i, "kind": kind, "found": found, "n_tensors": len(tensors), "bytes": n_bytes})
+    return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
+
+
+def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict[str, str]]:
+    """Compare all tensors with the tables; add to `problems`; give the fallbacks that are in use."""
+    if not layout.kinds:
+        return []  # the blocks are not known, and `problems` says why
+    specs = list(GLOBAL)
+    for i, kind in enumerate(layout.kinds):
+        if kind != "mtp" and not layout.has_trunk:
+            continue  # a head-only file holds no trunk block
+        found = kind_found(layout.blocks.get(i, []))
+        if found not in (kind, "empty") and not layout.partial:
+            problems.append(f"blk.{i} is declared {kind}, its tensors are those of kind {found}")
+            kind = found if found in LAYERS else kind
+        specs += [TensorSpec(s.name.format(i=i), s.shape, s.fallback) for s in LAYERS[kind]]
+    fallbacks = []
+    for spec in specs:
+        info = f.tensors.get(spec.name)
+        if info is not None:
+            expected = dims(spec.shape, layout.values)
+            if expected is not None and info.shape != expected:
+                formula = ", ".join(spec.shape)
+                problems.append(f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})")
+            continue
+        stand_in = next((name for name in spec.fallback if name in f.tensors), None)
+        if layout.partial:
+            continue
+        if stand_in is not None:
+            fallbacks.append({"tensor": spec.name, "from": stand_in})
+        else:
+            problems.append(f"{spec.name} is missing" + ("" if spec.required else ", and so is what stands in for it"))
+    known = {spec.name for spec in specs}
+    problems += [f"tensor {printable(name)} is unexpected and not used" for name in f.tensors if name not in known]
+    return fallbacks
+
+
+def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[str]) -> dict[str, Any]:
+    """The MTP head.
+
+    status      "present"; "incomplete" (required tensors are missing); "missing" (declared, no tensor of it is
+                there); "undeclared" (tensors without the key); "absent"; "partial" (not all of it is in this
+                file of a split model); "unknown" (architecture not supported, or no usable block_count)
+    declared    MTP blocks by the key nextn_predict_layers, None when unknown
+    blocks      for each: index, missing, and its tensors with source "own", "fallback" or "missing"
+    unexpected  tensors named nextn, or of an MTP block, that the head does not have
+    """
+    found = sorted(i for i, tensors in layout.blocks.items() if kind_found(tensors) == "mtp")
+    declared = [i for i, kind in enumerate(layout.kinds) if kind == "mtp"]
+    shown = declared or found
+    known = {s.name.format(i=i) for i in shown for s in MTP_BLOCK}
+    unexpected = [
+        t.name for i, tensors in layout.blocks.items() for t in tensors
+        if t.name not in known and (i in declared or ".nextn." in t.name)
+    ]  # fmt: skip
+    if not supported:
+        names = [t.name for i in found for t in layout.blocks[i] if ".nextn." in t.name]
+        return {"status": "unknown", "declared": None, "trunk": None, "blocks": [], "unexpected": names}
+    blocks = [_describe_mtp_block(f, i) for i in shown]
+    status = _head_status(layout, declared, found, blocks)
+    if status == "undeclared":
+        problems.append(
+            f"blk.{found[0]} holds nextn tensors, but key {layout.arch}.nextn_predict_layers is absent or 0: the head "
+            "is not used; convert the model again with its MTP layers counted"
+        )
+    if status == "missing":
+        problems.append(
+            f"key {layout.arch}.nextn_predict_layers is {len(declared)}, but blk.{declared[0]} has no nextn tensor: "
+            "the conversion or quantisation dropped the head; convert again from a checkpoint with mtp.* tensors"
+        )
+    trunk = layout.has_trunk
+    return {
+        "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
+    }  # fmt: skip
+
+
+def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: list[dict[str, Any]]) -> str:
+    if layout.n_mtp is None:
+        return "unknown"
+    if not declared:
+        return "undeclared" if found else "absent"
+    if not any(block["missing"] for block in blocks):
+        return "present"
+    if layout.partial:
+        return "partial"
+    return "incomplete" if set(declared) & set(found) else "missing"
+
+
+def _describe_mtp_block(f: GgufFile, i: int) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for spec in MTP_BLOCK:
+        name = spec.name.format(i=i)
+        own = f.tensors.get(name)
+        info = own or next((f.tensors[n] for n in spec.fallback if n in f.tensors), None)
+        rows.append(
+            {
+                "name": name,
+                "required": spec.required,
+                "source": "own" if own else "fallback" if info else "missing",
+                "from": info.name if info else None,
+                "type": info.type_name if info else None,
+                "shape": list(info.shape) if info else None,
+                "bytes": info.n_bytes if info else None,
+            }
+        )
+    return {"index": i, "missing": [r["name"] for r in rows if r["source"] == "missing"], "tensors": rows}

@@ -1,0 +1,169 @@
+"""The report on one GGUF file: keys, tokenizer, layers, tensors, quantisation mix, MTP head, problems.
+
+Owns the report's schema. Every value is a plain JSON type; strings are as the file has them (render.py and
+JSON escape them). Long arrays and strings stand as {"kind", "count" or "bytes"}.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufArray, GgufFile, TensorInfo, open_gguf, printable
+from mtpref.inspect.layers import check_tensors, describe_head, describe_layers, read_layout
+from mtpref.tensor_names import ARCHITECTURES
+
+SCHEMA = "mtpref-inspect-1"
+MAX_TEXT = 1000  # bytes of a string shown whole
+MAX_NUMBERS = 512  # numbers of an array shown whole: one for each layer of any real model
+MAX_TEXTS = 16  # strings of an array shown whole, such as general.tags
+_TOKENIZER = "tokenizer."
+_SPECIAL_ID = re.compile(r"tokenizer\.ggml\.(\w+)_token_id")
+
+
+def inspect_file(path: str | Path) -> dict[str, Any]:
+    """The report on a file; MtprefError when it cannot be opened or its header is malformed.
+
+    schema            "mtpref-inspect-1"
+    file              path, bytes, version, alignment, data_offset, n_keys, n_tensors
+    architecture      general.architecture or None    supported: whether mtpref knows its layers and head
+    general, hyper_parameters, tokenizer, other_keys
+    layers            declared_by, counts by kind, blocks of (index, kind, found, n_tensors, bytes)
+    mtp               see layers.describe_head
+    fallbacks         tensors that are absent and what stands in for them
+    quantisation      tensors, elements and bytes by type, most bytes first
+    tensors           name, type, shape (NumPy order), bytes (None when the type is unknown), offset
+    problems          one line each; empty when nothing is wrong
+    """
+    with open_gguf(path) as f:
+        return _build(f)
+
+
+def _build(f: GgufFile) -> dict[str, Any]:
+    arch = _text(f, "general.architecture")
+    supported = arch in ARCHITECTURES
+    problems = [] if arch is not None else ["key general.architecture is missing or no text"]
+    problems += _container_problems(f)
+    layout = read_layout(f, arch or "", supported, problems)
+    if layout.partial:
+        problems.append(
+            f"one file of a split model ({describe_value(f, 'split.count')} files): tensors of the other files "
+            "are not looked for"
+        )
+    head = describe_head(f, layout, supported, problems)
+    fallbacks = check_tensors(f, layout, problems) if supported else []
+    prefix = f"{arch}." if arch else None
+    return {
+        "schema": SCHEMA,
+        "file": {
+            "path": str(f.path),
+            "bytes": f.n_bytes,
+            "version": f.version,
+            "alignment": f.alignment,
+            "data_offset": f.data_offset,
+            "n_keys": len(f.kv),
+            "n_tensors": len(f.tensors),
+        },
+        "architecture": arch,
+        "supported": supported,
+        "general": _section(f, (k for k in f.kv if k.startswith("general."))),
+        "hyper_parameters": _section(f, (k for k in f.kv if prefix and k.startswith(prefix))),
+        "tokenizer": _tokenizer(f),
+        "other_keys": _section(
+            f, (k for k in f.kv if not k.startswith(("general.", _TOKENIZER)) and not (prefix and k.startswith(prefix)))
+        ),
+        "layers": describe_layers(f, layout),
+        "mtp": head,
+        "fallbacks": fallbacks,
+        "quantisation": _quantisation(f.tensors.values()),
+        "tensors": [_tensor(t) for t in f.tensors.values()],
+        "problems": problems,
+    }
+
+
+def _container_problems(f: GgufFile) -> list[str]:
+    out = [
+        f"tensor {printable(t.name)} has unknown type id {t.type_id}: its size is unknown and it cannot be read"
+        for t in f.tensors.values()
+        if t.n_bytes is None
+    ]
+    return out
+
+
+def _section(f: GgufFile, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: describe_value(f, key) for key in keys}
+
+
+def describe_value(f: GgufFile, key: str) -> Any:
+    """A key's value as plain JSON data; long or unreadable values as a dict that says what they are."""
+    kind, size = f.kv.kind(key), f.kv.size(key)
+    if kind == "str" and size > MAX_TEXT:
+        return {"kind": kind, "bytes": size}
+    try:
+        value = f.kv[key]
+        if isinstance(value, GgufArray):
+            return _describe_array(value, str(kind))
+    except MtprefError as e:
+        return {"kind": kind, "bytes" if kind == "str" else "count": size, "error": str(e)}
+    return _number(value, kind) if isinstance(value, float) else value
+
+
+def _describe_array(value: GgufArray, kind: str) -> Any:
+    if value.element_type == "str":
+        raw = value.to_bytes_list() if len(value) <= MAX_TEXTS else []
+        if len(value) <= MAX_TEXTS and sum(map(len, raw)) <= MAX_TEXT:
+            return value.to_strings()
+    elif value.element_type != "arr" and len(value) <= MAX_NUMBERS:
+        return [_number(v, value.element_type) if isinstance(v, float) else v for v in value]
+    return {"kind": kind, "count": len(value)}
+
+
+def _number(value: float, kind: str | None) -> float | str:
+    """A float as the shortest decimal that gives the same stored value; "nan" and "inf" as text (JSON has none)."""
+    if not math.isfinite(value):
+        return str(value)
+    return float(str(np.float32(value))) if kind in ("f32", "arr:f32") else value
+
+
+def _text(f: GgufFile, key: str) -> str | None:
+    if f.kv.kind(key) != "str" or f.kv.size(key) > MAX_TEXT:
+        return None
+    try:
+        return str(f.kv[key])
+    except MtprefError:
+        return None
+
+
+def _tokenizer(f: GgufFile) -> dict[str, Any]:
+    """model, pre, counts, special token ids by name, the chat template's size, and the other tokenizer keys."""
+    count = {name: f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "scores", "token_type")}
+    special = {m[1]: describe_value(f, k) for k in f.kv if (m := _SPECIAL_ID.fullmatch(k))}
+    template = "tokenizer.chat_template"
+    shown = {"tokenizer.ggml.model", "tokenizer.ggml.pre", template, *count.values()}
+    rest = (k for k in f.kv if k.startswith(_TOKENIZER) and k not in shown and not _SPECIAL_ID.fullmatch(k))
+    return {
+        "model": _text(f, "tokenizer.ggml.model"),
+        "pre": _text(f, "tokenizer.ggml.pre"),
+        **{f"n_{name}": f.kv.size(key) if key in f.kv else None for name, key in count.items()},
+        "special": special,
+        "chat_template_bytes": f.kv.size(template) if template in f.kv else None,
+        "other": _section(f, rest),
+    }
+
+
+def _tensor(t: TensorInfo) -> dict[str, Any]:
+    return {"name": t.name, "type": t.type_name, "shape": list(t.shape), "bytes": t.n_bytes, "offset": t.offset}
+
+
+def _quantisation(tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
+    mix: dict[str, dict[str, Any]] = {}
+    for t in tensors:
+        row = mix.setdefault(t.type_name, {"type": t.type_name, "tensors": 0, "elements": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["elements"] += math.prod(t.shape)
+        row["bytes"] = None if t.n_bytes is None else row["bytes"] + t.n_bytes
+    return sorted(mix.values(), key=lambda row: (-(row["bytes"] or 0), row["type"]))
