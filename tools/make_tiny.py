@@ -1,4 +1,4 @@
-"""Make the tiny trained model from scratch: ``python tools/make_tiny.py -o OUT.gguf --budget-minutes 60``.
+"""Make the tiny trained model from scratch: ``python tools/make_tiny.py -o OUT.gguf --budget-minutes 70``.
 
 Reads the standard library of the running CPython, trains a tokenizer, the trunk and the MTP block, writes a
 Q8_0 GGUF (and an F32 one with ``--f32``), then measures acceptance on held-out text. Needs torch
@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and write the tiny qwen35 model with an MTP head.")
     parser.add_argument("-o", "--output", type=Path, required=True, help="GGUF to write (Q8_0)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--budget-minutes", type=float, default=60.0, help="wall time of training (default 60)")
+    length.add_argument("--budget-minutes", type=float, default=70.0, help="wall time of training (default 70)")
     length.add_argument("--steps", type=int, help="number of steps instead of a time budget: repeats exactly")
     parser.add_argument("--seed", type=int, default=1, help="seed of initial weights and batches (default 1)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")

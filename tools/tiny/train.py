@@ -1,4 +1,4 @@
-"""Joint training of trunk and MTP block under a wall-clock or step budget.
+"""Training of trunk and MTP block together, then of the MTP block alone, under a wall-clock or step budget.
 
 Loss = CE(trunk) + mtp_weight x (L_1 + chain_weight x (L_2 + L_3)), where L_s, of chain depth s, is
 a mean of the cross entropy against the text (share 0.3, later 0) and against the trunk's own (detached)
@@ -26,7 +26,7 @@ from .model import TinyModel
 from .optim import make_optimizers
 
 LOG_FIELDS = (
-    "step", "elapsed_s", "tokens", "seq_len", "depth", "lr_scale", "loss_trunk", "loss_mtp",
+    "step", "phase", "elapsed_s", "tokens", "seq_len", "depth", "lr_scale", "loss_trunk", "loss_mtp",
     "val_loss_trunk", "val_loss_mtp", "val_a1", "val_a2", "val_a3",
 )  # fmt: skip
 
@@ -43,29 +43,44 @@ class TrainPlan:
     adam_lr: float = 0.003
     mtp_weight: float = 0.5
     chain_weight: float = 0.5
+    head_share: float = 1 / 7
     val_every_s: float = 180.0
     checkpoint_every_s: float = 300.0
 
 
-def seq_len_at(progress: float) -> int:
-    """Short windows first (more variety per step), longer ones at the end (for the context a user gives)."""
-    return 256 if progress < 0.7 else 512 if progress < 0.92 else 1024
+@dataclass(frozen=True)
+class Moment:
+    """What the schedule says at one point of the run.
+
+    seq_len: window length; depth: chain steps trained; hard_share: share of the text itself in the head's target;
+    lr_scale: factor on both learning rates; head_only: the trunk is frozen.
+    """
+
+    seq_len: int
+    depth: int
+    hard_share: float
+    lr_scale: float
+    head_only: bool
 
 
-def depth_at(progress: float) -> int:
-    """Chain depth trained: the first draft alone, then two, then three steps."""
-    return 1 if progress < 0.45 else 2 if progress < 0.75 else 3
+def moment_at(plan: TrainPlan, progress: float, step: int) -> Moment:
+    """The schedule. ``progress`` is the part of the budget spent, 0 to 1.
 
-
-def hard_share_at(progress: float) -> float:
-    """Share of the text itself in the head's target; later the trunk alone is the target."""
-    return 0.3 if progress < 0.25 else 0.0
-
-
-def lr_scale_at(progress: float, step: int) -> float:
-    """Linear warm-up over 40 steps, flat to 30 % of the budget, then linear to 0.01."""
-    warm = min(1.0, (step + 1) / 40)
-    return warm * min(1.0, max(0.01, (1.0 - progress) / 0.7))
+    Joint phase: windows of 256, then 512, then 1024 tokens; chain depth 1, then 2, then 3; learning rate warmed up
+    over 40 steps, flat to 30 % of the phase, then linear to 0.01. Head phase, the last ``head_share`` of the budget:
+    only the MTP block learns, at depth 3, from half the learning rate down.
+    """
+    joint = progress / (1.0 - plan.head_share)
+    if joint >= 1.0:
+        left = (1.0 - progress) / plan.head_share
+        return Moment(512, 3, 0.0, 0.5 * max(0.01, left), True)
+    return Moment(
+        seq_len=256 if joint < 0.7 else 512 if joint < 0.92 else 1024,
+        depth=1 if joint < 0.45 else 2 if joint < 0.75 else 3,
+        hard_share=0.3 if joint < 0.25 else 0.0,
+        lr_scale=min(1.0, (step + 1) / 40) * min(1.0, max(0.01, (1.0 - joint) / 0.7)),
+        head_only=False,
+    )
 
 
 def batch_at(stream: np.ndarray, seed: int, step: int, seq_len: int, batch_tokens: int) -> Tensor:
@@ -80,15 +95,14 @@ def soft_cross_entropy(logits: Tensor, target_log_probs: Tensor) -> Tensor:
     return -(target_log_probs.exp() * F.log_softmax(logits, -1)).sum(-1).mean()
 
 
-def losses(
-    model: TinyModel, window: Tensor, plan: TrainPlan, progress: float, cell_zero: bool
-) -> tuple[Tensor, Tensor]:
+def losses(model: TinyModel, window: Tensor, plan: TrainPlan, moment: Moment, cell_zero: bool) -> tuple[Tensor, Tensor]:
     """(trunk loss, MTP loss) of one batch; deeper chain steps are trained on half of the rows."""
-    depth, hard_share = depth_at(progress), hard_share_at(progress)
+    depth, hard_share = moment.depth, moment.hard_share
     ids, targets = window[:, :-1], window[:, 1:]
-    hidden = model.model(ids)
-    logits = model.logits(hidden)
-    loss_trunk = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    with torch.set_grad_enabled(not moment.head_only):
+        hidden = model.model(ids)
+        logits = model.logits(hidden)
+        loss_trunk = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
     teacher = F.log_softmax(logits.detach(), -1)
     skip = 0 if cell_zero else 1
     n_chain = ids.shape[0] if depth == 1 else max(1, ids.shape[0] // 2)
@@ -139,6 +153,14 @@ class Trainer:
         self.optimizers = make_optimizers(model, plan.muon_lr, plan.adam_lr)
         self.step, self.tokens, self.spent = 0, 0, 0.0
         self.rows: list[dict[str, Any]] = []
+        self.head_only = False
+
+    def enter_head_phase(self) -> None:
+        """Freeze the trunk (with the embeddings it shares with the head) and start fresh optimizers."""
+        self.head_only = True
+        for parameter in self.model.model.parameters():
+            parameter.requires_grad_(False)
+        self.optimizers = make_optimizers(self.model.mtp, self.plan.muon_lr, self.plan.adam_lr)
 
     def progress(self) -> float:
         if self.plan.steps is not None:
@@ -164,30 +186,33 @@ class Trainer:
         self.save()
 
     def update(self, progress: float) -> tuple[float, float]:
-        plan, seq_len = self.plan, seq_len_at(progress)
-        window = batch_at(self.train, plan.seed, self.step, seq_len, plan.batch_tokens)
-        scale = lr_scale_at(progress, self.step)
+        plan, moment = self.plan, moment_at(self.plan, progress, self.step)
+        if moment.head_only and not self.head_only:
+            self.enter_head_phase()
+        window = batch_at(self.train, plan.seed, self.step, moment.seq_len, plan.batch_tokens)
         for optimizer, base in zip(self.optimizers, (plan.muon_lr, plan.adam_lr), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = base * scale
+                group["lr"] = base * moment.lr_scale
             optimizer.zero_grad(set_to_none=True)
-        loss_trunk, loss_mtp = losses(self.model, window, plan, progress, self.step % 2 == 0)
+        loss_trunk, loss_mtp = losses(self.model, window, plan, moment, self.step % 2 == 0)
         (loss_trunk + plan.mtp_weight * loss_mtp).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        self.tokens += window.shape[0] * seq_len
+        self.tokens += window.shape[0] * moment.seq_len
         return float(loss_trunk.detach()), float(loss_mtp.detach())
 
     def record(self, progress: float, sums: Tensor) -> None:
+        moment = moment_at(self.plan, progress, self.step)
         row: dict[str, Any] = {
             "step": self.step,
+            "phase": "head" if moment.head_only else "joint",
             "elapsed_s": round(self.spent),
             "tokens": self.tokens,
-            "seq_len": seq_len_at(progress),
-            "depth": depth_at(progress),
-            "lr_scale": round(lr_scale_at(progress, self.step), 4),
+            "seq_len": moment.seq_len,
+            "depth": moment.depth,
+            "lr_scale": round(moment.lr_scale, 4),
             "loss_trunk": round(float(sums[0] / sums[2]), 4),
             "loss_mtp": round(float(sums[1] / sums[2]), 4),
         }
@@ -202,6 +227,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "tokens": self.tokens, "spent": self.spent, "rows": self.rows,
+            "head_only": self.head_only,
         }  # fmt: skip
         torch.save(state, self.work / "checkpoint.pt.tmp")
         os.replace(self.work / "checkpoint.pt.tmp", self.work / "checkpoint.pt")
@@ -213,20 +239,18 @@ class Trainer:
             return False
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
+        if state.get("head_only", False):
+            self.enter_head_phase()
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.tokens, self.spent, self.rows = (
-            state["step"],
-            state["tokens"],
-            state["spent"],
-            state["rows"],
-        )
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.spent, self.rows = state["spent"], state["rows"]
         return True
 
 
 def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     """The training log as CSV, rewritten whole."""
     with open(path, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, LOG_FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(handle, LOG_FIELDS, restval="joint", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
