@@ -72,6 +72,6 @@ def write_dump(path: str | Path, model: Model, prompt_ids: list[int], tensors: d
         (f"{KEY}.order", list(tensors), "arr:str"),
     ]
     ids = np.asarray(prompt_ids, np.int32)
-    items = [("tokens", "I32", ids.shape, ids)]
+    items: list[tuple[str, str, tuple[int, ...], NDArray]] = [("tokens", "I32", ids.shape, ids)]
     items += [(name, "F32", array.shape, array) for name, array in tensors.items()]
     write_gguf(path, kv, items)

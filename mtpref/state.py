@@ -11,13 +11,18 @@ their own, so they need a checkpoint, or planes: their values after each of the 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
 
-KV_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.uint16), "BF16": np.dtype(np.uint16)}
+KV_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.uint16),
+    "BF16": np.dtype(np.uint16),
+}
 KV_POISON = {"F32": np.float32(np.nan), "F16": np.uint16(0x7E00), "BF16": np.uint16(0x7FC0)}
 MIN_CELLS = 64
 
@@ -47,7 +52,7 @@ class LayerState:
 
     def __post_init__(self) -> None:
         for spec in self.specs:
-            shape = (0, *spec.shape) if spec.positional else spec.shape
+            shape: tuple[int, ...] = (0, *spec.shape) if spec.positional else spec.shape
             self.arrays[spec.name] = np.zeros(shape, KV_DTYPES[spec.kv_type])
 
     def reserve(self, n_cells: int, poison: bool) -> None:

@@ -4,7 +4,7 @@ Owns the order of these steps and the edges of a run: its budget, the end of gen
 numerics are the model's, the hand-over of hidden rows is that of `Steps`, the length of drafts is policy.py's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -89,15 +89,13 @@ class Decoder:
                               "use a shorter prompt or a larger --ctx-size")  # fmt: skip
         yield self._started(prompt_ids)
         id_last = yield from self._prompt(list(prompt_ids))
-        reason = None
-        if id_last is None:
-            reason = "eog"
-        while reason is None:
+        reason = None if id_last is not None else "eog"
+        while id_last is not None and reason is None:
             reason = self._out_of_room()
             if reason is None:
                 id_last, is_eog = yield from self._round(id_last)
                 reason = "eog" if is_eog else None
-        yield RunEnded(reason, self.statistics.to_json())
+        yield RunEnded(reason or "eog", self.statistics.to_json())
 
     # ----------------------------------------------------------------------------------- prompt
 
@@ -110,7 +108,7 @@ class Decoder:
             self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, [int(i) for i in prompt_ids]
         )
 
-    def _prompt(self, prompt_ids: list[int]) -> Iterator[Event]:
+    def _prompt(self, prompt_ids: list[int]) -> Generator[Event, None, int | None]:
         """Run the prompt through trunk and head; returns the token that opens the first round (None: ended)."""
         model, state, stats = self.model, self.state, self.statistics
         steps, contract = model.recipe.steps, model.recipe.contract
@@ -163,7 +161,7 @@ class Decoder:
         ids = ids[: proposed(policy, len(ids), limit)]
         return Drafted(self.statistics.n_rounds, state.n_past, id_last, ids, steps, self.policy_state.n_cooldown)
 
-    def _round(self, id_last: int) -> Iterator[Event]:
+    def _round(self, id_last: int) -> Generator[Event, None, tuple[int, bool]]:
         """One round: returns the next opening token, and whether generation has ended."""
         state, stats, steps = self.state, self.statistics, self.model.recipe.steps
         drafted = self._draft(id_last)
@@ -185,7 +183,7 @@ class Decoder:
         self.policy_state = after_round(self.options.policy, self.policy_state, len(drafted.ids), verdict.n_accepted)
         return (yield from self._emit(drafted, verdict))
 
-    def _emit(self, drafted: Drafted, verdict: Verdict) -> Iterator[Event]:
+    def _emit(self, drafted: Drafted, verdict: Verdict) -> Generator[Event, None, tuple[int, bool]]:
         n_accepted, eog_ids = verdict.n_accepted, self.model.vocab.eog_ids
         tokens = [(token, "draft") for token in drafted.ids[:n_accepted]]
         if not tokens or tokens[-1][0] not in eog_ids:

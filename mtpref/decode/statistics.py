@@ -6,7 +6,7 @@ the loop works.
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ class Statistics:
     accepted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times accepted
     passes: Counter[str] = field(default_factory=Counter)  # kind of pass -> passes
     tokens: Counter[str] = field(default_factory=Counter)  # kind of pass -> tokens
-    seconds: Counter[str] = field(default_factory=Counter)  # phase -> seconds
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # phase -> seconds
 
     def count_pass(self, kind: str, n_tokens: int) -> None:
         self.passes[kind] += 1

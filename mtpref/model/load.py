@@ -52,7 +52,17 @@ def load(
                           f"{weights.token_embd.n_out} rows, expected at least as many rows; "
                           "try: mtpref inspect FILE")  # fmt: skip
     return Model(
-        config, arch, layers, ffn_cfg, mtp_layer, weights, recipe, vocab, *kv_types, _notes(finder, config, weights)
+        config=config,
+        arch=arch,
+        layers=layers,
+        ffn_cfg=ffn_cfg,
+        mtp_layer=mtp_layer,
+        weights=weights,
+        recipe=recipe,
+        vocab=vocab,
+        kv_type=kv_types[0],
+        kv_type_draft=kv_types[1],
+        notes=_notes(finder, config, weights),
     )
 
 

@@ -69,7 +69,7 @@ def rope_frequencies(n_rot: int, freq_base: float) -> F64:
              float32; both differ from this rule by about 1e-7 of the angle.
     """
     exponent = -(2.0 * np.arange(n_rot // 2, dtype=np.float64) / np.float64(n_rot))
-    return exp64(exponent * log64(np.float64(np.float32(freq_base))))
+    return exp64(exponent * log64(np.asarray(np.float32(freq_base), np.float64)))
 
 
 def imrope_has_position(n_rot: int, sections: tuple[int, int, int, int]) -> NDArray[np.bool_]:
@@ -161,7 +161,7 @@ def delta_rule(q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, keep: int,
     if n_v_heads % q.shape[1] or not 1 <= keep <= n_tokens:
         raise ValueError(f"delta_rule: H_v {n_v_heads}, H_k {q.shape[1]}, keep {keep} of {n_tokens} tokens")
     k_head = np.arange(n_v_heads) % q.shape[1]
-    scale = rsqrt64(np.float64(size)).astype(np.float32)
+    scale = rsqrt64(np.asarray(size, np.float64)).astype(np.float32)
     decay = exp(g)
     out = np.empty_like(v)
     states = np.empty((keep, *state.shape), np.float32)
@@ -230,7 +230,7 @@ def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: i
     n_tokens, n_head, size = q.shape
     kv_head = np.arange(n_head) // (n_head // k_cache.shape[1])
     q = q if kv_type == "F32" else (round_f16(q) if kv_type == "F16" else round_bf16(q))
-    scale = rsqrt64(np.float64(size)).astype(np.float32)
+    scale = rsqrt64(np.asarray(size, np.float64)).astype(np.float32)
     out = np.empty_like(q)
     for t in range(n_tokens):
         n_cells = first + t + 1
