@@ -1,0 +1,159 @@
+"""S16: causal attention over a cache in float32, float16 or bfloat16.
+
+Owns the twin of `spec.attention`. One task is one token and one kv-head: it decodes each key and value once for all
+query heads that share it. Tasks do not read each other, so they are split over threads.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+import numpy as np
+from numba import prange
+from numba.core import types
+from numpy.typing import NDArray
+
+from mtpref.kernels import activations, compile
+from mtpref.kernels.arith import exp, f32_of_bf16, f32_of_f16
+from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
+from mtpref.kernels.lanes import N_LANES, dot, fma32
+from mtpref.spec.arith import rsqrt64
+
+F32 = NDArray[np.float32]
+
+KINDS = {"F32": activations.KEEP, "F16": activations.TO_F16, "BF16": activations.TO_BF16}
+
+# Multiplications and additions below which one thread does all tasks.
+PARALLEL_FROM = 1 << 20
+
+
+@helper
+def _load_cell(wide_cache, half_cache, kind, j, head, out):
+    """Key or value j of a head as float32. An F32 cache is `wide_cache`, the 16 bits of the others `half_cache`."""
+    if kind == activations.KEEP:
+        cell = wide_cache[j, head]
+        for i in range(len(out)):
+            out[i] = cell[i]
+    elif kind == activations.TO_F16:
+        half = half_cache[j, head]
+        for i in range(len(out)):
+            out[i] = f32_of_f16(half[i])
+    else:
+        half = half_cache[j, head]
+        for i in range(len(out)):
+            out[i] = f32_of_bf16(half[i])
+
+
+@helper
+def _softmax_numerators(score, n_cells):
+    """score[j] becomes exp(score[j] - max); a NaN makes all NaN, as it does for np.max."""
+    greatest = score[0]
+    for j in range(1, n_cells):
+        if score[j] > greatest or score[j] != score[j]:
+            greatest = score[j]
+    for j in range(n_cells):
+        score[j] = exp(score[j] - greatest)
+
+
+@helper
+def _add_value_lanes(lanes, out, total):
+    """The final tree over the first axis of lanes (32, D), for each column; then the division by the total."""
+    half = N_LANES // 2
+    while half:
+        for lane in range(half):
+            low, high = lanes[lane], lanes[lane + half]
+            for i in range(len(out)):
+                low[i] = low[i] + high[i]
+        half //= 2
+    first = lanes[0]
+    for i in range(len(out)):
+        out[i] = np.float32(first[i]) / total
+
+
+_CACHES = (source(types.float32, 3), source(types.uint16, 3))
+_ARGS = (
+    *(source(types.float32, 3), *_CACHES, *_CACHES, INT, INT),
+    *(FLAG, types.float32, target(types.float32, 3)),
+)
+
+
+@kernel(*_ARGS, INT, INT)
+def _attention_tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, first_task, last_task):
+    n_heads, size = q.shape[1], q.shape[2]
+    n_kv_heads = max(k_wide.shape[1], k_half.shape[1])
+    group = n_heads // n_kv_heads
+    most_cells = first + q.shape[0]
+    score = np.empty((group, most_cells), np.float32)
+    ones, cell = np.ones(most_cells, np.float32), np.empty(size, np.float32)
+    lanes32 = np.empty((1 if wide else group, N_LANES, size), np.float32)
+    lanes64 = np.empty((group if wide else 1, N_LANES, size), np.float64)
+    for task in range(first_task, last_task):
+        t, kv_head = task // n_kv_heads, task % n_kv_heads
+        n_cells = first + t + 1
+        for j in range(n_cells):
+            _load_cell(k_wide, k_half, kind, j, kv_head, cell)
+            for h in range(group):
+                at_query = (t * n_heads + kv_head * group + h) * size
+                score[h, j] = dot(q, at_query, cell, 0, size, wide) * scale
+        for h in range(group):
+            _softmax_numerators(score[h], n_cells)
+        lanes32[:] = np.float32(0)
+        lanes64[:] = 0.0
+        # Cell j is in lane j % 32. Lane by lane, so that the sums of one lane stay in the cache.
+        for lane in range(min(N_LANES, n_cells)):
+            for j in range(lane, n_cells, N_LANES):
+                _load_cell(v_wide, v_half, kind, j, kv_head, cell)
+                for h in range(group):
+                    e = score[h, j]
+                    if wide:
+                        sums64 = lanes64[h, lane]
+                        for i in range(size):
+                            sums64[i] = sums64[i] + np.float64(e) * np.float64(cell[i])
+                    else:
+                        sums32 = lanes32[h, lane]
+                        for i in range(size):
+                            sums32[i] = fma32(e, cell[i], sums32[i])
+        for h in range(group):
+            total = dot(score, h * most_cells, ones, 0, n_cells, wide)
+            head_out = out[t, kv_head * group + h]
+            if wide:
+                _add_value_lanes(lanes64[h], head_out, total)
+            else:
+                _add_value_lanes(lanes32[h], head_out, total)
+
+
+_tasks = _attention_tasks.dispatcher
+
+
+@kernel(*_ARGS, INT, parallel=True)
+def _all_attention_tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, n_parts):
+    n = q.shape[0] * max(k_wide.shape[1], k_half.shape[1])
+    for p in prange(n_parts):
+        begin, end = p * n // n_parts, (p + 1) * n // n_parts
+        _tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, begin, end)
+
+
+_NO_WIDE, _NO_HALF = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.uint16)
+
+
+def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int, wide: bool) -> F32:
+    """S16. The bits of `spec.attention` with dot64 (wide) or dot32: q (T, n_head, D) -> (T, n_head, D).
+
+    k_cache, v_cache: (n_cells, n_head_kv, D) with n_cells >= first + T, float32 (F32) or uint16 (F16, BF16)
+    """
+    q, kind = np.ascontiguousarray(q), KINDS[kv_type]
+    k_cache, v_cache = np.ascontiguousarray(k_cache), np.ascontiguousarray(v_cache)
+    if kind == activations.KEEP:
+        caches = (k_cache, _NO_HALF, v_cache, _NO_HALF)
+    else:
+        caches = (_NO_WIDE, k_cache, _NO_WIDE, v_cache)
+        rounded = np.empty_like(q)
+        activations.round_to(q.reshape(-1), kind, rounded.reshape(-1))
+        q = rounded
+    n_tokens, n_head, size = q.shape
+    scale = np.float32(rsqrt64(np.array(size, np.float64)))
+    out = np.empty_like(q)
+    n_threads = compile.n_threads()
+    if n_threads == 1 or 2 * n_tokens * n_head * size * (first + n_tokens) < PARALLEL_FROM:
+        _attention_tasks(q, *caches, kind, first, wide, scale, out, 0, n_tokens * k_cache.shape[1])
+    else:
+        _all_attention_tasks(q, *caches, kind, first, wide, scale, out, n_threads)
+    return out

@@ -1,0 +1,98 @@
+"""How kernels are compiled: the decorators and the threads.
+
+Owns everything that touches Numba's settings. A kernel has one explicit signature and is compiled, or loaded from
+the cache folder, when it is first called. No kernel uses fastmath; division follows IEEE 754 (error_model "numpy").
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba.core import types
+
+from mtpref import kernels
+from mtpref.kernels.target import target_has_fma
+
+HAS_FMA = target_has_fma()
+
+# Numba's annotations leave out its settings.
+settings: Any = numba.config
+
+INT = types.intp
+FLAG = types.boolean
+F64 = types.float64
+
+
+def source(dtype: types.Type, ndim: int) -> types.Array:
+    """The type of an input array: contiguous, never written (writable arrays convert to it)."""
+    return types.Array(dtype, ndim, "C", readonly=True)
+
+
+def target(dtype: types.Type, ndim: int) -> types.Array:
+    """The type of an output array: contiguous and writable."""
+    return types.Array(dtype, ndim, "C")
+
+
+def _njit(py_func: Callable[..., Any], parallel: bool) -> Any:
+    """Numba's decorator, with the cache in our folder: Numba reads the folder when a function is decorated."""
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(kernels.cache_folder())
+    try:
+        return numba.njit(cache=True, nogil=True, error_model="numpy", parallel=parallel)(py_func)
+    finally:
+        settings.CACHE_DIR = before
+
+
+class Kernel:
+    """A compiled function of one signature, compiled at its first call."""
+
+    def __init__(self, py_func: Callable[..., Any], signature: tuple[types.Type, ...], parallel: bool) -> None:
+        self.dispatcher = _njit(py_func, parallel)
+        self.signature = signature
+        self._ready: Any = None
+
+    def compile(self) -> None:
+        """Compile now, or load from the cache."""
+        self.dispatcher.compile(self.signature)
+        # From here on writable arrays convert to the read-only type of the signature; nothing compiles twice.
+        self.dispatcher.disable_compile()
+        self._ready = self.dispatcher
+
+    def __call__(self, *args: Any) -> Any:
+        if self._ready is None:
+            self.compile()
+        return self._ready(*args)
+
+
+def kernel(*signature: types.Type, parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorator: a kernel that Python calls. Other kernels call its `dispatcher`."""
+    return lambda py_func: Kernel(py_func, signature, parallel)
+
+
+def helper(py_func: Callable[..., Any]) -> Any:
+    """Decorator: a function that only kernels call; its signature follows from the call."""
+    return _njit(py_func, False)
+
+
+_n_threads = min(settings.NUMBA_NUM_THREADS, numba.get_num_threads())
+
+
+def set_threads(n: int) -> None:
+    """Use n threads, at least 1 and at most Numba's own limit (NUMBA_NUM_THREADS). Results do not depend on n."""
+    global _n_threads
+    _n_threads = max(1, min(int(n), settings.NUMBA_NUM_THREADS))
+    if _n_threads > 1:
+        numba.set_num_threads(_n_threads)
+
+
+def n_threads() -> int:
+    """The number of threads in use."""
+    return _n_threads
+
+
+def threading_layer() -> str:
+    """Numba's threading layer ("omp", "tbb", "workqueue"), or "none" before the first parallel kernel ran."""
+    try:
+        return str(numba.threading_layer())  # type: ignore[attr-defined]
+    except ValueError:
+        return "none"

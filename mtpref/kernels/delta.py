@@ -1,0 +1,126 @@
+"""S11, S13: the causal convolution and the gated delta rule.
+
+Owns the twins of `spec.conv_silu` and `spec.delta_rule`. Rows of the recurrent state do not read each other, so a row
+runs through all tokens while it is in the cache; heads are split over threads.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+import numpy as np
+from numba import prange
+from numba.core import types
+from numpy.typing import NDArray
+
+from mtpref.kernels import compile
+from mtpref.kernels.arith import exp, silu
+from mtpref.kernels.compile import FLAG, INT, kernel, source, target
+from mtpref.kernels.lanes import dot, fma32
+from mtpref.spec.arith import rsqrt64
+
+F32 = NDArray[np.float32]
+
+# Multiplications and additions of all tokens below which one thread does all heads.
+PARALLEL_FROM = 1 << 20
+
+_MATRIX, _HEADS = source(types.float32, 2), source(types.float32, 3)
+
+
+@kernel(_MATRIX, _MATRIX, FLAG, target(types.float32, 2))
+def _conv_silu(window, weight, wide, out):
+    n_channels, d_conv = weight.shape
+    n_tokens = window.shape[0] - (d_conv - 1)
+    taps = np.empty(d_conv, np.float32)
+    for t in range(n_tokens):
+        if d_conv == 4 and wide:
+            # Lanes 0 to 3 hold one product each. Adding 0 is not idle: it turns -0 into the +0 of the tree.
+            for c in range(n_channels):
+                p0 = np.float64(window[t, c]) * np.float64(weight[c, 0]) + 0.0
+                p1 = np.float64(window[t + 1, c]) * np.float64(weight[c, 1]) + 0.0
+                p2 = np.float64(window[t + 2, c]) * np.float64(weight[c, 2]) + 0.0
+                p3 = np.float64(window[t + 3, c]) * np.float64(weight[c, 3]) + 0.0
+                out[t, c] = silu(np.float32((p0 + p2) + (p1 + p3)))
+        elif d_conv == 4:
+            zero = np.float32(0)
+            for c in range(n_channels):
+                p0 = fma32(window[t, c], weight[c, 0], zero) + zero
+                p1 = fma32(window[t + 1, c], weight[c, 1], zero) + zero
+                p2 = fma32(window[t + 2, c], weight[c, 2], zero) + zero
+                p3 = fma32(window[t + 3, c], weight[c, 3], zero) + zero
+                out[t, c] = silu((p0 + p2) + (p1 + p3))
+        else:
+            for c in range(n_channels):
+                for i in range(d_conv):
+                    taps[i] = window[t + i, c]
+                out[t, c] = silu(dot(taps, 0, weight, c * d_conv, d_conv, wide))
+
+
+_DELTA_ARGS = (
+    *(_HEADS, _HEADS, _HEADS, _MATRIX, _MATRIX, _HEADS, FLAG, types.float32),
+    *(target(types.float32, 3), target(types.float32, 4)),
+)
+
+
+@kernel(*_DELTA_ARGS, INT, INT)
+def _delta_heads(q, k, v, g, beta, state, wide, scale, out, states, first, last):
+    """Value heads first .. last - 1, all tokens. `states` holds the matrices after the last tokens."""
+    n_tokens, size = v.shape[0], v.shape[2]
+    n_k_heads, n_kept = q.shape[1], states.shape[0]
+    row, decay = np.empty(size, np.float32), np.empty(n_tokens, np.float32)
+    for h in range(first, last):
+        for t in range(n_tokens):
+            decay[t] = exp(g[t, h])
+        for j in range(size):
+            for i in range(size):
+                row[i] = state[h, j, i]
+            for t in range(n_tokens):
+                at_head = (t * n_k_heads + h % n_k_heads) * size
+                key = k[t, h % n_k_heads]
+                for i in range(size):
+                    row[i] = row[i] * decay[t]
+                delta = (v[t, h, j] - dot(row, 0, k, at_head, size, wide)) * beta[t, h]
+                for i in range(size):
+                    row[i] = fma32(delta, key[i], row[i])
+                out[t, h, j] = dot(row, 0, q, at_head, size, wide) * scale
+                slot = t - (n_tokens - n_kept)
+                if slot >= 0:
+                    kept = states[slot, h, j]
+                    for i in range(size):
+                        kept[i] = row[i]
+
+
+_heads = _delta_heads.dispatcher
+
+
+@kernel(*_DELTA_ARGS, INT, parallel=True)
+def _all_delta_heads(q, k, v, g, beta, state, wide, scale, out, states, n_parts):
+    n = v.shape[1]
+    for p in prange(n_parts):
+        first, last = p * n // n_parts, (p + 1) * n // n_parts
+        _heads(q, k, v, g, beta, state, wide, scale, out, states, first, last)
+
+
+def conv_silu(window: F32, weight: F32, wide: bool) -> F32:
+    """S11. The bits of `spec.conv_silu` with dot64 (wide) or dot32: (d_conv - 1 + T, C), (C, d_conv) -> (T, C)."""
+    n_channels, d_conv = weight.shape
+    out = np.empty((window.shape[0] - (d_conv - 1), n_channels), np.float32)
+    _conv_silu(np.ascontiguousarray(window), weight, wide, out)
+    return out
+
+
+def delta_rule(q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, keep: int, wide: bool) -> tuple[F32, F32]:
+    """S13. The bits of `spec.delta_rule` with dot64 (wide) or dot32: -> o (T, H_v, S), states (keep, H_v, S, S).
+
+    Errors   ValueError if H_v is no multiple of H_k, or keep is not in 1 .. T
+    """
+    n_tokens, n_v_heads, size = v.shape
+    if n_v_heads % q.shape[1] or not 1 <= keep <= n_tokens:
+        raise ValueError(f"delta_rule: H_v {n_v_heads}, H_k {q.shape[1]}, keep {keep} of {n_tokens} tokens")
+    scale = np.float32(rsqrt64(np.array(size, np.float64)))
+    out, states = np.empty(v.shape, np.float32), np.empty((keep, *state.shape), np.float32)
+    arrays = [np.ascontiguousarray(a) for a in (q, k, v, g, beta, state)]
+    n_threads = compile.n_threads()
+    if n_threads == 1 or n_tokens * n_v_heads * size * size < PARALLEL_FROM:
+        _delta_heads(*arrays, wide, scale, out, states, 0, n_v_heads)
+    else:
+        _all_delta_heads(*arrays, wide, scale, out, states, n_threads)
+    return out, states

@@ -1,0 +1,120 @@
+"""S8, S9, S12, S14, S17, S18: norms and element-wise operations.
+
+Owns the kernels that look at one row or one element at a time. They run in the calling thread: they
+touch little memory, and starting threads costs more than they take for the tokens of a draft.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+import numpy as np
+from numba.core import types
+from numpy.typing import NDArray
+
+from mtpref.kernels.arith import sigmoid, silu, softplus
+from mtpref.kernels.compile import F64, helper, kernel, source, target
+from mtpref.kernels.lanes import lane_sum_products
+
+F32 = NDArray[np.float32]
+
+_VECTOR, _MATRIX = source(types.float32, 1), source(types.float32, 2)
+_OUT1, _OUT2 = target(types.float32, 1), target(types.float32, 2)
+
+
+@helper
+def _scale32(square, eps):
+    """1 / sqrt(square + eps) in float64, rounded to float32. Division by zero gives infinity."""
+    return np.float32(1.0 / np.sqrt(square + np.float64(np.float32(eps))))
+
+
+@kernel(_MATRIX, _VECTOR, F64, _OUT2)
+def _rms_norm(x, weight, eps, out):
+    n_rows, n = x.shape
+    for r in range(n_rows):
+        scale = _scale32(lane_sum_products(x, r * n, x, r * n, n) / np.float64(n), eps)
+        for i in range(n):
+            out[r, i] = x[r, i] * scale * weight[i]
+
+
+@kernel(_MATRIX, F64, _OUT2)
+def _l2_norm(x, eps, out):
+    n_rows, n = x.shape
+    for r in range(n_rows):
+        scale = _scale32(lane_sum_products(x, r * n, x, r * n, n), eps)
+        for i in range(n):
+            out[r, i] = x[r, i] * scale
+
+
+@kernel(_MATRIX, _MATRIX, _VECTOR, F64, _OUT2)
+def _gated_norm(o, z, weight, eps, out):
+    n_rows, n = o.shape
+    for r in range(n_rows):
+        scale = _scale32(lane_sum_products(o, r * n, o, r * n, n) / np.float64(n), eps)
+        for i in range(n):
+            out[r, i] = o[r, i] * scale * weight[i] * silu(z[r, i])
+
+
+@kernel(_MATRIX, _MATRIX, _VECTOR, _VECTOR, _OUT2, _OUT2)
+def _delta_gates(alpha, beta, dt_bias, ssm_a, g, strength):
+    n_tokens, n_heads = alpha.shape
+    for t in range(n_tokens):
+        for h in range(n_heads):
+            g[t, h] = softplus(alpha[t, h] + dt_bias[h]) * ssm_a[h]
+            strength[t, h] = sigmoid(beta[t, h])
+
+
+@kernel(_VECTOR, _VECTOR, _OUT1)
+def _attn_gate(o, gate, out):
+    for i in range(len(o)):
+        out[i] = o[i] * sigmoid(gate[i])
+
+
+@kernel(_VECTOR, _VECTOR, _OUT1)
+def _swiglu(gate, up, out):
+    for i in range(len(gate)):
+        out[i] = silu(gate[i]) * up[i]
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """S8. The bits of `spec.rms_norm`: x (..., n), weight (n,) -> (..., n)."""
+    x = np.ascontiguousarray(x)
+    out, n = np.empty_like(x), x.shape[-1]
+    _rms_norm(x.reshape(-1, n), weight, eps, out.reshape(-1, n))
+    return out
+
+
+def l2_norm(x: F32, eps: float) -> F32:
+    """S9. The bits of `spec.l2_norm`: x (..., n) -> (..., n)."""
+    x = np.ascontiguousarray(x)
+    out, n = np.empty_like(x), x.shape[-1]
+    _l2_norm(x.reshape(-1, n), eps, out.reshape(-1, n))
+    return out
+
+
+def gated_norm(o: F32, z: F32, weight: F32, eps: float) -> F32:
+    """S14. The bits of `spec.gated_norm`: o, z (T, H_v, S), weight (S,) -> (T, H_v, S)."""
+    o, z = np.ascontiguousarray(o), np.ascontiguousarray(z)
+    out, n = np.empty_like(o), o.shape[-1]
+    _gated_norm(o.reshape(-1, n), z.reshape(-1, n), weight, eps, out.reshape(-1, n))
+    return out
+
+
+def delta_gates(alpha: F32, beta: F32, dt_bias: F32, ssm_a: F32) -> tuple[F32, F32]:
+    """S12. The bits of `spec.delta_gates`: alpha, beta (T, H_v) -> g, beta' (T, H_v)."""
+    alpha, beta = np.ascontiguousarray(alpha), np.ascontiguousarray(beta)
+    g, strength = np.empty_like(alpha), np.empty_like(alpha)
+    _delta_gates(alpha, beta, dt_bias, ssm_a, g, strength)
+    return g, strength
+
+
+def attn_gate(o: F32, gate: F32) -> F32:
+    """S17. The bits of `spec.attn_gate`: any equal shapes."""
+    out = np.empty(o.shape, np.float32)
+    _attn_gate(o.reshape(-1), gate.reshape(-1), out.reshape(-1))
+    return out
+
+
+def swiglu(gate: F32, up: F32) -> F32:
+    """S18. The bits of `spec.swiglu`: any equal shapes."""
+    out = np.empty(gate.shape, np.float32)
+    _swiglu(gate.reshape(-1), up.reshape(-1), out.reshape(-1))
+    return out
