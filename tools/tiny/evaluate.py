@@ -30,18 +30,18 @@ LLAMA_FLAGS = (
 )
 
 
-def held_out_prompts(corpus: Corpus, per_file: int = 2) -> list[str]:
-    """Up to ``per_file`` prompts a held-out file: 9 lines and the ``def`` or ``class`` line after them."""
-    prompts = []
-    for _, text in corpus.held_out:
-        lines = text.split("\n")
-        for part in range(per_file):
+def held_out_prompts(corpus: Corpus, per_file: int = 6) -> list[str]:
+    """Up to ``per_file`` prompts a held-out file, files taking turns: 9 lines and a ``def`` or ``class`` line."""
+    prompts: list[str] = []
+    for part in range(per_file):
+        for _, text in corpus.held_out:
+            lines = text.split("\n")
             start = len(lines) * (part + 1) // (per_file + 1)
             for i in range(max(start, PROMPT_LINES), len(lines)):
                 if lines[i].lstrip().startswith(("def ", "class ")):
                     prompts.append("\n".join(lines[i - PROMPT_LINES + 1 : i + 1]).strip("\n"))
                     break
-    return prompts
+    return list(dict.fromkeys(prompts))
 
 
 def repeated_4gram_rate(ids: list[int]) -> float:

@@ -1,9 +1,12 @@
 """Training of trunk and MTP block together, then of the MTP block alone, under a wall-clock or step budget.
 
-Loss = CE(trunk) + mtp_weight x (L_1 + chain_weight x (L_2 + L_3)), where L_s, of chain depth s, is
-a mean of the cross entropy against the text (share 0.3, later 0) and against the trunk's own (detached)
-distribution at the same position. Batches depend on (seed, step) alone, so a run with ``steps`` set repeats
-exactly on one machine and thread count; with a time budget the clock drives the schedule and two runs differ.
+Loss = L_0 + mtp_weight x (L_1 + chain_weight x (L_2 + L_3)).
+L_0 is the trunk's cross entropy against the text; from 40 % of the joint phase on its target is 0.7 text + 0.3 the
+head's (detached) distribution at the same position: mutual learning (Zhang et al., 2017).
+L_s, of chain depth s, is the head's cross entropy against the trunk's (detached) distribution; in the first quarter
+0.3 of its target is the text.
+Batches depend on (seed, step) alone, so a run with ``steps`` set repeats exactly on one machine and thread count;
+with a time budget the clock drives the schedule and two runs differ.
 """
 
 from __future__ import annotations
@@ -52,13 +55,15 @@ class TrainPlan:
 class Moment:
     """What the schedule says at one point of the run.
 
-    seq_len: window length; depth: chain steps trained; hard_share: share of the text itself in the head's target;
-    lr_scale: factor on both learning rates; head_only: the trunk is frozen.
+    seq_len: window length; depth: chain steps trained; hard_share: share of the text in the head's target;
+    mutual_share: share of the head's distribution in the trunk's target; lr_scale: factor on both learning rates;
+    head_only: the trunk is frozen.
     """
 
     seq_len: int
     depth: int
     hard_share: float
+    mutual_share: float
     lr_scale: float
     head_only: bool
 
@@ -73,11 +78,12 @@ def moment_at(plan: TrainPlan, progress: float, step: int) -> Moment:
     joint = progress / (1.0 - plan.head_share)
     if joint >= 1.0:
         left = (1.0 - progress) / plan.head_share
-        return Moment(512, 3, 0.0, 0.5 * max(0.01, left), True)
+        return Moment(512, 3, 0.0, 0.0, 0.5 * max(0.01, left), True)
     return Moment(
         seq_len=256 if joint < 0.7 else 512 if joint < 0.92 else 1024,
         depth=1 if joint < 0.45 else 2 if joint < 0.75 else 3,
         hard_share=0.3 if joint < 0.25 else 0.0,
+        mutual_share=0.0 if joint < 0.4 else 0.3,
         lr_scale=min(1.0, (step + 1) / 40) * min(1.0, max(0.01, (1.0 - joint) / 0.7)),
         head_only=False,
     )
@@ -120,6 +126,11 @@ def losses(model: TinyModel, window: Tensor, plan: TrainPlan, moment: Moment, ce
         return hard_share * hard + (1.0 - hard_share) * soft
 
     loss_mtp = head_loss(rows, 0, ids.shape[0])
+    if moment.mutual_share > 0.0:
+        with torch.no_grad():
+            peer = F.log_softmax(model.logits(rows), -1)
+        mutual = soft_cross_entropy(logits[:, skip:], peer)
+        loss_trunk = (1.0 - moment.mutual_share) * loss_trunk + moment.mutual_share * mutual
     for level in range(1, depth):
         loss_mtp = loss_mtp + plan.chain_weight * head_loss(chain[level], level, n_chain)
     return loss_trunk, loss_mtp
