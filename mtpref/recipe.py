@@ -1,6 +1,6 @@
 """The recipe: numerics, steps and contract in one frozen object, the only indirection of the project.
 
-Owns the choice between the readable spec and the Numba twins. Nothing else chooses kernels.
+Owns the choice between the readable spec and the Numba kernels. Nothing else chooses kernels.
 """
 
 from dataclasses import dataclass, field, replace
@@ -50,22 +50,21 @@ def make_recipe(
 
 def kernel_ops(numerics: str) -> Ops:
     """The spec's table with every entry that has a Numba twin replaced by it."""
-    from mtpref.kernels import twins
-
     wide = numerics == "exact"
     return spec_ops(numerics).replaced(
-        mul_mat=twins.mul_mat_exact if wide else twins.mul_mat_ggml,
-        rms_norm=twins.rms_norm,
-        l2_norm=twins.l2_norm,
-        rope_table=twins.rope_table,
-        rope=twins.rope,
-        conv_silu=partial(twins.conv_silu, wide=wide),
-        delta_gates=twins.delta_gates,
-        delta_rule=partial(twins.delta_rule, wide=wide),
-        gated_norm=twins.gated_norm,
-        attention=partial(twins.attention, wide=wide),
-        attn_gate=twins.attn_gate,
-        swiglu=twins.swiglu,
-        argmax=twins.argmax,
-        top_candidates=twins.top_candidates,
+        mul_mat=kernels.mul_mat_exact if wide else kernels.mul_mat_ggml,
+        get_rows=kernels.get_rows,
+        rms_norm=kernels.rms_norm,
+        l2_norm=kernels.l2_norm,
+        rope_table=kernels.rope_table,
+        rope=kernels.rope,
+        conv_silu=partial(kernels.conv_silu, wide=wide),
+        delta_gates=kernels.delta_gates,
+        delta_rule=partial(kernels.delta_rule, wide=wide),
+        gated_norm=kernels.gated_norm,
+        attention=partial(kernels.attention, wide=wide),
+        attn_gate=kernels.attn_gate,
+        swiglu=kernels.swiglu,
+        argmax=kernels.argmax,
+        top_candidates=kernels.top_candidates,
     )
