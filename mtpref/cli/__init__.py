@@ -7,6 +7,7 @@ input, 130 interrupted. Each verb stands in a file of its own.
 import argparse
 import os
 import sys
+from typing import Any
 
 from mtpref import __version__
 from mtpref.errors import MtprefError
@@ -15,8 +16,24 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """One layout under every Python version and terminal width: docs/cli.md is compared with it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        values = "" if action.nargs == 0 else " " + self._format_args(action, action.dest.upper())
+        return ", ".join(action.option_strings) + values
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with one line for an error, as for every other bad input."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> "None":  # type: ignore[override]
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}; try: {self.prog} --help\n")
@@ -27,10 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = _Parser(
         prog="mtpref",
+        usage="mtpref VERB [options]",
         description="The reference MTP (multi-token prediction) speculative decoder for GGUF models.",
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
     for module in (generate, inspect, dump, compare):
         module.add_parser(verbs)
     return parser

@@ -8,6 +8,7 @@ from typing import Any
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "compare",
+        usage="mtpref compare [options] A.gguf B.gguf",
         help="compare two files of tensors and name the first divergence",
         description="Compare the tensors that two GGUF files have in common, in the execution order of the first: "
         "NMSE, greatest difference, worst row, first divergence. Exit code 1 if any differs by more than the limit.",

@@ -10,6 +10,7 @@ from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "dump",
+        usage="mtpref dump [options] -o OUT.gguf",
         help="write activations of any layer to a GGUF file",
         description="Run a prompt once through trunk and MTP head and write the tensors whose llama.cpp cb() name "
         "matches to a GGUF file, for `mtpref compare` or for a port's own checker.",

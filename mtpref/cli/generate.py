@@ -19,6 +19,7 @@ DEFAULT_N_PREDICT = 128
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "generate",
+        usage="mtpref generate [options]",
         help="generate text, drafting with the model's MTP head",
         description="Generate text greedily, drafting with the model's MTP head and verifying with the model itself. "
         "stdout is the text only; notes and statistics go to stderr.",

@@ -7,6 +7,7 @@ from typing import Any
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "inspect",
+        usage="mtpref inspect [options] FILE",
         help="show hyper-parameters, layers, tensors and the MTP head of a GGUF file",
         description="Show hyper-parameters, layers by kind, tensors, the quantisation mix and where each tensor of the "
         "MTP head comes from. Reads the header only.",

@@ -1,6 +1,7 @@
 """Arguments that several verbs share: the model, the prompt, the numerics. Names are llama.cpp's."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,9 @@ def _read_file(path: Path) -> str:
 
 
 def _unescape(text: str) -> str:
-    for written, meant in (("\\\\", "\0"), ("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ("\0", "\\")):
-        text = text.replace(written, meant)
-    return text
+    """llama.cpp's escapes that a prompt needs; an unknown one stays as it is written."""
+    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
+    return re.sub(r"\\(.)", lambda match: meant.get(match[1], match[0]), text, flags=re.DOTALL)
 
 
 def load_model(args: argparse.Namespace) -> Any:

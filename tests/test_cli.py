@@ -1,0 +1,191 @@
+"""The command line: what goes where, exit codes, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtpref.api import tiny_path
+from mtpref.cli import main
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "def main(argv):"
+
+
+def run_main(capfdbinary, *argv):
+    code = main(list(argv))
+    out, err = capfdbinary.readouterr()
+    return code, out, err.decode()
+
+
+def test_stdout_is_the_text_only_and_the_same_with_and_without_mtp(capfdbinary):
+    code, with_mtp, err = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24")
+    assert code == 0
+    assert "MTP: on" in err
+    for line in ("n_predict = 24", "n_drafted = ", "n_accept  = ", "accept    = ", "acc per pos = ("):
+        assert line in err
+    code, without, err = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24", "--spec-type", "none")
+    assert code == 0
+    assert "MTP: off, though the file has a head" in err
+    assert with_mtp == without
+    assert with_mtp
+
+
+def test_json_is_one_object_whose_ids_and_text_agree(capfdbinary):
+    code, out, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "9", "--json")
+    record = json.loads(out)
+    assert code == 0
+    assert record["schema"] == "mtpref-generate-1"
+    assert len(record["ids"]) == record["statistics"]["n_predict"] == 9
+    assert record["reason"] == "length"
+    _, text, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "9")
+    assert record["text"].encode() == text
+
+
+def test_without_a_prompt_the_embedded_model_gets_one_and_says_so(capfdbinary):
+    code, out, err = run_main(capfdbinary, "generate", "-n", "3")
+    assert code == 0
+    assert out
+    assert "give your own with -p or -f" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["generate", "-p", ""], "prompt: it has no tokens"),
+        (["generate", "-m", str(tiny_path())], "prompt: none is given"),
+        (["generate", "-p", "x", "-f", "y"], "both are given"),
+        (["generate", "-f", "/no/such/file"], "cannot be read"),
+        (["generate", "-m", "/no/such/model.gguf", "-p", "x"], "/no/such/model.gguf"),
+        (["generate", "-p", "x", "--contract", "hidden=sideways"], "expected one of post, pre"),
+        (["generate", "-p", "x", "--contract", "nonsense"], "expected one of llama.cpp, training"),
+        (["generate", "-p", "x", "--spec-draft-n-max", "-1"], "--spec-draft-n-max: -1 is out of range"),
+        (["generate", "-p", "x", "--spec-draft-n-min", "5"], "is more than --spec-draft-n-max 3"),
+        (["generate", "-p", "x", "--spec-draft-p-min", "1.5"], "--spec-draft-p-min: 1.5 is out of range"),
+        (["generate", "-p", "x", "--spec-draft-vocab", "0"], "--spec-draft-vocab: 0 is out of range"),
+        (["generate", "-p", "x", "--spec-draft-vocab", "99999999"], "the size of the vocabulary"),
+        (["generate", "-p", "x", "-n", "-2"], "--predict: -2 is out of range"),
+        (["generate", "-p", "x", "-c", "99999999"], "--ctx-size: 99999999 is out of range"),
+        (["generate", "-p", "x y z " * 99, "-c", "9"], "tokens, expected at most 9"),
+        (["generate", "-p", "x", "-t", "0"], "--threads: 0 is out of range"),
+        (["generate", "-p", "x", "-b", "0"], "--batch-size: 0 is out of range"),
+        (["generate", "-p", "x", "-ctk", "f32", "-ctv", "f16"], "expected the same type"),
+        (["generate", "-p", "x", "--trace", "/no/such/folder/t.jsonl"], "cannot be written"),
+        (["dump", "-p", "x", "--tensors", "(", "-o", "/tmp/never"], "is no regular expression"),
+        (["dump", "-p", "x", "--tensors", "^zzz", "-o", "/tmp/never"], "matches none of"),
+        (["inspect", "/no/such/file.gguf"], "/no/such/file.gguf"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(capfdbinary, argv, expected):
+    code, out, err = run_main(capfdbinary, *argv)
+    assert code == 2
+    assert out == b""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f"mtpref {argv[0]}: error: ")
+    assert expected in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("argv", [["generate", "--no-such-flag"], ["nonsense"], ["dump", "-p", "x"]])
+def test_bad_usage_is_one_line_and_exit_code_2(capfdbinary, argv):
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert exit_info.value.code == 2
+    assert capfdbinary.readouterr().err.decode().count("\n") == 1
+
+
+def test_no_arguments_print_usage_and_exit_2(capfdbinary):
+    code, out, err = run_main(capfdbinary)
+    assert (code, out) == (2, b"")
+    assert err.startswith("usage: mtpref")
+
+
+def test_cli_page_is_the_programs_own_help():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import write_cli_doc
+    finally:
+        sys.path.pop(0)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == write_cli_doc.render(), (
+        "run: python tools/write_cli_doc.py"
+    )
+
+
+def test_escapes_in_the_prompt_are_read_with_e(capfdbinary):
+    _, out, _ = run_main(capfdbinary, "generate", "-e", "-p", r"a\n\tb\\n", "-n", "1", "--json")
+    _, plain, _ = run_main(capfdbinary, "generate", "-p", "a\n\tb\\n", "-n", "1", "--json")
+    assert json.loads(out)["prompt_ids"] == json.loads(plain)["prompt_ids"]
+
+
+def test_an_escape_that_follows_an_escaped_backslash_stays_as_written():
+    from mtpref.cli.options import _unescape
+
+    assert _unescape(r"\\n") == r"\n"
+    assert _unescape(r"\\\n") == "\\\n"
+    assert _unescape("\0\\t") == "\0\t"
+
+
+def test_prompt_comes_from_standard_input_and_from_a_file(tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT)
+    command = [sys.executable, "-m", "mtpref", "generate", "-n", "4"]
+    given = [
+        subprocess.run([*command, "-p", "-"], input=PROMPT.encode(), capture_output=True, cwd=ROOT, check=True),
+        subprocess.run([*command, "-f", str(file)], capture_output=True, cwd=ROOT, check=True),
+        subprocess.run([*command, "-p", PROMPT], capture_output=True, cwd=ROOT, check=True),
+    ]
+    assert given[0].stdout == given[1].stdout == given[2].stdout
+
+
+def test_interrupt_ends_with_statistics_and_a_readable_trace(tmp_path):
+    trace = tmp_path / "run.jsonl"
+    command = [sys.executable, "-m", "mtpref", "generate", "-p", PROMPT, "-n", "-1", "--trace", str(trace)]
+    process = subprocess.Popen([*command, "--ops", "spec"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    try:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"n_drafted = " in err
+    assert b"Traceback" not in err
+    events = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert events[-1]["event"] == "RunEnded"
+    assert events[-1]["reason"] == "interrupted"
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = f"{sys.executable} -m mtpref generate -p x -n 64 | head -c 1 >/dev/null"
+    done = subprocess.run(command, shell=True, capture_output=True, cwd=ROOT)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+def test_control_characters_of_a_model_never_reach_a_terminal(monkeypatch):
+    """A pseudo-terminal in place of stdout; the model's pieces are replaced by hostile ones."""
+    import pty
+
+    from mtpref.cli.generate import _Text
+
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        text = _Text(is_silent=False)
+        for piece in (b"a\x1b[2J", "\u202e".encode(), "\u00e9".encode()[:1], "\u00e9".encode()[1:], b"\x9b\x07"):
+            text.write(piece)
+        text.end()
+        terminal.flush()
+        time.sleep(0.05)
+        shown = os.read(leader, 4096).decode()
+    os.close(leader)
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "\u202e" not in shown
+    assert r"\x1b[2J" in shown
+    assert "\u00e9" in shown

@@ -1,0 +1,58 @@
+"""Every command of README.md runs. (.ci/run runs the two that set up a virtual environment.)"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(marker):
+    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.S)
+    assert found, f"README.md has no block marked {marker}"
+    return found.group(1)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "mtpref" / "data").mkdir(parents=True)
+    shutil.copy(ROOT / "mtpref" / "data" / "tiny.gguf", folder / "mtpref" / "data")
+    return folder
+
+
+def run(command, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_every_command_succeeds(workplace):
+    for line in block("commands").strip().splitlines():
+        words = shlex.split(line)
+        assert words[0] == "mtpref"
+        done = run([sys.executable, "-m", *words], workplace)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert done.stdout or words[1] == "dump"
+
+
+def test_the_library_example_runs(workplace):
+    done = run([sys.executable, "-c", block("library")], workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_setup_commands_are_one_line_each():
+    for marker in ("run-generate", "run-tests"):
+        assert len(block(marker).strip().splitlines()) == 1
