@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtpref.kernels import activations, compile
 from mtpref.kernels.arith import exp, f32_of_bf16, f32_of_f16
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
-from mtpref.kernels.lanes import N_LANES, dot, fma32
+from mtpref.kernels.lanes import N_LANES, dot, fma32, never_inline
 from mtpref.spec.arith import rsqrt64
 
 F32 = NDArray[np.float32]
@@ -28,6 +28,7 @@ PARALLEL_FROM = 1 << 20
 @helper
 def _load_cell(wide_cache, half_cache, kind, j, head, out):
     """Key or value j of a head as float32. An F32 cache is `wide_cache`, the 16 bits of the others `half_cache`."""
+    never_inline()
     if kind == activations.KEEP:
         cell = wide_cache[j, head]
         for i in range(len(out)):
@@ -45,6 +46,7 @@ def _load_cell(wide_cache, half_cache, kind, j, head, out):
 @helper
 def _softmax_numerators(score, n_cells):
     """score[j] becomes exp(score[j] - max); a NaN makes all NaN, as it does for np.max."""
+    never_inline()
     greatest = score[0]
     for j in range(1, n_cells):
         if score[j] > greatest or score[j] != score[j]:
@@ -55,17 +57,17 @@ def _softmax_numerators(score, n_cells):
 
 @helper
 def _add_value_lanes(lanes, out, total):
-    """The final tree over the first axis of lanes (32, D), for each column; then the division by the total."""
-    half = N_LANES // 2
+    """The final tree over the lanes of each column of (32, D), given flat; then the division by the total."""
+    never_inline()
+    size = len(out)
+    half = len(lanes) // (2 * size)
     while half:
-        for lane in range(half):
-            low, high = lanes[lane], lanes[lane + half]
-            for i in range(len(out)):
-                low[i] = low[i] + high[i]
+        # Lane l + half lies half rows behind lane l.
+        for i in range(half * size):
+            lanes[i] = lanes[i] + lanes[half * size + i]
         half //= 2
-    first = lanes[0]
-    for i in range(len(out)):
-        out[i] = np.float32(first[i]) / total
+    for i in range(size):
+        out[i] = np.float32(lanes[i]) / total
 
 
 _CACHES = (source(types.float32, 3), source(types.uint16, 3))
@@ -115,9 +117,9 @@ def _attention_tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale
             total = dot(score, h * most_cells, ones, 0, n_cells, wide)
             head_out = out[t, kv_head * group + h]
             if wide:
-                _add_value_lanes(lanes64[h], head_out, total)
+                _add_value_lanes(lanes64[h].reshape(-1), head_out, total)
             else:
-                _add_value_lanes(lanes32[h], head_out, total)
+                _add_value_lanes(lanes32[h].reshape(-1), head_out, total)
 
 
 _tasks = _attention_tasks.dispatcher

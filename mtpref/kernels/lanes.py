@@ -112,15 +112,10 @@ bits_of_f64 = _bit_view(types.int64, types.float64, I64)
 f64_of_bits = _bit_view(types.float64, types.int64, DOUBLE)
 
 
-def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, kind: ir.Type) -> Any:
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     """Pointer to flat element `index` of a contiguous array, without bounds or wraparound."""
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
-
-
-def _load(context: Any, builder: Any, sig: Any, args: Any, at: int, kind: ir.Type) -> ir.Value:
-    pointer = _element_pointer(context, builder, sig.args[at], args[at], args[at + 1], kind)
-    return builder.load(pointer, align=context.get_abi_sizeof(context.get_data_type(sig.args[at].dtype)))
+    return builder.gep(data, [index])
 
 
 @intrinsic
@@ -128,10 +123,20 @@ def at(typingctx: Any, array: Any, index: Any) -> Any:
     """array.flat[index] of a contiguous array for index >= 0: what array[index] costs without the sign test."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.load(builder.gep(data, [args[1]]))
+        return builder.load(_pointer(context, builder, sig.args[0], *args))
 
     return array.dtype(array, types.intp), codegen
+
+
+@intrinsic
+def never_inline(typingctx: Any) -> Any:
+    """Keeps LLVM from copying the function that calls this into its callers: it bounds the time to compile."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
@@ -154,30 +159,43 @@ def zeros64(typingctx: Any) -> Any:
     return LANES64(), codegen
 
 
+def _load_at(builder: Any, address: Any, kind: ir.Type, align: int) -> ir.Value:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
+
+
 @intrinsic
-def add_products32(typingctx: Any, lanes: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
-    """Lane l becomes fma32(a[i + l], b[j + l], lane l), l = 0 .. 31; float32 arrays by flat index."""
+def f32_at(typingctx: Any, address: Any) -> Any:
+    """The float32 at an address."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        x = _load(context, builder, sig, args, 1, LANES32.vector)
-        y = _load(context, builder, sig, args, 3, LANES32.vector)
+        return _load_at(builder, args[0], FLOAT, 4)
+
+    return types.float32(types.intp), codegen
+
+
+@intrinsic
+def add_products32(typingctx: Any, lanes: Any, a: Any, b: Any) -> Any:
+    """Lane l becomes fma32(a[l], b[l], lane l), l = 0 .. 31; a, b: addresses of float32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, y = (_load_at(builder, address, LANES32.vector, 4) for address in args[1:])
         return emit_fma32(builder, x, y, args[0])
 
-    return LANES32(LANES32, a, types.intp, b, types.intp), codegen
+    return LANES32(LANES32, types.intp, types.intp), codegen
 
 
 @intrinsic
-def add_products64(typingctx: Any, lanes: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
-    """Lane l becomes lane l + a[i + l] * b[j + l] in float64, l = 0 .. 31; float32 arrays by flat index."""
+def add_products64(typingctx: Any, lanes: Any, a: Any, b: Any) -> Any:
+    """Lane l becomes lane l + a[l] * b[l] in float64, l = 0 .. 31; a, b: addresses of float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        x = builder.fpext(_load(context, builder, sig, args, 1, LANES32.vector), LANES64.vector)
-        y = builder.fpext(_load(context, builder, sig, args, 3, LANES32.vector), LANES64.vector)
+        parts = (_load_at(builder, address, LANES32.vector, 4) for address in args[1:])
+        x, y = (builder.fpext(part, LANES64.vector) for part in parts)
         if HAS_FMA:  # the product is exact, so fusing changes no bit
             return _intrinsic_call(builder, "fma", LANES64.vector, [x, y, args[0]])
         return builder.fadd(args[0], builder.fmul(x, y))
 
-    return LANES64(LANES64, a, types.intp, b, types.intp), codegen
+    return LANES64(LANES64, types.intp, types.intp), codegen
 
 
 @intrinsic
@@ -220,8 +238,10 @@ def _int_dot(n: int) -> Any:
     @intrinsic
     def dot(typingctx: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            wide = ir.VectorType(I16, n)
-            x, y = (builder.sext(_load(context, builder, sig, args, k, ir.VectorType(I8, n)), wide) for k in (0, 2))
+            wide, narrow = ir.VectorType(I16, n), ir.VectorType(I8, n)
+            pointers = (_pointer(context, builder, sig.args[k], args[k], args[k + 1]) for k in (0, 2))
+            loads = [builder.load(builder.bitcast(p, narrow.as_pointer()), align=1) for p in pointers]
+            x, y = (builder.sext(value, wide) for value in loads)
             # Even and odd elements apart, widened, multiplied and added: the shape that pmaddwd has.
             half = ir.VectorType(I32, n // 2)
             products = []
@@ -243,31 +263,53 @@ int_dot_32 = _int_dot(32)
 int_dot_16 = _int_dot(16)
 
 
-@helper
-def dot32(a, i, b, j, n):  # type: ignore[no-untyped-def]
-    """S2. `spec.dot32` of a[i : i + n] and b[j : j + n], flat indices."""
+def _dot32_at(a, b, n):  # type: ignore[no-untyped-def]
     lanes = zeros32()
     n_whole = n // N_LANES * N_LANES
     for k in range(0, n_whole, N_LANES):
-        lanes = add_products32(lanes, a, i + k, b, j + k)
+        lanes = add_products32(lanes, a + 4 * k, b + 4 * k)
     for l in range(n - n_whole):  # noqa: E741
         k = n_whole + l
-        lanes = with_lane(lanes, l, fma32(at(a, i + k), at(b, j + k), lane_of(lanes, l)))
+        lanes = with_lane(lanes, l, fma32(f32_at(a + 4 * k), f32_at(b + 4 * k), lane_of(lanes, l)))
     return add_lanes(lanes)
 
 
-@helper
-def lane_sum_products(a, i, b, j, n):  # type: ignore[no-untyped-def]
-    """S2. `spec.lane_sum_products` of a[i : i + n] and b[j : j + n], flat indices."""
+def _lane_sum_at(a, b, n):  # type: ignore[no-untyped-def]
     lanes = zeros64()
     n_whole = n // N_LANES * N_LANES
     for k in range(0, n_whole, N_LANES):
-        lanes = add_products64(lanes, a, i + k, b, j + k)
+        lanes = add_products64(lanes, a + 4 * k, b + 4 * k)
     for l in range(n - n_whole):  # noqa: E741
         k = n_whole + l
-        product = np.float64(at(a, i + k)) * np.float64(at(b, j + k))
+        product = np.float64(f32_at(a + 4 * k)) * np.float64(f32_at(b + 4 * k))
         lanes = with_lane(lanes, l, lane_of(lanes, l) + product)
     return add_lanes(lanes)
+
+
+def _on_addresses(body: Any, result: Any) -> Any:
+    """An intrinsic (a, i, b, j, n) that calls body(address of a.flat[i], address of b.flat[j], n).
+
+    One body serves all array types, and the arrays live until the call returns.
+    """
+
+    @intrinsic
+    def call(typingctx: Any, a: Any, i: Any, b: Any, j: Any, n: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointers = (_pointer(context, builder, sig.args[k], args[k], args[k + 1]) for k in (0, 2))
+            addresses = [builder.ptrtoint(p, I64) for p in pointers]
+            body_sig = result(types.intp, types.intp, types.intp)
+            return context.compile_internal(builder, body, body_sig, [*addresses, args[4]])
+
+        if not all(array.dtype == types.float32 and array.layout == "C" for array in (a, b)):
+            raise TypeError(f"expected contiguous float32 arrays, found {a}, {b}")
+        return result(a, types.intp, b, types.intp, types.intp), codegen
+
+    return call
+
+
+# S2. `spec.dot32` and `spec.lane_sum_products` of a.flat[i : i + n] and b.flat[j : j + n].
+dot32 = _on_addresses(_dot32_at, types.float32)
+lane_sum_products = _on_addresses(_lane_sum_at, types.float64)
 
 
 @helper

@@ -23,7 +23,8 @@ F32 = NDArray[np.float32]
 # Multiplications and additions below which one thread does the whole product: a third of a millisecond or so.
 PARALLEL_FROM = 1 << 21
 
-_rows_float, _rows_q8_0 = rows.rows_float.dispatcher, rows.rows_q8_0.dispatcher
+_rows_float, _rows_blocks = rows.rows_float.dispatcher, rows.rows_blocks.dispatcher
+_rows_q8_0 = rows.rows_q8_0.dispatcher
 _rows_q4_k, _rows_q6_k = rows.rows_q4_k.dispatcher, rows.rows_q6_k.dispatcher
 
 
@@ -32,6 +33,13 @@ def _all_rows_float(type_code, raw, row_bytes, x, wide, y, n_parts):
     n = y.shape[1]
     for p in prange(n_parts):
         _rows_float(type_code, raw, row_bytes, x, wide, y, p * n // n_parts, (p + 1) * n // n_parts)
+
+
+@kernel(*rows.BLOCKS_ARGS, INT, parallel=True)
+def _all_rows_blocks(type_code, raw, row_bytes, x, y, n_parts):
+    n = y.shape[1]
+    for p in prange(n_parts):
+        _rows_blocks(type_code, raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts)
 
 
 @kernel(*rows.Q8_0_ARGS, INT, parallel=True)
@@ -55,9 +63,9 @@ def _all_rows_q6_k(raw, row_bytes, codes_x, d_x, y, n_parts):
         _rows_q6_k(raw, row_bytes, codes_x, d_x, y, p * n // n_parts, (p + 1) * n // n_parts)
 
 
-_SERIAL = (rows.rows_float, rows.rows_q8_0, rows.rows_q4_k, rows.rows_q6_k)
-_PARALLEL = (_all_rows_float, _all_rows_q8_0, _all_rows_q4_k, _all_rows_q6_k)
-_FLOAT, _Q8_0, _Q4_K, _Q6_K = range(4)
+_SERIAL = (rows.rows_float, rows.rows_blocks, rows.rows_q8_0, rows.rows_q4_k, rows.rows_q6_k)
+_PARALLEL = (_all_rows_float, _all_rows_blocks, _all_rows_q8_0, _all_rows_q4_k, _all_rows_q6_k)
+_FLOAT, _BLOCKS, _Q8_0, _Q4_K, _Q6_K = range(5)
 
 
 def _run(family: int, w: Matrix, n_tokens: int, *args: Any) -> None:
@@ -82,7 +90,12 @@ def mul_mat_exact(w: Matrix, x: F32) -> F32:
     """
     if w.type_name not in rows.TYPE_CODES:
         raise _unknown_type(w)
-    return _mul_mat_float(w, np.ascontiguousarray(x), True)
+    x = np.ascontiguousarray(x)
+    if w.type_name in ("F32", "F16", "BF16"):
+        return _mul_mat_float(w, x, True)
+    y = np.empty((x.shape[0], w.n_out), np.float32)
+    _run(_BLOCKS, w, x.shape[0], rows.TYPE_CODES[w.type_name], w.raw, w.row_bytes, x, y)
+    return y
 
 
 def mul_mat_ggml(w: Matrix, x: F32) -> F32:

@@ -109,7 +109,7 @@ def _decode_q6_k(raw, start, n, out, codes):
 
 
 @helper
-def _decode(type_code, raw, start, n, out, codes):
+def _decode_float(type_code, raw, start, n, out):
     """The n weights of the row that starts at byte `start`, as `quants.dequantize` gives them."""
     if type_code == F32:
         for i in range(n):
@@ -118,10 +118,15 @@ def _decode(type_code, raw, start, n, out, codes):
     elif type_code == F16:
         for i in range(n):
             out[i] = _half(raw, start + 2 * i)
-    elif type_code == BF16:
+    else:
         for i in range(n):
             out[i] = f32_of_bf16(_u16(raw, start + 2 * i))
-    elif type_code == Q8_0:
+
+
+@helper
+def _decode_blocks(type_code, raw, start, n, out, codes):
+    """The n weights of the row that starts at byte `start`, as `quants.dequantize` gives them."""
+    if type_code == Q8_0:
         _decode_q8_0(raw, start, n, out)
     elif type_code == Q4_K:
         _decode_q4_k(raw, start, n, out, codes)
@@ -132,6 +137,7 @@ def _decode(type_code, raw, start, n, out, codes):
 _RAW, _MATRIX = source(types.uint8, 1), source(types.float32, 2)
 _CODES, _OUT = source(types.int8, 2), target(types.float32, 2)
 FLOAT_ARGS = (INT, _RAW, INT, _MATRIX, FLAG, _OUT)
+BLOCKS_ARGS = (INT, _RAW, INT, _MATRIX, _OUT)
 Q8_0_ARGS = (_RAW, INT, _CODES, _MATRIX, _OUT)
 Q4_K_ARGS = (_RAW, INT, _CODES, _MATRIX, source(types.int32, 2), _OUT)
 Q6_K_ARGS = Q8_0_ARGS
@@ -139,13 +145,24 @@ Q6_K_ARGS = Q8_0_ARGS
 
 @kernel(*FLOAT_ARGS, INT, INT)
 def rows_float(type_code, raw, row_bytes, x, wide, y, first, last):
-    """S6. y[t, r] = dot(dequantised row r, x[t]) for r in first .. last - 1: exact numerics, or F32, F16, BF16."""
+    """S6. y[t, r] = dot(row r, x[t]) for r in first .. last - 1 of F32, F16 and BF16, exact or ggml numerics."""
+    n_tokens, n = x.shape
+    row = np.empty(n, np.float32)
+    for r in range(first, last):
+        _decode_float(type_code, raw, r * row_bytes, n, row)
+        for t in range(n_tokens):
+            y[t, r] = dot(row, 0, x, t * n, n, wide)
+
+
+@kernel(*BLOCKS_ARGS, INT, INT)
+def rows_blocks(type_code, raw, row_bytes, x, y, first, last):
+    """S6. y[t, r] = dot64(dequantised row r, x[t]) for r in first .. last - 1 of quantised types: exact numerics."""
     n_tokens, n = x.shape
     row, codes = np.empty(n, np.float32), np.empty(256, np.int8)
     for r in range(first, last):
-        _decode(type_code, raw, r * row_bytes, n, row, codes)
+        _decode_blocks(type_code, raw, r * row_bytes, n, row, codes)
         for t in range(n_tokens):
-            y[t, r] = dot(row, 0, x, t * n, n, wide)
+            y[t, r] = dot(row, 0, x, t * n, n, True)
 
 
 @kernel(*Q8_0_ARGS, INT, INT)
