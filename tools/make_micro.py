@@ -1,0 +1,204 @@
+"""Make a micro model: a small qwen35 + MTP GGUF with planted structure and a chosen acceptance rate.
+
+    python tools/make_micro.py --seed 1 --accept 60 --type F32 -o micro.gguf
+
+Same arguments, same bytes. What is planted: tools/micro_plant.py; measured rates: docs/micro-models.md.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import micro_layers as layers
+import micro_plant as mp
+from micro_gguf import F32, TYPES, tensor_of, write_gguf
+
+# Acceptance of the first draft token in percent where nothing (everything) is planted wrong.
+ACCEPT_RIGHT, ACCEPT_WRONG = 91.0, 10.0
+ACCEPT_MIN, ACCEPT_MAX = 10.0, 91.0
+
+
+@dataclass(frozen=True)
+class MicroVariant:
+    """Which optional tensors the file has, and an optional end-of-generation token id."""
+
+    untied: bool = False
+    own_embed: bool = False
+    own_head: bool = False
+    head_norm: bool = True
+    eos: int | None = None
+
+
+# The models that tests and recordings use, by file stem: (seed, accept, type, variant).
+STANDARD: dict[str, tuple[int, float, str, MicroVariant]] = {
+    "micro-30-f32": (1, 30, "F32", MicroVariant()),
+    "micro-60-f32": (4, 60, "F32", MicroVariant()),
+    "micro-90-f32": (3, 90, "F32", MicroVariant()),
+    "micro-60-untied-f32": (4, 60, "F32", MicroVariant(untied=True)),
+    "micro-60-own-embed-f32": (4, 60, "F32", MicroVariant(own_embed=True)),
+    "micro-60-own-head-f32": (4, 60, "F32", MicroVariant(own_head=True)),
+    "micro-60-no-head-norm-f32": (4, 60, "F32", MicroVariant(head_norm=False)),
+    "micro-30-q8_0": (1, 30, "Q8_0", MicroVariant()),
+    "micro-60-q8_0": (4, 60, "Q8_0", MicroVariant()),
+    "micro-90-q8_0": (3, 90, "Q8_0", MicroVariant()),
+}
+
+
+def make_standard(name: str, path: str | Path) -> None:
+    """Write the standard model of that stem (see STANDARD)."""
+    seed, accept, type_name, variant = STANDARD[name]
+    make_micro(path, seed, accept, type_name, variant=variant)
+
+
+def wrong_fraction(accept: float) -> float:
+    """The fraction of tokens to plant wrong so that the first draft token is accepted in `accept` percent."""
+    if not ACCEPT_MIN <= accept <= ACCEPT_MAX:
+        raise ValueError(f"--accept {accept:g}: expected {ACCEPT_MIN:g} to {ACCEPT_MAX:g} percent")
+    return min(1.0, max(0.0, (ACCEPT_RIGHT - accept) / (ACCEPT_RIGHT - ACCEPT_WRONG)))
+
+
+def plant_micro(seed: int, accept: float, shape: mp.MicroShape, variant: MicroVariant) -> dict[str, F32]:
+    """All tensors of one model as float32 arrays in NumPy order, in file order."""
+    plant = mp.Plant(seed, shape, wrong_fraction(accept))
+    mark = mp.wrong_tokens(seed, plant.order, plant.wrong)
+    out_codes = plant.output_codes()
+    plant.embedding("token_embd.weight", plant.codes, out_codes, mark)
+    final_norm = plant.gamma("output_norm.weight", shape.n_embd, 0.8, 1.2)
+    final_norm[shape.channels[2]] *= np.float32(mp.OUTPUT_SCALE)
+    # The tied head would otherwise find the current token itself through MARK and I.
+    final_norm[mp.MARK] *= np.float32(0.05)
+    final_norm[shape.channels[1]] *= np.float32(0.05)
+    if variant.untied:
+        own_output(plant, "output.weight", out_codes, list(range(shape.n_code)))
+    for layer in range(shape.n_layer - 1):
+        layers.delta_net_layer(plant, layer)
+        layers.store_ffn(plant, layer, *layers.ffn(plant, layer))
+    layers.attention_layer(plant, shape.n_layer - 1, mp.TRUNK_ATTENTION)
+    layers.rule_ffn(plant, shape.n_layer - 1)
+    plant_mtp(plant, variant, final_norm, out_codes, mark)
+    return plant.tensors
+
+
+def plant_mtp(plant: mp.Plant, variant: MicroVariant, final_norm: F32, out_codes: F32, mark: F32) -> None:
+    """The MTP block with its optional own embeddings, head and head norm.
+
+    Own embeddings and an own head hold their codes in a rotated order, so the shared ones are no substitute.
+    """
+    shape = plant.shape
+    name = f"blk.{shape.n_layer}."
+    plain = list(range(shape.n_code))
+    rotated = plain[5:] + plain[:5]
+    code_in, code_out = (rotated if own else plain for own in (variant.own_embed, variant.own_head))
+    layers.mtp_block(plant, shape.n_layer, final_norm, code_in, code_out)
+    if variant.own_embed:
+        codes = np.empty_like(plant.codes)
+        codes[:, code_in] = plant.codes
+        plant.embedding(name + "nextn.embed_tokens.weight", codes, -out_codes, mark)
+    if variant.own_head:
+        own_output(plant, name + "nextn.shared_head_head.weight", out_codes, code_out)
+    if variant.head_norm:
+        norm = plant.gamma(name + "nextn.shared_head_norm.weight", shape.n_embd, 0.9, 1.1)
+        plant.tensors[name + "nextn.shared_head_norm.weight"] = norm * final_norm
+
+
+def own_output(plant: mp.Plant, name: str, out_codes: F32, order: list[int]) -> None:
+    """A head of its own: O-code entry k at place order[k] of the O channel, noise elsewhere."""
+    table = plant.noise(name, (plant.shape.n_vocab, plant.shape.n_embd), 0.04)
+    table[:, plant.shape.channels[2].start + np.array(order)] += out_codes
+    plant.tensors[name] = table
+
+
+def micro_metadata(shape: mp.MicroShape, variant: MicroVariant) -> dict[str, object]:
+    """Metadata under llama.cpp's keys, with its hash tokenizer `test` (pieces are hex ids)."""
+    pairs = shape.n_rot // 2
+    sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
+    meta: dict[str, object] = {
+        "general.architecture": "qwen35",
+        "general.name": "mtpref micro",
+        "general.alignment": 32,
+        "qwen35.block_count": shape.n_layer + 1,
+        "qwen35.nextn_predict_layers": 1,
+        "qwen35.context_length": 4096,
+        "qwen35.embedding_length": shape.n_embd,
+        "qwen35.feed_forward_length": shape.n_ff,
+        "qwen35.attention.head_count": shape.n_head,
+        "qwen35.attention.head_count_kv": shape.n_head_kv,
+        "qwen35.attention.key_length": shape.head_dim,
+        "qwen35.attention.value_length": shape.head_dim,
+        "qwen35.attention.layer_norm_rms_epsilon": 1e-6,
+        "qwen35.full_attention_interval": shape.n_layer,
+        "qwen35.rope.dimension_count": shape.n_rot,
+        "qwen35.rope.dimension_sections": [np.int32(n) for n in sections],
+        "qwen35.rope.freq_base": 10000.0,
+        "qwen35.ssm.conv_kernel": shape.d_conv,
+        "qwen35.ssm.state_size": shape.state_size,
+        "qwen35.ssm.group_count": shape.n_k_heads,
+        "qwen35.ssm.time_step_rank": shape.n_v_heads,
+        "qwen35.ssm.inner_size": shape.n_v_heads * shape.state_size,
+        "tokenizer.ggml.model": "test",
+        "tokenizer.ggml.tokens": [f"{i:x}" for i in range(shape.n_vocab)],
+    }
+    if variant.eos is not None:
+        meta["tokenizer.ggml.eos_token_id"] = variant.eos
+    return meta
+
+
+def make_micro(
+    path: str | Path,
+    seed: int = 1,
+    accept: float = 60.0,
+    type_name: str = "F32",
+    shape: mp.MicroShape | None = None,
+    variant: MicroVariant | None = None,
+) -> None:
+    """Write one micro model.
+
+    `type_name` (F32, F16, BF16, Q8_0) holds for matrices; vectors and ssm_conv1d stay F32, as llama.cpp's
+    quantiser leaves them. Errors: ValueError for a rate, type or shape that cannot be made.
+    """
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    shape, variant = shape or mp.MicroShape(), variant or MicroVariant()
+    tensors = []
+    for name, values in plant_micro(seed, accept, shape, variant).items():
+        plain = values.ndim == 1 or "ssm_conv1d" in name
+        tensors.append(tensor_of(name, values, "F32" if plain else type_name))
+    write_gguf(path, micro_metadata(shape, variant), tensors)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Make a micro qwen35 + MTP GGUF with planted structure.")
+    parser.add_argument("--seed", type=int, default=1, help="seed of every random number (default 1)")
+    parser.add_argument("--accept", type=float, default=60, help="acceptance of the first draft token in percent")
+    parser.add_argument("--type", default="F32", choices=list(TYPES), help="type of the matrices (default F32)")
+    parser.add_argument("--k-quant-shape", action="store_true", help="rows of 256, as K types need")
+    parser.add_argument("--untied", action="store_true", help="write output.weight")
+    parser.add_argument("--own-embed", action="store_true", help="write nextn.embed_tokens.weight")
+    parser.add_argument("--own-head", action="store_true", help="write nextn.shared_head_head.weight")
+    parser.add_argument("--no-head-norm", action="store_true", help="leave out nextn.shared_head_norm.weight")
+    parser.add_argument("--eos", type=int, default=None, help="id of the end-of-generation token (default: none)")
+    parser.add_argument("-o", "--output", required=True, help="file to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the file; exit code 2 and one line on stderr if it cannot be made."""
+    args = parse_args(argv)
+    variant = MicroVariant(args.untied, args.own_embed, args.own_head, not args.no_head_norm, args.eos)
+    shape = mp.K_QUANT_SHAPE if args.k_quant_shape else mp.MicroShape()
+    try:
+        make_micro(args.output, args.seed, args.accept, args.type, shape, variant)
+    except (ValueError, OSError) as error:
+        print(f"make_micro: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
