@@ -1,0 +1,99 @@
+"""The log parser on the recordings: what it reads agrees with the logs' own counts."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tests import llama_log
+
+DATA = Path(__file__).resolve().parent / "data" / "llama_cpp"
+RECORDINGS = sorted(DATA.glob("*.log.gz"))
+RUNS = [(path.name, i, run) for path in RECORDINGS for i, run in enumerate(llama_log.read_runs(path))]
+every_run = pytest.mark.parametrize("run", [r for _, _, r in RUNS], ids=[f"{n.split('.')[0]}-{i}" for n, i, _ in RUNS])
+
+
+def test_there_are_recordings_with_every_verdict():
+    rounds = [r for _, _, run in RUNS for r in run.log.rounds]
+    assert len(RUNS) >= 16
+    assert any(r.n_draft == 0 for r in rounds)
+    assert any(0 == r.n_accepted < r.n_draft for r in rounds)
+    assert any(0 < r.n_accepted < r.n_draft for r in rounds)
+    assert any(r.n_accepted == r.n_draft == 3 for r in rounds)
+
+
+@every_run
+def test_rounds_agree_with_the_summary(run):
+    rounds, summary = run.log.rounds, run.log.summary
+    assert summary["n_draft"] == int(run.header["n_max"])
+    assert summary["n_drafted"] == sum(r.n_draft for r in rounds)
+    assert summary["n_accept"] == sum(r.n_accepted for r in rounds)
+    assert summary["n_predict"] == len(run.log.ids)
+
+
+@every_run
+def test_rounds_agree_with_the_statistics(run):
+    rounds, statistics = run.log.rounds, run.log.statistics
+    assert run.log.calls[1:] == (len(rounds), len(rounds))
+    assert statistics["gen drafts"] == sum(r.n_draft > 0 for r in rounds)
+    assert statistics["acc drafts"] == sum(r.n_accepted > 0 for r in rounds)
+    assert statistics["gen tokens"] == sum(r.n_draft for r in rounds)
+    assert statistics["acc tokens"] == sum(r.n_accepted for r in rounds)
+    for i, rate in enumerate(run.log.rates):
+        assert rate == pytest.approx(np.mean([r.n_accepted > i for r in rounds]), abs=6e-4)
+
+
+@every_run
+def test_steps_are_complete_and_sorted(run):
+    for r in run.log.rounds:
+        assert [step.pos for step in r.steps] == list(range(len(r.steps)))
+        for step in r.steps:
+            p = [c.p for c in step.candidates]
+            assert len(p) == 3
+            assert p == sorted(p, reverse=True)
+        assert r.n_accepted <= r.n_draft <= len(r.steps) <= int(run.header["n_max"])
+
+
+@every_run
+def test_p_min_ends_a_draft_at_the_first_improbable_token(run):
+    p_min = float(run.header["p_min"])
+    for r in run.log.rounds:
+        assert all(step.candidates[0].p >= p_min - 5e-4 for step in r.steps[: r.n_draft])
+        assert all(step.candidates[0].p > p_min - 5e-4 for step in r.steps[:-1])
+
+
+@pytest.mark.parametrize(("name", "i", "run"), [row for row in RUNS if row[0].startswith("micro-")])
+def test_emitted_ids_spell_the_text_the_run_wrote(name, i, run):
+    prompt = [int(part) for part in run.header["prompt_ids"].strip("[]").split(",")]
+    text = "".join(f"{i:x}" for i in prompt + run.log.ids)
+    assert repr(text) == run.header["stdout"]
+
+
+def test_greedy_text_does_not_depend_on_the_draft_length():
+    texts: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for name, _, run in RUNS:
+        texts.setdefault((name, run.header["prompt"]), set()).add(tuple(run.log.ids[:48]))
+    assert all(len(group) == 1 for group in texts.values())
+
+
+def test_pieces_may_hold_quotes_and_newlines():
+    raw = (
+        "0.00.1 D spec  draft:  - seq_id 0, draft candidate   0, pos   0:     10 (   0.500) '\n'\n"
+        "0.00.1 D spec  draft:  - seq_id 0, draft candidate   1, pos   0:     11 (   0.250) '''\n"
+        "0.00.1 D spec  draft:  - seq_id 0, draft candidate   2, pos   0:     12 (   0.125) 'it's\n\n'\n"
+        "text0.00.2 D accepted 1/1 draft tokens, the last target token is: (7)\n"
+    )
+    (only,) = llama_log.parse(raw).rounds
+    assert [c.piece for c in only.steps[0].candidates] == ["\n", "'", "it's\n\n"]
+    assert only.emitted == [10, 7]
+
+
+@pytest.mark.parametrize("path", sorted(DATA.glob("*.results.gguf")), ids=lambda p: p.stem)
+def test_results_hold_finite_logits_for_every_token_and_no_folder(path):
+    reader = gguf.GGUFReader(path)
+    tensors = {t.name: t.data for t in reader.tensors}
+    logits = tensors["logits"].reshape(len(tensors["tokens"]), -1)
+    assert len(tensors["tokens"]) >= 4
+    assert np.isfinite(logits).all()
+    assert "/" not in reader.get_field("path_model").contents()

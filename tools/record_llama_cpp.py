@@ -1,0 +1,138 @@
+"""Record stock llama.cpp's MTP decisions and trunk logits as fixtures for tests.
+
+    python tools/record_llama_cpp.py --llama-bin DIR --micro -o tests/data/llama_cpp
+    python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
+
+For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
+simple over prompts x draft lengths x p_min) and NAME.results.gguf (tokens and logits of llama-results). Only lines
+that depend on model and flags are kept: no times, paths or hardware. Read the log with tests/llama_log.py.
+"""
+
+import argparse
+import gzip
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import make_micro
+
+NUMERICS = ["-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "-fit", "off"]
+SPECULATIVE = [
+    *("--spec-type", "draft-mtp", "--temp", "0", "--top-k", "1", "--seed", "42", "-lv", "5"),
+    *("--no-log-timestamps", "--no-log-prefix", "-ctkd", "f32", "-ctvd", "f32"),
+]
+PROMPTS = ("The quick brown fox jumps", "def main(argv): return 0", "0123456789 and more text to read here", "a")
+# (--spec-draft-n-max, --spec-draft-p-min)
+SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
+KEEP = re.compile(
+    r"draft candidate +\d+, pos +\d+: +-?\d+ \( *[0-9.]+\) '.*?'(?=\n|$)"
+    r"|accepted \d+/\d+ draft tokens, the last target token is: \(-?\d+\)"
+    r"|partial acceptance: \d+ < \d+, restoring checkpoint"
+    r"|(?<!\w)(?:n_draft|n_predict|n_drafted|n_accept) += \d+"
+    r"|(?<!\w)accept +=  *[0-9.na-]+%"
+    r"|statistics +draft-mtp:.*?#acc rate/pos = \([^)]*\)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of llama-speculative-simple."""
+
+    prompt: str
+    n_predict: int
+    n_max: int
+    p_min: float
+
+    def flags(self, model: str) -> list[str]:
+        """The whole command line after the program's name."""
+        size = ["-n", str(self.n_predict), "--spec-draft-n-max", str(self.n_max)]
+        return ["-m", model, "-p", self.prompt, *size, "--spec-draft-p-min", f"{self.p_min:g}", *SPECULATIVE, *NUMERICS]
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a llama.cpp program; RuntimeError with its last line if it fails."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {last}")
+    return done
+
+
+def prompt_ids(bin_dir: Path, model: str, prompt: str, cwd: Path) -> str:
+    """The prompt's token ids as llama-tokenize prints them: "[1, 2, 3]"."""
+    command = [str(bin_dir / "llama-tokenize"), "-m", model, "-p", prompt, "--ids", "--log-disable"]
+    return run(command, cwd).stdout.strip().splitlines()[-1]
+
+
+def record_log(bin_dir: Path, model: str, case: Case, cwd: Path) -> str:
+    """One run as text: a header, the kept lines, and the text it wrote to stdout (prompt included)."""
+    done = run([str(bin_dir / "llama-speculative-simple"), *case.flags(model)], cwd)
+    head = {
+        "model": model,
+        "prompt": case.prompt,
+        "prompt_ids": prompt_ids(bin_dir, model, case.prompt, cwd),
+        "n_predict": str(case.n_predict),
+        "n_max": str(case.n_max),
+        "p_min": f"{case.p_min:g}",
+        "stdout": repr(done.stdout.strip("\n")),
+    }
+    lines = ["# run", *(f"# {key}: {value}" for key, value in head.items())]
+    return "\n".join([*lines, *KEEP.findall(done.stderr)]) + "\n"
+
+
+def record_model(bin_dir: Path, model: Path, out: Path, prompts: tuple[str, ...], n_predict: int) -> None:
+    """Write OUT/NAME.log.gz and OUT/NAME.results.gguf for one model, run under its bare file name."""
+    cases = [Case(prompt, n_predict, n_max, p_min) for prompt in prompts for n_max, p_min in SETTINGS]
+    with tempfile.TemporaryDirectory() as folder:
+        cwd = Path(folder)
+        (cwd / model.name).symlink_to(model.resolve())
+        text = "".join(record_log(bin_dir, model.name, case, cwd) for case in cases)
+        results = cwd / "results.gguf"
+        command = [str(bin_dir / "llama-results"), "-m", model.name, "-p", prompts[-2], "-o", results.name, *NUMERICS]
+        run(command, cwd)
+        shutil.copyfile(results, out / f"{model.stem}.results.gguf")
+    (out / f"{model.stem}.log.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Record llama.cpp's MTP decisions and logits as fixtures.")
+    parser.add_argument("--llama-bin", type=Path, required=True, help="folder with llama-speculative-simple, ...")
+    parser.add_argument("-m", "--model", type=Path, action="append", default=[], help="model file (repeatable)")
+    parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
+    parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
+    parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the fixtures")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Record every model; exit code 2 and one line on stderr on failure."""
+    args = parse_args(argv)
+    prompts = tuple(args.prompt) or PROMPTS
+    prompts = prompts if len(prompts) > 1 else prompts * 2
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            models = list(args.model)
+            for name in [n for n in make_micro.STANDARD if n.endswith("f32")] if args.micro else []:
+                models.append(Path(folder) / f"{name}.gguf")
+                make_micro.make_standard(name, models[-1])
+            for model in models:
+                record_model(args.llama_bin.resolve(), model, args.output, prompts, args.predict)
+                print(f"recorded {model.name}", file=sys.stderr)
+    except (RuntimeError, OSError, ValueError) as error:
+        print(f"record_llama_cpp: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
