@@ -10,7 +10,7 @@ the same order; constants are the specification's own. Without fastmath, LLVM ne
 import numpy as np
 
 from mtpref.kernels.compile import helper
-from mtpref.kernels.lanes import bits_of_f32, bits_of_f64, f32_of_bits, f64_of_bits
+from mtpref.kernels.lanes import bits_of_f32, bits_of_f64, f32_of_bits, f32_of_f16, f64_of_bits
 from mtpref.spec import arith as spec
 
 ROUND_MAGIC = float(spec.ROUND_MAGIC)
@@ -106,25 +106,6 @@ def softplus(x):
     if x64 > 20.0:
         return x
     return np.float32(log1p64(exp64(x64)))
-
-
-@helper
-def f32_of_f16(half):
-    """S5. The float32 value of the 16 bits of a float16 (a uint16), exact.
-
-    A normal number moves its exponent by 112; infinity and NaN by as much again. A subnormal number is put below
-    the hidden bit of 2**-14, which is then subtracted.
-    """
-    half32 = np.uint32(half)
-    magnitude = (half32 & np.uint32(0x7FFF)) << np.uint32(13)
-    exponent = magnitude & np.uint32(0x0F800000)
-    bits = magnitude + np.uint32(0x38000000)
-    if exponent == np.uint32(0x0F800000):
-        bits = bits + np.uint32(0x38000000)
-    small = f32_of_bits(bits + np.uint32(0x00800000)) - f32_of_bits(np.uint32(0x38800000))
-    if exponent == np.uint32(0):
-        bits = bits_of_f32(small)
-    return f32_of_bits(bits | ((half32 & np.uint32(0x8000)) << np.uint32(16)))
 
 
 @helper

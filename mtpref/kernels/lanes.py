@@ -129,6 +129,48 @@ def at(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def f32_of_f16(typingctx: Any, half: Any) -> Any:
+    """S5. The float32 value of the 16 bits of a float16, exact.
+
+    A normal number moves its exponent by 112; infinity and NaN by as much again. A subnormal number is put below
+    the hidden bit of 2**-14, which is then subtracted. Written in 32-bit integers, since Numba's own are 64-bit.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        half32 = builder.zext(args[0], I32)
+        magnitude = builder.shl(builder.and_(half32, I32(0x7FFF)), I32(13))
+        exponent = builder.and_(magnitude, I32(0x0F800000))
+        bits = builder.add(magnitude, I32(0x38000000))
+        is_special = builder.icmp_unsigned("==", exponent, I32(0x0F800000))
+        special = builder.add(bits, I32(0x38000000))
+        small = builder.bitcast(builder.add(bits, I32(0x00800000)), FLOAT)
+        small = builder.bitcast(builder.fsub(small, FLOAT(2.0**-14)), I32)
+        is_small = builder.icmp_unsigned("==", exponent, I32(0))
+        bits = builder.select(is_small, small, builder.select(is_special, special, bits))
+        sign = builder.shl(builder.and_(half32, I32(0x8000)), I32(16))
+        return builder.bitcast(builder.or_(bits, sign), FLOAT)
+
+    return types.float32(types.uint16), codegen
+
+
+def _load_bytes(result: Any, ir_type: ir.Type) -> Any:
+    @intrinsic
+    def load(typingctx: Any, raw: Any, i: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = _pointer(context, builder, sig.args[0], *args)
+            return builder.load(builder.bitcast(pointer, ir_type.as_pointer()), align=1)
+
+        return result(raw, types.intp), codegen
+
+    return load
+
+
+# The little-endian value at byte i of a uint8 array, at any alignment.
+u16_in = _load_bytes(types.uint16, I16)
+f32_in = _load_bytes(types.float32, FLOAT)
+
+
+@intrinsic
 def never_inline(typingctx: Any) -> Any:
     """Keeps LLVM from copying the function that calls this into its callers: it bounds the time to compile."""
 

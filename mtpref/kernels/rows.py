@@ -10,22 +10,17 @@ never unpacked as a whole. Layouts are those of `mtpref.quants`. Bytes may lie a
 import numpy as np
 from numba.core import types
 
-from mtpref.kernels.arith import f32_of_bf16, f32_of_f16
+from mtpref.kernels.arith import f32_of_bf16
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
-from mtpref.kernels.lanes import at, dot, f32_of_bits, fma32, int_dot_16, int_dot_32
+from mtpref.kernels.lanes import at, dot, f32_in, f32_of_f16, fma32, int_dot_16, int_dot_32, u16_in
 
 F32, F16, BF16, Q8_0, Q4_K, Q6_K = range(6)
 TYPE_CODES = {"F32": F32, "F16": F16, "BF16": BF16, "Q8_0": Q8_0, "Q4_K": Q4_K, "Q6_K": Q6_K}
 
 
 @helper
-def _u16(raw, i):
-    return np.uint16(at(raw, i)) | (np.uint16(at(raw, i + 1)) << np.uint16(8))
-
-
-@helper
 def _half(raw, i):
-    return f32_of_f16(_u16(raw, i))
+    return f32_of_f16(u16_in(raw, i))
 
 
 @helper
@@ -113,14 +108,13 @@ def _decode_float(type_code, raw, start, n, out):
     """The n weights of the row that starts at byte `start`, as `quants.dequantize` gives them."""
     if type_code == F32:
         for i in range(n):
-            low, high = np.uint32(_u16(raw, start + 4 * i)), np.uint32(_u16(raw, start + 4 * i + 2))
-            out[i] = f32_of_bits(low | (high << np.uint32(16)))
+            out[i] = f32_in(raw, start + 4 * i)
     elif type_code == F16:
         for i in range(n):
             out[i] = _half(raw, start + 2 * i)
     else:
         for i in range(n):
-            out[i] = f32_of_bf16(_u16(raw, start + 2 * i))
+            out[i] = f32_of_bf16(u16_in(raw, start + 2 * i))
 
 
 @helper
