@@ -1,0 +1,160 @@
+"""The same bits on every instruction set: all kernels, for a plain x86-64, for AVX2 with FMA and for this host.
+
+Each target runs in its own process, which runs this file as a script and prints one line of JSON. Its kernels stay in
+the cache folder (named after the target), so only the first run compiles.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtpref import kernels, quants, spec
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TARGETS = {
+    "baseline": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+    "avx2": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"},
+    "host": {},
+}
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A hash of the bits; every NaN counts as the same NaN."""
+    total = hashlib.sha256()
+    for array in arrays:
+        array = np.where(np.isnan(array), np.nan, array) if array.dtype.kind == "f" else array
+        total.update(np.ascontiguousarray(array).astype(array.dtype).tobytes())
+    return total.hexdigest()[:16]
+
+
+def float_matrix(rng: np.random.Generator, type_name: str, n_out: int, n_in: int) -> spec.Matrix:
+    raw = quants.quantize(type_name, rng.standard_normal((n_out, n_in)))
+    return spec.Matrix("w", type_name, n_out, n_in, raw.reshape(-1))
+
+
+def byte_matrix(rng: np.random.Generator, type_name: str, n_out: int, n_in: int) -> spec.Matrix:
+    """Random codes; the float16 scales are made finite by clearing one bit of their exponents."""
+    raw = rng.integers(0, 256, (n_out, quants.row_bytes(type_name, n_in)), dtype=np.uint8)
+    blocks = raw.reshape(-1, quants.TYPES[quants.TYPE_IDS[type_name]].block_bytes)
+    for high_byte in {"Q4_K": (1, 3), "Q6_K": (209,)}[type_name]:
+        blocks[:, high_byte] &= 0xBF
+    return spec.Matrix("w", type_name, n_out, n_in, raw.reshape(-1))
+
+
+def hash_kernels() -> dict[str, str]:
+    """The digest of every kernel's output for fixed inputs of many magnitudes, in both numerics."""
+    rng = np.random.default_rng(7)
+
+    def some(*shape: int) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return (rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 3, shape)).astype(np.float32)
+
+    x, weight = some(3, 256), some(256)
+    hashes = {}
+    for make, types in ((float_matrix, ("F32", "F16", "BF16", "Q8_0")), (byte_matrix, ("Q4_K", "Q6_K"))):
+        for type_name in types:
+            w = make(rng, type_name, 9, 256)
+            hashes[f"mul_mat_ggml {type_name}"] = digest(kernels.mul_mat_ggml(w, x))
+            hashes[f"mul_mat_exact {type_name}"] = digest(kernels.mul_mat_exact(w, x))
+    hashes["quantize_q8_0"], hashes["quantize_q8_k"] = (
+        digest(*kernels.quantize_q8_0(x)),
+        digest(*kernels.quantize_q8_k(x)),
+    )
+    hashes["rms_norm"], hashes["l2_norm"] = digest(kernels.rms_norm(x, weight, 1e-6)), digest(kernels.l2_norm(x, 1e-6))
+    hashes["gated_norm"] = digest(kernels.gated_norm(x, -x, weight, 1e-6))
+    hashes["swiglu"], hashes["attn_gate"] = digest(kernels.swiglu(x, -x)), digest(kernels.attn_gate(-x, x))
+    hashes["delta_gates"] = digest(*kernels.delta_gates(x, -x, weight, weight))
+    frequencies, positions = spec.rope_frequencies(32, 1e7), np.array([0, 7, 100003], np.int32)
+    table = kernels.rope_table(positions, frequencies, np.ones(16, np.bool_))
+    hashes["rope_table"], hashes["rope"] = digest(*table), digest(kernels.rope(some(3, 2, 40), *table))
+    q, k, v, g = some(3, 2, 40), some(3, 2, 40), some(3, 4, 40), some(3, 4)
+    window, taps, state, cells = some(6, 50), some(50, 4), some(4, 40, 40), some(70, 2, 40)
+    for name, wide in (("ggml", False), ("exact", True)):
+        hashes[f"conv_silu {name}"] = digest(kernels.conv_silu(window, taps, wide))
+        hashes[f"delta_rule {name}"] = digest(*kernels.delta_rule(q, k, v, -np.abs(g), g, state, 2, wide))
+        for kv_type in ("F32", "F16", "BF16"):
+            cache = spec.store_kv(cells, kv_type)
+            hashes[f"attention {name} {kv_type}"] = digest(kernels.attention(v, cache, cache, kv_type, 67, wide))
+    hashes["argmax"], hashes["top_candidates"] = digest(kernels.argmax(x)), digest(*kernels.top_candidates(x[0]))
+    return hashes
+
+
+def assembly_of_a_dot_product() -> str:
+    """The code of dot32, compiled here and now: a kernel from the cache no longer knows its assembly."""
+    import numba
+
+    from mtpref.kernels import lanes
+
+    @numba.njit
+    def product(a, b):
+        return lanes.dot32(a, 0, b, 0, len(a))
+
+    product(np.ones(64, np.float32), np.ones(64, np.float32))
+    return "\n".join(product.inspect_asm().values())
+
+
+def report() -> dict[str, object]:
+    text = assembly_of_a_dot_product()
+    return {
+        "target": list(kernels.effective_target()),
+        "has_fma": "vfmadd" in text,
+        "has_ymm": "%ymm" in text or "%zmm" in text,
+        "calls_fmaf": "fmaf" in text,
+        "hashes": hash_kernels(),
+    }
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, dict]:
+    """What each target that can run here printed."""
+    if not kernels.available():
+        pytest.skip("NUMBA_DISABLE_JIT is set: no kernels to compile")
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip(f"instruction sets are varied on x86-64 only, this is {platform.machine()}")
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    names = [n for n in TARGETS if n != "avx2" or (features.get("avx2") and features.get("fma"))]
+    found = {}
+    for name in names:
+        unset = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")}
+        env = {**unset, "PYTHONPATH": str(ROOT), **TARGETS[name]}
+        done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_baseline_has_neither_wide_registers_nor_fma(reports: dict[str, dict]) -> None:
+    baseline = reports["baseline"]
+    assert baseline["target"][1:] == ["generic", ""]
+    assert not baseline["has_fma"]
+    assert not baseline["has_ymm"]
+
+
+def test_the_avx2_target_has_both(reports: dict[str, dict]) -> None:
+    if "avx2" not in reports:
+        pytest.skip("this processor has no AVX2 with FMA")
+    assert reports["avx2"]["has_fma"]
+    assert reports["avx2"]["has_ymm"]
+
+
+def test_no_target_calls_a_library_for_fma(reports: dict[str, dict]) -> None:
+    assert not any(found["calls_fmaf"] for found in reports.values())
+
+
+def test_every_kernel_gives_the_same_bits_on_every_target(reports: dict[str, dict]) -> None:
+    for name, found in reports.items():
+        assert found["hashes"] == reports["baseline"]["hashes"], name
+
+
+if __name__ == "__main__":
+    print(json.dumps(report()))
