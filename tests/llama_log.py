@@ -113,6 +113,6 @@ def read_runs(path: str | Path) -> list[Run]:
     text = (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode()
     runs = []
     for part in re.split(r"(?m)^# run\n", text)[1:]:
-        header = dict(re.findall(r"(?m)^# ([a-z_]+): (.*)$", part))
+        header = dict(re.findall(r"(?m)^# ([a-z0-9_]+): (.*)$", part))
         runs.append(Run(header, parse(part)))
     return runs

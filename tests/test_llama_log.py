@@ -23,6 +23,12 @@ def test_there_are_recordings_with_every_verdict():
     assert any(r.n_accepted == r.n_draft == 3 for r in rounds)
 
 
+@pytest.mark.parametrize("run", [r for n, i, r in RUNS if i == 0 and n.startswith("micro-")])
+def test_micro_recordings_hold_for_the_standard_models(run):
+    sums = dict(reversed(line.split()) for line in (DATA.parent / "micro" / "SHA256SUMS").read_text().splitlines())
+    assert run.header["model_sha256"] == sums[run.header["model"]]
+
+
 @every_run
 def test_rounds_agree_with_the_summary(run):
     rounds, summary = run.log.rounds, run.log.summary

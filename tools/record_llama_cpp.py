@@ -10,6 +10,7 @@ that depend on model and flags are kept: no times, paths or hardware. Read the l
 
 import argparse
 import gzip
+import hashlib
 import re
 import shutil
 import subprocess
@@ -65,6 +66,15 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def run_to_statistics(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run until the log holds its statistics line: the log thread may lose the tail when the program ends."""
+    for _ in range(10):
+        done = run(command, cwd)
+        if "#acc rate/pos = (" in done.stderr:
+            return done
+    raise RuntimeError(f"{Path(command[0]).name}: no statistics line in 10 runs")
+
+
 def prompt_ids(bin_dir: Path, model: str, prompt: str, cwd: Path) -> str:
     """The prompt's token ids as llama-tokenize prints them: "[1, 2, 3]"."""
     command = [str(bin_dir / "llama-tokenize"), "-m", model, "-p", prompt, "--ids", "--log-disable"]
@@ -73,9 +83,10 @@ def prompt_ids(bin_dir: Path, model: str, prompt: str, cwd: Path) -> str:
 
 def record_log(bin_dir: Path, model: str, case: Case, cwd: Path) -> str:
     """One run as text: a header, the kept lines, and the text it wrote to stdout (prompt included)."""
-    done = run([str(bin_dir / "llama-speculative-simple"), *case.flags(model)], cwd)
+    done = run_to_statistics([str(bin_dir / "llama-speculative-simple"), *case.flags(model)], cwd)
     head = {
         "model": model,
+        "model_sha256": hashlib.sha256((cwd / model).read_bytes()).hexdigest(),
         "prompt": case.prompt,
         "prompt_ids": prompt_ids(bin_dir, model, case.prompt, cwd),
         "n_predict": str(case.n_predict),

@@ -1,0 +1,65 @@
+"""The random-model maker: deterministic, readable, right shapes, sane scales, any piece size."""
+
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import make_random  # noqa: E402
+
+SMALL = [
+    *("--n-embd", "128", "--n-layer", "4", "--n-ff", "256", "--n-vocab", "600", "--n-head", "4"),
+    *("--head-dim", "32", "--n-rot", "16", "--state-size", "32", "--n-k-heads", "2", "--n-v-heads", "4"),
+]
+
+
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q8_0"])
+def test_matrices_have_the_scale_of_their_rows(type_name, tmp_path):
+    path = tmp_path / "m.gguf"
+    assert make_random.main(["-o", str(path), "--type", type_name, *SMALL]) == 0
+    for tensor in gguf.GGUFReader(path).tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.isfinite(values).all()
+        if values.ndim == 2 and values.size > 1000:
+            assert np.std(values) * values.shape[1] ** 0.5 == pytest.approx(1, rel=0.1), tensor.name
+
+
+@pytest.mark.parametrize("type_name", ["F32", "Q8_0"])
+def test_bytes_do_not_depend_on_the_piece_size(type_name, tmp_path, monkeypatch):
+    files = []
+    for piece in (1 << 18, 1 << 10):
+        monkeypatch.setattr(make_random, "PIECE", piece)
+        make_random.main(["-o", str(tmp_path / "m.gguf"), "--type", type_name, *SMALL])
+        files.append((tmp_path / "m.gguf").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_the_default_shape_is_the_0_8b_model():
+    _, shape = make_random.parse_args(["-o", "unused.gguf"])
+    tensors = {t.name: t.shape for t in make_random.random_tensors(shape, 1, "Q8_0")}
+    assert tensors["token_embd.weight"] == (248320, 1024)
+    assert tensors["blk.0.attn_qkv.weight"] == (3 * 2048, 1024)
+    assert tensors["blk.3.attn_q.weight"] == (2 * 8 * 256, 1024)
+    assert tensors["blk.24.nextn.eh_proj.weight"] == (1024, 2048)
+    assert "output.weight" not in tensors
+
+
+def test_every_merge_of_the_made_up_bpe_gives_a_token(tmp_path):
+    make_random.main(["-o", str(tmp_path / "m.gguf"), "--tokenizer", "gpt2", *SMALL])
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
+    merges = reader.get_field("tokenizer.ggml.merges").contents()
+    assert len(tokens) == len(set(tokens)) == 600
+    assert [merge.replace(" ", "") for merge in merges] == tokens[256:-1]
+    assert {part for merge in merges for part in merge.split(" ")} <= set(tokens)
+
+
+def test_a_row_that_no_block_fits_is_refused(tmp_path, capsys):
+    assert make_random.main(["-o", str(tmp_path / "m.gguf"), *SMALL, "--n-ff", "100"]) == 2
+    assert "Q8_0 needs a multiple of 32" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
