@@ -1,0 +1,150 @@
+"""Decisions and logits against stock llama.cpp: recordings of `llama-speculative-simple -lv 5` and `llama-results`.
+
+Every draft candidate, its probability and every accept decision is compared, up to the last round that both engines
+draft at full budget (llama.cpp's last rounds may draft past it). Near ties are exempt and counted.
+"""
+
+import ast
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mtpref
+from mtpref.api import tiny_path
+from mtpref.decode import Options, PolicyConfig
+from mtpref.events import Drafted, Verified
+from mtpref.gguf import open_gguf
+from mtpref.spec import P_ONE
+from tests.llama_log import Round, Run, read_runs
+from tests.naive import nmse
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDINGS = ROOT / "tests" / "data" / "llama_cpp"
+LOGS = sorted(path.name.removesuffix(".log.gz") for path in RECORDINGS.glob("*.log.gz"))
+P_TOLERANCE = 0.001 + 0.0005  # 0.001, and the recording's rounding to three decimals
+MAX_LOGITS_NMSE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    """The file of a recording's name: the embedded tiny model, or a standard micro model made anew."""
+    folder = tmp_path_factory.mktemp("recorded")
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        from make_micro import STANDARD, make_standard
+    finally:
+        sys.path.pop(0)
+
+    @lru_cache
+    def make(name: str) -> Path:
+        if name not in STANDARD:
+            return tiny_path()
+        make_standard(name, folder / f"{name}.gguf")
+        return folder / f"{name}.gguf"
+
+    return make
+
+
+@dataclass
+class Agreement:
+    """What was compared."""
+
+    n_candidates: int = 0
+    n_rounds: int = 0
+    n_near_ties: int = 0
+    max_p_error: float = 0.0
+    mismatches: list[str] = field(default_factory=list)
+
+
+def compare_step(agreement, where, theirs, ours):
+    """Up to three candidates of one draft step; an exchange of candidates of equal p is a near tie."""
+    for rank, candidate in enumerate(theirs.candidates):
+        agreement.n_candidates += 1
+        p = ours.p[rank]
+        agreement.max_p_error = max(agreement.max_p_error, abs(p - candidate.p))
+        if abs(p - candidate.p) > P_TOLERANCE:
+            agreement.mismatches.append(f"{where} rank {rank}: p {p:.4f}, llama.cpp {candidate.p}")
+        if ours.candidates[rank] != candidate.id:
+            neighbours = [ours.p[r] for r in (rank - 1, rank + 1) if 0 <= r < len(ours.p)]
+            if min(abs(p - q) for q in neighbours) > P_TOLERANCE:
+                agreement.mismatches.append(f"{where} rank {rank}: {ours.candidates[rank]}, not {candidate.id}")
+            agreement.n_near_ties += 1
+
+
+def compare_round(agreement: Agreement, where: str, theirs: Round, drafted: Drafted, verified: Verified) -> bool:
+    """One round; whether the next one can still be compared (the texts have not parted at a near tie)."""
+    for i, (a, b) in enumerate(zip(theirs.steps, drafted.steps, strict=False)):
+        compare_step(agreement, f"{where} step {i}", a, b)
+    if drafted.ids != theirs.draft:
+        agreement.mismatches.append(f"{where}: draft {drafted.ids}, llama.cpp {theirs.draft}")
+    if [*drafted.ids[: verified.n_accepted], verified.target_ids[-1]] != theirs.emitted:
+        if any(verified.near_ties):
+            agreement.n_near_ties += 1
+            return False
+        agreement.mismatches.append(f"{where}: emitted differs, llama.cpp {theirs.emitted}")
+    agreement.n_rounds += 1
+    return not agreement.mismatches
+
+
+def compare_run(model: mtpref.LanguageModel, run: Run, agreement: Agreement) -> None:
+    n_max, n_predict = int(run.header["n_max"]), int(run.header["n_predict"])
+    prompt_ids = json.loads(run.header["prompt_ids"])
+    assert model.encode(_literal(run.header["prompt"])) == prompt_ids
+    policy = PolicyConfig(n_max=n_max, p_min=int(float(run.header["p_min"]) * P_ONE))
+    events = list(model.generate(prompt_ids, Options(n_predict=n_predict, policy=policy)))
+    ours = zip(
+        (e for e in events if isinstance(e, Drafted)), (e for e in events if isinstance(e, Verified)), strict=True
+    )
+    n_emitted = 0
+    for i, (theirs, (drafted, verified)) in enumerate(zip(run.log.rounds, ours, strict=False)):
+        if n_predict - n_emitted - 1 < n_max:
+            break  # from here on the budget cuts our draft
+        where = f"{run.header['model']} {run.header['prompt']} n {n_max} p_min {run.header['p_min']} round {i}"
+        if not compare_round(agreement, where, theirs, drafted, verified):
+            break
+        n_emitted += len(theirs.emitted)
+
+
+def _literal(text: str) -> str:
+    return str(ast.literal_eval(text)) if text[:1] in "'\"" else text
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_file, record_property):
+    path = model_file(name)
+    runs = read_runs(RECORDINGS / f"{name}.log.gz")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != runs[0].header["model_sha256"]:
+        pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py again")
+    model = mtpref.load(path, kv_type="F32", kv_type_draft="F32")
+    agreement = Agreement()
+    for run in runs:
+        compare_run(model, run, agreement)
+    print(f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
+          f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}")  # fmt: skip
+    assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
+    assert agreement.n_rounds > 100
+    assert agreement.n_candidates > 3 * agreement.n_rounds
+    assert agreement.n_near_ties <= agreement.n_candidates // 100
+
+
+@pytest.mark.parametrize("numerics", ["ggml", "exact"])
+@pytest.mark.parametrize("name", LOGS)
+def test_trunk_logits_equal_llama_cpp(name, numerics, model_file):
+    recorded = RECORDINGS / f"{name}.results.gguf"
+    if not recorded.exists():
+        pytest.skip(f"no recorded logits of {name}")
+    model = mtpref.load(model_file(name), numerics=numerics, kv_type="F32")
+    with open_gguf(recorded) as file:
+        ids = file.data("tokens").view(np.int32).tolist()
+        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
+        ours = model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits
+        error = nmse(theirs, ours)
+    print(f"{name} {numerics}: NMSE {error:.2e}")
+    assert error <= MAX_LOGITS_NMSE
