@@ -153,9 +153,8 @@ def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: i
     n_tokens, n_head, size = q.shape
     scale = np.float32(rsqrt64(np.array(size, np.float64)))
     out = np.empty_like(q)
-    n_threads = compile.n_threads()
-    if n_threads == 1 or 2 * n_tokens * n_head * size * (first + n_tokens) < PARALLEL_FROM:
+    if compile.n_threads() == 1 or 2 * n_tokens * n_head * size * (first + n_tokens) < PARALLEL_FROM:
         _attention_tasks(q, *caches, kind, first, wide, scale, out, 0, n_tokens * k_cache.shape[1])
     else:
-        _all_attention_tasks(q, *caches, kind, first, wide, scale, out, n_threads)
+        _all_attention_tasks(q, *caches, kind, first, wide, scale, out, compile.start_threads())
     return out

@@ -74,19 +74,27 @@ def helper(py_func: Callable[..., Any]) -> Any:
     return _njit(py_func, False)
 
 
-_n_threads = min(settings.NUMBA_NUM_THREADS, numba.get_num_threads())
+_n_threads: int = settings.NUMBA_NUM_THREADS
+_n_applied = 0
 
 
 def set_threads(n: int) -> None:
     """Use n threads, at least 1 and at most Numba's own limit (NUMBA_NUM_THREADS). Results do not depend on n."""
     global _n_threads
     _n_threads = max(1, min(int(n), settings.NUMBA_NUM_THREADS))
-    if _n_threads > 1:
-        numba.set_num_threads(_n_threads)
 
 
 def n_threads() -> int:
     """The number of threads in use."""
+    return _n_threads
+
+
+def start_threads() -> int:
+    """The number of threads in use, told to Numba: a process that never calls this starts no thread."""
+    global _n_applied
+    if _n_applied != _n_threads:
+        numba.set_num_threads(_n_threads)
+        _n_applied = _n_threads
     return _n_threads
 
 

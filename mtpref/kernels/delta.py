@@ -118,9 +118,8 @@ def delta_rule(q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, keep: int,
     scale = np.float32(rsqrt64(np.array(size, np.float64)))
     out, states = np.empty(v.shape, np.float32), np.empty((keep, *state.shape), np.float32)
     arrays = [np.ascontiguousarray(a) for a in (q, k, v, g, beta, state)]
-    n_threads = compile.n_threads()
-    if n_threads == 1 or n_tokens * n_v_heads * size * size < PARALLEL_FROM:
+    if compile.n_threads() == 1 or n_tokens * n_v_heads * size * size < PARALLEL_FROM:
         _delta_heads(*arrays, wide, scale, out, states, 0, n_v_heads)
     else:
-        _all_delta_heads(*arrays, wide, scale, out, states, n_threads)
+        _all_delta_heads(*arrays, wide, scale, out, states, compile.start_threads())
     return out, states

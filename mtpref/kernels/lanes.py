@@ -18,7 +18,7 @@ from mtpref.kernels.compile import HAS_FMA, helper
 
 N_LANES = 32
 
-I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 
 
@@ -280,20 +280,14 @@ def _int_dot(n: int) -> Any:
     @intrinsic
     def dot(typingctx: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            wide, narrow = ir.VectorType(I16, n), ir.VectorType(I8, n)
+            # LLVM turns this sum of widened products into pmaddwd and its kin where the target has them.
+            wide, narrow = ir.VectorType(I32, n), ir.VectorType(I8, n)
             pointers = (_pointer(context, builder, sig.args[k], args[k], args[k + 1]) for k in (0, 2))
             loads = [builder.load(builder.bitcast(p, narrow.as_pointer()), align=1) for p in pointers]
-            x, y = (builder.sext(value, wide) for value in loads)
-            # Even and odd elements apart, widened, multiplied and added: the shape that pmaddwd has.
-            half = ir.VectorType(I32, n // 2)
-            products = []
-            for first in (0, 1):
-                pick = ir.Constant(half, list(range(first, n, 2)))
-                factors = [builder.sext(builder.shuffle_vector(v, v, pick), half) for v in (x, y)]
-                products.append(builder.mul(*factors))
-            name = f"llvm.vector.reduce.add.v{n // 2}i32"
-            reduce = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [half]), name)
-            return builder.call(reduce, [builder.add(*products)])
+            product = builder.mul(*(builder.sext(value, wide) for value in loads))
+            name = f"llvm.vector.reduce.add.v{n}i32"
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I32, [wide]), name)
+            return builder.call(function, [product])
 
         return types.int32(a, types.intp, b, types.intp), codegen
 

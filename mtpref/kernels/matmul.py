@@ -21,7 +21,7 @@ from mtpref.spec.quant import GGML_PRODUCTS, Matrix
 F32 = NDArray[np.float32]
 
 # Multiplications and additions below which one thread does the whole product: a third of a millisecond or so.
-PARALLEL_FROM = 1 << 21
+PARALLEL_FROM = 3 << 20
 
 _rows_float, _rows_blocks = rows.rows_float.dispatcher, rows.rows_blocks.dispatcher
 _rows_q8_0 = rows.rows_q8_0.dispatcher
@@ -70,11 +70,10 @@ _FLOAT, _BLOCKS, _Q8_0, _Q4_K, _Q6_K = range(5)
 
 def _run(family: int, w: Matrix, n_tokens: int, *args: Any) -> None:
     """Run a family's row kernel over all rows. The last argument is the output."""
-    n_threads = compile.n_threads()
-    if n_threads == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM:
+    if compile.n_threads() == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM:
         _SERIAL[family](*args, 0, w.n_out)
     else:
-        _PARALLEL[family](*args, n_threads)
+        _PARALLEL[family](*args, compile.start_threads())
 
 
 def _mul_mat_float(w: Matrix, x: F32, wide: bool) -> F32:
