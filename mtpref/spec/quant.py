@@ -76,13 +76,16 @@ def quantize_q8_0(x: F32) -> tuple[NDArray[np.int8], F32]:
              d is stored as float16, the codes are made with the unrounded d
     Shapes   x: (..., n), n % 32 == 0 -> codes (..., n) int8, d (..., n / 32) float32 (a float16 value)
     Dtypes   float32 throughout
+    Errors   none; a code is 0 where x * inv is not finite (1 / d overflows, or x is not a number)
     Source   ggml-quants.c, quantize_row_q8_0_ref. Its AVX2 twin rounds halves to even and multiplies by
              127 / max|x|: it differs from this rule in the last bit now and then.
     """
     blocks = x.reshape(*x.shape[:-1], -1, Q8_0_BLOCK)
     d = np.max(np.abs(blocks), axis=-1) / np.float32(127)
-    inv = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
-    scaled = blocks * inv[..., None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        inv = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+        scaled = blocks * inv[..., None]
+    scaled = np.where(np.isfinite(scaled), scaled, np.float32(0))
     codes = np.trunc(scaled)
     codes += np.where(np.abs(scaled - codes) >= 0.5, np.sign(scaled), np.float32(0))
     return _to_int8(codes).reshape(x.shape), round_f16(d)
@@ -101,8 +104,9 @@ def quantize_q8_k(x: F32) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:
     blocks = x.reshape(*x.shape[:-1], -1, Q8_K_BLOCK)
     at = np.argmax(np.abs(blocks), axis=-1)
     m = np.take_along_axis(blocks, at[..., None], axis=-1)[..., 0]
-    inv = np.divide(np.float32(-127), m, out=np.zeros_like(m), where=m != 0)
-    rounded = np.asarray(inv[..., None] * blocks + NEAREST_INT_MAGIC).view(np.int32) - NEAREST_INT_BITS
+    with np.errstate(over="ignore", invalid="ignore"):
+        inv = np.divide(np.float32(-127), m, out=np.zeros_like(m), where=m != 0)
+        rounded = np.asarray(inv[..., None] * blocks + NEAREST_INT_MAGIC).view(np.int32) - NEAREST_INT_BITS
     codes = np.minimum(rounded, 127).astype(np.int8).reshape(x.shape)
     d = np.divide(np.float32(1), inv, out=np.zeros_like(inv), where=inv != 0)
     sums = codes.reshape(*x.shape[:-1], -1, 16).sum(axis=-1, dtype=np.int32)
