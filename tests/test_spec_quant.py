@@ -1,0 +1,270 @@
+"""S5 to S7: ggml's quantisers bit by bit, matrix products against float64."""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtpref import quants, spec
+from mtpref.errors import MtprefError
+from tests import naive
+from tests.random_weights import bits, normal
+from tools import record_quantisers
+
+PATH = Path(__file__).parent / "data" / "quantisers.npz"
+K_TYPES = ("Q4_K", "Q6_K")
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(PATH) as file:
+        return dict(file)
+
+
+def matrix(type_name, n_out, n_in, seed=1, scale=1.0):
+    """A matrix of the type: encoded normals, or for K types random blocks with sane scales."""
+    if type_name not in K_TYPES:
+        x = (scale * normal(seed, "w", n_out * n_in)).astype(np.float32).reshape(n_out, n_in)
+        return spec.Matrix("w", type_name, n_out, n_in, quants.quantize(type_name, x).reshape(-1).view(np.uint8))
+    block_bytes, at = (144, (0, 2)) if type_name == "Q4_K" else (210, (208,))
+    n_blocks = n_out * n_in // 256
+    raw = (bits(seed, "w", n_blocks * block_bytes) & np.uint64(255)).astype(np.uint8).reshape(n_blocks, block_bytes)
+    for offset in at:
+        d = (1e-2 * scale * (1 + np.abs(normal(seed, f"d{offset}", n_blocks)))).astype(np.float16)
+        raw[:, offset : offset + 2] = d.view(np.uint8).reshape(-1, 2)
+    return spec.Matrix("w", type_name, n_out, n_in, raw.reshape(-1))
+
+
+def activation(n_tokens, n_in, seed=2, scale=1.0):
+    return (scale * normal(seed, "x", n_tokens * n_in)).astype(np.float32).reshape(n_tokens, n_in)
+
+
+def as_ggml_sees(type_name, x):
+    """The activation after the round trip through the type that ggml pairs with the weights, in float64."""
+    if type_name == "F32":
+        return x.astype(np.float64)
+    if type_name in ("F16", "BF16"):
+        return (spec.round_f16(x) if type_name == "F16" else spec.round_bf16(x)).astype(np.float64)
+    codes, d = spec.quantize_q8_0(x) if type_name == "Q8_0" else spec.quantize_q8_k(x)[:2]
+    block = 32 if type_name == "Q8_0" else 256
+    return codes.astype(np.float64) * np.repeat(d.astype(np.float64), block, axis=-1)
+
+
+# S5, BITS
+
+
+def test_recorded_inputs_are_those_of_the_recorder(recorded):
+    assert np.array_equal(recorded["blocks"].view(np.uint32), record_quantisers.blocks().view(np.uint32))
+    assert np.array_equal(recorded["values"].view(np.uint32), record_quantisers.values().view(np.uint32))
+
+
+def assert_quantisers(recorded):
+    x = recorded["blocks"]
+    codes, d = spec.quantize_q8_0(x)
+    ours = np.concatenate(
+        [d.astype(np.float16).reshape(-1, 1).view(np.uint8), codes.reshape(-1, 32).view(np.uint8)], axis=1
+    )
+    assert np.array_equal(ours, recorded["q8_0"])
+    codes, d, sums = spec.quantize_q8_k(x)
+    parts = (d.view(np.uint8), codes.view(np.uint8), sums.astype(np.int16).view(np.uint8))
+    assert np.array_equal(np.concatenate(parts, axis=1), recorded["q8_k"])
+    values = recorded["values"]
+    assert np.array_equal(spec.bf16_bits(values), recorded["bf16"])
+    assert np.array_equal(spec.store_kv(values, "F16"), recorded["f16"])
+
+
+def test_quantisers_equal_ggmls_scalar_reference(recorded):
+    assert_quantisers(recorded)
+
+
+def test_quantisers_equal_a_live_ggml():
+    build = os.environ.get("MTPREF_LLAMA_CPP")
+    if not build:
+        pytest.skip("MTPREF_LLAMA_CPP is not set (a llama.cpp build folder)")
+    assert_quantisers(record_quantisers.record(record_quantisers.find_library(Path(build))))
+
+
+def test_recorded_inputs_tell_the_rules_apart(recorded):
+    """Each rule that ggml's other code paths follow gives other codes somewhere in the recorded inputs."""
+    x = recorded["blocks"].reshape(-1, 32)
+    theirs = recorded["q8_0"][:, 2:].view(np.int8)
+    d = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
+    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+    assert np.any(np.rint(x * inverse) != theirs)
+    rows, codes_k = recorded["blocks"], recorded["q8_k"][:, 4:260].view(np.int8)
+    m = np.take_along_axis(rows, np.argmax(np.abs(rows), axis=1)[:, None], axis=1)
+    inverse = np.divide(np.float32(-127), m, out=np.zeros_like(m), where=m != 0)
+    fused = spec.fma32(inverse, rows, np.float32(12582912.0)) - np.float32(12582912.0)
+    assert np.any(fused != codes_k)
+
+
+def test_q8_0_codes_use_the_scale_before_its_rounding_to_float16():
+    x = np.full(32, 0.5, np.float32)
+    x[0] = 1.0
+    codes, d = spec.quantize_q8_0(x)
+    assert codes[0] == 127
+    assert codes[1] == 64  # 0.5 * 127 = 63.5, away from zero
+    assert d[0] == np.float32(np.float16(np.float32(1) / np.float32(127))) != np.float32(1) / np.float32(127)
+
+
+def test_q8_k_takes_the_sign_of_the_first_greatest_element():
+    x = np.zeros(256, np.float32)
+    x[[3, 9]] = 2.0, -2.0
+    codes, d, sums = spec.quantize_q8_k(x)
+    assert (codes[3], codes[9], d[0]) == (-127, 127, np.float32(1) / (np.float32(-127) / np.float32(2)))
+    codes, d, sums = spec.quantize_q8_k(-x)
+    assert (codes[3], codes[9]) == (-127, 127)
+    assert d[0] > 0
+    assert sums.tolist() == [0] * 16
+
+
+def test_scales_of_a_zero_block_are_zero():
+    codes, d = spec.quantize_q8_0(np.zeros((2, 64), np.float32))
+    assert not np.any(codes)
+    assert d.shape == (2, 2)
+    assert not np.any(d)
+    codes, d, sums = spec.quantize_q8_k(np.zeros(512, np.float32))
+    assert not np.any(codes)
+    assert not np.any(d)
+    assert sums.shape == (32,)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-40, 3e-38])
+def test_block_too_small_for_its_inverse_scale_contributes_nothing(scale):
+    """1 / d overflows, the float16 scale is 0: whatever the codes are, the product is 0 and finite."""
+    x = np.full((1, 256), scale, np.float32)
+    for type_name in ("Q8_0", "Q4_K", "Q6_K"):
+        y = spec.mul_mat_ggml(matrix(type_name, 3, 256), x)
+        assert np.all(np.abs(y) <= 1e-34), type_name
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(exponent=st.integers(-110, 110), seed=st.integers(0, 1000))
+def test_quantisation_error_is_half_a_step(exponent, seed):
+    x = np.ldexp(normal(seed, "x", 256), exponent).astype(np.float32)
+    codes, d = spec.quantize_q8_0(x)
+    exact_d = np.abs(x.reshape(-1, 32)).max(axis=1).astype(np.float64) / 127
+    error = np.abs(codes.reshape(-1, 32) * exact_d[:, None] - x.reshape(-1, 32).astype(np.float64))
+    assert np.all(error <= 0.50001 * exact_d[:, None])
+    codes, d, _ = spec.quantize_q8_k(x)
+    assert np.all(np.abs(codes * d.astype(np.float64) - x) <= 0.50001 * np.abs(d))
+
+
+def test_rounding_to_bfloat16_keeps_a_nan_and_reaches_infinity():
+    nan = np.array([0x7F800001, 0xFFFFFFFF, 0x7F7FFFFF, 0xFF7FFFFF], np.uint32).view(np.float32)
+    rounded = spec.round_bf16(nan)
+    assert np.isnan(rounded[:2]).all()
+    assert rounded[2:].tolist() == [np.inf, -np.inf]
+    assert spec.round_f16(np.array([65519.99, 65520.0, -1e30], np.float32)).tolist() == [65504.0, np.inf, -np.inf]
+
+
+# S6, PRODUCTS
+
+
+@pytest.mark.parametrize("type_name", [*quants.QUANTIZABLE, *K_TYPES])
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e3, 1e30])
+def test_exact_product_equals_float64(type_name, scale):
+    w, x = matrix(type_name, 7, 512), activation(3, 512, scale=scale)
+    truth = naive.matmul(w.dequantize(), x)
+    y = spec.mul_mat_exact(w, x)
+    assert y.dtype == np.float32
+    # one rounding: half an ulp of each element
+    assert np.all(np.abs(y - truth) <= 2.0**-24 * np.abs(truth) + 1e-13 * np.abs(truth).max() + 1e-45)
+
+
+@pytest.mark.parametrize("type_name", spec.GGML_PRODUCTS)
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+def test_ggml_product_equals_float64_on_quantised_activations(type_name, scale):
+    w, x = matrix(type_name, 7, 512), activation(3, 512, scale=scale)
+    y = spec.mul_mat_ggml(w, x)
+    assert y.dtype == np.float32
+    truth = naive.matmul(w.dequantize(), as_ggml_sees(type_name, x))
+    assert naive.nmse(truth, y) < 1e-13  # measured up to 1.4e-14
+
+
+@pytest.mark.parametrize(
+    ("type_name", "limit"),
+    [("F32", 1e-13), ("F16", 2e-7), ("BF16", 1e-5), ("Q8_0", 2e-4), ("Q4_K", 3e-4), ("Q6_K", 3e-4)],
+)
+def test_price_of_quantising_activations(type_name, limit):
+    w, x = matrix(type_name, 64, 1024), activation(4, 1024)
+    error = naive.nmse(spec.mul_mat_exact(w, x), spec.mul_mat_ggml(w, x))
+    assert limit / 1000 < error + (type_name == "F32") < limit + (type_name == "F32")
+
+
+def test_q8_0_product_is_an_exact_integer_and_one_fma_for_each_block():
+    w, x = matrix("Q8_0", 3, 96), activation(2, 96)
+    codes_x, d_x = spec.quantize_q8_0(x)
+    blocks = w.raw.reshape(3, 3, 34)
+    d_w = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float32)
+    codes_w = blocks[..., 2:].view(np.int8).astype(int)
+    y = spec.mul_mat_ggml(w, x)
+    for t in range(2):
+        for r in range(3):
+            acc = np.float32(0)
+            for b in range(3):
+                integer = int(np.dot(codes_w[r, b], codes_x[t, 32 * b : 32 * b + 32].astype(int)))
+                exact = Fraction(integer) * Fraction(float(d_w[r, b] * d_x[t, b])) + Fraction(float(acc))
+                acc = round_to_f32(exact)
+            assert y[t, r] == acc
+
+
+def round_to_f32(x):
+    """A fraction of ordinary size rounded to float32, ties to even, by integers alone."""
+    if x == 0:
+        return np.float32(0)
+    sign, x, exponent = (-1 if x < 0 else 1), abs(x), 0
+    while x * Fraction(2) ** -exponent >= 2**24:
+        exponent += 1
+    while x * Fraction(2) ** -exponent < 2**23:
+        exponent -= 1
+    return np.float32(sign * float(round(x * Fraction(2) ** -exponent) * Fraction(2) ** exponent))
+
+
+@pytest.mark.parametrize("type_name", spec.GGML_PRODUCTS)
+@pytest.mark.parametrize("product", [spec.mul_mat_exact, spec.mul_mat_ggml])
+def test_product_of_a_token_does_not_depend_on_its_batch(type_name, product):
+    w, x = matrix(type_name, 5, 256), activation(6, 256)
+    whole = product(w, x)
+    for t in range(6):
+        assert np.array_equal(product(w, x[t : t + 1])[0].view(np.uint32), whole[t].view(np.uint32))
+    assert np.array_equal(product(w.rows(1, 4), x).view(np.uint32), whole[:, 1:4].copy().view(np.uint32))
+
+
+@pytest.mark.parametrize("n_in", [1, 31, 33, 100])
+def test_rows_need_not_be_a_multiple_of_the_lanes(n_in):
+    w, x = matrix("F32", 4, n_in), activation(2, n_in)
+    truth = naive.matmul(w.dequantize(), x)
+    assert naive.nmse(truth, spec.mul_mat_exact(w, x)) < 1e-14
+    assert naive.nmse(truth, spec.mul_mat_ggml(w, x)) < 1e-13
+
+
+def test_integer_dots_do_not_overflow():
+    raw = np.full((1, 210), 255, np.uint8)
+    raw[:, 192:208] = 128  # scale -128
+    raw[:, 208:210] = np.array([1.0], np.float16).view(np.uint8)
+    w = spec.Matrix("w", "Q6_K", 1, 256, raw.reshape(-1))
+    y = spec.mul_mat_ggml(w, np.full((1, 256), 127, np.float32))
+    assert y[0, 0] == 256 * 127.0 * w.dequantize()[0, 0]
+
+
+def test_weight_type_without_a_product_is_one_clear_line():
+    w = spec.Matrix("blk.0.attn_q.weight", "IQ2_XS", 1, 256, np.zeros(74, np.uint8))
+    with pytest.raises(
+        MtprefError, match=r"blk\.0\.attn_q\.weight: no matrix product for type IQ2_XS, expected one of F32"
+    ):
+        spec.mul_mat_ggml(w, np.zeros((1, 256), np.float32))
+
+
+# S7
+
+
+@pytest.mark.parametrize("type_name", [*quants.QUANTIZABLE, *K_TYPES])
+def test_embedding_rows_are_the_dequantised_rows(type_name):
+    w = matrix(type_name, 9, 256)
+    ids = np.array([8, 0, 3, 3], np.int32)
+    assert np.array_equal(spec.get_rows(w, ids), w.dequantize()[ids])

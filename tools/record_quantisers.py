@@ -1,0 +1,126 @@
+"""Record what ggml's scalar reference quantisers make of hard inputs, so that tests need no llama.cpp.
+
+    python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build
+
+Calls quantize_row_q8_0_ref, quantize_row_q8_K_ref, ggml_fp32_to_bf16_row_ref and ggml_fp32_to_fp16_row of
+libggml-base through ctypes. Inputs are made here from seeds: all scales, ties, zeros, denormals, and the greatest
+element of either sign, in either half and twice.
+"""
+
+import argparse
+import ctypes
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.random_weights import bits, normal  # noqa: E402
+from tools.record_hf import write_npz  # noqa: E402
+
+DEFAULT_OUT = ROOT / "tests" / "data" / "quantisers.npz"
+F32 = NDArray[np.float32]
+BLOCK = 256  # one Q8_K block, eight Q8_0 blocks
+Q8_0_BYTES, Q8_K_BYTES = 34, 292
+# ggml's C code is undefined where 1 / d overflows, so Q8_0 inputs stay above 127 / FLT_MAX.
+SCALES = (1e-35, 1e-30, 1e-20, 1e-10, 1e-6, 1e-3, 0.1, 1.0, 3.0, 1e3, 1e6, 1e20, 1e30, 1e37)
+N_NEAR_TIES = 8
+
+
+def blocks() -> F32:
+    """(n, 256) float32: the inputs of the block quantisers."""
+    rows = [np.zeros(BLOCK), -np.zeros(BLOCK)]
+    rows += [normal(1, f"scale {scale}", BLOCK) * scale for scale in SCALES]
+    # exact ties: the greatest element is 127 (or -127), so that codes are the values themselves
+    halves = (np.arange(BLOCK) - BLOCK // 2) / 2.0
+    for greatest in (127.0, -127.0):
+        tie = np.clip(halves, -63.5, 63.5)
+        tie[::32] = greatest
+        rows += [tie, tie * 2.0**-40, tie * 3.0]
+    # the greatest magnitude twice, with both signs: the first one gives Q8_K its sign
+    for first, second in ((1.5, -1.5), (-1.5, 1.5)):
+        both = normal(2, "both", BLOCK) * 0.2
+        both[[5, 37, 200]] = first, second, second
+        rows.append(both)
+    rows += [np.where(np.arange(BLOCK) == at, value, 0.0) for at, value in ((0, 1.0), (31, -1.0), (255, 1e-3))]
+    rows.append(np.where(np.arange(BLOCK) % 32 == 7, 2.0, 1e-42))  # denormals beside a normal number
+    rows += [near_ties(seed) for seed in range(N_NEAR_TIES)]
+    return np.stack(rows).astype(np.float32)
+
+
+def near_ties(seed: int) -> NDArray[np.float64]:
+    """A block whose elements lie within an ulp or two of a tie between codes, for a scale that is not exact."""
+    greatest = np.float32(1.0 + 0.1 * (seed + 1))
+    tie = (np.arange(BLOCK) % 126 + 0.5) * np.float64(greatest) / 127
+    steps = (bits(3, f"steps {seed}", BLOCK) % np.uint64(5)).astype(np.int64) - 2
+    near = (tie.astype(np.float32).view(np.int32) + steps.astype(np.int32)).view(np.float32)
+    near = np.where(np.arange(BLOCK) % 2, -near, near)
+    near[seed::32] = greatest if seed % 2 else -greatest
+    return near.astype(np.float64)
+
+
+def values() -> F32:
+    """The inputs of the 16-bit roundings: every exponent, ties of both types, their neighbours, both signs."""
+    exponents = (np.arange(256, dtype=np.uint32) << np.uint32(23))[:, None]
+    mantissas = [0, 1, 0xFFF, 0x1000, 0x1001, 0x2FFF, 0x3000, 0x3001, 0x7FFF, 0x8000, 0x8001, 0x17FFF, 0x18000,
+                 0x18001, 0x7FEFFF, 0x7FF000, 0x7F7FFF, 0x7F8000, 0x7FFFFF]  # fmt: skip
+    patterns = (exponents | np.array(mantissas, np.uint32)).reshape(-1)
+    small = (bits(4, "patterns", 4096) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    every = np.concatenate([patterns, patterns | np.uint32(1 << 31), small])
+    return every[~np.isnan(every.view(np.float32))].view(np.float32)
+
+
+def call(library: ctypes.CDLL, name: str, x: F32, n_bytes: int) -> NDArray[np.uint8]:
+    """One row function of ggml: (const float *, void *, int64_t)."""
+    function: Any = getattr(library, name)
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    function.restype = None
+    x = np.ascontiguousarray(x, np.float32).reshape(-1)
+    out = np.zeros(n_bytes, np.uint8)
+    function(x.ctypes.data, out.ctypes.data, x.size)
+    return out
+
+
+def find_library(build: Path) -> ctypes.CDLL:
+    """libggml-base of a llama.cpp build folder."""
+    found = sorted(build.rglob("libggml-base.so")) + sorted(build.rglob("libggml-base.dylib"))
+    if not found:
+        raise FileNotFoundError(f"{build}: no libggml-base found, expected a llama.cpp build with shared libraries")
+    return ctypes.CDLL(str(found[0]))
+
+
+def record(library: ctypes.CDLL) -> dict[str, NDArray[Any]]:
+    x, v = blocks(), values()
+    return {
+        "blocks": x,
+        "q8_0": call(library, "quantize_row_q8_0_ref", x, x.size // 32 * Q8_0_BYTES).reshape(-1, Q8_0_BYTES),
+        "q8_k": call(library, "quantize_row_q8_K_ref", x, x.size // BLOCK * Q8_K_BYTES).reshape(-1, Q8_K_BYTES),
+        "values": v,
+        "bf16": call(library, "ggml_fp32_to_bf16_row_ref", v, 2 * v.size).view(np.uint16),
+        "f16": call(library, "ggml_fp32_to_fp16_row", v, 2 * v.size).view(np.uint16),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="record ggml's scalar quantisers")
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="a llama.cpp build folder (shared libraries)")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    args = parser.parse_args(argv)
+    try:
+        library = find_library(args.llama_cpp)
+    except (FileNotFoundError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    arrays = record(library)
+    write_npz(args.out, arrays)
+    print(json.dumps({"out": str(args.out), "arrays": len(arrays), "bytes": args.out.stat().st_size}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
