@@ -184,6 +184,8 @@ class ModelState:
     def trim_mtp(self, pos: int) -> None:
         """Cut the MTP block's cells at and behind position `pos`."""
         self.n_mtp = min(self.n_mtp, max(0, pos - self.mtp_start))
+        if self.n_mtp == 0:
+            self.mtp_start = 0  # an empty cache is the same whatever it held
         if self.poison:
             self.mtp.poison_from(self.n_mtp)
 
