@@ -158,6 +158,16 @@ def test_the_head_refuses_a_hole_in_its_positions():
         model.mtp(state, IDS[:2], rows, 3, n_logits=0)
 
 
+@pytest.mark.parametrize("empty", ["clear", "trim", "restore"])
+def test_an_emptied_head_remembers_no_start(empty):
+    model = micro()
+    state, fresh = model.new_state(poison=True), model.new_state()
+    saved = state.checkpoint()
+    model.mtp(state, IDS[:2], np.ones((2, model.config.n_embd), np.float32), 1, n_logits=0)
+    {"clear": state.clear, "trim": lambda: state.trim_mtp(1), "restore": lambda: state.restore(saved)}[empty]()
+    assert state.digest() == fresh.digest()
+
+
 def test_clear_empties_everything_but_the_pending_row():
     model = micro()
     state, fresh = model.new_state(poison=True), model.new_state()
