@@ -101,11 +101,11 @@ def silu(x):
 
 @helper
 def softplus(x):
-    """S4. `spec.softplus` of a float32."""
+    """S4. `spec.softplus` of a float32. A NaN fails the comparison and passes through."""
     x64 = np.float64(x)
-    if x64 > 20.0:
-        return x
-    return np.float32(log1p64(exp64(x64)))
+    if x64 <= 20.0:
+        return np.float32(log1p64(exp64(x64)))
+    return x
 
 
 @helper

@@ -235,8 +235,8 @@ def softplus(x: F32) -> F32:
     Source   the threshold is ggml's; log(1 + exp(20)) - 20 = 2e-9 is below half a float32 ulp of 20
     """
     x64 = np.asarray(x, np.float64)
-    small = np.where(x64 > 20.0, 0.0, x64)
-    return np.where(x64 > 20.0, np.asarray(x, np.float32), _round32(log1p64(exp64(small))))
+    is_small = x64 <= 20.0  # False for a NaN, which passes through
+    return np.where(is_small, _round32(log1p64(exp64(np.where(is_small, x64, 0.0)))), np.asarray(x, np.float32))
 
 
 def _round32(x: F64) -> F32:
