@@ -142,6 +142,14 @@ def test_block_too_small_for_its_inverse_scale_contributes_nothing(scale):
         assert np.all(np.abs(y) <= 1e-34), type_name
 
 
+def test_float16_scale_of_q8_0_ends_at_small_and_large_blocks():
+    one = np.ones(32, np.float32)
+    assert spec.quantize_q8_0(np.float32(3.7e-6) * one)[1] == 0
+    assert spec.quantize_q8_0(np.float32(3.9e-6) * one)[1] > 0
+    assert np.isfinite(spec.quantize_q8_0(np.float32(8.3e6) * one)[1])
+    assert np.isinf(spec.quantize_q8_0(np.float32(8.4e6) * one)[1])
+
+
 @settings(derandomize=True, max_examples=60, deadline=None)
 @given(exponent=st.integers(-110, 110), seed=st.integers(0, 1000))
 def test_quantisation_error_is_half_a_step(exponent, seed):
