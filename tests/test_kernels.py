@@ -112,13 +112,13 @@ def hard_sums(rng: np.random.Generator, n: int) -> list[np.ndarray]:
 def test_fma32_is_the_specifications(rng: np.random.Generator, scale: str) -> None:
     from numba import njit
 
-    from mtpref.kernels import lanes
+    from mtpref.kernels import scalars
 
     @njit
     def apply(a, b, c):
         out = np.empty_like(a)
         for i in range(len(a)):
-            out[i] = lanes.fma32(a[i], b[i], c[i])
+            out[i] = scalars.fma32(a[i], b[i], c[i])
         return out
 
     n = 4000
@@ -165,11 +165,11 @@ def test_elementary_functions_are_the_specifications(rng: np.random.Generator, n
 def test_sixteen_bit_floats_convert_exactly(rng: np.random.Generator) -> None:
     from numba import njit
 
-    from mtpref.kernels import arith, lanes
+    from mtpref.kernels import arith, scalars
 
     @njit
     def widen(bits):
-        return [lanes.f32_of_f16(b) for b in bits]
+        return [scalars.f32_of_f16(b) for b in bits]
 
     @njit
     def rounded(x):

@@ -4,8 +4,8 @@ A twin takes what the specification's function takes, save that `dot` becomes th
 not). Importing this package is cheap; Numba is imported when a kernel is first named. With NUMBA_DISABLE_JIT=1
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
-Read in this order: compile, lanes (the arithmetic), arith, activations, rows, matmul, then the layers in delta,
-attend, norms, rotary, and choices. docs/kernels.md has the rules.
+Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, rows, matmul, then the layers
+in delta, attend, norms, rotary, and choices. docs/kernels.md has the rules.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ from numba.core import types
 
 from mtpref.kernels.arith import round_bf16, round_f16
 from mtpref.kernels.compile import INT, kernel, source, target
-from mtpref.kernels.lanes import bits_of_f32
+from mtpref.kernels.scalars import bits_of_f32
 from mtpref.spec.quant import NEAREST_INT_BITS, NEAREST_INT_MAGIC
 
 MAGIC_BITS = np.int64(NEAREST_INT_BITS)

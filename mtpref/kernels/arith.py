@@ -10,7 +10,7 @@ the same order; constants are the specification's own. Without fastmath, LLVM ne
 import numpy as np
 
 from mtpref.kernels.compile import helper
-from mtpref.kernels.lanes import bits_of_f32, bits_of_f64, f32_of_bits, f32_of_f16, f64_of_bits
+from mtpref.kernels.scalars import bits_of_f32, bits_of_f64, f32_of_bits, f32_of_f16, f64_of_bits
 from mtpref.spec import arith as spec
 
 ROUND_MAGIC = float(spec.ROUND_MAGIC)

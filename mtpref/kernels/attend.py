@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mtpref.kernels import activations, compile
 from mtpref.kernels.arith import exp, f32_of_bf16
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
-from mtpref.kernels.lanes import N_LANES, dot, f32_of_f16, fma32, never_inline
+from mtpref.kernels.lanes import N_LANES, dot
+from mtpref.kernels.scalars import f32_of_f16, fma32, never_inline
 from mtpref.spec.arith import rsqrt64
 
 F32 = NDArray[np.float32]

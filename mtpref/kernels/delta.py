@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mtpref.kernels import compile
 from mtpref.kernels.arith import exp, silu
 from mtpref.kernels.compile import FLAG, INT, kernel, source, target
-from mtpref.kernels.lanes import dot, fma32
+from mtpref.kernels.lanes import dot
+from mtpref.kernels.scalars import fma32
 from mtpref.spec.arith import rsqrt64
 
 F32 = NDArray[np.float32]

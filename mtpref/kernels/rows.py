@@ -12,7 +12,8 @@ from numba.core import types
 
 from mtpref.kernels.arith import f32_of_bf16
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
-from mtpref.kernels.lanes import at, dot, f32_in, f32_of_f16, fma32, int_dot_16, int_dot_32, u16_in
+from mtpref.kernels.lanes import dot, int_dot_16, int_dot_32
+from mtpref.kernels.scalars import at, f32_in, f32_of_f16, fma32, u16_in
 
 F32, F16, BF16, Q8_0, Q4_K, Q6_K = range(6)
 TYPE_CODES = {"F32": F32, "F16": F16, "BF16": BF16, "Q8_0": Q8_0, "Q4_K": Q4_K, "Q6_K": Q6_K}

@@ -1,0 +1,159 @@
+"""S1 and what Numba lacks for single values: the fused multiply-add, bit views, float16, loads from raw bytes.
+
+Owns short pieces of hand-written LLVM code, each behind a name that reads like Python. `emit_fma32` also takes vectors:
+lanes.py builds on it. Read with `mtpref.spec.arith.fma32`.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from mtpref.kernels.compile import HAS_FMA
+
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
+
+
+def _like(value: ir.Value, element: ir.Type) -> ir.Type:
+    """`element`, or the vector of it that has as many lanes as the value."""
+    return ir.VectorType(element, value.type.count) if isinstance(value.type, ir.VectorType) else element
+
+
+def splat(value: Any, kind: ir.Type) -> ir.Constant:
+    """The constant of a scalar type, or of a vector type with the value in every lane."""
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def intrinsic_call(builder: ir.IRBuilder, name: str, kind: ir.Type, args: list[ir.Value]) -> ir.Value:
+    """Call an LLVM intrinsic such as llvm.fma.f32 on operands of one type."""
+    suffix = {FLOAT: "f32", DOUBLE: "f64"}[kind.element if isinstance(kind, ir.VectorType) else kind]
+    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+    function_type = ir.FunctionType(kind, [kind] * len(args))
+    function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.{name}.{lanes}{suffix}")
+    return builder.call(function, args)
+
+
+def emit_fma32(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a * b + c rounded once, for float32 scalars or vectors: the instruction, or `spec.fma32` step by step.
+
+    The step towards the error e changes the bits of the sum s by +1 if e and s have the same sign, else by -1.
+    """
+    if HAS_FMA:
+        return intrinsic_call(builder, "fma", a.type, [a, b, c])
+    wide, integer = _like(a, DOUBLE), _like(a, I64)
+    product = builder.fmul(builder.fpext(a, wide), builder.fpext(b, wide))
+    addend = builder.fpext(c, wide)
+    total = builder.fadd(product, addend)
+    back = builder.fsub(total, product)
+    error = builder.fadd(builder.fsub(product, builder.fsub(total, back)), builder.fsub(addend, back))
+    bits = builder.bitcast(total, integer)
+    # An infinite sum has an infinite or NaN error; the ordered comparisons below leave it as it is.
+    magnitude = builder.and_(bits, splat(0x7FFFFFFFFFFFFFFF, integer))
+    is_finite = builder.icmp_unsigned("<", magnitude, splat(0x7FF0000000000000, integer))
+    is_even = builder.icmp_unsigned("==", builder.and_(bits, splat(1, integer)), splat(0, integer))
+    is_inexact = builder.fcmp_unordered("!=", error, splat(0.0, wide))
+    is_inexact = builder.and_(builder.and_(is_inexact, is_even), is_finite)
+    opposite = builder.ashr(builder.xor(builder.bitcast(error, integer), bits), splat(63, integer))
+    step = builder.or_(opposite, splat(1, integer))
+    odd = builder.add(bits, builder.select(is_inexact, step, splat(0, integer)))
+    return builder.fptrunc(builder.bitcast(odd, wide), a.type)
+
+
+@intrinsic
+def fma32(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """S1. round32(a * b + c) of three float32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return emit_fma32(builder, *args)
+
+    if not all(t == types.float32 for t in (a, b, c)):
+        raise TypeError(f"fma32 takes float32, found {a}, {b}, {c}")
+    return types.float32(types.float32, types.float32, types.float32), codegen
+
+
+def _bit_view(to: types.Type, source: types.Type, ir_type: ir.Type) -> Any:
+    @intrinsic
+    def view(typingctx: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], ir_type)
+
+        return to(source), codegen
+
+    return view
+
+
+bits_of_f32 = _bit_view(types.uint32, types.float32, I32)
+f32_of_bits = _bit_view(types.float32, types.uint32, FLOAT)
+bits_of_f64 = _bit_view(types.int64, types.float64, I64)
+f64_of_bits = _bit_view(types.float64, types.int64, DOUBLE)
+
+
+def pointer_to(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Pointer to flat element `index` of a contiguous array, without bounds or wraparound."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+@intrinsic
+def at(typingctx: Any, array: Any, index: Any) -> Any:
+    """array.flat[index] of a contiguous array for index >= 0: what array[index] costs without the sign test."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(pointer_to(context, builder, sig.args[0], *args))
+
+    return array.dtype(array, types.intp), codegen
+
+
+@intrinsic
+def f32_of_f16(typingctx: Any, half: Any) -> Any:
+    """S5. The float32 value of the 16 bits of a float16, exact.
+
+    A normal number moves its exponent by 112; infinity and NaN by as much again. A subnormal number is put below
+    the hidden bit of 2**-14, which is then subtracted. Written in 32-bit integers, since Numba's own are 64-bit.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        half32 = builder.zext(args[0], I32)
+        magnitude = builder.shl(builder.and_(half32, I32(0x7FFF)), I32(13))
+        exponent = builder.and_(magnitude, I32(0x0F800000))
+        bits = builder.add(magnitude, I32(0x38000000))
+        is_special = builder.icmp_unsigned("==", exponent, I32(0x0F800000))
+        special = builder.add(bits, I32(0x38000000))
+        small = builder.bitcast(builder.add(bits, I32(0x00800000)), FLOAT)
+        small = builder.bitcast(builder.fsub(small, FLOAT(2.0**-14)), I32)
+        is_small = builder.icmp_unsigned("==", exponent, I32(0))
+        bits = builder.select(is_small, small, builder.select(is_special, special, bits))
+        sign = builder.shl(builder.and_(half32, I32(0x8000)), I32(16))
+        return builder.bitcast(builder.or_(bits, sign), FLOAT)
+
+    return types.float32(types.uint16), codegen
+
+
+def _load_bytes(result: Any, ir_type: ir.Type) -> Any:
+    @intrinsic
+    def load(typingctx: Any, raw: Any, i: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer = pointer_to(context, builder, sig.args[0], *args)
+            return builder.load(builder.bitcast(pointer, ir_type.as_pointer()), align=1)
+
+        return result(raw, types.intp), codegen
+
+    return load
+
+
+# The little-endian value at byte i of a uint8 array, at any alignment.
+u16_in = _load_bytes(types.uint16, I16)
+f32_in = _load_bytes(types.float32, FLOAT)
+
+
+@intrinsic
+def never_inline(typingctx: Any) -> Any:
+    """Keeps LLVM from copying the function that calls this into its callers: it bounds the time to compile."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
