@@ -5,6 +5,7 @@ The weights are the random-weight cases of tests/hf_cases.py (and the shipped ti
 nothing here runs a kernel.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -230,10 +231,9 @@ def test_model_equals_transformers_live(files, case):
 
 def test_tiny_model_equals_transformers_recorded_values():
     path = DATA / "hf_tiny.npz"
-    if not TINY.exists() or not path.exists():
-        pytest.skip("no trained model or no recorded values: mtpref/data/tiny.gguf, tests/data/hf_tiny.npz")
-    import hashlib
-
+    for needed in (TINY, path):
+        if not needed.exists():
+            pytest.skip(f"no {needed.name}; recorded by tools/record_hf.py --gguf tiny.gguf --rows 2 --out hf_tiny.npz")
     with np.load(path) as file:
         recorded = dict(file)
     assert hashlib.sha256(TINY.read_bytes()).hexdigest() == str(recorded["sha256"]), "recorded from another file"
