@@ -1,4 +1,5 @@
-"""The same bits on every instruction set: all kernels, for a plain x86-64, for AVX2 with FMA and for this host.
+"""The same bits on every instruction set: all kernels and whole micro models, for a plain x86-64, for AVX2 with FMA
+and for this host.
 
 Each target runs in its own process, which runs this file as a script and prints one line of JSON. Its kernels stay in
 the cache folder (named after the target), so only the first run compiles.
@@ -87,6 +88,22 @@ def hash_kernels() -> dict[str, str]:
     return hashes
 
 
+def hash_models() -> dict[str, str]:
+    """The digest of whole micro models: a drafting run's tokens, its last logits and every bit of its final state."""
+    from mtpref import Options, PolicyConfig, load
+
+    hashes = {}
+    for numerics in ("ggml", "exact"):
+        for accept in (30, 90):
+            model = load(ROOT / "tests" / "data" / "micro" / f"micro-{accept}-q8_0.gguf", numerics=numerics)
+            state = model.core.new_state()
+            options = Options(n_predict=24, n_batch=5, policy=PolicyConfig(n_max=4))
+            run = model.generate("a prompt of a few chunks of bytes", options, state=state).finish()
+            logits = model.core.trunk(state, run.ids[-3:], n_logits=3).logits
+            hashes[f"micro-{accept} {numerics}"] = digest(np.array(run.ids), logits) + state.digest()
+    return hashes
+
+
 def assembly_of_a_dot_product() -> str:
     """The code of dot32, compiled here and now: a kernel from the cache no longer knows its assembly."""
     import numba
@@ -108,7 +125,7 @@ def report() -> dict[str, object]:
         "has_fma": "vfmadd" in text,
         "has_ymm": "%ymm" in text or "%zmm" in text,
         "calls_fmaf": "fmaf" in text,
-        "hashes": hash_kernels(),
+        "hashes": hash_kernels() | hash_models(),
     }
 
 
@@ -151,7 +168,7 @@ def test_no_target_calls_a_library_for_fma(reports: dict[str, dict]) -> None:
     assert not any(found["calls_fmaf"] for found in reports.values())
 
 
-def test_every_kernel_gives_the_same_bits_on_every_target(reports: dict[str, dict]) -> None:
+def test_every_kernel_and_model_gives_the_same_bits_on_every_target(reports: dict[str, dict]) -> None:
     for name, found in reports.items():
         assert found["hashes"] == reports["baseline"]["hashes"], name
 
