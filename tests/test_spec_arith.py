@@ -78,6 +78,10 @@ def test_fma_breaks_ties_exactly():
     assert_fma(a, -a, small)
     got = spec.fma32(a[:3], a[:3], small[:3])
     assert got.tolist() == [1 + 2.0**-11, 1 + 2.0**-11 + 2.0**-23, 1 + 2.0**-11]
+    # the float64 sum is odd, its error points back at the tie: it must stay where it is
+    beside = np.nextafter(f32(2.0**-52), np.float32(0))
+    assert_fma(f32(half_way), f32(half_way), beside)
+    assert spec.fma32(f32(half_way), f32(half_way), beside)[0] == 1 + 2.0**-11 + 2.0**-23
     naive_sum = (a.astype(np.float64) ** 2 + small.astype(np.float64)).astype(np.float32)
     assert naive_sum[1] != got[1], "the case does not tell one rounding from two"
 

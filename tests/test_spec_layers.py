@@ -363,3 +363,47 @@ def test_denormal_inputs_stay_finite_and_are_not_flushed():
     assert np.all(np.isfinite(spec.rms_norm(x, one, 1e-6)))
     check(naive.l2_norm(x, 0.0), spec.l2_norm(x, 0.0), 1e-6)
     assert np.any(spec.swiglu(x, 2 * one) > 0)
+
+
+# THE STATED ROUNDINGS, BIT BY BIT
+
+
+def test_delta_rule_rounds_where_its_formula_says():
+    """S = 1, so that every dot is one product: decay, error, one fused write, output, scale."""
+    n = 400
+    q, k, v = (f32(x, 1, n, 1) for x in "qkv")
+    g, beta, state = -np.abs(f32("g", 1, n)), np.abs(f32("beta", 1, n)), f32("s", n, 1, 1)
+    out, states = spec.delta_rule(q, k, v, g, beta, state, 1, spec.dot32)
+    m = state[:, 0, 0] * spec.exp(g[0])
+    delta = (v[0, :, 0] - m * k[0, :, 0]) * beta[0]
+    written = spec.fma32(delta, k[0, :, 0], m)
+    assert np.array_equal(states[0, :, 0, 0], written)
+    assert np.array_equal(out[0, :, 0], written * q[0, :, 0])
+    assert np.any(written != delta * k[0, :, 0] + m), "the case does not tell one rounding from two"
+
+
+def test_rms_norm_multiplies_by_the_scale_before_the_weight():
+    x, w = f32("x", 50, 32), f32("w", 32)
+    mean = spec.lane_sum_products(x, x) / 32
+    scale = (1 / np.sqrt(mean + float(np.float32(1e-6)))).astype(np.float32)[:, None]
+    got = spec.rms_norm(x, w, 1e-6)
+    assert np.array_equal(got, (x * scale) * w)
+    assert np.any(got != x * (scale * w))
+
+
+def test_rope_rounds_each_product():
+    x, cos, sin = f32("x", 50, 1, 4), f32("c", 50, 2), f32("s", 50, 2)
+    a, b = x[:, 0, :2], x[:, 0, 2:]
+    got = spec.rope(x, cos, sin)[:, 0]
+    assert np.array_equal(got[:, :2], a * cos - b * sin)
+    assert np.array_equal(got[:, 2:], a * sin + b * cos)
+    assert np.any(got[:, :2] != spec.fma32(a, cos, -(b * sin)))
+
+
+@pytest.mark.parametrize("dot", DOTS.values())
+def test_attention_divides_last(dot):
+    q, k, v = attention_inputs(1, 99, 1, 1, 16)
+    score = dot(q[0], k[:, 0]) * np.float32(0.25)
+    e = spec.exp(score - score.max())
+    want = np.array([dot(e, v[:, 0, d]) for d in range(16)]) / dot(e, np.ones_like(e))
+    assert np.array_equal(spec.attention(q, k, v, "F32", 99, dot)[0, 0], want)
