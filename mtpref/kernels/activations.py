@@ -12,9 +12,10 @@ from numba.core import types
 from mtpref.kernels.arith import round_bf16, round_f16
 from mtpref.kernels.compile import INT, kernel, source, target
 from mtpref.kernels.scalars import bits_of_f32
-from mtpref.spec.quant import NEAREST_INT_BITS, NEAREST_INT_MAGIC
+from mtpref.spec.quant import MANTISSA_MASK, NEAREST_INT_BITS, NEAREST_INT_MAGIC
 
 MAGIC_BITS = np.int64(NEAREST_INT_BITS)
+MASK = np.int64(MANTISSA_MASK)
 
 # How the activation of a float product is prepared.
 KEEP, TO_F16, TO_BF16 = 0, 1, 2
@@ -71,8 +72,8 @@ def quantize_q8_k(x, codes, scales, sums):
                 greatest, m = magnitude, block[i]
         inv = np.float32(-127) / m if m != 0 else np.float32(0)
         for i in range(256):
-            # The difference wraps in int32, and so does its conversion to int8.
-            rounded = np.int32(np.int64(bits_of_f32(inv * block[i] + magic)) - MAGIC_BITS)
+            # Out of range only where inv overflows; then the conversion to int8 takes the low byte, as in C.
+            rounded = np.int32((np.int64(bits_of_f32(inv * block[i] + magic)) & MASK) - MAGIC_BITS)
             codes[256 * b + i] = np.int8(min(rounded, np.int32(127)))
         for s in range(16):
             total = np.int32(0)

@@ -18,9 +18,10 @@ Q8_K_BLOCK = 256
 N_SUB_BLOCKS = 8  # of 32 elements, in a Q4_K block of 256
 N_Q6_SUB_BLOCKS = 16  # of 16 elements, in a Q6_K block of 256
 
-# The int32 of float32 1.5 * 2**23: ggml's nearest_int adds 12582912.0 and reads the low mantissa bits.
+# ggml's nearest_int adds 1.5 * 2**23 and takes the 23 mantissa bits of the sum, less those of the addend.
 NEAREST_INT_MAGIC = np.float32(12582912.0)
-NEAREST_INT_BITS = np.int32(0x4B400000)
+MANTISSA_MASK = np.int32(0x007FFFFF)
+NEAREST_INT_BITS = np.int32(0x00400000)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def quantize_q8_k(x: F32) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:
     m = np.take_along_axis(blocks, at[..., None], axis=-1)[..., 0]
     with np.errstate(over="ignore", invalid="ignore"):
         inv = np.divide(np.float32(-127), m, out=np.zeros_like(m), where=m != 0)
-        rounded = np.asarray(inv[..., None] * blocks + NEAREST_INT_MAGIC).view(np.int32) - NEAREST_INT_BITS
+        shifted = np.asarray(inv[..., None] * blocks + NEAREST_INT_MAGIC)
+    rounded = (shifted.view(np.int32) & MANTISSA_MASK) - NEAREST_INT_BITS
     codes = np.minimum(rounded, 127).astype(np.int8).reshape(x.shape)
     d = np.divide(np.float32(1), inv, out=np.zeros_like(inv), where=inv != 0)
     sums = codes.reshape(*x.shape[:-1], -1, 16).sum(axis=-1, dtype=np.int32)
