@@ -204,9 +204,7 @@ def hf_to_gguf_name(name: str, n_layer: int) -> str:
             return f"blk.{n_layer + int(parts[2])}.{LAYER_NAMES[parts[3]]}"
     if short.startswith("mtp.") and short[4:] in HEAD_NAMES:
         return f"blk.{n_layer}.{HEAD_NAMES[short[4:]]}"
-    raise MtprefError(
-        f"{name}: no GGUF name in a qwen35 model of {n_layer} layers, expected a Qwen3.5 tensor name"
-    )
+    raise MtprefError(f"{name}: no GGUF name in a qwen35 model of {n_layer} layers, expected a Qwen3.5 tensor name")
 
 
 def gguf_to_hf_name(name: str, n_layer: int) -> str:
@@ -224,9 +222,7 @@ def gguf_to_hf_name(name: str, n_layer: int) -> str:
         for hf, gguf in HEAD_NAMES.items():
             if gguf == parts[2] and index == n_layer:
                 return "mtp." + hf
-    raise MtprefError(
-        f"{name}: no HF name in a qwen35 model of {n_layer} layers, expected a qwen35 tensor name"
-    )
+    raise MtprefError(f"{name}: no HF name in a qwen35 model of {n_layer} layers, expected a qwen35 tensor name")
 
 
 def state_to_gguf(state: Mapping[str, np.ndarray], dims: ConvertDims) -> dict[str, np.ndarray]:
@@ -237,6 +233,4 @@ def state_to_gguf(state: Mapping[str, np.ndarray], dims: ConvertDims) -> dict[st
 
 def state_from_gguf(tensors: Mapping[str, np.ndarray], dims: ConvertDims) -> dict[str, np.ndarray]:
     """A whole GGUF tensor table (dequantised) under HF names and conventions."""
-    return {
-        gguf_to_hf_name(name, dims.n_layer): tensor_from_gguf(name, x, dims) for name, x in tensors.items()
-    }
+    return {gguf_to_hf_name(name, dims.n_layer): tensor_from_gguf(name, x, dims) for name, x in tensors.items()}

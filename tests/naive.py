@@ -96,9 +96,7 @@ def delta_gates(b: Array, a: Array, ssm_dt: Array, ssm_a: Array) -> tuple[Array,
     return sigmoid(b), softplus(f64(a) + f64(ssm_dt)) * f64(ssm_a)
 
 
-def gated_delta_rule(
-    q: Array, k: Array, v: Array, g: Array, beta: Array, state: Array
-) -> tuple[Array, Array]:
+def gated_delta_rule(q: Array, k: Array, v: Array, g: Array, beta: Array, state: Array) -> tuple[Array, Array]:
     """The recurrence, one token and one v-head at a time; v-head h reads q/k-head h % H_k.
 
     q, k (n_tokens, H_k, S), already l2-normed; v (n_tokens, H_v, S); g, beta (n_tokens, H_v); state (H_v, S,
@@ -159,9 +157,7 @@ def imrope_axis(i_pair: int, sections: list[int]) -> str:
     return "e"
 
 
-def rope_imrope_text(
-    x: Array, positions: list[int], n_rot: int, freq_base: float, sections: list[int]
-) -> Array:
+def rope_imrope_text(x: Array, positions: list[int], n_rot: int, freq_base: float, sections: list[int]) -> Array:
     """Partial NEOX rotation of (n_tokens, n_heads, D): pair i is (x[i], x[i + n_rot/2]), i < n_rot/2.
 
     The angle is pos * base^(-2 i / n_rot). Text has t = h = w = pos and e = 0, so a pair that no section

@@ -133,9 +133,7 @@ def attention_layer(
     t["Qcur_full"], k, v = project_qkv(weights, il, h, 2 * n_head * head_dim, n_head_kv * head_dim)
     t["Qcur_reshaped"], t["gate_reshaped"] = naive.split_q_gate(t["Qcur_full"], n_head)
     t["Qcur_normed"] = naive.rms_norm(t["Qcur_reshaped"], weights[f"blk.{il}.attn_q_norm.weight"], eps)
-    t["Kcur_normed"] = naive.rms_norm(
-        k.reshape(n, n_head_kv, head_dim), weights[f"blk.{il}.attn_k_norm.weight"], eps
-    )
+    t["Kcur_normed"] = naive.rms_norm(k.reshape(n, n_head_kv, head_dim), weights[f"blk.{il}.attn_k_norm.weight"], eps)
     t["Qcur"] = naive.rope_imrope_text(t["Qcur_normed"], positions, *rope)
     t["Kcur"] = naive.rope_imrope_text(t["Kcur_normed"], positions, *rope)
     t["Vcur"] = v.reshape(n, n_head_kv, head_dim)
@@ -166,9 +164,7 @@ def trunk(weights: Weights, hparams: HParams, tokens: list[int]) -> TrunkResult:
             mixed, parts = attention_layer(weights, hparams, il, t["attn_norm"], positions)
         t.update(parts)
         t["attn_residual"] = x + mixed
-        t["attn_post_norm"] = naive.rms_norm(
-            t["attn_residual"], weights[f"blk.{il}.post_attention_norm.weight"], eps
-        )
+        t["attn_post_norm"] = naive.rms_norm(t["attn_residual"], weights[f"blk.{il}.post_attention_norm.weight"], eps)
         t["ffn_out"] = ffn(weights, il, t["attn_post_norm"])
         x = t["attn_residual"] + t["ffn_out"]
         t["post_ffn"] = t["l_out"] = x
@@ -191,9 +187,7 @@ MTP_ATTENTION_NAMES = {
 }
 
 
-def mtp(
-    weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, positions: list[int]
-) -> MtpResult:
+def mtp(weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, positions: list[int]) -> MtpResult:
     """The MTP block over rows (tokens[i], hiddens[i]) at positions[i]; row i attends to rows 0 .. i.
 
     llama.cpp pairs (x_p, h_{p-1}) at position p with a zero hidden in row 0; the training contract pairs
@@ -213,9 +207,7 @@ def mtp(
     mixed, parts = attention_layer(weights, hparams, il, t["mtp_attn_norm"], positions)
     t.update({MTP_ATTENTION_NAMES.get(name, name): value for name, value in parts.items()})
     t["mtp_attn_residual"] = t["mtp_eh_proj"] + mixed
-    t["mtp_attn_post_norm"] = naive.rms_norm(
-        t["mtp_attn_residual"], weights[p + "post_attention_norm.weight"], eps
-    )
+    t["mtp_attn_post_norm"] = naive.rms_norm(t["mtp_attn_residual"], weights[p + "post_attention_norm.weight"], eps)
     t["mtp_ffn_out"] = ffn(weights, il, t["mtp_attn_post_norm"])
     x = t["mtp_attn_residual"] + t["mtp_ffn_out"]
     t["mtp_post_ffn"] = x
@@ -235,14 +227,10 @@ def load_gguf(path: str) -> tuple[HParams, Weights]:
     reader = gguf.GGUFReader(path)
     arch = reader.fields["general.architecture"].contents()
     hparams = {
-        key[len(arch) + 1 :]: field.contents()
-        for key, field in reader.fields.items()
-        if key.startswith(arch + ".")
+        key[len(arch) + 1 :]: field.contents() for key, field in reader.fields.items() if key.startswith(arch + ".")
     }
     weights = {}
     for tensor in reader.tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        weights[tensor.name] = values.reshape(tuple(int(d) for d in reversed(tensor.shape))).astype(
-            np.float64
-        )
+        weights[tensor.name] = values.reshape(tuple(int(d) for d in reversed(tensor.shape))).astype(np.float64)
     return hparams, weights

@@ -102,9 +102,7 @@ def text_config(hparams: dict[str, Any], flags: list[bool], n_vocab: int, tied: 
     """The configuration of all blocks; an MTP block is one more full-attention layer. flags: recurrent?"""
     eps = float(hparams["attention.layer_norm_rms_epsilon"])
     if abs(eps - 1e-6) > 1e-12:
-        raise ValueError(
-            f"rms epsilon {eps}: transformers fixes the l2 norm's epsilon at 1e-6, so only that compares"
-        )
+        raise ValueError(f"rms epsilon {eps}: transformers fixes the l2 norm's epsilon at 1e-6, so only that compares")
     head_dim = int(hparams["attention.key_length"])
     config = Qwen3_5TextConfig(
         vocab_size=n_vocab,
@@ -170,10 +168,7 @@ class Oracle:
     def _layer_state(self, weights: dict[str, Array], il: int) -> dict[str, Array]:
         prefix = f"blk.{il}."
         names = [n[len(prefix) :] for n in weights if n.startswith(prefix) and ".nextn." not in n]
-        return {
-            LAYER_NAMES[n]: undo_layer_tensor(n, weights[prefix + n], self.hparams, self.flags[il])
-            for n in names
-        }
+        return {LAYER_NAMES[n]: undo_layer_tensor(n, weights[prefix + n], self.hparams, self.flags[il]) for n in names}
 
     def _trunk_state(self, weights: dict[str, Array], tied: bool) -> dict[str, Array]:
         embd = weights["token_embd.weight"]
@@ -238,9 +233,7 @@ class Oracle:
         yield "h_nextn", self.model.model.norm
         yield "result_output", self.model.lm_head
 
-    def mtp(
-        self, tokens: list[int], hiddens: Array, positions: list[int]
-    ) -> tuple[Array, Array, dict[str, Array]]:
+    def mtp(self, tokens: list[int], hiddens: Array, positions: list[int]) -> tuple[Array, Array, dict[str, Array]]:
         """logits, h_nextn, named tensors of the MTP block; row i: (tokens[i], hiddens[i]) at positions[i]."""
         il, n = self.n_layer, len(tokens)
         mask = torch.full((n, n), float("-inf"), dtype=self.dtype).triu(1)[None, None]

@@ -82,10 +82,10 @@ def test_quantisers_equal_ggmls_scalar_reference(recorded):
 
 
 def test_quantisers_equal_a_live_ggml():
-    build = os.environ.get("MTPREF_LLAMA_CPP")
-    if not build:
-        pytest.skip("MTPREF_LLAMA_CPP is not set (a llama.cpp build folder)")
-    assert_quantisers(record_quantisers.record(record_quantisers.find_library(Path(build))))
+    root = os.environ.get("MTPREF_LLAMA_CPP")
+    if not root:
+        pytest.skip("set MTPREF_LLAMA_CPP=DIR to a llama.cpp tree that was built in DIR/build")
+    assert_quantisers(record_quantisers.record(record_quantisers.find_library(Path(root) / "build")))
 
 
 def test_recorded_inputs_tell_the_rules_apart(recorded):

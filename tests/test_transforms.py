@@ -108,9 +108,7 @@ def test_only_v_rows_of_qkv_and_conv_move():
         np.testing.assert_array_equal(y[:n_keep], x[:n_keep])
         size = DIMS.ssm_state_size
         # GGUF V head 1 is HF V head 3 when H_k = 2 and H_v = 6.
-        np.testing.assert_array_equal(
-            y[n_keep + size : n_keep + 2 * size], x[n_keep + 3 * size : n_keep + 4 * size]
-        )
+        np.testing.assert_array_equal(y[n_keep + size : n_keep + 2 * size], x[n_keep + 3 * size : n_keep + 4 * size])
 
 
 def test_out_proj_moves_columns_as_z_moves_rows():
@@ -143,9 +141,7 @@ def test_head_counts_that_do_not_divide_are_refused():
         tf.ConvertDims(n_layer=4, ssm_group_count=4, ssm_time_step_rank=6, ssm_state_size=3)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.layers.4.mlp.up_proj.weight", "mtp.embed.weight", "visual.patch.weight"]
-)
+@pytest.mark.parametrize("name", ["model.layers.4.mlp.up_proj.weight", "mtp.embed.weight", "visual.patch.weight"])
 def test_unknown_hf_name_is_refused(name):
     with pytest.raises(MtprefError, match="no GGUF name"):
         tf.hf_to_gguf_name(name, 4)

@@ -90,9 +90,7 @@ def record_gguf(path: Path, prompts: list[list[int]], n_rows: int) -> dict[str, 
         out: dict[str, Array] = {"sha256": np.asarray(hashlib.file_digest(f, "sha256").hexdigest())}
     for i, tokens in enumerate(prompts):
         if len(tokens) < 2 or max(tokens) >= n_vocab or min(tokens) < 0:
-            raise MtprefError(
-                f"--tokens number {i + 1}: found {tokens}, expected 2 or more ids below {n_vocab}"
-            )
+            raise MtprefError(f"--tokens number {i + 1}: found {tokens}, expected 2 or more ids below {n_vocab}")
         arrays = record(weights, hparams, flags, tokens, n_rows)
         out.update({f"prompt{i}.{key}": x for key, x in arrays.items()})
     return out
@@ -119,12 +117,8 @@ def token_list(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="record transformers' reference values")
-    parser.add_argument(
-        "--gguf", type=Path, help="a qwen35 GGUF; without it the random-weight cases are recorded"
-    )
-    parser.add_argument(
-        "--tokens", type=token_list, action="append", default=[], help="ids of one prompt: 1,2,3"
-    )
+    parser.add_argument("--gguf", type=Path, help="a qwen35 GGUF; without it the random-weight cases are recorded")
+    parser.add_argument("--tokens", type=token_list, action="append", default=[], help="ids of one prompt: 1,2,3")
     parser.add_argument("--out", type=Path, help=f"default for the random-weight cases: {DEFAULT_OUT.name}")
     parser.add_argument("--rows", type=int, default=6, help="rows kept of each tensor (default 6)")
     args: Any = parser.parse_args(argv)
