@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mtpref import quants
 from mtpref.dump import KEY
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, open_gguf
+from mtpref.gguf import GgufFile, open_gguf, without_leading_ones
 
 SCHEMA = "mtpref-compare-1"
 DEFAULT_LIMIT = 1e-6
@@ -122,7 +122,7 @@ def _execution_order(file: GgufFile) -> list[str]:
 
 def _difference(file_a: GgufFile, file_b: GgufFile, name: str) -> Difference:
     shape_a, shape_b = file_a.tensors[name].shape, file_b.tensors[name].shape
-    if _trimmed(shape_a) != _trimmed(shape_b):
+    if without_leading_ones(shape_a) != without_leading_ones(shape_b):
         note = f"shapes {file_a.tensors[name].ne} and {file_b.tensors[name].ne} in GGUF order"
         return Difference(name, False, float("inf"), float("inf"), None, note)
     a, b = _values(file_a, name), _values(file_b, name).reshape(shape_a)
@@ -147,14 +147,6 @@ def _values(file: GgufFile, name: str) -> NDArray:
         raise MtprefError(f"{file.label}: tensor {name} has type {info.type_name}, expected one of "
                           f"{', '.join((*FLOAT_TYPES, *INTEGER_TYPES))}")  # fmt: skip
     return quants.dequantize(info.type_name, file.data(info), info.shape).reshape(info.shape)
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without leading ones (GGUF drops them)."""
-    kept = list(shape)
-    while len(kept) > 1 and kept[0] == 1:
-        kept.pop(0)
-    return tuple(kept)
 
 
 def _finite(x: float) -> float | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref import quants, spec
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile
+from mtpref.gguf import GgufFile, without_leading_ones
 
 F32 = NDArray[np.float32]
 
@@ -76,16 +76,8 @@ class TensorFinder:
         if info is None:
             raise MtprefError(f"{self.file.label}: tensor {name} is missing, expected shape {shape[::-1]} in GGUF "
                               "order; was it dropped by a conversion? try: mtpref inspect FILE")  # fmt: skip
-        if _squeezed(info.shape) != _squeezed(shape):
+        if without_leading_ones(info.shape) != without_leading_ones(shape):
             raise MtprefError(f"{self.file.label}: tensor {name} has shape {info.ne}, expected {shape[::-1]} in GGUF "
                               "order; do the metadata belong to this file? try: mtpref inspect FILE")  # fmt: skip
         self.taken.add(name)
         return info
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without leading ones: GGUF writers differ in whether they keep them."""
-    kept = list(shape)
-    while len(kept) > 1 and kept[0] == 1:
-        kept.pop(0)
-    return tuple(kept)

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+from record_hf import write_npz  # noqa: E402
 
 from tests.random_weights import bits, normal  # noqa: E402
-from tools.record_hf import write_npz  # noqa: E402
 
 DEFAULT_OUT = ROOT / "tests" / "data" / "quantisers.npz"
 F32 = NDArray[np.float32]

@@ -194,3 +194,11 @@ class GgufArray(Sequence[Any]):
                 self._starts.append(pos)
                 pos = skip_element(buf, pos, self.element_type)
         return self._starts
+
+
+def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A NumPy shape as it is told apart: writers differ in whether they keep leading ones."""
+    kept = list(shape)
+    while len(kept) > 1 and kept[0] == 1:
+        kept.pop(0)
+    return tuple(kept)

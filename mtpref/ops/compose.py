@@ -8,15 +8,13 @@ A tap is called as tap(name, array) with llama.cpp's names. The array is live: w
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.config import AttnConfig, DeltaConfig
-
-if TYPE_CHECKING:
-    from mtpref.ops.table import Ops
+from mtpref.ops.table import Ops
 
 F32 = NDArray[np.float32]
 LayerTap = Callable[[str, NDArray], None]
@@ -24,7 +22,7 @@ LayerWeights = Mapping[str, Any]  # GGUF name without "blk.N." -> Matrix or floa
 
 
 def delta_layer(
-    ops: "Ops", w: LayerWeights, cfg: DeltaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap
+    ops: Ops, w: LayerWeights, cfg: DeltaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap
 ) -> tuple[F32, F32, F32]:
     """The mixer of a gated DeltaNet layer: S6, S11, S9, S12, S13, S14, S6.
 
@@ -81,7 +79,7 @@ def _windows(window: F32, n_rows: int, keep: int) -> F32:
 
 
 def attn_layer(
-    ops: "Ops",
+    ops: Ops,
     w: LayerWeights,
     cfg: AttnConfig,
     x: F32,
@@ -131,7 +129,7 @@ def attn_layer(
     return y
 
 
-def ffn(ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap) -> F32:
+def ffn(ops: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
     """The dense feed-forward network: down(swiglu(gate(x), up(x))). S6, S18, S6.
 
     Shapes   x: (T, n_embd), normalised -> (T, n_embd)
@@ -147,7 +145,7 @@ def ffn(ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap) -> F32:
     return y
 
 
-def head(ops: "Ops", output: Any, h: F32, n_rows: int | None) -> F32:
+def head(ops: Ops, output: Any, h: F32, n_rows: int | None) -> F32:
     """The output head: logits of the first n_rows ids (all of them for None). S6.
 
     Rule     a trimmed head (FastMTP) is the same product over fewer rows: its logits are the same bits

@@ -5,13 +5,9 @@ table are the functions of mtpref/spec; mtpref/recipe.py puts the Numba twins in
 choose between them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
-
-from mtpref import spec
-from mtpref.ops import compose
 
 Op = Callable[..., Any]
 
@@ -43,17 +39,18 @@ class Ops:
     mtp_concat: Op  # S19
     argmax: Op  # S21
     top_candidates: Op  # S22
-    delta_layer: Op = compose.delta_layer
-    attn_layer: Op = compose.attn_layer
-    ffn: Op = compose.ffn
-    head: Op = compose.head
+    delta_layer: Op  # compose.py, as the next three
+    attn_layer: Op
+    ffn: Op
+    head: Op
+    composed: Mapping[str, Op]  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Op) -> "Ops":
         """A table with other entries; fused twins whose parts are among them fall back to the composition."""
         for coarse, parts in PARTS.items():
             if coarse not in entries and not parts.isdisjoint(entries):
-                entries[coarse] = getattr(compose, coarse)
-        return replace(self, **entries)
+                entries[coarse] = self.composed[coarse]
+        return replace(self, **entries)  # type: ignore[arg-type]
 
 
 PARTS: dict[str, frozenset[str]] = {
@@ -63,29 +60,4 @@ PARTS: dict[str, frozenset[str]] = {
     "head": frozenset({"mul_mat"}),
 }
 
-FINE = tuple(f.name for f in fields(Ops) if f.name not in PARTS)
-
-
-def spec_ops(numerics: str) -> Ops:
-    """The reference table of `exact` or `ggml` numerics: functions of mtpref/spec only."""
-    dot = spec.dot64 if numerics == "exact" else spec.dot32
-    return Ops(
-        mul_mat=spec.mul_mat_exact if numerics == "exact" else spec.mul_mat_ggml,
-        get_rows=spec.get_rows,
-        rms_norm=spec.rms_norm,
-        l2_norm=spec.l2_norm,
-        rope_table=spec.rope_table,
-        rope=spec.rope,
-        conv_silu=partial(spec.conv_silu, dot=dot),
-        delta_gates=spec.delta_gates,
-        delta_rule=partial(spec.delta_rule, dot=dot),
-        gated_norm=spec.gated_norm,
-        split_q_gate=spec.split_q_gate,
-        store_kv=spec.store_kv,
-        attention=partial(spec.attention, dot=dot),
-        attn_gate=spec.attn_gate,
-        swiglu=spec.swiglu,
-        mtp_concat=spec.mtp_concat,
-        argmax=spec.argmax,
-        top_candidates=spec.top_candidates,
-    )
+FINE = tuple(f.name for f in fields(Ops) if f.name not in PARTS and f.name != "composed")
