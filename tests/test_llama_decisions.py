@@ -27,8 +27,10 @@ from tests.naive import nmse
 ROOT = Path(__file__).resolve().parent.parent
 RECORDINGS = ROOT / "tests" / "data" / "llama_cpp"
 LOGS = sorted(path.name.removesuffix(".log.gz") for path in RECORDINGS.glob("*.log.gz"))
-P_TOLERANCE = 0.001 + 0.0005  # 0.001, and the recording's rounding to three decimals
-MAX_LOGITS_NMSE = 1e-6
+# The recording rounds p to three decimals. On Q8_0 weights ggml's vector code now and then quantises an activation to
+# another code than its scalar reference, so values agree to a quantisation step, not to rounding.
+P_TOLERANCE = {"F32": 0.001 + 0.0005, "Q8_0": 0.01 + 0.0005}
+MAX_LOGITS_NMSE = {("F32", "ggml"): 1e-6, ("F32", "exact"): 1e-6, ("Q8_0", "ggml"): 1e-4, ("Q8_0", "exact"): 2e-3}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,15 @@ def model_file(tmp_path_factory):
     return make
 
 
+def weight_type(name: str) -> str:
+    return "F32" if name.endswith("-f32") else "Q8_0"
+
+
 @dataclass
 class Agreement:
     """What was compared."""
 
+    p_tolerance: float
     n_candidates: int = 0
     n_rounds: int = 0
     n_near_ties: int = 0
@@ -68,11 +75,11 @@ def compare_step(agreement, where, theirs, ours):
         agreement.n_candidates += 1
         p = ours.p[rank]
         agreement.max_p_error = max(agreement.max_p_error, abs(p - candidate.p))
-        if abs(p - candidate.p) > P_TOLERANCE:
+        if abs(p - candidate.p) > agreement.p_tolerance:
             agreement.mismatches.append(f"{where} rank {rank}: p {p:.4f}, llama.cpp {candidate.p}")
         if ours.candidates[rank] != candidate.id:
             neighbours = [ours.p[r] for r in (rank - 1, rank + 1) if 0 <= r < len(ours.p)]
-            if min(abs(p - q) for q in neighbours) > P_TOLERANCE:
+            if min(abs(p - q) for q in neighbours) > agreement.p_tolerance:
                 agreement.mismatches.append(f"{where} rank {rank}: {ours.candidates[rank]}, not {candidate.id}")
             agreement.n_near_ties += 1
 
@@ -123,7 +130,7 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_f
     if found != runs[0].header["model_sha256"]:
         pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py again")
     model = mtpref.load(path, kv_type="F32", kv_type_draft="F32")
-    agreement = Agreement()
+    agreement = Agreement(P_TOLERANCE[weight_type(name)])
     for run in runs:
         compare_run(model, run, agreement)
     print(f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
@@ -147,4 +154,4 @@ def test_trunk_logits_equal_llama_cpp(name, numerics, model_file):
         ours = model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits
         error = nmse(theirs, ours)
     print(f"{name} {numerics}: NMSE {error:.2e}")
-    assert error <= MAX_LOGITS_NMSE
+    assert error <= MAX_LOGITS_NMSE[weight_type(name), numerics]
