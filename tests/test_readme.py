@@ -48,6 +48,16 @@ def test_the_library_example_runs(workplace):
     assert done.stdout.strip()
 
 
+def test_the_transcript_page_is_what_the_embedded_model_writes():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import write_transcript
+    finally:
+        sys.path.pop(0)
+    page = (ROOT / "docs" / "transcript.md").read_text(encoding="utf-8")
+    assert page == write_transcript.render(), "run: python tools/write_transcript.py"
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
