@@ -79,13 +79,16 @@ def teacher_forced(model: TinyModel, stream: np.ndarray, seq_len: int = 512, n_s
 
 
 @torch.no_grad()
-def greedy_ids(model: TinyModel, prompt: list[int], n_predict: int) -> list[int]:
-    """Greedy continuation, whole sequence recomputed each step (exact, and fast enough for an evaluation)."""
-    ids = list(prompt)
+def greedy_ids(model: TinyModel, prompts: list[list[int]], n_predict: int) -> list[list[int]]:
+    """Greedy continuations; whole sequences recomputed each step, padded on the right, where nothing looks."""
+    rows = [list(prompt) for prompt in prompts]
     for _ in range(n_predict):
-        hidden = model.model(torch.tensor([ids]))
-        ids.append(int(model.logits(hidden[:, -1:]).argmax()))
-    return ids[len(prompt) :]
+        width = max(len(row) for row in rows)
+        hidden = model.model(torch.tensor([row + [0] * (width - len(row)) for row in rows]))
+        last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
+        for row, choice in zip(rows, model.logits(last).argmax(-1).tolist(), strict=True):
+            row.append(choice)
+    return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
 @torch.no_grad()
@@ -105,17 +108,56 @@ def greedy_rounds(model: TinyModel, prompt: list[int], generated: list[int], n_m
     return drafted, accepted
 
 
+@torch.no_grad()
+def agreement_on_new_text(model: TinyModel, prompt: list[int], generated: list[int]) -> tuple[int, int]:
+    """(agreeing, counted) over the generated tokens that end a 4-gram not seen earlier in the generated text."""
+    ids = torch.tensor([prompt + generated])
+    draft: Tensor = model.logits(model.draft_hidden(ids, model.model(ids), 1)[0]).argmax(-1)[0]
+    seen: set[tuple[int, ...]] = set()
+    agreeing = counted = 0
+    for i in range(len(generated)):
+        gram = tuple(generated[max(0, i - 3) : i + 1])
+        if gram not in seen:
+            counted += 1
+            agreeing += int(draft[len(prompt) + i - 1]) == generated[i]
+        seen.add(gram)
+    return agreeing, counted
+
+
 def greedy(model: TinyModel, tokenizer: Tokenizer, prompts: list[str], n_predict: int = 128) -> dict[str, float]:
-    """Greedy acceptance at n_max = 1 over the prompts, with the mean repeated-4-gram rate."""
-    drafted = accepted = 0
+    """Greedy acceptance at n_max = 1 over the prompts, the same on new text only, the mean repeated-4-gram rate."""
+    totals = np.zeros(4)
     rates = []
-    for prompt in prompts:
-        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-        out = greedy_ids(model, ids, n_predict)
-        n_drafted, n_accepted = greedy_rounds(model, ids, out)
-        drafted, accepted = drafted + n_drafted, accepted + n_accepted
+    encoded = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
+    for ids, out in zip(encoded, greedy_ids(model, encoded, n_predict), strict=True):
+        totals += [*greedy_rounds(model, ids, out), *agreement_on_new_text(model, ids, out)]
         rates.append(repeated_4gram_rate(out))
-    return {"a1": accepted / drafted, "drafted": drafted, "repeated_4gram": float(np.mean(rates))}
+    drafted, accepted, agreeing, counted = totals
+    return {
+        "a1": accepted / drafted,
+        "drafted": drafted,
+        "a1_new_text": agreeing / counted,
+        "new_text_tokens": counted,
+        "repeated_4gram": float(np.mean(rates)),
+    }
+
+
+def run_llama_cpp(binary: Path, model: Path, prompt: str, n_max: int) -> tuple[dict[str, str], str]:
+    """(counts, generated text) of one run. Its logger may lose the last lines at exit, so it is asked up to 5 times."""
+    for _ in range(5):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as handle:
+            handle.write(prompt)
+            handle.flush()
+            command = [str(binary), "-m", str(model), "--spec-draft-n-max", str(n_max), "-n", "128", "-f", handle.name]
+            done = subprocess.run(
+                command + LLAMA_FLAGS.split(), capture_output=True, text=True, errors="replace", check=False
+            )
+        if done.returncode:
+            raise MtprefError(f"{binary.name}: exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+        counts = dict(re.findall(r"(n_drafted|n_accept)\s*=\s*(\d+)", done.stderr + done.stdout))
+        if len(counts) == 2:
+            return counts, done.stdout.split(prompt, 1)[-1]
+    raise MtprefError(f"{binary.name}: no n_drafted and n_accept in its log, expected both; try another build")
 
 
 def llama_cpp(binary: Path, model: Path, tokenizer: Tokenizer, prompts: list[str], n_max: int) -> dict[str, float]:
@@ -123,26 +165,8 @@ def llama_cpp(binary: Path, model: Path, tokenizer: Tokenizer, prompts: list[str
     drafted = accepted = 0
     rates = []
     for prompt in prompts:
-        with tempfile.NamedTemporaryFile("w", suffix=".txt") as handle:
-            handle.write(prompt)
-            handle.flush()
-            command = [
-                str(binary),
-                "-m",
-                str(model),
-                "--spec-draft-n-max",
-                str(n_max),
-                "-n",
-                "128",
-                "-f",
-                handle.name,
-            ]
-            done = subprocess.run(command + LLAMA_FLAGS.split(), capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            raise MtprefError(f"{binary.name}: exit {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
-        counts = dict(re.findall(r"(n_drafted|n_accept)\s*=\s*(\d+)", done.stderr + done.stdout))
+        counts, text = run_llama_cpp(binary, model, prompt, n_max)
         drafted += int(counts["n_drafted"])
         accepted += int(counts["n_accept"])
-        text = done.stdout.split(prompt, 1)[-1]
         rates.append(repeated_4gram_rate(tokenizer.encode(text, add_special_tokens=False).ids))
     return {"accept": accepted / drafted, "drafted": drafted, "repeated_4gram": float(np.mean(rates))}
