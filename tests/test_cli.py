@@ -145,7 +145,14 @@ def test_prompt_comes_from_standard_input_and_from_a_file(tmp_path):
 def test_interrupt_ends_with_statistics_and_a_readable_trace(tmp_path):
     trace = tmp_path / "run.jsonl"
     command = [sys.executable, "-m", "mtpref", "generate", "-p", PROMPT, "-n", "-1", "--trace", str(trace)]
-    process = subprocess.Popen([*command, "--ops", "spec"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    # A shell gives its background jobs an ignored SIGINT, which children inherit: not so here.
+    process = subprocess.Popen(
+        [*command, "--ops", "spec"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
@@ -189,3 +196,16 @@ def test_control_characters_of_a_model_never_reach_a_terminal(monkeypatch):
     assert "\u202e" not in shown
     assert r"\x1b[2J" in shown
     assert "\u00e9" in shown
+
+
+def test_a_cold_start_says_what_it_waits_for_and_a_warm_one_does_not(tmp_path):
+    command = [sys.executable, "-m", "mtpref", "generate", "-p", "x", "-n", "1", "--spec-type", "none"]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    if environment.pop("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        pytest.skip("Numba's JIT is off: nothing is compiled")
+    cold, warm = (
+        subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True) for _ in range(2)
+    )
+    assert cold.stderr.count("compiling kernels") == 1
+    assert "compiling kernels" not in warm.stderr
+    assert cold.stdout == warm.stdout

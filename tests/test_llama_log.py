@@ -41,13 +41,14 @@ def test_rounds_agree_with_the_summary(run):
 @every_run
 def test_rounds_agree_with_the_statistics(run):
     rounds, statistics = run.log.rounds, run.log.statistics
-    assert run.log.calls[1:] == (len(rounds), len(rounds))
-    assert statistics["gen drafts"] == sum(r.n_draft > 0 for r in rounds)
+    drafting = [r for r in rounds if r.n_draft > 0]  # a round that p_min left without a draft is not judged
+    assert run.log.calls[1:] == (len(rounds), len(drafting))
+    assert statistics["gen drafts"] == len(drafting)
     assert statistics["acc drafts"] == sum(r.n_accepted > 0 for r in rounds)
     assert statistics["gen tokens"] == sum(r.n_draft for r in rounds)
     assert statistics["acc tokens"] == sum(r.n_accepted for r in rounds)
     for i, rate in enumerate(run.log.rates):
-        assert rate == pytest.approx(np.mean([r.n_accepted > i for r in rounds]), abs=6e-4)
+        assert rate == pytest.approx(np.mean([r.n_accepted > i for r in drafting]), abs=6e-4)
 
 
 @every_run
@@ -100,6 +101,6 @@ def test_results_hold_finite_logits_for_every_token_and_no_folder(path):
     reader = gguf.GGUFReader(path)
     tensors = {t.name: t.data for t in reader.tensors}
     logits = tensors["logits"].reshape(len(tensors["tokens"]), -1)
-    assert len(tensors["tokens"]) >= 4
+    assert len(tensors["tokens"]) >= 2
     assert np.isfinite(logits).all()
     assert "/" not in reader.get_field("path_model").contents()

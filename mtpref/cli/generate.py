@@ -94,7 +94,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
     prompt = read_prompt(args)
     say = _Notes()
-    say.compiling(args)
+    say.when_compiling(args)
     started = time.perf_counter()
     model = load_model(args)
     load_seconds = time.perf_counter() - started
@@ -222,19 +222,24 @@ class _Notes:
 
     def __init__(self) -> None:
         self._in_progress = False
+        self._has_said_compiling = False
 
     def line(self, text: str) -> None:
         from mtpref.vocab import terminal_safe
 
         print(terminal_safe(text), file=sys.stderr, flush=True)
 
-    def compiling(self, args: argparse.Namespace) -> None:
+    def when_compiling(self, args: argparse.Namespace) -> None:
+        """Say what the run waits for, once, as soon as a kernel is not in the cache."""
         from mtpref import kernels
 
-        if args.ops != "spec" and kernels.available() and kernels.is_cold():
-            self.line(
-                "compiling kernels for this machine: once, about half a minute; later starts take them from a cache"
-            )
+        if args.ops != "spec" and kernels.available():
+            kernels.when_compiling(self._compiling)
+
+    def _compiling(self) -> None:
+        if not self._has_said_compiling:
+            self._has_said_compiling = True
+            self.line("compiling kernels for this machine: once, up to half a minute; later starts use a cache")
 
     def model(self, args: argparse.Namespace, model: Any, options: Any) -> None:
         core = model.core

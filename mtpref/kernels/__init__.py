@@ -40,6 +40,7 @@ _HOMES = {
     "set_threads": "compile",
     "n_threads": "compile",
     "threading_layer": "compile",
+    "when_compiling": "compile",
     "effective_target": "target",
 }
 

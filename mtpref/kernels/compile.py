@@ -4,6 +4,7 @@ Owns everything that touches Numba's settings. A kernel has one explicit signatu
 the cache folder, when it is first called. No kernel uses fastmath; division follows IEEE 754 (error_model "numpy").
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,16 @@ def _njit(py_func: Callable[..., Any], parallel: bool) -> Any:
         settings.CACHE_DIR = before
 
 
+SLOW_COMPILE_S = 0.7  # a kernel from the cache takes a few hundredths
+_listener: Callable[[], None] | None = None
+
+
+def when_compiling(listener: Callable[[], None] | None) -> None:
+    """Call `listener` (from another thread) whenever a kernel is not in the cache, so that somebody waits for it."""
+    global _listener
+    _listener = listener
+
+
 class Kernel:
     """A compiled function of one signature, compiled at its first call."""
 
@@ -53,7 +64,13 @@ class Kernel:
 
     def compile(self) -> None:
         """Compile now, or load from the cache."""
-        self.dispatcher.compile(self.signature)
+        notice = threading.Timer(SLOW_COMPILE_S, _listener or _nobody)
+        notice.daemon = True
+        notice.start()
+        try:
+            self.dispatcher.compile(self.signature)
+        finally:
+            notice.cancel()
         # From here on writable arrays convert to the read-only type of the signature; nothing compiles twice.
         self.dispatcher.disable_compile()
         self._ready = self.dispatcher
@@ -62,6 +79,10 @@ class Kernel:
         if self._ready is None:
             self.compile()
         return self._ready(*args)
+
+
+def _nobody() -> None:
+    """The listener that does not care."""
 
 
 def kernel(*signature: types.Type, parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
