@@ -41,14 +41,17 @@ def test_rounds_agree_with_the_summary(run):
 @every_run
 def test_rounds_agree_with_the_statistics(run):
     rounds, statistics = run.log.rounds, run.log.statistics
-    drafting = [r for r in rounds if r.n_draft > 0]  # a round that p_min left without a draft is not judged
-    assert run.log.calls[1:] == (len(rounds), len(drafting))
-    assert statistics["gen drafts"] == len(drafting)
+    _, n_asked, n_judged = run.log.calls
+    n_drafting = sum(r.n_draft > 0 for r in rounds)
+    assert n_asked == len(rounds)
+    # A round that p_min left without a draft is judged or not: llama.cpp keeps no rule about it.
+    assert n_drafting <= n_judged <= n_asked
+    assert statistics["gen drafts"] == n_drafting
     assert statistics["acc drafts"] == sum(r.n_accepted > 0 for r in rounds)
     assert statistics["gen tokens"] == sum(r.n_draft for r in rounds)
     assert statistics["acc tokens"] == sum(r.n_accepted for r in rounds)
     for i, rate in enumerate(run.log.rates):
-        assert rate == pytest.approx(np.mean([r.n_accepted > i for r in drafting]), abs=6e-4)
+        assert rate == pytest.approx(sum(r.n_accepted > i for r in rounds) / n_judged, abs=6e-4)
 
 
 @every_run
