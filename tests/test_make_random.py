@@ -41,7 +41,7 @@ def test_bytes_do_not_depend_on_the_piece_size(type_name, tmp_path, monkeypatch)
 
 def test_the_default_shape_is_the_0_8b_model():
     _, shape = make_random.parse_args(["-o", "unused.gguf"])
-    tensors = {t.name: t.shape for t in make_random.random_tensors(shape, 1, "Q8_0")}
+    tensors = {name: dims for name, _, dims, _ in make_random.random_tensors(shape, 1, "Q8_0")}
     assert tensors["token_embd.weight"] == (248320, 1024)
     assert tensors["blk.0.attn_qkv.weight"] == (3 * 2048, 1024)
     assert tensors["blk.3.attn_q.weight"] == (2 * 8 * 256, 1024)
@@ -61,5 +61,5 @@ def test_every_merge_of_the_made_up_bpe_gives_a_token(tmp_path):
 
 def test_a_row_that_no_block_fits_is_refused(tmp_path, capsys):
     assert make_random.main(["-o", str(tmp_path / "m.gguf"), *SMALL, "--n-ff", "100"]) == 2
-    assert "Q8_0 needs a multiple of 32" in capsys.readouterr().err
+    assert "rows of 100 values, expected a multiple of 32 for type Q8_0" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mtpref.errors import MtprefError
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import micro_layers as layers
@@ -176,7 +178,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make a micro qwen35 + MTP GGUF with planted structure.")
     parser.add_argument("--seed", type=int, default=1, help="seed of every random number (default 1)")
     parser.add_argument("--accept", type=float, default=60, help="acceptance of the first draft token in percent")
-    parser.add_argument("--type", default="F32", choices=list(TYPES), help="type of the matrices (default F32)")
+    parser.add_argument("--type", default="F32", choices=TYPES, help="type of the matrices (default F32)")
     parser.add_argument("--k-quant-shape", action="store_true", help="rows of 256, as K types need")
     parser.add_argument("--untied", action="store_true", help="write output.weight")
     parser.add_argument("--own-embed", action="store_true", help="write nextn.embed_tokens.weight")
@@ -194,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     shape = mp.K_QUANT_SHAPE if args.k_quant_shape else mp.MicroShape()
     try:
         make_micro(args.output, args.seed, args.accept, args.type, shape, variant)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MtprefError) as error:
         print(f"make_micro: {error}", file=sys.stderr)
         return 2
     return 0

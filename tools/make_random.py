@@ -9,13 +9,16 @@ Written in pieces of at most a few MB, so memory stays bounded whatever the shap
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from mtpref.errors import MtprefError
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from micro_gguf import TYPES, Tensor, encode, hash_u64, tensor_of, uniform, write_gguf
+from micro_gguf import TYPES, U8, Tensor, encode, hash_u64, tensor_of, uniform, write_gguf
 
 PIECE = 1 << 18
 # Norm weights and DeltaNet vectors: (middle, half width) of their uniform values.
@@ -41,7 +44,7 @@ class Shape(argparse.Namespace):
     tokenizer: str
 
 
-def matrix_pieces(seed: int, name: str, shape: tuple[int, ...], type_name: str) -> Iterator[bytes]:
+def matrix_pieces(seed: int, name: str, shape: tuple[int, ...], type_name: str) -> Iterator[U8]:
     """A matrix of standard deviation about 1 / sqrt(row length), piece by piece.
 
     Q8_0 blocks are made as such: quants of 8 random bits (-128 is clipped), one F16 scale within 25 % of the right
@@ -57,7 +60,7 @@ def matrix_pieces(seed: int, name: str, shape: tuple[int, ...], type_name: str) 
         quants = hash_u64(seed, name, n // 8, start // 8).astype("<u8").view(np.int8).reshape(-1, 32)
         spread = uniform(seed, name + " scale", (n // 32, 1), start // 32)
         scale = (np.float32(bound / 127) * (np.float32(1) + np.float32(0.25) * spread)).astype("<f2")
-        yield np.hstack([scale.view(np.uint8), np.maximum(quants, -127).view(np.uint8)]).tobytes()
+        yield np.hstack([scale.view(np.uint8), np.maximum(quants, -127).view(np.uint8)])
 
 
 def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
@@ -88,7 +91,7 @@ def random_tensors(shape: Shape, seed: int, type_name: str) -> list[Tensor]:
     shapes = {"token_embd.weight": (shape.n_vocab, shape.n_embd), "output_norm.weight": (shape.n_embd,)}
     for layer in range(shape.n_layer + 1):
         shapes |= {f"blk.{layer}.{name}": dims for name, dims in layer_shapes(shape, layer).items()}
-    out = []
+    out: list[Tensor] = []
     for name, dims in shapes.items():
         if len(dims) == 1:
             middle, half = VECTORS.get(name.split(".", 2)[-1], (1.0, 0.3))
@@ -96,7 +99,7 @@ def random_tensors(shape: Shape, seed: int, type_name: str) -> list[Tensor]:
             out.append(tensor_of(name, values, "F32"))
             continue
         kind = "F32" if "ssm_conv1d" in name else type_name
-        out.append(Tensor(name, dims, kind, lambda n=name, d=dims, k=kind: matrix_pieces(seed, n, d, k)))  # type: ignore[misc]
+        out.append((name, kind, dims, partial(matrix_pieces, seed, name, dims, kind)))
     return out
 
 
@@ -157,7 +160,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Shape]:
     """The command line: options, and the shape (defaults: Qwen3.5 0.8B)."""
     parser = argparse.ArgumentParser(description="Make a random qwen35 + MTP GGUF of a real model's shape.")
     parser.add_argument("-o", "--output", required=True, help="file to write")
-    parser.add_argument("--type", default="Q8_0", choices=list(TYPES), help="type of the matrices (default Q8_0)")
+    parser.add_argument("--type", default="Q8_0", choices=TYPES, help="type of the matrices (default Q8_0)")
     parser.add_argument("--seed", type=int, default=1, help="seed of every random number (default 1)")
     parser.add_argument("--tokenizer", default="test", choices=["test", "gpt2"], help="default: test")
     sizes = {"n-embd": 1024, "n-layer": 24, "interval": 4, "n-ff": 3584, "n-vocab": 248320, "n-head": 8, "n-head-kv": 2}
@@ -173,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     args, shape = parse_args(argv)
     try:
         write_gguf(args.output, random_metadata(shape), random_tensors(shape, args.seed, args.type))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MtprefError) as error:
         print(f"make_random: {error}", file=sys.stderr)
         return 2
     return 0

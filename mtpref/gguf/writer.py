@@ -25,7 +25,8 @@ from mtpref.gguf.parse import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME
 from mtpref.gguf.values import ARR, DTYPES, INTEGER_KINDS, KIND_IDS, SCALARS, U32, U64, GgufArray, printable
 from mtpref.quants import TYPE_IDS, TYPES, row_bytes
 
-Data = npt.NDArray[Any] | Callable[[], npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Data = Array | Callable[[], Array | Iterable[Array]]
 MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in 64 with the final zero and refuses longer ones
 _NATIVE = {
     "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2",
@@ -52,7 +53,8 @@ def write_gguf(
     kv        (key, value, kind), kind as in the reader: "u32", "f32", "str", "bool", "arr:str", "arr:i32",
               ...; strings as str or bytes; a GgufArray of another file is copied without decoding its text
     tensors   (name, ggml type name, NumPy shape, data); data is uint8 of the right byte count, or an array of
-              the type's own dtype (BF16: uint16), or a function that gives one, called when its turn comes
+              the type's own dtype (BF16: uint16), or a function that gives one, or gives pieces of one in order
+              (so that a large model needs little memory), called when its turn comes
     Order     keys and tensors in the order given; data aligned to key `general.alignment` (32 without it)
     Errors    MtprefError for a repeated or bad name, a value outside its kind, data of another size than its
               shape, a target that cannot be written
@@ -67,7 +69,7 @@ def write_gguf(
             f.write(header)
             f.write(bytes(-len(header) % alignment))
             for t in plan:
-                f.write(_tensor_bytes(t))
+                _write_tensor(f, t)
                 f.write(bytes(-t.n_bytes % alignment))
     except OSError as e:
         raise MtprefError(
@@ -120,28 +122,35 @@ def _plan_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> 
             )
         n_bytes = math.prod(shape[:-1]) * row_bytes(type_name, shape[-1])
         plan[name] = _Tensor(name, type_name, tuple(int(n) for n in shape), n_bytes, data)
-        if not callable(data):
-            _check_data(plan[name], data)
+        if isinstance(data, np.ndarray):
+            _check_dtype(plan[name], data)
+            _check_size(plan[name], data.nbytes)
     return list(plan.values())
 
 
-def _check_data(t: _Tensor, data: npt.NDArray[Any]) -> None:
+def _check_dtype(t: _Tensor, data: Array) -> None:
     native = np.dtype(_NATIVE.get(t.type_name, "u1"))
     if data.dtype not in (np.dtype(np.uint8), native):
         raise MtprefError(
             f"tensor {printable(t.name)}: data of dtype {data.dtype}, expected uint8 or {native} for {t.type_name}"
         )
-    if data.nbytes != t.n_bytes:
+
+
+def _check_size(t: _Tensor, n_bytes: int) -> None:
+    if n_bytes != t.n_bytes:
         raise MtprefError(
-            f"tensor {printable(t.name)}: {data.nbytes} bytes of data, expected {t.n_bytes} for "
+            f"tensor {printable(t.name)}: {n_bytes} bytes of data, expected {t.n_bytes} for "
             f"{t.type_name} of shape {t.shape}"
         )
 
 
-def _tensor_bytes(t: _Tensor) -> bytes | memoryview:
+def _write_tensor(f: BinaryIO, t: _Tensor) -> None:
     data = t.data() if callable(t.data) else t.data
-    _check_data(t, data)
-    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+    written = 0
+    for piece in (data,) if isinstance(data, np.ndarray) else data:
+        _check_dtype(t, piece)
+        written += f.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+    _check_size(t, written)
 
 
 # HEADER
