@@ -36,6 +36,7 @@ class Statistics:
     passes: Counter[str] = field(default_factory=Counter)  # kind of pass -> passes
     tokens: Counter[str] = field(default_factory=Counter)  # kind of pass -> tokens
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # phase -> seconds
+    _inner_seconds: float = 0.0
 
     def count_pass(self, kind: str, n_tokens: int) -> None:
         self.passes[kind] += 1
@@ -60,11 +61,15 @@ class Statistics:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
+        """Count the time inside for `phase`; a phase within another is counted once, for the inner one."""
+        outer, self._inner_seconds = self._inner_seconds, 0.0
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[phase] += time.perf_counter() - start
+            elapsed = time.perf_counter() - start
+            self.seconds[phase] += elapsed - self._inner_seconds
+            self._inner_seconds = outer + elapsed
 
     @property
     def acceptance(self) -> float | None:
