@@ -81,17 +81,19 @@ def verify_replay(model: Model, state: ModelState, id_last: int, draft: Sequence
 
 def verify_two_phase(model: Model, state: ModelState, id_last: int, draft: Sequence[int], stats: Statistics) -> Verdict:
     """One token at a time: a draft token is run only once it is accepted, so nothing is ever rolled back."""
-    rows: list[tuple[F32, F32]] = [_run(model, state, [id_last], stats, keep=1)]
-    n_accepted = 0
-    while n_accepted < len(draft):
-        _, n_matching = _judge(model, np.concatenate([logits for logits, _ in rows]), draft[: n_accepted + 1])
-        if n_matching <= n_accepted:
+    rows: list[tuple[F32, F32]] = []
+    target_ids: list[int] = []
+    n_accepted, token = 0, id_last
+    while True:
+        rows.append(_run(model, state, [token], stats, keep=1))
+        target_ids += _choices(model, rows[-1][0])
+        tried = draft[: n_accepted + 1]
+        if model.recipe.steps.accept_greedy(tried, target_ids, model.vocab.eog_ids) <= n_accepted:
             break
-        rows.append(_run(model, state, [draft[n_accepted]], stats, keep=1))
+        token = draft[n_accepted]
         n_accepted += 1
     logits = np.concatenate([logits for logits, _ in rows])
     hidden = np.concatenate([hidden for _, hidden in rows])
-    target_ids = [int(i) for i in model.recipe.ops.argmax(logits)]
     return Verdict(target_ids, logits, hidden, n_accepted, 0, 0)
 
 
@@ -110,5 +112,10 @@ def _run(model: Model, state: ModelState, ids: Sequence[int], stats: Statistics,
 
 
 def _judge(model: Model, logits: F32, draft: Sequence[int]) -> tuple[list[int], int]:
-    target_ids = [int(i) for i in model.recipe.ops.argmax(logits)]
+    target_ids = _choices(model, logits)
     return target_ids, model.recipe.steps.accept_greedy(draft, target_ids, model.vocab.eog_ids)
+
+
+def _choices(model: Model, logits: F32) -> list[int]:
+    """The target's greedy token at each row."""
+    return [int(i) for i in model.recipe.ops.argmax(logits)]
