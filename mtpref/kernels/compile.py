@@ -4,8 +4,9 @@ Owns everything that touches Numba's settings. A kernel has one explicit signatu
 the cache folder, when it is first called. No kernel uses fastmath; division follows IEEE 754 (error_model "numpy").
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -64,13 +65,8 @@ class Kernel:
 
     def compile(self) -> None:
         """Compile now, or load from the cache."""
-        notice = threading.Timer(SLOW_COMPILE_S, _listener or _nobody)
-        notice.daemon = True
-        notice.start()
-        try:
+        with _notice():
             self.dispatcher.compile(self.signature)
-        finally:
-            notice.cancel()
         # From here on writable arrays convert to the read-only type of the signature; nothing compiles twice.
         self.dispatcher.disable_compile()
         self._ready = self.dispatcher
@@ -81,8 +77,19 @@ class Kernel:
         return self._ready(*args)
 
 
-def _nobody() -> None:
-    """The listener that does not care."""
+@contextlib.contextmanager
+def _notice() -> Iterator[None]:
+    """Tell the listener, if there is one, as soon as what runs inside is slow."""
+    if _listener is None:
+        yield
+        return
+    timer = threading.Timer(SLOW_COMPILE_S, _listener)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def kernel(*signature: types.Type, parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
