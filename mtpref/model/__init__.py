@@ -3,7 +3,7 @@
 from mtpref.model.architectures import ARCHITECTURES, Architecture
 from mtpref.model.kinds import LayerKind, Span, TensorSlot
 from mtpref.model.load import load
-from mtpref.model.model import Layer, Model, MtpOut, Tap, TrunkOut
+from mtpref.model.model import Layer, Model, Output, Tap
 
 __all__ = [
     "ARCHITECTURES",
@@ -11,10 +11,9 @@ __all__ = [
     "Layer",
     "LayerKind",
     "Model",
-    "MtpOut",
+    "Output",
     "Span",
     "Tap",
     "TensorSlot",
-    "TrunkOut",
     "load",
 ]

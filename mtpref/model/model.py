@@ -40,16 +40,12 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class TrunkOut:
-    """logits: (R, n_vocab) for the rows asked for; hidden: all T rows."""
+class Output:
+    """What a pass of the trunk or of the MTP block gives.
 
-    logits: F32
-    hidden: Hidden
-
-
-@dataclass(frozen=True)
-class MtpOut:
-    """logits: (R, n_vocab or the trimmed size); hidden: all T rows, before and after the head norm."""
+    logits  (R, n_vocab, or the size of a trimmed head) for the rows asked for
+    hidden  all T rows, before and after the final norm or the head norm
+    """
 
     logits: F32
     hidden: Hidden
@@ -90,7 +86,7 @@ class Model:
 
     def trunk(
         self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1, tap: Tap = discard
-    ) -> TrunkOut:
+    ) -> Output:
         """Run T tokens through the trunk.
 
         Shapes   n_logits: the last so many rows get logits; keep: the recurrent state is kept after each
@@ -114,7 +110,7 @@ class Model:
         if n_logits:
             logits = ops.head(ops, w.output, post[len(tokens) - n_logits :], None)
             tap("result_output", logits)
-        return TrunkOut(logits, Hidden(x, post))
+        return Output(logits, Hidden(x, post))
 
     def mtp(
         self,
@@ -126,7 +122,7 @@ class Model:
         n_logits: int,
         n_draft_vocab: int | None = None,
         tap: Tap = discard,
-    ) -> MtpOut:
+    ) -> Output:
         """Run T pairs (token x_p, hidden h_{p-1}) through the MTP block, at positions first_pos, first_pos
         + 1, ...
 
@@ -175,7 +171,7 @@ class Model:
         if n_logits:
             logits = ops.head(ops, mw.shared_head_head, post[len(tokens) - n_logits :], n_draft_vocab)
             tap("mtp_result_output", logits)
-        return MtpOut(logits, Hidden(x, post))
+        return Output(logits, Hidden(x, post))
 
     def _block(self, layer: Layer, w: dict[str, Any], x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
         """x += mixer(norm(x)); x += ffn(norm(x))."""

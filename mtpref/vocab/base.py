@@ -7,6 +7,7 @@ Read next: load.py (from GGUF keys), special.py (which ids are special), bpe.py,
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Header:
     notes: tuple[str, ...]
 
 
-class Vocab:
+class Vocab(ABC):
     """Text to token ids and back. Made by `load_vocab`; immutable.
 
     Attributes   n_vocab, bos_id, eos_id (None if there is none), add_bos, add_eos, eog_ids (ids that end
@@ -125,11 +126,13 @@ class Vocab:
             parts = cut
         return parts
 
+    @abstractmethod
     def _encode_fragment(self, fragment: bytes) -> list[int]:
-        raise NotImplementedError
+        """Token ids of text without special tokens."""
 
+    @abstractmethod
     def _piece(self, id: int) -> bytes:
-        raise NotImplementedError
+        """The bytes of a token that is not special."""
 
 
 def to_bytes(text: str) -> bytes:
