@@ -178,12 +178,12 @@ def test_control_characters_of_a_model_never_reach_a_terminal(monkeypatch):
     """A pseudo-terminal in place of stdout; the model's pieces are replaced by hostile ones."""
     import pty
 
-    from mtpref.cli.generate import _Text
+    from mtpref.cli.output import Text
 
     leader, follower = pty.openpty()
     with os.fdopen(follower, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        text = _Text(is_silent=False)
+        text = Text(is_silent=False)
         for piece in (b"a\x1b[2J", "\u202e".encode(), "\u00e9".encode()[:1], "\u00e9".encode()[1:], b"\x9b\x07"):
             text.write(piece)
         text.end()

@@ -1,0 +1,100 @@
+"""What `mtpref generate` prints: model text on stdout, notes on stderr.
+
+Owns terminal safety and progress. It must not decide anything about a run.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+
+class Text:
+    """Model text on stdout: exact bytes to a pipe or file; to a terminal whole characters, controls made visible."""
+
+    def __init__(self, *, is_silent: bool) -> None:
+        from mtpref.vocab import StreamDecoder
+
+        self._is_silent = is_silent
+        self._is_tty = sys.stdout.isatty()
+        self._decoder = StreamDecoder()
+
+    def write(self, piece: bytes) -> None:
+        if self._is_silent:
+            return
+        if self._is_tty:
+            self._show(self._decoder.push(piece))
+        else:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+
+    def end(self) -> None:
+        if self._is_tty and not self._is_silent:
+            self._show(self._decoder.flush() + "\n")
+
+    def _show(self, text: str) -> None:
+        from mtpref.vocab import terminal_safe
+
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(terminal_safe(text).encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+
+
+class Notes:
+    """Lines on stderr."""
+
+    def __init__(self) -> None:
+        self._in_progress = False
+        self._has_said_compiling = False
+
+    def line(self, text: str) -> None:
+        from mtpref.vocab import terminal_safe
+
+        print(terminal_safe(text), file=sys.stderr, flush=True)
+
+    def when_compiling(self, args: argparse.Namespace) -> None:
+        """Say what the run waits for, once, as soon as a kernel is not in the cache."""
+        from mtpref import kernels
+
+        if args.ops != "spec" and kernels.available():
+            kernels.when_compiling(self._compiling)
+
+    def _compiling(self) -> None:
+        if not self._has_said_compiling:
+            self._has_said_compiling = True
+            self.line("compiling kernels for this machine: once, up to half a minute; later starts use a cache")
+
+    def model(self, args: argparse.Namespace, model: Any, options: Any) -> None:
+        core = model.core
+        name = args.model or "embedded tiny model"
+        self.line(
+            f"model: {name} ({core.config.arch}, {core.config.n_layer} layers, {core.n_vocab} tokens); "
+            f"numerics {core.recipe.numerics}, KV {core.kv_type.lower()}"
+        )
+        for note in (*core.notes, *core.vocab.notes):
+            self.line(f"note: {note}")
+        self._mtp(core, options)
+
+    def _mtp(self, core: Any, options: Any) -> None:
+        from mtpref.contract import describe
+
+        if not core.has_mtp:
+            self.line("MTP: the file has no head, so nothing is drafted and every token costs a full pass")
+        elif options.spec_type == "none" or options.policy.n_max == 0:
+            self.line("MTP: off, though the file has a head; every token costs a full pass")
+        else:
+            borrowed = [f"{part} = {name}" for part, name in core.weights.mtp.origin.items() if ".nextn." not in name]
+            shared = f"; shared with the trunk: {', '.join(borrowed)}" if borrowed else ""
+            self.line(
+                f"MTP: on, drafts of up to {options.policy.n_max}, roll back by {options.rollback}, "
+                f"contract {describe(core.recipe.contract)}{shared}"
+            )
+
+    def progress(self, n_done: int, n_total: int) -> None:
+        if sys.stderr.isatty() and n_total > 64:
+            print(f"\rprompt: {n_done} of {n_total} tokens", end="", file=sys.stderr, flush=True)
+            self._in_progress = True
+
+    def end_progress(self) -> None:
+        if self._in_progress:
+            print(file=sys.stderr)
+            self._in_progress = False

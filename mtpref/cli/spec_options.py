@@ -1,0 +1,68 @@
+"""Arguments of the draft/verify loop, and the `Options` that they make. Names are llama.cpp's."""
+
+import argparse
+from typing import Any
+
+from mtpref.errors import MtprefError
+
+
+def add_spec(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speculative decoding")
+    group.add_argument(
+        "--spec-type",
+        choices=("draft-mtp", "none"),
+        help="draft-mtp or none (default: draft-mtp where the file has an MTP head)",
+    )
+    group.add_argument(
+        "--spec-draft-n-max", type=int, default=3, metavar="N", help="longest draft, 0: none (default: 3)"
+    )
+    group.add_argument("--spec-draft-n-min", type=int, default=0, metavar="N", help="shortest draft (default: 0)")
+    group.add_argument(
+        "--spec-draft-p-min",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="least probability of a drafted token among the ten best (default: 0.0)",
+    )
+    group.add_argument(
+        "--spec-draft-vocab", type=int, metavar="N", help="draft only the first N ids, FastMTP (default: all)"
+    )
+    group.add_argument(
+        "--spec-rollback",
+        choices=("snapshot", "replay", "two-phase"),
+        default="snapshot",
+        help="how a rejected draft leaves the model state (default: snapshot)",
+    )
+    group.add_argument(
+        "--spec-cooldown", type=int, default=0, metavar="K", help="rounds without drafts after rejections (default: 0)"
+    )
+    group.add_argument(
+        "--spec-cooldown-after",
+        type=int,
+        default=1,
+        metavar="R",
+        help="cool down after R rounds without an acceptance (default: 1)",
+    )
+
+
+def decode_options(args: argparse.Namespace, model: Any) -> Any:
+    from mtpref.decode import Options, PolicyConfig
+    from mtpref.spec import P_ONE
+
+    if not 0.0 <= args.spec_draft_p_min <= 1.0:
+        raise MtprefError(f"--spec-draft-p-min: {args.spec_draft_p_min} is out of range, expected 0 .. 1")
+    policy = PolicyConfig(
+        n_max=args.spec_draft_n_max,
+        n_min=args.spec_draft_n_min,
+        p_min=int(args.spec_draft_p_min * P_ONE),
+        cooldown=args.spec_cooldown,
+        cooldown_after=args.spec_cooldown_after,
+    )
+    return Options(
+        n_predict=args.n_predict,
+        spec_type=args.spec_type or ("draft-mtp" if model.has_mtp else "none"),
+        policy=policy,
+        rollback=args.spec_rollback,
+        n_draft_vocab=args.spec_draft_vocab,
+        n_batch=args.batch_size,
+    )
