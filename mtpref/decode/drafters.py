@@ -1,14 +1,15 @@
 """Drafters: who proposes the next tokens.
 
-Owns the MTP draft chain, the scripted drafter and the drafter that is silent. A drafter leaves the model state as it
-found it (the head's draft-time cells are cut). It must not know whether its tokens were accepted.
+Owns the MTP draft chain, the scripted drafter and the drafter that is silent; inline.py has one more. A drafter leaves
+the model state as it found it (the head's draft-time cells are cut). It must not judge its own tokens.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtpref import spec
 from mtpref.decode.policy import PolicyConfig, takes
@@ -19,12 +20,23 @@ from mtpref.state import ModelState
 
 
 class Drafter(Protocol):
-    """draft: up to `limit` ids for the positions behind id_last (at position state.n_past), and what led to them."""
+    """Whoever proposes tokens. Derive from it: most drafters need `draft` alone.
+
+    draft       up to `limit` ids for the positions behind id_last (at position state.n_past), and what led to them
+    saw         called after every round: the target's choice at each row that was run, the trunk's hidden rows of the
+                last batches, and how many of them were kept; rows behind n_kept belong to rejected tokens
+    reads_head  whether the MTP head's KV must hold every kept token
+    """
+
+    reads_head: ClassVar[bool] = False
 
     def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]: ...
 
+    def saw(self, target_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
+        return None
 
-class NoDrafter:
+
+class NoDrafter(Drafter):
     """Plain decoding."""
 
     def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
@@ -32,12 +44,13 @@ class NoDrafter:
 
 
 @dataclass
-class MtpDrafter:
+class MtpDrafter(Drafter):
     """The MTP chain: step 0 takes (id_last, pending hidden), step i takes the head's own token and hidden row.
 
     n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
     """
 
+    reads_head = True
     model: Model
     policy: PolicyConfig
     statistics: Statistics
@@ -72,7 +85,7 @@ def _step(pos: int, candidates: np.ndarray, p: np.ndarray, logits: np.ndarray, i
     return DraftStep(pos, [int(c) for c in candidates], [float(x) for x in p], margin, is_taken)
 
 
-class ScriptedDrafter:
+class ScriptedDrafter(Drafter):
     """A drafter whose tokens are accepted as a script says, for tests and for timing.
 
     continuation  what plain decoding will give behind the prompt: continuation[0] is the first generated token

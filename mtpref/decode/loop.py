@@ -74,7 +74,7 @@ class Decoder:
         if drafter is None and uses_mtp:
             drafter = MtpDrafter(model, options.policy, self.statistics, options.n_draft_vocab)
         self.drafter: Drafter = drafter or NoDrafter()
-        self.keeps_head_warm = isinstance(self.drafter, MtpDrafter)
+        self.keeps_head_warm = self.drafter.reads_head
         self._verify = STRATEGIES[options.rollback]
 
     def run(self, prompt_ids: Sequence[int]) -> Iterator[Event]:
@@ -179,6 +179,7 @@ class Decoder:
         with stats.timed("catch-up"):
             self._catch_up(kept, verdict.hidden[: verdict.n_kept], drafted.pos0, pending, "mtp_catch_up")
             state.pending_h = steps.next_pending(verdict.hidden, verdict.n_accepted)
+        self.drafter.saw(verdict.target_ids, verdict.hidden, verdict.n_kept)
         stats.count_round(len(drafted.ids), verdict.n_accepted, self.policy_state.n_cooldown > 0)
         self.policy_state = after_round(self.options.policy, self.policy_state, len(drafted.ids), verdict.n_accepted)
         return (yield from self._emit(drafted, verdict))
