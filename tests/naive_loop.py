@@ -115,6 +115,43 @@ def speculate(
     return tokens[len(prompt) :][:n_predict], rounds
 
 
+class InlineRound(NamedTuple):
+    """A round of an inline engine. is_stale: the draft was read from the row of a rejected token."""
+
+    draft: list[int]
+    is_stale: bool
+    emitted: list[int]
+
+
+def inline(
+    weights: Weights, hparams: HParams, prompt: list[int], n_predict: int, row: str, cooldown: int = 0
+) -> tuple[list[int], list[InlineRound]]:
+    """Greedy decoding with the head inside the trunk's pass, one draft token a round, in one phase.
+
+    Every row t of a batch goes on through the head as the pair (argmax of its logits, its hidden row) at position
+    t + 1. The next draft is what the head's row says: `last` reads the last row of the batch, `right` that of the last
+    kept token. The prompt's last token is held back, so the first draft comes from the prompt's own last pair. After a
+    rejection `cooldown` rounds draft nothing.
+    """
+    tokens, rounds, silent, is_stale = list(prompt), list[InlineRound](), 0, False
+    drafted, _ = draft(weights, hparams, tokens, 1)
+    while len(tokens) - len(prompt) < n_predict:
+        ids = drafted if not silent and len(tokens) - len(prompt) < n_predict - 1 else []
+        first = len(tokens) - 1
+        out = trunk(weights, hparams, tokens + ids)
+        chosen = [naive.argmax(logits) for logits in out.logits[first:]]
+        emitted = chosen if ids == chosen[:-1] else chosen[:1]
+        rounds.append(InlineRound(ids, bool(ids) and is_stale, emitted))
+        silent = cooldown if len(emitted) == 1 and ids else max(0, silent - 1)
+        hiddens = np.stack([np.zeros(out.h_post.shape[1]), *out.h_post])
+        head = mtp(weights, hparams, tokens + chosen, hiddens, list(range(len(hiddens))))
+        at = -1 if row == "last" else first + len(emitted)
+        drafted = [naive.top10(head.logits[at])[0][0]]
+        is_stale = row == "last" and len(emitted) < len(chosen)
+        tokens += emitted
+    return tokens[len(prompt) :][:n_predict], rounds
+
+
 def greedy(
     weights: Weights, hparams: HParams, prompt: list[int], n_predict: int, eog: Collection[int] = ()
 ) -> list[int]:

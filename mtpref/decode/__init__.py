@@ -1,6 +1,7 @@
 """The draft/verify loop. Start with loop.py; then rollback.py, drafters.py, policy.py, statistics.py."""
 
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter, ScriptedDrafter
+from mtpref.decode.inline import InlineDrafter
 from mtpref.decode.loop import SPEC_TYPES, Decoder, Options
 from mtpref.decode.policy import PolicyConfig, PolicyState
 from mtpref.decode.rollback import STRATEGIES
@@ -12,6 +13,7 @@ __all__ = [
     "STRATEGIES",
     "Decoder",
     "Drafter",
+    "InlineDrafter",
     "MtpDrafter",
     "NoDrafter",
     "Options",

@@ -17,6 +17,7 @@ from mtpref.decode.statistics import Statistics
 from mtpref.events import DraftStep
 from mtpref.model import Model
 from mtpref.state import ModelState
+from mtpref.steps import Hidden
 
 
 class Drafter(Protocol):
@@ -65,24 +66,38 @@ class MtpDrafter(Drafter):
             return ids, steps
         token, hidden = id_last, state.pending_h[None]
         for pos in range(pos0, pos0 + limit):
-            out = self.model.mtp(state, [token], hidden, pos, n_logits=1, n_draft_vocab=self.n_draft_vocab)
+            step, out = read_head(self.model, state, [token], hidden, pos, self.policy, self.n_draft_vocab)
             self.statistics.count_pass("mtp_draft", 1)
-            candidates, p = self.model.recipe.ops.top_candidates(out.logits[0])
-            is_taken = takes(self.policy, spec.fixed_probability(float(p[0])))
-            steps.append(_step(pos + 1, candidates, p, out.logits[0], is_taken))
-            if not is_taken:
+            steps.append(step)
+            if not step.is_taken:
                 break
-            token = int(candidates[0])
+            token = step.candidates[0]
             ids.append(token)
-            hidden = steps_table.chain_hidden(out.hidden, contract)
+            hidden = steps_table.chain_hidden(out, contract)
         steps_table.trim_mtp(state, pos0)
         return ids, steps
 
 
-def _step(pos: int, candidates: np.ndarray, p: np.ndarray, logits: np.ndarray, is_taken: bool) -> DraftStep:
-    second = candidates[1] if len(candidates) > 1 else candidates[0]
-    margin = float(logits[candidates[0]]) - float(logits[second])
-    return DraftStep(pos, [int(c) for c in candidates], [float(x) for x in p], margin, is_taken)
+def read_head(
+    model: Model,
+    state: ModelState,
+    ids: Sequence[int],
+    hidden: NDArray[np.float32],
+    pos: int,
+    policy: PolicyConfig,
+    n_draft_vocab: int | None,
+) -> tuple[DraftStep, Hidden]:
+    """Run pairs (id, hidden row) through the head from position pos on; what its last row proposes, and its rows.
+
+    The step says position pos + 1, that of a token proposed behind the first id.
+    """
+    out = model.mtp(state, ids, hidden, pos, n_logits=1, n_draft_vocab=n_draft_vocab)
+    logits = out.logits[0]
+    rows, p = model.recipe.ops.top_candidates(logits)
+    is_taken = takes(policy, spec.fixed_probability(float(p[0])))
+    margin = float(logits[rows[0]]) - float(logits[rows[min(1, len(rows) - 1)]])
+    step = DraftStep(pos + 1, [int(row) for row in rows], [float(x) for x in p], margin, is_taken)
+    return step, out.hidden
 
 
 class ScriptedDrafter(Drafter):

@@ -1,0 +1,80 @@
+"""The inline drafter: an MTP head that runs inside the trunk's pass, as in llama.cpp PR #20700.
+
+Owns the choice of the row that the draft is read from. It must not know why a row was rejected. The right row gives
+MtpDrafter's drafts of one token, bit for bit.
+
+In the inline design every row of a trunk batch goes on through the head: row t pairs the token that the trunk chose
+there with the trunk's hidden row t (S20), so the head's row t proposes the token behind that choice. The draft is one
+token, read from the last row of the last batch. After a rejection that row belongs to the rejected token: it continues
+a text that was never written. Rows stay stale until a draft is accepted by chance, or a round decodes one token alone.
+Where a rejected token is never run (two-phase), or the kept ones are run again (replay), the last row is the right one.
+
+Here the head runs when the draft is read, not inside the trunk's pass. Only the last of its rows is used, and a row's
+bits do not depend on when it is computed. The head's cells of rejected rows are cut, as those of the trunk's attention
+(in the PR the head's KV is one more layer of the trunk's cache, and is cut with it).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.decode.drafters import Drafter, read_head
+from mtpref.decode.policy import PolicyConfig
+from mtpref.decode.statistics import Statistics
+from mtpref.errors import MtprefError
+from mtpref.events import DraftStep
+from mtpref.model import Model
+from mtpref.state import ModelState
+
+ROWS = ("last", "right")
+
+
+@dataclass
+class InlineDrafter(Drafter):
+    """Drafts of one token. One run each: the rejected rows of a run are not those of the next.
+
+    row             last: the last row of the last batch (the PR's rule), stale after a rejection;
+                    right: the row of the last token that was kept
+    n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
+    """
+
+    reads_head = True
+
+    model: Model
+    policy: PolicyConfig
+    statistics: Statistics
+    row: str = "last"
+    n_draft_vocab: int | None = None
+    _stale_ids: list[int] = field(default_factory=list)
+    _stale_rows: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+    def __post_init__(self) -> None:
+        if self.row not in ROWS:
+            raise MtprefError(f"inline drafter: row {self.row!r} is unknown, expected one of {', '.join(ROWS)}")
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the row that the next draft is read from belongs to a rejected token."""
+        return bool(self._stale_ids)
+
+    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+        """The head's rows from the one of id_last on; the last of them proposes."""
+        pos0, recipe = state.n_past, self.model.recipe
+        if limit <= 0 or pos0 < recipe.contract.first_pos:
+            return [], []
+        ids, hidden = [id_last], state.pending_h[None]
+        if self.is_stale:
+            ids, hidden = ids + self._stale_ids, np.concatenate([hidden, self._stale_rows])
+        step, _ = read_head(self.model, state, ids, hidden, pos0, self.policy, self.n_draft_vocab)
+        self.statistics.count_pass("mtp_draft", len(ids))
+        recipe.steps.trim_mtp(state, pos0)
+        return step.candidates[:1] if step.is_taken else [], [step]
+
+    def saw(self, target_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
+        """Keep the rows behind the last kept one: the trunk's choice there, and its hidden row."""
+        if self.row == "right":
+            return
+        self._stale_rows = hidden[n_kept:].copy()
+        self._stale_ids = list(target_ids[n_kept : len(hidden)])
