@@ -12,6 +12,15 @@ import numpy as np
 
 Array = np.ndarray
 
+# Functions whose last bits depend on the machine. tests/portable.py puts slower ones in their place that do not.
+exp, log1p, cos, sin, power = np.exp, np.log1p, math.cos, math.sin, math.pow
+dot = np.matmul
+
+
+def total(x: Array) -> Array:
+    """The sum over the last axis, which is kept with length 1."""
+    return np.sum(x, axis=-1, keepdims=True)
+
 
 def f64(x: object) -> Array:
     return np.asarray(x, dtype=np.float64)
@@ -19,25 +28,25 @@ def f64(x: object) -> Array:
 
 def matmul(w: Array, x: Array) -> Array:
     """y[..., o] = sum_i w[o, i] x[..., i]."""
-    return f64(x) @ f64(w).T
+    return dot(f64(x), f64(w).T)
 
 
 def rms_norm(x: Array, w: Array, eps: float) -> Array:
     """x / sqrt(mean(x^2) + eps) * w over the last axis."""
     x = f64(x)
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * f64(w)
+    return x / np.sqrt(total(x * x) / x.shape[-1] + eps) * f64(w)
 
 
 def l2_norm(x: Array, eps: float) -> Array:
     """x / sqrt(sum(x^2) + eps) over the last axis: eps is added to the sum, before the root."""
     x = f64(x)
-    return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + eps)
+    return x / np.sqrt(total(x * x) + eps)
 
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), written so that neither side overflows."""
     x = f64(x)
-    e = np.exp(-np.abs(x))
+    e = exp(-np.abs(x))
     return np.where(x >= 0, 1.0 / (1.0 + e), e / (1.0 + e))
 
 
@@ -48,13 +57,13 @@ def silu(x: Array) -> Array:
 def softplus(x: Array) -> Array:
     """log(1 + exp(x)), and x itself where x > 20."""
     x = f64(x)
-    return np.where(x > 20.0, x, np.log1p(np.exp(np.minimum(x, 20.0))))
+    return np.where(x > 20.0, x, log1p(exp(np.minimum(x, 20.0))))
 
 
 def softmax(x: Array) -> Array:
     x = f64(x)
-    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    return e / np.sum(e, axis=-1, keepdims=True)
+    e = exp(x - np.max(x, axis=-1, keepdims=True))
+    return e / total(e)
 
 
 def top10(logits: Array) -> tuple[list[int], list[float]]:
@@ -112,10 +121,10 @@ def gated_delta_rule(q: Array, k: Array, v: Array, g: Array, beta: Array, state:
     for t in range(n_tokens):
         for h in range(n_v_heads):
             key, query = k[t, h % n_k_heads], q[t, h % n_k_heads]
-            m = state[h] * math.exp(g[t, h])
-            delta = (v[t, h] - m @ key) * beta[t, h]
+            m = state[h] * exp(g[t, h])
+            delta = (v[t, h] - dot(m, key)) * beta[t, h]
             m = m + np.outer(delta, key)
-            out[t, h] = (m @ query) / math.sqrt(size)
+            out[t, h] = dot(m, query) / math.sqrt(size)
             state[h] = m
     return out, state
 
@@ -168,8 +177,8 @@ def rope_imrope_text(x: Array, positions: list[int], n_rot: int, freq_base: floa
     for t in range(len(x)):
         for i in range(n_rot // 2):
             pos = 0 if imrope_axis(i, sections) == "e" else int(positions[t])
-            angle = pos * float(freq_base) ** (-2.0 * i / n_rot)
-            c, s = math.cos(angle), math.sin(angle)
+            angle = pos * power(float(freq_base), -2.0 * i / n_rot)
+            c, s = cos(angle), sin(angle)
             x0, x1 = x[t, :, i], x[t, :, i + n_rot // 2]
             out[t, :, i] = x0 * c - x1 * s
             out[t, :, i + n_rot // 2] = x0 * s + x1 * c
@@ -189,8 +198,8 @@ def attention(q: Array, k: Array, v: Array, n_past: int) -> Array:
     for t in range(n_tokens):
         n_cells = n_past + t + 1
         for h in range(n_head):
-            p = softmax(k[:n_cells, h // group] @ q[t, h] / math.sqrt(head_dim))
-            out[t, h] = p @ v[:n_cells, h // group]
+            p = softmax(dot(k[:n_cells, h // group], q[t, h]) / math.sqrt(head_dim))
+            out[t, h] = dot(p, v[:n_cells, h // group])
     return out.reshape(n_tokens, n_head * head_dim)
 
 

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "trace": {"errors", "events"},
     "dump": {"contract", "errors", "gguf", "model"},
     "compare": {"dump", "errors", "gguf", "quants"},
+    "golden": {"config", "contract", "errors", "gguf", "model", "quants", "recipe", "spec"},
     "inspect": {"errors", "gguf", "tensor_names"},
     "faults": {"contract", "errors", "model", "ops", "recipe", "state", "steps", "weights"},
     "api": {"contract", "decode", "errors", "events", "model", "recipe", "state"},

@@ -1,0 +1,144 @@
+"""Checking answers against expected values: one verdict per case, and what is first wrong in it.
+
+Owns the comparison rules of golden/README.md: bits for the class "exact", NMSE limits for the others, `either` lists
+at near ties. Who answers (mtpref, another program) is given as a function.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.errors import MtprefError
+from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor
+from mtpref.golden.port import Inputs, Outputs
+
+Answers = Callable[[Suite, Case, Inputs], Outputs | None]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One output that is not what it should be. nmse: None where bits, ids or shapes were compared."""
+
+    output: str
+    reason: str
+    nmse: float | None = None
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """verdict  PASS, FAIL or SKIP; skipped: why"""
+
+    suite: Suite
+    case: Case
+    verdict: str
+    wrong: tuple[Wrong, ...] = ()
+    skipped: str = ""
+    nmse: Mapping[str, float] = field(default_factory=dict)
+
+
+def check_folder(
+    folder: Folder, answers: Answers, *, level: str | None = None, suite: str | None = None
+) -> Iterator[CaseResult]:
+    """Check every case of the chosen suites, one result each, in the order of the manifest."""
+    for one in folder.suites(level, suite):
+        tensors = folder.tensors(one)
+        for case in one.cases:
+            yield check_case(folder, one, case, tensors, answers)
+
+
+def check_case(folder: Folder, suite: Suite, case: Case, tensors: Mapping[str, Tensor], answers: Answers) -> CaseResult:
+    """Ask for one case and judge the answer. An answer that lacks an output, or is None, is no pass."""
+    inputs = {name: _named(suite, tensors, tensor) for name, tensor in case.inputs.items()}
+    given = answers(suite, case, inputs)
+    if given is None:
+        return CaseResult(suite, case, "SKIP", skipped=f"the port has no {suite.op}")
+    wrong: list[Wrong] = []
+    measured: dict[str, float] = {}
+    for expected in case.expected:
+        if expected.name not in given:
+            wrong.append(Wrong(expected.name, "missing in the answer"))
+            continue
+        found = _judge(folder, suite, expected, given[expected.name], tensors)
+        if isinstance(found, Wrong):
+            wrong.append(found)
+        elif found is not None:
+            measured[expected.name] = found
+    return CaseResult(suite, case, "FAIL" if wrong else "PASS", tuple(wrong), nmse=measured)
+
+
+def nmse(expected: NDArray, found: NDArray) -> float:
+    """sum((a - b)^2) / sum(a^2), summed exactly; infinite where the answer is not finite or a is all zero."""
+    a, b = expected.astype(np.float64).reshape(-1), found.astype(np.float64).reshape(-1)
+    if not np.isfinite(b).all():
+        return math.inf
+    error = math.fsum((a - b) ** 2)
+    power = math.fsum(a * a)
+    return error / power if power else (0.0 if error == 0.0 else math.inf)
+
+
+def _named(suite: Suite, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise MtprefError(f"golden suite {suite.name}: tensor {name} is missing in {suite.tensors}; "
+                          "fetch the folder again")  # fmt: skip
+    return tensors[name]
+
+
+def _judge(
+    folder: Folder, suite: Suite, expected: Expected, found: Any, tensors: Mapping[str, Tensor]
+) -> Wrong | float | None:
+    if expected.tensor is None:
+        return _judge_value(expected, found)
+    wanted = _named(suite, tensors, expected.tensor).values()
+    array = np.asarray(found)
+    if array.size != wanted.size:
+        return Wrong(expected.name, f"shape {array.shape}, expected {wanted.shape}")
+    if expected.tolerance == "exact":
+        same = np.array_equal(_bits(wanted), _bits(array.astype(wanted.dtype)))
+        return None if same else Wrong(expected.name, _first_different(wanted, array))
+    rule = folder.classes.get(expected.tolerance)
+    if rule is None:
+        raise MtprefError(f"golden suite {suite.name}: class {expected.tolerance} is not in manifest.json")
+    error = nmse(wanted, array)
+    if error <= float(rule["nmse"]):
+        return error
+    return Wrong(expected.name, f"NMSE {error:.2e}, at most {float(rule['nmse']):.0e}", error)
+
+
+def _judge_value(expected: Expected, found: Any) -> Wrong | None:
+    wanted = expected.value
+    if found == wanted:
+        return None
+    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        bad = [
+            i
+            for i, (w, f) in enumerate(zip(wanted, found, strict=True))
+            if f != w and f not in expected.either.get(i, ())
+        ]
+        if not bad:
+            return None
+        i = bad[0]
+        return Wrong(expected.name, f"[{i}] is {found[i]!r}, expected {wanted[i]!r}")
+    return Wrong(expected.name, f"{_short(found)}, expected {_short(wanted)}")
+
+
+def _bits(array: NDArray) -> NDArray:
+    """The values to compare: bit patterns, all NaN alike."""
+    if array.dtype != np.float32:
+        return array.reshape(-1)
+    bits = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
+    return np.where(np.isnan(array.reshape(-1)), np.uint32(0x7FC00000), bits)
+
+
+def _first_different(wanted: NDArray, found: NDArray) -> str:
+    a, b = wanted.reshape(-1), found.astype(wanted.dtype).reshape(-1)
+    i = int(np.flatnonzero(_bits(wanted) != _bits(b))[0])
+    return f"element {i} is {b[i]!r}, expected {a[i]!r}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

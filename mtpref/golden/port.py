@@ -1,0 +1,219 @@
+"""mtpref as a port of the golden vectors: one function per operation, inputs and parameters in, arrays out.
+
+Owns the mapping from the names of a case to the arguments of the recipe's entries. Whatever recipe is given answers:
+the readable specification, the kernels, or a recipe with a fault in it.
+"""
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref import quants, spec
+from mtpref.config import AttnConfig, DeltaConfig
+from mtpref.golden.format import Case, Tensor, param_float
+from mtpref.recipe import Recipe
+from mtpref.spec import Matrix
+
+Inputs = Mapping[str, Tensor]
+Outputs = dict[str, Any]  # arrays, or JSON values
+Answer = Callable[[Recipe, Mapping[str, Any], Inputs], Outputs]
+
+
+def answer(recipe: Recipe, op: str, case: Case, inputs: Inputs) -> Outputs | None:
+    """What this recipe gives for a case; None for an operation that is not here.
+
+    Errors  KeyError, ValueError or MtprefError for a case that does not fit its operation
+    """
+    run = ANSWERS.get(op)
+    return None if run is None else run(recipe, case.params, inputs)
+
+
+def _f32(tensor: Tensor) -> NDArray[np.float32]:
+    return np.asarray(tensor.values(), np.float32)
+
+
+def _matrix(name: str, tensor: Tensor) -> Matrix:
+    n_out, n_in = tensor.shape
+    return Matrix(name, tensor.type_name, n_out, n_in, tensor.raw)
+
+
+# --------------------------------------------------------------------------------------- L0, L1: single operations
+
+
+def _dequantize(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    q = x["q"]
+    return {"x": quants.dequantize(q.type_name, q.raw, q.shape).reshape(q.shape)}
+
+
+def _quantize(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    """Activation quantisers: codes, scales and (Q8_K) sums as arrays; F16 and BF16 as the rounded values."""
+    values, type_name = _f32(x["x"]), params["type"]
+    if type_name == "Q8_0":
+        codes, d = spec.quantize_q8_0(values)
+        return {"codes": codes.astype(np.int32), "d": d}
+    if type_name == "Q8_K":
+        codes, d, sums = spec.quantize_q8_k(values)
+        return {"codes": codes.astype(np.int32), "d": d, "bsums": sums.astype(np.int32)}
+    rounding = {"F16": spec.round_f16, "BF16": spec.round_bf16}[type_name]
+    return {"y": rounding(values)}
+
+
+def _mul_mat(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.mul_mat(_matrix("w", x["w"]), _f32(x["x"]))}
+
+
+def _rms_norm(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.rms_norm(_f32(x["x"]), _f32(x["weight"]), param_float(params, "eps"))}
+
+
+def _l2_norm(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.l2_norm(_f32(x["x"]), param_float(params, "eps"))}
+
+
+def _rope(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    n_rot = int(params["n_rot"])
+    frequencies = spec.rope_frequencies(n_rot, param_float(params, "freq_base"))
+    has_position = spec.imrope_has_position(n_rot, tuple(params["sections"]))
+    table = recipe.ops.rope_table(x["pos"].values(), frequencies, has_position)
+    return {"y": recipe.ops.rope(_f32(x["x"]), *table)}
+
+
+def _conv_silu(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.conv_silu(_f32(x["window"]), _f32(x["weight"]))}
+
+
+def _delta_gates(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    g, beta = recipe.ops.delta_gates(*(_f32(x[name]) for name in ("alpha", "beta", "dt_bias", "ssm_a")))
+    return {"g": g, "beta_sigmoid": beta}
+
+
+def _delta_rule(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    arrays = (_f32(x[name]) for name in ("q", "k", "v", "g", "beta", "state"))
+    out, states = recipe.ops.delta_rule(*arrays, int(params["keep"]))
+    return {"o": out, "states": states}
+
+
+def _gated_norm(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.gated_norm(_f32(x["o"]), _f32(x["z"]), _f32(x["weight"]), param_float(params, "eps"))}
+
+
+def _split_q_gate(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    q, gate = recipe.ops.split_q_gate(_f32(x["q_full"]), int(params["n_head"]))
+    return {"q": q, "gate": gate}
+
+
+def _attention(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    kv_type = params["kv_type"]
+    k, v = (recipe.ops.store_kv(_f32(x[name]), kv_type) for name in ("k", "v"))
+    return {"o": recipe.ops.attention(_f32(x["q"]), k, v, kv_type, int(params["first"]))}
+
+
+def _attn_gate(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.attn_gate(_f32(x["o"]), _f32(x["gate"]))}
+
+
+def _swiglu(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.swiglu(_f32(x["gate"]), _f32(x["up"]))}
+
+
+def _concat(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.mtp_concat(_f32(x["enorm"]), _f32(x["hnorm"]))}
+
+
+def _pair_hidden(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"rows": recipe.steps.pair_hidden(_f32(x["hidden"]), _f32(x["pending"]))}
+
+
+def _argmax(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"ids": [int(i) for i in recipe.ops.argmax(_f32(x["logits"]))]}
+
+
+def _top_candidates(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    ids, p = recipe.ops.top_candidates(_f32(x["logits"]))
+    return {"ids": [int(i) for i in ids], "p": p.astype(np.float32)}
+
+
+# ----------------------------------------------------------------------------------------------------- L2: layers
+
+
+class _Tap:
+    """Keeps every tensor that a layer shows, by its cb() name."""
+
+    def __init__(self) -> None:
+        self.seen: Outputs = {}
+
+    def __call__(self, name: str, array: NDArray) -> None:
+        self.seen[name] = np.array(array, np.float32)
+
+
+def _weights(x: Inputs) -> dict[str, Any]:
+    """Inputs under their GGUF names: matrices as they are stored, vectors and the conv weight as float32."""
+    weights: dict[str, Any] = {}
+    for name, tensor in x.items():
+        is_matrix = len(tensor.shape) == 2 and name.endswith(".weight") and "conv1d" not in name
+        weights[name] = _matrix(name, tensor) if is_matrix else _f32(tensor)
+    return weights
+
+
+def _delta_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    cfg: DeltaConfig = SimpleNamespace(  # type: ignore[assignment]
+        n_k_heads=params["n_k_heads"], n_v_heads=params["n_v_heads"], d_state=params["d_state"],
+        rms_eps=param_float(params, "eps"),
+    )  # fmt: skip
+    tap = _Tap()
+    arrays = (_f32(x[name]) for name in ("x", "conv_states", "state_predelta"))
+    y, conv, states = recipe.ops.delta_layer(recipe.ops, _weights(x), cfg, *arrays, int(params["keep"]), tap)
+    return tap.seen | {"linear_attn_out": y, "conv": conv, "states": states}
+
+
+def _attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    cfg: AttnConfig = SimpleNamespace(  # type: ignore[assignment]
+        n_head=params["n_head"], n_head_kv=params["n_head_kv"], n_embd_head=params["n_embd_head"],
+        rms_eps=param_float(params, "eps"),
+    )  # fmt: skip
+    rows, kv_type, first, n_rot = _f32(x["x"]), params["kv_type"], int(params["first"]), int(params["n_rot"])
+    caches = []
+    for name in ("k_cache", "v_cache"):
+        empty = np.zeros((len(rows), cfg.n_head_kv, cfg.n_embd_head), np.float32)
+        past = _f32(x[name]) if first else empty[:0]
+        caches.append(recipe.ops.store_kv(np.concatenate([past, empty]), kv_type))
+    frequencies = spec.rope_frequencies(n_rot, param_float(params, "freq_base"))
+    pos = np.arange(first, first + len(rows), dtype=np.int32)
+    table = recipe.ops.rope_table(pos, frequencies, spec.imrope_has_position(n_rot, tuple(params["sections"])))
+    tap = _Tap()
+    y = recipe.ops.attn_layer(recipe.ops, _weights(x), cfg, rows, *caches, kv_type, first, table, tap)
+    return tap.seen | {"attn_output": y}
+
+
+def _ffn(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    tap = _Tap()
+    y = recipe.ops.ffn(recipe.ops, _weights(x), _f32(x["x"]), tap)
+    return tap.seen | {"ffn_out": y}
+
+
+ANSWERS: dict[str, Answer] = {
+    "dequantize": _dequantize,
+    "quantize": _quantize,
+    "mul_mat": _mul_mat,
+    "rms_norm": _rms_norm,
+    "l2_norm": _l2_norm,
+    "rope": _rope,
+    "conv_silu": _conv_silu,
+    "delta_gates": _delta_gates,
+    "delta_rule": _delta_rule,
+    "gated_norm": _gated_norm,
+    "split_q_gate": _split_q_gate,
+    "attention": _attention,
+    "attn_gate": _attn_gate,
+    "swiglu": _swiglu,
+    "concat": _concat,
+    "pair_hidden": _pair_hidden,
+    "argmax": _argmax,
+    "top_candidates": _top_candidates,
+    "delta_layer": _delta_layer,
+    "attn_layer": _attn_layer,
+    "ffn": _ffn,
+}

@@ -1,0 +1,141 @@
+"""The golden vectors: mtpref passes them, regeneration gives the same bytes, damaged folders are refused."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from mtpref.errors import MtprefError
+from mtpref.golden import Folder, check_folder
+from mtpref.golden.format import CLASSES
+from mtpref.golden.port import answer
+from mtpref.ops import spec_ops
+from mtpref.recipe import Recipe, kernel_ops
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "golden"
+sys.path.insert(0, str(ROOT / "tools"))
+import make_golden  # noqa: E402
+
+
+def answers_of(tables):
+    """mtpref's answers; `tables` gives the table of operations of each numerics."""
+    recipes = {numerics: Recipe(numerics, tables(numerics)) for numerics in ("exact", "ggml")}
+    return lambda suite, case, inputs: answer(recipes[case.numerics], suite.op, case, inputs)
+
+
+@pytest.mark.parametrize("tables", [spec_ops, pytest.param(kernel_ops, id="kernels")])
+def test_every_case_of_operations_and_layers_passes(tables):
+    results = [r for level in ("L0", "L1", "L2") for r in check_folder(Folder(GOLDEN), answers_of(tables), level=level)]
+    assert not [(r.case.id, r.wrong) for r in results if r.verdict != "PASS"]
+    assert len(results) > 60
+
+
+def test_regeneration_gives_the_same_bytes(tmp_path):
+    for name in ("VERSION",):
+        shutil.copy(GOLDEN / name, tmp_path)
+    shutil.copytree(GOLDEN / "models", tmp_path / "models", dirs_exist_ok=True) if (
+        GOLDEN / "models"
+    ).exists() else None
+    make_golden.make(tmp_path, tuple(make_golden.MAKERS))
+    ours = json.loads((tmp_path / "manifest.json").read_text())
+    assert ours == json.loads((GOLDEN / "manifest.json").read_text())
+
+
+def test_the_manifest_belongs_to_this_specification():
+    assert json.loads((GOLDEN / "manifest.json").read_text())["spec_sha256"] == make_golden.spec_sha256()
+    assert Folder(GOLDEN).classes == CLASSES
+
+
+def test_every_file_is_in_the_manifest_with_its_hash_and_every_tensor_is_used():
+    folder = Folder(GOLDEN)
+    for path in folder.files:
+        folder.verify(path)
+    for suite in folder.suites():
+        used = {name for case in suite.cases for name in case.inputs.values()}
+        used |= {out.tensor for case in suite.cases for out in case.expected if out.tensor}
+        assert set(folder.tensors(suite)) == used, suite.name
+
+
+def test_case_ids_are_unique_and_belong_to_their_suite():
+    ids = [case.id for suite in Folder(GOLDEN).suites() for case in suite.cases]
+    assert len(ids) == len(set(ids))
+    for suite in Folder(GOLDEN).suites():
+        assert all(case.id.startswith(f"{suite.name}/") for case in suite.cases)
+
+
+@pytest.mark.parametrize("path", sorted(p.relative_to(GOLDEN).as_posix() for p in GOLDEN.glob("L*/*.json")))
+def test_suites_fit_their_schema(path):
+    schema = json.loads((GOLDEN / "schemas" / "suite.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(json.loads((GOLDEN / path).read_text()))
+
+
+def test_the_manifest_fits_its_schema():
+    schema = json.loads((GOLDEN / "schemas" / "manifest.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(json.loads((GOLDEN / "manifest.json").read_text()))
+
+
+def test_a_wrong_answer_fails_and_says_where():
+    def wrong(suite, case, inputs):
+        given = answers_of(spec_ops)(suite, case, inputs)
+        return {name: -np.asarray(x) for name, x in given.items()}
+
+    results = list(check_folder(Folder(GOLDEN), wrong, suite="rms_norm"))
+    assert {r.verdict for r in results if not r.case.id.endswith("zero_row")} == {"FAIL"}
+    assert results[0].wrong[0].output == "y"
+    assert "NMSE" in results[0].wrong[0].reason
+
+
+def test_an_answer_that_lacks_an_output_fails_and_no_answer_skips():
+    folder = Folder(GOLDEN)
+    assert {r.verdict for r in check_folder(folder, lambda *_: {}, suite="swiglu")} == {"FAIL"}
+    assert {r.verdict for r in check_folder(folder, lambda *_: None, suite="swiglu")} == {"SKIP"}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(GOLDEN, tmp_path / "g", ignore=shutil.ignore_patterns("runners", "models"))
+    return tmp_path / "g"
+
+
+def refused(copy):
+    with pytest.raises(MtprefError) as error:
+        list(check_folder(Folder(copy), answers_of(spec_ops), suite="rms_norm"))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_damaged_folders_are_refused_with_one_line(copy):
+    suite = copy / "L1-operations" / "rms_norm.json"
+    text = suite.read_text()
+    suite.write_text(text.replace("basic", "Basic", 1))
+    assert "SHA-256" in refused(copy)
+    suite.unlink()
+    assert "cannot be read" in refused(copy)
+    manifest = copy / "manifest.json"
+    for damage, message in (
+        ("", "no JSON"),
+        ("[1]", "expected an object"),
+        ('{"format": "x"}', "format x"),
+        ('{"format": "mtpref-golden-1"}', "no list of records"),
+        ("[" * 100000, "no JSON"),
+    ):
+        manifest.write_text(damage)
+        assert message in refused(copy)
+
+
+def test_a_suite_that_lacks_a_field_is_refused(copy):
+    suite = copy / "L1-operations" / "rms_norm.json"
+    data = json.loads(suite.read_text())
+    del data["cases"][0]["params"]
+    suite.write_text(json.dumps(data))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for record in manifest["files"]:
+        if record["path"] == "L1-operations/rms_norm.json":
+            record["sha256"] = make_golden.sha256_of(suite)
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert "no suite of mtpref-golden-1" in refused(copy)

@@ -1,0 +1,1 @@
+"""Makers of the golden vectors, a file per level."""
