@@ -225,6 +225,19 @@ BAD_FILES = {
     "safetensors": (struct.pack("<Q", 30) + b'{"a":' + bytes(30), "perhaps a safetensors file"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
     "html": (b"<!DOCTYPE html>", "an HTML page"),
+    "byte-swapped": (b"FUGG" + bytes(20), "big-endian"),
+    "ggml": (b"lmgg" + bytes(20), "a pre-GGUF ggml file"),
+    "ggmf": (b"fmgg" + bytes(20), "a pre-GGUF ggmf file"),
+    "ggjt": (b"tjgg" + bytes(20), "a pre-GGUF ggjt file"),
+    "ggla": (b"algg" + bytes(20), "a pre-GGUF LoRA adapter"),
+    "session": (b"nsgg" + bytes(20), "a saved llama.cpp session"),
+    "zip": (b"PK\x03\x04" + bytes(20), "a zip archive, perhaps a PyTorch checkpoint; convert it"),
+    "pickle": (b"\x80\x02}q" + bytes(20), "a Python pickle"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(20), "a gzip archive; unpack it first"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), "a zstd archive"),
+    "download error": (b"Entry not found", "the error text of a download"),
+    "json": (b'{"architectures": ["Q"]}', "a JSON text"),
+    "zeros": (bytes(64), "zeros, perhaps an unfinished download"),
     "version 1": (container(version=1), "GGUF version 1, expected 2 or 3"),
     "version 4": (container(version=4), "GGUF version 4, expected 2 or 3"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian GGUF, expected little-endian"),
@@ -270,6 +283,18 @@ BAD_FILES = {
 def test_malformed_files_end_in_one_line(write, case):
     raw, expected = BAD_FILES[case]
     assert expected in refusal(write(raw))
+
+
+def test_a_directory_says_what_to_give_instead(tmp_path):
+    assert refusal(tmp_path).endswith("not a regular file: a directory, expected a GGUF file")
+    (tmp_path / "config.json").write_text("{}")
+    line = refusal(tmp_path)
+    assert "a Hugging Face model, expected a GGUF file; convert it first: python convert_hf_to_gguf.py " in line
+    for name in ("b.gguf", "a.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    assert f"a directory with 2 GGUF files, expected one file; give for example {tmp_path / 'a.gguf'}" in refusal(
+        tmp_path
+    )
 
 
 def test_what_is_no_file_is_refused(tmp_path):

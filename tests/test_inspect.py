@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import write_gguf
+from mtpref.gguf import write_gguf, write_shards
 from mtpref.inspect import inspect_file, render, run
 from mtpref.tensor_names import GLOBAL, LAYERS, MTP_BLOCK, TensorSpec, dims
 
@@ -81,12 +81,12 @@ def test_a_whole_model_has_no_problem_and_its_kinds(path):
 def test_the_keys_of_the_report_are_stable(path):
     report = save(path)
     assert list(report) == [
-        "schema", "file", "architecture", "supported", "general", "hyper_parameters", "tokenizer", "other_keys",
+        "schema", "file", "what", "architecture", "supported", "general", "hyper_parameters", "tokenizer", "other_keys",
         "layers", "mtp", "fallbacks", "quantisation", "tensors", "problems",
     ]  # fmt: skip
     assert report["schema"] == "mtpref-inspect-1"
     assert list(report["mtp"]) == ["status", "declared", "trunk", "blocks", "unexpected"]
-    assert list(report["tensors"][0]) == ["name", "type", "shape", "bytes", "offset"]
+    assert list(report["tensors"][0]) == ["name", "type", "shape", "bytes", "offset", "shard"]
     assert list(report["layers"]["blocks"][0]) == ["index", "kind", "found", "n_tensors", "bytes"]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
@@ -217,12 +217,48 @@ def test_an_unknown_tensor_type_is_listed(path):
     assert "size unknown" in render(report)
 
 
-def test_one_file_of_a_split_model_is_not_called_broken(path):
-    keys = KEYS | {"split.no": (0, "u16"), "split.count": (2, "u16")}
-    report = save(path, keys, without(model_tensors(), "blk.3.", "blk.4."))
+SPLIT = {"split.no": (0, "u16"), "split.count": (2, "u16"), "split.tensors.count": (len(model_tensors()), "i32")}
+
+
+def test_one_file_of_a_split_model_is_not_called_broken(tmp_path):
+    path = tmp_path / "m-00001-of-00002.gguf"
+    report = save(path, KEYS | SPLIT, without(model_tensors(), "blk.3.", "blk.4."))
     assert report["mtp"]["status"] == "partial"
     assert len(report["problems"]) == 1
-    assert "one file of a split model (2 files)" in report["problems"][0]
+    assert "one file of a split model, described alone" in report["problems"][0]
+    assert "m-00002-of-00002.gguf" in report["problems"][0]
+
+
+def test_a_split_model_is_described_as_a_whole(tmp_path):
+    kv = [("general.architecture", "qwen35", "str"), *((k, v, kind) for k, (v, kind) in KEYS.items())]
+    tensors = [(n, "F32", s, np.zeros(s, np.float32)) for n, s in model_tensors().items()]
+    paths = write_shards(tmp_path / "m", kv, tensors, max_tensors=30)
+    report = inspect_file(paths[0])
+    assert (report["problems"], report["mtp"]["status"]) == ([], "present")
+    assert [s["path"] for s in report["file"]["shards"]] == [str(p) for p in paths]
+    assert [s["bytes"] for s in report["file"]["shards"]] == [p.stat().st_size for p in paths]
+    assert [s["n_tensors"] for s in report["file"]["shards"]][:-1] == [30] * (len(paths) - 1)
+    assert report["file"]["bytes"] == sum(p.stat().st_size for p in paths)
+    assert report["tensors"][-1]["shard"] == len(paths) - 1
+    assert f"in {len(paths)} files" in render(report)
+    second = inspect_file(paths[1])
+    assert "file 2 of" in second["problems"][-1] or any("file 2 of" in p for p in second["problems"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"general.type": ("mmproj", "str")}, "a vision or audio projector"),
+        ({"general.type": ("adapter", "str")}, "an adapter (LoRA)"),
+        ({"general.type": ("imatrix", "str")}, "an importance matrix"),
+        ({"imatrix.chunk_count": (3, "u32")}, "an importance matrix"),
+        ({"general.type": ("dataset", "str")}, "of general.type 'dataset'"),
+    ],
+)
+def test_a_file_that_is_no_language_model_is_named(path, keys, expected):
+    report = save(path, KEYS | keys)
+    assert expected in report["what"]
+    assert f"this is {report['what']}" in render(report)
 
 
 def test_long_values_are_counted_not_copied(path):

@@ -1,7 +1,9 @@
-"""The GGUF container: `open_gguf` reads one over mmap, `write_gguf` writes one. Limits: docs/gguf.md."""
+"""The GGUF container: `open_gguf` reads one over mmap (all files of a split model), `write_gguf` and `write_shards`
+write one. Limits: docs/gguf.md."""
 
 from mtpref.gguf.parse import TensorInfo
-from mtpref.gguf.reader import GgufFile, KeyValues, open_gguf
+from mtpref.gguf.reader import GgufFile, KeyValues, open_one
+from mtpref.gguf.shards import is_shard, open_gguf, write_shards
 from mtpref.gguf.values import GgufArray, printable, without_leading_ones
 from mtpref.gguf.writer import write_gguf
 
@@ -10,8 +12,11 @@ __all__ = [
     "GgufFile",
     "KeyValues",
     "TensorInfo",
+    "is_shard",
     "open_gguf",
+    "open_one",
     "printable",
     "without_leading_ones",
     "write_gguf",
+    "write_shards",
 ]

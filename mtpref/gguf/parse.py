@@ -15,6 +15,7 @@ from mmap import mmap
 from typing import Any, NoReturn
 
 from mtpref.errors import MtprefError
+from mtpref.gguf.magic import describe_start
 from mtpref.gguf.values import (
     KINDS,
     MIN_BYTES,
@@ -38,15 +39,6 @@ MAX_TENSORS = 1 << 17  # the largest real models have a few thousand
 MAX_NAME_BYTES = 1 << 26  # all names together
 MAX_WALKED = 1 << 23  # strings and inner arrays of all keys; the largest real headers have 10**6
 
-_OTHER_MAGIC = (
-    (b"FUGG", "a byte-swapped (big-endian) GGUF; convert it with gguf-convert-endian"),
-    (b"ggml", "a pre-GGUF ggml file; convert the model again"),
-    (b"tjgg", "a pre-GGUF ggjt file; convert the model again"),
-    (b"PK", "a zip archive, perhaps a PyTorch checkpoint; convert it with convert_hf_to_gguf.py"),
-    (b"version https", "a Git LFS pointer, not the file itself; fetch it with git lfs pull"),
-    (b"<", "perhaps an HTML page that a download saved; download the file again"),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -64,7 +56,8 @@ class TensorInfo:
     """One tensor as the header describes it.
 
     ne: dimensions in GGUF order, fastest first    shape: the same in NumPy order (reversed)
-    offset: first byte of its data, from the start of the file    n_bytes: None when the type is unknown
+    offset: first byte of its data, from the start of its file    n_bytes: None when the type is unknown
+    shard: which file of a split model holds it, 0 for the first
     """
 
     name: str
@@ -74,6 +67,17 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     n_bytes: int | None
+    shard: int = 0
+
+
+@dataclass
+class Budget:
+    """What was used of the limits. The files of a split model share one, so that they cannot multiply them."""
+
+    keys: int = 0
+    tensors: int = 0
+    walked: int = 0
+    name_bytes: int = 0
 
 
 @dataclass
@@ -88,13 +92,12 @@ class Header:
 class Cursor:
     """A position in the mapped file. A failed read names the file and the thing being read."""
 
-    def __init__(self, buf: mmap, end: int, label: str) -> None:
+    def __init__(self, buf: mmap, end: int, label: str, budget: Budget) -> None:
         self.buf = buf
         self.pos = 0
         self.end = end
         self.label = label
-        self.walked = 0
-        self.name_bytes = 0
+        self.used = budget
 
     def fail(self, message: str) -> NoReturn:
         raise MtprefError(f"{self.label}: {message}")
@@ -108,9 +111,9 @@ class Cursor:
             )
 
     def walk(self, n: int, what: str) -> None:
-        self.walked += n
-        if self.walked > MAX_WALKED:
-            self.fail(f"{what}: {self.walked} strings so far, expected at most {MAX_WALKED} in a header; refused")
+        self.used.walked += n
+        if self.used.walked > MAX_WALKED:
+            self.fail(f"{what}: {self.used.walked} strings so far, expected at most {MAX_WALKED} in a header; refused")
 
     def u32(self, what: str) -> int:
         self.need(4, what)
@@ -127,27 +130,22 @@ class Cursor:
         if n > MAX_NAME:
             self.fail(f"{what} is {n} bytes long, expected at most {MAX_NAME}; the file is damaged")
         self.need(n, what)
-        self.name_bytes += n
-        if self.name_bytes > MAX_NAME_BYTES:
-            self.fail(f"{what}: all names so far take {self.name_bytes} bytes, expected at most {MAX_NAME_BYTES}")
+        self.used.name_bytes += n
+        if self.used.name_bytes > MAX_NAME_BYTES:
+            self.fail(f"{what}: all names so far take {self.used.name_bytes} bytes, expected at most {MAX_NAME_BYTES}")
         self.pos += n
         raw = self.buf[self.pos - n : self.pos]
         return decode_text(raw, f"{self.label}: {what}")
 
 
-def read_header(buf: mmap, end: int, label: str) -> Header:
-    """Parse and check everything up to the tensor data. MtprefError on anything malformed."""
-    cur = Cursor(buf, end, label)
+def read_header(buf: mmap, end: int, label: str, budget: Budget | None = None) -> Header:
+    """Parse and check everything up to the tensor data. MtprefError on anything malformed.
+
+    budget   what earlier files of the same model used of the limits; this file's use is added
+    """
+    cur = Cursor(buf, end, label, budget or Budget())
     version = _read_version(cur)
-    n_tensors, n_kv = cur.u64("the tensor count"), cur.u64("the key count")
-    # The least a key takes: name length, kind, one byte; the least a tensor takes: see _read_tensor.
-    for count, least, most, what in ((n_kv, 13, MAX_KEYS, "keys"), (n_tensors, 32, MAX_TENSORS, "tensors")):
-        fits = min(most, (end - cur.pos) // least)
-        if count > fits:
-            cur.fail(
-                f"{count} {what} declared, expected at most {fits} in a file of {end} bytes; it is cut "
-                "short or damaged, download or convert it again"
-            )
+    n_tensors, n_kv = _read_counts(cur)
     entries: dict[str, Entry] = {}
     for i in range(n_kv):
         key = cur.name(f"the name of key {i} of {n_kv}")
@@ -166,20 +164,36 @@ def read_header(buf: mmap, end: int, label: str) -> Header:
     return Header(version, alignment, data_offset, entries, tensors)
 
 
+def _read_counts(cur: Cursor) -> tuple[int, int]:
+    """The numbers of tensors and keys, neither above its limit nor more than the file can hold."""
+    n_tensors, n_kv = cur.u64("the tensor count"), cur.u64("the key count")
+    left, used = cur.end - cur.pos, cur.used
+    # The least a key takes: name length, kind, one byte; the least a tensor takes: see _read_tensor.
+    limits = ((n_kv, 13, MAX_KEYS - used.keys, "keys"), (n_tensors, 32, MAX_TENSORS - used.tensors, "tensors"))
+    for count, least, most, what in limits:
+        fits = min(most, left // least)
+        if count > fits:
+            cur.fail(
+                f"{count} {what} declared, expected at most {fits} in a file of {cur.end} bytes; it is cut "
+                "short or damaged, download or convert it again"
+            )
+    used.keys += n_kv
+    used.tensors += n_tensors
+    return n_tensors, n_kv
+
+
 def _read_version(cur: Cursor) -> int:
     start = cur.buf[:16]
     if start[:4] != MAGIC:
-        hint = next((h for m, h in _OTHER_MAGIC if start.startswith(m)), "not a GGUF file")
-        if start[8:9] == b"{":
-            hint = "perhaps a safetensors file; convert it with convert_hf_to_gguf.py"
-        cur.fail(f"begins with '{printable(start[:4])}', expected 'GGUF': {hint}")
+        cur.fail(f"begins with '{printable(start[:4])}', expected 'GGUF': {describe_start(start)}")
     cur.pos = 4
     version = cur.u32("the version")
     if version in (2, 3):
         return version
     if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, 2, 3):
         cur.fail("a big-endian GGUF, expected little-endian; convert it with gguf-convert-endian")
-    cur.fail(f"GGUF version {version}, expected 2 or 3; convert the model again with a current converter")
+    age = "the first version of the format, which current engines do not read; " if version == 1 else ""
+    cur.fail(f"GGUF version {version}, expected 2 or 3; {age}convert the model again with a current converter")
 
 
 def _read_value(cur: Cursor, what: str) -> Entry:

@@ -1,6 +1,7 @@
-"""Opening a GGUF file: typed access to its keys, read-only views of its tensors.
+"""Opening one GGUF file: typed access to its keys, read-only views of its tensors.
 
-Owns the mapping of the file. Knows nothing of models. The rules of the container are in parse.py.
+Owns the mapping of the file. Knows nothing of models. The rules of the container are in parse.py; the files of a
+split model are put together in shards.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.errors import MtprefError
-from mtpref.gguf.parse import Entry, Header, TensorInfo, read_header
+from mtpref.gguf.magic import describe_directory
+from mtpref.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
 
 
@@ -74,8 +76,10 @@ class KeyValues(Mapping[str, Any]):
 class GgufFile:
     """An open GGUF file. A context manager; `close()` ends access to arrays and tensor data.
 
-    path, version, alignment, data_offset (first byte after the header, aligned), n_bytes (of the file)
-    kv: the keys    tensors: name -> TensorInfo, in file order
+    path, version, alignment, data_offset (first byte after the header, aligned): of this file
+    n_bytes: of this file, and of the other files of a split model    kv: the keys of this file
+    tensors: name -> TensorInfo, in file order, those of the other files behind them
+    others: the other files of a split model, in order; empty for a model in one file
     """
 
     def __init__(self, path: Path, buffer: mmap.mmap, header: Header) -> None:
@@ -88,6 +92,7 @@ class GgufFile:
         self.data_offset = header.data_offset
         self.kv = KeyValues(self, header.entries)
         self.tensors: dict[str, TensorInfo] = header.tensors
+        self.others: tuple[GgufFile, ...] = ()
 
     def __enter__(self) -> GgufFile:
         return self
@@ -104,7 +109,9 @@ class GgufFile:
         return self._buffer
 
     def close(self) -> None:
-        """Unmap the file. Views that `data()` gave stay valid: the mapping ends with the last of them."""
+        """Unmap the file and its shards. Views that `data()` gave stay valid: a mapping ends with the last of them."""
+        for other in self.others:
+            other.close()
         buffer, self._buffer = self._buffer, None
         if buffer is not None:
             with contextlib.suppress(BufferError):  # a view is alive: the mapping is left to it
@@ -146,12 +153,23 @@ class GgufFile:
                 f"{self.label}: tensor {printable(info.name)} has unknown type id {info.type_id}, expected "
                 "one that ggml defines; requantise the file, for example with llama-quantize to Q8_0"
             )
-        return np.frombuffer(self.buffer(), np.uint8, info.n_bytes, info.offset)
+        return np.frombuffer(self._buffer_of(info), np.uint8, info.n_bytes, info.offset)
+
+    def release(self, tensor: TensorInfo) -> None:
+        """Give back the memory that reading a tensor has mapped; its views stay valid and read it again when used."""
+        inside = slice(-(-tensor.offset // mmap.PAGESIZE), (tensor.offset + (tensor.n_bytes or 0)) // mmap.PAGESIZE)
+        if inside.stop > inside.start and hasattr(mmap, "MADV_DONTNEED"):
+            start, length = inside.start * mmap.PAGESIZE, (inside.stop - inside.start) * mmap.PAGESIZE
+            self._buffer_of(tensor).madvise(mmap.MADV_DONTNEED, start, length)
+
+    def _buffer_of(self, info: TensorInfo) -> mmap.mmap:
+        return (self.others[info.shard - 1] if info.shard else self).buffer()
 
 
-def open_gguf(path: str | Path) -> GgufFile:
-    """Map a GGUF file and check its whole header.
+def open_one(path: str | Path, budget: Budget | None = None) -> GgufFile:
+    """Map one GGUF file and check its whole header; `open_gguf` opens the other files of a split model too.
 
+    budget   what earlier files of the same model used of the limits
     Errors   MtprefError when the file cannot be opened or anything in its header is malformed
     Cost     one pass over the header; tensor data is not touched
     """
@@ -159,6 +177,8 @@ def open_gguf(path: str | Path) -> GgufFile:
     label = printable(str(path), 400)
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise MtprefError(f"{label}: not a regular file: {describe_directory(path)}")
         if not stat.S_ISREG(status.st_mode):
             raise MtprefError(f"{label}: not a regular file, expected a GGUF file")
         if status.st_size == 0:
@@ -169,7 +189,7 @@ def open_gguf(path: str | Path) -> GgufFile:
         reason = getattr(e, "strerror", None) or str(e)
         raise MtprefError(f"{label}: cannot be opened: {reason}; expected a readable GGUF file") from None
     try:
-        return GgufFile(path, buffer, read_header(buffer, len(buffer), label))
+        return GgufFile(path, buffer, read_header(buffer, len(buffer), label, budget))
     except BaseException:
         buffer.close()
         raise

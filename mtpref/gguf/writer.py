@@ -12,7 +12,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,7 +35,9 @@ _NATIVE = {
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class PlannedTensor:
+    """A tensor to be written, checked."""
+
     name: str
     type_name: str
     shape: tuple[int, ...]
@@ -59,41 +61,54 @@ def write_gguf(
     Errors    MtprefError for a repeated or bad name, a value outside its kind, data of another size than its
               shape, a target that cannot be written
     """
-    path = Path(path)
-    pairs = list(kv)
-    plan = _plan_tensors(tensors)
-    alignment = _alignment(pairs)
-    header = _header(pairs, plan, alignment)
+    write_files([(Path(path), list(kv), plan_tensors(tensors))])
+
+
+def write_files(files: list[tuple[Path, list[tuple[str, Any, str]], list[PlannedTensor]]]) -> None:
+    """Write files of (path, keys, tensors), all of them or none: they are renamed when the last is on disk.
+
+    Errors   MtprefError as `write_gguf`
+    """
+    headers = [(alignment_of(pairs), pairs, plan) for _, pairs, plan in files]
+    parts = [(alignment, _header(pairs, plan, alignment), plan) for alignment, pairs, plan in headers]
+    path, temporaries = files[0][0], []
     try:
-        with _replacing(path) as f:
-            f.write(header)
-            f.write(bytes(-len(header) % alignment))
-            for t in plan:
-                _write_tensor(f, t)
-                f.write(bytes(-t.n_bytes % alignment))
+        for (path, _, _), part in zip(files, parts, strict=True):
+            _check_target(path)
+            temporaries.append(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
+            with temporaries[-1].open("wb") as f:
+                _write_file(f, *part)
+        for (path, _, _), temporary in reversed(list(zip(files, temporaries, strict=True))):
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as e:
         raise MtprefError(
             f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; expected a writable folder"
         ) from None
+    finally:
+        for temporary in temporaries:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes `path`'s place when the block ends well, and vanishes when it does not."""
+def _check_target(path: Path) -> None:
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise MtprefError(f"{printable(str(path), 400)}: exists and is not a regular file, expected a file name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _write_file(f: BinaryIO, alignment: int, header: bytes, plan: list[PlannedTensor]) -> None:
+    f.write(header)
+    f.write(bytes(-len(header) % alignment))
+    for t in plan:
+        _write_tensor(f, t)
+        f.write(bytes(-t.n_bytes % alignment))
+    f.flush()
+    os.fsync(f.fileno())
+
+
+def _sync_folder(path: Path) -> None:
     if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
@@ -103,8 +118,9 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 # TENSORS
 
 
-def _plan_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> list[_Tensor]:
-    plan: dict[str, _Tensor] = {}
+def plan_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> list[PlannedTensor]:
+    """Check the tensors as `write_gguf` takes them."""
+    plan: dict[str, PlannedTensor] = {}
     for name, type_name, shape, data in tensors:
         what = f"tensor {printable(name)}"
         if name in plan:
@@ -121,14 +137,14 @@ def _plan_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> 
                 f"{TYPES[TYPE_IDS[type_name]].block_elements} for type {type_name}; choose another type"
             )
         n_bytes = math.prod(shape[:-1]) * row_bytes(type_name, shape[-1])
-        plan[name] = _Tensor(name, type_name, tuple(int(n) for n in shape), n_bytes, data)
+        plan[name] = PlannedTensor(name, type_name, tuple(int(n) for n in shape), n_bytes, data)
         if isinstance(data, np.ndarray):
             _check_dtype(plan[name], data)
             _check_size(plan[name], data.nbytes)
     return list(plan.values())
 
 
-def _check_dtype(t: _Tensor, data: Array) -> None:
+def _check_dtype(t: PlannedTensor, data: Array) -> None:
     native = np.dtype(_NATIVE.get(t.type_name, "u1"))
     if data.dtype not in (np.dtype(np.uint8), native):
         raise MtprefError(
@@ -136,7 +152,7 @@ def _check_dtype(t: _Tensor, data: Array) -> None:
         )
 
 
-def _check_size(t: _Tensor, n_bytes: int) -> None:
+def _check_size(t: PlannedTensor, n_bytes: int) -> None:
     if n_bytes != t.n_bytes:
         raise MtprefError(
             f"tensor {printable(t.name)}: {n_bytes} bytes of data, expected {t.n_bytes} for "
@@ -144,7 +160,7 @@ def _check_size(t: _Tensor, n_bytes: int) -> None:
         )
 
 
-def _write_tensor(f: BinaryIO, t: _Tensor) -> None:
+def _write_tensor(f: BinaryIO, t: PlannedTensor) -> None:
     data = t.data() if callable(t.data) else t.data
     written = 0
     for piece in (data,) if isinstance(data, np.ndarray) else data:
@@ -156,7 +172,7 @@ def _write_tensor(f: BinaryIO, t: _Tensor) -> None:
 # HEADER
 
 
-def _alignment(pairs: list[tuple[str, Any, str]]) -> int:
+def alignment_of(pairs: list[tuple[str, Any, str]]) -> int:
     for key, value, kind in pairs:
         if key == "general.alignment":
             if kind != "u32" or value < 8 or value & (value - 1):
@@ -167,7 +183,7 @@ def _alignment(pairs: list[tuple[str, Any, str]]) -> int:
     return DEFAULT_ALIGNMENT
 
 
-def _header(pairs: list[tuple[str, Any, str]], plan: list[_Tensor], alignment: int) -> bytes:
+def _header(pairs: list[tuple[str, Any, str]], plan: list[PlannedTensor], alignment: int) -> bytes:
     out = bytearray(MAGIC + U32.pack(3) + U64.pack(len(plan)) + U64.pack(len(pairs)))
     seen: set[str] = set()
     for key, value, kind in pairs:

@@ -26,7 +26,7 @@ class Layout:
     declared_by: str | None = None
     n_mtp: int | None = None  # declared MTP blocks; None for architectures that mtpref does not know
     values: dict[str, int] = field(default_factory=dict)  # symbols of tensor_names
-    partial: bool = False  # one file of a split model: what is missing may be in another
+    partial: bool = False  # one file of a split model, alone: what is missing may be in another
 
     @property
     def has_trunk(self) -> bool:
@@ -39,7 +39,7 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[str]) ->
     for t in f.tensors.values():
         if m := _BLOCK.fullmatch(t.name):
             blocks.setdefault(int(m[1]), []).append(t)
-    layout = Layout(arch, blocks, partial=(_integer(f, "split.count") or 1) > 1)
+    layout = Layout(arch, blocks)
     if not supported:
         return layout
     n_blocks = _integer(f, f"{arch}.block_count")

@@ -38,11 +38,16 @@ def render(report: dict[str, Any]) -> str:
 
 def _file(report: dict[str, Any]) -> list[str]:
     f, arch = report["file"], report["architecture"]
+    what = [f"this is {report['what']}"] if report["what"] else []
+    shards = [(f"  {printable(s['path'], 400)}", f"{s['n_tensors']} tensors", _bytes(s["bytes"])) for s in f["shards"]]
+    split = [f"in {len(shards)} files", *_table(shards)] if shards else []
     known = "supported" if report["supported"] else "not supported: keys and tensors are listed, kinds are unknown"
     return [
         f"{printable(f['path'], 400)}: GGUF version {f['version']}, {_bytes(f['bytes'])}, {f['n_keys']} keys, "
         f"{f['n_tensors']} tensors, alignment {f['alignment']}, data from byte {f['data_offset']}",
+        *split,
         f"architecture {printable(arch) if arch is not None else 'not named'} ({known})",
+        *what,
     ]
 
 

@@ -1,4 +1,4 @@
-"""The report on one GGUF file: keys, tokenizer, layers, tensors, quantisation mix, MTP head, problems.
+"""The report on one model: keys, tokenizer, layers, tensors, quantisation mix, MTP head, problems.
 
 Owns the report's schema. Every value is a plain JSON type; strings are as the file has them (render.py and
 JSON escape them). Long arrays and strings stand as {"kind", "count" or "bytes"}.
@@ -6,6 +6,7 @@ JSON escape them). Long arrays and strings stand as {"kind", "count" or "bytes"}
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufArray, GgufFile, TensorInfo, open_gguf, printable
+from mtpref.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, printable
+from mtpref.identify import HEAD_ONLY, describe_kind, is_head_only
 from mtpref.inspect.layers import check_tensors, describe_head, describe_layers, read_layout
 from mtpref.tensor_names import ARCHITECTURES
 
@@ -29,31 +31,41 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     """The report on a file; MtprefError when it cannot be opened or its header is malformed.
 
     schema            "mtpref-inspect-1"
-    file              path, bytes, version, alignment, data_offset, n_keys, n_tensors
+    file              path, bytes, version, alignment, data_offset, n_keys, n_tensors; shards: for each file of a
+                      split model its path, bytes and n_tensors, empty for a model in one file
+    what              what the file is where it is no whole language model (a projector, a LoRA, ...), else None
     architecture      general.architecture or None    supported: whether mtpref knows its layers and head
     general, hyper_parameters, tokenizer, other_keys
     layers            declared_by, counts by kind, blocks of (index, kind, found, n_tensors, bytes)
     mtp               see layers.describe_head
     fallbacks         tensors that are absent and what stands in for them
     quantisation      tensors, elements and bytes by type, most bytes first
-    tensors           name, type, shape (NumPy order), bytes (None when the type is unknown), offset
+    tensors           name, type, shape (NumPy order), bytes (None when the type is unknown), offset in its file,
+                      shard (the file's number from 0)
     problems          one line each; empty when nothing is wrong
+
+    A file of a split model that cannot be opened with the others is described alone, and `problems` says why.
     """
-    with open_gguf(path) as f:
-        return _build(f)
+    try:
+        f, alone = open_gguf(path), None
+    except MtprefError as error:
+        f, alone = open_one(path), str(error)
+        if not is_shard(f):
+            f.close()
+            raise
+    with f:
+        return _build(f, alone)
 
 
-def _build(f: GgufFile) -> dict[str, Any]:
+def _build(f: GgufFile, alone: str | None) -> dict[str, Any]:
     arch = _text(f, "general.architecture")
     supported = arch in ARCHITECTURES
     problems = [] if arch is not None else ["key general.architecture is missing or no text"]
     problems += _container_problems(f)
     layout = read_layout(f, arch or "", supported, problems)
-    if layout.partial:
-        problems.append(
-            f"one file of a split model ({describe_value(f, 'split.count')} files): tensors of the other files "
-            "are not looked for"
-        )
+    if alone is not None:
+        layout.partial = True
+        problems.append(f"one file of a split model, described alone: {alone}")
     head = describe_head(f, layout, supported, problems)
     fallbacks = check_tensors(f, layout, problems) if supported else []
     prefix = f"{arch}." if arch else None
@@ -67,7 +79,9 @@ def _build(f: GgufFile) -> dict[str, Any]:
             "data_offset": f.data_offset,
             "n_keys": len(f.kv),
             "n_tensors": len(f.tensors),
+            "shards": _shards(f),
         },
+        "what": describe_kind(f) or (HEAD_ONLY if is_head_only(f) and alone is None else None),
         "architecture": arch,
         "supported": supported,
         "general": _section(f, (k for k in f.kv if k.startswith("general."))),
@@ -156,7 +170,22 @@ def _tokenizer(f: GgufFile) -> dict[str, Any]:
 
 
 def _tensor(t: TensorInfo) -> dict[str, Any]:
-    return {"name": t.name, "type": t.type_name, "shape": list(t.shape), "bytes": t.n_bytes, "offset": t.offset}
+    return {
+        "name": t.name, "type": t.type_name, "shape": list(t.shape), "bytes": t.n_bytes, "offset": t.offset,
+        "shard": t.shard,
+    }  # fmt: skip
+
+
+def _shards(f: GgufFile) -> list[dict[str, Any]]:
+    """The files of a split model. The first one's n_bytes is that of all files."""
+    if not f.others:
+        return []
+    counts = Counter(t.shard for t in f.tensors.values())
+    sizes = [f.n_bytes - sum(other.n_bytes for other in f.others), *(other.n_bytes for other in f.others)]
+    return [
+        {"path": str(part.path), "bytes": n_bytes, "n_tensors": counts[no]}
+        for no, (part, n_bytes) in enumerate(zip((f, *f.others), sizes, strict=True))
+    ]
 
 
 def _quantisation(tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
