@@ -4,9 +4,12 @@ Owns the convenience around model, state and loop. Everything it does can be don
 """
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from mtpref import chat
 from mtpref import model as model_room
 from mtpref.contract import MtpContract, parse_contract
 from mtpref.decode import Decoder, Drafter, Options, Statistics
@@ -67,9 +70,36 @@ class LanguageModel:
     def encode(self, text: str) -> list[int]:
         return self.core.vocab.encode(text)
 
+    def chat_template(self, wanted: str | None = None) -> chat.ChatTemplate:
+        """The file's own chat template (None), or a variant, a built-in one, a file, or a template's text.
+
+        Errors  MtprefError where there is none of that name; it lists what there is
+        """
+        return chat.find_template(self.core.kv, wanted)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[chat.Message],
+        *,
+        template: str | chat.ChatTemplate | None = None,
+        now: datetime | None = None,
+        **template_args: Any,
+    ) -> chat.ChatPrompt:
+        """A conversation as a prompt (`text`, `ids`), for `generate`.
+
+        messages       [{"role": "user", "content": "..."}, ...]
+        template       as for `chat_template`
+        now            what a template that asks for the date is told (default: the time of the call)
+        template_args  e.g. enable_thinking=False
+        Errors         MtprefError, one line, where the template refuses the messages or is itself refused
+        """
+        if not isinstance(template, chat.ChatTemplate):
+            template = self.chat_template(template)
+        return chat.chat_prompt(template, self.core.vocab, messages, template_args, now)
+
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | chat.ChatPrompt,
         options: Options | None = None,
         *,
         n_ctx: int = 0,
@@ -78,7 +108,7 @@ class LanguageModel:
     ) -> Run:
         """Start a generation; nothing runs until the result is iterated.
 
-        prompt   a text, or token ids
+        prompt   a text, token ids, or a conversation from `chat_prompt`
         options  default: 128 tokens, drafting with the MTP head where the file has one
         n_ctx    positions at most (0: the model's context length); state: reuse this one instead (it is cleared)
         drafter  propose drafts with this object instead of the MTP head
@@ -86,8 +116,11 @@ class LanguageModel:
         """
         if options is None:
             options = Options(spec_type="draft-mtp" if self.has_mtp else "none")
-        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return Run(Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter), ids)
+        decoder = Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter)
+        if isinstance(prompt, chat.ChatPrompt):
+            decoder.statistics.chat = prompt.to_json()
+            return Run(decoder, prompt.ids)
+        return Run(decoder, self.encode(prompt) if isinstance(prompt, str) else list(prompt))
 
 
 def load(

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "tensor_names": set(),
     "vocab": {"errors"},
+    "chat": {"errors", "gguf", "vocab"},
     "spec": {"errors", "quants"},
     "weights": {"errors", "gguf", "quants", "spec"},
     "ops": {"config", "spec"},
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
     "faults": {"contract", "errors", "model", "ops", "recipe", "state", "steps", "weights"},
-    "api": {"contract", "decode", "errors", "events", "model", "recipe", "state"},
+    "api": {"chat", "contract", "decode", "errors", "events", "model", "recipe", "state"},
     SELF: {"api", "cli", "contract", "decode", "errors"},
 }
 # The command line may use everything.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from mtpref.cli.chat_options import ChatSettings, add_chat
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 from mtpref.cli.output import Notes, Text
 from mtpref.cli.spec_options import add_spec, decode_options
@@ -27,6 +28,7 @@ def add_parser(verbs: Any) -> None:
     )
     add_model(parser)
     add_prompt(parser)
+    add_chat(parser)
     run = parser.add_argument_group("generation")
     run.add_argument(
         "-n",
@@ -54,6 +56,9 @@ def add_parser(verbs: Any) -> None:
 def run_generate(args: argparse.Namespace) -> int:
     from mtpref.trace import TraceWriter
 
+    chat = ChatSettings(args)
+    if chat.is_chat and args.prompt is None and args.file is None:
+        raise MtprefError("prompt: none is given, expected the user's message; use -p TEXT or -f FNAME")
     prompt = read_prompt(args)
     say = Notes()
     say.when_compiling(args)
@@ -62,7 +67,10 @@ def run_generate(args: argparse.Namespace) -> int:
     load_seconds = time.perf_counter() - started
     options = decode_options(args, model)
     say.model(args, model, options)
-    if args.prompt is None and args.file is None:
+    if chat.is_chat:
+        prompt = chat.prompt(model, [*chat.first_messages(), {"role": "user", "content": prompt}])
+        say.line(prompt.describe())
+    elif args.prompt is None and args.file is None:
         say.line(f"prompt: {prompt!r} (give your own with -p or -f)")
     run = model.generate(prompt, options, n_ctx=_n_ctx(args, model))
     run.statistics.seconds["load"] = load_seconds

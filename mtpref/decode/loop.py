@@ -103,6 +103,8 @@ class Decoder:
         settings = asdict(self.options)
         settings |= {"n_ctx": self.state.n_ctx, "kv_type": self.model.kv_type}
         settings |= {"kv_type_draft": self.model.kv_type_draft, "drafter": type(self.drafter).__name__}
+        if self.statistics.chat is not None:
+            settings["chat"] = self.statistics.chat
         recipe = self.model.recipe
         return RunStarted(
             self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, [int(i) for i in prompt_ids]

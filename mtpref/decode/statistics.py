@@ -4,6 +4,7 @@ Owns the counters and their two renderings: llama.cpp's words for people, a dict
 the loop works.
 """
 
+import json
 import math
 import time
 from collections import Counter, defaultdict
@@ -36,6 +37,7 @@ class Statistics:
     passes: Counter[str] = field(default_factory=Counter)  # kind of pass -> passes
     tokens: Counter[str] = field(default_factory=Counter)  # kind of pass -> tokens
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # phase -> seconds
+    chat: dict[str, Any] | None = None  # the chat template and its arguments, where the prompt is a conversation
     _inner_seconds: float = 0.0
 
     def count_pass(self, kind: str, n_tokens: int) -> None:
@@ -116,7 +118,7 @@ class Statistics:
             "passes": dict(sorted(self.passes.items())),
             "tokens": dict(sorted(self.tokens.items())),
             "seconds": {phase: round(s, 6) for phase, s in sorted(self.seconds.items())},
-        }
+        } | ({} if self.chat is None else {"chat": self.chat})
 
     def lines(self) -> list[str]:
         """The statistics in llama.cpp's words, a line each."""
@@ -146,6 +148,9 @@ class Statistics:
         ]
         if math.isfinite(self.min_margin):
             out.append(f"near ties (margin < {NEAR_TIE}) = {self.n_near_ties}, least margin = {self.min_margin:.4g}")
+        if self.chat is not None:
+            args = json.dumps(self.chat["args"])
+            out.append(f"chat template = {self.chat['template']} ({self.chat['sha256'][:12]}), arguments = {args}")
         return out
 
 

@@ -63,6 +63,7 @@ def load(
         kv_type=kv_types[0],
         kv_type_draft=kv_types[1],
         notes=_notes(finder, config, weights),
+        kv=file.kv,
     )
 
 

@@ -4,8 +4,8 @@ Owns the wiring of layers and the advance of model state. It never decides anyth
 what to keep and what to throw away is the caller's (mtpref/decode). Loading stands in load.py.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,7 @@ class Model:
     """Weights, their meaning and the recipe that runs them.
 
     notes   lines that a user should see (tensors that no one reads, a missing head)
+    kv      the file's keys
     """
 
     config: ModelConfig
@@ -69,6 +70,7 @@ class Model:
     kv_type: str = "F16"
     kv_type_draft: str = "F16"
     notes: tuple[str, ...] = ()
+    kv: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_vocab(self) -> int:

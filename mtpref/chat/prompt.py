@@ -1,0 +1,80 @@
+"""From messages to token ids.
+
+Owns the variables that a template sees and the rule for its BOS. Read next: template.py, render.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from mtpref.chat.render import render
+from mtpref.chat.template import ChatTemplate
+from mtpref.errors import MtprefError
+from mtpref.vocab import Vocab
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as a prompt.
+
+    text      what the template wrote
+    ids       its tokens, BOS and EOS as the vocabulary asks for them, never doubled
+    template  which one
+    args      the template arguments that were given
+    now       the date that the template was told (None: it did not ask)
+    """
+
+    text: str
+    ids: list[int]
+    template: ChatTemplate
+    args: dict[str, Any] = field(default_factory=dict)
+    now: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What a run must name, since it changes the prompt and with it the acceptance."""
+        now = None if self.now is None else self.now.isoformat(timespec="seconds")
+        return {"template": self.template.name, "sha256": self.template.sha256, "args": self.args, "now": now}
+
+    def describe(self) -> str:
+        args = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
+        date = "" if self.now is None else f"; it was told the date {self.now:%Y-%m-%d %H:%M:%S}"
+        return f"{self.template.label}, arguments: {args or 'none'}{date}"
+
+
+def chat_prompt(
+    template: ChatTemplate, vocab: Vocab, messages: Sequence[Message], args: Mapping[str, Any], now: datetime | None
+) -> ChatPrompt:
+    """Render messages and tokenize the text, special tokens parsed.
+
+    Variables  messages, add_generation_prompt=True, tools=None, documents=None, bos_token and eos_token (their texts,
+               empty where there is none); args come last and may replace any of these but messages
+    BOS        where the vocabulary adds BOS, one that the template wrote as well is dropped; EOS likewise at the end
+               (llama.cpp's rule)
+    now        what strftime_now tells (None: the time of the call)
+    Errors     MtprefError for messages without a role, what a template refuses, or a template that is refused
+    """
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise MtprefError(f"message {i}: {str(message)[:60]!r}, expected an object with role and content")
+    if "messages" in args:
+        raise MtprefError("--chat-template-kwargs: messages is the conversation itself, expected other names")
+    bos, eos = _token_text(vocab, vocab.bos_id), _token_text(vocab, vocab.eos_id)
+    variables = {"messages": list(messages), "add_generation_prompt": True, "tools": None, "documents": None}
+    moment = now or datetime.now().astimezone()
+    rendered = render(
+        template.text, variables | {"bos_token": bos, "eos_token": eos} | dict(args), moment, name=template.label
+    )
+    text = rendered.text
+    if vocab.add_bos and bos:
+        text = text.removeprefix(bos)
+    if vocab.add_eos and eos:
+        text = text.removesuffix(eos)
+    ids = vocab.encode(text)
+    return ChatPrompt(rendered.text, ids, template, dict(args), moment if rendered.uses_date else None)
+
+
+def _token_text(vocab: Vocab, id: int | None) -> str:
+    return "" if id is None else vocab.piece(id, special=True).decode("utf-8", "replace")
