@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 
 from mtpref.errors import MtprefError
-from mtpref.golden import Folder, check_folder
+from mtpref.golden import Folder, Port, check_folder
 from mtpref.golden.format import CLASSES
-from mtpref.golden.port import answer
-from mtpref.ops import spec_ops
-from mtpref.recipe import Recipe, kernel_ops
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "golden"
@@ -22,17 +19,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 import make_golden  # noqa: E402
 
 
-def answers_of(tables):
-    """mtpref's answers; `tables` gives the table of operations of each numerics."""
-    recipes = {numerics: Recipe(numerics, tables(numerics)) for numerics in ("exact", "ggml")}
-    return lambda suite, case, inputs: answer(recipes[case.numerics], suite.op, case, inputs)
-
-
-@pytest.mark.parametrize("tables", [spec_ops, pytest.param(kernel_ops, id="kernels")])
-def test_every_case_of_operations_and_layers_passes(tables):
-    results = [r for level in ("L0", "L1", "L2") for r in check_folder(Folder(GOLDEN), answers_of(tables), level=level)]
+@pytest.mark.parametrize("use_kernels", [False, True], ids=["spec", "kernels"])
+def test_every_case_passes(use_kernels):
+    results = list(check_folder(Folder(GOLDEN), Port(GOLDEN, use_kernels=use_kernels)))
     assert not [(r.case.id, r.wrong) for r in results if r.verdict != "PASS"]
-    assert len(results) > 60
+    assert len(results) > 80
 
 
 def test_regeneration_gives_the_same_bytes(tmp_path):
@@ -81,7 +72,7 @@ def test_the_manifest_fits_its_schema():
 
 def test_a_wrong_answer_fails_and_says_where():
     def wrong(suite, case, inputs):
-        given = answers_of(spec_ops)(suite, case, inputs)
+        given = Port(GOLDEN, use_kernels=False)(suite, case, inputs)
         return {name: -np.asarray(x) for name, x in given.items()}
 
     results = list(check_folder(Folder(GOLDEN), wrong, suite="rms_norm"))
@@ -104,7 +95,7 @@ def copy(tmp_path):
 
 def refused(copy):
     with pytest.raises(MtprefError) as error:
-        list(check_folder(Folder(copy), answers_of(spec_ops), suite="rms_norm"))
+        list(check_folder(Folder(copy), Port(GOLDEN, use_kernels=False), suite="rms_norm"))
     assert "\n" not in str(error.value)
     return str(error.value)
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from golden.build import FOLDERS, SuiteBuilder, write_json
 
-from golden import l0_dequantize, l1_operations, l2_layers
+from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp
 from mtpref.golden.format import CLASSES, FORMAT, sha256_of
 from tests.portable import portable_arithmetic
 
@@ -32,6 +32,8 @@ MAKERS: dict[str, Callable[[], Iterator[SuiteBuilder]]] = {
     "L0": l0_dequantize.suites,
     "L1": l1_operations.suites,
     "L2": l2_layers.suites,
+    "L3": l3_trunk.suites,
+    "L4": l4_mtp.suites,
 }
 # What decides the values: the specification, and the container and block formats under it.
 SPEC_FILES = ("mtpref/spec/*.py", "mtpref/ops/*.py", "mtpref/quants*/*.py", "mtpref/quants.py", "mtpref/steps.py")

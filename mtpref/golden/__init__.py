@@ -6,5 +6,6 @@ The committed vectors and their normative page are golden/ and golden/README.md;
 
 from mtpref.golden.check import CaseResult, check_case, check_folder
 from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor
+from mtpref.golden.models import Port
 
-__all__ = ["Case", "CaseResult", "Expected", "Folder", "Suite", "Tensor", "check_case", "check_folder"]
+__all__ = ["Case", "CaseResult", "Expected", "Folder", "Port", "Suite", "Tensor", "check_case", "check_folder"]

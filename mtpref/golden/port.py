@@ -1,7 +1,7 @@
 """mtpref as a port of the golden vectors: one function per operation, inputs and parameters in, arrays out.
 
 Owns the mapping from the names of a case to the arguments of the recipe's entries. Whatever recipe is given answers:
-the readable specification, the kernels, or a recipe with a fault in it.
+the readable specification, the kernels, or a recipe with a fault in it. Whole models are answered by models.py.
 """
 
 from collections.abc import Callable, Mapping
