@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mtpref.api import LanguageModel, Run, load
     from mtpref.contract import MtpContract
     from mtpref.decode import Options, PolicyConfig, Statistics
+    from mtpref.session import Session
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOME = {
     "Options": "mtpref.decode",
     "PolicyConfig": "mtpref.decode",
     "Run": "mtpref.api",
+    "Session": "mtpref.session",
     "Statistics": "mtpref.decode",
     "load": "mtpref.api",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "Options",
     "PolicyConfig",
     "Run",
+    "Session",
     "Statistics",
     "__version__",
     "load",

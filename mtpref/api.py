@@ -16,6 +16,7 @@ from mtpref.decode import Decoder, Drafter, Options, Statistics
 from mtpref.events import Event, Token
 from mtpref.model import Model
 from mtpref.recipe import make_recipe
+from mtpref.session import Session
 from mtpref.state import ModelState
 
 
@@ -27,12 +28,12 @@ def tiny_path() -> Path:
 class Run:
     """One generation: iterate for events, read `statistics` and `text` at any time."""
 
-    def __init__(self, decoder: Decoder, prompt_ids: Sequence[int]) -> None:
+    def __init__(self, decoder: Decoder, prompt_ids: Sequence[int], events: Iterator[Event] | None = None) -> None:
         self.prompt_ids = list(prompt_ids)
         self.ids: list[int] = []
         self.pieces: list[bytes] = []
         self._decoder = decoder
-        self._events = decoder.run(prompt_ids)
+        self._events = decoder.run(prompt_ids) if events is None else events
 
     def __iter__(self) -> Iterator[Event]:
         for event in self._events:
@@ -97,6 +98,10 @@ class LanguageModel:
             template = self.chat_template(template)
         return chat.chat_prompt(template, self.core.vocab, messages, template_args, now)
 
+    def new_session(self, n_ctx: int = 0, *, checkpoint_every: int = 0) -> Session:
+        """An empty sequence for `generate(..., session=...)`: later prompts reuse what it holds (docs/sessions.md)."""
+        return Session(self.core, n_ctx, checkpoint_every=checkpoint_every)
+
     def generate(
         self,
         prompt: str | Sequence[int] | chat.ChatPrompt,
@@ -104,6 +109,7 @@ class LanguageModel:
         *,
         n_ctx: int = 0,
         state: ModelState | None = None,
+        session: Session | None = None,
         drafter: Drafter | None = None,
     ) -> Run:
         """Start a generation; nothing runs until the result is iterated.
@@ -111,16 +117,24 @@ class LanguageModel:
         prompt   a text, token ids, or a conversation from `chat_prompt`
         options  default: 128 tokens, drafting with the MTP head where the file has one
         n_ctx    positions at most (0: the model's context length); state: reuse this one instead (it is cleared)
+        session  continue this sequence: what it holds of the prompt is not run again
         drafter  propose drafts with this object instead of the MTP head
         Errors   MtprefError for an empty prompt, or one that does not fit the context, when iteration starts
         """
         if options is None:
             options = Options(spec_type="draft-mtp" if self.has_mtp else "none")
-        decoder = Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter)
+        if isinstance(prompt, chat.ChatPrompt):
+            ids = list(prompt.ids)
+        else:
+            ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if session is not None:
+            decoder, events = session.start(ids, options, drafter)
+        else:
+            decoder = Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter)
+            events = decoder.run(ids)
         if isinstance(prompt, chat.ChatPrompt):
             decoder.statistics.chat = prompt.to_json()
-            return Run(decoder, prompt.ids)
-        return Run(decoder, self.encode(prompt) if isinstance(prompt, str) else list(prompt))
+        return Run(decoder, ids, events)
 
 
 def load(

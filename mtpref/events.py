@@ -12,7 +12,8 @@ SCHEMA = "mtpref-trace-1"
 
 @dataclass(frozen=True)
 class RunStarted:
-    """First event. settings: every option that can change the output."""
+    """First event. settings: every option that can change the output. n_reused: prompt tokens that are not run
+    again, because a session's state holds them."""
 
     model: str
     numerics: str
@@ -20,14 +21,16 @@ class RunStarted:
     settings: dict[str, Any]
     prompt_ids: list[int]
     schema: str = SCHEMA
+    n_reused: int = 0
 
 
 @dataclass(frozen=True)
 class PromptProgress:
-    """n_done of n_total prompt tokens have been processed."""
+    """n_done of n_total prompt tokens have been processed, the n_reused first of them in an earlier run."""
 
     n_done: int
     n_total: int
+    n_reused: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ their own, so they need a checkpoint, or planes: their values after each of the 
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,15 @@ class Checkpoint:
     pending_h: NDArray[np.float32]
     recurrent: tuple[dict[str, NDArray], ...]
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the copies: the same at every position."""
+        return self.pending_h.nbytes + sum(a.nbytes for arrays in self.recurrent for a in arrays.values())
+
+    def without_head(self) -> "Checkpoint":
+        """The same, for a head whose cells have all been cut."""
+        return replace(self, n_mtp=0, mtp_start=0)
+
 
 class ModelState:
     """One sequence's state.
@@ -145,13 +154,30 @@ class ModelState:
 
     def checkpoint(self) -> Checkpoint:
         """Copy what cannot be recovered by cutting."""
+        mark = self.mark()
+        recurrent = tuple({name: array.copy() for name, array in arrays.items()} for arrays in mark.recurrent)
+        return replace(mark, recurrent=recurrent)
+
+    def mark(self) -> Checkpoint:
+        """A checkpoint that costs nothing: it refers to the recurrent arrays instead of copying them.
+
+        Rule     a pass replaces recurrent arrays and never writes into them, so a mark stays right; but a mark may
+                 keep all planes of its batch alive, so it is for the short run
+        """
         recurrent = tuple(
-            {s.name: layer.arrays[s.name].copy() for s in layer.specs if not s.positional} for layer in self.layers
+            {s.name: layer.arrays[s.name] for s in layer.specs if not s.positional} for layer in self.layers
         )
         return Checkpoint(self.n_past, self.n_mtp, self.mtp_start, self.pending_h.copy(), recurrent)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Back to the checkpoint, which stays usable. Cells behind it are cut."""
+        """Back to the checkpoint, which stays usable. Cells behind it are cut.
+
+        Errors  ValueError where cells of the checkpoint have been cut: they cannot be brought back
+        """
+        has_head = checkpoint.n_mtp == 0 or (checkpoint.mtp_start == self.mtp_start and checkpoint.n_mtp <= self.n_mtp)
+        if checkpoint.n_past > self.n_past or not has_head:
+            raise ValueError(f"checkpoint of {checkpoint.n_past} positions and {checkpoint.n_mtp} MTP cells, "
+                             f"the state holds {self.n_past} and {self.n_mtp}")  # fmt: skip
         for layer, saved in zip(self.layers, checkpoint.recurrent, strict=True):
             for name, array in saved.items():
                 layer.arrays[name] = array.copy()

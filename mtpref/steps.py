@@ -49,6 +49,12 @@ def pending_at_prompt(left_over: F32, contract: MtpContract) -> F32:
     return np.zeros_like(left_over) if contract.new_prompt == "zero" else left_over
 
 
+def pending_at_reuse(saved: F32, left_over: F32, contract: MtpContract) -> F32:
+    """The pending hidden row that a prompt starts from behind a reused prefix: the saved one, that of the prefix's
+    last token; or, as where `new_prompt` is stale, whatever the last run left."""
+    return saved if contract.new_prompt == "zero" else left_over
+
+
 def pending_at_replay(pending: F32, rejected_rows: F32, contract: MtpContract) -> F32:
     """The pending hidden row that a replayed batch starts from."""
     return pending if contract.replay == "right" else rejected_rows[-1].copy()
@@ -83,6 +89,7 @@ class Steps:
     pair_hidden: Step = spec.pair_hidden  # S20
     prime_rows: Step = prime_rows
     pending_at_prompt: Step = pending_at_prompt
+    pending_at_reuse: Step = pending_at_reuse
     pending_at_replay: Step = pending_at_replay
     accept_greedy: Step = spec.accept_greedy  # S23
     next_pending: Step = spec.next_pending  # S24

@@ -53,8 +53,9 @@ ALLOWED: dict[str, set[str]] = {
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
     "faults": {"contract", "errors", "model", "ops", "recipe", "state", "steps", "weights"},
-    "api": {"chat", "contract", "decode", "errors", "events", "model", "recipe", "state"},
-    SELF: {"api", "cli", "contract", "decode", "errors"},
+    "session": {"contract", "decode", "errors", "events", "model", "state"},
+    "api": {"chat", "contract", "decode", "errors", "events", "model", "recipe", "session", "state"},
+    SELF: {"api", "cli", "contract", "decode", "errors", "session"},
 }
 # The command line may use everything.
 ALLOWED["cli"] = set(ALLOWED)

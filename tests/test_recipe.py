@@ -7,9 +7,11 @@ import pytest
 
 from mtpref import kernels, spec
 from mtpref.contract import MtpContract
+from mtpref.decode import Options
 from mtpref.errors import MtprefError
 from mtpref.ops import FINE, PARTS, Ops, compose, spec_ops
 from mtpref.recipe import NUMERICS, make_recipe
+from mtpref.session import Session
 from mtpref.steps import Steps
 from tests.models import micro, prompt_of, run_decoder
 
@@ -156,4 +158,7 @@ def test_no_entry_of_either_table_is_dead():
     )
     for rollback in ("snapshot", "replay"):
         run_decoder(replace(model, recipe=recipe), prompt_of(9), 12, rollback=rollback)
+    session = Session(replace(model, recipe=recipe))
+    for _ in range(2):
+        list(session.run(prompt_of(9), Options(2)))
     assert set(log) == OPERATIONS | {f.name for f in fields(Steps)}

@@ -77,18 +77,19 @@ class Decoder:
         self.keeps_head_warm = self.drafter.reads_head
         self._verify = STRATEGIES[options.rollback]
 
-    def run(self, prompt_ids: Sequence[int]) -> Iterator[Event]:
-        """Process the prompt, then generate. The state starts empty: whatever it held is cleared first.
+    def run(self, prompt_ids: Sequence[int], *, n_reused: int = 0, stops: Sequence[int] = ()) -> Iterator[Event]:
+        """Process the prompt, then generate.
 
-        Errors  MtprefError for an empty prompt, or one that leaves no room in the context
+        n_reused  so many prompt tokens are in the state already, with their pending hidden and head cells; the last
+                  token is never among them. 0: whatever the state held is cleared first
+        stops     prompt passes also end at these positions, so that the state can be seen there
+        Errors    MtprefError for an empty prompt, or one that leaves no room in the context
         """
-        if not prompt_ids:
-            raise MtprefError("prompt: it has no tokens, expected at least one; give a text with -p or -f")
-        if len(prompt_ids) > self.state.n_ctx:
-            raise MtprefError(f"prompt: {len(prompt_ids)} tokens, expected at most {self.state.n_ctx}; "
-                              "use a shorter prompt or a larger --ctx-size")  # fmt: skip
-        yield self._started(prompt_ids)
-        id_last = yield from self._prompt(list(prompt_ids))
+        self.check_prompt(prompt_ids)
+        if n_reused and not 0 < n_reused == self.state.n_past < len(prompt_ids):
+            raise ValueError(f"{n_reused} of {len(prompt_ids)} prompt tokens reused, {self.state.n_past} in the state")
+        yield self._started(prompt_ids, n_reused)
+        id_last = yield from self._prompt(list(prompt_ids), n_reused, stops)
         reason = None if id_last is not None else "eog"
         while id_last is not None and reason is None:
             reason = self._out_of_room()
@@ -99,32 +100,40 @@ class Decoder:
 
     # ----------------------------------------------------------------------------------- prompt
 
-    def _started(self, prompt_ids: Sequence[int]) -> RunStarted:
+    def check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        if not prompt_ids:
+            raise MtprefError("prompt: it has no tokens, expected at least one; give a text with -p or -f")
+        if len(prompt_ids) > self.state.n_ctx:
+            raise MtprefError(f"prompt: {len(prompt_ids)} tokens, expected at most {self.state.n_ctx}; "
+                              "use a shorter prompt or a larger --ctx-size")  # fmt: skip
+
+    def _started(self, prompt_ids: Sequence[int], n_reused: int) -> RunStarted:
         settings = asdict(self.options)
         settings |= {"n_ctx": self.state.n_ctx, "kv_type": self.model.kv_type}
         settings |= {"kv_type_draft": self.model.kv_type_draft, "drafter": type(self.drafter).__name__}
         if self.statistics.chat is not None:
             settings["chat"] = self.statistics.chat
         recipe = self.model.recipe
+        ids = [int(i) for i in prompt_ids]
         return RunStarted(
-            self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, [int(i) for i in prompt_ids]
+            self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, ids, n_reused=n_reused
         )
 
-    def _prompt(self, prompt_ids: list[int]) -> Generator[Event, None, int | None]:
+    def _prompt(self, prompt_ids: list[int], n_reused: int, stops: Sequence[int]) -> Generator[Event, None, int | None]:
         """Run the prompt through trunk and head; returns the token that opens the first round (None: ended)."""
         model, state, stats = self.model, self.state, self.statistics
         steps, contract = model.recipe.steps, model.recipe.contract
-        stats.n_prompt = len(prompt_ids)
+        stats.n_prompt, stats.n_reused = len(prompt_ids), n_reused
         is_held = contract.prompt_end == "hold" or self.options.n_predict == 0
         ids = prompt_ids[:-1] if is_held else prompt_ids
-        state.clear()
-        state.pending_h = steps.pending_at_prompt(state.pending_h, contract)
+        if not n_reused:
+            state.clear()
+            state.pending_h = steps.pending_at_prompt(state.pending_h, contract)
         logits = np.empty((0, 0), np.float32)
-        for start in range(0, len(ids), self.options.n_batch):
+        for pos0, end in _passes(n_reused, len(ids), self.options.n_batch, stops):
             with stats.timed("prompt"):
-                chunk = ids[start : start + self.options.n_batch]
-                pos0 = state.n_past
-                is_last = start + len(chunk) == len(ids)
+                chunk = ids[pos0:end]
+                is_last = end == len(ids)
                 out = model.trunk(state, chunk, n_logits=int(is_last and not is_held))
                 stats.count_pass("prompt", len(chunk))
                 hidden = steps.target_hidden(out.hidden, contract)
@@ -132,7 +141,7 @@ class Decoder:
                 self._catch_up(chunk[:n_primed], hidden[:n_primed], pos0, state.pending_h, "mtp_prompt")
                 state.pending_h = hidden[-1].copy()
                 logits = out.logits
-            yield PromptProgress(start + len(chunk), len(ids))
+            yield PromptProgress(end, len(ids), n_reused)
         if is_held:
             return prompt_ids[-1]
         token = self._sampled(logits)
@@ -223,6 +232,14 @@ class Decoder:
         verdicts = ["accept"] * n_accepted + ["reject"] * n_rejected + ["discard"] * n_behind
         target_ids = verdict.target_ids[: verdict.n_kept]
         return Verified(drafted.round, drafted.pos0, drafted.ids, target_ids, margins, near_ties, n_accepted, verdicts)
+
+
+def _passes(first: int, end: int, n_batch: int, stops: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Positions first .. end - 1 in passes of at most n_batch, none of which crosses a stop."""
+    for stop in [*sorted({s for s in stops if first < s < end}), end]:
+        for start in range(first, stop, n_batch):
+            yield start, min(start + n_batch, stop)
+        first = stop
 
 
 def _margin(logits: F32) -> float:

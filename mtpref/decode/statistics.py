@@ -23,6 +23,7 @@ class Statistics:
     """Counters of one run. Rates are None where nothing was counted."""
 
     n_prompt: int = 0
+    n_reused: int = 0  # of the prompt's tokens: held by the state already
     n_predict: int = 0
     n_rounds: int = 0
     n_draft_rounds: int = 0
@@ -102,6 +103,7 @@ class Statistics:
     def to_json(self) -> dict[str, Any]:
         return {
             "n_prompt": self.n_prompt,
+            "n_reused": self.n_reused,
             "n_predict": self.n_predict,
             "n_rounds": self.n_rounds,
             "n_draft_rounds": self.n_draft_rounds,
@@ -124,7 +126,7 @@ class Statistics:
         """The statistics in llama.cpp's words, a line each."""
         decode = sum(s for phase, s in self.seconds.items() if phase not in ("load", "prompt"))
         out = [
-            _speed("encoded", self.n_prompt, self.seconds["prompt"]),
+            _speed("encoded", self.n_prompt - self.n_reused, self.seconds["prompt"]),
             _speed("decoded", self.n_predict, decode),
             "",
             f"n_predict = {self.n_predict}",
@@ -132,6 +134,8 @@ class Statistics:
             f"n_accept  = {self.n_accepted}",
             f"accept    = {_percent(self.acceptance)}",
         ]
+        if self.n_reused:
+            out.append(f"n_reused  = {self.n_reused} of {self.n_prompt} prompt tokens")
         if self.n_draft_rounds:
             mean_len = self.mean_accepted_len or 1.0
             out += [
