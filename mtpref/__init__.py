@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mtpref.api import LanguageModel, Run, load
     from mtpref.contract import MtpContract
     from mtpref.decode import Options, PolicyConfig, Statistics
+    from mtpref.rope_scaling import RopeOverrides
     from mtpref.session import Session
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ _HOME = {
     "MtpContract": "mtpref.contract",
     "Options": "mtpref.decode",
     "PolicyConfig": "mtpref.decode",
+    "RopeOverrides": "mtpref.rope_scaling",
     "Run": "mtpref.api",
     "Session": "mtpref.session",
     "Statistics": "mtpref.decode",
@@ -38,6 +40,7 @@ __all__ = [
     "MtprefError",
     "Options",
     "PolicyConfig",
+    "RopeOverrides",
     "Run",
     "Session",
     "Statistics",

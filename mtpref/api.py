@@ -16,6 +16,7 @@ from mtpref.decode import Decoder, Drafter, Options, Statistics
 from mtpref.events import Event, Token
 from mtpref.model import Model
 from mtpref.recipe import make_recipe
+from mtpref.rope_scaling import RopeOverrides
 from mtpref.session import Session
 from mtpref.state import ModelState
 
@@ -145,6 +146,7 @@ def load(
     kv_type: str | None = None,
     kv_type_draft: str | None = None,
     use_kernels: bool | None = None,
+    rope: RopeOverrides | None = None,
 ) -> LanguageModel:
     """Open a GGUF file (None: the embedded tiny model).
 
@@ -153,10 +155,11 @@ def load(
     kv_type        F32, F16 or BF16 for the trunk's KV (default: F16 in ggml, F32 in exact numerics)
     kv_type_draft  the same for the MTP block's KV
     use_kernels    False: the readable spec instead of the Numba kernels (same bits, slow)
+    rope           RoPE keys to set in place of the file's: RopeOverrides(scaling_type="yarn", freq_scale=0.25)
     Errors         MtprefError, one line
     """
     if isinstance(contract, str):
         contract = parse_contract(contract)
     recipe = make_recipe(numerics, contract, use_kernels=use_kernels)
-    core = model_room.load(path or tiny_path(), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft)
+    core = model_room.load(path or tiny_path(), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft, rope=rope)
     return LanguageModel(core)

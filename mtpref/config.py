@@ -5,19 +5,25 @@ must not read tensors. An architecture's layer kinds (mtpref/model) say which of
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mtpref import rope_scaling
 from mtpref.errors import MtprefError
+from mtpref.rope_scaling import RopeOverrides, RopeScaling
 
 MAX_DIM = 1 << 24  # no hyper-parameter of a real model comes near; a larger one is a damaged file
 
 
 class Metadata:
-    """Typed access to the keys of one architecture: `u32("block_count")` reads `qwen35.block_count`."""
+    """Typed access to the keys of one architecture: `u32("block_count")` reads `qwen35.block_count`.
 
-    def __init__(self, kv: Mapping[str, object], source: str) -> None:
+    rope  what the caller sets in place of the file's RoPE keys
+    """
+
+    def __init__(self, kv: Mapping[str, object], source: str, rope: RopeOverrides | None = None) -> None:
         self.kv = kv
         self.source = source
+        self.rope = rope or RopeOverrides()
         arch = kv.get("general.architecture")
         if not isinstance(arch, str):
             raise MtprefError(f"{source}: key general.architecture is missing, expected e.g. 'qwen35'; "
@@ -30,13 +36,13 @@ class Metadata:
     def u32(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_DIM) -> int:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._bad(key, value, f"an integer from {low} to {high}")
+            raise self.bad(key, value, f"an integer from {low} to {high}")
         return value
 
     def f32(self, key: str, default: float | None = None, *, low: float, high: float) -> float:
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise self._bad(key, value, f"a number from {low} to {high}")
+            raise self.bad(key, value, f"a number from {low} to {high}")
         return float(value)
 
     def integers(self, key: str, length: int, default: list[int] | None = None) -> list[int]:
@@ -46,15 +52,15 @@ class Metadata:
         try:
             items = [int(item) for item in value]  # type: ignore[attr-defined]
         except (TypeError, ValueError):
-            raise self._bad(key, value, f"an array of {length} integers") from None
+            raise self.bad(key, value, f"an array of {length} integers") from None
         if len(items) < length:
-            raise self._bad(key, f"{len(items)} items", f"an array of {length} integers")
+            raise self.bad(key, f"{len(items)} items", f"an array of {length} integers")
         return items[:length]
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise self._bad(key, value, "a string")
+            raise self.bad(key, value, "a string")
         return value
 
     def _get(self, key: str, default: object) -> object:
@@ -63,7 +69,7 @@ class Metadata:
             raise MtprefError(f"{self.source}: key {self.arch}.{key} is missing; try: mtpref inspect FILE")
         return value
 
-    def _bad(self, key: str, value: object, expected: str) -> MtprefError:
+    def bad(self, key: str, value: object, expected: str) -> MtprefError:
         found = repr(value)[:60]
         return MtprefError(f"{self.source}: key {self.arch}.{key} is {found}, expected {expected}; "
                            "try: mtpref inspect FILE")  # fmt: skip
@@ -101,6 +107,7 @@ class AttnConfig:
     rope_sections: tuple[int, int, int, int]  # rope.dimension_sections
     freq_base: float  # rope.freq_base
     rms_eps: float  # attention.layer_norm_rms_epsilon
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)  # rope.scaling.*
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class ModelConfig:
     arch: str  # general.architecture
     name: str  # general.name
     n_embd: int  # embedding_length
-    n_ctx_train: int  # context_length
+    n_ctx_train: int  # context_length, or what an override of RoPE scaling makes of it
     rms_eps: float  # attention.layer_norm_rms_epsilon
     n_layer: int  # block_count - nextn_predict_layers: the trunk's layers
     n_layer_nextn: int  # nextn_predict_layers
@@ -131,7 +138,7 @@ def read_model_config(meta: Metadata) -> ModelConfig:
         arch=meta.arch,
         name=str(meta.kv.get("general.name", "")),
         n_embd=meta.u32("embedding_length"),
-        n_ctx_train=meta.u32("context_length"),
+        n_ctx_train=_n_ctx_train(meta),
         rms_eps=read_rms_eps(meta),
         n_layer=n_block - n_nextn,
         n_layer_nextn=n_nextn,
@@ -172,10 +179,6 @@ def read_attn_config(meta: Metadata) -> AttnConfig:
                           f"key_length {d_head}, value_length {d_value}, rope.dimension_count {n_rot}, expected "
                           "a multiple of head_count_kv, equal lengths and an even dimension_count "
                           "no larger than key_length")  # fmt: skip
-    scaling = str(meta.kv.get(f"{meta.arch}.rope.scaling.type", "none"))
-    if scaling != "none":
-        raise MtprefError(f"{meta.source}: {meta.arch}.rope.scaling.type is {scaling!r}, expected 'none': "
-                          "RoPE scaling is not implemented; use a file without it")  # fmt: skip
     t, h, w, e = meta.integers("rope.dimension_sections", 4)
     return AttnConfig(
         n_embd=n_embd,
@@ -184,10 +187,117 @@ def read_attn_config(meta: Metadata) -> AttnConfig:
         n_embd_head=d_head,
         n_rot=n_rot,
         rope_sections=(t, h, w, e),
-        freq_base=meta.f32("rope.freq_base", 10000.0, low=1.0, high=1e12),
+        freq_base=_freq_base(meta),
         rms_eps=read_rms_eps(meta),
+        rope_scaling=read_rope_scaling(meta),
     )
 
 
 def read_ffn_config(meta: Metadata) -> FfnConfig:
     return FfnConfig(n_embd=meta.u32("embedding_length"), n_ff=meta.u32("feed_forward_length"))
+
+
+# ------------------------------------------------------------------------------------------- RoPE scaling
+
+# What llama.cpp reads for every architecture. The yarn_* keys it reads for some only (deepseek2, grok, mistral3, ...).
+READ_ROPE_KEYS = ("type", "factor", "original_context_length", "attn_factor")
+YARN_KEYS = {
+    "yarn_ext_factor": "ext_factor",
+    "yarn_attn_factor": "yarn_attn_factor",
+    "yarn_log_multiplier": "log_multiplier",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+
+
+def read_rope_scaling(meta: Metadata, *, has_yarn_keys: bool = False) -> RopeScaling:
+    """The RoPE scaling of a run, from `rope.scaling.*` and the caller's overrides.
+
+    has_yarn_keys  whether the architecture reads the yarn_* keys; where it does not, llama.cpp's defaults hold and
+                   `rope_notes` says so
+    Errors         MtprefError for an unknown type, or a number that no scaling has, used or not
+    """
+    keys = _rope_keys(meta)
+    keys |= {field: value for field, value in _yarn_keys(meta).items() if has_yarn_keys}
+    scaling = rope_scaling.resolve(keys, meta.rope)
+    n_ctx = _context(meta, scaling)
+    if scaling.freq_scale * n_ctx > rope_scaling.MAX_ANGLE and scaling.freq_scale > 1.0:
+        raise MtprefError(f"{meta.source}: RoPE frequencies times {scaling.freq_scale:g} over {n_ctx} positions, "
+                          f"expected angles below {rope_scaling.MAX_ANGLE}; use a scale of 1 or less")  # fmt: skip
+    if scaling.ext_factor and _freq_base(meta) <= 1.0:
+        raise MtprefError(f"{meta.source}: {meta.arch}.rope.freq_base is 1, expected more than 1: YaRN needs "
+                          "frequencies that differ; try --rope-freq-base 10000")  # fmt: skip
+    return scaling
+
+
+def _rope_keys(meta: Metadata) -> dict[str, float | int | str]:
+    """The keys that every architecture has, by field of RopeScaling; a missing type is llama.cpp's: linear."""
+    scaling_type = meta.text("rope.scaling.type", "linear")
+    if scaling_type not in rope_scaling.TYPES:
+        why = "the factors of longrope are not implemented (llama.cpp's graph does not read them either); " \
+            if scaling_type == "longrope" else ""  # fmt: skip
+        raise meta.bad("rope.scaling.type", scaling_type, f"one of {', '.join(rope_scaling.TYPES)}; {why}"
+                       "--rope-scaling overrides the key")  # fmt: skip
+    name = "rope.scaling.factor" if meta.has("rope.scaling.factor") else "rope.scale_linear"
+    factor = meta.f32(name, 0.0, low=0.0, high=rope_scaling.MAX_FACTOR)
+    is_unset = factor == 0.0 and scaling_type != "yarn"  # llama.cpp writes 0 where nothing is scaled
+    if meta.has(name) and factor < rope_scaling.MIN_FACTOR and not is_unset:
+        raise meta.bad(name, factor, f"a number from {rope_scaling.MIN_FACTOR:g} to {rope_scaling.MAX_FACTOR:g}")
+    low, high = rope_scaling.LIMITS["attn_factor"]
+    return {
+        "type": scaling_type,
+        "freq_scale": rope_scaling.freq_scale_of(factor),
+        "n_ctx_orig": meta.u32("rope.scaling.original_context_length", meta.u32("context_length")),
+        "attn_factor": meta.f32("rope.scaling.attn_factor", 1.0, low=low, high=high),
+    }
+
+
+def _yarn_keys(meta: Metadata) -> dict[str, float]:
+    """The yarn_* keys that the file has, by field of RopeScaling. llama.cpp writes an unset ext_factor as -1."""
+    found = {}
+    for key, name in YARN_KEYS.items():
+        if not meta.has(f"rope.scaling.{key}"):
+            continue
+        low, high = rope_scaling.LIMITS[name.removeprefix("yarn_")]
+        value = meta.f32(f"rope.scaling.{key}", low=-1.0 if name == "ext_factor" else low, high=high)
+        if value >= 0.0:
+            found[name] = value
+    return found
+
+
+def rope_notes(meta: Metadata, scaling: RopeScaling) -> tuple[str, ...]:
+    """One line that states the scaling where there is any, and one that names the scaling keys nobody reads."""
+    notes = []
+    if scaling.freq_scale != 1.0 or scaling.ext_factor or scaling.attn_factor * scaling.yarn_attn_factor != 1.0:
+        yarn = f"; YaRN, original context {scaling.n_ctx_orig}" if scaling.ext_factor else ""
+        notes.append(f"RoPE scaling {scaling.type}: frequencies times {scaling.freq_scale:g}{yarn}, for trunk and head")
+    used = {f"rope.scaling.{key}": getattr(scaling, name) for key, name in YARN_KEYS.items()}
+    used["rope.scaling.alpha"] = 0.0
+    ignored = [f"{meta.arch}.{key} = {meta.kv[f'{meta.arch}.{key}']} ({value:g} is used)" for key, value in used.items()
+               if meta.has(key) and meta.kv[f"{meta.arch}.{key}"] not in (value, -1.0)]  # fmt: skip
+    if ignored:
+        notes.append(f"{', '.join(ignored)}: not read, as in llama.cpp for {meta.arch}; "
+                     "--yarn-ext-factor and its like set them")  # fmt: skip
+    return tuple(notes)
+
+
+def _freq_base(meta: Metadata) -> float:
+    from_file = meta.f32("rope.freq_base", 10000.0, low=1.0, high=1e12)
+    return from_file if meta.rope.freq_base is None else meta.rope.freq_base
+
+
+def _n_ctx_train(meta: Metadata) -> int:
+    return _context(meta, rope_scaling.resolve(_rope_keys(meta), meta.rope))
+
+
+def _context(meta: Metadata, scaling: RopeScaling) -> int:
+    """context_length; where an override changes the scale, the original context divided by it (llama.cpp's rule)."""
+    in_file = rope_scaling.resolve(_rope_keys(meta), RopeOverrides())
+    if scaling.freq_scale == in_file.freq_scale:
+        return meta.u32("context_length")
+    n_ctx = int(scaling.n_ctx_orig / scaling.freq_scale)
+    if not 1 <= n_ctx <= MAX_DIM:
+        raise MtprefError(f"{meta.source}: an original context of {scaling.n_ctx_orig} at a RoPE scale of "
+                          f"{scaling.freq_scale:g} is {n_ctx} positions, expected 1 .. {MAX_DIM}; try --yarn-orig-ctx "
+                          "or another scale")  # fmt: skip
+    return n_ctx

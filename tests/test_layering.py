@@ -19,7 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "gguf": {"errors", "quants"},
     "transforms": {"errors"},
     "contract": {"errors"},
-    "config": {"errors"},
+    "rope_scaling": {"errors"},
+    "config": {"errors", "rope_scaling"},
     "tensor_names": set(),
     "vocab": {"errors"},
     "chat": {"errors", "gguf", "vocab"},
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
         "identify",
         "ops",
         "recipe",
+        "rope_scaling",
         "spec",
         "state",
         "steps",
@@ -54,8 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
     "faults": {"contract", "errors", "model", "ops", "recipe", "state", "steps", "weights"},
     "session": {"contract", "decode", "errors", "events", "model", "state"},
-    "api": {"chat", "contract", "decode", "errors", "events", "model", "recipe", "session", "state"},
-    SELF: {"api", "cli", "contract", "decode", "errors", "session"},
+    "api": {"chat", "contract", "decode", "errors", "events", "model", "recipe", "rope_scaling", "session", "state"},
+    SELF: {"api", "cli", "contract", "decode", "errors", "rope_scaling", "session"},
 }
 # The command line may use everything.
 ALLOWED["cli"] = set(ALLOWED)

@@ -4,6 +4,7 @@ Every draft candidate, its probability and every accept decision is compared, up
 draft at full budget (llama.cpp's last rounds may draft past it). Near ties are exempt and counted.
 """
 
+import argparse
 import ast
 import hashlib
 import json
@@ -17,6 +18,7 @@ import pytest
 
 import mtpref
 from mtpref.api import tiny_path
+from mtpref.cli.options import add_model, load_model
 from mtpref.decode import Options, PolicyConfig
 from mtpref.events import Drafted, Verified
 from mtpref.gguf import open_gguf
@@ -35,7 +37,7 @@ MAX_LOGITS_NMSE = {("F32", "ggml"): 1e-6, ("F32", "exact"): 1e-6, ("Q8_0", "ggml
 
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory):
-    """The file of a recording's name: the embedded tiny model, or a standard micro model made anew."""
+    """The file that a recording names: the embedded tiny model, or a standard micro model made anew."""
     folder = tmp_path_factory.mktemp("recorded")
     sys.path.insert(0, str(ROOT / "tools"))
     try:
@@ -51,6 +53,23 @@ def model_file(tmp_path_factory):
         return folder / f"{name}.gguf"
 
     return make
+
+
+def load_recorded(path: Path, name: str, numerics: str = "ggml") -> mtpref.LanguageModel:
+    """The model under the flags of its recording, F32 KV, by way of the command line's own options."""
+    parser = argparse.ArgumentParser()
+    add_model(parser)
+    flags = header_of(name).get("flags", "").split()
+    kv_types = [part for flag in ("-ctk", "-ctv", "-ctkd", "-ctvd") for part in (flag, "f32")]
+    return load_model(parser.parse_args(["-m", str(path), "--numerics", numerics, *kv_types, *flags]))
+
+
+def header_of(name: str) -> dict[str, str]:
+    return read_runs(RECORDINGS / f"{name}.log.gz")[0].header
+
+
+def model_name(name: str) -> str:
+    return header_of(name)["model"].removesuffix(".gguf")
 
 
 def weight_type(name: str) -> str:
@@ -124,12 +143,12 @@ def _literal(text: str) -> str:
 
 @pytest.mark.parametrize("name", LOGS)
 def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_file, record_property):
-    path = model_file(name)
+    path = model_file(model_name(name))
     runs = read_runs(RECORDINGS / f"{name}.log.gz")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != runs[0].header["model_sha256"]:
         pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py again")
-    model = mtpref.load(path, kv_type="F32", kv_type_draft="F32")
+    model = load_recorded(path, name)
     agreement = Agreement(P_TOLERANCE[weight_type(name)])
     for run in runs:
         compare_run(model, run, agreement)
@@ -147,7 +166,7 @@ def test_trunk_logits_equal_llama_cpp(name, numerics, model_file):
     recorded = RECORDINGS / f"{name}.results.gguf"
     if not recorded.exists():
         pytest.skip(f"no recorded logits of {name}")
-    model = mtpref.load(model_file(name), numerics=numerics, kv_type="F32")
+    model = load_recorded(model_file(model_name(name)), name, numerics)
     with open_gguf(recorded) as file:
         ids = file.data("tokens").view(np.int32).tolist()
         theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)

@@ -27,14 +27,21 @@ ACCEPT_MIN, ACCEPT_MAX = 10.0, 91.0
 
 @dataclass(frozen=True)
 class MicroVariant:
-    """Which optional tensors the file has, and an optional end-of-generation token id."""
+    """Which optional tensors the file has, an optional end-of-generation token id, and RoPE scaling.
+
+    The weights do not know of the scaling: it changes their logits, which is what a comparison needs.
+    """
 
     untied: bool = False
     own_embed: bool = False
     own_head: bool = False
     head_norm: bool = True
     eos: int | None = None
+    rope: str | None = None  # "linear" or "yarn": context times ROPE_FACTOR
 
+
+ROPE_FACTOR = 4.0
+ROPE_N_CTX_ORIG = 64
 
 # The models that tests and recordings use, by file stem: (seed, accept, type, variant).
 STANDARD: dict[str, tuple[int, float, str, MicroVariant]] = {
@@ -45,6 +52,8 @@ STANDARD: dict[str, tuple[int, float, str, MicroVariant]] = {
     "micro-60-own-embed-f32": (4, 60, "F32", MicroVariant(own_embed=True)),
     "micro-60-own-head-f32": (4, 60, "F32", MicroVariant(own_head=True)),
     "micro-60-no-head-norm-f32": (4, 60, "F32", MicroVariant(head_norm=False)),
+    "micro-60-rope-linear-f32": (4, 60, "F32", MicroVariant(rope="linear")),
+    "micro-60-rope-yarn-f32": (4, 60, "F32", MicroVariant(rope="yarn")),
     "micro-30-q8_0": (1, 30, "Q8_0", MicroVariant()),
     "micro-60-q8_0": (4, 60, "Q8_0", MicroVariant()),
     "micro-90-q8_0": (3, 90, "Q8_0", MicroVariant()),
@@ -145,6 +154,10 @@ def micro_metadata(shape: mp.MicroShape, variant: MicroVariant) -> dict[str, obj
         "tokenizer.ggml.model": "test",
         "tokenizer.ggml.tokens": [f"{i:x}" for i in range(shape.n_vocab)],
     }
+    if variant.rope is not None:
+        meta["qwen35.rope.scaling.type"] = variant.rope
+        meta["qwen35.rope.scaling.factor"] = ROPE_FACTOR
+        meta["qwen35.rope.scaling.original_context_length"] = ROPE_N_CTX_ORIG
     if variant.eos is not None:
         meta["tokenizer.ggml.eos_token_id"] = variant.eos
     return meta
@@ -185,6 +198,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--own-head", action="store_true", help="write nextn.shared_head_head.weight")
     parser.add_argument("--no-head-norm", action="store_true", help="leave out nextn.shared_head_norm.weight")
     parser.add_argument("--eos", type=int, default=None, help="id of the end-of-generation token (default: none)")
+    parser.add_argument("--rope", choices=("linear", "yarn"), help=f"RoPE scaling by {ROPE_FACTOR:g} (default: none)")
     parser.add_argument("-o", "--output", required=True, help="file to write")
     return parser.parse_args(argv)
 
@@ -192,7 +206,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Write the file; exit code 2 and one line on stderr if it cannot be made."""
     args = parse_args(argv)
-    variant = MicroVariant(args.untied, args.own_embed, args.own_head, not args.no_head_norm, args.eos)
+    variant = MicroVariant(args.untied, args.own_embed, args.own_head, not args.no_head_norm, args.eos, args.rope)
     shape = mp.K_QUANT_SHAPE if args.k_quant_shape else mp.MicroShape()
     try:
         make_micro(args.output, args.seed, args.accept, args.type, shape, variant)

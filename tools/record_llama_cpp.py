@@ -1,6 +1,7 @@
 """Record stock llama.cpp's MTP decisions and trunk logits as fixtures for tests.
 
     python tools/record_llama_cpp.py --llama-bin DIR --micro -o tests/data/llama_cpp
+    python tools/record_llama_cpp.py --llama-bin DIR --rope -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
 
 For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
@@ -31,6 +32,22 @@ SPECULATIVE = [
 PROMPTS = ("The quick brown fox jumps", "def main(argv): return 0", "0123456789 and more text to read here", "a")
 # (--spec-draft-n-max, --spec-draft-p-min)
 SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
+# RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
+ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
+# Name of the recording -> the standard model, and flags that set its RoPE in place of the file's keys.
+ROPE_RECORDINGS: dict[str, tuple[str, str]] = {
+    "micro-60-rope-linear-f32": ("micro-60-rope-linear-f32", ""),
+    "micro-60-rope-yarn-f32": ("micro-60-rope-yarn-f32", ""),
+    "micro-60-rope-flags-f32": (
+        "micro-60-f32",
+        "--rope-scaling yarn --rope-scale 3 --yarn-orig-ctx 48 --yarn-ext-factor 0.75 --yarn-beta-fast 3 "
+        "--yarn-beta-slow 0.5 --rope-freq-base 5000",
+    ),
+    "micro-60-rope-attn-factor-f32": (
+        "micro-60-rope-yarn-f32",
+        "--rope-scaling linear --rope-freq-scale 0.3 --yarn-attn-factor 1.5",
+    ),
+}
 KEEP = re.compile(
     r"draft candidate +\d+, pos +\d+: +-?\d+ \( *[0-9.]+\) '.*?'(?=\n|$)"
     r"|accepted \d+/\d+ draft tokens, the last target token is: \(-?\d+\)"
@@ -50,11 +67,13 @@ class Case:
     n_predict: int
     n_max: int
     p_min: float
+    extra: str = ""
 
     def flags(self, model: str) -> list[str]:
         """The whole command line after the program's name."""
         size = ["-n", str(self.n_predict), "--spec-draft-n-max", str(self.n_max)]
-        return ["-m", model, "-p", self.prompt, *size, "--spec-draft-p-min", f"{self.p_min:g}", *SPECULATIVE, *NUMERICS]
+        fixed = ["--spec-draft-p-min", f"{self.p_min:g}", *SPECULATIVE, *NUMERICS]
+        return ["-m", model, "-p", self.prompt, *size, *fixed, *self.extra.split()]
 
 
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -94,22 +113,30 @@ def record_log(bin_dir: Path, model: str, case: Case, cwd: Path) -> str:
         "p_min": f"{case.p_min:g}",
         "stdout": repr(done.stdout.strip("\n")),
     }
+    if case.extra:
+        head["flags"] = case.extra
     lines = ["# run", *(f"# {key}: {value}" for key, value in head.items())]
     return "\n".join([*lines, *KEEP.findall(done.stderr)]) + "\n"
 
 
-def record_model(bin_dir: Path, model: Path, out: Path, prompts: tuple[str, ...], n_predict: int) -> None:
-    """Write OUT/NAME.log.gz and OUT/NAME.results.gguf for one model, run under its bare file name."""
-    cases = [Case(prompt, n_predict, n_max, p_min) for prompt in prompts for n_max, p_min in SETTINGS]
+def record_model(
+    bin_dir: Path, model: Path, out: Path, prompts: tuple[str, ...], n_predict: int, name: str = "", extra: str = ""
+) -> None:
+    """Write OUT/NAME.log.gz and OUT/NAME.results.gguf for one model, run under its bare file name.
+
+    name: the recording's, if not the model's; extra: flags for both programs
+    """
+    name = name or model.stem
+    cases = [Case(prompt, n_predict, n_max, p_min, extra) for prompt in prompts for n_max, p_min in SETTINGS]
     with tempfile.TemporaryDirectory() as folder:
         cwd = Path(folder)
         (cwd / model.name).symlink_to(model.resolve())
         text = "".join(record_log(bin_dir, model.name, case, cwd) for case in cases)
         results = cwd / "results.gguf"
         command = [str(bin_dir / "llama-results"), "-m", model.name, "-p", prompts[-2], "-o", results.name, *NUMERICS]
-        run(command, cwd)
-        shutil.copyfile(results, out / f"{model.stem}.results.gguf")
-    (out / f"{model.stem}.log.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+        run([*command, *extra.split()], cwd)
+        shutil.copyfile(results, out / f"{name}.results.gguf")
+    (out / f"{name}.log.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -118,6 +145,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--llama-bin", type=Path, required=True, help="folder with llama-speculative-simple, ...")
     parser.add_argument("-m", "--model", type=Path, action="append", default=[], help="model file (repeatable)")
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
+    parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
     parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the fixtures")
@@ -134,11 +162,17 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             models = list(args.model)
             for name in [n for n in make_micro.STANDARD if n.endswith("f32")] if args.micro else []:
-                models.append(Path(folder) / f"{name}.gguf")
-                make_micro.make_standard(name, models[-1])
+                if make_micro.STANDARD[name][3].rope is None:
+                    models.append(Path(folder) / f"{name}.gguf")
+                    make_micro.make_standard(name, models[-1])
             for model in models:
                 record_model(args.llama_bin.resolve(), model, args.output, prompts, args.predict)
                 print(f"recorded {model.name}", file=sys.stderr)
+            for name, (model_name, extra) in ROPE_RECORDINGS.items() if args.rope else ():
+                model = Path(folder) / f"{model_name}.gguf"
+                make_micro.make_standard(model_name, model)
+                record_model(args.llama_bin.resolve(), model, args.output, ROPE_PROMPTS, args.predict, name, extra)
+                print(f"recorded {name}", file=sys.stderr)
     except (RuntimeError, OSError, ValueError) as error:
         print(f"record_llama_cpp: {error}", file=sys.stderr)
         return 2

@@ -45,6 +45,56 @@ def add_model(parser: argparse.ArgumentParser) -> None:
             flag, long, choices=tuple(KV_TYPES), help=f"KV type of {what} (default: f16 in ggml, f32 in exact numerics)"
         )
     group.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all processors)")
+    _add_rope(parser)
+
+
+# Flag, field of RopeOverrides, metavar, help.
+ROPE_NUMBERS = (
+    ("--rope-freq-scale", "freq_scale", "S", "frequencies times S (default: 1 / rope.scaling.factor)"),
+    ("--rope-freq-base", "freq_base", "B", "base of the frequencies (default: rope.freq_base)"),
+    ("--yarn-orig-ctx", "n_ctx_orig", "N", "original context length (default: the file's, else its context length)"),
+    (
+        "--yarn-ext-factor",
+        "ext_factor",
+        "X",
+        "0: linear scaling of every pair; 1: YaRN (default: 1 in type yarn, else 0)",
+    ),
+    (
+        "--yarn-attn-factor",
+        "attn_factor",
+        "X",
+        "magnitude of cosine and sine where --yarn-ext-factor is 0 (default: 1)",
+    ),
+    ("--yarn-beta-fast", "beta_fast", "R", "rotations from which on a pair is not scaled (default: 32)"),
+    ("--yarn-beta-slow", "beta_slow", "R", "rotations up to which a pair is scaled in full (default: 1)"),
+)
+
+
+def _add_rope(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("RoPE (in place of the file's keys, for trunk and head alike)")
+    group.add_argument(
+        "--rope-scaling", choices=("none", "linear", "yarn"), help="type of scaling (default: the file's, else linear)"
+    )
+    group.add_argument(
+        "--rope-scale", type=float, metavar="N", help="context times N: the same as --rope-freq-scale 1/N"
+    )
+    for flag, _, metavar, text in ROPE_NUMBERS:
+        group.add_argument(flag, type=int if metavar == "N" else float, metavar=metavar, help=text)
+
+
+def _rope_overrides(args: argparse.Namespace) -> Any:
+    """The RopeOverrides that the arguments make."""
+    from mtpref.rope_scaling import MAX_FACTOR, MIN_FACTOR, RopeOverrides, freq_scale_of
+
+    given = {field: getattr(args, flag[2:].replace("-", "_")) for flag, field, _, _ in ROPE_NUMBERS}
+    if args.rope_scale is not None:
+        if given["freq_scale"] is not None:
+            raise MtprefError("--rope-scale and --rope-freq-scale: both are given, expected one of them")
+        if not MIN_FACTOR <= args.rope_scale <= MAX_FACTOR:
+            raise MtprefError(f"--rope-scale: {args.rope_scale:g} is out of range, expected {MIN_FACTOR:g} .. "
+                              f"{MAX_FACTOR:g}")  # fmt: skip
+        given["freq_scale"] = freq_scale_of(args.rope_scale)
+    return RopeOverrides(args.rope_scaling, **given)
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +151,7 @@ def load_model(args: argparse.Namespace) -> Any:
         kv_type=kv_type,
         kv_type_draft=kv_type_draft,
         use_kernels=use_kernels,
+        rope=_rope_overrides(args),
     )
 
 

@@ -17,14 +17,15 @@ F32 = NDArray[np.float32]
 _TABLE, _HEADS = target(types.float32, 2), source(types.float32, 3)
 
 
-@kernel(source(types.int32, 1), source(types.float64, 1), source(types.boolean, 1), _TABLE, _TABLE)
-def _rope_table(pos, frequencies, has_position, cos, sin):
+@kernel(source(types.int32, 1), source(types.float64, 1), source(types.boolean, 1), types.float64, _TABLE,
+        _TABLE)  # fmt: skip
+def _rope_table(pos, frequencies, has_position, magnitude, cos, sin):
     for t in range(len(pos)):
         for i in range(len(frequencies)):
             theta = np.float64(pos[t]) * (frequencies[i] if has_position[i] else 0.0)
             sin64, cos64 = sincos64(abs(theta))
-            cos[t, i] = np.float32(cos64)
-            sin[t, i] = np.float32(-sin64 if theta < 0 else sin64)
+            cos[t, i] = np.float32(cos64 * magnitude)
+            sin[t, i] = np.float32((-sin64 if theta < 0 else sin64) * magnitude)
 
 
 @kernel(_HEADS, source(types.float32, 2), source(types.float32, 2), target(types.float32, 3))
@@ -42,11 +43,11 @@ def _rope(x, cos, sin, out):
 
 
 def rope_table(pos: NDArray[np.int32], frequencies: NDArray[np.float64],
-               has_position: NDArray[np.bool_]) -> tuple[F32, F32]:  # fmt: skip
-    """S10. The bits of `spec.rope_table`: pos (T,), the others (n_rot/2,) -> cos, sin (T, n_rot/2)."""
+               has_position: NDArray[np.bool_], magnitude: float = 1.0) -> tuple[F32, F32]:  # fmt: skip
+    """S10. The bits of `spec.rope_table`: pos (T,), the arrays (n_rot/2,) -> cos, sin (T, n_rot/2)."""
     cos = np.empty((len(pos), len(frequencies)), np.float32)
     sin = np.empty_like(cos)
-    _rope_table(np.ascontiguousarray(pos, np.int32), frequencies, has_position, cos, sin)
+    _rope_table(np.ascontiguousarray(pos, np.int32), frequencies, has_position, float(magnitude), cos, sin)
     return cos, sin
 
 

@@ -57,10 +57,20 @@ class Span:
 
 
 @lru_cache(maxsize=16)
-def _rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
+    """What S10's table needs beside positions: frequencies, which pairs turn, and the magnitude. YaRN's rule holds
+    where ext_factor is not 0; yarn_attn_factor counts only where it does not."""
+    frequencies = spec.rope_frequencies(cfg.n_rot, cfg.freq_base)
+    scaling = cfg.rope_scaling
+    share, magnitude = np.zeros_like(frequencies), scaling.yarn_attn_factor
+    if scaling.ext_factor:
+        betas = scaling.beta_fast, scaling.beta_slow
+        share = scaling.ext_factor * spec.yarn_share(cfg.n_rot, cfg.freq_base, scaling.n_ctx_orig, *betas)
+        magnitude = spec.yarn_magnitude(scaling.freq_scale, scaling.log_multiplier)
     return (
-        spec.rope_frequencies(cfg.n_rot, cfg.freq_base),
+        spec.scaled_frequencies(frequencies, scaling.freq_scale, share),
         spec.imrope_has_position(cfg.n_rot, cfg.rope_sections),
+        magnitude * scaling.attn_factor,
     )
 
 

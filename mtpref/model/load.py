@@ -7,13 +7,14 @@ reads is reported, never dropped silently.
 from pathlib import Path
 from typing import Any
 
-from mtpref.config import Metadata, ModelConfig, read_model_config
+from mtpref.config import AttnConfig, Metadata, ModelConfig, read_model_config, rope_notes
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, open_gguf
 from mtpref.model.architectures import Architecture, find_architecture
 from mtpref.model.kinds import LayerKind
 from mtpref.model.model import Layer, Model
 from mtpref.recipe import Recipe, make_recipe
+from mtpref.rope_scaling import RopeOverrides
 from mtpref.state import KV_DTYPES
 from mtpref.vocab import load_vocab
 from mtpref.weights import MtpWeights, TensorFinder, Weights
@@ -22,13 +23,19 @@ MAX_UNUSED_NAMED = 4
 
 
 def load(
-    path: str | Path, recipe: Recipe | None = None, *, kv_type: str | None = None, kv_type_draft: str | None = None
+    path: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    kv_type: str | None = None,
+    kv_type_draft: str | None = None,
+    rope: RopeOverrides | None = None,
 ) -> Model:
     """Open a GGUF file and make a Model of it. Weights stay mapped; nothing is copied but small vectors.
 
     recipe          numerics, steps and contract (default: ggml numerics, llama.cpp's contract)
     kv_type         type of the trunk's KV cells: F32, F16 or BF16 (default: F16 in `ggml`, F32 in `exact`
     numerics) kv_type_draft   type of the MTP block's KV cells (same default)
+    rope            what to set in place of the file's RoPE keys, for trunk and head alike
     Errors          MtprefError, one line, for anything that is not a model of a supported architecture
     """
     recipe = recipe or make_recipe()
@@ -38,7 +45,7 @@ def load(
         if kind not in KV_DTYPES:
             raise MtprefError(f"KV type {kind!r} is not supported, expected one of {', '.join(KV_DTYPES)}")
     file = open_gguf(path)
-    meta = Metadata(file.kv, file.label)
+    meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
     config = read_model_config(meta)
     layers = tuple(Layer(kind, kind.read_config(meta)) for kind in arch.mixers(meta, config))
@@ -62,7 +69,7 @@ def load(
         vocab=vocab,
         kv_type=kv_types[0],
         kv_type_draft=kv_types[1],
-        notes=_notes(finder, config, weights),
+        notes=_notes(finder, config, weights) + _rope_notes(meta, layers),
         kv=file.kv,
     )
 
@@ -164,3 +171,9 @@ def _notes(finder: TensorFinder, config: ModelConfig, weights: Weights) -> tuple
         notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
                      f"({config.arch}.nextn_predict_layers is 0 or missing)")  # fmt: skip
     return tuple(notes)
+
+
+def _rope_notes(meta: Metadata, layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    """What is said of RoPE scaling: the keys are the file's, so any attention layer speaks for all, the head's too."""
+    scalings = [layer.cfg.rope_scaling for layer in layers if isinstance(layer.cfg, AttnConfig)]
+    return rope_notes(meta, scalings[0]) if scalings else ()

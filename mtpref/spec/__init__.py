@@ -33,9 +33,12 @@ from mtpref.spec.layers import (
     rope,
     rope_frequencies,
     rope_table,
+    scaled_frequencies,
     split_q_gate,
     store_kv,
     swiglu,
+    yarn_magnitude,
+    yarn_share,
 )
 from mtpref.spec.mtp import (
     N_TOP,
@@ -102,6 +105,7 @@ __all__ = [
     "round_bf16",
     "round_f16",
     "rsqrt64",
+    "scaled_frequencies",
     "sigmoid",
     "silu",
     "sincos64",
@@ -110,4 +114,6 @@ __all__ = [
     "store_kv",
     "swiglu",
     "top_candidates",
+    "yarn_magnitude",
+    "yarn_share",
 ]

@@ -72,6 +72,54 @@ def rope_frequencies(n_rot: int, freq_base: float) -> F64:
     return exp64(exponent * log64(np.asarray(np.float32(freq_base), np.float64)))
 
 
+def yarn_share(n_rot: int, freq_base: float, n_ctx_orig: int, beta_fast: float, beta_slow: float) -> F64:
+    """S10. YaRN: the share of each pair's own frequency, 1 for pairs that turn often over the original context.
+
+    Formula  1 - clamp((i - low) / max(0.001, high - low), 0, 1), with d(beta) = n_rot log(n_ctx_orig / (2 pi beta)) /
+             (2 log freq_base) the pair that turns beta times, low = max(0, floor d(beta_fast)),
+             high = min(n_rot - 1, ceil d(beta_slow))
+    Shapes   -> (n_rot / 2,)
+    Dtypes   float64, log64. ggml computes d in float32: another floor only if d is within 1e-6 of an integer.
+    Units    beta is a number of rotations over n_ctx_orig positions
+    Source   Peng et al., arXiv 2309.00071, in the form of its authors' code: linear in the pair, not in the rotations
+    """
+
+    def pair_of(beta: float) -> F64:
+        rotations = np.asarray(n_ctx_orig / (np.float64(np.float32(beta)) * (2.0 * np.pi)))
+        return n_rot * log64(rotations) / (2.0 * log64(np.asarray(np.float32(freq_base), np.float64)))
+
+    low = np.maximum(0.0, np.floor(pair_of(beta_fast)))
+    high = np.minimum(n_rot - 1.0, np.ceil(pair_of(beta_slow)))
+    ramp = (np.arange(n_rot // 2, dtype=np.float64) - low) / np.maximum(0.001, high - low)
+    return np.asarray(1.0 - np.clip(ramp, 0.0, 1.0))
+
+
+def scaled_frequencies(frequencies: F64, freq_scale: float, share: F64) -> F64:
+    """S10. Frequencies under RoPE scaling: each pair's own in its share, the scaled one in the rest.
+
+    Formula  frequency * (freq_scale * (1 - share) + share); linear scaling is share = 0
+    Shapes   frequencies, share: (n_rot / 2,) -> (n_rot / 2,)
+    Dtypes   float64; freq_scale is a float32 number. With freq_scale 1 and share 0 the same bits come back.
+    Units    freq_scale is 1 / rope.scaling.factor; share is ext_factor * yarn_share
+    """
+    return np.asarray(frequencies * (np.float64(np.float32(freq_scale)) * (1.0 - share) + share))
+
+
+def yarn_magnitude(freq_scale: float, log_multiplier: float) -> float:
+    """S10. YaRN: what cosine and sine are multiplied with, so that attention stays as sharp over a longer context.
+
+    Formula  m(1) / m(log_multiplier), m(c) = 1 + 0.1 c log(1 / freq_scale), and 1 where freq_scale >= 1. Queries and
+             keys both carry it, so scores carry its square.
+    Dtypes   float64, log64
+    Source   Peng et al., arXiv 2309.00071, eq. 22; the divisor is DeepSeek's mscale_all_dim
+    """
+    scale = np.float64(np.float32(freq_scale))
+    if scale >= 1.0:
+        return 1.0
+    growth = -0.1 * log64(np.asarray(scale))
+    return float((1.0 + growth) / (1.0 + np.float64(np.float32(log_multiplier)) * growth))
+
+
 def imrope_has_position(n_rot: int, sections: tuple[int, int, int, int]) -> NDArray[np.bool_]:
     """S10. Which RoPE pairs turn with the text position (interleaved multi-axis RoPE, text only).
 
@@ -88,10 +136,12 @@ def imrope_has_position(n_rot: int, sections: tuple[int, int, int, int]) -> NDAr
     return np.array([(i % total) < axis_len[(i % total) % 3] for i in range(n_rot // 2)], np.bool_)
 
 
-def rope_table(pos: NDArray[np.int32], frequencies: F64, has_position: NDArray[np.bool_]) -> tuple[F32, F32]:
-    """S10. Cosine and sine of each token and pair.
+def rope_table(
+    pos: NDArray[np.int32], frequencies: F64, has_position: NDArray[np.bool_], magnitude: float = 1.0
+) -> tuple[F32, F32]:
+    """S10. Cosine and sine of each token and pair, times the magnitude of RoPE scaling.
 
-    Formula  theta = pos * frequency, 0 where the pair has no position
+    Formula  theta = pos * frequency, 0 where the pair has no position (its cosine is the magnitude)
     Shapes   pos: (T,), frequencies, has_position: (n_rot/2,) -> cos, sin: (T, n_rot/2)
     Dtypes   float64 inside, rounded once to float32
     """
@@ -99,7 +149,8 @@ def rope_table(pos: NDArray[np.int32], frequencies: F64, has_position: NDArray[n
     # A cell that precedes position 0 (a contract with an offset) turns the other way: cos is even, sin is
     # odd.
     sin, cos = sincos64(np.abs(theta))
-    return cos.astype(np.float32), np.where(theta < 0, -sin, sin).astype(np.float32)
+    cos, sin = cos * np.float64(magnitude), np.where(theta < 0, -sin, sin) * np.float64(magnitude)
+    return cos.astype(np.float32), sin.astype(np.float32)
 
 
 def rope(x: F32, cos: F32, sin: F32) -> F32:
