@@ -291,13 +291,13 @@ def _n_ctx_train(meta: Metadata) -> int:
 
 
 def _context(meta: Metadata, scaling: RopeScaling) -> int:
-    """context_length; where an override changes the scale, the original context divided by it (llama.cpp's rule)."""
+    """context_length; where an override changes the scale, at least the original context divided by it."""
     in_file = rope_scaling.resolve(_rope_keys(meta), RopeOverrides())
     if scaling.freq_scale == in_file.freq_scale:
         return meta.u32("context_length")
-    n_ctx = int(scaling.n_ctx_orig / scaling.freq_scale)
-    if not 1 <= n_ctx <= MAX_DIM:
+    n_ctx = max(meta.u32("context_length"), int(scaling.n_ctx_orig / scaling.freq_scale))
+    if n_ctx > MAX_DIM:
         raise MtprefError(f"{meta.source}: an original context of {scaling.n_ctx_orig} at a RoPE scale of "
-                          f"{scaling.freq_scale:g} is {n_ctx} positions, expected 1 .. {MAX_DIM}; try --yarn-orig-ctx "
+                          f"{scaling.freq_scale:g} is {n_ctx} positions, expected at most {MAX_DIM}; try --yarn-orig-ctx "
                           "or another scale")  # fmt: skip
     return n_ctx

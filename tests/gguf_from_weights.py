@@ -13,7 +13,7 @@ from mtpref import quants
 from mtpref.gguf import write_gguf
 
 Array = np.ndarray
-FLOAT_KEYS = ("attention.layer_norm_rms_epsilon", "rope.freq_base")
+FLOAT_KEYS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor")
 
 
 def metadata(hparams: dict[str, Any]) -> list[tuple[str, Any, str]]:
@@ -24,6 +24,8 @@ def metadata(hparams: dict[str, Any]) -> list[tuple[str, Any, str]]:
             continue
         if key in FLOAT_KEYS:
             kind = "f32"
+        elif isinstance(value, str):
+            kind = "str"
         elif isinstance(value, list):
             kind = "arr:bool" if isinstance(value[0], bool) else "arr:i32"
         else:

@@ -40,6 +40,15 @@ def shape(**changes: Any) -> HParams:
     return hparams
 
 
+# Shapes with RoPE scaling: 24 tokens reach beyond the original context.
+SCALED: dict[str, HParams] = {
+    "linear": shape(rope__scaling__type="linear", rope__scaling__factor=4.0),
+    "yarn": shape(
+        rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=16,
+        rope__dimension_count=16, rope__dimension_sections=[3, 2, 2, 0], rope__freq_base=50.0,
+    ),
+}  # fmt: skip
+
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"seed": 1, "hparams": shape(), "n_tokens": 24},
     "tiny_activations": {

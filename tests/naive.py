@@ -13,7 +13,7 @@ import numpy as np
 Array = np.ndarray
 
 # Functions whose last bits depend on the machine. tests/portable.py puts slower ones in their place that do not.
-exp, log1p, cos, sin, power = np.exp, np.log1p, math.cos, math.sin, math.pow
+exp, log1p, cos, sin, power, log = np.exp, np.log1p, math.cos, math.sin, math.pow, math.log
 dot = np.matmul
 
 
@@ -166,19 +166,61 @@ def imrope_axis(i_pair: int, sections: list[int]) -> str:
     return "e"
 
 
-def rope_imrope_text(x: Array, positions: list[int], n_rot: int, freq_base: float, sections: list[int]) -> Array:
+def rope_scaled(
+    n_rot: int,
+    freq_base: float,
+    factor: float,
+    n_ctx_orig: int = 0,
+    is_yarn: bool = False,
+    betas: tuple[float, float] = (32.0, 1.0),
+    ext: float = 1.0,
+    mscale_all_dim: float = 0.0,
+) -> tuple[list[float], float]:
+    """Angle per position of each pair under linear scaling or YaRN, and the magnitude of cosine and sine.
+
+    Linear: every angle divided by factor. YaRN: pairs that turn more than betas[0] times over n_ctx_orig keep their
+    angle, pairs that turn fewer than betas[1] times have it divided, those between are mixed, linearly in the pair's
+    index between the (rounded) indices of the two limits; the magnitude is 1 + 0.1 ln factor.
+    """
+    angles = [power(float(freq_base), -2.0 * i / n_rot) for i in range(n_rot // 2)]
+    if not is_yarn:
+        return [a / factor for a in angles], 1.0
+    limits = [n_rot * log(n_ctx_orig / (beta * 2 * math.pi)) / (2 * log(freq_base)) for beta in betas]
+    low, high = max(0, math.floor(limits[0])), min(n_rot - 1, math.ceil(limits[1]))
+    scaled = []
+    for i, angle in enumerate(angles):
+        if i <= low:
+            kept = 1.0
+        elif i >= high:
+            kept = 0.0
+        else:
+            kept = (high - i) / (high - low)
+        scaled.append(angle * kept * ext + angle / factor * (1 - kept * ext))
+    stretch = log(factor) if factor > 1 else 0.0
+    return scaled, (1 + 0.1 * stretch) / (1 + 0.1 * mscale_all_dim * stretch)
+
+
+def rope_imrope_text(
+    x: Array,
+    positions: list[int],
+    n_rot: int,
+    freq_base: float,
+    sections: list[int],
+    scaling: tuple[list[float], float] | None = None,
+) -> Array:
     """Partial NEOX rotation of (n_tokens, n_heads, D): pair i is (x[i], x[i + n_rot/2]), i < n_rot/2.
 
     The angle is pos * base^(-2 i / n_rot). Text has t = h = w = pos and e = 0, so a pair that no section
-    covers is not turned. Dimensions from n_rot on pass through.
+    covers is not turned. Dimensions from n_rot on pass through. scaling: what `rope_scaled` gives; its magnitude
+    stretches all pairs, turned or not.
     """
+    angles, magnitude = scaling or rope_scaled(n_rot, freq_base, 1.0)
     x = f64(x)
     out = x.copy()
     for t in range(len(x)):
         for i in range(n_rot // 2):
             pos = 0 if imrope_axis(i, sections) == "e" else int(positions[t])
-            angle = pos * power(float(freq_base), -2.0 * i / n_rot)
-            c, s = cos(angle), sin(angle)
+            c, s = magnitude * cos(pos * angles[i]), magnitude * sin(pos * angles[i])
             x0, x1 = x[t, :, i], x[t, :, i + n_rot // 2]
             out[t, :, i] = x0 * c - x1 * s
             out[t, :, i + n_rot // 2] = x0 * s + x1 * c

@@ -124,11 +124,15 @@ def attention_layer(
     """Gated full attention over a whole sequence, no cells before it. h (n, n_embd), already normed."""
     n_head, n_head_kv = int(hparams["attention.head_count"]), int(hparams["attention.head_count_kv"])
     head_dim, eps, n = int(hparams["attention.key_length"]), eps_of(hparams), len(h)
-    rope = (
-        int(hparams["rope.dimension_count"]),
-        float(hparams.get("rope.freq_base", 10000.0)),
-        [int(s) for s in hparams["rope.dimension_sections"]],
+    n_rot, base = int(hparams["rope.dimension_count"]), float(hparams.get("rope.freq_base", 10000.0))
+    scaling = naive.rope_scaled(
+        n_rot,
+        base,
+        float(hparams.get("rope.scaling.factor", 1.0)),
+        int(hparams.get("rope.scaling.original_context_length", 0)),
+        hparams.get("rope.scaling.type") == "yarn",
     )
+    rope = (n_rot, base, [int(s) for s in hparams["rope.dimension_sections"]], scaling)
     t: dict[str, Array] = {}
     t["Qcur_full"], k, v = project_qkv(weights, il, h, 2 * n_head * head_dim, n_head_kv * head_dim)
     t["Qcur_reshaped"], t["gate_reshaped"] = naive.split_q_gate(t["Qcur_full"], n_head)

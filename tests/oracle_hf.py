@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from transformers import modeling_rope_utils
 from transformers.models.qwen3_5 import modeling_qwen3_5 as hf
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 
@@ -62,6 +63,7 @@ def precision(dtype: torch.dtype, delta_rule: str = "chunk") -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if dtype == torch.float64:
             stack.enter_context(mock.patch.object(hf, "torch", Float64Torch()))
+            stack.enter_context(mock.patch.object(modeling_rope_utils, "torch", Float64Torch()))
             stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
         if delta_rule == "recurrent":
             recurrent = hf.torch_recurrent_gated_delta_rule
@@ -98,6 +100,24 @@ def undo_layer_tensor(name: str, x: Array, hparams: dict[str, Any], recurrent: b
     return x
 
 
+def rope_scaling(hparams: dict[str, Any]) -> dict[str, Any]:
+    """transformers' names of the scaling keys."""
+    if "rope.scaling.type" not in hparams:
+        return {"rope_type": "default"}
+    found = {"rope_type": hparams["rope.scaling.type"], "factor": float(hparams["rope.scaling.factor"])}
+    if "rope.scaling.original_context_length" in hparams:
+        found["original_max_position_embeddings"] = int(hparams["rope.scaling.original_context_length"])
+    return found
+
+
+def inverse_frequencies(config: Qwen3_5TextConfig) -> tuple[torch.Tensor, float]:
+    """inv_freq and the attention factor, by transformers' own function of the type; in float64 under `precision`."""
+    kind = config.rope_parameters["rope_type"]
+    if kind == "default":
+        return hf.Qwen3_5TextRotaryEmbedding.compute_default_rope_parameters(config)
+    return modeling_rope_utils.ROPE_INIT_FUNCTIONS[kind](config)
+
+
 def text_config(hparams: dict[str, Any], flags: list[bool], n_vocab: int, tied: bool) -> Qwen3_5TextConfig:
     """The configuration of all blocks; an MTP block is one more full-attention layer. flags: recurrent?"""
     eps = float(hparams["attention.layer_norm_rms_epsilon"])
@@ -121,7 +141,7 @@ def text_config(hparams: dict[str, Any], flags: list[bool], n_vocab: int, tied: 
         linear_num_value_heads=int(hparams["ssm.time_step_rank"]),
         layer_types=["linear_attention" if f else "full_attention" for f in flags],
         rope_parameters={
-            "rope_type": "default",
+            **rope_scaling(hparams),
             "rope_theta": float(hparams.get("rope.freq_base", 10000.0)),
             "partial_rotary_factor": int(hparams["rope.dimension_count"]) / head_dim,
             "mrope_section": [int(s) for s in hparams["rope.dimension_sections"][:3]],
@@ -153,7 +173,7 @@ class Oracle:
             self.model = hf.Qwen3_5ForCausalLM(text_config(hparams, flags[: self.n_layer], n_vocab, tied))
             self.model = self.model.to(self.dtype).eval()
             rotary = self.model.model.rotary_emb
-            rotary.inv_freq = rotary.compute_default_rope_parameters(self.model.config)[0]
+            rotary.inv_freq, rotary.attention_scaling = inverse_frequencies(self.model.config)
         self._load(self.model, self._trunk_state(weights, tied))
         self.mtp_config = text_config(hparams, flags, n_vocab, tied)
         if len(flags) > self.n_layer:

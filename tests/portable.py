@@ -49,10 +49,19 @@ def total(x: Array) -> Array:
     return np.add.accumulate(np.asarray(x, np.float64), axis=-1)[..., -1:]
 
 
-_exp, _log1p = _rounded(mpmath.exp), _rounded(mpmath.log1p)
+_exp, _log1p, _log = _rounded(mpmath.exp), _rounded(mpmath.log1p), _rounded(mpmath.log)
 _cos, _sin = _rounded(mpmath.cos), _rounded(mpmath.sin)
 
-REPLACED = {"exp": _exp, "log1p": _log1p, "cos": _cos, "sin": _sin, "power": _power, "dot": dot, "total": total}
+REPLACED = {
+    "exp": _exp,
+    "log1p": _log1p,
+    "cos": _cos,
+    "sin": _sin,
+    "power": _power,
+    "log": _log,
+    "dot": dot,
+    "total": total,
+}
 
 
 @contextmanager

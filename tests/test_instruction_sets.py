@@ -74,6 +74,8 @@ def hash_kernels() -> dict[str, str]:
     hashes["swiglu"], hashes["attn_gate"] = digest(kernels.swiglu(x, -x)), digest(kernels.attn_gate(-x, x))
     hashes["delta_gates"] = digest(*kernels.delta_gates(x, -x, weight, weight))
     frequencies, positions = spec.rope_frequencies(32, 1e7), np.array([0, 7, 100003], np.int32)
+    table = kernels.rope_table(positions, frequencies, np.ones(16, np.bool_), 1.1386294361119891)
+    hashes["rope_table scaled"] = digest(*table)
     table = kernels.rope_table(positions, frequencies, np.ones(16, np.bool_))
     hashes["rope_table"], hashes["rope"] = digest(*table), digest(kernels.rope(some(3, 2, 40), *table))
     q, k, v, g = some(3, 2, 40), some(3, 2, 40), some(3, 4, 40), some(3, 4)

@@ -284,6 +284,8 @@ def test_rope_is_the_specifications(rng: np.random.Generator) -> None:
     frequencies = spec.rope_frequencies(32, 1e7)
     pos = np.array([-3, 0, 1, 2, 31, 4095, 262143, 1048575], np.int32)
     for has_position in (np.ones(16, np.bool_), spec.imrope_has_position(32, (3, 2, 2, 0))):
+        for magnitude in (1.0, 1.1386294, 0.7):
+            check("rope_table", pos, frequencies, has_position, magnitude)
         check("rope_table", pos, frequencies, has_position)
     cos, sin = spec.rope_table(pos, frequencies, has_position)
     for scale in SCALES:

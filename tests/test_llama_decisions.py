@@ -9,7 +9,7 @@ import ast
 import hashlib
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,9 +19,11 @@ import pytest
 import mtpref
 from mtpref.api import tiny_path
 from mtpref.cli.options import add_model, load_model
+from mtpref.config import AttnConfig
 from mtpref.decode import Options, PolicyConfig
 from mtpref.events import Drafted, Verified
 from mtpref.gguf import open_gguf
+from mtpref.rope_scaling import RopeScaling
 from mtpref.spec import P_ONE
 from tests.llama_log import Round, Run, read_runs
 from tests.naive import nmse
@@ -158,6 +160,21 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_f
     assert agreement.n_rounds > 100
     assert agreement.n_candidates > 3 * agreement.n_rounds
     assert agreement.n_near_ties <= agreement.n_candidates // 100
+
+
+@pytest.mark.parametrize("part", ["trunk", "head"])
+@pytest.mark.parametrize("name", [name for name in LOGS if "-rope-" in name])
+def test_the_recordings_can_tell_whether_trunk_and_head_are_scaled(name, part, model_file):
+    """llama.cpp scales both: a run with only one of them scaled differs."""
+    core = load_recorded(model_file(model_name(name)), name).core
+    layers = [*core.layers, core.mtp_layer]
+    for il in [-1] if part == "head" else range(len(core.layers)):
+        if isinstance(layers[il].cfg, AttnConfig):
+            layers[il] = replace(layers[il], cfg=replace(layers[il].cfg, rope_scaling=RopeScaling()))
+    changed = mtpref.LanguageModel(replace(core, layers=tuple(layers[:-1]), mtp_layer=layers[-1]))
+    agreement = Agreement(P_TOLERANCE["F32"])
+    compare_run(changed, read_runs(RECORDINGS / f"{name}.log.gz")[2], agreement)
+    assert agreement.mismatches
 
 
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])

@@ -111,7 +111,7 @@ def yarn_magnitude(freq_scale: float, log_multiplier: float) -> float:
     Formula  m(1) / m(log_multiplier), m(c) = 1 + 0.1 c log(1 / freq_scale), and 1 where freq_scale >= 1. Queries and
              keys both carry it, so scores carry its square.
     Dtypes   float64, log64
-    Source   Peng et al., arXiv 2309.00071, eq. 22; the divisor is DeepSeek's mscale_all_dim
+    Source   Peng et al., arXiv 2309.00071; the divisor is DeepSeek's mscale_all_dim
     """
     scale = np.float64(np.float32(freq_scale))
     if scale >= 1.0:
