@@ -233,7 +233,7 @@ def read_rope_scaling(meta: Metadata, *, has_yarn_keys: bool = False) -> RopeSca
 def _rope_keys(meta: Metadata) -> dict[str, float | int | str]:
     """The keys that every architecture has, by field of RopeScaling; a missing type is llama.cpp's: linear."""
     scaling_type = meta.text("rope.scaling.type", "linear")
-    if scaling_type not in rope_scaling.TYPES:
+    if scaling_type not in rope_scaling.TYPES and meta.rope.scaling_type is None:
         why = "the factors of longrope are not implemented (llama.cpp's graph does not read them either); " \
             if scaling_type == "longrope" else ""  # fmt: skip
         raise meta.bad("rope.scaling.type", scaling_type, f"one of {', '.join(rope_scaling.TYPES)}; {why}"
@@ -298,6 +298,6 @@ def _context(meta: Metadata, scaling: RopeScaling) -> int:
     n_ctx = max(meta.u32("context_length"), int(scaling.n_ctx_orig / scaling.freq_scale))
     if n_ctx > MAX_DIM:
         raise MtprefError(f"{meta.source}: an original context of {scaling.n_ctx_orig} at a RoPE scale of "
-                          f"{scaling.freq_scale:g} is {n_ctx} positions, expected at most {MAX_DIM}; try --yarn-orig-ctx "
-                          "or another scale")  # fmt: skip
+                          f"{scaling.freq_scale:g} is {n_ctx} positions, expected at most {MAX_DIM}; "
+                          "try --yarn-orig-ctx or another scale")  # fmt: skip
     return n_ctx

@@ -359,6 +359,10 @@ def test_overrides_stand_in_place_of_keys():
                       scaled(RopeOverrides(beta_fast=8.0), **keys))[1:] == ()  # fmt: skip
 
 
+def test_an_override_of_the_type_opens_a_file_whose_type_is_not_implemented():
+    assert scaled(RopeOverrides("yarn"), type="longrope", factor=4.0) == scaled(type="yarn", factor=4.0)
+
+
 def test_yarn_by_extrapolation_alone_needs_no_type():
     assert scaled(RopeOverrides(ext_factor=1.0, freq_scale=0.25)).ext_factor == 1.0
     assert scaled(RopeOverrides(ext_factor=0.0), type="yarn", factor=4.0).ext_factor == 0.0
