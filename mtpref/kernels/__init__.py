@@ -4,7 +4,8 @@ A twin takes what the specification's function takes, save that `dot` becomes th
 not). Importing this package is cheap; Numba is imported when a kernel is first named. With NUMBA_DISABLE_JIT=1
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
-Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, rows, matmul, then the layers
+Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows,
+matmul, then the layers
 in delta, attend, norms, rotary, and choices. docs/kernels.md has the rules.
 """
 
@@ -23,6 +24,7 @@ _HOMES = {
     "mul_mat_exact": "matmul",
     "mul_mat_ggml": "matmul",
     "quantize_q8_0": "matmul",
+    "quantize_q8_1": "matmul",
     "quantize_q8_k": "matmul",
     "rms_norm": "norms",
     "l2_norm": "norms",
@@ -52,7 +54,7 @@ def available() -> bool:
 
 def get_rows(w: Any, ids: Any) -> Any:
     """S7. `spec.get_rows`: a copy of a few rows is fast as it is."""
-    from mtpref.spec.quant import get_rows as spec_get_rows
+    from mtpref.spec.products import get_rows as spec_get_rows
 
     return spec_get_rows(w, ids)
 

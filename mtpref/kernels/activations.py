@@ -1,6 +1,6 @@
 """S5: an activation brought to the type that ggml pairs with a weight's type.
 
-Owns the twins of `spec.quantize_q8_0`, `spec.quantize_q8_k` and of the float16 and bfloat16 roundings of whole
+Owns the twins of `spec.quantize_q8_0`, `spec.quantize_q8_1`, `spec.quantize_q8_k` and of the float16 and bfloat16 roundings of whole
 arrays. An activation is quantised once per matrix product, whatever the number of rows of the matrix.
 """
 
@@ -32,9 +32,9 @@ def round_to(x, kind, out):
             out[i] = round_bf16(x[i])
 
 
-@kernel(source(types.float32, 1), target(types.int8, 1), target(types.float32, 1))
-def quantize_q8_0(x, codes, scales):
-    """S5. `spec.quantize_q8_0` of whole blocks of 32.
+@kernel(source(types.float32, 1), target(types.int8, 1), target(types.float32, 1), target(types.float32, 1))
+def quantize_q8_1(x, codes, scales, sums):
+    """S5. `spec.quantize_q8_1` of whole blocks of 32; without the sums it is `spec.quantize_q8_0`.
 
     Where 1 / d overflows, or the block holds a NaN, x * inv is not finite: such a code is 0. A code beyond int8
     (d subnormal) wraps, as the conversion through int32 does.
@@ -50,13 +50,16 @@ def quantize_q8_0(x, codes, scales):
                 greatest = magnitude
         d = greatest / np.float32(127)
         inv = one / d if d != 0 else np.float32(0)
+        total = np.int32(0)
         for i in range(32):
             scaled = block[i] * inv
             whole = np.trunc(scaled)
             if abs(scaled - whole) >= half:
                 whole += one if scaled > 0 else -one
             codes[32 * b + i] = np.int8(np.int32(whole)) if abs(whole) < limit else np.int8(0)
+            total += np.int32(codes[32 * b + i])
         scales[b] = round_f16(d)
+        sums[b] = round_f16(np.float32(total) * d)
 
 
 @kernel(source(types.float32, 1), target(types.int8, 1), target(types.float32, 1), target(types.int32, 1))

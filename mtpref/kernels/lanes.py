@@ -167,6 +167,60 @@ int_dot_32 = _int_dot(32)
 int_dot_16 = _int_dot(16)
 
 
+def _on_bytes(n: int, change: Any) -> Any:
+    """An intrinsic (raw, i, value, codes, j): `change` makes the 32 codes at codes.flat[j] from n bytes at raw.flat[i]."""
+
+    @intrinsic
+    def call(typingctx: Any, raw: Any, i: Any, value: Any, codes: Any, j: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointers = (pointer_to(context, builder, sig.args[k], args[k], args[k + 1]) for k in (0, 3))
+            kinds = (ir.VectorType(I8, n), ir.VectorType(I8, 32))
+            at, to = (builder.bitcast(p, kind.as_pointer()) for p, kind in zip(pointers, kinds, strict=True))
+            codes32 = builder.insert_element(ir.Constant(kinds[1], ir.Undefined), args[2], I32(0))
+            splatted = builder.shuffle_vector(codes32, codes32, ir.Constant(ir.VectorType(I32, 32), [0] * 32))
+            builder.store(change(builder, builder.load(at, align=1), splatted, to), to, align=1)
+            return context.get_dummy_value()
+
+        return types.void(raw, types.intp, types.int8, codes, types.intp), codegen
+
+    return call
+
+
+def _pick(builder: Any, value: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(I32, 32), lanes))
+
+
+def _nibbles(builder: Any, packed: Any, offset: Any, to: Any) -> Any:
+    low, high = builder.and_(packed, splat(15, packed.type)), builder.lshr(packed, splat(4, packed.type))
+    both = builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, 32), list(range(32))))
+    return builder.sub(both, offset)
+
+
+def _where_set(builder: Any, packed: Any, mask: Any, value: Any, to: Any) -> Any:
+    is_set = builder.icmp_unsigned("!=", builder.and_(packed, mask), splat(0, packed.type))
+    return builder.add(builder.load(to, align=1), builder.select(is_set, value, splat(0, value.type)))
+
+
+def _fifth_bits(builder: Any, packed: Any, value: Any, to: Any) -> Any:
+    mask = ir.Constant(ir.VectorType(I8, 32), [1 << l % 8 for l in range(32)])  # noqa: E741
+    return _where_set(builder, _pick(builder, packed, [l // 8 for l in range(32)]), mask, value, to)  # noqa: E741
+
+
+def _high_bits(g: int) -> Any:
+    def change(builder: Any, packed: Any, value: Any, to: Any) -> Any:
+        return _where_set(builder, packed, splat(1 << g, packed.type), value, to)
+
+    return _on_bytes(32, change)
+
+
+# 16 bytes to 32 codes: the low halves, then the high halves, each less `value`.
+nibble_codes = _on_bytes(16, _nibbles)
+# Adds `value` to code l where bit l of 4 bytes is set, l = 0 .. 31.
+add_bits = _on_bytes(4, _fifth_bits)
+# Adds `value` to code l where bit 0, 1, .. 7 of byte l of 32 is set.
+add_bit_0, add_bit_1, add_bit_2, add_bit_3, add_bit_4, add_bit_5, add_bit_6, add_bit_7 = map(_high_bits, range(8))
+
+
 def _dot32_at(a, b, n):  # type: ignore[no-untyped-def]
     lanes = zeros32()
     n_whole = n // N_LANES * N_LANES

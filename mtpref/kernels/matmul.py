@@ -13,10 +13,10 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mtpref.errors import MtprefError
 from mtpref.kernels import activations, compile, rows
 from mtpref.kernels.compile import INT, kernel
-from mtpref.spec.quant import GGML_PRODUCTS, Matrix
+from mtpref.kernels.unpack import TYPE_CODES
+from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES, Matrix, check_type
 
 F32 = NDArray[np.float32]
 
@@ -24,8 +24,8 @@ F32 = NDArray[np.float32]
 PARALLEL_FROM = 3 << 20
 
 _rows_float, _rows_blocks = rows.rows_float.dispatcher, rows.rows_blocks.dispatcher
-_rows_q8_0 = rows.rows_q8_0.dispatcher
-_rows_q4_k, _rows_q6_k = rows.rows_q4_k.dispatcher, rows.rows_q6_k.dispatcher
+_rows_q8_0, _rows_legacy = rows.rows_q8_0.dispatcher, rows.rows_legacy.dispatcher
+_rows_k_32, _rows_k_16 = rows.rows_k_32.dispatcher, rows.rows_k_16.dispatcher
 
 
 @kernel(*rows.FLOAT_ARGS, INT, parallel=True)
@@ -49,36 +49,39 @@ def _all_rows_q8_0(raw, row_bytes, codes_x, d_x, y, n_parts):
         _rows_q8_0(raw, row_bytes, codes_x, d_x, y, p * n // n_parts, (p + 1) * n // n_parts)
 
 
-@kernel(*rows.Q4_K_ARGS, INT, parallel=True)
-def _all_rows_q4_k(raw, row_bytes, codes_x, d_x, sums, y, n_parts):
+@kernel(*rows.LEGACY_ARGS, INT, parallel=True)
+def _all_rows_legacy(type_code, raw, row_bytes, codes_x, d_x, s_x, y, n_parts):
     n = y.shape[1]
     for p in prange(n_parts):
-        _rows_q4_k(raw, row_bytes, codes_x, d_x, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _rows_legacy(type_code, raw, row_bytes, codes_x, d_x, s_x, y, p * n // n_parts, (p + 1) * n // n_parts)
 
 
-@kernel(*rows.Q6_K_ARGS, INT, parallel=True)
-def _all_rows_q6_k(raw, row_bytes, codes_x, d_x, y, n_parts):
+@kernel(*rows.K_ARGS, INT, parallel=True)
+def _all_rows_k_32(type_code, raw, row_bytes, codes_x, d_x, sums, y, n_parts):
     n = y.shape[1]
     for p in prange(n_parts):
-        _rows_q6_k(raw, row_bytes, codes_x, d_x, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _rows_k_32(type_code, raw, row_bytes, codes_x, d_x, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
 
 
-_SERIAL = (rows.rows_float, rows.rows_blocks, rows.rows_q8_0, rows.rows_q4_k, rows.rows_q6_k)
-_PARALLEL = (_all_rows_float, _all_rows_blocks, _all_rows_q8_0, _all_rows_q4_k, _all_rows_q6_k)
-_FLOAT, _BLOCKS, _Q8_0, _Q4_K, _Q6_K = range(5)
+@kernel(*rows.K_ARGS, INT, parallel=True)
+def _all_rows_k_16(type_code, raw, row_bytes, codes_x, d_x, sums, y, n_parts):
+    n = y.shape[1]
+    for p in prange(n_parts):
+        _rows_k_16(type_code, raw, row_bytes, codes_x, d_x, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
 
 
-def _run(family: int, w: Matrix, n_tokens: int, *args: Any) -> None:
-    """Run a family's row kernel over all rows. The last argument is the output."""
+_SERIAL = (rows.rows_float, rows.rows_blocks, rows.rows_q8_0, rows.rows_legacy, rows.rows_k_32, rows.rows_k_16)
+_PARALLEL = (_all_rows_float, _all_rows_blocks, _all_rows_q8_0, _all_rows_legacy, _all_rows_k_32, _all_rows_k_16)
+_FLOAT, _BLOCKS, _Q8_0, _LEGACY, _K_32, _K_16 = range(6)
+
+
+def _run(family: int, w: Matrix, n_tokens: int, *args: Any) -> F32:
+    """Run a family's row kernel over all rows."""
+    y = np.empty((n_tokens, w.n_out), np.float32)
     if compile.n_threads() == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM:
-        _SERIAL[family](*args, 0, w.n_out)
+        _SERIAL[family](*args, y, 0, w.n_out)
     else:
-        _PARALLEL[family](*args, compile.start_threads())
-
-
-def _mul_mat_float(w: Matrix, x: F32, wide: bool) -> F32:
-    y = np.empty((x.shape[0], w.n_out), np.float32)
-    _run(_FLOAT, w, x.shape[0], rows.TYPE_CODES[w.type_name], w.raw, w.row_bytes, x, wide, y)
+        _PARALLEL[family](*args, y, compile.start_threads())
     return y
 
 
@@ -87,14 +90,13 @@ def mul_mat_exact(w: Matrix, x: F32) -> F32:
 
     Errors   MtprefError for a weight type without a decoder
     """
-    if w.type_name not in rows.TYPE_CODES:
-        raise _unknown_type(w)
+    check_type(w)
     x = np.ascontiguousarray(x)
     if w.type_name in ("F32", "F16", "BF16"):
         return _mul_mat_float(w, x, True)
-    y = np.empty((x.shape[0], w.n_out), np.float32)
-    _run(_BLOCKS, w, x.shape[0], rows.TYPE_CODES[w.type_name], w.raw, w.row_bytes, x, y)
-    return y
+    if w.type_name in TILE_TYPES:
+        return _mul_mat_tiles(w, x, True)
+    return _run(_BLOCKS, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
 
 
 def mul_mat_ggml(w: Matrix, x: F32) -> F32:
@@ -102,45 +104,67 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
 
     Errors   MtprefError for a weight type without a rule
     """
+    check_type(w)
     x = np.ascontiguousarray(x)
-    kind = w.type_name
-    if kind == "Q8_0":
-        return _mul_mat_q8_0(w, x)
-    if kind == "F32":
-        return _mul_mat_float(w, x, False)
+    kind = ACTIVATION_TYPES[w.type_name]
+    if w.type_name in TILE_TYPES:
+        codes, scales = quantize_q8_0(x) if kind == "Q8_0" else quantize_q8_k(x)[:2]
+        # Beside an infinite or NaN scale this warns in NumPy only; the value is defined.
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = codes.astype(np.float32) * np.repeat(scales, x.shape[1] // scales.shape[1], axis=1)
+        return _mul_mat_tiles(w, x, False)
     if kind == "F16" or kind == "BF16":
         rounded = np.empty_like(x)
         to = activations.TO_F16 if kind == "F16" else activations.TO_BF16
         activations.round_to(x.reshape(-1), to, rounded.reshape(-1))
-        return _mul_mat_float(w, rounded, False)
-    if kind == "Q4_K" or kind == "Q6_K":
-        return _mul_mat_k(w, x)
-    raise _unknown_type(w)
+        x = rounded
+    if kind in ("F32", "F16", "BF16"):
+        return _mul_mat_float(w, x, False)
+    return _mul_mat_k(w, x) if kind == "Q8_K" else _mul_mat_legacy(w, x)
 
 
-def _mul_mat_q8_0(w: Matrix, x: F32) -> F32:
-    codes, scales = quantize_q8_0(x)
+def _mul_mat_float(w: Matrix, x: F32, wide: bool) -> F32:
+    return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x, wide)
+
+
+def _mul_mat_tiles(w: Matrix, x: F32, wide: bool) -> F32:
+    """One tile of rows after the other: dequantised to float32, multiplied, dropped."""
     y = np.empty((x.shape[0], w.n_out), np.float32)
-    _run(_Q8_0, w, x.shape[0], w.raw, w.row_bytes, codes, scales, y)
+    for first, tile in w.tiles():
+        raw = tile.dequantize().reshape(-1).view(np.uint8)
+        as_float = Matrix(w.name, "F32", tile.n_out, w.n_in, raw)
+        y[:, first : first + tile.n_out] = _mul_mat_float(as_float, x, wide)
     return y
+
+
+def _mul_mat_legacy(w: Matrix, x: F32) -> F32:
+    if w.type_name == "Q8_0":
+        codes, scales = quantize_q8_0(x)
+        return _run(_Q8_0, w, x.shape[0], w.raw, w.row_bytes, codes, scales)
+    codes, scales, sums = quantize_q8_1(x)
+    return _run(_LEGACY, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, codes, scales, sums)
 
 
 def _mul_mat_k(w: Matrix, x: F32) -> F32:
     codes, scales, sums = quantize_q8_k(x)
-    y = np.empty((x.shape[0], w.n_out), np.float32)
-    if w.type_name == "Q4_K":
-        pairs = sums[:, 0::2] + sums[:, 1::2]
-        _run(_Q4_K, w, x.shape[0], w.raw, w.row_bytes, codes, scales, pairs, y)
-    else:
-        _run(_Q6_K, w, x.shape[0], w.raw, w.row_bytes, codes, scales, y)
-    return y
+    family = _K_16
+    if w.type_name in ("Q4_K", "Q5_K"):
+        family, sums = _K_32, sums[:, 0::2] + sums[:, 1::2]
+    return _run(family, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, codes, scales, sums)
 
 
 def quantize_q8_0(x: F32) -> tuple[NDArray[np.int8], F32]:
     """S5. The bits of `spec.quantize_q8_0`, for x of (T, n)."""
-    codes, scales = np.empty(x.shape, np.int8), np.empty((x.shape[0], x.shape[1] // 32), np.float32)
-    activations.quantize_q8_0(x.reshape(-1), codes.reshape(-1), scales.reshape(-1))
+    codes, scales, _ = quantize_q8_1(x)
     return codes, scales
+
+
+def quantize_q8_1(x: F32) -> tuple[NDArray[np.int8], F32, F32]:
+    """S5. The bits of `spec.quantize_q8_1`, for x of (T, n)."""
+    shape = x.shape[0], x.shape[1] // 32
+    codes, scales, sums = np.empty(x.shape, np.int8), np.empty(shape, np.float32), np.empty(shape, np.float32)
+    activations.quantize_q8_1(x.reshape(-1), codes.reshape(-1), scales.reshape(-1), sums.reshape(-1))
+    return codes, scales, sums
 
 
 def quantize_q8_k(x: F32) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:
@@ -150,9 +174,3 @@ def quantize_q8_k(x: F32) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:
     sums = np.empty((n_tokens, n // 16), np.int32)
     activations.quantize_q8_k(x.reshape(-1), codes.reshape(-1), scales.reshape(-1), sums.reshape(-1))
     return codes, scales, sums
-
-
-def _unknown_type(w: Matrix) -> MtprefError:
-    known = ", ".join(GGML_PRODUCTS)
-    return MtprefError(f"{w.name}: no matrix product for type {w.type_name}, expected one of {known}; "
-                       "requantise the file to one of them")  # fmt: skip

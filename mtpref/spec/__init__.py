@@ -1,6 +1,6 @@
 """The numerical specification: numbered pure functions, S1 to S24. docs/spec.md carries the same anchors.
 
-Read in this order: arith (S1 to S4), quant (S5 to S7), layers (S8 to S18), mtp (S19 to S24). Nothing here
+Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24). Nothing here
 has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
 """
 
@@ -51,29 +51,40 @@ from mtpref.spec.mtp import (
     pair_hidden,
     top_candidates,
 )
-from mtpref.spec.quant import (
+from mtpref.spec.products import (
+    ACTIVATION_TYPES,
     GGML_PRODUCTS,
+    TILE_TYPES,
     Matrix,
-    bf16_bits,
+    activation_after,
+    check_type,
     get_rows,
     mul_mat_exact,
     mul_mat_ggml,
+)
+from mtpref.spec.quant import (
+    bf16_bits,
     quantize_q8_0,
+    quantize_q8_1,
     quantize_q8_k,
     round_bf16,
     round_f16,
 )
 
 __all__ = [
+    "ACTIVATION_TYPES",
     "GGML_PRODUCTS",
     "N_TOP",
     "P_ONE",
+    "TILE_TYPES",
     "Matrix",
+    "activation_after",
     "accept_greedy",
     "argmax",
     "attention",
     "attn_gate",
     "bf16_bits",
+    "check_type",
     "conv_silu",
     "delta_gates",
     "delta_rule",
