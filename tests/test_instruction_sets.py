@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref import kernels, quants, spec
+from mtpref import kernels, spec
+from tests.blocks import sane_matrix
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,20 +37,6 @@ def digest(*arrays: np.ndarray) -> str:
     return total.hexdigest()[:16]
 
 
-def float_matrix(rng: np.random.Generator, type_name: str, n_out: int, n_in: int) -> spec.Matrix:
-    raw = quants.quantize(type_name, rng.standard_normal((n_out, n_in)))
-    return spec.Matrix("w", type_name, n_out, n_in, raw.reshape(-1))
-
-
-def byte_matrix(rng: np.random.Generator, type_name: str, n_out: int, n_in: int) -> spec.Matrix:
-    """Random codes; the float16 scales are made finite by clearing one bit of their exponents."""
-    raw = rng.integers(0, 256, (n_out, quants.row_bytes(type_name, n_in)), dtype=np.uint8)
-    blocks = raw.reshape(-1, quants.TYPES[quants.TYPE_IDS[type_name]].block_bytes)
-    for high_byte in {"Q4_K": (1, 3), "Q6_K": (209,)}[type_name]:
-        blocks[:, high_byte] &= 0xBF
-    return spec.Matrix("w", type_name, n_out, n_in, raw.reshape(-1))
-
-
 def hash_kernels() -> dict[str, str]:
     """The digest of every kernel's output for fixed inputs of many magnitudes, in both numerics."""
     rng = np.random.default_rng(7)
@@ -60,15 +47,12 @@ def hash_kernels() -> dict[str, str]:
 
     x, weight = some(3, 256), some(256)
     hashes = {}
-    for make, types in ((float_matrix, ("F32", "F16", "BF16", "Q8_0")), (byte_matrix, ("Q4_K", "Q6_K"))):
-        for type_name in types:
-            w = make(rng, type_name, 9, 256)
-            hashes[f"mul_mat_ggml {type_name}"] = digest(kernels.mul_mat_ggml(w, x))
-            hashes[f"mul_mat_exact {type_name}"] = digest(kernels.mul_mat_exact(w, x))
-    hashes["quantize_q8_0"], hashes["quantize_q8_k"] = (
-        digest(*kernels.quantize_q8_0(x)),
-        digest(*kernels.quantize_q8_k(x)),
-    )
+    for type_name in spec.GGML_PRODUCTS:
+        w = sane_matrix(rng, type_name, 9, 256)
+        hashes[f"mul_mat_ggml {type_name}"] = digest(kernels.mul_mat_ggml(w, x))
+        hashes[f"mul_mat_exact {type_name}"] = digest(kernels.mul_mat_exact(w, x))
+    for name in ("quantize_q8_0", "quantize_q8_1", "quantize_q8_k"):
+        hashes[name] = digest(*getattr(kernels, name)(x))
     hashes["rms_norm"], hashes["l2_norm"] = digest(kernels.rms_norm(x, weight, 1e-6)), digest(kernels.l2_norm(x, 1e-6))
     hashes["gated_norm"] = digest(kernels.gated_norm(x, -x, weight, 1e-6))
     hashes["swiglu"], hashes["attn_gate"] = digest(kernels.swiglu(x, -x)), digest(kernels.attn_gate(-x, x))

@@ -11,15 +11,14 @@ import pytest
 
 from mtpref import kernels, quants, spec
 from mtpref.errors import MtprefError
+from tests.blocks import BLOCK, HALVES, random_bytes, set_halves
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="NUMBA_DISABLE_JIT is set: no kernels to compare")
 
 SCALES = ("unit", "mixed", "tiny", "huge", "zeros", "nan")
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K")
+TYPES = tuple(spec.GGML_PRODUCTS)
 TOKENS = (1, 2, 3, 8)
 NUMERICS = [pytest.param(spec.dot32, False, id="ggml"), pytest.param(spec.dot64, True, id="exact")]
-# Where float16 scales lie in a block, and its size.
-HALVES = {"Q8_0": (34, (0,)), "Q4_K": (144, (0, 2)), "Q6_K": (210, (208,))}
 # Float16 scales: ordinary ones of both signs, 0 and -0, the smallest and the greatest subnormal.
 SCALE_BITS = np.array([0x2400, 0x9C00, 0x1234, 0x0000, 0x8000, 0x0001, 0x03FF, 0x8200], "<u2")
 
@@ -50,12 +49,8 @@ def unit_values(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def matrix(rng: np.random.Generator, type_name: str, n_out: int, n_in: int, scale: str = "unit") -> spec.Matrix:
     """A random matrix: random codes with sane scales, or random floats; its bytes are read-only and unaligned."""
     if type_name in HALVES:
-        raw = rng.integers(0, 256, (n_out, quants.row_bytes(type_name, n_in)), dtype=np.uint8)
-        size, offsets = HALVES[type_name]
-        blocks = raw.reshape(-1, size)
-        for offset in offsets:
-            half = SCALE_BITS[rng.integers(0, len(SCALE_BITS), len(blocks))]
-            blocks[:, offset : offset + 2] = half.view(np.uint8).reshape(-1, 2)
+        raw = random_bytes(rng, type_name, n_out, n_in)
+        set_halves(raw, type_name, rng.permutation(np.resize(SCALE_BITS, raw.size // n_out + 8)).view(np.float16))
     else:
         weights = values(rng, (n_out, n_in), scale)
         raw = quants.quantize(type_name, weights)
@@ -209,6 +204,7 @@ def test_quantisers_are_the_specifications(rng: np.random.Generator, scale: str,
             check("quantize_q8_k", x)
     with np.errstate(all="ignore"):
         check("quantize_q8_0", x)
+        check("quantize_q8_1", x)
 
 
 @pytest.mark.parametrize("n_tokens", TOKENS)
@@ -216,7 +212,7 @@ def test_quantisers_are_the_specifications(rng: np.random.Generator, scale: str,
 @pytest.mark.parametrize("name", ["mul_mat_exact", "mul_mat_ggml"])
 def test_products_are_the_specifications(rng: np.random.Generator, name: str, type_name: str,
                                          n_tokens: int) -> None:  # fmt: skip
-    n_in = {"Q8_0": 96, "Q4_K": 512, "Q6_K": 512}.get(type_name, 77)
+    n_in = {1: 77, 32: 96, 64: 192, 256: 512}[BLOCK[type_name]]
     for scale in SCALES:
         w = matrix(rng, type_name, 5, n_in, scale)
         check(name, w, values(rng, (n_tokens, n_in), scale))
@@ -241,14 +237,36 @@ def test_products_that_underflow_keep_their_sign(n_in: int) -> None:
 
 
 def test_a_type_without_a_product_is_refused() -> None:
-    w = spec.Matrix("blk.0.ffn_up.weight", "Q5_K", 1, 256, np.zeros(176, np.uint8))
+    w = spec.Matrix("blk.0.ffn_up.weight", "Q1_0", 1, 256, np.zeros(36, np.uint8))
     for product in (kernels.mul_mat_exact, kernels.mul_mat_ggml):
-        with pytest.raises(MtprefError, match=r"blk\.0\.ffn_up\.weight.*Q5_K.*Q8_0.*requantise"):
+        with pytest.raises(MtprefError, match=r"blk\.0\.ffn_up\.weight.*Q1_0.*Q8_0.*requantise"):
             product(w, np.zeros((1, 256), np.float32))
 
 
-def test_get_rows_is_the_specifications(rng: np.random.Generator) -> None:
-    check("get_rows", matrix(rng, "Q6_K", 7, 256), np.array([6, 0, 6], np.int32))
+@pytest.mark.parametrize("type_name", TYPES)
+def test_random_bytes_give_the_specifications_product(rng: np.random.Generator, type_name: str) -> None:
+    """Scales of any bits, infinite and NaN among them."""
+    w = spec.Matrix("w", type_name, 24, 512, random_bytes(rng, type_name, 24, 512).reshape(-1))
+    with np.errstate(all="ignore"):
+        check("mul_mat_ggml", w, unit_values(rng, 2, 512))
+        check("mul_mat_exact", w, unit_values(rng, 2, 512))
+
+
+def test_a_tiled_product_of_several_tiles_is_the_specifications(rng: np.random.Generator,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("mtpref.spec.products.TILE_ELEMENTS", 3 * 256)
+    w, x = matrix(rng, "IQ4_XS", 8, 256), unit_values(rng, 3, 256)
+    for name in ("mul_mat_ggml", "mul_mat_exact"):
+        check(name, w, x)
+        several = getattr(kernels, name)(w, x)
+        monkeypatch.undo()
+        assert_same(getattr(kernels, name)(w, x), several)
+        monkeypatch.setattr("mtpref.spec.products.TILE_ELEMENTS", 3 * 256)
+
+
+@pytest.mark.parametrize("type_name", TYPES)
+def test_get_rows_is_the_specifications(rng: np.random.Generator, type_name: str) -> None:
+    check("get_rows", matrix(rng, type_name, 7, 256), np.array([6, 0, 6], np.int32))
 
 
 # ---------------------------------------------------------------------------------------------- layers

@@ -73,7 +73,7 @@ def test_no_section_names_a_function_of_another_without_need():
 
 
 def test_public_functions_are_exported_from_the_package():
-    inner = {"mul_mat_f32", "mul_mat_f16", "mul_mat_bf16", "mul_mat_q8_0", "mul_mat_q4_k", "mul_mat_q6_k"}
+    inner = {"mul_mat_f32", "mul_mat_f16", "mul_mat_bf16", "mul_mat_legacy", "mul_mat_k", "mul_mat_tiles"}
     assert set(functions()) - inner <= set(mtpref.spec.__all__)
 
 

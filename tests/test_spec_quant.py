@@ -1,6 +1,7 @@
 """S5 to S7: ggml's quantisers bit by bit, matrix products against float64."""
 
 import os
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref import quants, spec
+from mtpref import kernels, quants, spec
 from mtpref.errors import MtprefError
+from mtpref.spec import products
 from tests import naive
-from tests.random_weights import bits, normal
+from tests.blocks import QUANTISED, sane_matrix
+from tests.random_weights import normal
 from tools import record_quantisers
 
 PATH = Path(__file__).parent / "data" / "quantisers.npz"
-K_TYPES = ("Q4_K", "Q6_K")
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +28,11 @@ def recorded():
 
 
 def matrix(type_name, n_out, n_in, seed=1, scale=1.0):
-    """A matrix of the type: encoded normals, or for K types random blocks with sane scales."""
-    if type_name not in K_TYPES:
+    """A matrix of the type: encoded normals, or random blocks with sane scales."""
+    if type_name in quants.QUANTIZABLE:
         x = (scale * normal(seed, "w", n_out * n_in)).astype(np.float32).reshape(n_out, n_in)
         return spec.Matrix("w", type_name, n_out, n_in, quants.quantize(type_name, x).reshape(-1).view(np.uint8))
-    block_bytes, at = (144, (0, 2)) if type_name == "Q4_K" else (210, (208,))
-    n_blocks = n_out * n_in // 256
-    raw = (bits(seed, "w", n_blocks * block_bytes) & np.uint64(255)).astype(np.uint8).reshape(n_blocks, block_bytes)
-    for offset in at:
-        d = (1e-2 * scale * (1 + np.abs(normal(seed, f"d{offset}", n_blocks)))).astype(np.float16)
-        raw[:, offset : offset + 2] = d.view(np.uint8).reshape(-1, 2)
-    return spec.Matrix("w", type_name, n_out, n_in, raw.reshape(-1))
+    return sane_matrix(np.random.default_rng(seed), type_name, n_out, n_in, scale)
 
 
 def activation(n_tokens, n_in, seed=2, scale=1.0):
@@ -49,9 +45,16 @@ def as_ggml_sees(type_name, x):
         return x.astype(np.float64)
     if type_name in ("F16", "BF16"):
         return (spec.round_f16(x) if type_name == "F16" else spec.round_bf16(x)).astype(np.float64)
-    codes, d = spec.quantize_q8_0(x) if type_name == "Q8_0" else spec.quantize_q8_k(x)[:2]
-    block = 32 if type_name == "Q8_0" else 256
-    return codes.astype(np.float64) * np.repeat(d.astype(np.float64), block, axis=-1)
+    of_32 = spec.ACTIVATION_TYPES[type_name] in ("Q8_0", "Q8_1")
+    codes, d = spec.quantize_q8_0(x) if of_32 else spec.quantize_q8_k(x)[:2]
+    return codes.astype(np.float64) * np.repeat(d.astype(np.float64), 32 if of_32 else 256, axis=-1)
+
+
+def sum_rounding(w, x):
+    """What Q4_1 and Q5_1 add: each minimum times (the stored sum of a block less the sum of its codes * d)."""
+    codes, d, s = (part.astype(np.float64) for part in spec.quantize_q8_1(x))
+    rest = s - codes.reshape(*d.shape, 32).sum(axis=-1) * d
+    return rest @ quants.unpack_legacy(w.type_name, w.raw).m.reshape(w.n_out, -1).astype(np.float64).T
 
 
 # S5, BITS
@@ -64,17 +67,30 @@ def test_recorded_inputs_are_those_of_the_recorder(recorded):
 
 def assert_quantisers(recorded):
     x = recorded["blocks"]
-    codes, d = spec.quantize_q8_0(x)
-    ours = np.concatenate(
-        [d.astype(np.float16).reshape(-1, 1).view(np.uint8), codes.reshape(-1, 32).view(np.uint8)], axis=1
-    )
-    assert np.array_equal(ours, recorded["q8_0"])
+    codes, d, s = spec.quantize_q8_1(x)
+    assert all(np.array_equal(a, b) for a, b in zip(spec.quantize_q8_0(x), (codes, d), strict=True))
+    halves = [part.astype(np.float16).reshape(-1, 1).view(np.uint8) for part in (d, s)]
+    codes = codes.reshape(-1, 32).view(np.uint8)
+    assert np.array_equal(np.concatenate([halves[0], codes], axis=1), recorded["q8_0"])
+    assert np.array_equal(np.concatenate([*halves, codes], axis=1), recorded["q8_1"])
     codes, d, sums = spec.quantize_q8_k(x)
     parts = (d.view(np.uint8), codes.view(np.uint8), sums.astype(np.int16).view(np.uint8))
     assert np.array_equal(np.concatenate(parts, axis=1), recorded["q8_k"])
     values = recorded["values"]
     assert np.array_equal(spec.bf16_bits(values), recorded["bf16"])
     assert np.array_equal(spec.store_kv(values, "F16"), recorded["f16"])
+    assert_weight_quantisers(recorded)
+
+
+def assert_weight_quantisers(recorded):
+    """Byte by byte, on all blocks whose scales a float16 can hold."""
+    for name in ("q4_0", "q4_1", "q5_0", "q5_1"):
+        theirs = recorded[name]
+        halves = np.ascontiguousarray(theirs[:, : 4 if name.endswith("1") else 2]).view(np.float16)
+        fits = np.isfinite(halves).all(axis=1)
+        assert 0.5 < fits.mean() < 1
+        ours = quants.quantize(name.upper(), recorded["blocks"].reshape(-1, 32)[fits])
+        assert np.array_equal(ours, theirs[fits]), name
 
 
 def test_quantisers_equal_ggmls_scalar_reference(recorded):
@@ -137,7 +153,7 @@ def test_scales_of_a_zero_block_are_zero():
 def test_block_too_small_for_its_inverse_scale_contributes_nothing(scale):
     """1 / d overflows, the float16 scale is 0: whatever the codes are, the product is 0 and finite."""
     x = np.full((1, 256), scale, np.float32)
-    for type_name in ("Q8_0", "Q4_K", "Q6_K"):
+    for type_name in QUANTISED:
         y = spec.mul_mat_ggml(matrix(type_name, 3, 256), x)
         assert np.all(np.abs(y) <= 1e-34), type_name
 
@@ -173,7 +189,7 @@ def test_rounding_to_bfloat16_keeps_a_nan_and_reaches_infinity():
 # S6, PRODUCTS
 
 
-@pytest.mark.parametrize("type_name", [*quants.QUANTIZABLE, *K_TYPES])
+@pytest.mark.parametrize("type_name", spec.GGML_PRODUCTS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e3, 1e30])
 def test_exact_product_equals_float64(type_name, scale):
     w, x = matrix(type_name, 7, 512), activation(3, 512, scale=scale)
@@ -191,16 +207,19 @@ def test_ggml_product_equals_float64_on_quantised_activations(type_name, scale):
     y = spec.mul_mat_ggml(w, x)
     assert y.dtype == np.float32
     truth = naive.matmul(w.dequantize(), as_ggml_sees(type_name, x))
+    if type_name.endswith("_1"):
+        truth = truth + sum_rounding(w, x)
     assert naive.nmse(truth, y) < 1e-13  # measured up to 1.4e-14
 
 
-@pytest.mark.parametrize(
-    ("type_name", "limit"),
-    [("F32", 1e-13), ("F16", 2e-7), ("BF16", 1e-5), ("Q8_0", 2e-4), ("Q4_K", 3e-4), ("Q6_K", 3e-4)],
-)
-def test_price_of_quantising_activations(type_name, limit):
+PRICES = {"F32": 1e-13, "F16": 2e-7, "BF16": 1e-5, "Q8_0": 2e-4} | dict.fromkeys(QUANTISED, 0.0004)
+
+
+@pytest.mark.parametrize("type_name", PRICES)
+def test_price_of_quantising_activations(type_name):
     w, x = matrix(type_name, 64, 1024), activation(4, 1024)
     error = naive.nmse(spec.mul_mat_exact(w, x), spec.mul_mat_ggml(w, x))
+    limit = PRICES[type_name]
     assert limit / 1000 < error + (type_name == "F32") < limit + (type_name == "F32")
 
 
@@ -219,6 +238,25 @@ def test_q8_0_product_is_an_exact_integer_and_one_fma_for_each_block():
                 exact = Fraction(integer) * Fraction(float(d_w[r, b] * d_x[t, b])) + Fraction(float(acc))
                 acc = round_to_f32(exact)
             assert y[t, r] == acc
+
+
+def test_q4_1_product_adds_the_minimum_times_the_stored_sum():
+    w, x = matrix("Q4_1", 1, 32), activation(1, 32)
+    codes_x, d_x, s_x = spec.quantize_q8_1(x)
+    block = quants.unpack_legacy("Q4_1", w.raw)
+    integer = int(block.q[0].astype(int) @ codes_x[0].astype(int))
+    acc = round_to_f32(Fraction(integer) * Fraction(float(block.d[0, 0] * d_x[0, 0])))
+    exact = Fraction(float(block.m[0, 0])) * Fraction(float(s_x[0, 0])) + Fraction(float(acc))
+    assert spec.mul_mat_ggml(w, x)[0, 0] == round_to_f32(exact)
+
+
+def test_sum_of_q8_1_uses_the_scale_before_its_rounding():
+    x = np.abs(activation(200, 32))
+    codes, d, s = spec.quantize_q8_1(x)
+    unrounded = x.max(axis=1) / np.float32(127)
+    totals = codes.sum(axis=1, dtype=np.int32).astype(np.float32)
+    assert np.array_equal(s[:, 0], spec.round_f16(totals * unrounded))
+    assert np.any(s[:, 0] != spec.round_f16(totals * d[:, 0]))
 
 
 def round_to_f32(x):
@@ -251,27 +289,71 @@ def test_rows_need_not_be_a_multiple_of_the_lanes(n_in):
     assert naive.nmse(truth, spec.mul_mat_ggml(w, x)) < 1e-13
 
 
-def test_integer_dots_do_not_overflow():
-    raw = np.full((1, 210), 255, np.uint8)
-    raw[:, 192:208] = 128  # scale -128
-    raw[:, 208:210] = np.array([1.0], np.float16).view(np.uint8)
-    w = spec.Matrix("w", "Q6_K", 1, 256, raw.reshape(-1))
+@pytest.mark.parametrize("type_name", quants.K_TYPES)
+def test_integer_dots_do_not_overflow(type_name):
+    """The greatest integers of each type (all bits set, or Q6_K's least), against whole numbers."""
+    raw = np.full((1, quants.row_bytes(type_name, 256)), 255, np.uint8)
+    if type_name == "Q6_K":
+        raw[:, 192:208] = 128  # scale -128
+    for at in {"Q2_K": (80, 82), "Q3_K": (108,), "Q6_K": (208,)}.get(type_name, (0, 2)):
+        raw[:, at : at + 2] = np.array([1.0], np.float16).view(np.uint8)
+    w = spec.Matrix("w", type_name, 1, 256, raw.reshape(-1))
     y = spec.mul_mat_ggml(w, np.full((1, 256), 127, np.float32))
-    assert y[0, 0] == 256 * 127.0 * w.dequantize()[0, 0]
+    assert y[0, 0] == 127 * w.dequantize().astype(np.float64).sum()
 
 
-def test_weight_type_without_a_product_is_one_clear_line():
-    w = spec.Matrix("blk.0.attn_q.weight", "IQ2_XS", 1, 256, np.zeros(74, np.uint8))
-    with pytest.raises(
-        MtprefError, match=r"blk\.0\.attn_q\.weight: no matrix product for type IQ2_XS, expected one of F32"
-    ):
-        spec.mul_mat_ggml(w, np.zeros((1, 256), np.float32))
+@pytest.mark.parametrize("type_name", ["Q1_0", "Q8_1", "I32", "F64"])
+def test_weight_type_without_a_product_is_one_clear_line(type_name):
+    w = spec.Matrix("blk.0.attn_q.weight", type_name, 1, 256, np.zeros(74, np.uint8))
+    expected = rf"blk\.0\.attn_q\.weight: no matrix product for type {type_name}, expected one of F32.*requantise"
+    for product in (spec.mul_mat_ggml, spec.mul_mat_exact):
+        with pytest.raises(MtprefError, match=expected):
+            product(w, np.zeros((1, 256), np.float32))
+
+
+# S6, TILES
+
+
+def test_every_type_that_is_decoded_has_a_product_and_an_activation_type():
+    assert set(spec.GGML_PRODUCTS) == set(spec.ACTIVATION_TYPES) == set(quants.DEQUANTIZABLE)
+    assert set(spec.TILE_TYPES) == set(QUANTISED) - set(quants.LEGACY_TYPES) - set(quants.K_TYPES)
+
+
+def test_tiles_cover_all_rows_once(monkeypatch):
+    w, x = matrix("IQ4_XS", 11, 256), activation(2, 256)
+    whole = [product(w, x) for product in (spec.mul_mat_exact, spec.mul_mat_ggml)]
+    for n_rows in (1, 3, 11, 50):
+        monkeypatch.setattr(products, "TILE_ELEMENTS", 256 * n_rows)
+        assert [tile.n_out for _, tile in w.tiles()] == [min(n_rows, 11 - i) for i in range(0, 11, n_rows)]
+        for y, product in zip(whole, (spec.mul_mat_exact, spec.mul_mat_ggml), strict=True):
+            assert np.array_equal(product(w, x).view(np.uint32), y.view(np.uint32))
+    monkeypatch.setattr(products, "TILE_ELEMENTS", 100)  # less than a row
+    assert len(list(w.tiles())) == 11
+
+
+@pytest.mark.parametrize("type_name", spec.TILE_TYPES)
+def test_peak_memory_of_a_tiled_type_does_not_grow_with_the_matrix(type_name):
+    """64 MiB as float32; a tile is 1 MiB, and decoding it needs a few times as much (measured: at most 3.4 MiB)."""
+    n_in, n_out = 1024, 16384
+    one = matrix(type_name, 16, n_in)
+    w = spec.Matrix("w", type_name, n_out, n_in, np.tile(one.raw.reshape(16, -1), (n_out // 16, 1)).reshape(-1))
+    x = activation(1, n_in)
+    product = kernels.mul_mat_ggml if kernels.available() else spec.mul_mat_ggml
+    product(one, x)  # what is compiled or imported once does not count
+    tracemalloc.start()
+    try:
+        product(w, x)
+        spec.get_rows(w, np.array([0, n_out - 1], np.int32))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 << 20, f"{peak / 2**20:.1f} MiB"
 
 
 # S7
 
 
-@pytest.mark.parametrize("type_name", [*quants.QUANTIZABLE, *K_TYPES])
+@pytest.mark.parametrize("type_name", spec.GGML_PRODUCTS)
 def test_embedding_rows_are_the_dequantised_rows(type_name):
     w = matrix(type_name, 9, 256)
     ids = np.array([8, 0, 3, 3], np.int32)

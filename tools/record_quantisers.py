@@ -2,9 +2,9 @@
 
     python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build
 
-Calls quantize_row_q8_0_ref, quantize_row_q8_K_ref, ggml_fp32_to_bf16_row_ref and ggml_fp32_to_fp16_row of
-libggml-base through ctypes. Inputs are made here from seeds: all scales, ties, zeros, denormals, and the greatest
-element of either sign, in either half and twice.
+Calls the quantize_row_*_ref functions of Q8_0, Q8_1 and Q8_K (activations) and of Q4_0, Q4_1, Q5_0 and Q5_1 (weights),
+ggml_fp32_to_bf16_row_ref and ggml_fp32_to_fp16_row of libggml-base through ctypes. Inputs are made here from seeds:
+all scales, ties, zeros, denormals, and the greatest element of either sign, in either half and twice.
 """
 
 import argparse
@@ -27,7 +27,8 @@ from tests.random_weights import bits, normal  # noqa: E402
 DEFAULT_OUT = ROOT / "tests" / "data" / "quantisers.npz"
 F32 = NDArray[np.float32]
 BLOCK = 256  # one Q8_K block, eight Q8_0 blocks
-Q8_0_BYTES, Q8_K_BYTES = 34, 292
+BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "q8_1": 36}  # of 32 values
+Q8_K_BYTES = 292
 # ggml's C code is undefined where 1 / d overflows, so Q8_0 inputs stay above 127 / FLT_MAX.
 SCALES = (1e-35, 1e-30, 1e-20, 1e-10, 1e-6, 1e-3, 0.1, 1.0, 3.0, 1e3, 1e6, 1e20, 1e30, 1e37)
 N_NEAR_TIES = 8
@@ -97,9 +98,13 @@ def find_library(build: Path) -> ctypes.CDLL:
 
 def record(library: ctypes.CDLL) -> dict[str, NDArray[Any]]:
     x, v = blocks(), values()
+    of_32 = {
+        name: call(library, f"quantize_row_{name}_ref", x, x.size // 32 * n).reshape(-1, n)
+        for name, n in BLOCK_BYTES.items()
+    }
     return {
         "blocks": x,
-        "q8_0": call(library, "quantize_row_q8_0_ref", x, x.size // 32 * Q8_0_BYTES).reshape(-1, Q8_0_BYTES),
+        **of_32,
         "q8_k": call(library, "quantize_row_q8_K_ref", x, x.size // BLOCK * Q8_K_BYTES).reshape(-1, Q8_K_BYTES),
         "values": v,
         "bf16": call(library, "ggml_fp32_to_bf16_row_ref", v, 2 * v.size).view(np.uint16),

@@ -1,7 +1,7 @@
 """S5: an activation brought to the type that ggml pairs with a weight's type.
 
-Owns the twins of `spec.quantize_q8_0`, `spec.quantize_q8_1`, `spec.quantize_q8_k` and of the float16 and bfloat16 roundings of whole
-arrays. An activation is quantised once per matrix product, whatever the number of rows of the matrix.
+Owns the twins of `spec.quantize_q8_0`, `spec.quantize_q8_1`, `spec.quantize_q8_k` and of the float16 and bfloat16
+roundings of whole arrays. An activation is quantised once per matrix product, whatever the number of rows.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"

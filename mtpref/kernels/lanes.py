@@ -168,7 +168,7 @@ int_dot_16 = _int_dot(16)
 
 
 def _on_bytes(n: int, change: Any) -> Any:
-    """An intrinsic (raw, i, value, codes, j): `change` makes the 32 codes at codes.flat[j] from n bytes at raw.flat[i]."""
+    """An intrinsic (raw, i, value, codes, j): `change` makes 32 codes at codes.flat[j] of n bytes at raw.flat[i]."""
 
     @intrinsic
     def call(typingctx: Any, raw: Any, i: Any, value: Any, codes: Any, j: Any) -> Any:

@@ -1,7 +1,7 @@
 """S6: products of a range of rows of a weight matrix with T prepared activations, one kernel per family of types.
 
-A row is unpacked once (unpack.py) and used for all T tokens; a matrix is never unpacked as a whole. Scales, codes and sums of
-the activations come from activations.py.
+A row is unpacked once (unpack.py) and used for all T tokens; a matrix is never unpacked as a whole. Scales, codes and
+sums of the activations come from activations.py.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -38,7 +38,12 @@ def rows_float(type_code, raw, row_bytes, x, wide, y, first, last):
 def _decode_blocks(codes, size, step, low, with_low, out):
     """out = step * code, or step * code - low, for consecutive groups of `size` codes."""
     for j in range(len(codes) // size):
-        part, values, scale, minimum = codes[size * j : size * j + size], out[size * j : size * j + size], step[j], low[j]
+        part, values, scale, minimum = (
+            codes[size * j : size * j + size],
+            out[size * j : size * j + size],
+            step[j],
+            low[j],
+        )
         if with_low:
             for i in range(size):
                 values[i] = scale * np.float32(part[i]) - minimum
@@ -136,7 +141,7 @@ def rows_k_32(type_code, raw, row_bytes, codes_x, d_x, sums, y, first, last):
 
 @kernel(*K_ARGS, INT, INT)
 def rows_k_16(type_code, raw, row_bytes, codes_x, d_x, sums, y, first, last):
-    """S6. Q2_K, Q3_K and Q6_K rows first .. last - 1 times T activations in Q8_K; sums (T, n / 16): of 16 codes each."""
+    """S6. Q2_K, Q3_K, Q6_K rows first .. last - 1 times T activations in Q8_K; sums (T, n / 16): of 16 codes each."""
     n_tokens, n_blocks = d_x.shape
     codes = np.empty(256 * n_blocks, np.int8)
     scales, mins = np.empty(16 * n_blocks, np.int32), np.empty(16 * n_blocks, np.int32)

@@ -1,7 +1,7 @@
 """S5 and S6: the integers and scales of a weight row, read from the raw bytes of the file.
 
-Owns the twins of `quants.unpack_legacy`, `quants.unpack_k` and of the 16-bit decoders: layouts are stated there. A row is
-unpacked as a whole, into buffers of the caller. Bytes may lie at any alignment.
+Owns the twins of `quants.unpack_legacy`, `quants.unpack_k` and of the 16-bit decoders: layouts are stated there. A row
+is unpacked as a whole, into buffers of the caller. Bytes may lie at any alignment.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -46,7 +46,7 @@ def decode_float(type_code, raw, start, n, out):
 @helper
 def has_minimum(type_code):
     """Whether a block has a minimum beside its scale."""
-    return type_code == Q4_1 or type_code == Q5_1 or type_code == Q2_K or type_code == Q4_K or type_code == Q5_K
+    return type_code in (Q4_1, Q5_1, Q2_K, Q4_K, Q5_K)
 
 
 @helper
@@ -146,7 +146,7 @@ def _six_bit_scale(raw, block, j):
 @helper
 def _scale_and_minimum(type_code, raw, block, j):
     """Of sub-block j (0 .. 15, of 16 elements) of a K-quant block; the minimum is 0 where there is none."""
-    if type_code == Q4_K or type_code == Q5_K:
+    if type_code in (Q4_K, Q5_K):
         scale, minimum = _six_bit_scale(raw, block, j // 2)
         return np.int32(scale), np.int32(minimum)
     if type_code == Q2_K:

@@ -4,9 +4,9 @@ Owns the byte layouts. Knows nothing of files, tensor names or models. A decoder
 package: float32 arithmetic in the order that its docstring states. Block structures are those of
 ggml/src/ggml-common.h; functions are those of ggml/src/ggml-quants.c.
 
-Read in this order: sizes, floats, legacy (Q4_0 .. Q8_0), k_quants (Q2_K .. Q6_K), then the types that are only decoded:
-codebook, ternary, grids; codec has `dequantize` and `quantize`. The products build on `unpack_legacy` and `unpack_k`, which
-give the integers of a block without the floats.
+Read in this order: sizes, floats, legacy (Q4_0 .. Q8_0), k_quants (Q2_K .. Q6_K), then the types that are only
+decoded: codebook, ternary, grids; codec has `dequantize` and `quantize`. The products build on `unpack_legacy` and
+`unpack_k`, which give the integers of a block without the floats.
 """
 
 from mtpref.quants.codec import DEQUANTIZABLE, QUANTIZABLE, dequantize, quantize, row_bytes

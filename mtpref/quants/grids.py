@@ -1,7 +1,7 @@
 """Types whose codes look up long tables of grid points: IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
 
-The tables are llama.cpp's, thousands of numbers found by search. The `gguf` package publishes and maintains them, so its
-decoders serve here; it is imported when such a tensor is first decoded.
+The tables are llama.cpp's, thousands of numbers found by search. The `gguf` package publishes and maintains them, so
+its decoders serve here; it is imported when such a tensor is first decoded.
 """
 
 from mtpref.errors import MtprefError

@@ -144,7 +144,7 @@ def q5_k_quants(raw: U8) -> U8:
     The lower four bits are packed as in Q4_K; the fifth of element 32 j + i is bit j of qh[i].
     """
     blocks = blocks_of("Q5_K", raw)
-    return _four_bits(blocks[:, 48:]) | (_high_bits(blocks[:, 16:48]) << 4)
+    return _four_bits(blocks[:, 48:]) | (_high_bits(blocks[:, 16:48]) << np.uint8(4))
 
 
 def q6_k_scales(raw: U8) -> I8:

@@ -57,12 +57,14 @@ def decode_legacy(type_name: str, blocks: U8) -> F32:
 def encode_legacy(type_name: str, x: F32) -> U8:
     """ggml's scalar reference quantisers, byte by byte: (n_blocks, 32) float32 -> (n_blocks, block_bytes) uint8.
 
-    Q4_0, Q5_0   d = m / -8 (m / -16) with m the first element of the greatest magnitude; code = trunc(x / d + 8.5 (16.5))
+    Q4_0, Q5_0   d = m / -8 (m / -16) with m the first element of the greatest magnitude;
+                 code = trunc(x / d + 8.5 (16.5))
     Q4_1, Q5_1   d = (max - min) / 15 (31); code = trunc((x - min) / d + 0.5); min is stored as m
     Q8_0         d = max|x| / 127; q = x / d rounded half away from zero
 
     x / d is x * (1 / d), with d in float32: it is rounded to float16 when stored, after the codes are made. A code is
-    at most 15 (31). Where 1 / d overflows, the stored d is zero and x / d counts as 0 (the C conversion is undefined there).
+    at most 15 (31). Where 1 / d overflows, the stored d is zero and x / d counts as 0 (the C conversion is undefined
+    there).
     """
     if type_name == "Q8_0":
         return _encode_q8_0(x)

@@ -191,10 +191,10 @@ def _dot_rows(w: Matrix, x: F32, dot: Callable[[F32, F32], F32]) -> F32:
 ACTIVATION_TYPES = {
     **{name: name for name in ("F32", "F16", "BF16")},
     **{name: "Q8_1" if name.endswith("_1") else "Q8_0" for name in quants.LEGACY_TYPES},
-    **{name: "Q8_K" for name in quants.K_TYPES},
-    **{name: "Q8_0" for name in ("IQ4_NL", "MXFP4", "NVFP4")},
-    **{name: "Q8_K" for name in ("IQ4_XS", "TQ1_0", "TQ2_0")},
-    **{name: "Q8_K" for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")},
+    **dict.fromkeys(quants.K_TYPES, "Q8_K"),
+    **dict.fromkeys(("IQ4_NL", "MXFP4", "NVFP4"), "Q8_0"),
+    **dict.fromkeys(("IQ4_XS", "TQ1_0", "TQ2_0"), "Q8_K"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), "Q8_K"),
 }
 
 _BY_TYPE = {"F32": mul_mat_f32, "F16": mul_mat_f16, "BF16": mul_mat_bf16}
