@@ -112,7 +112,8 @@ def rope_scaling(hparams: dict[str, Any]) -> dict[str, Any]:
 
 def inverse_frequencies(config: Qwen3_5TextConfig) -> tuple[torch.Tensor, float]:
     """inv_freq and the attention factor, by transformers' own function of the type; in float64 under `precision`."""
-    kind = config.rope_parameters["rope_type"]
+    parameters: Any = config.rope_parameters
+    kind: Any = parameters["rope_type"]
     if kind == "default":
         return hf.Qwen3_5TextRotaryEmbedding.compute_default_rope_parameters(config)
     return modeling_rope_utils.ROPE_INIT_FUNCTIONS[kind](config)
