@@ -199,8 +199,7 @@ def read_ffn_config(meta: Metadata) -> FfnConfig:
 
 # ------------------------------------------------------------------------------------------- RoPE scaling
 
-# What llama.cpp reads for every architecture. The yarn_* keys it reads for some only (deepseek2, grok, mistral3, ...).
-READ_ROPE_KEYS = ("type", "factor", "original_context_length", "attn_factor")
+# llama.cpp reads the yarn_* keys for some architectures only (deepseek2, grok, mistral3, ...): key -> field.
 YARN_KEYS = {
     "yarn_ext_factor": "ext_factor",
     "yarn_attn_factor": "yarn_attn_factor",
@@ -271,10 +270,10 @@ def rope_notes(meta: Metadata, scaling: RopeScaling) -> tuple[str, ...]:
     if scaling.freq_scale != 1.0 or scaling.ext_factor or scaling.attn_factor * scaling.yarn_attn_factor != 1.0:
         yarn = f"; YaRN, original context {scaling.n_ctx_orig}" if scaling.ext_factor else ""
         notes.append(f"RoPE scaling {scaling.type}: frequencies times {scaling.freq_scale:g}{yarn}, for trunk and head")
-    used = {f"rope.scaling.{key}": getattr(scaling, name) for key, name in YARN_KEYS.items()}
-    used["rope.scaling.alpha"] = 0.0
-    ignored = [f"{meta.arch}.{key} = {meta.kv[f'{meta.arch}.{key}']} ({value:g} is used)" for key, value in used.items()
-               if meta.has(key) and meta.kv[f"{meta.arch}.{key}"] not in (value, -1.0)]  # fmt: skip
+    used = {f"{meta.arch}.rope.scaling.{key}": getattr(scaling, name) for key, name in YARN_KEYS.items()}
+    used[f"{meta.arch}.rope.scaling.alpha"] = 0.0  # another architecture's rule
+    ignored = [f"{key} = {repr(meta.kv[key])[:20]} ({value:g} is used)" for key, value in used.items()
+               if key in meta.kv and meta.kv[key] not in (value, -1.0)]  # fmt: skip
     if ignored:
         notes.append(f"{', '.join(ignored)}: not read, as in llama.cpp for {meta.arch}; "
                      "--yarn-ext-factor and its like set them")  # fmt: skip
