@@ -147,8 +147,11 @@ def load(
     kv_type_draft: str | None = None,
     use_kernels: bool | None = None,
     rope: RopeOverrides | None = None,
+    model_draft: str | Path | None = None,
+    mtp: bool = True,
+    check_tensors: bool = False,
 ) -> LanguageModel:
-    """Open a GGUF file (None: the embedded tiny model).
+    """Open a GGUF file, or the first of a split model (None: the embedded tiny model).
 
     numerics       ggml (what llama.cpp's CPU backend computes) or exact (float32 with float64 sums)
     contract       an MtpContract, or its textual form: llama.cpp, training, "training,hidden=pre", ...
@@ -156,10 +159,22 @@ def load(
     kv_type_draft  the same for the MTP block's KV
     use_kernels    False: the readable spec instead of the Numba kernels (same bits, slow)
     rope           RoPE keys to set in place of the file's: RopeOverrides(scaling_type="yarn", freq_scale=0.25)
+    model_draft    a stand-alone MTP head (mtp-*.gguf) for a model without one, or in place of its own
+    mtp            False: the head is not loaded and takes no memory (for plain decoding)
+    check_tensors  look for NaN and infinity in all weights first
     Errors         MtprefError, one line
     """
     if isinstance(contract, str):
         contract = parse_contract(contract)
     recipe = make_recipe(numerics, contract, use_kernels=use_kernels)
-    core = model_room.load(path or tiny_path(), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft, rope=rope)
+    core = model_room.load(
+        path or tiny_path(),
+        recipe,
+        kv_type=kv_type,
+        kv_type_draft=kv_type_draft,
+        rope=rope,
+        model_draft=model_draft,
+        mtp=mtp,
+        check_tensors=check_tensors,
+    )
     return LanguageModel(core)

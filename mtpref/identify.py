@@ -51,9 +51,10 @@ def describe_kind(file: GgufFile) -> str | None:
 
 
 def is_head_only(file: GgufFile) -> bool:
-    """Whether it holds an MTP block and no trunk: llama.cpp's test is the absence of blk.0.attn_norm.weight."""
-    return "blk.0.attn_norm.weight" not in file.tensors and any(
-        name.endswith(".nextn.eh_proj.weight") for name in file.tensors
+    """Whether it holds an MTP block and nothing of block 0. (llama.cpp looks for blk.0.attn_norm.weight.)"""
+    names = file.tensors
+    return any(name.endswith(".nextn.eh_proj.weight") for name in names) and not any(
+        name.startswith("blk.0.") for name in names
     )
 
 

@@ -20,7 +20,11 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class MtpWeights:
-    """The MTP head. `origin` names the tensor that each optional part was read from."""
+    """The MTP head.
+
+    origin    the tensor that each optional part was read from
+    borrowed  the parts that are the trunk's    file: the stand-alone file of the others, "" for the trunk's own file
+    """
 
     enorm: F32  # nextn.enorm.weight (n_embd,)
     hnorm: F32  # nextn.hnorm.weight (n_embd,)
@@ -30,6 +34,8 @@ class MtpWeights:
     shared_head_norm: F32  # nextn.shared_head_norm.weight, else output_norm.weight
     shared_head_head: spec.Matrix  # nextn.shared_head_head.weight, else the trunk's output
     origin: dict[str, str]
+    borrowed: tuple[str, ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,16 @@ class Weights:
 
 @dataclass
 class TensorFinder:
-    """Takes tensors out of a file by name; remembers which were taken, so that the rest can be named."""
+    """Takes tensors out of a file by name; remembers which were taken, so that the rest can be named.
+
+    taken            names that were asked for    read: those among them whose values were given
+    is_header_only   only check names, shapes and types: what is given has no values, and the file's data is not touched
+    """
 
     file: GgufFile
     taken: set[str] = field(default_factory=set)
+    is_header_only: bool = False
+    read: set[str] = field(default_factory=set)
 
     def has(self, name: str) -> bool:
         return name in self.file.tensors
@@ -56,6 +68,8 @@ class TensorFinder:
     def array(self, name: str, shape: tuple[int, ...]) -> F32:
         """A float32 copy of a small tensor (norms, biases, the convolution)."""
         info = self._info(name, shape)
+        if self.is_header_only:
+            return np.empty(0, np.float32)
         return quants.dequantize(info.type_name, self.file.data(info), info.shape).reshape(shape)
 
     def matrix(self, name: str, shape: tuple[int, int]) -> spec.Matrix:
@@ -65,11 +79,14 @@ class TensorFinder:
             raise MtprefError(f"{self.file.label}: tensor {name} has type {info.type_name}, expected one of "
                               f"{', '.join(spec.GGML_PRODUCTS)}; requantise the file (llama-quantize, e.g. to "
                               "Q8_0 or Q4_K_M)")  # fmt: skip
-        return spec.Matrix(name, info.type_name, shape[0], shape[1], self.file.data(info))
+        return spec.Matrix(name, info.type_name, shape[0], shape[1], self._data(info))
 
     def unused(self, prefixes: Iterable[str] = ("",)) -> list[str]:
         """Tensors of the file that nobody took."""
         return [n for n in self.file.tensors if n not in self.taken and n.startswith(tuple(prefixes))]
+
+    def _data(self, info: Any) -> NDArray[np.uint8]:
+        return np.empty(0, np.uint8) if self.is_header_only else self.file.data(info)
 
     def _info(self, name: str, shape: tuple[int, ...]) -> Any:
         info = self.file.tensors.get(name)
@@ -80,4 +97,6 @@ class TensorFinder:
             raise MtprefError(f"{self.file.label}: tensor {name} has shape {info.ne}, expected {shape[::-1]} in GGUF "
                               "order; do the metadata belong to this file? try: mtpref inspect FILE")  # fmt: skip
         self.taken.add(name)
+        if not self.is_header_only:
+            self.read.add(name)
         return info

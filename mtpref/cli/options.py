@@ -15,7 +15,22 @@ MAX_PROMPT_BYTES = 64 << 20
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", metavar="FNAME", help="GGUF file (default: the embedded tiny model)")
+    group.add_argument(
+        "-m",
+        "--model",
+        metavar="FNAME",
+        help="GGUF file, or the first of a split model (default: the embedded tiny model)",
+    )
+    group.add_argument(
+        "-md",
+        "--model-draft",
+        "--spec-draft-model",
+        metavar="FNAME",
+        help="stand-alone MTP head, mtp-*.gguf, for a model without one or in place of its own (default: that one)",
+    )
+    group.add_argument(
+        "--check-tensors", action="store_true", help="look for NaN and infinity in all weights first (default: off)"
+    )
     group.add_argument(
         "--numerics",
         choices=("ggml", "exact"),
@@ -152,6 +167,9 @@ def load_model(args: argparse.Namespace) -> Any:
         kv_type_draft=kv_type_draft,
         use_kernels=use_kernels,
         rope=_rope_overrides(args),
+        model_draft=args.model_draft,
+        mtp=getattr(args, "spec_type", None) != "none",
+        check_tensors=args.check_tensors,
     )
 
 

@@ -77,16 +77,15 @@ class Notes:
     def _mtp(self, core: Any, options: Any) -> None:
         from mtpref.contract import describe
 
-        if not core.has_mtp:
-            self.line("MTP: the file has no head, so nothing is drafted and every token costs a full pass")
-        elif options.spec_type == "none" or options.policy.n_max == 0:
+        is_off = options.spec_type == "none" or options.policy.n_max == 0
+        if core.mtp_status == "off" or (core.has_mtp and is_off):
             self.line("MTP: off, though the file has a head; every token costs a full pass")
+        elif not core.has_mtp:
+            self.line("MTP: the file has no head, so nothing is drafted and every token costs a full pass")
         else:
-            borrowed = [f"{part} = {name}" for part, name in core.weights.mtp.origin.items() if ".nextn." not in name]
-            shared = f"; shared with the trunk: {', '.join(borrowed)}" if borrowed else ""
             self.line(
                 f"MTP: on, drafts of up to {options.policy.n_max}, roll back by {options.rollback}, "
-                f"contract {describe(core.recipe.contract)}{shared}"
+                f"contract {describe(core.recipe.contract)}{_origins(core.weights.mtp)}"
             )
 
     def progress(self, n_done: int, n_total: int) -> None:
@@ -98,3 +97,12 @@ class Notes:
         if self._in_progress:
             print(file=sys.stderr)
             self._in_progress = False
+
+
+def _origins(mtp: Any) -> str:
+    """Where the head's parts come from, as far as they are not its own nextn tensors."""
+    shared = [f"{part} = {mtp.origin[part]}" for part in mtp.borrowed]
+    others = [f"{part} = {name}" for part, name in mtp.origin.items()
+              if part not in mtp.borrowed and ".nextn." not in name]  # fmt: skip
+    from_file = f"; head of {mtp.file}" + (f" with its {', '.join(others)}" if others else "") if mtp.file else ""
+    return from_file + (f"; shared with the trunk: {', '.join(shared)}" if shared else "")

@@ -52,12 +52,12 @@ class Span:
     def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
         """The RoPE table of the batch, made once for all layers of the same shape."""
         if cfg not in self._rope:
-            self._rope[cfg] = self.ops.rope_table(self.pos, *_rope_constants(cfg))
+            self._rope[cfg] = self.ops.rope_table(self.pos, *rope_constants(cfg))
         return self._rope[cfg]
 
 
 @lru_cache(maxsize=16)
-def _rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
+def rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
     """What S10's table needs beside positions: frequencies, which pairs turn, and the magnitude. YaRN's rule holds
     where ext_factor is not 0; yarn_attn_factor counts only where it does not."""
     frequencies = spec.rope_frequencies(cfg.n_rot, cfg.freq_base)

@@ -57,6 +57,8 @@ class Model:
 
     notes   lines that a user should see (tensors that no one reads, a missing head)
     kv      the file's keys
+    mtp_status  where the head is: "none" (there is none), "own" (in the model's file), "file" (in a stand-alone file)
+                or "off" (there, but not loaded)
     """
 
     config: ModelConfig
@@ -71,6 +73,7 @@ class Model:
     kv_type_draft: str = "F16"
     notes: tuple[str, ...] = ()
     kv: Mapping[str, Any] = field(default_factory=dict)
+    mtp_status: str = "own"
 
     @property
     def n_vocab(self) -> int:

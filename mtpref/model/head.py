@@ -1,0 +1,258 @@
+"""The MTP head: of the model's own file, or of a stand-alone file that must match the trunk.
+
+Owns what stands in for a tensor that a head does not bring, and the checks between two files. A stand-alone head is
+read as llama.cpp reads it, as a draft model: its own token_embd, output_norm and output serve it, and its token_embd
+stands in for an output that it lacks. Only what such a file does not hold at all is borrowed from the trunk (llama.cpp
+refuses those files, and a note says so).
+Source: llama.cpp common/speculative.cpp, src/models/qwen35.cpp, conversion/qwen.py (--mtp, --no-mtp).
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from mtpref.config import Metadata, ModelConfig, read_model_config
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufArray, GgufFile, open_gguf, printable
+from mtpref.identify import describe_kind
+from mtpref.model.architectures import Architecture
+from mtpref.model.kinds import rope_constants
+from mtpref.model.model import Layer
+from mtpref.model.read import read_block
+from mtpref.weights import MtpWeights, TensorFinder, Weights
+
+MAX_UNUSED_NAMED = 4
+# Part of the head -> the tensors of a stand-alone file that can be it, the first present wins ({} is blk.N.nextn).
+CANDIDATES = {
+    "embed_tokens": ("{}.embed_tokens.weight", "token_embd.weight"),
+    "shared_head_norm": ("{}.shared_head_norm.weight", "output_norm.weight"),
+    "shared_head_head": ("{}.shared_head_head.weight", "output.weight", "token_embd.weight"),
+}
+# Field of an attention layer's config -> the key that sets it: what turns positions into angles, beside rope.scaling.*.
+ROPE_KEYS = {
+    "n_rot": "rope.dimension_count",
+    "rope_sections": "rope.dimension_sections",
+    "freq_base": "rope.freq_base",
+}
+REMAKE = "make both files from one checkpoint with one converter (convert_hf_to_gguf.py --mtp and --no-mtp)"
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What a head is fitted to."""
+
+    file: GgufFile
+    meta: Metadata
+    arch: Architecture
+    config: ModelConfig
+    ffn_cfg: Any
+    finder: TensorFinder
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class Head:
+    """status: "none" (there is none), "own" (in the model's file), "file" (stand-alone) or "off" (there, not loaded).
+
+    finder: of a stand-alone file
+    """
+
+    status: str
+    layer: Layer | None = None
+    weights: MtpWeights | None = None
+    finder: TensorFinder | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> Head:
+    """The head to draft with.
+
+    path    a stand-alone head (-md); it goes before one of the model's own
+    is_on   False: the head stays in the file. Its tensors are checked by the header; none is read, none takes memory
+    Errors  MtprefError, one line for each way in which the two files can disagree
+    """
+    own = _own_head(trunk, is_read=is_on and path is None)
+    if not is_on:
+        notes = (f"-md {printable(str(path), 400)}: not read, drafting is off",) if path is not None else ()
+        return Head("none" if own is None else "off", notes=notes)
+    if path is None:
+        return own or Head("none")
+    head = _head_of_file(trunk, path)
+    if own is None:
+        return head
+    note = f"{trunk.file.label} has an MTP head of its own; that of {_name(head.finder)} is used (-md)"
+    return Head("file", head.layer, head.weights, head.finder, (note, *head.notes))
+
+
+def _own_head(trunk: Trunk, *, is_read: bool) -> Head | None:
+    if trunk.config.n_layer_nextn == 0:
+        return None
+    if not is_read and trunk.config.n_layer_nextn > 1:
+        return Head("off")  # a chain of blocks cannot be run, nor checked; its tensors are named as not read
+    finder = trunk.finder if is_read else TensorFinder(trunk.file, trunk.finder.taken, is_header_only=True)
+    layer = _layer(trunk.arch, trunk.meta, trunk.config)
+    weights = _read_head(trunk, finder, layer, trunk.ffn_cfg)
+    return Head("own", layer, weights) if is_read else Head("off")
+
+
+def _layer(arch: Architecture, meta: Metadata, config: ModelConfig) -> Layer:
+    if arch.mtp_mixer is None or config.n_layer_nextn > 1:
+        raise MtprefError(f"{meta.source}: {meta.arch}.nextn_predict_layers is {config.n_layer_nextn}, expected 0 or "
+                          "1: chains of several MTP blocks are not supported")  # fmt: skip
+    return Layer(arch.mtp_mixer, arch.mtp_mixer.read_config(meta))
+
+
+def _read_head(trunk: Trunk, finder: TensorFinder, layer: Layer, ffn_cfg: Any) -> MtpWeights:
+    """The head's tensors, its own or those that stand in for them."""
+    n_embd, il = trunk.config.n_embd, trunk.config.n_layer
+    is_alone = finder.file is not trunk.file
+    prefix = f"blk.{il}.nextn"
+    borrowed = {
+        "embed_tokens": trunk.weights.token_embd,
+        "shared_head_norm": trunk.weights.output_norm,
+        "shared_head_head": trunk.weights.output,
+    }
+    parts: dict[str, Any] = {}
+    origin = {"embed_tokens": "token_embd.weight", "shared_head_norm": "output_norm.weight"}
+    origin["shared_head_head"] = trunk.weights.output.name
+    for part, candidates in CANDIDATES.items():
+        names = [name.format(prefix) for name in candidates[: None if is_alone else 1]]
+        name = next((name for name in names if finder.has(name)), None)
+        if name is None:
+            parts[part] = borrowed[part]
+            continue
+        origin[part] = name
+        is_norm = part == "shared_head_norm"
+        vocab_shape = (trunk.weights.token_embd.n_out, n_embd)
+        parts[part] = finder.array(name, (n_embd,)) if is_norm else finder.matrix(name, vocab_shape)
+    return MtpWeights(
+        enorm=finder.array(f"{prefix}.enorm.weight", (n_embd,)),
+        hnorm=finder.array(f"{prefix}.hnorm.weight", (n_embd,)),
+        eh_proj=finder.matrix(f"{prefix}.eh_proj.weight", (n_embd, 2 * n_embd)),
+        block=read_block(finder, trunk.arch, n_embd, il, ((layer.kind, layer.cfg), (trunk.arch.ffn, ffn_cfg))),
+        **parts,
+        origin=origin,
+        borrowed=tuple(part for part in parts if parts[part] is borrowed[part]),
+        file=finder.file.label if is_alone else "",
+    )
+
+
+# STAND-ALONE
+
+
+def _head_of_file(trunk: Trunk, path: str | Path) -> Head:
+    file = open_gguf(path)
+    what = describe_kind(file)
+    if what is not None:
+        raise MtprefError(f"{file.label}: this is {what} (-md takes an MTP head)")
+    meta = Metadata(file.kv, file.label, trunk.meta.rope)
+    check_match(trunk, file, meta)
+    config = read_model_config(meta)
+    layer = _layer(trunk.arch, meta, config)
+    finder = TensorFinder(file)
+    weights = _read_head(trunk, finder, layer, trunk.arch.ffn.read_config(meta))
+    return Head("file", layer, weights, finder, _notes(trunk, finder, weights))
+
+
+def check_match(trunk: Trunk, file: GgufFile, meta: Metadata) -> None:
+    """Whether a stand-alone head belongs to a trunk.
+
+    Errors  MtprefError naming the first of these that differs: architecture, the presence of a head,
+            embedding_length, number of trunk layers, layer_norm_rms_epsilon, a RoPE parameter, tokenizer model, pre,
+            number of tokens, a token, rows of token_embd
+    """
+
+    def differs(what: str, found: object, expected: object) -> MtprefError:
+        return MtprefError(f"{file.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
+                           f"{trunk.file.label}; the head belongs to another model: {REMAKE}")  # fmt: skip
+
+    arch = meta.arch
+    if arch != trunk.meta.arch:
+        raise differs("key general.architecture", arch, trunk.meta.arch)
+    if not meta.u32("nextn_predict_layers", 0, low=0):
+        raise MtprefError(f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
+                          "give -md a file made with convert_hf_to_gguf.py --mtp")  # fmt: skip
+    config, own = read_model_config(meta), trunk.config
+    if config.n_embd != own.n_embd:
+        raise differs(f"key {arch}.embedding_length", config.n_embd, own.n_embd)
+    if config.n_layer != own.n_layer:
+        what = f"the number of trunk layers ({arch}.block_count - {arch}.nextn_predict_layers)"
+        raise differs(what, config.n_layer, own.n_layer)
+    if config.rms_eps != own.rms_eps:
+        raise differs(f"key {arch}.attention.layer_norm_rms_epsilon", config.rms_eps, own.rms_eps)
+    _check_rope(trunk, meta, differs)
+    _check_vocabulary(trunk, file, differs)
+
+
+def _check_rope(trunk: Trunk, meta: Metadata, differs: Any) -> None:
+    """Same angles for same positions. Keys may differ where that changes nothing."""
+    mixer = trunk.arch.mtp_mixer
+    if mixer is None:
+        return
+    found, expected = mixer.read_config(meta), mixer.read_config(trunk.meta)
+    pairs = zip(rope_constants(found), rope_constants(expected), strict=True)
+    if all(_same(a, b) for a, b in pairs):
+        return
+    for name, key in ROPE_KEYS.items():
+        a, b = getattr(found, name), getattr(expected, name)
+        if a != b:
+            raise differs(f"key {meta.arch}.{key}", a, b)
+    a, b = asdict(found.rope_scaling), asdict(expected.rope_scaling)
+    names = [name for name in a if a[name] != b[name]]
+    texts = [", ".join(f"{name} {values[name]}" for name in names) for values in (a, b)]
+    raise differs(f"RoPE scaling ({meta.arch}.rope.scaling.*)", *texts)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(a.shape == b.shape and (a == b).all()) if hasattr(a, "shape") else bool(a == b)
+
+
+def _check_vocabulary(trunk: Trunk, file: GgufFile, differs: Any) -> None:
+    for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
+        if file.get(key) != trunk.file.get(key):
+            raise differs(f"key {key}", file.get(key), trunk.file.get(key))
+    found, expected = (f.require("tokenizer.ggml.tokens", "arr:str") for f in (file, trunk.file))
+    if len(found) != len(expected):
+        raise differs("the number of tokens (tokenizer.ggml.tokens)", len(found), len(expected))
+    i = _first_difference(found, expected)
+    if i is not None:
+        raise differs(f"token {i} (tokenizer.ggml.tokens)", found[i], expected[i])
+    n_rows = trunk.weights.token_embd.n_out
+    for name in ("token_embd.weight", "output.weight"):
+        info = file.tensors.get(name)
+        if info is not None and info.shape[0] != n_rows:
+            raise differs(f"the number of rows of {name}", info.shape[0], n_rows)
+
+
+def _first_difference(a: GgufArray, b: GgufArray) -> int | None:
+    pairs = zip_longest(a.to_bytes_list(), b.to_bytes_list())
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), None)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "absent"
+    return repr(printable(value, 40)) if isinstance(value, str) else printable(str(value), 100)
+
+
+def _name(finder: TensorFinder | None) -> str:
+    return "" if finder is None else printable(finder.file.path.name)
+
+
+def _notes(trunk: Trunk, finder: TensorFinder, weights: MtpWeights) -> tuple[str, ...]:
+    notes, name = [], _name(finder)
+    missing = [t for t in ("token_embd.weight", "output_norm.weight") if not finder.has(t)]
+    if missing:
+        notes.append(f"{name} has no {' and no '.join(missing)}: what it lacks is the trunk's; llama.cpp refuses it")
+    is_tied = weights.origin["shared_head_head"] == "token_embd.weight" and "shared_head_head" not in weights.borrowed
+    if is_tied and trunk.finder.has("output.weight"):
+        notes.append(f"{name} has no output.weight: its token_embd.weight gives the head's logits, as in llama.cpp, "
+                     "though the trunk has an output.weight; was lm_head left out?")  # fmt: skip
+    unused = finder.unused()
+    if finder.has("blk.0.attn_norm.weight"):
+        notes.append(f"{name} holds a whole model; only its MTP head is read, {len(unused)} tensors are not")
+    elif set(unused) - {"token_embd.weight", "output_norm.weight"}:
+        named = ", ".join(printable(n) for n in unused[:MAX_UNUSED_NAMED]) + ", ..." * (len(unused) > MAX_UNUSED_NAMED)
+        notes.append(f"{len(unused)} tensors of {name} are not read: {named}")
+    return tuple(notes)
