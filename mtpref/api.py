@@ -103,6 +103,10 @@ class LanguageModel:
         """An empty sequence for `generate(..., session=...)`: later prompts reuse what it holds (docs/sessions.md)."""
         return Session(self.core, n_ctx, checkpoint_every=checkpoint_every)
 
+    def load_session(self, path: str | Path, n_ctx: int = 0, *, checkpoint_every: int = 0) -> Session:
+        """The sequence that `Session.save` wrote to a file."""
+        return Session.load(self.core, path, n_ctx, checkpoint_every=checkpoint_every)
+
     def generate(
         self,
         prompt: str | Sequence[int] | chat.ChatPrompt,

@@ -7,12 +7,15 @@ Owns which part of a prompt is run again. It must not know how a round is decode
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from pathlib import Path
+from typing import Any
 
 from mtpref.contract import MtpContract
 from mtpref.decode import Decoder, Drafter, Options
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Event, PromptProgress, RunEnded, Token, Verified
 from mtpref.model import Model
+from mtpref.session.file import read_session, write_session
 from mtpref.state import Checkpoint, ModelState
 
 N_CHECKPOINTS = 4
@@ -111,6 +114,29 @@ class Session:
                 self._follow(event, prompt_ids)
             yield event
 
+    # --------------------------------------------------------------------------------------- files
+
+    def save(self, path: str | Path) -> None:
+        """Write tokens, state and checkpoints to a file, as of the last consistent moment; also in the middle of a run.
+
+        Errors  MtprefError where the file cannot be written; it is replaced whole or not at all
+        """
+        with _ONE_AT_A_TIME:
+            write_session(path, self.core, self.state, self.ids, self.mark, self.checkpoints)
+
+    @classmethod
+    def load(cls, core: Model, path: str | Path, n_ctx: int = 0, **settings: Any) -> "Session":
+        """The session that `save` wrote. settings: as for a new one.
+
+        Errors  MtprefError, one line, for a file of another model or run, and for a damaged one
+        """
+        session = cls(core, n_ctx, **settings)
+        saved = read_session(path, core, session.state)
+        session._ids, session.checkpoints = saved.ids, saved.checkpoints
+        session.mark = session._round_start = saved.mark
+        session._thin_out()
+        return session
+
     # -------------------------------------------------------------------------------------- reuse
 
     def _go_back(self, prompt_ids: list[int], reads_head: bool) -> int:
@@ -177,7 +203,11 @@ class Session:
         if self.n_checkpoints < 1 or (kept and kept[-1].n_past >= self.state.n_past):
             return
         kept.append(self.core.recipe.steps.checkpoint(self.state))
-        while len(kept) > self.n_checkpoints:
+        self._thin_out()
+
+    def _thin_out(self) -> None:
+        kept = self.checkpoints
+        while len(kept) > max(0, self.n_checkpoints):
             ends = [0, *(c.n_past for c in kept)]
             gaps = [ends[i + 2] - ends[i] for i in range(len(kept) - 1)]
             del kept[gaps.index(min(gaps)) if gaps else 0]

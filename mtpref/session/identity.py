@@ -1,0 +1,81 @@
+"""Which model a saved state belongs to: a digest of what the model reads, cheap enough to take at every save and load.
+
+Owns what goes into it. It must not know what the digests are compared for.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from mtpref.model import Layer, Model
+
+WHOLE_BYTES = 1 << 18  # tensors up to this size count whole
+N_BLOCKS, BLOCK_BYTES = 16, 4096  # of larger ones: so many blocks, evenly spaced, first and last bytes among them
+
+
+def trunk_id(core: Model) -> str:
+    """SHA-256 over hyper-parameters, and name, type, shape and bytes of every tensor that the trunk reads.
+
+    Rule     of a tensor of more than WHOLE_BYTES bytes, N_BLOCKS blocks of BLOCK_BYTES stand for the rest: another
+             model, another quantisation or another training shows, a few bytes changed by hand between blocks do not
+    """
+    config = {name: value for name, value in asdict(core.config).items() if name != "name"}
+    sha = hashlib.sha256(_text(config, [_layer(layer) for layer in core.layers], _plain(core.ffn_cfg)))
+    for part in fields(core.weights):
+        if part.name != "mtp":
+            _add(sha, part.name, getattr(core.weights, part.name))
+    return sha.hexdigest()
+
+
+def head_id(core: Model) -> str:
+    """The same over the MTP head, with the trunk's tensors that it borrows; empty where there is none."""
+    if core.weights.mtp is None or core.mtp_layer is None:
+        return ""
+    sha = hashlib.sha256(_text(_layer(core.mtp_layer)))
+    _add(sha, "mtp", core.weights.mtp)
+    return sha.hexdigest()
+
+
+def _layer(layer: Layer) -> list[Any]:
+    return [layer.kind.name, _plain(layer.cfg)]
+
+
+def _plain(cfg: Any) -> Any:
+    return asdict(cfg) if is_dataclass(cfg) and not isinstance(cfg, type) else cfg
+
+
+def _text(*values: Any) -> bytes:
+    return json.dumps(values, sort_keys=True, default=repr).encode()
+
+
+def _add(sha: Any, name: str, value: Any) -> None:
+    """Walk records, tables and lists down to arrays and plain values."""
+    if isinstance(value, np.ndarray):
+        sha.update(_text(name, str(value.dtype), value.shape))
+        for block in _blocks(value):
+            sha.update(block)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in fields(value):
+            _add(sha, f"{name}.{part.name}", getattr(value, part.name))
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            _add(sha, f"{name}.{key}", value[key])
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            _add(sha, f"{name}.{i}", item)
+    else:
+        sha.update(_text(name, value))
+
+
+def _blocks(array: np.ndarray) -> Iterator[bytes]:
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if raw.size <= WHOLE_BYTES:
+        yield raw.tobytes()
+        return
+    for i in range(N_BLOCKS):
+        start = (raw.size - BLOCK_BYTES) * i // (N_BLOCKS - 1)
+        yield raw[start : start + BLOCK_BYTES].tobytes()
