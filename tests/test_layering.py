@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
     "faults": {"contract", "errors", "model", "ops", "recipe", "state", "steps", "weights"},
+    "story": {"decode", "errors", "events", "model", "state"},
     "session": {"contract", "decode", "errors", "events", "gguf", "model", "state"},
     "api": {"chat", "contract", "decode", "errors", "events", "model", "recipe", "rope_scaling", "session", "state"},
     SELF: {"api", "cli", "contract", "decode", "errors", "rope_scaling", "session"},
