@@ -123,11 +123,11 @@ def test_escapes_in_the_prompt_are_read_with_e(capfdbinary):
 
 
 def test_an_escape_that_follows_an_escaped_backslash_stays_as_written():
-    from mtpref.cli.options import _unescape
+    from mtpref.cli.options import unescape
 
-    assert _unescape(r"\\n") == r"\n"
-    assert _unescape(r"\\\n") == "\\\n"
-    assert _unescape("\0\\t") == "\0\t"
+    assert unescape(r"\\n") == r"\n"
+    assert unescape(r"\\\n") == "\\\n"
+    assert unescape("\0\\t") == "\0\t"
 
 
 def test_prompt_comes_from_standard_input_and_from_a_file(tmp_path):

@@ -13,6 +13,12 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat", action="store_true", help="the prompt is a user's message, put into the chat template (default: off)"
     )
+    group.add_argument(
+        "-cnv",
+        "--conversation",
+        action="store_true",
+        help="turn after turn, typed on a terminal or one a line; -p or -f is the first; implies --chat (default: off)",
+    )
     group.add_argument("-sys", "--system", "--system-prompt", metavar="TEXT", help="system message (default: none)")
     group.add_argument(
         "--chat-template",
@@ -40,10 +46,11 @@ class ChatSettings:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.is_chat = bool(args.chat)
+        self.is_conversation = bool(args.conversation)
+        self.is_chat = bool(args.chat) or self.is_conversation
         for name in ("system", "chat_template", "chat_template_kwargs", "chat_date"):
             if not self.is_chat and getattr(args, name) is not None:
-                raise MtprefError(f"--{name.replace('_', '-')}: it is for chats, expected --chat as well")
+                raise MtprefError(f"--{name.replace('_', '-')}: it is for chats, expected --chat or -cnv as well")
         self.system: str | None = args.system
         self.template: str | None = args.chat_template
         self.kwargs = _object("--chat-template-kwargs", args.chat_template_kwargs)
@@ -51,6 +58,15 @@ class ChatSettings:
 
     def first_messages(self) -> list[dict[str, str]]:
         return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def describe(self, model: Any) -> str:
+        """The template and its arguments, before any message.
+
+        Errors  MtprefError where there is no such template
+        """
+        from mtpref.chat import ChatPrompt
+
+        return ChatPrompt("", [], model.chat_template(self.template), self.kwargs).describe()
 
     def prompt(self, model: Any, messages: list[dict[str, str]]) -> Any:
         """The ChatPrompt of a conversation."""

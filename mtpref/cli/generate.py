@@ -3,14 +3,13 @@
 import argparse
 import contextlib
 import json
-import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from mtpref.cli.chat_options import ChatSettings, add_chat
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 from mtpref.cli.output import Notes, Text
+from mtpref.cli.signals import sigterm_as_interrupt
 from mtpref.cli.spec_options import add_spec, decode_options
 from mtpref.errors import MtprefError
 
@@ -57,9 +56,7 @@ def run_generate(args: argparse.Namespace) -> int:
     from mtpref.trace import TraceWriter
 
     chat = ChatSettings(args)
-    if chat.is_chat and args.prompt is None and args.file is None:
-        raise MtprefError("prompt: none is given, expected the user's message; use -p TEXT or -f FNAME")
-    prompt = read_prompt(args)
+    prompt = _given_prompt(args, chat)
     say = Notes()
     say.when_compiling(args)
     started = time.perf_counter()
@@ -67,21 +64,44 @@ def run_generate(args: argparse.Namespace) -> int:
     load_seconds = time.perf_counter() - started
     options = decode_options(args, model)
     say.model(args, model, options)
-    if chat.is_chat:
-        prompt = chat.prompt(model, [*chat.first_messages(), {"role": "user", "content": prompt}])
-        say.line(prompt.describe())
-    elif args.prompt is None and args.file is None:
-        say.line(f"prompt: {prompt!r} (give your own with -p or -f)")
-    run = model.generate(prompt, options, n_ctx=_n_ctx(args, model))
-    run.statistics.seconds["load"] = load_seconds
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(TraceWriter(args.trace)) if args.trace else None
+        if chat.is_conversation:
+            return _converse(args, chat, model, options, prompt, writer, say)
+        if chat.is_chat:
+            prompt = chat.prompt(model, [*chat.first_messages(), {"role": "user", "content": prompt}])
+            say.line(prompt.describe())
+        elif args.prompt is None and args.file is None:
+            say.line(f"prompt: {prompt!r} (give your own with -p or -f)")
+        run = model.generate(prompt, options, n_ctx=_n_ctx(args, model))
+        run.statistics.seconds["load"] = load_seconds
         reason = _consume(run, writer, Text(is_silent=args.json), say)
     if args.json:
         _print_json(run, reason)
     for line in run.statistics.lines():
         say.line(line)
     return 130 if reason == "interrupted" else 0
+
+
+def _given_prompt(args: argparse.Namespace, chat: ChatSettings) -> Any:
+    """The prompt's text; None where a conversation begins with its first typed turn."""
+    is_given = args.prompt is not None or args.file is not None
+    if chat.is_conversation and not is_given:
+        return None
+    if chat.is_chat and not is_given:
+        raise MtprefError("prompt: none is given, expected the user's message; use -p TEXT, -f FNAME, or -cnv")
+    return read_prompt(args)
+
+
+def _converse(
+    args: argparse.Namespace, chat: ChatSettings, model: Any, options: Any, first: str | None, writer: Any, say: Notes
+) -> int:
+    from mtpref.cli.conversation import Conversation, run_conversation
+
+    say.line(chat.describe(model))
+    session = model.new_session(_n_ctx(args, model))
+    conversation = Conversation(model, chat, options, session, lambda run, text: _consume(run, writer, text, say))
+    return run_conversation(args, conversation, first, say, _print_json)
 
 
 def _n_ctx(args: argparse.Namespace, model: Any) -> int:
@@ -98,7 +118,7 @@ def _consume(run: Any, writer: Any, text: Text, say: Notes) -> str:
 
     reason = "interrupted"
     try:
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():
             for event in tee(run, writer):
                 if isinstance(event, Token):
                     say.end_progress()
@@ -113,24 +133,6 @@ def _consume(run: Any, writer: Any, text: Text, say: Notes) -> str:
     say.end_progress()
     text.end()
     return reason
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: with its statistics."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        previous = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _print_json(run: Any, reason: str) -> None:

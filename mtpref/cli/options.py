@@ -129,7 +129,7 @@ def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt == "-":
         return sys.stdin.buffer.read(MAX_PROMPT_BYTES).decode("utf-8", "surrogateescape")
     if args.prompt is not None:
-        return _unescape(args.prompt) if args.escape else str(args.prompt)
+        return unescape(args.prompt) if args.escape else str(args.prompt)
     if args.file is not None:
         return _read_file(Path(args.file))
     if args.model is not None:
@@ -145,7 +145,7 @@ def _read_file(path: Path) -> str:
         raise MtprefError(f"-f {path}: cannot be read ({error.strerror}); expected a text file") from None
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     """llama.cpp's escapes that a prompt needs; an unknown one stays as it is written."""
     meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
     return re.sub(r"\\(.)", lambda match: meant.get(match[1], match[0]), text, flags=re.DOTALL)
