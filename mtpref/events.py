@@ -35,13 +35,19 @@ class PromptProgress:
 
 @dataclass(frozen=True)
 class DraftStep:
-    """One step of the drafter: the candidates it saw, best first, and whether the best one was taken."""
+    """One step of the drafter: the candidates it saw, best first, and whether a token was taken.
+
+    u  the uniform number that drew the token, q: the token's probability in the draft's own filtered distribution
+       (None: the token is the best candidate)
+    """
 
     pos: int
     candidates: list[int]
     p: list[float]
     margin: float
     is_taken: bool
+    u: float | None = None
+    q: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,34 @@ class Drafted:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """How the token of one row was sampled.
+
+    pos         position of the token
+    id, p       the drafted token and its probability in the target's filtered distribution (None: none was drafted)
+    q           its probability in the draft's distribution, p_accept: the probability, before any draw, that it is
+                accepted (None: none was drafted)
+    u_target, u_accept, u_residual   the uniform numbers that were looked at (None: that one was not)
+    edge        distance of the last of them from a number that gives another token; None where none does
+    """
+
+    pos: int
+    id: int | None = None
+    p: float | None = None
+    q: float | None = None
+    p_accept: float | None = None
+    u_target: float | None = None
+    u_accept: float | None = None
+    u_residual: float | None = None
+    edge: float | None = None
+
+
+@dataclass(frozen=True)
 class Verified:
-    """The target's choice at each verified row, the margin of each, and the verdict on each drafted token."""
+    """The target's choice at each verified row, the margin of each, and the verdict on each drafted token.
+
+    draws  how each row's token was sampled; empty for greedy decoding
+    """
 
     round: int
     pos0: int
@@ -68,6 +100,7 @@ class Verified:
     near_ties: list[bool]
     n_accepted: int
     verdicts: list[str]
+    draws: list[Draw] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,21 +116,29 @@ class RolledBack:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of the output. source: draft, bonus (after a full acceptance), correction, or plain (no draft)."""
+    """One token of the output. source: draft, bonus (after a full acceptance), correction, or plain (no draft).
+
+    text  the bytes that may be shown now: of this piece and of earlier ones that were held back, as they might have
+          been the beginning of a stop string
+    u     the uniform number that drew the token (None: greedy, or told in the round's `draws` and `steps`)
+    """
 
     pos: int
     id: int
     piece: bytes
     source: str
     is_eog: bool
+    text: bytes = b""
+    u: float | None = None
 
 
 @dataclass(frozen=True)
 class RunEnded:
-    """Last event. reason: eog, length, context or interrupted."""
+    """Last event. reason: eog, stop (a stop string), length, context or interrupted. text: what was still held back."""
 
     reason: str
     statistics: dict[str, Any] = field(default_factory=dict)
+    text: bytes = b""
 
 
 Event = RunStarted | PromptProgress | Drafted | Verified | RolledBack | Token | RunEnded

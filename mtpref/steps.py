@@ -2,7 +2,7 @@
 replaceable.
 
 Owns the hand-over of hidden rows, the checkpointing of state and acceptance. No entry multiplies anything;
-the rules that are numerics in disguise (pairing, acceptance) are those of mtpref/spec/mtp.py.
+the rules that are numerics in disguise (pairing, acceptance, sampling) are those of mtpref/spec/mtp.py and sampling.py.
 """
 
 from collections.abc import Callable
@@ -80,6 +80,26 @@ def trim_mtp(state: ModelState, pos: int) -> None:
     state.trim_mtp(pos)
 
 
+def match_token(id_draft: int, target: spec.Distribution, u: float) -> int:
+    """`match`: the token of a row that a drafted token stands against is the target's own draw, whatever was drafted."""
+    return spec.draw(target, u)
+
+
+def plain_token(target: spec.Distribution, u: float) -> int:
+    """The token of a row without a draft: the target's draw."""
+    return spec.draw(target, u)
+
+
+def bonus_token(target: spec.Distribution, u: float) -> int:
+    """The token of the row behind a whole draft: the target's draw, by both rules."""
+    return spec.draw(target, u)
+
+
+def draft_token(draft: spec.Distribution, u: float) -> int:
+    """`residual`: the drafted token is a draw from the draft's distribution."""
+    return spec.draw(draft, u)
+
+
 @dataclass(frozen=True)
 class Steps:
     """Every step of the loop by name. The defaults are the reference; a fault replaces single entries."""
@@ -91,7 +111,16 @@ class Steps:
     pending_at_prompt: Step = pending_at_prompt
     pending_at_reuse: Step = pending_at_reuse
     pending_at_replay: Step = pending_at_replay
-    accept_greedy: Step = spec.accept_greedy  # S23
+    accept_greedy: Step = spec.accept_greedy  # S23: how many, by every rule
+    target_distribution: Step = spec.filtered  # S27
+    draft_distribution: Step = spec.filtered  # S27
+    draft_token: Step = draft_token
+    match_token: Step = match_token
+    plain_token: Step = plain_token
+    bonus_token: Step = bonus_token
+    accept_residual: Step = spec.accept_residual  # S29
+    residual: Step = spec.residual  # S29
+    residual_token: Step = spec.draw  # S28
     next_pending: Step = spec.next_pending  # S24
     checkpoint: Step = checkpoint
     restore: Step = restore

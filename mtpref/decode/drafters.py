@@ -5,25 +5,39 @@ the model state as it found it (the head's draft-time cells are cut). It must no
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.decode.policy import PolicyConfig, takes
+from mtpref.decode.policy import PolicyConfig, draws, takes
+from mtpref.decode.sampling import Sampler, SamplingConfig
 from mtpref.decode.statistics import Statistics
 from mtpref.events import DraftStep
 from mtpref.model import Model
 from mtpref.state import ModelState
 from mtpref.steps import Hidden
 
+F32 = NDArray[np.float32]
+
+
+@dataclass
+class Draft:
+    """ids    the drafted tokens, steps: what led to them
+    dists  what each was drawn from; empty where the drafter has no choice (one id for sure)
+    """
+
+    ids: list[int] = field(default_factory=list)
+    steps: list[DraftStep] = field(default_factory=list)
+    dists: list[spec.Distribution] = field(default_factory=list)
+
 
 class Drafter(Protocol):
     """Whoever proposes tokens. Derive from it: most drafters need `draft` alone.
 
-    draft       up to `limit` ids for the positions behind id_last (at position state.n_past), and what led to them
+    draft       up to `limit` ids for the positions behind id_last, which is at position state.n_past
     saw         called after every round: the target's choice at each row that was run, the trunk's hidden rows of the
                 last batches, and how many of them were kept; rows behind n_kept belong to rejected tokens
     reads_head  whether the MTP head's KV must hold every kept token
@@ -31,7 +45,7 @@ class Drafter(Protocol):
 
     reads_head: ClassVar[bool] = False
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]: ...
+    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft: ...
 
     def saw(self, target_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
         return None
@@ -40,8 +54,8 @@ class Drafter(Protocol):
 class NoDrafter(Drafter):
     """Plain decoding."""
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
-        return [], []
+    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
+        return Draft()
 
 
 @dataclass
@@ -49,6 +63,7 @@ class MtpDrafter(Drafter):
     """The MTP chain: step 0 takes (id_last, pending hidden), step i takes the head's own token and hidden row.
 
     n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
+    sampler         what draws the tokens under `residual` (None: greedy; the best candidates)
     """
 
     reads_head = True
@@ -56,48 +71,61 @@ class MtpDrafter(Drafter):
     policy: PolicyConfig
     statistics: Statistics
     n_draft_vocab: int | None = None
+    sampler: Sampler | None = None
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
         pos0, steps_table = state.n_past, self.model.recipe.steps
         contract = self.model.recipe.contract
-        ids: list[int] = []
-        steps: list[DraftStep] = []
+        drafted = Draft()
         if limit <= 0 or pos0 < contract.first_pos:
-            return ids, steps
+            return drafted
         token, hidden = id_last, state.pending_h[None]
         for pos in range(pos0, pos0 + limit):
-            step, out = read_head(self.model, state, [token], hidden, pos, self.policy, self.n_draft_vocab)
+            out = read_head(self, state, [token], hidden, pos, drafted)
             self.statistics.count_pass("mtp_draft", 1)
-            steps.append(step)
-            if not step.is_taken:
+            if not drafted.steps[-1].is_taken:
                 break
-            token = step.candidates[0]
-            ids.append(token)
+            token = drafted.ids[-1]
             hidden = steps_table.chain_hidden(out, contract)
         steps_table.trim_mtp(state, pos0)
-        return ids, steps
+        return drafted
+
+
+class HeadReader(Protocol):
+    """What a drafter that reads the head has: sampler None means greedy."""
+
+    model: Model
+    policy: PolicyConfig
+    n_draft_vocab: int | None
+    sampler: Sampler | None
 
 
 def read_head(
-    model: Model,
-    state: ModelState,
-    ids: Sequence[int],
-    hidden: NDArray[np.float32],
-    pos: int,
-    policy: PolicyConfig,
-    n_draft_vocab: int | None,
-) -> tuple[DraftStep, Hidden]:
-    """Run pairs (id, hidden row) through the head from position pos on; what its last row proposes, and its rows.
+    drafter: HeadReader, state: ModelState, ids: Sequence[int], hidden: F32, pos: int, drafted: Draft
+) -> Hidden:
+    """Run pairs (id, hidden row) through the head from position pos on; what its last row proposes joins `drafted`,
+    unless the gate ends the draft. Returns the head's rows.
 
-    The step says position pos + 1, that of a token proposed behind the first id.
+    Rule  the gate sees the distribution, never the token. The step says position pos + 1, that of a token proposed
+          behind the first id
     """
-    out = model.mtp(state, ids, hidden, pos, n_logits=1, n_draft_vocab=n_draft_vocab)
-    logits = out.logits[0]
+    model, policy = drafter.model, drafter.policy
+    sampler = drafter.sampler or Sampler(model, SamplingConfig())
+    out = model.mtp(state, ids, hidden, pos, n_logits=1, n_draft_vocab=drafter.n_draft_vocab)
+    logits = sampler.biased(out.logits)[0]
     rows, p = model.recipe.ops.top_candidates(logits)
-    is_taken = takes(policy, spec.fixed_probability(float(p[0])))
     margin = float(logits[rows[0]]) - float(logits[rows[min(1, len(rows) - 1)]])
-    step = DraftStep(pos + 1, [int(row) for row in rows], [float(x) for x in p], margin, is_taken)
-    return step, out.hidden
+    p_best, is_drawn = spec.fixed_probability(float(p[0])), sampler.config.draws_drafts
+    is_taken = draws(policy, p_best, len(drafted.ids)) if is_drawn else takes(policy, p_best)
+    token, u, q = int(rows[0]), None, None
+    if is_taken and is_drawn:
+        token, dist, u = sampler.draft(logits, pos + 1, state.n_past)
+        q = dist.prob(token)
+        drafted.dists.append(dist)
+    step = DraftStep(pos + 1, [int(row) for row in rows], [float(x) for x in p], margin, is_taken, u, q)
+    drafted.steps.append(step)
+    drafted.ids += [token] * is_taken
+    return out.hidden
 
 
 class ScriptedDrafter(Drafter):
@@ -123,13 +151,14 @@ class ScriptedDrafter(Drafter):
         while pattern:
             yield pattern[-1]
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
         if limit <= 0:
-            return [], []
+            return Draft()
         at = state.n_past + 1 - self.first_pos
         known = self.continuation[at : at + limit]
         script = next(self._rounds, ())
         ids = [
             right if is_right else (right + 1) % self.n_vocab for right, is_right in zip(known, script, strict=False)
         ]
-        return ids, [DraftStep(state.n_past + 1 + i, [x], [1.0], 0.0, True) for i, x in enumerate(ids)]
+        steps = [DraftStep(state.n_past + 1 + i, [x], [1.0], 0.0, True) for i, x in enumerate(ids)]
+        return Draft(ids, steps)

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.decode.drafters import Drafter, read_head
+from mtpref.decode.drafters import Draft, Drafter, read_head
 from mtpref.decode.policy import PolicyConfig
+from mtpref.decode.sampling import Sampler
 from mtpref.decode.statistics import Statistics
 from mtpref.errors import MtprefError
-from mtpref.events import DraftStep
 from mtpref.model import Model
 from mtpref.state import ModelState
 
@@ -38,6 +38,7 @@ class InlineDrafter(Drafter):
     row             last: the last row of the last batch (the PR's rule), stale after a rejection;
                     right: the row of the last token that was kept
     n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
+    sampler         what draws the token under `residual` (None: greedy; the best candidate)
     """
 
     reads_head = True
@@ -47,6 +48,7 @@ class InlineDrafter(Drafter):
     statistics: Statistics
     row: str = "last"
     n_draft_vocab: int | None = None
+    sampler: Sampler | None = None
     _stale_ids: list[int] = field(default_factory=list)
     _stale_rows: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
@@ -59,18 +61,19 @@ class InlineDrafter(Drafter):
         """Whether the row that the next draft is read from belongs to a rejected token."""
         return bool(self._stale_ids)
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
         """The head's rows from the one of id_last on; the last of them proposes."""
         pos0, recipe = state.n_past, self.model.recipe
         if limit <= 0 or pos0 < recipe.contract.first_pos:
-            return [], []
+            return Draft()
+        drafted = Draft()
         ids, hidden = [id_last], state.pending_h[None]
         if self.is_stale:
             ids, hidden = ids + self._stale_ids, np.concatenate([hidden, self._stale_rows])
-        step, _ = read_head(self.model, state, ids, hidden, pos0, self.policy, self.n_draft_vocab)
+        read_head(self, state, ids, hidden, pos0, drafted)
         self.statistics.count_pass("mtp_draft", len(ids))
         recipe.steps.trim_mtp(state, pos0)
-        return step.candidates[:1] if step.is_taken else [], [step]
+        return drafted
 
     def saw(self, target_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
         """Keep the rows behind the last kept one: the trunk's choice there, and its hidden row."""

@@ -61,6 +61,16 @@ def takes(cfg: PolicyConfig, p: int) -> bool:
     return p >= cfg.p_min
 
 
+def draws(cfg: PolicyConfig, p: int, n_drawn: int) -> bool:
+    """`residual`: whether one more token is drawn behind n_drawn of them; p: that of the best candidate, as above.
+
+    Rule  the gate is asked before a draw, and a token once drawn is judged. So p_min may keep a draft from beginning
+          and may end it at n_min tokens or later; in between it is not asked, because a draft given up for being
+          short would be given up for the tokens that were drawn, and the text would lose them
+    """
+    return p >= cfg.p_min or 0 < n_drawn < cfg.n_min
+
+
 def proposed(cfg: PolicyConfig, n_drafted: int, limit: int) -> int:
     """How many drafted tokens are proposed: all, or none where p_min left fewer than n_min of them.
 

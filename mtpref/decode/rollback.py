@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.decode.sampling import Judge
 from mtpref.decode.statistics import Statistics
+from mtpref.events import Draw
 from mtpref.model import Model
 from mtpref.state import ModelState
 from mtpref.steps import Hidden
@@ -22,7 +24,8 @@ F32 = NDArray[np.float32]
 class Verdict:
     """What verification found.
 
-    target_ids  the target's greedy choice at each row that was run, logits: those rows (R, n_vocab)
+    target_ids  the token that the target gives at each row that was run, logits: those rows (R, n_vocab); draws: how
+                they were sampled, empty for greedy decoding
     hidden      the trunk's rows of the opening token and of every verified draft token, as the contract wants them
     n_kept      n_accepted + 1: the tokens that stay in the state
     n_dropped   tokens that were run and rolled back; n_replayed: tokens that were run again for that
@@ -36,65 +39,59 @@ class Verdict:
     n_dropped: int
     n_replayed: int
     replay_from: F32 | None = None
+    draws: Sequence[Draw] = ()
 
     @property
     def n_kept(self) -> int:
         return self.n_accepted + 1
 
 
-Verify = Callable[[Model, ModelState, int, Sequence[int], Statistics], Verdict]
+Verify = Callable[[Model, ModelState, int, Judge, Statistics], Verdict]
 
 
-def verify_snapshot(model: Model, state: ModelState, id_last: int, draft: Sequence[int], stats: Statistics) -> Verdict:
+def verify_snapshot(model: Model, state: ModelState, id_last: int, judge: Judge, stats: Statistics) -> Verdict:
     """One pass that keeps the recurrent state after each token; rolling back is choosing one of them."""
-    ids = [id_last, *draft]
+    ids = [id_last, *judge.ids]
     steps = model.recipe.steps
-    logits, hidden = _run(model, state, ids, stats, keep=len(ids))
-    target_ids, n_accepted = _judge(model, logits, draft)
-    n_dropped = len(draft) - n_accepted
+    logits, hidden = _run(model, state, ids, judge, stats, keep=len(ids))
+    n_accepted = judge.n_accepted
+    n_dropped = len(judge.ids) - n_accepted
     if n_dropped:
         with stats.timed("rollback"):
             steps.choose_plane(state, n_dropped)
-    return Verdict(target_ids, logits, hidden, n_accepted, n_dropped, 0)
+    return Verdict(judge.target_ids, logits, hidden, n_accepted, n_dropped, 0, draws=judge.draws)
 
 
-def verify_replay(model: Model, state: ModelState, id_last: int, draft: Sequence[int], stats: Statistics) -> Verdict:
+def verify_replay(model: Model, state: ModelState, id_last: int, judge: Judge, stats: Statistics) -> Verdict:
     """A checkpoint, one pass; after a rejection the checkpoint is restored and the accepted prefix is run again."""
-    ids = [id_last, *draft]
+    ids = [id_last, *judge.ids]
     steps, contract = model.recipe.steps, model.recipe.contract
     pending = state.pending_h
     with stats.timed("rollback"):
-        saved = steps.checkpoint(state) if draft else None
-    logits, hidden = _run(model, state, ids, stats, keep=1)
-    target_ids, n_accepted = _judge(model, logits, draft)
-    n_dropped = len(draft) - n_accepted
+        saved = steps.checkpoint(state) if judge.ids else None
+    logits, hidden = _run(model, state, ids, judge, stats, keep=1)
+    n_accepted = judge.n_accepted
+    n_dropped = len(judge.ids) - n_accepted
     if not n_dropped or saved is None:
-        return Verdict(target_ids, logits, hidden, n_accepted, 0, 0)
+        return Verdict(judge.target_ids, logits, hidden, n_accepted, 0, 0, draws=judge.draws)
     with stats.timed("rollback"):
         steps.restore(state, saved)
         out = model.trunk(state, ids[: n_accepted + 1], n_logits=0)
         stats.count_pass("replay", n_accepted + 1)
     replay_from = steps.pending_at_replay(pending, hidden, contract)
     hidden = steps.target_hidden(out.hidden, contract)
-    return Verdict(target_ids, logits, hidden, n_accepted, n_dropped, n_accepted + 1, replay_from)
+    n_replayed = n_accepted + 1
+    return Verdict(judge.target_ids, logits, hidden, n_accepted, n_dropped, n_replayed, replay_from, judge.draws)
 
 
-def verify_two_phase(model: Model, state: ModelState, id_last: int, draft: Sequence[int], stats: Statistics) -> Verdict:
+def verify_two_phase(model: Model, state: ModelState, id_last: int, judge: Judge, stats: Statistics) -> Verdict:
     """One token at a time: a draft token is run only once it is accepted, so nothing is ever rolled back."""
-    rows: list[tuple[F32, F32]] = []
-    target_ids: list[int] = []
-    n_accepted, token = 0, id_last
-    while True:
-        rows.append(_run(model, state, [token], stats, keep=1))
-        target_ids += _choices(model, rows[-1][0])
-        tried = draft[: n_accepted + 1]
-        if model.recipe.steps.accept_greedy(tried, target_ids, model.vocab.eog_ids) <= n_accepted:
-            break
-        token = draft[n_accepted]
-        n_accepted += 1
+    rows = [_run(model, state, [id_last], judge, stats, keep=1)]
+    while judge.n_accepted == len(rows):
+        rows.append(_run(model, state, [judge.ids[len(rows) - 1]], judge, stats, keep=1))
     logits = np.concatenate([logits for logits, _ in rows])
     hidden = np.concatenate([hidden for _, hidden in rows])
-    return Verdict(target_ids, logits, hidden, n_accepted, 0, 0)
+    return Verdict(judge.target_ids, logits, hidden, len(rows) - 1, 0, 0, draws=judge.draws)
 
 
 STRATEGIES: dict[str, Verify] = {
@@ -104,18 +101,12 @@ STRATEGIES: dict[str, Verify] = {
 }
 
 
-def _run(model: Model, state: ModelState, ids: Sequence[int], stats: Statistics, *, keep: int) -> tuple[F32, F32]:
+def _run(
+    model: Model, state: ModelState, ids: Sequence[int], judge: Judge, stats: Statistics, *, keep: int
+) -> tuple[F32, F32]:
+    """Run tokens and show their rows to the judge: logits as it saw them, hidden rows as the contract wants them."""
     out = model.trunk(state, ids, n_logits=len(ids), keep=keep)
     stats.count_pass("verify" if len(ids) > 1 else "plain", len(ids))
     hidden: Hidden = out.hidden
-    return out.logits, model.recipe.steps.target_hidden(hidden, model.recipe.contract)
-
-
-def _judge(model: Model, logits: F32, draft: Sequence[int]) -> tuple[list[int], int]:
-    target_ids = _choices(model, logits)
-    return target_ids, model.recipe.steps.accept_greedy(draft, target_ids, model.vocab.eog_ids)
-
-
-def _choices(model: Model, logits: F32) -> list[int]:
-    """The target's greedy token at each row."""
-    return [int(i) for i in model.recipe.ops.argmax(logits)]
+    logits = judge.see(out.logits)
+    return logits, model.recipe.steps.target_hidden(hidden, model.recipe.contract)

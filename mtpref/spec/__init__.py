@@ -1,7 +1,10 @@
-"""The numerical specification: numbered pure functions, S1 to S24. docs/spec.md carries the same anchors.
+"""The numerical specification: numbered pure functions, S1 to S29. docs/spec.md carries the same anchors.
 
+Read in this order: arith (S1 to S4), quant (S5 to S7), layers (S8 to S18), mtp (S19 to S24),
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24). Nothing here
 has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
+sampling (S25 to S29). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute
+the same bits.
 """
 
 from mtpref.spec.arith import (
@@ -70,15 +73,46 @@ from mtpref.spec.quant import (
     round_bf16,
     round_f16,
 )
+from mtpref.spec.sampling import (
+    ACCEPT,
+    DRAFT,
+    FILTERS,
+    MAX_SEED,
+    RESIDUAL,
+    TARGET,
+    Distribution,
+    accept_residual,
+    draw,
+    draw_edge,
+    filtered,
+    min_p,
+    only,
+    overlap,
+    philox4x32,
+    residual,
+    temperature,
+    top_k,
+    top_p,
+    uniform,
+    without_ids,
+)
 
 __all__ = [
+    "ACCEPT",
     "ACTIVATION_TYPES",
+    "DRAFT",
+    "FILTERS",
     "GGML_PRODUCTS",
+    "MAX_SEED",
     "N_TOP",
     "P_ONE",
-    "TILE_TYPES",
+    "Distribution",
     "Matrix",
+    "RESIDUAL",
+    "TARGET",
+    "TILE_TYPES",
     "accept_greedy",
+    "accept_residual",
     "activation_after",
     "argmax",
     "attention",
@@ -90,8 +124,11 @@ __all__ = [
     "delta_rule",
     "dot32",
     "dot64",
+    "draw",
+    "draw_edge",
     "exp",
     "exp64",
+    "filtered",
     "fixed_probability",
     "fma32",
     "gated_norm",
@@ -102,14 +139,19 @@ __all__ = [
     "load_kv",
     "log1p64",
     "log64",
+    "min_p",
     "mtp_concat",
     "mul_mat_exact",
     "mul_mat_ggml",
     "next_pending",
+    "only",
+    "overlap",
     "pair_hidden",
+    "philox4x32",
     "quantize_q8_0",
     "quantize_q8_1",
     "quantize_q8_k",
+    "residual",
     "rms_norm",
     "rope",
     "rope_frequencies",
@@ -125,7 +167,12 @@ __all__ = [
     "split_q_gate",
     "store_kv",
     "swiglu",
+    "temperature",
     "top_candidates",
+    "top_k",
+    "top_p",
+    "uniform",
+    "without_ids",
     "yarn_magnitude",
     "yarn_share",
 ]
