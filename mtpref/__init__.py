@@ -16,7 +16,7 @@ from mtpref.errors import MtprefError
 if TYPE_CHECKING:
     from mtpref.api import LanguageModel, Run, load
     from mtpref.contract import MtpContract
-    from mtpref.decode import Options, PolicyConfig, Statistics
+    from mtpref.decode import Options, PolicyConfig, SamplingConfig, Statistics
     from mtpref.rope_scaling import RopeOverrides
     from mtpref.session import Session
 
@@ -29,6 +29,7 @@ _HOME = {
     "PolicyConfig": "mtpref.decode",
     "RopeOverrides": "mtpref.rope_scaling",
     "Run": "mtpref.api",
+    "SamplingConfig": "mtpref.decode",
     "Session": "mtpref.session",
     "Statistics": "mtpref.decode",
     "load": "mtpref.api",
@@ -42,6 +43,7 @@ __all__ = [
     "PolicyConfig",
     "RopeOverrides",
     "Run",
+    "SamplingConfig",
     "Session",
     "Statistics",
     "__version__",

@@ -13,7 +13,7 @@ from mtpref import chat
 from mtpref import model as model_room
 from mtpref.contract import MtpContract, parse_contract
 from mtpref.decode import Decoder, Drafter, Options, Statistics
-from mtpref.events import Event, Token
+from mtpref.events import Event, RunEnded, Token
 from mtpref.model import Model
 from mtpref.recipe import make_recipe
 from mtpref.rope_scaling import RopeOverrides
@@ -32,7 +32,7 @@ class Run:
     def __init__(self, decoder: Decoder, prompt_ids: Sequence[int], events: Iterator[Event] | None = None) -> None:
         self.prompt_ids = list(prompt_ids)
         self.ids: list[int] = []
-        self.pieces: list[bytes] = []
+        self.texts: list[bytes] = []
         self._decoder = decoder
         self._events = decoder.run(prompt_ids) if events is None else events
 
@@ -40,7 +40,9 @@ class Run:
         for event in self._events:
             if isinstance(event, Token):
                 self.ids.append(event.id)
-                self.pieces.append(event.piece)
+                self.texts.append(event.text)
+            elif isinstance(event, RunEnded):
+                self.texts.append(event.text)
             yield event
 
     @property
@@ -49,8 +51,13 @@ class Run:
 
     @property
     def text(self) -> str:
-        """The text generated so far; bytes that are not UTF-8 show as U+FFFD."""
-        return b"".join(self.pieces).decode("utf-8", "replace")
+        """The text generated so far, without its stop string; bytes that are not UTF-8 show as U+FFFD."""
+        return b"".join([*self.texts, self.held]).decode("utf-8", "replace")
+
+    @property
+    def held(self) -> bytes:
+        """The end of the text so far, as long as it may be the beginning of a stop string."""
+        return self._decoder.stop_strings.held
 
     def finish(self) -> "Run":
         """Run to the end, without looking at events."""

@@ -81,7 +81,7 @@ def trim_mtp(state: ModelState, pos: int) -> None:
 
 
 def match_token(id_draft: int, target: spec.Distribution, u: float) -> int:
-    """`match`: the token of a row that a drafted token stands against is the target's own draw, whatever was drafted."""
+    """`match`: the token of a row that has a drafted one is the target's own draw, whatever was drafted."""
     return spec.draw(target, u)
 
 

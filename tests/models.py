@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.contract import MtpContract, parse_contract
-from mtpref.decode import Decoder, Options, PolicyConfig
+from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
 from mtpref.decode.drafters import Drafter
 from mtpref.events import Event, RunEnded, Token
 from mtpref.model import Model, load
@@ -150,10 +150,13 @@ def run_decoder(
     rollback: str = "snapshot",
     n_draft_vocab: int | None = None,
     n_batch: int = 512,
+    sampling: SamplingConfig | None = None,
+    stop: tuple[str, ...] = (),
     **policy: int,
 ) -> Outcome:
     """Run the loop to its end on a poisoned state."""
-    options = Options(n_predict, spec_type, PolicyConfig(**policy), rollback, n_draft_vocab, n_batch)
+    sampling = sampling or SamplingConfig()
+    options = Options(n_predict, spec_type, PolicyConfig(**policy), rollback, n_draft_vocab, n_batch, sampling, stop)
     decoder = Decoder(model, state or model.new_state(n_ctx, poison=True), options, drafter)
     events = list(decoder.run(prompt))
     tokens = [event for event in events if isinstance(event, Token)]

@@ -38,9 +38,9 @@ class Watched:
         self.n_rolled_back = 0
         verify = self.decoder._verify
 
-        def recording(model, state, id_last, draft, stats):
+        def recording(model, state, id_last, judge, stats):
             pos0 = state.n_past
-            verdict = verify(model, state, id_last, draft, stats)
+            verdict = verify(model, state, id_last, judge, stats)
             for i in range(verdict.n_kept):
                 assert verdict.logits[i].tobytes() == plain.logits[pos0 + i].tobytes()
                 assert verdict.hidden[i].tobytes() == plain.hidden[pos0 + i].tobytes()

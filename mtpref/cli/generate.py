@@ -9,6 +9,7 @@ from typing import Any
 from mtpref.cli.chat_options import ChatSettings, add_chat
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 from mtpref.cli.output import Notes, Text
+from mtpref.cli.sampling_options import add_sampling
 from mtpref.cli.signals import sigterm_as_interrupt
 from mtpref.cli.spec_options import add_spec, decode_options
 from mtpref.errors import MtprefError
@@ -22,7 +23,8 @@ def add_parser(verbs: Any) -> None:
         "generate",
         usage="mtpref generate [options]",
         help="generate text, drafting with the model's MTP head",
-        description="Generate text greedily, drafting with the model's MTP head and verifying with the model itself. "
+        description="Generate text, drafting with the model's MTP head and verifying with the model itself; greedily, "
+        "unless --temp says otherwise. "
         "stdout is the text only; notes and statistics go to stderr.",
     )
     add_model(parser)
@@ -45,6 +47,7 @@ def add_parser(verbs: Any) -> None:
     run.add_argument(
         "-b", "--batch-size", type=int, default=512, metavar="N", help="prompt tokens per pass (default: 512)"
     )
+    add_sampling(parser)
     add_spec(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text (default: off)")
@@ -122,14 +125,16 @@ def _consume(run: Any, writer: Any, text: Text, say: Notes) -> str:
             for event in tee(run, writer):
                 if isinstance(event, Token):
                     say.end_progress()
-                    text.write(event.piece)
+                    text.write(event.text)
                 elif isinstance(event, PromptProgress):
                     say.progress(event.n_done, event.n_total)
                 elif isinstance(event, RunEnded):
                     reason = event.reason
+                    text.write(event.text)
     except KeyboardInterrupt:
+        text.write(run.held)
         if writer is not None:
-            writer.write(RunEnded(reason, run.statistics.to_json()))
+            writer.write(RunEnded(reason, run.statistics.to_json(), run.held))
     say.end_progress()
     text.end()
     return reason

@@ -73,6 +73,12 @@ class Notes:
         for note in (*core.notes, *core.vocab.notes):
             self.line(f"note: {note}")
         self._mtp(core, options)
+        if not options.sampling.is_greedy:
+            s = options.sampling
+            self.line(
+                f"sampling: temperature {s.temp:g}, top-k {s.top_k}, top-p {s.top_p:g}, min-p {s.min_p:g}, "
+                f"order {';'.join(s.samplers)}, seed {s.seed}, accept by {s.accept}"
+            )
 
     def _mtp(self, core: Any, options: Any) -> None:
         from mtpref.contract import describe

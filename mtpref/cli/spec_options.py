@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from mtpref.cli.sampling_options import sampling_config, stop_strings
 from mtpref.errors import MtprefError
 
 
@@ -65,4 +66,6 @@ def decode_options(args: argparse.Namespace, model: Any) -> Any:
         rollback=args.spec_rollback,
         n_draft_vocab=args.spec_draft_vocab,
         n_batch=args.batch_size,
+        sampling=sampling_config(args),
+        stop=stop_strings(args),
     )

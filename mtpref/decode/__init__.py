@@ -1,14 +1,17 @@
-"""The draft/verify loop. Start with loop.py; then rollback.py, drafters.py, policy.py, statistics.py."""
+"""The draft/verify loop: loop.py, then rollback.py, sampling.py, drafters.py, policy.py, stops.py, statistics.py."""
 
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter, ScriptedDrafter
 from mtpref.decode.inline import InlineDrafter
 from mtpref.decode.loop import SPEC_TYPES, Decoder, Options
 from mtpref.decode.policy import PolicyConfig, PolicyState
 from mtpref.decode.rollback import STRATEGIES
+from mtpref.decode.sampling import ACCEPT_RULES, SAMPLERS, SamplingConfig
 from mtpref.decode.statistics import NEAR_TIE, Statistics
 
 __all__ = [
+    "ACCEPT_RULES",
     "NEAR_TIE",
+    "SAMPLERS",
     "SPEC_TYPES",
     "STRATEGIES",
     "Decoder",
@@ -19,6 +22,7 @@ __all__ = [
     "Options",
     "PolicyConfig",
     "PolicyState",
+    "SamplingConfig",
     "ScriptedDrafter",
     "Statistics",
 ]

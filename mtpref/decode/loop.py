@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter
 from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed
 from mtpref.decode.rollback import STRATEGIES, Verdict
+from mtpref.decode.sampling import Judge, Sampler, SamplingConfig
 from mtpref.decode.statistics import Statistics
+from mtpref.decode.stops import StopStrings
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
 from mtpref.model import Model
@@ -32,6 +34,8 @@ class Options:
     rollback       snapshot, replay or two-phase
     n_draft_vocab  FastMTP: only the first so many ids can be drafted (None: all)
     n_batch        prompt tokens per trunk pass
+    sampling       temperature, filters, seed, the rule that accepts a draft
+    stop           strings that end the text and are not part of it
     """
 
     n_predict: int = 128
@@ -40,6 +44,8 @@ class Options:
     rollback: str = "snapshot"
     n_draft_vocab: int | None = None
     n_batch: int = 512
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.spec_type not in SPEC_TYPES:
@@ -52,6 +58,8 @@ class Options:
             raise MtprefError(f"--spec-draft-vocab: {self.n_draft_vocab} is out of range, expected 1 or more")
         if self.n_batch < 1:
             raise MtprefError(f"--batch-size: {self.n_batch} is out of range, expected 1 or more")
+        if "" in self.stop:
+            raise MtprefError("--reverse-prompt: the string is empty, expected at least one character")
 
 
 class Decoder:
@@ -71,8 +79,10 @@ class Decoder:
         if n_draft_vocab is not None and n_draft_vocab > model.n_vocab:
             raise MtprefError(f"--spec-draft-vocab: {n_draft_vocab} is out of range, expected 1 .. {model.n_vocab}, "
                               "the size of the vocabulary")  # fmt: skip
+        self.sampler = Sampler(model, options.sampling)
+        self.stop_strings = StopStrings(options.stop)
         if drafter is None and uses_mtp:
-            drafter = MtpDrafter(model, options.policy, self.statistics, options.n_draft_vocab)
+            drafter = MtpDrafter(model, options.policy, self.statistics, options.n_draft_vocab, self.sampler)
         self.drafter: Drafter = drafter or NoDrafter()
         self.keeps_head_warm = self.drafter.reads_head
         self._verify = STRATEGIES[options.rollback]
@@ -90,13 +100,13 @@ class Decoder:
             raise ValueError(f"{n_reused} of {len(prompt_ids)} prompt tokens reused, {self.state.n_past} in the state")
         yield self._started(prompt_ids, n_reused)
         id_last = yield from self._prompt(list(prompt_ids), n_reused, stops)
-        reason = None if id_last is not None else "eog"
+        reason = None if id_last is not None else self._ended()
         while id_last is not None and reason is None:
             reason = self._out_of_room()
             if reason is None:
-                id_last, is_eog = yield from self._round(id_last)
-                reason = "eog" if is_eog else None
-        yield RunEnded(reason or "eog", self.statistics.to_json())
+                id_last, is_end = yield from self._round(id_last)
+                reason = self._ended() if is_end else None
+        yield RunEnded(reason or self._ended(), self.statistics.to_json(), self.stop_strings.flush())
 
     # ----------------------------------------------------------------------------------- prompt
 
@@ -145,14 +155,23 @@ class Decoder:
         if is_held:
             return prompt_ids[-1]
         token = self._sampled(logits)
-        yield self._token(token, state.n_past, "plain")
-        return None if token in model.vocab.eog_ids else token
+        yield token
+        return None if token.is_eog or self.stop_strings.is_complete else token.id
 
-    def _sampled(self, logits: F32) -> int:
+    def _sampled(self, logits: F32) -> Token:
+        """The token behind a prompt that was processed whole."""
+        logits = self.sampler.biased(logits)
         self.statistics.count_margin(_margin(logits[0]))
-        return int(self.model.recipe.ops.argmax(logits)[0])
+        if self.options.sampling.is_greedy:
+            return self._token(self.sampler.greedy(logits)[0], self.state.n_past, "plain")
+        id, drawn = self.sampler.plain(logits[0], self.state.n_past)
+        return self._token(id, self.state.n_past, "plain", drawn.u_target)
 
     # ------------------------------------------------------------------------------------ round
+
+    def _ended(self) -> str:
+        """Why the text ended where it did not run out of room."""
+        return "stop" if self.stop_strings.is_complete else "eog"
 
     def _out_of_room(self) -> str | None:
         n_predict = self.options.n_predict
@@ -160,25 +179,32 @@ class Decoder:
             return "length"
         return "context" if self.state.n_past >= self.state.n_ctx else None
 
-    def _draft(self, id_last: int) -> Drafted:
-        """Ask the drafter, within what is useful: a round of n drafts can give n + 1 tokens."""
+    def _draft(self, id_last: int) -> tuple[Drafted, Judge]:
+        """Ask the drafter, within what is useful: a round of n drafts can give n + 1 tokens.
+
+        Tokens behind one that completes a stop string are cut: they matter only if it is accepted, and then the text
+        has ended. Drafts that were drawn (`residual`) are cut for nothing else.
+        """
         state, policy = self.state, self.options.policy
         n_room = state.n_ctx - state.n_past - 1
         if self.options.n_predict >= 0:
             n_room = min(n_room, self.options.n_predict - self.statistics.n_predict - 1)
         limit = draft_limit(policy, self.policy_state, n_room)
         with self.statistics.timed("draft"):
-            ids, steps = self.drafter.draft(state, id_last, limit)
-        ids = ids[: proposed(policy, len(ids), limit)]
-        return Drafted(self.statistics.n_rounds, state.n_past, id_last, ids, steps, self.policy_state.n_cooldown)
+            draft = self.drafter.draft(state, id_last, limit)
+        ids = draft.ids if draft.dists else draft.ids[: proposed(policy, len(draft.ids), limit)]
+        ids = ids[: self.stop_strings.n_useful([self._piece(id) for id in ids])]
+        n_round, n_cooldown = self.statistics.n_rounds, self.policy_state.n_cooldown
+        drafted = Drafted(n_round, state.n_past, id_last, ids, draft.steps, n_cooldown)
+        return drafted, Judge(self.sampler, ids, draft.dists, state.n_past)
 
     def _round(self, id_last: int) -> Generator[Event, None, tuple[int, bool]]:
-        """One round: returns the next opening token, and whether generation has ended."""
+        """One round: returns the next opening token, and whether the text has ended."""
         state, stats, steps = self.state, self.statistics, self.model.recipe.steps
-        drafted = self._draft(id_last)
+        drafted, judge = self._draft(id_last)
         yield drafted
         with stats.timed("verify"):
-            verdict = self._verify(self.model, state, id_last, drafted.ids, stats)
+            verdict = self._verify(self.model, state, id_last, judge, stats)
         yield self._verified(drafted, verdict)
         if verdict.n_dropped:
             to_pos = drafted.pos0 + verdict.n_kept
@@ -196,20 +222,24 @@ class Decoder:
         return (yield from self._emit(drafted, verdict))
 
     def _emit(self, drafted: Drafted, verdict: Verdict) -> Generator[Event, None, tuple[int, bool]]:
-        n_accepted, eog_ids = verdict.n_accepted, self.model.vocab.eog_ids
-        tokens = [(token, "draft") for token in drafted.ids[:n_accepted]]
-        if not tokens or tokens[-1][0] not in eog_ids:
-            source = "plain" if not drafted.ids else "bonus" if n_accepted == len(drafted.ids) else "correction"
-            tokens.append((verdict.target_ids[n_accepted], source))
-        for i, (token, source) in enumerate(tokens):
-            yield self._token(token, drafted.pos0 + 1 + i, source)
-        return tokens[-1][0], tokens[-1][0] in eog_ids
+        n_accepted = verdict.n_accepted
+        last = "plain" if not drafted.ids else "bonus" if n_accepted == len(drafted.ids) else "correction"
+        tokens = [(token, "draft") for token in drafted.ids[:n_accepted]] + [(verdict.target_ids[n_accepted], last)]
+        for i, (id, source) in enumerate(tokens):
+            token = self._token(id, drafted.pos0 + 1 + i, source)
+            yield token
+            if token.is_eog or self.stop_strings.is_complete:
+                return id, True
+        return id, False
 
-    def _token(self, token: int, pos: int, source: str) -> Token:
+    def _token(self, token: int, pos: int, source: str, u: float | None = None) -> Token:
         self.statistics.n_predict += 1
+        piece = self._piece(token)
+        return Token(pos, token, piece, source, token in self.model.vocab.eog_ids, self.stop_strings.push(piece), u)
+
+    def _piece(self, token: int) -> bytes:
         vocab: Vocab = self.model.vocab
-        piece = vocab.piece(token) if token < vocab.n_vocab else b""
-        return Token(pos, token, piece, source, token in vocab.eog_ids)
+        return vocab.piece(token) if token < vocab.n_vocab else b""
 
     def _catch_up(self, ids: Sequence[int], hidden: F32, pos0: int, pending: F32, kind: str) -> None:
         """Run kept tokens through the head with the trunk's hidden rows, so that its KV never keeps a guess."""
@@ -223,15 +253,18 @@ class Decoder:
         self.statistics.count_pass(kind, len(ids) - n_skip)
 
     def _verified(self, drafted: Drafted, verdict: Verdict) -> Verified:
-        """Margins and near ties of the rows that decided: up to the first disagreement."""
+        """Margins, near ties and draws of the rows that decided: up to the first disagreement."""
         margins = [_margin(row) for row in verdict.logits[: verdict.n_kept]]
         near_ties = [self.statistics.count_margin(margin) for margin in margins]
         n_accepted = verdict.n_accepted
         n_behind = max(0, len(drafted.ids) - n_accepted - 1)
         n_rejected = len(drafted.ids) - n_accepted - n_behind
         verdicts = ["accept"] * n_accepted + ["reject"] * n_rejected + ["discard"] * n_behind
-        target_ids = verdict.target_ids[: verdict.n_kept]
-        return Verified(drafted.round, drafted.pos0, drafted.ids, target_ids, margins, near_ties, n_accepted, verdicts)
+        target_ids, drawn = verdict.target_ids[: verdict.n_kept], list(verdict.draws[: verdict.n_kept])
+        self.statistics.count_draws(drawn)
+        return Verified(
+            drafted.round, drafted.pos0, drafted.ids, target_ids, margins, near_ties, n_accepted, verdicts, drawn
+        )
 
 
 def _passes(first: int, end: int, n_batch: int, stops: Sequence[int]) -> Iterator[tuple[int, int]]:

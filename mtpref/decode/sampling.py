@@ -83,16 +83,18 @@ class Sampler:
     def __init__(self, model: Model, config: SamplingConfig) -> None:
         self.config = config
         self.steps = model.recipe.steps
-        self._argmax = model.recipe.ops.argmax
-        self.eog_ids = model.vocab.eog_ids
-        self._chain = config.chain
+        self._model, self._chain = model, config.chain
+
+    @property
+    def eog_ids(self) -> frozenset[int]:
+        return self._model.vocab.eog_ids
 
     def biased(self, logits: F32) -> F32:
         """The rows that everything else sees: without end-of-generation ids where they are ignored (S26)."""
         return spec.without_ids(logits, self.eog_ids) if self.config.ignore_eos and logits.size else logits
 
     def greedy(self, logits: F32) -> list[int]:
-        return [int(i) for i in self._argmax(logits)]
+        return [int(i) for i in self._model.recipe.ops.argmax(logits)]
 
     def plain(self, row: F32, pos: int) -> tuple[int, Draw]:
         """The token at `pos` where nothing was drafted."""

@@ -8,10 +8,12 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from mtpref.events import Draw
 
 # A greedy choice whose best two logits are closer than this is a near tie: another engine, or another summation
 # order, may well choose the other token.
@@ -35,6 +37,8 @@ class Statistics:
     drafted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed
     reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed behind an acceptance
     accepted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times accepted
+    judged_at: Counter[int] = field(default_factory=Counter)  # draft position -> times judged by a draw
+    p_accept_at: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # sum of p_accept there
     passes: Counter[str] = field(default_factory=Counter)  # kind of pass -> passes
     tokens: Counter[str] = field(default_factory=Counter)  # kind of pass -> tokens
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # phase -> seconds
@@ -61,6 +65,13 @@ class Statistics:
         self.n_near_ties += is_near_tie
         self.min_margin = min(self.min_margin, margin)
         return is_near_tie
+
+    def count_draws(self, draws: Sequence[Draw]) -> None:
+        """Record how probable it was, before any draw, that each drafted token that was judged is accepted."""
+        for i, draw in enumerate(draws):
+            if draw.p_accept is not None:
+                self.judged_at[i] += 1
+                self.p_accept_at[i] += draw.p_accept
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -100,6 +111,20 @@ class Statistics:
             rates.append(self.accepted_at[i] / base if base else 0.0)
         return rates
 
+    def p_accept_per_pos(self) -> list[float]:
+        """Mean probability that a judged token of draft position 1, 2, ... is accepted, as the distributions have it.
+
+        residual  sum of min(p_target, p_draft);  match  p_target of the drafted token. Conditional, as it is counted
+        behind acceptances only; empty for greedy decoding
+        """
+        return [self.p_accept_at[i] / self.judged_at[i] for i in range(len(self.judged_at))]
+
+    @property
+    def p_accept(self) -> float | None:
+        """The mean over all judged tokens: what the acceptance of these tokens should be, up to luck."""
+        n_judged = self.judged_at.total()
+        return sum(self.p_accept_at.values()) / n_judged if n_judged else None
+
     def to_json(self) -> dict[str, Any]:
         return {
             "n_prompt": self.n_prompt,
@@ -113,6 +138,8 @@ class Statistics:
             "mean_accepted_len": self.mean_accepted_len,
             "acc_per_pos": self.acceptance_per_pos(conditional=False),
             "acc_per_pos_conditional": self.acceptance_per_pos(conditional=True),
+            "p_accept": self.p_accept,
+            "p_accept_per_pos": self.p_accept_per_pos(),
             "n_cooldown_rounds": self.n_cooldown_rounds,
             "n_trunk_passes": self.n_trunk_passes,
             "n_near_ties": self.n_near_ties,
@@ -144,6 +171,8 @@ class Statistics:
                 f"acc per pos = {_rates(self.acceptance_per_pos(conditional=False))}",
                 f"acc per pos (conditional) = {_rates(self.acceptance_per_pos(conditional=True))}",
             ]
+        if self.judged_at:
+            out.append(f"expected acc per pos (from p and q) = {_rates(self.p_accept_per_pos())}")
         out += [
             f"rounds = {self.n_rounds}, trunk passes = {self.n_trunk_passes} "
             f"(plain decoding: {self.n_predict}), cooldown rounds = {self.n_cooldown_rounds}",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mtpref.errors import MtprefError
 
 
-class Stops:
+class StopStrings:
     """Text goes in by `push` and comes out as soon as it cannot be part of a stop string.
 
     Rule  the text ends where the first stop string is complete; that string (the longest, of those that end there)
@@ -40,7 +40,7 @@ class Stops:
 
     def n_useful(self, pieces: Sequence[bytes]) -> int:
         """How many of these next pieces belong to the text: all, or up to the one that completes a stop string."""
-        ahead = Stops(())
+        ahead = StopStrings(())
         ahead._strings, ahead.held = self._strings, self.held
         for i, piece in enumerate(pieces):
             ahead.push(piece)

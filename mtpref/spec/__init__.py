@@ -1,10 +1,8 @@
 """The numerical specification: numbered pure functions, S1 to S29. docs/spec.md carries the same anchors.
 
-Read in this order: arith (S1 to S4), quant (S5 to S7), layers (S8 to S18), mtp (S19 to S24),
-Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24). Nothing here
-has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
-sampling (S25 to S29). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute
-the same bits.
+Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
+(S25 to S29). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same
+bits.
 """
 
 from mtpref.spec.arith import (
@@ -106,11 +104,11 @@ __all__ = [
     "MAX_SEED",
     "N_TOP",
     "P_ONE",
-    "Distribution",
-    "Matrix",
     "RESIDUAL",
     "TARGET",
     "TILE_TYPES",
+    "Distribution",
+    "Matrix",
     "accept_greedy",
     "accept_residual",
     "activation_after",

@@ -135,7 +135,7 @@ def min_p(ids: I64, logits: F64, p: float) -> Candidates:
     """
     if p <= 0:
         return ids, logits
-    keep = np.flatnonzero(logits >= logits.max() + float(log64(np.float64(max(p, 2.0**-1022)))))
+    keep = np.flatnonzero(logits >= logits.max() + float(log64(np.array(max(p, 2.0**-1022)))))
     return ids[keep], logits[keep]
 
 
