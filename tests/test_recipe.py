@@ -7,7 +7,7 @@ import pytest
 
 from mtpref import kernels, spec
 from mtpref.contract import MtpContract
-from mtpref.decode import Options
+from mtpref.decode import Options, SamplingConfig
 from mtpref.errors import MtprefError
 from mtpref.ops import FINE, PARTS, Ops, compose, spec_ops
 from mtpref.recipe import NUMERICS, make_recipe
@@ -158,6 +158,9 @@ def test_no_entry_of_either_table_is_dead():
     )
     for rollback in ("snapshot", "replay"):
         run_decoder(replace(model, recipe=recipe), prompt_of(9), 12, rollback=rollback)
+    for accept in ("match", "residual"):
+        sampling = SamplingConfig(temp=2.0, accept=accept)
+        run_decoder(replace(model, recipe=recipe), prompt_of(9), 40, sampling=sampling)
     session = Session(replace(model, recipe=recipe))
     for _ in range(2):
         list(session.run(prompt_of(9), Options(2)))
