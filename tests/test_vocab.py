@@ -1,8 +1,6 @@
-"""The tokenizer against stock llama.cpp (recorded and live), the real Qwen3.5 vocabulary, and its own rules."""
+"""The tokenizer against the real Qwen3.5 vocabulary, and its own rules. Against llama.cpp: test_vocab_recorded.py."""
 
 import base64
-import json
-import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,80 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf
 from mtpref.vocab import StreamDecoder, Vocab, known_names, load_vocab, terminal_safe
-from mtpref.vocab.pretokenizers import BYTE_TO_CHAR
-
-DATA = Path(__file__).parent / "data"
-BLOCKS = (DATA / "multilingual.txt").read_bytes().decode("utf-8").removesuffix("\n").split("\n%%\n")
-RECORDED = json.loads((DATA / "vocab.json").read_text(encoding="ascii"))
-PREFIX = "tokenizer.ggml."
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
-
-def run_kv(run: str) -> dict[str, Any]:
-    spec = RECORDED["runs"][run]
-    kv = dict(RECORDED["vocabularies"][spec["vocabulary"]])
-    return kv | ({PREFIX + "pre": spec["pre"]} if spec["pre"] else {})
-
-
-def gpt2_kv(
-    extra: list[str], pairs: tuple[str, ...] = (), *, types: dict[str, int] | None = None, **keys: Any
-) -> dict[str, Any]:
-    """Keys of a gpt2 vocabulary: the 256 bytes (id = byte), then `extra`; `types` by text, normal otherwise."""
-    texts = [*BYTE_TO_CHAR, *extra]
-    kv: dict[str, Any] = {"model": "gpt2", "pre": "qwen35", "tokens": texts, "merges": list(pairs)}
-    kv["token_type"] = [(types or {}).get(text, NORMAL) for text in texts]
-    return {PREFIX + key: value for key, value in (kv | keys).items() if value is not None}
+from mtpref.vocab.byte_texts import BYTE_TO_CHAR
+from tests.vocab_cases import BLOCKS, BYTE, CONTROL, NORMAL, PREFIX, UNKNOWN, UNUSED, USER, gpt2_kv, run_kv
 
 
 @pytest.fixture(scope="module")
 def qwen35() -> Vocab:
     return load_vocab(run_kv("qwen35"))
-
-
-# AGAINST RECORDED LLAMA.CPP
-
-
-@pytest.mark.parametrize("run", RECORDED["runs"])
-@pytest.mark.parametrize("parse_special", [True, False])
-def test_ids_equal_those_of_llama_cpp(run: str, parse_special: bool) -> None:
-    vocab = load_vocab(run_kv(run))
-    recorded = RECORDED["runs"][run]["parsed" if parse_special else "plain"]
-    for text, ids in zip(BLOCKS, recorded, strict=True):
-        assert vocab.encode(text, parse_special=parse_special) == ids, text
-
-
-def test_recorded_runs_tell_the_pre_tokenizers_apart() -> None:
-    runs = [RECORDED["runs"][run]["parsed"] for run in ("qwen35", "qwen2", "gpt-2", "default")]
-    assert all(a != b for i, a in enumerate(runs) for b in runs[:i])
-
-
-@pytest.mark.parametrize("run", ["qwen35", "qwen2", "gpt-2", "default"])
-def test_corpus_decodes_to_its_own_bytes(run: str) -> None:
-    vocab = load_vocab(run_kv(run))
-    for text in BLOCKS:
-        assert vocab.decode(vocab.encode(text), special=True) == text.encode("utf-8")
-
-
-# AGAINST A LLAMA.CPP TREE
-
-
-@pytest.mark.parametrize("name", ["qwen35", "qwen2", "gpt-2"])
-def test_vocabularies_of_a_llama_cpp_tree(name: str) -> None:
-    root = os.environ.get("MTPREF_LLAMA_CPP")
-    if not root:
-        pytest.skip("set MTPREF_LLAMA_CPP=DIR to a llama.cpp source tree (models/ggml-vocab-*.gguf)")
-    path = Path(root) / "models" / f"ggml-vocab-{name}.gguf"
-    with open_gguf(path) as file:
-        vocab = load_vocab(file.kv)
-    *cases, rest = Path(f"{path}.inp").read_bytes().decode("utf-8").split("\n__ggml_vocab_test__\n")
-    rows = [[int(id) for id in line.split()] for line in Path(f"{path}.out").read_text().splitlines()]
-    assert rest == ""
-    assert len(cases) == len(rows) > 40
-    for text, ids in zip(cases, rows, strict=True):
-        assert vocab.encode(text, add_special=False) == ids, text
-        assert vocab.decode(ids, special=True) == text.encode("utf-8")
 
 
 # AGAINST THE REAL QWEN3.5 VOCABULARY
@@ -335,10 +267,12 @@ def test_empty_token_gets_a_name() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown model": ({"model": "llama"}, r"model: unknown tokenizer model 'llama'.*gpt2, test.*qwen35"),
+    "unknown model": ({"model": "abc"}, r"model: unknown tokenizer model 'abc', expected one of gpt2, llama, test"),
+    "unsupported model": ({"model": "bert"}, r"model: 'bert' \(WordPiece\) is not supported.*gpt2, llama, test"),
+    "no tokenizer": ({"model": "no_vocab"}, r"model: 'no_vocab' \(no tokenizer at all\) is not supported"),
     "no model": ({"model": None}, "model: missing"),
     "model is no text": ({"model": 3}, "model: 3, expected a string"),
-    "unknown pre": ({"pre": "kimi-k2"}, "pre: unknown pre-tokenizer 'kimi-k2'.*default, .*gpt-2, .*qwen2, qwen35"),
+    "unknown pre": ({"pre": "kimi-k3"}, "pre: unknown pre-tokenizer 'kimi-k3'.*default, .*gpt-2, .*qwen2, qwen35"),
     "no tokens": ({"tokens": None}, "tokens: missing"),
     "empty tokens": ({"tokens": [], "token_type": None}, "tokens: 0 tokens"),
     "tokens are no texts": ({"tokens": [1, 2]}, "tokens: .*expected an array of strings"),

@@ -1,7 +1,8 @@
 """What every vocabulary shares: special ids, cutting special tokens out of text, pieces and decoding.
 
 Owns `Vocab`. Subclasses turn a fragment of ordinary text into ids and an id into bytes.
-Read next: load.py (from GGUF keys), special.py (which ids are special), bpe.py, hashed.py.
+Read next: load.py (from GGUF keys), special.py (which ids are special), bpe.py, spm.py, hashed.py.
+Source: llama.cpp src/llama-vocab.cpp (tokenizer_st_partition, tokenize, token_to_piece, detokenize).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.errors import MtprefError
+from mtpref.vocab.clean import clean_spaces
 
 # Attributes, as bits: a control-looking token of another type gets CONTROL beside what it was.
 UNDEFINED, UNKNOWN, UNUSED, NORMAL, CONTROL, USER_DEFINED, BYTE = 0, 1, 2, 4, 8, 16, 32
@@ -22,11 +24,17 @@ UNDEFINED, UNKNOWN, UNUSED, NORMAL, CONTROL, USER_DEFINED, BYTE = 0, 1, 2, 4, 8,
 TOKEN_TYPES = {1: NORMAL, 2: UNKNOWN, 3: CONTROL, 4: USER_DEFINED, 5: UNUSED, 6: BYTE}
 
 _NOT_ESCAPED_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_C_SPACES = b" \t\n\v\f\r"  # what C's isspace takes for white space
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a vocabulary knows about itself. `notes` are lines about what was odd but tolerated."""
+    """What a vocabulary knows about itself.
+
+    add_space_prefix, clean_spaces   see `Vocab.detokenize`
+    lstrip, rstrip                   special tokens that swallow the white space before or after them
+    notes                            lines about what was odd but tolerated
+    """
 
     model: str
     pre: str
@@ -37,6 +45,10 @@ class Header:
     add_eos: bool
     eog_ids: frozenset[int]
     notes: tuple[str, ...]
+    add_space_prefix: bool = False
+    clean_spaces: bool = False
+    lstrip: frozenset[int] = frozenset()
+    rstrip: frozenset[int] = frozenset()
 
 
 class Vocab(ABC):
@@ -52,6 +64,8 @@ class Vocab(ABC):
         self.bos_id, self.eos_id = header.bos_id, header.eos_id
         self.add_bos, self.add_eos = header.add_bos, header.add_eos
         self.eog_ids, self.notes = header.eog_ids, header.notes
+        self._add_space_prefix, self._clean_spaces = header.add_space_prefix, header.clean_spaces
+        self._lstrip, self._rstrip = header.lstrip, header.rstrip
         self._attrs, self._texts = attrs, texts
         special = np.flatnonzero(attrs & (CONTROL | USER_DEFINED | UNKNOWN)).tolist()
         # Longest text first, whatever stands first in the prompt; equal lengths by id.
@@ -63,17 +77,21 @@ class Vocab(ABC):
         Rule     user-defined tokens, and with parse_special control and unknown tokens, match whole, the
                  longest text first; what is between them is tokenized on its own. add_special adds BOS in
                  front if add_bos and EOS behind if add_eos, even where the text already has one.
-        Bytes    text from a command line may hold undecodable bytes (surrogateescape): each counts as
-                 U+FFFD, as does any other lone surrogate. Nothing is normalised.
+        Bytes    text from a command line may hold undecodable bytes (surrogateescape): each counts as itself in
+                 a `llama` vocabulary and as U+FFFD elsewhere, as does any other lone surrogate everywhere.
+                 Nothing is normalised.
         Errors   MtprefError if BOS or EOS is to be added and the vocabulary has none.
         """
         head, tail = self._ends() if add_special else ([], [])
         out = head
+        after_special = True
         for fragment in self._partition(to_bytes(text), parse_special):
             if isinstance(fragment, int):
                 out.append(fragment)
+                after_special = True
             else:
-                out += self._encode_fragment(fragment)
+                out += self._encode_fragment(fragment, after_special)
+                after_special = False
         return out + tail
 
     def piece(self, id: int, *, special: bool = False) -> bytes:
@@ -92,6 +110,29 @@ class Vocab(ABC):
     def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes:
         """The pieces of `ids`, joined; no space is added, removed or cleaned up."""
         return b"".join([self.piece(id, special=special) for id in ids])
+
+    def detokenize(self, ids: Iterable[int], *, remove_special: bool = False, unparse_special: bool = False) -> bytes:
+        """The text of `ids` as llama.cpp's llama_detokenize gives it.
+
+        Rule     the pieces, joined (unparse_special is `special` of `piece`), but
+                 1. remove_special drops a BOS in front and an EOS behind if the vocabulary adds them.
+                 2. If encoding adds a space in front, the first piece loses one leading space, unless a BOS was
+                    dropped. So only remove_special=False, unparse_special=False without BOS, or an encoding
+                    without BOS, gives back the text; this is llama.cpp's rule.
+                 3. Vocabularies that llama.cpp cleans up lose spaces before punctuation: `clean_spaces`.
+        Errors   as `piece`.
+        """
+        ids = list(ids)
+        strip = self._add_space_prefix
+        if remove_special and self.add_bos and ids[:1] == [self.bos_id]:
+            ids, strip = ids[1:], False
+        if remove_special and self.add_eos and ids[-1:] == [self.eos_id]:
+            ids = ids[:-1]
+        pieces = [self.piece(id, special=unparse_special) for id in ids]
+        if strip and pieces:
+            pieces[0] = pieces[0].removeprefix(b" ")
+        text = b"".join(pieces)
+        return clean_spaces(text) if self._clean_spaces else text
 
     def is_eog(self, id: int) -> bool:
         """Whether `id` ends generation."""
@@ -122,13 +163,16 @@ class Vocab(ABC):
                 continue
             cut: list[bytes | int] = []
             for part in parts:
-                cut += [part] if isinstance(part, int) else _cut(part, text, id)
+                if isinstance(part, int):
+                    cut.append(part)
+                else:
+                    cut += _cut(part, text, id, id in self._lstrip, id in self._rstrip)
             parts = cut
         return parts
 
     @abstractmethod
-    def _encode_fragment(self, fragment: bytes) -> list[int]:
-        """Token ids of text without special tokens."""
+    def _encode_fragment(self, fragment: bytes, after_special: bool) -> list[int]:
+        """Token ids of text without special tokens. `after_special`: at the start, or behind a special token."""
 
     @abstractmethod
     def _piece(self, id: int) -> bytes:
@@ -143,12 +187,23 @@ def to_bytes(text: str) -> bytes:
         return _NOT_ESCAPED_BYTE.sub("\ufffd", text).encode("utf-8", "surrogateescape")
 
 
-def _cut(part: bytes, text: bytes, id: int) -> list[bytes | int]:
-    """`part` with every occurrence of `text`, from the left, replaced by `id`; empty remainders vanish."""
+def _cut(part: bytes, text: bytes, id: int, lstrip: bool, rstrip: bool) -> list[bytes | int]:
+    """`part` with every occurrence of `text`, from the left, replaced by `id`; empty remainders vanish.
+
+    lstrip, rstrip: the white space before, after an occurrence goes with it.
+    """
     out: list[bytes | int] = []
-    for i, rest in enumerate(part.split(text)):
-        if i:
-            out.append(id)
-        if rest:
-            out.append(rest)
+    start = 0
+    while (at := part.find(text, start)) >= 0:
+        left = part[start:at]
+        if lstrip:
+            left = left.rstrip(_C_SPACES)
+        if left:
+            out.append(left)
+        out.append(id)
+        start = at + len(text)
+        while rstrip and start < len(part) and part[start] in _C_SPACES:
+            start += 1
+    if start < len(part):
+        out.append(part[start:])
     return out

@@ -4,7 +4,8 @@ Owns the building of the BPE table and the bytes of a piece. Read next: pretoken
 
 The library wants every merge to reach a token; llama.cpp does not. So a text that merges reach but the
 vocabulary lacks becomes a phantom entry with an id from n_vocab on, and a phantom in the result is replaced
-by llama.cpp's fallback: for each byte of the encoded text its token, or nothing if it has none.
+by llama.cpp's fallback: for each byte of the encoded text its token, or nothing if it has none. A word that is
+a phantom as a whole must not count as a token; where that could happen, words are looked up one by one.
 Source: llama.cpp src/llama-vocab.cpp (llm_tokenizer_bpe_session, token_to_piece, llama_decode_text).
 """
 
@@ -17,12 +18,12 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from mtpref.errors import MtprefError
 from mtpref.vocab.base import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Header, Vocab
-from mtpref.vocab.pretokenizers import BYTE_TO_CHAR, CHAR_TO_BYTE, build_pre_tokenizer
+from mtpref.vocab.byte_texts import BYTE_TO_CHAR, CHAR_TO_BYTE, byte_of, is_utf8, lenient_text
+from mtpref.vocab.patterns import Rules
+from mtpref.vocab.pretokenizers import build_pre_tokenizer
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
-_BYTE_TEXT = re.compile("<0x([0-9A-Fa-f]{2})>")
 _NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 Fallback = dict[int, list[int]]
 
@@ -37,19 +38,33 @@ class BpeVocab(Vocab):
         texts: dict[int, bytes],
         tokenizer: Tokenizer,
         fallback: Fallback,
+        ignore_merges: bool,
     ) -> None:
-        """`tokenizer` and `fallback` from `build_bpe`."""
+        """`tokenizer` and `fallback` from `build_bpe`; `ignore_merges`: see `Rules`."""
         super().__init__(header, attrs, texts)
         self._tokenizer, self._fallback = tokenizer, fallback
+        self._by_word = ignore_merges and bool(fallback)
 
-    def _encode_fragment(self, fragment: bytes) -> list[int]:
-        text = fragment.decode("utf-8", "surrogateescape")
-        if not text.isascii():
-            text = _ESCAPED_BYTE.sub("\ufffd", text)
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _encode_fragment(self, fragment: bytes, after_special: bool) -> list[int]:
+        text = fragment.decode("utf-8") if is_utf8(fragment) else lenient_text(fragment)
+        if self._by_word:
+            ids = self._encode_words(text)
+        else:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._fallback or max(ids, default=0) < self.n_vocab:
             return ids
         return [token for id in ids for token in self._fallback.get(id, (id,))]
+
+    def _encode_words(self, text: str) -> list[int]:
+        """As the tokenizer with ignore_merges, but for whole words that are real tokens only."""
+        ids: list[int] = []
+        for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            id = self._tokenizer.token_to_id(word)
+            if id is not None and id < self.n_vocab:
+                ids.append(id)
+            else:
+                ids += [token.id for token in self._tokenizer.model.tokenize(word)]
+        return ids
 
     def _piece(self, id: int) -> bytes:
         attr = self._attrs[id]
@@ -82,26 +97,13 @@ def _byte_or_note(char: str, raw: bytes) -> bytes:
     return b"[UNK_BYTE_0x" + shown.hex().encode() + raw + b"]"
 
 
-def byte_of(id: int, text: bytes) -> int:
-    """The byte of a token of type byte, whose text is <0xHH>; MtprefError otherwise."""
-    match = _BYTE_TEXT.fullmatch(text.decode("utf-8", "replace"))
-    if match is None:
-        raise MtprefError(
-            f"tokenizer.ggml.tokens[{id}]: {text[:40]!r} has type 6 (byte), expected a text like <0x0A>; "
-            "convert the model again with a current converter"
-        )
-    return int(match[1], 16)
-
-
-def build_bpe(pre: str, ids: dict[str, int], merges: list[str]) -> tuple[Tokenizer, Fallback, list[str]]:
+def build_bpe(rules: Rules, ids: dict[str, int], merges: list[str]) -> tuple[Tokenizer, Fallback, list[str]]:
     """The BPE table, the fallback of every phantom id, and notes.
 
     Inputs   `ids` text -> id, complete; taken over: entries may be added or removed. `merges` in rank order,
              each "left right", cut at the first space after its first character.
     Rule     a merge without such a space has no effect; of equal merges the first counts.
-    Errors   MtprefError for an unknown pre-tokenizer.
     """
-    pre_tokenizer = build_pre_tokenizer(pre)
     if len(set(merges)) != len(merges):
         merges = list(dict.fromkeys(merges))
     n_vocab = len(ids)
@@ -121,8 +123,8 @@ def build_bpe(pre: str, ids: dict[str, int], merges: list[str]) -> tuple[Tokeniz
             f"tokenizer.ggml.merges: {len(astray)} of {len(pairs)} merges name a text that is no token; "
             "text that reaches one falls back to single bytes and may lose some"
         )
-    tokenizer = Tokenizer(BPE(ids, pairs))
-    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer = Tokenizer(BPE(ids, pairs, ignore_merges=rules.ignore_merges and not fallback))
+    tokenizer.pre_tokenizer = build_pre_tokenizer(rules)
     return tokenizer, fallback, notes
 
 

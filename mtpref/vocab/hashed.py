@@ -19,7 +19,7 @@ class HashedVocab(Vocab):
              A piece is the id in lower-case hexadecimal; a control token has one with special=True only.
     """
 
-    def _encode_fragment(self, fragment: bytes) -> list[int]:
+    def _encode_fragment(self, fragment: bytes, after_special: bool) -> list[int]:
         ids = []
         for start in range(0, len(fragment), CHUNK):
             value = 0

@@ -1,13 +1,14 @@
 """A vocabulary from the `tokenizer.*` keys of a GGUF.
 
 Owns the reading and checking of those keys: refuses what llama.cpp refuses, tolerates what it tolerates (and
-says so in `Vocab.notes`). Read next: special.py, bpe.py, hashed.py.
+says so in `Vocab.notes`). Read next: special.py, bpe.py, spm.py, hashed.py.
 Source: llama.cpp src/llama-vocab.cpp (llama_vocab::impl::load).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,72 +16,142 @@ import numpy.typing as npt
 
 from mtpref.errors import MtprefError
 from mtpref.vocab.base import NORMAL, TOKEN_TYPES, Header, Vocab
-from mtpref.vocab.bpe import BpeVocab, build_bpe, byte_of
+from mtpref.vocab.bpe import BpeVocab, build_bpe
+from mtpref.vocab.byte_texts import byte_of
 from mtpref.vocab.hashed import HashedVocab
-from mtpref.vocab.pretokenizers import known_names
-from mtpref.vocab.special import SpecialIds, find_special
+from mtpref.vocab.patterns import Rules
+from mtpref.vocab.pretokenizers import rules_of
+from mtpref.vocab.special import SpecialIds, find_special, strippers
+from mtpref.vocab.spm import SpmVocab, build_spm
 
-KNOWN_MODELS = ("gpt2", "test")
+KNOWN_MODELS = ("gpt2", "llama", "test")
+# What llama.cpp reads and this package does not.
+OTHER_MODELS = {
+    "bert": "WordPiece",
+    "t5": "a SentencePiece unigram model",
+    "rwkv": "RWKV's greedy trie",
+    "plamo2": "PLaMo-2's lattice",
+    "gemma4": "BPE over text that is not byte-encoded",
+    "hybriddna": "BPE with DNA k-mers",
+    "whitespace": "words between white space",
+    "none": "no tokenizer at all",
+    "no_vocab": "no tokenizer at all",
+}
 _MODEL, _PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 _TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 _TYPES, _SCORES = "tokenizer.ggml.token_type", "tokenizer.ggml.scores"
+_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 _BYTE_TYPE = 6
-_GPT2_DEFAULT_ID = 11  # llama.cpp's BOS and EOS of a gpt2 vocabulary that names none
+# llama.cpp's defaults of the models that have no pre-tokenizer.
+_LLAMA_RULES = Rules((), add_bos=True, clean_spaces=False, bos_id=1)
+_TEST_RULES = Rules((), clean_spaces=False, bos_id=None)
+_EOS_DEFAULTS = {"gpt2": 11, "llama": 2, "test": None}
 
 
 def load_vocab(kv: Mapping[str, object]) -> Vocab:
     """The vocabulary that the keys of a GGUF describe.
 
     Inputs   kv: key -> value; arrays as the GGUF reader gives them, or plain lists (str or bytes, int).
-    Models   `tokenizer.ggml.model` gpt2 (pre-tokenizers: `mtpref.vocab.known_names()`), test.
+    Models   `tokenizer.ggml.model` gpt2 (pre-tokenizers: `mtpref.vocab.known_names()`), llama, test.
     Errors   MtprefError: unknown model or pre-tokenizer (lists the known ones), missing or mistyped arrays,
              token_type or scores shorter than tokens, two tokens with one text, an empty vocabulary.
     """
-    model = _text(kv, _MODEL)
-    if model not in KNOWN_MODELS:
-        found = "missing" if model is None else f"unknown tokenizer model {model!r}"
-        raise MtprefError(
-            f"{_MODEL}: {found}, expected one of {', '.join(KNOWN_MODELS)} "
-            f"(gpt2 with {_PRE} one of {', '.join(known_names())}); try: mtpref inspect on the file"
-        )
-    pre, notes = _pre(kv, model)
+    model = _model(kv)
+    pre, rules, notes = _rules(kv, model)
     # Merges before tokens, so that the cheaper and commoner fault is named first.
-    merges = _strings(kv, _MERGES) if model == "gpt2" else []
+    merges = _merges(kv, rules, notes) if model == "gpt2" else []
     texts = _tokens(kv)
     ids = _ids(texts)
+    scores = _numbers(kv, _SCORES, len(texts), ("f32", "i32"))
     types = _token_types(kv, len(texts))
     attrs = types if types is not None else np.full(len(texts), NORMAL, np.uint8)
-    special = find_special(kv, ids, attrs, _GPT2_DEFAULT_ID if model == "gpt2" else None)
+    special = find_special(kv, ids, attrs, rules.bos_id, _EOS_DEFAULTS[model])
     odd = _raw_texts(texts, attrs)
     if model == "test":
-        return HashedVocab(_header(kv, model, pre, len(texts), special, notes), attrs, odd)
+        return HashedVocab(_header(kv, model, pre, rules, ids, attrs, special, notes), attrs, odd)
+    if model == "llama":
+        notes += _llama_notes(kv, scores)
+        processor = build_spm(texts, np.zeros(len(texts), np.float32) if scores is None else scores.astype(np.float32))
+        return SpmVocab(_header(kv, model, pre, rules, ids, attrs, special, notes), attrs, odd, processor, ids)
+    header = _header(kv, model, pre, rules, ids, attrs, special, notes)
     del texts
-    tokenizer, fallback, more = build_bpe(pre, ids, merges)
-    header = _header(kv, model, pre, len(attrs), special, notes + more)
-    return BpeVocab(header, attrs, odd, tokenizer, fallback)
+    tokenizer, fallback, more = build_bpe(rules, ids, merges)
+    header = replace(header, notes=header.notes + tuple(more))
+    return BpeVocab(header, attrs, odd, tokenizer, fallback, rules.ignore_merges)
 
 
 def _header(
-    kv: Mapping[str, object], model: str, pre: str, n_vocab: int, special: SpecialIds, notes: list[str]
+    kv: Mapping[str, object],
+    model: str,
+    pre: str,
+    rules: Rules,
+    ids: Mapping[str, int],
+    attrs: npt.NDArray[np.uint8],
+    special: SpecialIds,
+    notes: list[str],
 ) -> Header:
+    lstrip, rstrip = strippers(_name(kv), ids, attrs, rules.lstrip)
     return Header(
         model=model,
         pre=pre,
-        n_vocab=n_vocab,
+        n_vocab=len(attrs),
         bos_id=special.roles["bos"],
         eos_id=special.roles["eos"],
-        add_bos=_flag(kv, "tokenizer.ggml.add_bos_token"),
-        add_eos=_flag(kv, "tokenizer.ggml.add_eos_token"),
+        add_bos=_flag(kv, "tokenizer.ggml.add_bos_token", rules.add_bos),
+        add_eos=_flag(kv, "tokenizer.ggml.add_eos_token", False),
         eog_ids=frozenset(special.eog),
         notes=tuple(notes + special.notes),
+        add_space_prefix=_flag(kv, _SPACE_PREFIX, model == "llama"),
+        clean_spaces=rules.clean_spaces,
+        lstrip=lstrip,
+        rstrip=rstrip,
     )
 
 
-def _pre(kv: Mapping[str, object], model: str) -> tuple[str, list[str]]:
+def _model(kv: Mapping[str, object]) -> str:
+    model = _text(kv, _MODEL)
+    if model in KNOWN_MODELS:
+        return model
+    if model is None:
+        found = "missing"
+    elif model in OTHER_MODELS:
+        found = f"{model!r} ({OTHER_MODELS[model]}) is not supported"
+    else:
+        found = f"unknown tokenizer model {model!r}"
+    raise MtprefError(f"{_MODEL}: {found}, expected one of {', '.join(KNOWN_MODELS)}; try: mtpref inspect on the file")
+
+
+def _rules(kv: Mapping[str, object], model: str) -> tuple[str, Rules, list[str]]:
+    """(name of the pre-tokenizer, rules, notes)."""
     pre = _text(kv, _PRE) or ""
-    if model == "gpt2" and not pre:
-        return "default", [f"{_PRE}: missing, using default; the ids may differ from those of training"]
-    return pre, []
+    if model != "gpt2":
+        return pre, _LLAMA_RULES if model == "llama" else _TEST_RULES, []
+    if pre:
+        return pre, rules_of(pre), []
+    note = f"{_PRE}: missing, using default; the ids may differ from those of training"
+    return "default", rules_of("default"), [note]
+
+
+def _merges(kv: Mapping[str, object], rules: Rules, notes: list[str]) -> list[str]:
+    if _MERGES in kv or rules.needs_merges:
+        return _strings(kv, _MERGES)
+    notes.append(f"{_MERGES}: missing; every byte is a token of its own")
+    return []
+
+
+def _llama_notes(kv: Mapping[str, object], scores: object) -> list[str]:
+    notes = []
+    if scores is None:
+        notes.append(f"{_SCORES}: missing; every merge counts the same, the leftmost first")
+    for name in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if kv.get(f"tokenizer.ggml.{name}"):
+            notes.append(f"tokenizer.ggml.{name}: ignored, as llama.cpp does in a llama vocabulary")
+    return notes
+
+
+def _name(kv: Mapping[str, object]) -> str:
+    name = kv.get("general.name")
+    return name.lower() if isinstance(name, str) else ""
 
 
 def _text(kv: Mapping[str, object], key: str) -> str | None:
@@ -90,8 +161,8 @@ def _text(kv: Mapping[str, object], key: str) -> str | None:
     return value
 
 
-def _flag(kv: Mapping[str, object], key: str) -> bool:
-    value = kv.get(key, False)
+def _flag(kv: Mapping[str, object], key: str, default: bool) -> bool:
+    value = kv.get(key, default)
     if not isinstance(value, bool | np.bool_):
         raise MtprefError(f"{key}: {value!r}, expected a bool")
     return bool(value)
@@ -130,8 +201,7 @@ def _ids(texts: list[str]) -> dict[str, int]:
 
 
 def _token_types(kv: Mapping[str, object], n_tokens: int) -> npt.NDArray[np.uint8] | None:
-    """Attribute bits from token_type, None if there is none; checks the unused scores as well."""
-    _numbers(kv, _SCORES, n_tokens, ("f32", "i32"))
+    """Attribute bits from token_type, None if there is none."""
     values = _numbers(kv, _TYPES, n_tokens, ("i32",))
     if values is None:
         return None

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.errors import MtprefError
-from mtpref.vocab.base import CONTROL, NORMAL, USER_DEFINED
+from mtpref.vocab.base import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 
 _KEY = "tokenizer.ggml.{}_token_id"
 _EOT = (
@@ -61,11 +61,15 @@ class SpecialIds:
 
 
 def find_special(
-    kv: Mapping[str, object], ids: Mapping[str, int], attrs: npt.NDArray[np.uint8], default_id: int | None
+    kv: Mapping[str, object],
+    ids: Mapping[str, int],
+    attrs: npt.NDArray[np.uint8],
+    default_bos: int | None,
+    default_eos: int | None,
 ) -> SpecialIds:
     """Special ids of a vocabulary; updates `attrs` in place.
 
-    Rule     1. BOS and EOS start as `default_id` (none if outside the vocabulary), other roles as none.
+    Rule     1. BOS and EOS start as their defaults (none if outside the vocabulary), other roles as none.
              2. A key sets its role; a value outside the vocabulary leaves it as it was, with a note.
              3. Roles still without id (BOS and EOS excepted) take a token with a known text.
              4. End of generation: fim_pad, fim_rep, fim_sep, every token with a text of EOG_TEXTS, EOS, EOT,
@@ -74,8 +78,8 @@ def find_special(
     """
     n_vocab = len(attrs)
     out = SpecialIds(dict.fromkeys(ROLES))
-    default = default_id if default_id is not None and default_id < n_vocab else None
-    out.roles["bos"] = out.roles["eos"] = default
+    for role, default in (("bos", default_bos), ("eos", default_eos)):
+        out.roles[role] = default if default is not None and default < n_vocab else None
     for role, (names, texts) in ROLES.items():
         for name in names:
             _read_id(kv, _KEY.format(name), role, n_vocab, out)
@@ -86,6 +90,24 @@ def find_special(
                 _make_control(found, ids[found], attrs, out)
     _collect_eog(ids, attrs, out)
     return out
+
+
+def strippers(
+    name: str, ids: Mapping[str, int], attrs: npt.NDArray[np.uint8], left: tuple[str, ...]
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids of the special tokens that swallow the white space before them, and behind them.
+
+    Inputs   `name` general.name in lower case; `left` the texts that do the former by the pre-tokenizer's rules.
+    Rule     In phi-3 models every special token and </s> swallows what is behind it, save <unk>, <s> and
+             <|endoftext|>. In modern-bert models [MASK] swallows what is before it. As llama.cpp looks for these
+             by name, a renamed model behaves differently.
+    """
+    if not left and ("phi-3" in name or "phi3" in name):
+        right = {*np.flatnonzero(attrs & (CONTROL | USER_DEFINED | UNKNOWN)).tolist(), ids.get("</s>", -1)}
+        return frozenset(), frozenset(right - {ids.get(text, -1) for text in ("<unk>", "<s>", "<|endoftext|>")})
+    if not left and "modern-bert" in name:
+        left = ("[MASK]",)
+    return frozenset(ids[text] for text in left if text in ids), frozenset()
 
 
 def _read_id(kv: Mapping[str, object], key: str, role: str, n_vocab: int, out: SpecialIds) -> None:
