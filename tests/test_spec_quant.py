@@ -1,5 +1,6 @@
 """S5 to S7: ggml's quantisers bit by bit, matrix products against float64."""
 
+import ctypes
 import os
 import tracemalloc
 from fractions import Fraction
@@ -213,6 +214,45 @@ def test_ggml_product_equals_float64_on_quantised_activations(type_name, scale):
 
 
 PRICES = {"F32": 1e-13, "F16": 2e-7, "BF16": 1e-5, "Q8_0": 2e-4} | dict.fromkeys(QUANTISED, 0.0004)
+
+
+def activation_blocks(type_name, x):
+    """One row of activations as ggml's blocks of that type."""
+    if type_name == "Q8_K":
+        codes, d, sums = spec.quantize_q8_k(x)
+        parts = [d.reshape(-1, 1).view(np.uint8), codes.reshape(-1, 256).view(np.uint8)]
+        parts.append(sums.astype(np.int16).reshape(-1, 16).view(np.uint8))
+    else:
+        codes, *halves = spec.quantize_q8_1(x)
+        halves = halves[: 1 if type_name == "Q8_0" else 2]
+        parts = [half.astype(np.float16).reshape(-1, 1).view(np.uint8) for half in halves]
+        parts.append(codes.reshape(-1, 32).view(np.uint8))
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+@pytest.mark.parametrize("type_name", QUANTISED)
+def test_products_equal_a_live_ggml(type_name):
+    """ggml's own dot product of the same blocks: the same number up to the order of float32 additions."""
+    root = os.environ.get("MTPREF_LLAMA_CPP")
+    if not root:
+        pytest.skip("set MTPREF_LLAMA_CPP=DIR to a llama.cpp tree that was built in DIR/build")
+    library = record_quantisers.find_library(Path(root) / "build", "ggml-cpu")
+    library.ggml_cpu_init()
+    kind = spec.ACTIVATION_TYPES[type_name]
+    dot = getattr(library, f"ggml_vec_dot_{type_name.lower().replace('_k', '_K')}_{kind.lower().replace('_k', '_K')}")
+    dot.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        *[ctypes.c_size_t, ctypes.c_void_p] * 2,
+        ctypes.c_size_t,
+        ctypes.c_int,
+    ]
+    w, x = matrix(type_name, 40, 1024), activation(1, 1024)
+    blocks, theirs = activation_blocks(kind, x), np.zeros(40, np.float32)
+    for r in range(40):
+        row = np.ascontiguousarray(w.rows(r, r + 1).raw)
+        dot(1024, theirs[r:].ctypes.data, 0, row.ctypes.data, 0, blocks.ctypes.data, 0, 1)
+    assert naive.nmse(spec.mul_mat_ggml(w, x)[0], theirs) < 1e-12
 
 
 @pytest.mark.parametrize("type_name", PRICES)

@@ -88,11 +88,11 @@ def call(library: ctypes.CDLL, name: str, x: F32, n_bytes: int) -> NDArray[np.ui
     return out
 
 
-def find_library(build: Path) -> ctypes.CDLL:
-    """libggml-base of a llama.cpp build folder."""
-    found = sorted(build.rglob("libggml-base.so")) + sorted(build.rglob("libggml-base.dylib"))
+def find_library(build: Path, name: str = "ggml-base") -> ctypes.CDLL:
+    """libggml-base, or another library, of a llama.cpp build folder."""
+    found = sorted(build.rglob(f"lib{name}.so")) + sorted(build.rglob(f"lib{name}.dylib"))
     if not found:
-        raise FileNotFoundError(f"{build}: no libggml-base found, expected a llama.cpp build with shared libraries")
+        raise FileNotFoundError(f"{build}: no lib{name} found, expected a llama.cpp build with shared libraries")
     return ctypes.CDLL(str(found[0]))
 
 
