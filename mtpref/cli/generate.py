@@ -10,6 +10,7 @@ from mtpref.cli.chat_options import ChatSettings, add_chat
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 from mtpref.cli.output import Notes, Text
 from mtpref.cli.sampling_options import add_sampling
+from mtpref.cli.session_options import PromptCache, add_session
 from mtpref.cli.signals import sigterm_as_interrupt
 from mtpref.cli.spec_options import add_spec, decode_options
 from mtpref.errors import MtprefError
@@ -49,6 +50,7 @@ def add_parser(verbs: Any) -> None:
     )
     add_sampling(parser)
     add_spec(parser)
+    add_session(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text (default: off)")
     out.add_argument("--trace", metavar="FILE.jsonl", help="write every event to a file as it happens (default: none)")
@@ -59,6 +61,7 @@ def run_generate(args: argparse.Namespace) -> int:
     from mtpref.trace import TraceWriter
 
     chat = ChatSettings(args)
+    cache = PromptCache(args)
     prompt = _given_prompt(args, chat)
     say = Notes()
     say.when_compiling(args)
@@ -70,15 +73,19 @@ def run_generate(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(TraceWriter(args.trace)) if args.trace else None
         if chat.is_conversation:
-            return _converse(args, chat, model, options, prompt, writer, say)
+            return _converse(args, chat, cache, model, options, prompt, writer, say)
         if chat.is_chat:
             prompt = chat.prompt(model, [*chat.first_messages(), {"role": "user", "content": prompt}])
             say.line(prompt.describe())
         elif args.prompt is None and args.file is None:
             say.line(f"prompt: {prompt!r} (give your own with -p or -f)")
-        run = model.generate(prompt, options, n_ctx=_n_ctx(args, model))
+        n_ctx = _n_ctx(args, model)
+        session = cache.open(model, n_ctx, say) if cache.path else None
+        run = model.generate(prompt, options, n_ctx=n_ctx, session=session)
         run.statistics.seconds["load"] = load_seconds
         reason = _consume(run, writer, Text(is_silent=args.json), say)
+    if session is not None:
+        cache.close(session, say)
     if args.json:
         _print_json(run, reason)
     for line in run.statistics.lines():
@@ -97,14 +104,24 @@ def _given_prompt(args: argparse.Namespace, chat: ChatSettings) -> Any:
 
 
 def _converse(
-    args: argparse.Namespace, chat: ChatSettings, model: Any, options: Any, first: str | None, writer: Any, say: Notes
+    args: argparse.Namespace,
+    chat: ChatSettings,
+    cache: PromptCache,
+    model: Any,
+    options: Any,
+    first: str | None,
+    writer: Any,
+    say: Notes,
 ) -> int:
     from mtpref.cli.conversation import Conversation, run_conversation
 
     say.line(chat.describe(model))
-    session = model.new_session(_n_ctx(args, model))
+    session = cache.open(model, _n_ctx(args, model), say)
     conversation = Conversation(model, chat, options, session, lambda run, text: _consume(run, writer, text, say))
-    return run_conversation(args, conversation, first, say, _print_json)
+    try:
+        return run_conversation(args, conversation, first, say, _print_json)
+    finally:
+        cache.close(session, say)
 
 
 def _n_ctx(args: argparse.Namespace, model: Any) -> int:
