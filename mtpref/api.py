@@ -140,7 +140,8 @@ class LanguageModel:
         else:
             ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if session is not None:
-            decoder, events = session.start(ids, options, drafter)
+            stops = (prompt.n_before_answer,) if isinstance(prompt, chat.ChatPrompt) else ()
+            decoder, events = session.start(ids, options, drafter, checkpoint_at=stops)
         else:
             decoder = Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter)
             events = decoder.run(ids)

@@ -118,6 +118,14 @@ def test_special_tokens_of_the_text_are_parsed(model):
     assert prompt.ids[0] == model.core.vocab.eos_id
 
 
+def test_what_stands_before_the_answer_is_known_unless_the_template_refuses_to_say(model):
+    prompt = model.chat_prompt([USER], template="chatml")
+    opening = model.encode("<|im_start|>assistant\n")
+    assert prompt.ids[prompt.n_before_answer :] == opening
+    refuses = "x{% if not add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
+    assert model.chat_prompt([USER], template=refuses).n_before_answer == 0
+
+
 # WHICH TEMPLATE
 
 

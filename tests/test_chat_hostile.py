@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mtpref.chat import worker
 from mtpref.errors import MtprefError
-from tests.chat_cases import USER, text_of
+from tests.chat_cases import NOW, THINKING, USER, text_of
 
 
 def refusal_of(template, messages=(USER,), **variables):
@@ -152,11 +155,45 @@ def test_a_template_that_grows_or_recurses_is_refused(template, expected):
 def test_a_renderer_that_dies_is_one_line(monkeypatch, tmp_path):
     from mtpref.chat import render as room
 
-    for worker, expected in (
+    for code, expected in (
         ("print('+', end='', flush=True); raise SystemExit(9)", "ended with code 9 and no text"),
         ("raise SystemExit(1)", "could not start jinja2"),
     ):
         path = tmp_path / "worker.py"
-        path.write_text(worker)
+        path.write_text(code)
         monkeypatch.setitem(room.__globals__, "_WORKER", path)
         assert expected in refusal_of("x")
+
+
+FRAGMENTS = [
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "-",
+    "|",
+    "(",
+    "'",
+    "__class__",
+    "loop",
+    "endif",
+    "for",
+    "\ud800",
+    "\0",
+    "1",
+    ".",
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence:DeprecationWarning")  # in a literal of the template
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.integers(0, len(THINKING)), st.integers(0, 9), st.sampled_from(FRAGMENTS)), max_size=6))
+def test_a_damaged_template_gives_texts_or_one_error_with_a_kind(edits):
+    template = THINKING
+    for at, n_dropped, inserted in edits:
+        template = template[:at] + inserted + template[at + n_dropped :]
+    request = {"template": template, "now": NOW.isoformat(), "n_max": 9999, "variables": {"messages": [USER]}}
+    reply = worker.render(request | {"variants": [{}]})
+    assert reply.keys() in ({"texts", "uses_date"}, {"kind", "error", "line"})
+    json.dumps(reply)

@@ -29,8 +29,9 @@ def both(theirs, template, messages, **variables):
     except Exception as error:
         expected = str(error)[:300]
     request = {"template": template, "now": NOW.isoformat(), "n_max": 10**7}
-    reply = worker.render(request | {"variables": {"messages": messages, "documents": None, **variables}})
-    return expected, reply["text"] if "text" in reply else reply["error"]
+    request |= {"variables": {"messages": messages, "documents": None, **variables}, "variants": [{}]}
+    reply = worker.render(request)
+    return expected, reply["texts"][0] if "texts" in reply else reply["error"]
 
 
 @pytest.mark.oracle

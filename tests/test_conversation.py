@@ -74,19 +74,23 @@ def test_turns_from_a_pipe_are_those_of_fresh_runs_and_reuse_what_they_share(mod
     assert "> " not in err
 
 
-def test_an_earlier_thought_that_the_template_drops_ends_the_shared_prefix_there(model, monkeypatch, capfdbinary):
-    """The answer is given a thought by a template argument; the next prompt leaves it out."""
-    opened = THINKING.replace("{%- if enable_thinking", "{{- '<think>' }}{%- if enable_thinking")
-    dropped = opened.replace('"</think>" in content', "true").replace('content.split("</think>")[-1]', "content[9999:]")
+def test_a_template_that_writes_an_earlier_answer_otherwise_leaves_all_before_it_shared(
+    model, monkeypatch, capfdbinary
+):
+    """The argument opens the answer with an empty thought, which later prompts leave out."""
     code, turns, _ = converse(
-        monkeypatch, capfdbinary, b"import os\nimport re\n", "--chat-template", dropped, "-n", "6"
-    )
+        monkeypatch, capfdbinary, b"import os\nimport re\nimport io\n", "--chat-template", THINKING, "-n", "6",
+        "--chat-template-kwargs", '{"enable_thinking": false}', "--system", "Be brief.",
+    )  # fmt: skip
+    contents = ["import os", "import re", "import io"]
+    fresh = list(fresh_turns(model, THINKING, contents, 6, "Be brief.", enable_thinking=False))
     assert code == 0
-    first, second = (turn["prompt_ids"] for turn in turns)
-    n_common = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    assert 0 < n_common < len(first)
-    assert turns[1]["statistics"]["n_reused"] <= n_common
-    fresh = list(fresh_turns(model, dropped, ["import os", "import re"], 6))
+    for i in (1, 2):
+        earlier, prompt = turns[i - 1]["prompt_ids"], turns[i]["prompt_ids"]
+        n_common = next(i for i, (a, b) in enumerate(zip(earlier, prompt, strict=False)) if a != b)
+        n_opening = len(model.encode("<|im_start|>assistant\n<think>\n\n</think>\n\n"))
+        assert len(earlier) - n_opening <= turns[i]["statistics"]["n_reused"] <= n_common < len(earlier)
+    assert [turn["prompt_ids"] for turn in turns] == [run.prompt_ids for run in fresh]
     assert [turn["ids"] for turn in turns] == [run.ids for run in fresh]
 
 

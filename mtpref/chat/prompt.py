@@ -6,6 +6,7 @@ Owns the variables that a template sees and the rule for its BOS. Read next: tem
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from mtpref.chat.render import render
@@ -20,11 +21,14 @@ Message = Mapping[str, Any]
 class ChatPrompt:
     """A conversation as a prompt.
 
-    text      what the template wrote
-    ids       its tokens, BOS and EOS as the vocabulary asks for them, never doubled
-    template  which one
-    args      the template arguments that were given
-    now       the date that the template was told (None: it did not ask)
+    text             what the template wrote
+    ids              its tokens, BOS and EOS as the vocabulary asks for them, never doubled
+    template         which one
+    args             the template arguments that were given
+    now              the date that the template was told (None: it did not ask)
+    n_before_answer  so many ids stand before the opening of the answer. The next turn's prompt begins with these too,
+                     whatever the template makes of the answer then (it may drop a thought): a session keeps a
+                     checkpoint there
     """
 
     text: str
@@ -32,6 +36,7 @@ class ChatPrompt:
     template: ChatTemplate
     args: dict[str, Any] = field(default_factory=dict)
     now: datetime | None = None
+    n_before_answer: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """What a run must name, since it changes the prompt and with it the acceptance."""
@@ -64,16 +69,22 @@ def chat_prompt(
     bos, eos = _token_text(vocab, vocab.bos_id), _token_text(vocab, vocab.eos_id)
     variables = {"messages": list(messages), "add_generation_prompt": True, "tools": None, "documents": None}
     moment = now or datetime.now().astimezone()
-    rendered = render(
-        template.text, variables | {"bos_token": bos, "eos_token": eos} | dict(args), moment, name=template.label
-    )
-    text = rendered.text
-    if vocab.add_bos and bos:
-        text = text.removeprefix(bos)
-    if vocab.add_eos and eos:
-        text = text.removesuffix(eos)
-    ids = vocab.encode(text)
-    return ChatPrompt(rendered.text, ids, template, dict(args), moment if rendered.uses_date else None)
+    variables |= {"bos_token": bos, "eos_token": eos} | dict(args)
+    without_answer = {"add_generation_prompt": False}
+    rendered = render(template.text, variables, moment, name=template.label, others=[without_answer])
+
+    def encode(text: str) -> list[int]:
+        if vocab.add_bos and bos:
+            text = text.removeprefix(bos)
+        if vocab.add_eos and eos:
+            text = text.removesuffix(eos)
+        return vocab.encode(text)
+
+    ids = encode(rendered.text)
+    before = encode(rendered.others[0] or "")
+    n_before = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, before, strict=False)))
+    date = moment if rendered.uses_date else None
+    return ChatPrompt(rendered.text, ids, template, dict(args), date, n_before)
 
 
 def _token_text(vocab: Vocab, id: int | None) -> str:

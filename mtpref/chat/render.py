@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,14 +29,22 @@ _UNLIKELY = "a chat template has no need of that; choose another with --chat-tem
 
 @dataclass(frozen=True)
 class Rendered:
-    """A template's text, and whether it asked for the date."""
+    """A template's text, and whether it asked for the date. others: the texts of the other variants (None: failed)."""
 
     text: str
     uses_date: bool
+    others: tuple[str | None, ...] = ()
 
 
-def render(template: str, variables: Mapping[str, Any], now: datetime, *, name: str = "chat template") -> Rendered:
-    """The text that a chat template makes of its variables.
+def render(
+    template: str,
+    variables: Mapping[str, Any],
+    now: datetime,
+    *,
+    name: str = "chat template",
+    others: Sequence[Mapping[str, Any]] = (),
+) -> Rendered:
+    """The text that a chat template makes of its variables, and what it would make with `others` laid over them.
 
     Rule     jinja2's immutable sandbox with transformers' settings: trim_blocks, lstrip_blocks, loop controls,
              `generation` ignored, tojson without HTML escapes, raise_exception, strftime_now (which tells `now`)
@@ -45,16 +53,19 @@ def render(template: str, variables: Mapping[str, Any], now: datetime, *, name: 
     """
     if len(template) > MAX_TEMPLATE_CHARS:
         raise MtprefError(f"{name}: {len(template)} characters, expected at most {MAX_TEMPLATE_CHARS}; {_UNLIKELY}")
-    request = _request(template, variables, now, name)
+    request = _request(template, variables, [{}, *others], now, name)
     reply = _reply(_run(request, name), name)
-    if "text" not in reply:
+    if "texts" not in reply:
         raise MtprefError(_refusal(reply, name))
-    return Rendered(str(reply["text"]), bool(reply["uses_date"]))
+    text, *rest = reply["texts"]
+    return Rendered(text, bool(reply["uses_date"]), tuple(rest))
 
 
-def _request(template: str, variables: Mapping[str, Any], now: datetime, name: str) -> bytes:
+def _request(
+    template: str, variables: Mapping[str, Any], variants: list[Mapping[str, Any]], now: datetime, name: str
+) -> bytes:
     try:
-        given = json.dumps(variables)
+        given, laid_over = json.dumps(variables), json.dumps(variants)
     except (TypeError, ValueError, RecursionError) as error:
         raise MtprefError(f"{name}: messages and arguments are no JSON values ({error}), expected text, numbers, "
                           "true, false, null, lists and objects") from None  # fmt: skip
@@ -62,7 +73,7 @@ def _request(template: str, variables: Mapping[str, Any], now: datetime, name: s
     # The text exists in several copies, of up to 4 bytes a character, before it is sent back.
     limits = {"n_max": n_max, "n_bytes": MEMORY_LIMIT + 2 * MAX_GROWTH * len(given)}
     head = json.dumps({"template": template, "now": now.isoformat(), **limits})
-    return (head[:-1] + ', "variables": ' + given + "}").encode("ascii")
+    return f'{head[:-1]}, "variables": {given}, "variants": {laid_over}}}'.encode("ascii")
 
 
 def _run(request: bytes, name: str) -> tuple[int, bytes]:

@@ -98,7 +98,10 @@ def make_environment(strftime_now: Callable[[str], str]) -> Sandbox:
 
 
 def render(request: Json) -> Json:
-    """{"text", "uses_date"}, or {"error", "kind", "line"} (line None where jinja2 names none)."""
+    """{"texts", "uses_date"}, or {"error", "kind", "line"} (line None where jinja2 names none).
+
+    A text for each of the request's `variants`, which are laid over its variables; None where only a later one fails.
+    """
     uses_date = False
 
     def strftime_now(pattern: str) -> str:
@@ -107,17 +110,30 @@ def render(request: Json) -> Json:
         return datetime.fromisoformat(request["now"]).strftime(pattern)
 
     random.seed(0)  # the filter `random` and lipsum()
-    pieces, n_left = [], int(request["n_max"])
+    texts: list[str | None] = []
     try:
         template = make_environment(strftime_now).from_string(request["template"])
-        for piece in template.generate(request["variables"]):
-            n_left -= len(piece)
-            if n_left < 0:
-                raise TooLong(f"the text is longer than {request['n_max']} characters")
-            pieces.append(piece)
+        for variant in request["variants"]:
+            try:
+                texts.append(text_of(template, request["variables"] | variant, int(request["n_max"])))
+            except Exception:
+                if not texts:
+                    raise
+                texts.append(None)
     except Exception as error:
         return describe(error)
-    return {"text": "".join(pieces), "uses_date": uses_date}
+    return {"texts": texts, "uses_date": uses_date}
+
+
+def text_of(template: jinja2.Template, variables: Json, n_max: int) -> str:
+    """What the template writes, piece by piece, so that it is stopped as soon as it is too long."""
+    pieces, n_left = [], n_max
+    for piece in template.generate(variables):
+        n_left -= len(piece)
+        if n_left < 0:
+            raise TooLong(f"the text is longer than {n_max} characters")
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def describe(error: Exception) -> Json:
