@@ -215,6 +215,27 @@ def test_byte_without_any_token_is_refused_when_it_is_met() -> None:
         vocab.encode("a\u00e9")
 
 
+def test_odd_token_texts_are_kept() -> None:
+    extra: dict[Any, float] = {"<unknown>": 0.0, "<unknown>>": 0.0, "\n\t": -2.0, "\t": -1.0, "x" * 5000: 0.0}
+    extra |= {b"<264>\xff": 0.0, "<264>": 0.0, "\u2585": 0.0, "\ufffd": 0.0}
+    vocab = load_vocab(llama_kv(extra, add_space_prefix=False))
+    for id, text in enumerate(extra, 259):
+        assert vocab.piece(id) == (text if isinstance(text, bytes) else text.encode("utf-8"))
+    assert vocab.encode("\n\t\u2585\ufffdq", add_special=False) == [261, 266, 267, *bytes_of("q")]
+
+
+def test_token_text_ends_at_its_first_nul() -> None:
+    vocab = load_vocab(llama_kv({"\0": 0.0, "b\0c": 0.0}, add_space_prefix=False))
+    assert [vocab.piece(259), vocab.piece(260)] == [b"[EMPTY_259]", b"b"]
+    assert vocab.encode("b\0", add_special=False) == [260, FIRST_BYTE]
+
+
+def test_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(MtprefError, match=r"scores\[260\]: nan, expected a number"):
+        load_vocab(llama_kv({"a": 1.0, "b": float("nan"), "c": float("inf")}))
+    assert load_vocab(llama_kv({"a": -1.0, "aa": float("-inf")}, add_space_prefix=False)).encode("aa") == [1, 260]
+
+
 # SPECIAL TOKENS
 
 

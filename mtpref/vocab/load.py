@@ -169,15 +169,20 @@ def _flag(kv: Mapping[str, object], key: str, default: bool) -> bool:
 
 
 def _strings(kv: Mapping[str, object], key: str) -> list[str]:
-    """A string array; bytes that are no UTF-8 become lone surrogates (surrogateescape)."""
+    """A string array; bytes that are no UTF-8 become lone surrogates (surrogateescape).
+
+    A text ends at its first NUL, as in llama.cpp.
+    """
     value: Any = kv.get(key)
     if value is None:
         raise MtprefError(f"{key}: missing, expected an array of strings; is this a GGUF with a tokenizer?")
     if hasattr(value, "to_bytes_list"):
-        return [raw.decode("utf-8", "surrogateescape") for raw in value.to_bytes_list()]
-    if isinstance(value, list | tuple) and all(isinstance(item, bytes | str) for item in value):
-        return [s if isinstance(s, str) else s.decode("utf-8", "surrogateescape") for s in value]
-    raise MtprefError(f"{key}: {_kind(value)}, expected an array of strings")
+        texts = [raw.decode("utf-8", "surrogateescape") for raw in value.to_bytes_list()]
+    elif isinstance(value, list | tuple) and all(isinstance(item, bytes | str) for item in value):
+        texts = [s if isinstance(s, str) else s.decode("utf-8", "surrogateescape") for s in value]
+    else:
+        raise MtprefError(f"{key}: {_kind(value)}, expected an array of strings")
+    return [text.partition("\0")[0] for text in texts] if any("\0" in text for text in texts) else texts
 
 
 def _tokens(kv: Mapping[str, object]) -> list[str]:

@@ -112,23 +112,41 @@ def build_spm(texts: Sequence[str], scores: npt.NDArray[np.float32]) -> Sentence
     """The SentencePiece model with these pieces, and behind them the unknown one.
 
     Inputs   `texts` distinct, none empty; `scores` (n,) float32.
+    Errors   MtprefError if a score is not a number, or if the library refuses the pieces.
     """
+    if np.isnan(scores).any():
+        raise MtprefError(
+            f"tokenizer.ggml.scores[{int(np.isnan(scores).argmax())}]: nan, expected a number; convert the model again"
+        )
     taken = set(texts)
-    unknown = next(name for i in range(len(texts) + 1) if (name := f"<unknown {i}>") not in taken)
     rows = scores.astype("<f4").tobytes()
     pieces = []
     for i, text in enumerate(texts):
-        # A text that is no UTF-8 can match nothing; any other that is free does as well.
         raw = text.encode("utf-8", "surrogateescape")
-        if not is_utf8(raw):
-            raw = f"{unknown}{i}".encode()
+        if not is_utf8(raw):  # such a text can match nothing, so any free one will do
+            raw = _free_name(f"<{i}>", taken).encode("utf-8")
         pieces.append(_field(1, _field(1, raw) + b"\x15" + rows[4 * i : 4 * i + 4]))
-    pieces.append(_field(1, _field(1, unknown.encode()) + b"\x18" + bytes([_UNKNOWN_TYPE])))
+    unknown = _free_name("<unknown>", taken).encode("utf-8")
+    pieces.append(_field(1, _field(1, unknown) + b"\x18" + bytes([_UNKNOWN_TYPE])))
     trainer = b"\x18" + bytes([_BPE])
     # add_dummy_prefix (3), remove_extra_whitespaces (4), escape_whitespaces (5): all off.
     normalizer = _field(1, b"identity") + b"\x18\x00\x20\x00\x28\x00"
     model = b"".join(pieces) + _field(2, trainer) + _field(3, normalizer)
-    return SentencePieceProcessor(model_proto=model)
+    try:
+        return SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        what = str(error).replace("\n", " ")[:200]
+        raise MtprefError(
+            f"tokenizer.ggml.tokens: sentencepiece refuses them ({what}); convert the model again"
+        ) from None
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """`name`, lengthened until no piece has it."""
+    while name in taken:
+        name += ">"
+    taken.add(name)
+    return name
 
 
 def _field(number: int, value: bytes) -> bytes:
