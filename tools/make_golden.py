@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from golden.build import FOLDERS, SuiteBuilder, write_json
 
-from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp
+from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp, l5_loop, l6_text
 from mtpref.golden.format import CLASSES, FORMAT, sha256_of
 from tests.portable import portable_arithmetic
 
@@ -34,6 +34,8 @@ MAKERS: dict[str, Callable[[], Iterator[SuiteBuilder]]] = {
     "L2": l2_layers.suites,
     "L3": l3_trunk.suites,
     "L4": l4_mtp.suites,
+    "L5": l5_loop.suites,
+    "L6": l6_text.suites,
 }
 # What decides the values: the specification, and the container and block formats under it.
 SPEC_FILES = ("mtpref/spec/*.py", "mtpref/ops/*.py", "mtpref/quants*/*.py", "mtpref/quants.py", "mtpref/steps.py")

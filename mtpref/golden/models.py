@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref.contract import parse_contract
 from mtpref.errors import MtprefError
+from mtpref.golden import loops
 from mtpref.golden.format import Case, Suite
 from mtpref.golden.port import Inputs, Outputs, answer
 from mtpref.model import Model, load
@@ -47,7 +48,9 @@ class Port:
         run = MODEL_ANSWERS.get(suite.op)
         if run is not None:
             return run(self.model(case), case.params, inputs)
-        return answer(self.change_recipe(self._recipe(case)), suite.op, case, inputs)
+        recipe = self.change_recipe(self._recipe(case))
+        decide = loops.MODELLESS_ANSWERS.get(suite.op)
+        return answer(recipe, suite.op, case, inputs) if decide is None else decide(recipe, case.params, inputs)
 
     def model(self, case: Case) -> Model:
         """The case's model: file, numerics, KV type and contract are its parameters. Kept for the next case."""
@@ -121,4 +124,5 @@ MODEL_ANSWERS: dict[str, Callable[[Model, Mapping[str, Any], Inputs], Outputs]] 
     "trunk": _trunk,
     "mtp": _mtp,
     "mtp_chain": _mtp_chain,
+    **loops.MODEL_ANSWERS,
 }

@@ -1,0 +1,212 @@
+"""mtpref as a port of the loop's cases: acceptance, draft length and cooldown, rounds with given drafts, whole runs.
+
+Owns the mapping from a case's parameters to the loop's options, and the hashes that stand for many small cases.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mtpref.decode import Decoder, Options, PolicyConfig
+from mtpref.decode.drafters import Drafter
+from mtpref.decode.policy import PolicyState, after_round, draft_limit, proposed, takes
+from mtpref.events import Drafted, DraftStep, RunEnded, Token, Verified
+from mtpref.golden.port import Inputs, Outputs
+from mtpref.model import Model
+from mtpref.recipe import Recipe
+from mtpref.spec import P_ONE
+from mtpref.state import ModelState
+
+FNV_OFFSET, FNV_PRIME, U64_MASK = 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
+
+
+# ------------------------------------------------------------------------------------ decisions without a model
+
+
+def accept_greedy(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """n_accepted, and the ids that are emitted: the accepted ones and, unless the text ended, the target's own."""
+    draft, target, eog = list(params["draft"]), list(params["target"]), frozenset(params["eog"])
+    n = int(recipe.steps.accept_greedy(draft, target, eog))
+    ended = n > 0 and draft[n - 1] in eog
+    return {"n_accepted": n, "emitted": draft[:n] + ([] if ended else [target[n]])}
+
+
+def policy_config(params: Mapping[str, Any]) -> PolicyConfig:
+    return PolicyConfig(
+        n_max=int(params["n_max"]), n_min=int(params.get("n_min", 0)), p_min=int(params.get("p_min", 0)),
+        cooldown=int(params.get("cooldown", 0)), cooldown_after=int(params.get("cooldown_after", 1)),
+    )  # fmt: skip
+
+
+def policy(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """Draft length and cooldown over rounds of given candidates and acceptances. Probabilities in units of 2**-32."""
+    cfg, state = policy_config(params), PolicyState()
+    limits, n_drafted, cooldowns = [], [], []
+    for step in params["rounds"]:
+        limit = draft_limit(cfg, state, int(step["n_room"]))
+        taken = 0
+        while taken < min(limit, len(step["p"])) and takes(cfg, int(step["p"][taken])):
+            taken += 1
+        n = proposed(cfg, taken, limit)
+        state = after_round(cfg, state, n, min(n, int(step["n_accepted"])))
+        limits.append(limit)
+        n_drafted.append(n)
+        cooldowns.append(state.n_cooldown)
+    return {"limits": limits, "n_drafted": n_drafted, "n_cooldown": cooldowns}
+
+
+# --------------------------------------------------------------------------------- many cases in one hash
+
+
+def splitmix64(seed: int, index: int) -> int:
+    """The index-th integer (from 1) of splitmix64."""
+    z = (seed + index * 0x9E3779B97F4A7C15) & U64_MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & U64_MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & U64_MASK
+    return z ^ (z >> 31)
+
+
+class Drawn:
+    """Small integers of one generated case: draw k of case i is splitmix64(seed, 64 i + k + 1) % n."""
+
+    def __init__(self, seed: int, case: int) -> None:
+        self._seed, self._next = seed, 64 * case
+
+    def below(self, n: int) -> int:
+        self._next += 1
+        return splitmix64(self._seed, self._next) % n
+
+
+def drawn_accept(drawn: Drawn) -> dict[str, Any]:
+    """Draws in order: n = below(5); eog = below(6); n target ids and one more, each below(4), of which the draft copies
+    each with three chances in four (below(4) > 0), else it draws below(4)."""
+    n, eog = drawn.below(5), drawn.below(6)
+    target = [drawn.below(4) for _ in range(n + 1)]
+    draft = [t if drawn.below(4) else drawn.below(4) for t in target[:n]]
+    return {"draft": draft, "target": target, "eog": [eog]}
+
+
+def drawn_policy(drawn: Drawn) -> dict[str, Any]:
+    """Draws in order: n_max = below(5); n_min = below(n_max + 1); p_min = below(5) quarters; cooldown = below(4);
+    cooldown_after = 1 + below(3); then 6 rounds: n_room = below(6), n_max candidates of below(5) quarters,
+    n_accepted = below(n_max + 1)."""
+    quarter = P_ONE // 4
+    n_max = drawn.below(5)
+    params: dict[str, Any] = {"n_max": n_max, "n_min": drawn.below(n_max + 1), "p_min": drawn.below(5) * quarter}
+    params |= {"cooldown": drawn.below(4), "cooldown_after": 1 + drawn.below(3), "rounds": []}
+    for _ in range(6):
+        n_room = drawn.below(6)
+        p = [drawn.below(5) * quarter for _ in range(n_max)]
+        params["rounds"].append({"n_room": n_room, "p": p, "n_accepted": drawn.below(n_max + 1)})
+    return params
+
+
+def accumulated(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """A hash over the outputs of generated cases after each count of `after`: FNV-1a 64 whose units are whole 32-bit
+    words, h = (h ^ word) * prime modulo 2**64, instead of bytes."""
+    make, run = MACHINES[params["machine"]]
+    seed, counts = int(params["seed"]), sorted(int(n) for n in params["after"])
+    digest, hashes = FNV_OFFSET, {}
+    for i in range(counts[-1]):
+        for x in _flat(run(recipe, make(Drawn(seed, i)), inputs)):
+            digest = ((digest ^ (x & 0xFFFFFFFF)) * FNV_PRIME) & U64_MASK
+        if i + 1 in counts:
+            hashes[str(i + 1)] = f"{digest:016x}"
+    return {"hashes": hashes}
+
+
+def _flat(outputs: Outputs) -> list[int]:
+    """Outputs in their order; a list is preceded by its length."""
+    flat: list[int] = []
+    for out in outputs.values():
+        flat += [len(out), *out] if isinstance(out, list) else [out]
+    return flat
+
+
+MACHINES: dict[str, tuple[Callable[[Drawn], dict[str, Any]], Callable[..., Outputs]]] = {
+    "accept_greedy": (drawn_accept, accept_greedy),
+    "policy": (drawn_policy, policy),
+}
+
+
+# ------------------------------------------------------------------------------------------ runs of a whole model
+
+
+@dataclass(frozen=True)
+class _OtherEnds:
+    """A vocabulary with other end-of-generation ids."""
+
+    vocab: Any
+    eog_ids: frozenset[int]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.vocab, name)
+
+
+class GivenDrafts(Drafter):
+    """Proposes the drafts of a list, one a round; nothing after its end."""
+
+    reads_head = True  # the head's cells follow the text, as they would if it had drafted
+
+    def __init__(self, drafts: Sequence[Sequence[int]]) -> None:
+        self._drafts = iter(drafts)
+
+    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+        ids = list(next(self._drafts, ()))[: max(limit, 0)]
+        return ids, [DraftStep(state.n_past + 1 + i, [id], [1.0], 0.0, True) for i, id in enumerate(ids)]
+
+
+def _options(params: Mapping[str, Any]) -> Options:
+    return Options(
+        n_predict=int(params["n_predict"]), rollback=str(params.get("rollback", "snapshot")),
+        policy=policy_config(params), spec_type="draft-mtp" if int(params["n_max"]) else "none",
+        n_batch=int(params.get("n_batch", 512)),
+    )  # fmt: skip
+
+
+def _run(model: Model, params: Mapping[str, Any], tokens: list[int], drafter: Drafter | None) -> tuple[Any, Outputs]:
+    if "eog" in params:
+        model = replace(model, vocab=_OtherEnds(model.vocab, frozenset(params["eog"])))  # type: ignore[arg-type]
+    state = model.new_state(int(params.get("n_ctx", 0)))
+    out: Outputs = {"ids": [], "drafts": [], "n_accepted": []}
+    for event in Decoder(model, state, _options(params), drafter).run(tokens):
+        if isinstance(event, Token):
+            out["ids"].append(event.id)
+        elif isinstance(event, Drafted):
+            out["drafts"].append(list(event.ids))
+        elif isinstance(event, Verified):
+            out["n_accepted"].append(event.n_accepted)
+        elif isinstance(event, RunEnded):
+            out["reason"] = event.reason
+    return state, out
+
+
+def generate(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """A whole run that drafts with the head: ids, drafts and acceptances by round, why it ended."""
+    return _run(model, params, [int(i) for i in inputs["tokens"].values()], None)[1]
+
+
+def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """A run whose drafts are given, and the model state that it leaves: windows and states of every DeltaNet layer,
+    the pending hidden row, positions in the trunk and cells of the head."""
+    drafter = GivenDrafts(params["drafts"])
+    state, out = _run(model, params, [int(i) for i in inputs["tokens"].values()], drafter)
+    for il, layer in enumerate(state.layers):
+        for name in ("cache_r", "cache_s"):
+            if name in layer.arrays:
+                out[f"{name}_l{il}"] = np.array(layer.arrays[name], np.float32)
+    out |= {"pending_h": np.array(state.pending_h), "n_past": state.n_past, "n_mtp": state.n_mtp}
+    return out
+
+
+MODELLESS_ANSWERS: dict[str, Callable[[Recipe, Mapping[str, Any], Inputs], Outputs]] = {
+    "accept_greedy": accept_greedy,
+    "policy": policy,
+    "accumulated": accumulated,
+}
+MODEL_ANSWERS: dict[str, Callable[[Model, Mapping[str, Any], Inputs], Outputs]] = {
+    "generate": generate,
+    "rounds": rounds,
+}

@@ -1,0 +1,29 @@
+"""L6: end to end: text in ids and acceptance, on micro models and on the tiny model that ships with the package."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from golden.build import SuiteBuilder, value
+from golden.l3_trunk import F32_MODEL, Q8_MODEL, ours, tokens_of
+
+
+def suites() -> Iterator[SuiteBuilder]:
+    about = "Greedy runs: ids, drafts and acceptances by round. The ids are those of plain decoding."
+    suite = SuiteBuilder("L6", "text", "generate", ("S20", "S22", "S23", "S24"), about)
+    for model, need in ((F32_MODEL, []), (Q8_MODEL, ["ggml", "q8_0"])):
+        numerics = "ggml" if need else "exact"
+        name = model.split("/")[1].removesuffix(".gguf").replace("-", "_")
+        for n_max in (0, 1, 2, 3, 4):
+            params: dict[str, Any] = {"model": model, "kv_type": "F32", "n_max": n_max, "n_predict": 40}
+            inputs = {"tokens": tokens_of("text", 10)}
+            given = ours("generate", params, inputs, numerics)
+            out = {key: value(given[key]) for key in ("ids", "drafts", "n_accepted", "reason")}
+            comment = f"{name}, " + (f"drafts of up to {n_max}" if n_max else "no drafts")
+            suite.case(f"{name}_n{n_max}", comment, inputs=inputs, params=params, out=out, numerics=numerics,
+                       flags=["basic"], requires=[*need, *(["mtp"] if n_max else [])])  # fmt: skip
+    ids = {tuple(case["out"]["ids"]["value"]) for case in suite.cases if case["numerics"] == "exact"}
+    if len(ids) != 1 or not np.unique(list(ids)).size > 4:
+        raise ValueError("speculative text differs from plain text, or is a loop of few ids")
+    yield suite
