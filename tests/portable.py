@@ -7,7 +7,7 @@ square roots are the same everywhere; vector libraries, fused products and summa
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import mpmath
@@ -64,14 +64,26 @@ REPLACED = {
 }
 
 
+USUAL = {name: getattr(naive, name) for name in REPLACED}
+
+
 @contextmanager
-def portable_arithmetic() -> Iterator[None]:
-    """While the block runs, the oracles of tests/naive.py compute with these functions."""
-    usual = {name: getattr(naive, name) for name in REPLACED}
-    for name, function in REPLACED.items():
+def _arithmetic(functions: dict[str, Any]) -> Iterator[None]:
+    before = {name: getattr(naive, name) for name in functions}
+    for name, function in functions.items():
         setattr(naive, name, function)
     try:
         yield
     finally:
-        for name, function in usual.items():
+        for name, function in before.items():
             setattr(naive, name, function)
+
+
+def portable_arithmetic() -> AbstractContextManager[None]:
+    """While the block runs, the oracles of tests/naive.py compute with these functions."""
+    return _arithmetic(REPLACED)
+
+
+def usual_arithmetic() -> AbstractContextManager[None]:
+    """Inside of the other: NumPy's own functions again, for decisions with margins that no last bit can turn."""
+    return _arithmetic(USUAL)
