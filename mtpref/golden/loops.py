@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtpref.decode import Decoder, Options, PolicyConfig
-from mtpref.decode.drafters import Drafter
+from mtpref.decode.drafters import Draft, Drafter
 from mtpref.decode.policy import PolicyState, after_round, draft_limit, proposed, takes
 from mtpref.events import Drafted, DraftStep, RunEnded, Token, Verified
 from mtpref.golden.port import Inputs, Outputs
@@ -153,9 +153,9 @@ class GivenDrafts(Drafter):
     def __init__(self, drafts: Sequence[Sequence[int]]) -> None:
         self._drafts = iter(drafts)
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> tuple[list[int], list[DraftStep]]:
+    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
         ids = list(next(self._drafts, ()))[: max(limit, 0)]
-        return ids, [DraftStep(state.n_past + 1 + i, [id], [1.0], 0.0, True) for i, id in enumerate(ids)]
+        return Draft(ids, [DraftStep(state.n_past + 1 + i, [id], [1.0], 0.0, True) for i, id in enumerate(ids)])
 
 
 def _options(params: Mapping[str, Any]) -> Options:
