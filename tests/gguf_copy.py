@@ -1,6 +1,8 @@
 """Keys and tensors of a GGUF file as the writers take them, and llama.cpp's programs for optional tests."""
 
 import os
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,17 @@ def llama_cpp(name: str) -> Path:
     if not program.exists():
         pytest.skip(f"{program} is not built")
     return program
+
+
+def llama_speculative(*arguments: object) -> tuple[list[tuple[str, str]], str]:
+    """The counts and the text of a run of llama-speculative-simple.
+
+    Its log thread may lose the end of the output when the program ends, so that it is run until the counts are there.
+    """
+    command = [str(llama_cpp("llama-speculative-simple")), *map(str, arguments)]
+    for _ in range(12):
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        counts = re.findall(r"n_(drafted|accept|predict) +?= (\d+)", done.stdout + done.stderr)
+        if len(counts) == 3:
+            return counts, done.stdout
+    pytest.skip("llama-speculative-simple lost the end of its output every time")

@@ -35,7 +35,7 @@ MAX_DIMS = 4
 MAX_DEPTH = 4  # arrays inside arrays; no writer in use nests at all
 MAX_NAME = 65535  # bytes of a key or tensor name, the format's limit for keys
 MAX_KEYS = 1 << 16  # real files have fewer than 100
-MAX_TENSORS = 1 << 17  # the largest real models have a few thousand
+MAX_TENSORS = 1 << 16  # the largest real models have a few thousand
 MAX_NAME_BYTES = 1 << 26  # all names together
 MAX_WALKED = 1 << 23  # strings and inner arrays of all keys; the largest real headers have 10**6
 

@@ -46,6 +46,8 @@ def printable(text: str | bytes, limit: int = 80) -> str:
 
     Bytes that are no UTF-8 show as \\xNN. Longer than `limit` characters is cut and ends in "...".
     """
+    if isinstance(text, str) and len(text) <= limit and text.isprintable():
+        return text
     cut = text[: limit + 4]
     if isinstance(cut, bytes):
         cut = cut.decode("utf-8", "backslashreplace")

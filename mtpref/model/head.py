@@ -23,6 +23,7 @@ from mtpref.model.read import read_block
 from mtpref.weights import MtpWeights, TensorFinder, Weights
 
 MAX_UNUSED_NAMED = 4
+MAX_TEXT = 1000  # bytes of a name that is compared
 # Part of the head -> the tensors of a stand-alone file that can be it, the first present wins ({} is blk.N.nextn).
 CANDIDATES = {
     "embed_tokens": ("{}.embed_tokens.weight", "token_embd.weight"),
@@ -210,8 +211,9 @@ def _same(a: Any, b: Any) -> bool:
 
 def _check_vocabulary(trunk: Trunk, file: GgufFile, differs: Any) -> None:
     for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
-        if file.get(key) != trunk.file.get(key):
-            raise differs(f"key {key}", file.get(key), trunk.file.get(key))
+        a, b = _text(file, key), _text(trunk.file, key)
+        if a != b:
+            raise differs(f"key {key}", a, b)
     found, expected = (f.require("tokenizer.ggml.tokens", "arr:str") for f in (file, trunk.file))
     if len(found) != len(expected):
         raise differs("the number of tokens (tokenizer.ggml.tokens)", len(found), len(expected))
@@ -223,6 +225,15 @@ def _check_vocabulary(trunk: Trunk, file: GgufFile, differs: Any) -> None:
         info = file.tensors.get(name)
         if info is not None and info.shape[0] != n_rows:
             raise differs(f"the number of rows of {name}", info.shape[0], n_rows)
+
+
+def _text(file: GgufFile, key: str) -> str | None:
+    """A short text, or a word on what is there in its place."""
+    kind = file.kv.kind(key)
+    if kind is None:
+        return None
+    is_text = kind == "str" and file.kv.size(key) <= MAX_TEXT
+    return str(file.kv[key]) if is_text else f"{kind} of size {file.kv.size(key)}"
 
 
 def _first_difference(a: GgufArray, b: GgufArray) -> int | None:

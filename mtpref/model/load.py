@@ -61,13 +61,13 @@ def load(
     ffn_cfg = arch.ffn.read_config(meta)
     finder = TensorFinder(file)
     weights = _read_trunk(finder, arch, config, layers, ffn_cfg)
-    head = load_head(Trunk(file, meta, arch, config, ffn_cfg, finder, weights), model_draft, is_on=mtp)
-    weights = replace(weights, mtp=head.weights)
     vocab = load_vocab(file.kv)
     if vocab.n_vocab > weights.token_embd.n_out:
         raise MtprefError(f"{file.label}: the tokenizer has {vocab.n_vocab} tokens, token_embd.weight "
                           f"{weights.token_embd.n_out} rows, expected at least as many rows; "
                           "try: mtpref inspect FILE")  # fmt: skip
+    head = load_head(Trunk(file, meta, arch, config, ffn_cfg, finder, weights), model_draft, is_on=mtp)
+    weights = replace(weights, mtp=head.weights)
     if check_tensors:
         _check(finder, head)
     return Model(
