@@ -1,14 +1,20 @@
 """The tokenizer against stock llama.cpp: recorded for every pre-tokenizer, live with the vocabularies of its tree."""
 
 import os
+import random
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from mtpref.gguf import open_gguf
-from mtpref.vocab import known_names, load_vocab
+from mtpref.vocab import Vocab, known_names, load_vocab
 from mtpref.vocab.patterns import RULES
-from tests.vocab_cases import BLOCKS, RECORDED, TEXTS, digest, run_kv
+from tests.vocab_cases import BLOCKS, PREFIX, RECORDED, TEXTS, digest, run_kv
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import record_vocab
 
 RUNS = RECORDED["runs"]
 
@@ -34,14 +40,17 @@ def test_ids_equal_those_of_llama_cpp(run: str, parse_special: bool) -> None:
         assert (ids if isinstance(expected, list) else digest(ids)) == expected, ascii(text)
 
 
+def detokenized_four_ways(vocab: Vocab, ids: list[int]) -> list[bytes]:
+    modes = [(remove, unparse) for remove in (False, True) for unparse in (False, True)]
+    return [vocab.detokenize(ids, remove_special=remove, unparse_special=unparse) for remove, unparse in modes]
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_text_of_ids_equals_that_of_llama_cpp(run: str) -> None:
     vocab, recorded = load_vocab(run_kv(run)), RUNS[run]
     for text, expected in zip(TEXTS, recorded["detokenized"], strict=True):
         ids = vocab.encode(text)
-        modes = [(remove, unparse) for remove in (False, True) for unparse in (False, True)]
-        out = [vocab.detokenize(ids, remove_special=r, unparse_special=u) for r, u in modes]
-        assert digest(b"\0".join(out)) == expected, ascii(text)
+        assert digest(b"\0".join(detokenized_four_ways(vocab, ids))) == expected, ascii(text)
 
 
 def test_recorded_runs_tell_the_pre_tokenizers_apart() -> None:
@@ -89,3 +98,41 @@ def test_vocabularies_of_a_llama_cpp_tree(name: str) -> None:
         if not vocab.notes and name != "phi-3":
             front = b" " if vocab.model == "llama" and text else b""
             assert vocab.decode(ids, special=True) == front + text.encode("utf-8")
+
+
+def random_texts(seed: int, n: int) -> list[bytes]:
+    """Pieces of the recorded texts in random order, of any length, cut anywhere; some bytes that are no UTF-8."""
+    rng, whole = random.Random(seed), "".join(TEXTS)
+    out = []
+    for _ in range(n):
+        parts = []
+        for _ in range(rng.randint(1, 12)):
+            at = rng.randrange(len(whole))
+            parts.append(whole[at : at + rng.randint(1, 9)].encode("utf-8", "surrogateescape"))
+        raw = b"".join(parts)
+        if rng.random() < 0.2:
+            at = rng.randrange(len(raw))
+            raw = raw[:at] + bytes([rng.randrange(0x80, 0xC2)]) + raw[at:]
+        out.append(raw)
+    return out
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = os.environ.get("MTPREF_LLAMA_CPP")
+    if not root or not (Path(root) / "build" / "bin" / "libllama.so").exists() or not shutil.which("cc"):
+        pytest.skip("set MTPREF_LLAMA_CPP=DIR to a llama.cpp tree that was built in DIR/build; needs cc")
+    return record_vocab.compile_probe(Path(root), tmp_path_factory.mktemp("probe"))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_random_texts_give_the_ids_and_texts_of_llama_cpp(run: str, probe: Path, tmp_path: Path) -> None:
+    kv, about = run_kv(run), random_texts(len(run), 300)
+    record_vocab.write(tmp_path / "vocab.gguf", kv)
+    answer = record_vocab.ask(probe, tmp_path / "vocab.gguf", len(kv[PREFIX + "tokens"]), about)
+    vocab = load_vocab(kv)
+    for i, (raw, ids, whole) in enumerate(zip(about, answer["parsed"], answer["detokenized"], strict=True)):
+        text = raw.decode("utf-8", "surrogateescape")
+        assert vocab.encode(text) == ids, ascii(text)
+        assert vocab.encode(text, parse_special=False) == answer["plain"].get(str(i), ids), ascii(text)
+        assert digest(b"\0".join(detokenized_four_ways(vocab, ids))) == whole, ascii(text)

@@ -264,9 +264,9 @@ def digest(value: object) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def ask(probe: Path, path: Path, n_vocab: int) -> dict[str, Any]:
-    """What llama.cpp says of the vocabulary in `path` and of all texts."""
-    questions = [(parse, text) for parse in (1, 0) for text in texts()]
+def ask(probe: Path, path: Path, n_vocab: int, about: list[bytes]) -> dict[str, Any]:
+    """What llama.cpp says of the vocabulary in `path` and of these texts."""
+    questions = [(parse, text) for parse in (1, 0) for text in about]
     lines = "".join([f"{parse} {text.hex()}\n" for parse, text in questions])
     done = subprocess.run([str(probe), str(path)], input=lines.encode(), stdout=subprocess.PIPE, check=True)
     info, *answers = done.stdout.decode("ascii").splitlines()
@@ -277,7 +277,7 @@ def ask(probe: Path, path: Path, n_vocab: int) -> dict[str, Any]:
         words = line.split()
         ids.append([int(word) for word in words if word[0] != "="])
         detokenized.append(digest(b"\0".join([bytes.fromhex(word[1:]) for word in words if word[0] == "="])))
-    half = len(texts())
+    half = len(about)
     assert len(ids) == 2 * half
     return {
         "bos": bos,
@@ -303,7 +303,7 @@ def main() -> None:
         for run, (name, keys, written_out) in runs().items():
             kv = full_keys(keys)
             write(path, out["vocabularies"][name] | kv)
-            answer = ask(probe, path, len(out["vocabularies"][name][PREFIX + "tokens"]))
+            answer = ask(probe, path, len(out["vocabularies"][name][PREFIX + "tokens"]), texts())
             if not written_out:
                 answer["parsed"] = [digest(ids) for ids in answer["parsed"]]
                 answer["plain"] = {i: digest(ids) for i, ids in answer["plain"].items()}
