@@ -1,5 +1,6 @@
 """`generate -cnv`: what a turn is, what it reuses, what an interrupt ends; from a pipe and on a pseudo-terminal."""
 
+import argparse
 import json
 import os
 import select
@@ -13,6 +14,11 @@ import pytest
 
 import mtpref
 from mtpref.cli import main
+from mtpref.cli.chat_options import ChatSettings
+from mtpref.cli.conversation import Conversation
+from mtpref.cli.output import Text
+from mtpref.decode import SamplingConfig
+from mtpref.events import Token
 from tests.chat_cases import THINKING
 
 ROOT = Path(__file__).parent.parent
@@ -45,13 +51,13 @@ def converse(monkeypatch, capfdbinary, data, *argv):
     return code, [json.loads(line) for line in out.splitlines()], err.decode()
 
 
-def fresh_turns(model, template, contents, n_predict, system=None, **args):
+def fresh_turns(model, template, contents, n_predict, system=None, sampling=None, **args):
     """Each turn's prompt and answer by runs that share nothing."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     for content in contents:
         messages.append({"role": "user", "content": content})
         prompt = model.chat_prompt(messages, template=template, **args)
-        run = model.generate(prompt, mtpref.Options(n_predict=n_predict)).finish()
+        run = model.generate(prompt, mtpref.Options(n_predict, sampling=sampling or SamplingConfig())).finish()
         yield run
         messages.append({"role": "assistant", "content": run.text})
 
@@ -109,6 +115,44 @@ def test_the_first_turn_can_be_given_and_lines_can_have_escapes(model, monkeypat
     )
     fresh = list(fresh_turns(model, "chatml", ["a\tb", "b\nc"], 2))
     assert [turn["prompt_ids"] for turn in turns] == [run.prompt_ids for run in fresh]
+
+
+def test_sampled_turns_are_those_of_fresh_runs_with_the_same_seed(model, monkeypatch, capfdbinary):
+    argv = ["--chat-template", "chatml", "-n", "8", "--temp", "0.9", "--seed", "5"]
+    _, turns, _ = converse(monkeypatch, capfdbinary, b"import os\nimport re\n", *argv)
+    sampling = SamplingConfig(temp=0.9, seed=5)
+    fresh = list(fresh_turns(model, "chatml", ["import os", "import re"], 8, sampling=sampling))
+    assert [turn["ids"] for turn in turns] == [run.ids for run in fresh]
+    assert turns[1]["statistics"]["n_reused"] > 0
+
+
+def test_after_an_interrupted_answer_the_next_turn_is_that_of_a_fresh_run(model):
+    """The first answer is left in the middle of a round, as Ctrl-C leaves it."""
+    settings = argparse.Namespace(
+        chat=False, conversation=True, system=None, chat_template="chatml", chat_template_kwargs=None, chat_date=None
+    )
+
+    def consume(run, text):
+        tokens = (event for event in run if isinstance(event, Token))
+        for n_tokens, _ in enumerate(tokens, start=1):
+            if n_tokens == 6 and len(conversation.messages) == 0:
+                return "interrupted"
+        return "length"
+
+    options = mtpref.Options(n_predict=12)
+    conversation = Conversation(model, ChatSettings(settings), options, model.new_session(), consume)
+    first, reason = conversation.turn("import os", Text(is_silent=True))
+    assert (len(first.ids), reason) == (6, "interrupted")
+    second, _ = conversation.turn("import re", Text(is_silent=True))
+    messages = [
+        {"role": "user", "content": "import os"},
+        {"role": "assistant", "content": first.text},
+        {"role": "user", "content": "import re"},
+    ]
+    fresh = model.generate(model.chat_prompt(messages, template="chatml"), options).finish()
+    assert second.prompt_ids == fresh.prompt_ids
+    assert second.ids == fresh.ids
+    assert second.statistics.n_reused > 0
 
 
 def test_a_trace_holds_every_turn(monkeypatch, capfdbinary, tmp_path):
@@ -177,6 +221,18 @@ class Terminal:
         before, self.shown = self.shown.split(text, 1)
         return before + text
 
+    def interrupt_until(self, text):
+        """Ctrl-C, again and again: one that comes just before input() begins to wait is not noticed by it."""
+        self.shown = ""
+        while text not in self.shown:
+            self.process.send_signal(signal.SIGINT)
+            if select.select([self.leader], [], [], 0.5)[0]:
+                self.shown += os.read(self.leader, 4096).decode("utf-8", "replace")
+            assert self.process.poll() is None
+        while select.select([self.leader], [], [], 0.3)[0]:  # the prompts of further interrupts
+            os.read(self.leader, 4096)
+        self.shown = ""
+
     def type(self, text):
         os.write(self.leader, text.encode())
 
@@ -218,8 +274,7 @@ def test_two_turns_on_a_terminal(model, terminal):
 def test_an_interrupt_on_a_terminal_ends_the_answer_and_not_the_conversation(terminal):
     screen = terminal("-n", "-1", "--ops", "spec")
     screen.read_until("> ")
-    screen.process.send_signal(signal.SIGINT)  # at the prompt: a fresh one
-    screen.read_until("> ")
+    screen.interrupt_until("> ")  # at the prompt: a fresh one
     screen.type("def f(x):\n")
     screen.read_until("def f(x):\r\n")
     while not screen.shown.strip():
