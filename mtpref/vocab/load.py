@@ -66,14 +66,15 @@ def load_vocab(kv: Mapping[str, object]) -> Vocab:
     types = _token_types(kv, len(texts))
     attrs = types if types is not None else np.full(len(texts), NORMAL, np.uint8)
     special = find_special(kv, ids, attrs, rules.bos_id, _EOS_DEFAULTS[model])
+    special.notes = notes + special.notes
     odd = _raw_texts(texts, attrs)
+    header = _header(kv, model, pre, rules, ids, attrs, special)
     if model == "test":
-        return HashedVocab(_header(kv, model, pre, rules, ids, attrs, special, notes), attrs, odd)
+        return HashedVocab(header, attrs, odd)
     if model == "llama":
-        notes += _llama_notes(kv, scores)
+        header = replace(header, notes=header.notes + _llama_notes(kv, scores))
         processor = build_spm(texts, np.zeros(len(texts), np.float32) if scores is None else scores.astype(np.float32))
-        return SpmVocab(_header(kv, model, pre, rules, ids, attrs, special, notes), attrs, odd, processor, ids)
-    header = _header(kv, model, pre, rules, ids, attrs, special, notes)
+        return SpmVocab(header, attrs, odd, processor, ids)
     del texts
     tokenizer, fallback, more = build_bpe(rules, ids, merges)
     header = replace(header, notes=header.notes + tuple(more))
@@ -88,7 +89,6 @@ def _header(
     ids: Mapping[str, int],
     attrs: npt.NDArray[np.uint8],
     special: SpecialIds,
-    notes: list[str],
 ) -> Header:
     lstrip, rstrip = strippers(_name(kv), ids, attrs, rules.lstrip)
     return Header(
@@ -100,7 +100,7 @@ def _header(
         add_bos=_flag(kv, "tokenizer.ggml.add_bos_token", rules.add_bos),
         add_eos=_flag(kv, "tokenizer.ggml.add_eos_token", False),
         eog_ids=frozenset(special.eog),
-        notes=tuple(notes + special.notes),
+        notes=tuple(special.notes),
         add_space_prefix=_flag(kv, _SPACE_PREFIX, model == "llama"),
         clean_spaces=rules.clean_spaces,
         lstrip=lstrip,
@@ -139,14 +139,14 @@ def _merges(kv: Mapping[str, object], rules: Rules, notes: list[str]) -> list[st
     return []
 
 
-def _llama_notes(kv: Mapping[str, object], scores: object) -> list[str]:
+def _llama_notes(kv: Mapping[str, object], scores: object) -> tuple[str, ...]:
     notes = []
     if scores is None:
         notes.append(f"{_SCORES}: missing; every merge counts the same, the leftmost first")
     for name in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if kv.get(f"tokenizer.ggml.{name}"):
             notes.append(f"tokenizer.ggml.{name}: ignored, as llama.cpp does in a llama vocabulary")
-    return notes
+    return tuple(notes)
 
 
 def _name(kv: Mapping[str, object]) -> str:
