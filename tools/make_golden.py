@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from golden.build import FOLDERS, SuiteBuilder, write_json
 
-from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp, l5_loop, l6_text
+from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp, l5_loop, l6_text, sampling
 from mtpref.golden.format import CLASSES, FORMAT, sha256_of
 from tests.portable import portable_arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKERS: dict[str, Callable[[], Iterator[SuiteBuilder]]] = {
     "L0": l0_dequantize.suites,
-    "L1": l1_operations.suites,
+    "L1": lambda: chain(l1_operations.suites(), sampling.operations()),
     "L2": l2_layers.suites,
     "L3": l3_trunk.suites,
     "L4": l4_mtp.suites,

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.decode import Decoder, Options, PolicyConfig
+from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
 from mtpref.decode.drafters import Draft, Drafter
 from mtpref.decode.policy import PolicyState, after_round, draft_limit, proposed, takes
 from mtpref.events import Drafted, DraftStep, RunEnded, Token, Verified
-from mtpref.golden.port import Inputs, Outputs
+from mtpref.golden.format import param_float
+from mtpref.golden.port import Inputs, Outputs, distribution
 from mtpref.model import Model
 from mtpref.recipe import Recipe
 from mtpref.spec import P_ONE
@@ -31,6 +32,30 @@ def accept_greedy(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> 
     n = int(recipe.steps.accept_greedy(draft, target, eog))
     ended = n > 0 and draft[n - 1] in eog
     return {"n_accepted": n, "emitted": draft[:n] + ([] if ended else [target[n]])}
+
+
+def accept_residual(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """Rejection sampling of a draft whose distributions and uniform numbers are given: S29, then S23's count.
+
+    target_p: (n + 1, V), draft_p: (n, V), values that float32 holds exactly; u_accept, u_residual: n hex floats each,
+    u_bonus: one.
+    """
+    steps, draft, eog = recipe.steps, list(params["draft"]), frozenset(params["eog"])
+    targets = [distribution(row) for row in np.asarray(inputs["target_p"].values())]
+    drafts = [distribution(row) for row in np.asarray(inputs["draft_p"].values())] if draft else []
+    target_ids = []
+    for i, (id, q) in enumerate(zip(draft, drafts, strict=True)):
+        if steps.accept_residual(targets[i].prob(id), q.prob(id), float.fromhex(params["u_accept"][i])):
+            target_ids.append(id)
+            continue
+        rest = steps.residual(targets[i], q)
+        target_ids.append(steps.residual_token(rest, float.fromhex(params["u_residual"][i])))
+        break
+    else:
+        target_ids.append(steps.bonus_token(targets[-1], float.fromhex(params["u_bonus"])))
+    n = int(steps.accept_greedy(draft, target_ids, eog))
+    ended = n > 0 and draft[n - 1] in eog
+    return {"n_accepted": n, "emitted": [int(i) for i in draft[:n] + ([] if ended else [target_ids[n]])]}
 
 
 def policy_config(params: Mapping[str, Any]) -> PolicyConfig:
@@ -162,7 +187,17 @@ def _options(params: Mapping[str, Any]) -> Options:
     return Options(
         n_predict=int(params["n_predict"]), rollback=str(params.get("rollback", "snapshot")),
         policy=policy_config(params), spec_type="draft-mtp" if int(params["n_max"]) else "none",
-        n_batch=int(params.get("n_batch", 512)),
+        n_batch=int(params.get("n_batch", 512)), sampling=_sampling(params),
+    )  # fmt: skip
+
+
+def _sampling(params: Mapping[str, Any]) -> SamplingConfig:
+    """Greedy unless the case has a temperature."""
+    if "temp" not in params:
+        return SamplingConfig()
+    return SamplingConfig(
+        temp=param_float(params, "temp"), top_k=int(params["top_k"]), top_p=param_float(params, "top_p"),
+        min_p=param_float(params, "min_p"), seed=int(params["seed"]), accept=str(params["accept"]),
     )  # fmt: skip
 
 
@@ -203,6 +238,7 @@ def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
 
 MODELLESS_ANSWERS: dict[str, Callable[[Recipe, Mapping[str, Any], Inputs], Outputs]] = {
     "accept_greedy": accept_greedy,
+    "accept_residual": accept_residual,
     "policy": policy,
     "accumulated": accumulated,
 }

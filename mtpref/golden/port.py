@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref import quants, spec
 from mtpref.config import AttnConfig, DeltaConfig
-from mtpref.golden.format import Case, Tensor, param_float
+from mtpref.golden.format import Case, Tensor, hex_float, param_float
 from mtpref.recipe import Recipe
 from mtpref.spec import Matrix
 
@@ -136,6 +136,30 @@ def _top_candidates(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Out
     return {"ids": [int(i) for i in ids], "p": p.astype(np.float32)}
 
 
+def _uniform(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    """The uniform numbers of some draws, each (stream, pos, round_pos), as hex floats."""
+    draws = (spec.uniform(int(params["seed"]), *(int(n) for n in draw)) for draw in params["draws"])
+    return {"u": [hex_float(u) for u in draws]}
+
+
+def _filtered(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    chain = [(str(name), float.fromhex(amount)) for name, amount in params["chain"]]
+    dist = recipe.steps.target_distribution(_f32(x["logits"]), chain)
+    return {"ids": [int(i) for i in dist.ids], "p": dist.p.astype(np.float32)}
+
+
+def _draw(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    """Draws from probabilities that float32 holds exactly."""
+    dist = distribution(_f32(x["p"]))
+    return {"ids": [recipe.steps.plain_token(dist, float.fromhex(u)) for u in params["u"]]}
+
+
+def distribution(p: NDArray[np.float32]) -> spec.Distribution:
+    """A row of probabilities as the ids that have any."""
+    ids = np.flatnonzero(p)
+    return spec.Distribution(ids, p[ids].astype(np.float64))
+
+
 # ----------------------------------------------------------------------------------------------------- L2: layers
 
 
@@ -213,6 +237,9 @@ ANSWERS: dict[str, Answer] = {
     "pair_hidden": _pair_hidden,
     "argmax": _argmax,
     "top_candidates": _top_candidates,
+    "uniform": _uniform,
+    "filtered": _filtered,
+    "draw": _draw,
     "delta_layer": _delta_layer,
     "attn_layer": _attn_layer,
     "ffn": _ffn,

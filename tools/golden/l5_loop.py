@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from golden import sampling
 from golden.build import SuiteBuilder, close, value
 from golden.l3_trunk import F32_MODEL, ours, tokens_of, weights
 from mtpref.spec import P_ONE
@@ -240,5 +241,5 @@ def near_tie() -> SuiteBuilder:
 
 
 def suites() -> Iterator[SuiteBuilder]:
-    for make in (accept_greedy, policy, accumulated, rollback, runs, near_tie):
+    for make in (accept_greedy, sampling.accept_residual, policy, accumulated, rollback, runs, near_tie):
         yield make()

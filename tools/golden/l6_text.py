@@ -7,6 +7,7 @@ import numpy as np
 
 from golden.build import SuiteBuilder, value
 from golden.l3_trunk import F32_MODEL, Q8_MODEL, ours, tokens_of
+from mtpref.golden.format import hex_float
 
 
 def suites() -> Iterator[SuiteBuilder]:
@@ -23,7 +24,24 @@ def suites() -> Iterator[SuiteBuilder]:
             comment = f"{name}, " + (f"drafts of up to {n_max}" if n_max else "no drafts")
             suite.case(f"{name}_n{n_max}", comment, inputs=inputs, params=params, out=out, numerics=numerics,
                        flags=["basic"], requires=[*need, *(["mtp"] if n_max else [])])  # fmt: skip
-    ids = {tuple(case["out"]["ids"]["value"]) for case in suite.cases if case["numerics"] == "exact"}
+    add_sampled(suite)
+    ids = {tuple(case["out"]["ids"]["value"]) for case in suite.cases if case["id"].startswith("text/micro_60_f32")}
     if len(ids) != 1 or not np.unique(list(ids)).size > 4:
         raise ValueError("speculative text differs from plain text, or is a loop of few ids")
     yield suite
+
+
+def add_sampled(suite: SuiteBuilder) -> None:
+    """Runs at a temperature, by both rules; `match` gives the ids of plain sampling."""
+    settings = {"temp": hex_float(0.9), "top_k": 20, "top_p": hex_float(0.95), "min_p": hex_float(0.0), "seed": 7}
+    for id, accept, n_max in (("plain", "match", 0), ("match", "match", 3), ("residual", "residual", 3)):
+        params: dict[str, Any] = {"model": F32_MODEL, "kv_type": "F32", "n_max": n_max, "n_predict": 24, **settings}
+        inputs = {"tokens": tokens_of("text", 10)}
+        given = ours("generate", params | {"accept": accept}, inputs, "exact")
+        out = {key: value(given[key]) for key in ("ids", "drafts", "n_accepted", "reason")}
+        need = ["sampling", *(["mtp"] if n_max else []), *(["residual"] if accept == "residual" else [])]
+        suite.case(f"sampled_{id}", f"temperature 0.9, {id}", inputs=inputs, params=params | {"accept": accept},
+                   out=out, flags=["basic"], requires=need)  # fmt: skip
+    plain, match = (case["out"]["ids"]["value"] for case in suite.cases[-3:-1])
+    if plain != match:
+        raise ValueError("match differs from plain sampling")
