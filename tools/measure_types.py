@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
                 quantise(args.llama_bin, type_name, f32, imatrix, model)
                 print(f"| {type_name} | {measure(args.llama_bin, model)} |", flush=True)
                 print(f"{type_name}: {types_in(model)}", file=sys.stderr)
-            except RuntimeError as error:
+            except (RuntimeError, OSError) as error:
                 failed = True
                 print(f"{type_name}: {error}", file=sys.stderr)
     return 2 if failed else 0
