@@ -6,7 +6,7 @@ which compares a file with these tables.
 Source: llama.cpp src/models/qwen35.cpp (load_arch_tensors).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Symbol -> key below the architecture's prefix. n_vocab is the length of tokenizer.ggml.tokens.
@@ -34,6 +34,23 @@ class TensorSpec:
     @property
     def required(self) -> bool:
         return not self.fallback
+
+
+# A head that its file has trimmed: d2t[row] is the token id of a row. n_draft_vocab is the length of d2t.
+D2T = TensorSpec("d2t", ("n_draft_vocab",))
+
+
+def trimmed(specs: Sequence[TensorSpec], *, has_trunk: bool) -> list[TensorSpec]:
+    """The tensors of a file with d2t: the head, or the output of a stand-alone head, has a row for each of its ids."""
+    shape = ("n_draft_vocab", "n_embd")
+    changed = [D2T]
+    for spec in specs:
+        if spec.name.endswith(".nextn.shared_head_head.weight"):
+            spec = TensorSpec(spec.name, shape, () if has_trunk else ("output.weight",))
+        elif spec.name == "output.weight" and not has_trunk:
+            spec = TensorSpec(spec.name, shape, spec.fallback)
+        changed.append(spec)
+    return changed
 
 
 GLOBAL = (

@@ -4,8 +4,8 @@ Owns finding, checking and the fallbacks of the MTP head (and reports where each
 It must not know what a tensor is used for.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,12 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, without_leading_ones
 
 F32 = NDArray[np.float32]
+
+
+def take_rows(w: spec.Matrix, rows: NDArray[np.int64]) -> spec.Matrix:
+    """The rows of these numbers, in this order: a copy of their bytes, so products with them give the same bits."""
+    raw = w.raw.reshape(w.n_out, w.row_bytes)[rows]
+    return replace(w, n_out=len(rows), raw=raw.reshape(-1))
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,23 @@ class MtpWeights:
     origin: dict[str, str]
     borrowed: tuple[str, ...] = ()
     file: str = ""
+    d2t: NDArray[np.int64] | None = (
+        None  # row r of shared_head_head is the logit of id d2t[r], ascending; None: of id r
+    )
+
+    def trimmed(self, ids: Sequence[int]) -> "MtpWeights":
+        """The head with the rows of these ids (ascending) alone: their bytes, gathered once.
+
+        Errors   MtprefError for an id that a head which is trimmed already does not have
+        """
+        rows = np.asarray(ids, np.int64)
+        if self.d2t is not None:
+            lacking = np.setdiff1d(rows, self.d2t)
+            if lacking.size:
+                raise MtprefError(f"draft vocabulary: id {lacking[0]} is not among the {self.d2t.size} ids of the "
+                                  "head's own d2t, expected only ids that it has rows for")  # fmt: skip
+            rows = np.searchsorted(self.d2t, rows)
+        return replace(self, shared_head_head=take_rows(self.shared_head_head, rows), d2t=np.asarray(ids, np.int64))
 
 
 @dataclass(frozen=True)

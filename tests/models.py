@@ -152,11 +152,14 @@ def run_decoder(
     n_batch: int = 512,
     sampling: SamplingConfig | None = None,
     stop: tuple[str, ...] = (),
+    draft_ids: tuple[int, ...] | None = None,
     **policy: int,
 ) -> Outcome:
     """Run the loop to its end on a poisoned state."""
     sampling = sampling or SamplingConfig()
-    options = Options(n_predict, spec_type, PolicyConfig(**policy), rollback, n_draft_vocab, n_batch, sampling, stop)
+    options = Options(
+        n_predict, spec_type, PolicyConfig(**policy), rollback, n_draft_vocab, n_batch, sampling, stop, draft_ids
+    )
     decoder = Decoder(model, state or model.new_state(n_ctx, poison=True), options, drafter)
     events = list(decoder.run(prompt))
     tokens = [event for event in events if isinstance(event, Token)]

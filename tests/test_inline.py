@@ -108,7 +108,7 @@ class _Spy:
     """The model with another mtp()."""
 
     def __init__(self, model, mtp):
-        self.recipe, self.mtp = model.recipe, mtp
+        self.recipe, self.weights, self.mtp = model.recipe, model.weights, mtp
 
 
 @pytest.mark.parametrize("rollback", ["replay", "two-phase"])

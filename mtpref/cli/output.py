@@ -91,7 +91,7 @@ class Notes:
         else:
             self.line(
                 f"MTP: on, drafts of up to {options.policy.n_max}, roll back by {options.rollback}, "
-                f"contract {describe(core.recipe.contract)}{_origins(core.weights.mtp)}"
+                f"contract {describe(core.recipe.contract)}{_draft_vocab(core, options)}{_origins(core.weights.mtp)}"
             )
 
     def progress(self, n_done: int, n_total: int) -> None:
@@ -103,6 +103,13 @@ class Notes:
         if self._in_progress:
             print(file=sys.stderr)
             self._in_progress = False
+
+
+def _draft_vocab(core: Any, options: Any) -> str:
+    """How many ids a trimmed head can name."""
+    given = [options.n_draft_vocab, None if options.draft_ids is None else len(options.draft_ids)]
+    n = min(count for count in (*given, core.weights.mtp.shared_head_head.n_out) if count is not None)
+    return "" if n == core.n_vocab else f", drafts name {n} of {core.n_vocab} ids"
 
 
 def _origins(mtp: Any) -> str:

@@ -1,6 +1,7 @@
 """Arguments of the draft/verify loop, and the `Options` that they make. Names are llama.cpp's."""
 
 import argparse
+import re
 from typing import Any
 
 from mtpref.cli.sampling_options import sampling_config, stop_strings
@@ -26,7 +27,10 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
         help="least probability of a drafted token among the ten best (default: 0.0)",
     )
     group.add_argument(
-        "--spec-draft-vocab", type=int, metavar="N", help="draft only the first N ids, FastMTP (default: all)"
+        "--spec-draft-vocab",
+        metavar="N|FILE",
+        help="draft only the first N ids, or the ids of a file: text with one a line, a JSON list, or a GGUF with the "
+        "tensor d2t (FastMTP; default: all)",
     )
     group.add_argument(
         "--spec-rollback",
@@ -64,8 +68,19 @@ def decode_options(args: argparse.Namespace, model: Any) -> Any:
         spec_type=args.spec_type or ("draft-mtp" if model.has_mtp else "none"),
         policy=policy,
         rollback=args.spec_rollback,
-        n_draft_vocab=args.spec_draft_vocab,
         n_batch=args.batch_size,
         sampling=sampling_config(args),
         stop=stop_strings(args),
+        **_draft_vocab(args.spec_draft_vocab, model.core.n_vocab),
     )
+
+
+def _draft_vocab(text: str | None, n_vocab: int) -> dict[str, Any]:
+    """`N` or `FILE`, as the field of Options that it sets."""
+    from mtpref.draft_vocab import read_draft_ids
+
+    if text is None:
+        return {}
+    if re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        return {"n_draft_vocab": int(text)}
+    return {"draft_ids": read_draft_ids(text, n_vocab)}

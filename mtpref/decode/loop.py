@@ -4,13 +4,14 @@ Owns the order of these steps and the edges of a run: its budget, the end of gen
 numerics are the model's, the hand-over of hidden rows is that of `Steps`, the length of drafts is policy.py's.
 """
 
+import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter
+from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter, with_draft_ids
 from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed
 from mtpref.decode.rollback import STRATEGIES, Verdict
 from mtpref.decode.sampling import Judge, Sampler, SamplingConfig
@@ -32,7 +33,8 @@ class Options:
     spec_type      draft-mtp or none
     policy         draft length and cooldown
     rollback       snapshot, replay or two-phase
-    n_draft_vocab  FastMTP: only the first so many ids can be drafted (None: all)
+    n_draft_vocab  FastMTP: only the first so many rows of the head can be drafted (None: all)
+    draft_ids      FastMTP: only these ids can be drafted (None: all)
     n_batch        prompt tokens per trunk pass
     sampling       temperature, filters, seed, the rule that accepts a draft
     stop           strings that end the text and are not part of it
@@ -46,6 +48,7 @@ class Options:
     n_batch: int = 512
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     stop: tuple[str, ...] = ()
+    draft_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.spec_type not in SPEC_TYPES:
@@ -76,13 +79,15 @@ class Decoder:
             raise MtprefError("--spec-type draft-mtp: the file has no MTP head; use --spec-type none, or try: "
                               "mtpref inspect FILE")  # fmt: skip
         n_draft_vocab = options.n_draft_vocab
-        if n_draft_vocab is not None and n_draft_vocab > model.n_vocab:
-            raise MtprefError(f"--spec-draft-vocab: {n_draft_vocab} is out of range, expected 1 .. {model.n_vocab}, "
-                              "the size of the vocabulary")  # fmt: skip
+        trimmed = with_draft_ids(model, options.draft_ids)
+        n_rows = trimmed.weights.mtp.shared_head_head.n_out if trimmed.weights.mtp else model.n_vocab
+        if n_draft_vocab is not None and n_draft_vocab > n_rows:
+            what = "the size of the vocabulary" if n_rows == model.n_vocab else "the rows of the trimmed head"
+            raise MtprefError(f"--spec-draft-vocab: {n_draft_vocab} is out of range, expected 1 .. {n_rows}, {what}")
         self.sampler = Sampler(model, options.sampling)
         self.stop_strings = StopStrings(options.stop)
         if drafter is None and uses_mtp:
-            drafter = MtpDrafter(model, options.policy, self.statistics, options.n_draft_vocab, self.sampler)
+            drafter = MtpDrafter(trimmed, options.policy, self.statistics, options.n_draft_vocab, self.sampler)
         self.drafter: Drafter = drafter or NoDrafter()
         self.keeps_head_warm = self.drafter.reads_head
         self._verify = STRATEGIES[options.rollback]
@@ -119,6 +124,7 @@ class Decoder:
 
     def _started(self, prompt_ids: Sequence[int], n_reused: int) -> RunStarted:
         settings = asdict(self.options)
+        settings["draft_ids"] = _summary(self.options.draft_ids)
         settings |= {"n_ctx": self.state.n_ctx, "kv_type": self.model.kv_type}
         settings |= {"kv_type_draft": self.model.kv_type_draft, "drafter": type(self.drafter).__name__}
         if self.statistics.chat is not None:
@@ -273,6 +279,13 @@ def _passes(first: int, end: int, n_batch: int, stops: Sequence[int]) -> Iterato
         for start in range(first, stop, n_batch):
             yield start, min(start + n_batch, stop)
         first = stop
+
+
+def _summary(draft_ids: Sequence[int] | None) -> dict[str, int | str] | None:
+    """A list of ids as a trace names it: how many, and the SHA-256 of the ids in decimal, joined by commas."""
+    if draft_ids is None:
+        return None
+    return {"n": len(draft_ids), "sha256": hashlib.sha256(",".join(map(str, draft_ids)).encode()).hexdigest()}
 
 
 def _margin(logits: F32) -> float:

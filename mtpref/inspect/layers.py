@@ -10,7 +10,7 @@ from typing import Any
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, TensorInfo, printable
-from mtpref.tensor_names import GLOBAL, LAYERS, MTP_BLOCK, SYMBOLS, TensorSpec, dims
+from mtpref.tensor_names import D2T, GLOBAL, LAYERS, MTP_BLOCK, SYMBOLS, TensorSpec, dims, trimmed
 
 MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
@@ -87,6 +87,8 @@ def _symbol_values(f: GgufFile, arch: str) -> dict[str, int]:
     found = {symbol: _integer(f, f"{arch}.{key}") for symbol, key in SYMBOLS.items()}
     tokens = "tokenizer.ggml.tokens"
     found["n_vocab"] = f.kv.size(tokens) if tokens in f.kv else _integer(f, f"{arch}.vocab_size")
+    if D2T.name in f.tensors:
+        found["n_draft_vocab"] = f.tensors[D2T.name].shape[0]
     return {symbol: value for symbol, value in found.items() if value is not None}
 
 
@@ -135,6 +137,8 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict
             problems.append(f"blk.{i} is declared {kind}, its tensors are those of kind {found}")
             kind = found if found in LAYERS else kind
         specs += [TensorSpec(s.name.format(i=i), s.shape, s.fallback) for s in LAYERS[kind]]
+    if D2T.name in f.tensors:
+        specs = trimmed(specs, has_trunk=layout.has_trunk)
     fallbacks = []
     for spec in specs:
         info = f.tensors.get(spec.name)

@@ -12,7 +12,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtpref.config import Metadata, ModelConfig, read_model_config
+from mtpref.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, open_gguf, printable
 from mtpref.identify import describe_kind
@@ -20,7 +24,7 @@ from mtpref.model.architectures import Architecture
 from mtpref.model.kinds import rope_constants
 from mtpref.model.model import Layer
 from mtpref.model.read import read_block
-from mtpref.weights import MtpWeights, TensorFinder, Weights
+from mtpref.weights import MtpWeights, TensorFinder, Weights, take_rows
 
 MAX_UNUSED_NAMED = 4
 MAX_TEXT = 1000  # bytes of a name that is compared
@@ -114,19 +118,24 @@ def _read_head(trunk: Trunk, finder: TensorFinder, layer: Layer, ffn_cfg: Any) -
         "shared_head_norm": trunk.weights.output_norm,
         "shared_head_head": trunk.weights.output,
     }
+    d2t, n_rows = _draft_vocabulary(trunk, finder)
     parts: dict[str, Any] = {}
     origin = {"embed_tokens": "token_embd.weight", "shared_head_norm": "output_norm.weight"}
     origin["shared_head_head"] = trunk.weights.output.name
     for part, candidates in CANDIDATES.items():
         names = [name.format(prefix) for name in candidates[: None if is_alone else 1]]
-        name = next((name for name in names if finder.has(name)), None)
+        is_trimmed = d2t is not None and part == "shared_head_head"
+        name = _present(finder, names, n_rows if is_trimmed else None)
         if name is None:
             parts[part] = borrowed[part]
             continue
         origin[part] = name
         is_norm = part == "shared_head_norm"
-        vocab_shape = (trunk.weights.token_embd.n_out, n_embd)
-        parts[part] = finder.array(name, (n_embd,)) if is_norm else finder.matrix(name, vocab_shape)
+        shape = (n_rows if part == "shared_head_head" else trunk.weights.token_embd.n_out, n_embd)
+        parts[part] = finder.array(name, (n_embd,)) if is_norm else finder.matrix(name, shape)
+    if d2t is not None and (d2t[1:] < d2t[:-1]).any():
+        order = np.argsort(d2t)
+        d2t, parts["shared_head_head"] = d2t[order], take_rows(parts["shared_head_head"], order)
     return MtpWeights(
         enorm=finder.array(f"{prefix}.enorm.weight", (n_embd,)),
         hnorm=finder.array(f"{prefix}.hnorm.weight", (n_embd,)),
@@ -136,7 +145,33 @@ def _read_head(trunk: Trunk, finder: TensorFinder, layer: Layer, ffn_cfg: Any) -
         origin=origin,
         borrowed=tuple(part for part in parts if parts[part] is borrowed[part]),
         file=finder.file.label if is_alone else "",
+        d2t=d2t,
     )
+
+
+def _present(finder: TensorFinder, names: list[str], n_trimmed: int | None) -> str | None:
+    """The first of these tensors that the file has. n_trimmed: it must be a head of so many rows, no token_embd."""
+    if n_trimmed is not None:
+        names = [name for name in names if name != "token_embd.weight"]
+    name = next((name for name in names if finder.has(name)), None)
+    if name is None and n_trimmed is not None:
+        raise MtprefError(f"{finder.file.label}: tensor {names[0]} is missing beside {D2T}, expected a trimmed head of "
+                          f"{n_trimmed} rows; the full head is no substitute, its rows are other ids")  # fmt: skip
+    return name
+
+
+def _draft_vocabulary(trunk: Trunk, finder: TensorFinder) -> tuple[NDArray[np.int64] | None, int]:
+    """The token id of each row of a head that the file itself has trimmed (None: all ids), and the number of rows."""
+    n_vocab = trunk.weights.token_embd.n_out
+    if not finder.has(D2T):
+        return None, n_vocab
+    finder.taken.add(D2T)
+    n_rows = d2t_length(finder.file, n_vocab)
+    if finder.is_header_only:
+        return np.empty(0, np.int64), n_rows
+    rows = d2t_rows(finder.file, n_vocab)
+    check_draft_ids(rows.tolist(), n_vocab, f"{finder.file.label}: tensor {D2T}")
+    return rows, n_rows
 
 
 # STAND-ALONE
@@ -221,7 +256,7 @@ def _check_vocabulary(trunk: Trunk, file: GgufFile, differs: Any) -> None:
     if i is not None:
         raise differs(f"token {i} (tokenizer.ggml.tokens)", found[i], expected[i])
     n_rows = trunk.weights.token_embd.n_out
-    for name in ("token_embd.weight", "output.weight"):
+    for name in ("token_embd.weight",) if D2T in file.tensors else ("token_embd.weight", "output.weight"):
         info = file.tensors.get(name)
         if info is not None and info.shape[0] != n_rows:
             raise differs(f"the number of rows of {name}", info.shape[0], n_rows)
