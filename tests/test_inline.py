@@ -108,7 +108,10 @@ class _Spy:
     """The model with another mtp()."""
 
     def __init__(self, model, mtp):
-        self.recipe, self.weights, self.mtp = model.recipe, model.weights, mtp
+        self.model, self.mtp = model, mtp
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
 
 
 @pytest.mark.parametrize("rollback", ["replay", "two-phase"])
