@@ -8,7 +8,7 @@ import pytest
 from mtpref import quants
 from mtpref.cli import main
 from mtpref.decode import MtpDrafter, Statistics
-from mtpref.decode.drafters import Draft, read_head, with_draft_ids
+from mtpref.decode.drafters import Draft, read_head
 from mtpref.decode.policy import PolicyConfig
 from mtpref.decode.sampling import SamplingConfig
 from mtpref.draft_vocab import MAX_BYTES, check_draft_ids, read_draft_ids
@@ -144,7 +144,7 @@ def test_products_with_gathered_rows_are_the_same_bits(kind):
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])
 def test_logits_and_candidates_are_those_of_the_full_head_for_the_ids_alone(numerics):
     model = micro(60, numerics)
-    trimmed = with_draft_ids(model, IDS)
+    trimmed = model.with_draft_ids(IDS)
     for seed in range(3):
         ids = prompt_of(5, seed)
         hidden = np.random.default_rng(seed).normal(size=(5, model.config.n_embd)).astype(np.float32)

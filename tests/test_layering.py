@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "vocab",
         "weights",
     },
-    "decode": {"draft_vocab", "errors", "events", "model", "spec", "state", "steps", "vocab"},
+    "decode": {"errors", "events", "model", "spec", "state", "steps", "vocab"},
     "trace": {"errors", "events"},
     "dump": {"contract", "errors", "gguf", "model"},
     "compare": {"dump", "errors", "gguf", "quants"},

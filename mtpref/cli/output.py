@@ -108,7 +108,7 @@ class Notes:
 def _draft_vocab(core: Any, options: Any) -> str:
     """How many ids a trimmed head can name."""
     given = [options.n_draft_vocab, None if options.draft_ids is None else len(options.draft_ids)]
-    n = min(count for count in (*given, core.weights.mtp.shared_head_head.n_out) if count is not None)
+    n = min(count for count in (*given, core.n_head_rows) if count is not None)
     return "" if n == core.n_vocab else f", drafts name {n} of {core.n_vocab} ids"
 
 

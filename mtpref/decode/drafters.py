@@ -5,7 +5,7 @@ the model state as it found it (the head's draft-time cells are cut). It must no
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -15,7 +15,6 @@ from mtpref import spec
 from mtpref.decode.policy import PolicyConfig, draws, takes
 from mtpref.decode.sampling import Sampler, SamplingConfig
 from mtpref.decode.statistics import Statistics
-from mtpref.draft_vocab import check_draft_ids
 from mtpref.events import DraftStep
 from mtpref.model import Model
 from mtpref.state import ModelState
@@ -113,7 +112,7 @@ def read_head(
     model, policy = drafter.model, drafter.policy
     sampler = drafter.sampler or Sampler(model, SamplingConfig())
     out = model.mtp(state, ids, hidden, pos, n_logits=1, n_draft_vocab=drafter.n_draft_vocab)
-    d2t = _ids_of_rows(model, out.logits.shape[1])
+    d2t = None if model.d2t is None else model.d2t[: out.logits.shape[1]]
     logits = sampler.biased(_by_id(out.logits, d2t, model.n_vocab))[0]
     compact = logits if d2t is None else logits[d2t]
     rows, p = model.recipe.ops.top_candidates(compact)
@@ -132,12 +131,6 @@ def read_head(
     return out.hidden
 
 
-def _ids_of_rows(model: Model, n_rows: int) -> NDArray[np.int64] | None:
-    """The token ids of the head's first n_rows rows; None: the rows' own numbers."""
-    mtp = model.weights.mtp
-    return None if mtp is None or mtp.d2t is None else mtp.d2t[:n_rows]
-
-
 def _by_id(logits: F32, d2t: NDArray[np.int64] | None, n_vocab: int) -> F32:
     """A trimmed head's logits (T, R) as (T, n_vocab): -inf for an id that it cannot name."""
     if d2t is None:
@@ -145,15 +138,6 @@ def _by_id(logits: F32, d2t: NDArray[np.int64] | None, n_vocab: int) -> F32:
     full = np.full((len(logits), n_vocab), -np.inf, np.float32)
     full[:, d2t] = logits
     return full
-
-
-def with_draft_ids(model: Model, ids: Sequence[int] | None) -> Model:
-    """The model with a head that can name these ids alone (None: as it is). Verification keeps to the full one."""
-    mtp = model.weights.mtp
-    if ids is None or mtp is None:
-        return model
-    checked = check_draft_ids(ids, model.n_vocab, "draft_ids")
-    return replace(model, weights=replace(model.weights, mtp=mtp.trimmed(checked)))
 
 
 class ScriptedDrafter(Drafter):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter, with_draft_ids
+from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter
 from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed
 from mtpref.decode.rollback import STRATEGIES, Verdict
 from mtpref.decode.sampling import Judge, Sampler, SamplingConfig
@@ -79,11 +79,11 @@ class Decoder:
             raise MtprefError("--spec-type draft-mtp: the file has no MTP head; use --spec-type none, or try: "
                               "mtpref inspect FILE")  # fmt: skip
         n_draft_vocab = options.n_draft_vocab
-        trimmed = with_draft_ids(model, options.draft_ids)
-        n_rows = trimmed.weights.mtp.shared_head_head.n_out if trimmed.weights.mtp else model.n_vocab
-        if n_draft_vocab is not None and n_draft_vocab > n_rows:
-            what = "the size of the vocabulary" if n_rows == model.n_vocab else "the rows of the trimmed head"
-            raise MtprefError(f"--spec-draft-vocab: {n_draft_vocab} is out of range, expected 1 .. {n_rows}, {what}")
+        trimmed = model.with_draft_ids(options.draft_ids)
+        if n_draft_vocab is not None and n_draft_vocab > trimmed.n_head_rows:
+            what = "the size of the vocabulary" if trimmed.d2t is None else "the rows of the trimmed head"
+            raise MtprefError(f"--spec-draft-vocab: {n_draft_vocab} is out of range, expected 1 .. "
+                              f"{trimmed.n_head_rows}, {what}")  # fmt: skip
         self.sampler = Sampler(model, options.sampling)
         self.stop_strings = StopStrings(options.stop)
         if drafter is None and uses_mtp:

@@ -5,7 +5,7 @@ what to keep and what to throw away is the caller's (mtpref/decode). Loading sta
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.config import ModelConfig
+from mtpref.draft_vocab import check_draft_ids
 from mtpref.errors import MtprefError
 from mtpref.model.architectures import Architecture
 from mtpref.model.kinds import LayerKind, Span
@@ -82,6 +83,27 @@ class Model:
     @property
     def has_mtp(self) -> bool:
         return self.weights.mtp is not None
+
+    @property
+    def d2t(self) -> NDArray[np.int64] | None:
+        """The token id of each row of a trimmed MTP head, ascending; None: a row's id is its number."""
+        return self.weights.mtp.d2t if self.weights.mtp else None
+
+    @property
+    def n_head_rows(self) -> int:
+        """Ids that the MTP head can name: all, or those of a trimmed head."""
+        return self.weights.mtp.shared_head_head.n_out if self.weights.mtp else self.n_vocab
+
+    def with_draft_ids(self, ids: Sequence[int] | None) -> "Model":
+        """The same model with an MTP head that can name these ids alone (None: as it is). The trunk keeps them all.
+
+        Errors   MtprefError for ids that are no list of the head's ids
+        """
+        mtp = self.weights.mtp
+        if ids is None or mtp is None:
+            return self
+        checked = check_draft_ids(ids, self.n_vocab, "draft_ids")
+        return replace(self, weights=replace(self.weights, mtp=mtp.trimmed(checked)))
 
     def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
         """An empty sequence of at most n_ctx positions (0: the model's own context length)."""
