@@ -1,6 +1,7 @@
 """State files: what comes back, to whom it is refused, and what a damaged file does."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -217,6 +218,14 @@ def test_the_file_names_nothing_of_this_machine(saved):
         assert len(word) < 4 or word.encode() not in raw
     with open_gguf(saved) as file:
         assert all(key.startswith(("mtpref.session.", "general.architecture")) for key in file.kv)
+
+
+def test_the_page_names_every_key_and_tensor_of_the_file(saved):
+    page = (ROOT / "docs" / "sessions.md").read_text(encoding="utf-8")
+    with open_gguf(saved) as file:
+        names = [key.rpartition(".")[2] for key in file.kv]
+        names += [re.sub(r"-\d+$", "-N", re.sub(r"^checkpoint-\d+", "checkpoint-I", name)) for name in file.tensors]
+    assert [name for name in names if f"`{name}`" not in page and f".{name}`" not in page] == []
 
 
 # ------------------------------------------------------------------------------------------ damage

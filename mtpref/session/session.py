@@ -105,7 +105,7 @@ class Session:
                     raise MtprefError("session: a later run has begun, expected one run at a time; finish a run first")
                 if events is None:
                     decoder.check_prompt(prompt_ids)
-                    self._stops = self._checkpoint_positions(len(prompt_ids), checkpoint_at)
+                    self._stops = self._checkpoint_positions(prompt_ids, checkpoint_at)
                     n_reused = self._go_back(prompt_ids, decoder.keeps_head_warm)
                     events = decoder.run(prompt_ids, n_reused=n_reused, stops=sorted(self._stops))
                 event = next(events, None)
@@ -192,11 +192,18 @@ class Session:
 
     # -------------------------------------------------------------------------------- checkpoints
 
-    def _checkpoint_positions(self, n_prompt: int, checkpoint_at: Sequence[int]) -> frozenset[int]:
-        """Where the prompt's passes must end: in front of its last token, at what was asked for, and every so often."""
-        every = self.checkpoint_every
+    def _checkpoint_positions(self, prompt_ids: list[int], checkpoint_at: Sequence[int]) -> frozenset[int]:
+        """Where the prompt's passes must end: in front of its last token, behind its last turn, at what was asked for,
+        and every so often.
+
+        A turn ends with an end-of-generation token. What a chat template writes behind the last one opens the answer,
+        and is written differently once the answer is there (without its thinking, for example).
+        """
+        n_prompt, every = len(prompt_ids), self.checkpoint_every
         regular = range(every, n_prompt, every) if every > 0 else ()
-        return frozenset(pos for pos in (n_prompt - 1, *checkpoint_at, *regular) if 0 < pos < n_prompt)
+        eog_ids = self.core.vocab.eog_ids
+        turns = [pos + 1 for pos, id in enumerate(prompt_ids) if id in eog_ids][-1:]
+        return frozenset(pos for pos in (n_prompt - 1, *turns, *checkpoint_at, *regular) if 0 < pos < n_prompt)
 
     def _keep_checkpoint(self) -> None:
         kept = self.checkpoints
