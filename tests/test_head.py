@@ -17,6 +17,7 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, write_gguf, write_shards
 from mtpref.model import load
 from mtpref.rope_scaling import RopeOverrides
+from mtpref.session.identity import head_id, trunk_id
 from tests.gguf_copy import copy_of, llama_cpp, llama_speculative
 from tests.gguf_from_weights import write_model
 from tests.head_files import head_of, n_trunk_layers, trunk_of, write_pair
@@ -90,6 +91,17 @@ def test_head_and_trunk_may_be_split_into_shards(tmp_path):
     trunk = write_shards(tmp_path / "trunk", *trunk_of(*parts), max_tensors=7, first_is_empty=True)
     head = write_shards(tmp_path / "mtp", *head_of(*parts), max_tensors=3)
     runs_alike(load(model), load(trunk[0], model_draft=head[0]))
+
+
+def test_a_saved_state_goes_with_the_head_wherever_its_file_is(random_pair, tmp_path):
+    """Ids of trunk and head are those of the model in one file, and no path counts."""
+    folder, trunk, head = random_pair
+    whole, split = load(folder / "model.gguf"), load(trunk, model_draft=head)
+    elsewhere = load(trunk, model_draft=head.rename(tmp_path / "other-name.gguf"))
+    (tmp_path / "other-name.gguf").rename(head)
+    assert len({trunk_id(model) for model in (whole, split, elsewhere, load(trunk))}) == 1
+    assert len({head_id(model) for model in (whole, split, elsewhere)}) == 1
+    assert head_id(load(trunk)) == head_id(load(folder / "model.gguf", mtp=False)) == ""
 
 
 # WHAT STANDS IN
@@ -354,6 +366,8 @@ def test_a_head_that_is_off_is_never_read(monkeypatch, tiny_pair):
     assert n_off == reads.n_decoded < n_with_head
     assert (off.core.mtp_status, off.has_mtp, off.core.weights.mtp, off.core.mtp_layer) == ("off", False, None, None)
     assert off.core.notes == ()
+    with pytest.raises(MtprefError, match=r"the MTP head was not loaded \(mtp=False\); use --spec-type none"):
+        off.generate(PROMPT, Options(spec_type="draft-mtp"))
     assert off.core.new_state(64).mtp.arrays == {}
     assert text == on.generate(PROMPT, n_ctx=64).finish().ids
 

@@ -76,8 +76,9 @@ class Decoder:
         self.policy_state = PolicyState()
         uses_mtp = drafter is None and options.spec_type == "draft-mtp" and options.policy.n_max > 0
         if uses_mtp and not model.has_mtp:
-            raise MtprefError("--spec-type draft-mtp: the file has no MTP head; use --spec-type none, or try: "
-                              "mtpref inspect FILE")  # fmt: skip
+            is_off = model.mtp_status == "off"
+            why = "the MTP head was not loaded (mtp=False)" if is_off else "the file has no MTP head"
+            raise MtprefError(f"--spec-type draft-mtp: {why}; use --spec-type none, or try: mtpref inspect FILE")
         n_draft_vocab = options.n_draft_vocab
         trimmed = model.with_draft_ids(options.draft_ids)
         if n_draft_vocab is not None and n_draft_vocab > trimmed.n_head_rows:

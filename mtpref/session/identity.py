@@ -14,6 +14,7 @@ import numpy as np
 from mtpref.model import Layer, Model
 
 WHOLE_BYTES = 1 << 18  # tensors up to this size count whole
+PROVENANCE = ("origin", "borrowed", "file")  # of MtpWeights: which file and name a tensor came by, not what it is
 N_BLOCKS, BLOCK_BYTES = 16, 4096  # of larger ones: so many blocks, evenly spaced, first and last bytes among them
 
 
@@ -23,7 +24,7 @@ def trunk_id(core: Model) -> str:
     Rule     of a tensor of more than WHOLE_BYTES bytes, N_BLOCKS blocks of BLOCK_BYTES stand for the rest: another
              model, another quantisation or another training shows, a few bytes changed by hand between blocks do not
     """
-    config = {name: value for name, value in asdict(core.config).items() if name != "name"}
+    config = {name: value for name, value in asdict(core.config).items() if name not in ("name", "n_layer_nextn")}
     sha = hashlib.sha256(_text(config, [_layer(layer) for layer in core.layers], _plain(core.ffn_cfg)))
     for part in fields(core.weights):
         if part.name != "mtp":
@@ -32,11 +33,16 @@ def trunk_id(core: Model) -> str:
 
 
 def head_id(core: Model) -> str:
-    """The same over the MTP head, with the trunk's tensors that it borrows; empty where there is none."""
+    """The same over the MTP head, with the trunk's tensors that it borrows; empty where there is none.
+
+    A head has the same id in the model's file and in a file of its own.
+    """
     if core.weights.mtp is None or core.mtp_layer is None:
         return ""
     sha = hashlib.sha256(_text(_layer(core.mtp_layer)))
-    _add(sha, "mtp", core.weights.mtp)
+    for part in fields(core.weights.mtp):
+        if part.name not in PROVENANCE:
+            _add(sha, f"mtp.{part.name}", getattr(core.weights.mtp, part.name))
     return sha.hexdigest()
 
 
