@@ -166,6 +166,8 @@ def test_checkpoints_of_another_past_are_forgotten():
     first = check_same(session, FIRST, options_of(12), 0)
     check_same(session, [*FIRST[:6], *OTHER], options_of(12), 4)
     assert session.ids[:6] == FIRST[:6]
+    # Position 8 of this text, not that of the first one.
+    check_same(session, [*FIRST[:6], *OTHER[:4], 1, 2, 3], options_of(12), 8)
     # The long text again: nothing behind position 6 may come from its first run.
     check_same(session, [*FIRST, *first.ids], options_of(4), 4)
 
