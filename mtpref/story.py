@@ -120,7 +120,8 @@ def tell(model: Model, prompts: Sequence[str], n_predict: int) -> Story:
     prompt_ids = [model.vocab.encode(prompt) for prompt in prompts]
     options = Options(n_predict, "none")
     plain = [_run(model, ids, options, None).ids for ids in prompt_ids]
-    n_draft_vocab = min(FAST_MTP_ROWS, max(1, model.n_vocab // 2))
+    n_draft_vocab = min(FAST_MTP_ROWS, max(1, model.n_head_rows // 2))
+    nameable = set(range(n_draft_vocab) if model.d2t is None else model.d2t[:n_draft_vocab].tolist())
     setups = [
         Setup(decoding, row, cooldown, n)
         for n in (None, n_draft_vocab)
@@ -137,7 +138,7 @@ def tell(model: Model, prompts: Sequence[str], n_predict: int) -> Story:
         n_vocab=model.n_vocab,
         n_draft_vocab=n_draft_vocab,
         n_tokens=len(tokens),
-        n_nameable=sum(token < n_draft_vocab for token in tokens),
+        n_nameable=sum(token in nameable for token in tokens),
         n_repeated=sum(len(of_text) - len(set(of_text)) for of_text in grams),
         n_grams=sum(len(of_text) for of_text in grams),
         lines=tuple(run_setup(model, setup, prompt_ids, plain, n_predict) for setup in setups),
