@@ -54,6 +54,9 @@ def _quantize(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     if type_name == "Q8_0":
         codes, d = spec.quantize_q8_0(values)
         return {"codes": codes.astype(np.int32), "d": d}
+    if type_name == "Q8_1":
+        codes, d, s = spec.quantize_q8_1(values)
+        return {"codes": codes.astype(np.int32), "d": d, "s": s}
     if type_name == "Q8_K":
         codes, d, sums = spec.quantize_q8_k(values)
         return {"codes": codes.astype(np.int32), "d": d, "bsums": sums.astype(np.int32)}

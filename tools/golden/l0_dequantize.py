@@ -10,20 +10,24 @@ from mtpref import quants
 from mtpref.golden.format import Tensor
 from mtpref.quants import TYPE_IDS, TYPES
 
-MADE = ("F16", "BF16", "Q8_0", "Q4_K", "Q6_K")
+# Where a block of each quantised type holds float16 scales: byte offsets.
+SCALES: dict[str, tuple[int, ...]] = {
+    "Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ4_NL": (0,), "IQ4_XS": (0,),
+}  # fmt: skip
+MADE = ("F16", "BF16", *SCALES)
 N_BLOCKS = 12
-# Where a block of each type holds float16 scales: byte offsets.
-SCALES = {"Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
 
 
-def random_blocks(type_name: str) -> NDArray[np.uint8]:
+def random_blocks(type_name: str, name: str = "dequantize") -> NDArray[np.uint8]:
     """Random bytes, with scales of ordinary size where the type has float16 scales."""
     kind = TYPES[TYPE_IDS[type_name]]
     n_bytes = N_BLOCKS * kind.block_bytes
-    raw = stream(f"dequantize/{type_name}/bytes", n_bytes // 8 + 1).view(np.uint8)[:n_bytes].copy()
+    raw = stream(f"{name}/{type_name}/bytes", n_bytes // 8 + 1).view(np.uint8)[:n_bytes].copy()
     blocks = raw.reshape(N_BLOCKS, kind.block_bytes)
     for offset in SCALES.get(type_name, ()):
-        scale = bell(f"dequantize/{type_name}/scale{offset}", (N_BLOCKS,), 0.05).astype(np.float16)
+        scale = bell(f"{name}/{type_name}/scale{offset}", (N_BLOCKS,), 0.05).astype(np.float16)
         blocks[:, offset : offset + 2] = scale.view(np.uint8).reshape(N_BLOCKS, 2)
     return blocks
 

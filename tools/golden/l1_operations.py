@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from golden import l0_dequantize
 from golden.build import SuiteBuilder, bell, close, exact, quantised, stream, uniform, value
+from mtpref import quants
 from mtpref.golden.format import Case, Tensor, hex_float
 from mtpref.golden.port import answer
 from mtpref.ops import spec_ops
+from mtpref.quants import TYPE_IDS, TYPES
 from mtpref.recipe import Recipe
 from tests import naive
 
@@ -245,9 +248,9 @@ def edge_cases(suite: SuiteBuilder) -> None:
 def mul_mat() -> SuiteBuilder:
     about = "Weights times activations. `exact`: dequantised weights, the oracle's sums. `ggml`: activations quantised."
     suite = SuiteBuilder("L1", "mul_mat", "mul_mat", ("S6",), about)
-    for type_name in ("F32", "F16", "BF16", "Q8_0"):
-        w32, x = bell(f"mul_mat/{type_name}/w", (5, 64), 0.3), bell(f"mul_mat/{type_name}/x", (3, 64))
-        w = quantised(type_name, w32)
+    for type_name in ("F32", *l0_dequantize.MADE):
+        w = weight_of(type_name)
+        x = bell(f"mul_mat/{type_name}/x", (3, w.shape[1]))
         inputs: dict[str, NDArray | Tensor] = {"w": w, "x": x}
         wanted = naive.matmul(w.values(), x)
         need = [] if type_name == "F32" else [type_name.lower()]
@@ -260,10 +263,19 @@ def mul_mat() -> SuiteBuilder:
     return suite
 
 
+def weight_of(type_name: str) -> Tensor:
+    """A few rows of a type: encoded values where the type has an encoder of one rounding, else random blocks."""
+    if type_name in quants.QUANTIZABLE:
+        return quantised(type_name, bell(f"mul_mat/{type_name}/w", (5, 64), 0.3))
+    n_in = TYPES[TYPE_IDS[type_name]].block_elements
+    raw = l0_dequantize.random_blocks(type_name, "mul_mat").reshape(-1)
+    return Tensor(type_name, (l0_dequantize.N_BLOCKS // 2, 2 * n_in), raw)
+
+
 def quantise() -> SuiteBuilder:
     about = "ggml's scalar reference quantisers of activations: codes, scales, sums."
     suite = SuiteBuilder("L1", "quantize", "quantize", ("S5",), about)
-    for type_name, n in (("Q8_0", 32), ("Q8_K", 256), ("F16", 32), ("BF16", 32)):
+    for type_name, n in (("Q8_0", 32), ("Q8_1", 32), ("Q8_K", 256), ("F16", 32), ("BF16", 32)):
         edge = np.zeros((2, n), np.float32)
         edge[1, :4] = (-1.0, 1.0, 0.5, -0.49999997)  # a tie of magnitudes, and halves of a code
         for id, x in (("basic", bell(f"quantize/{type_name}", (3, n))), ("edges", edge),
