@@ -1,0 +1,103 @@
+"""A model that is two tables: what follows a text is looked up, not computed. The real loop runs on it.
+
+Owns the least that the loop asks of a model and of its state. Logits depend on the whole text, target's and draft's in
+different ways, so that a token judged against the wrong row or the wrong prefix shows.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+
+from mtpref import spec
+from mtpref.contract import MtpContract
+from mtpref.model.model import Output
+from mtpref.ops import spec_ops
+from mtpref.recipe import Recipe
+from mtpref.steps import Hidden, Steps
+from tests.models import StubVocab
+from tests.random_weights import normal
+
+
+@lru_cache(maxsize=4096)
+def table_row(kind: str, text: tuple[int, ...], n_vocab: int, scale: float) -> np.ndarray:
+    """Logits behind a text. The draft's are the target's with noise: right often, not always."""
+    seed = sum((token + 1) * 7**i for i, token in enumerate(text)) % 1_000_003
+    row = normal(seed, "target", n_vocab)
+    if kind == "draft":
+        row = row + normal(seed, "draft", n_vocab)
+    return (scale * row).astype(np.float32)
+
+
+@lru_cache(maxsize=4096)
+def remembered_candidates(row: bytes) -> tuple:
+    return spec.top_candidates(np.frombuffer(row, np.float32))
+
+
+OPS = spec_ops("exact").replaced(top_candidates=lambda row: remembered_candidates(row.tobytes()))
+
+
+@dataclass
+class ToyState:
+    """ids: the trunk's tokens; mtp_ids: the head's, by position."""
+
+    n_ctx: int = 64
+    ids: list[int] = field(default_factory=list)
+    mtp_ids: list[int] = field(default_factory=list)
+    pending_h: np.ndarray = field(default_factory=lambda: np.zeros(1, np.float32))
+
+    @property
+    def n_past(self) -> int:
+        return len(self.ids)
+
+    def clear(self) -> None:
+        self.ids, self.mtp_ids = [], []
+
+    def checkpoint(self) -> list[int]:
+        return list(self.ids)
+
+    def restore(self, saved: list[int]) -> None:
+        self.ids = list(saved)
+
+    def choose_plane(self, n_drop: int) -> None:
+        del self.ids[len(self.ids) - n_drop :]
+
+    def trim_mtp(self, pos: int) -> None:
+        del self.mtp_ids[pos:]
+
+
+class ToyModel:
+    """Satisfies what the loop reads of a Model."""
+
+    kv_type = kv_type_draft = "F32"
+    has_mtp = True
+
+    def __init__(self, n_vocab: int, scale: float = 1.0, eog_ids: frozenset[int] = frozenset(), **steps) -> None:
+        self.n_vocab, self.scale = n_vocab, scale
+        self.config = SimpleNamespace(name="toy")
+        self.vocab = StubVocab(n_vocab, eog_ids)
+        self.recipe = Recipe("exact", OPS, Steps(**steps), MtpContract())
+
+    def target(self, text: tuple[int, ...]) -> np.ndarray:
+        return table_row("target", text, self.n_vocab, self.scale)
+
+    def draft(self, text: tuple[int, ...]) -> np.ndarray:
+        return table_row("draft", text, self.n_vocab, self.scale)
+
+    def trunk(self, state, ids, *, n_logits, keep=1):
+        first = state.n_past + len(ids) - n_logits
+        state.ids += ids
+        rows = [self.target(tuple(state.ids[: pos + 1])) for pos in range(first, state.n_past)]
+        return self._output(rows, len(ids))
+
+    def mtp(self, state, ids, hidden, first_pos, *, n_logits, n_draft_vocab=None):
+        assert first_pos == len(state.mtp_ids)
+        state.mtp_ids += ids
+        rows = [self.draft(tuple(state.mtp_ids))[:n_draft_vocab]] if n_logits else []
+        return self._output(rows, len(ids))
+
+    @staticmethod
+    def _output(rows, n_tokens):
+        hidden = np.zeros((n_tokens, 1), np.float32)
+        return Output(np.array(rows, np.float32) if rows else np.empty((0, 0), np.float32), Hidden(hidden, hidden))
