@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,51 @@ def test_json_is_one_object_whose_ids_and_text_agree(capfdbinary):
     assert record["reason"] == "length"
     _, text, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "9")
     assert record["text"].encode() == text
+
+
+def test_a_sampled_text_depends_on_the_seed_and_not_on_drafts(capfdbinary):
+    argv = ["generate", "-p", PROMPT, "-n", "16", "--temp", "1.2", "--top-k", "0"]
+    code, text, err = run_main(capfdbinary, *argv, "--seed", "5")
+    assert code == 0
+    assert "sampling: temperature 1.2, top-k 0" in err
+    assert "seed 5, accept by match" in err
+    for more in (["--spec-type", "none"], ["--spec-rollback", "two-phase", "--spec-draft-n-max", "4"]):
+        assert run_main(capfdbinary, *argv, "--seed", "5", *more)[1] == text
+    assert run_main(capfdbinary, *argv, "--seed", "6")[1] != text
+    _, greedy, err = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "16", "--top-k", "1")
+    assert "sampling:" not in err
+    assert run_main(capfdbinary, *argv[:-1], "1", "--seed", "5")[1] == greedy
+
+
+def test_a_random_seed_is_told_and_can_be_repeated(capfdbinary):
+    argv = [
+        "generate",
+        "-p",
+        PROMPT,
+        "-n",
+        "8",
+        "--temp",
+        "1.5",
+        "--samplers",
+        "temp;top_k",
+        "--spec-accept",
+        "residual",
+    ]
+    _, text, err = run_main(capfdbinary, *argv, "-s", "-1")
+    seed = re.search(r"order temperature;top_k, seed (\d+), accept by residual", err)[1]
+    assert run_main(capfdbinary, *argv, "-s", seed)[1] == text
+
+
+def test_a_stop_string_is_not_printed_and_ends_the_text(capfdbinary):
+    _, free, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24")
+    assert free.count(b"\n    ") > 0
+    end = free.index(b"\n    ")
+    for stop, more in (("\n    ", []), (r"\n    ", ["-e"])):
+        _, text, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24", "-r", "zz", "-r", stop, *more)
+        assert text == free[:end]
+    _, out, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24", "-r", "\n    ", "--json")
+    record = json.loads(out)
+    assert (record["text"].encode(), record["reason"]) == (free[:end], "stop")
 
 
 def test_without_a_prompt_the_embedded_model_gets_one_and_says_so(capfdbinary):

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed, takes
+from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, draws, proposed, takes
 from mtpref.errors import MtprefError
 from mtpref.spec import P_ONE
 
@@ -38,6 +38,21 @@ def test_p_min_is_inclusive():
     assert takes(cfg, P_ONE)
     assert not takes(cfg, P_ONE // 2 - 1)
     assert takes(PolicyConfig(), 0)
+
+
+def test_a_drawn_draft_is_empty_or_reaches_n_min_whatever_the_probabilities():
+    """Every sequence of gates open and shut; at p_min and beyond n_min the gate is that of `takes`."""
+    for n_min, gates in product(range(5), product((False, True), repeat=5)):
+        cfg = PolicyConfig(n_max=5, n_min=n_min, p_min=P_ONE // 2)
+        n = 0
+        while n < 5 and draws(cfg, P_ONE // 2 - (not gates[n]), n):
+            n += 1
+        expected = 0
+        if gates[0]:
+            shut = [i for i in range(max(1, n_min), 5) if not gates[i]]
+            expected = shut[0] if shut else 5
+        assert n == expected
+        assert n == 0 or n >= n_min
 
 
 def naive_silence(cooldown, after, history):

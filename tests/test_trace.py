@@ -61,7 +61,7 @@ def test_draft_steps_hold_ten_candidates_best_first_whose_probabilities_sum_to_o
 
 def test_the_page_names_every_event_and_field():
     page = DOC.read_text(encoding="utf-8")
-    for cls in (*events.Event.__args__, events.DraftStep):
+    for cls in (*events.Event.__args__, events.DraftStep, events.Draw):
         assert f"`{cls.__name__}`" in page, cls.__name__
         for field in fields(cls):
             assert f"`{field.name}`" in page, f"{cls.__name__}.{field.name}"
