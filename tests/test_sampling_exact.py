@@ -118,10 +118,10 @@ def first_round(model, options, drafter):
 
 
 def law_of(config, policy, n, *, n_vocab=3, rollback="two-phase", whole=False, length=None, eog=frozenset(),
-           n_draft_vocab=None, drafter=None, **faults):  # fmt: skip
+           n_draft_vocab=None, draft_ids=None, drafter=None, **faults):  # fmt: skip
     """Text of n + 1 tokens -> probability: the first round by the loop (whole: all rounds), the rest by the target."""
     length = length or n + 1
-    options = Options(length, "draft-mtp", policy, rollback, n_draft_vocab, sampling=config)
+    options = Options(length, "draft-mtp", policy, rollback, n_draft_vocab, sampling=config, draft_ids=draft_ids)
     law = defaultdict(float)
     plain = ToyModel(n_vocab, 1.0, eog)
 
@@ -186,10 +186,13 @@ def test_residual_keeps_the_targets_distribution_where_all_rows_are_run_at_once(
     assert distance(law_of(config_of(), PolicyConfig(n_max=n), n, rollback=rollback)) < CLOSE
 
 
-@pytest.mark.parametrize("n_draft_vocab", [1, 2])
-def test_residual_keeps_the_targets_distribution_with_a_trimmed_head(n_draft_vocab):
+@pytest.mark.parametrize(
+    "trimmed",
+    [{"n_draft_vocab": 1}, {"n_draft_vocab": 2}, {"draft_ids": (2, 0)}, {"draft_ids": (2, 1), "n_draft_vocab": 1}],
+)
+def test_residual_keeps_the_targets_distribution_with_a_trimmed_head(trimmed):
     policy = PolicyConfig(n_max=2, p_min=int(0.6 * P_ONE))
-    assert distance(law_of(config_of(), policy, 2, n_draft_vocab=n_draft_vocab)) < CLOSE
+    assert distance(law_of(config_of(), policy, 2, **trimmed)) < CLOSE
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])

@@ -4,6 +4,7 @@ Owns the least that the loop asks of a model and of its state. Logits depend on 
 different ways, so that a token judged against the wrong row or the wrong prefix shows.
 """
 
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import SimpleNamespace
@@ -72,12 +73,24 @@ class ToyModel:
 
     kv_type = kv_type_draft = "F32"
     has_mtp = True
+    d2t: np.ndarray | None = None
 
     def __init__(self, n_vocab: int, scale: float = 1.0, eog_ids: frozenset[int] = frozenset(), **steps) -> None:
         self.n_vocab, self.scale = n_vocab, scale
         self.config = SimpleNamespace(name="toy")
         self.vocab = StubVocab(n_vocab, eog_ids)
         self.recipe = Recipe("exact", OPS, Steps(**steps), MtpContract())
+
+    @property
+    def n_head_rows(self) -> int:
+        return self.n_vocab if self.d2t is None else len(self.d2t)
+
+    def with_draft_ids(self, ids):
+        if ids is None:
+            return self
+        trimmed = copy(self)
+        trimmed.d2t = np.array(ids, np.int64)
+        return trimmed
 
     def target(self, text: tuple[int, ...]) -> np.ndarray:
         return table_row("target", text, self.n_vocab, self.scale)
@@ -94,7 +107,9 @@ class ToyModel:
     def mtp(self, state, ids, hidden, first_pos, *, n_logits, n_draft_vocab=None):
         assert first_pos == len(state.mtp_ids)
         state.mtp_ids += ids
-        rows = [self.draft(tuple(state.mtp_ids))[:n_draft_vocab]] if n_logits else []
+        row = self.draft(tuple(state.mtp_ids))
+        row = row if self.d2t is None else row[self.d2t]
+        rows = [row[:n_draft_vocab]] if n_logits else []
         return self._output(rows, len(ids))
 
     @staticmethod

@@ -62,7 +62,7 @@ def open_samplers(build: Path) -> Any:
 
 def kept(library: Any, logits: NDArray[np.float32], chain: Sequence[tuple[str, float]]) -> Kept:
     """The ids that a chain leaves, rising, and the probabilities that they are drawn with."""
-    data = (TokenData * len(logits))(*[(i, float(x), 0.0) for i, x in enumerate(logits)])
+    data = (TokenData * len(logits))(*[TokenData(i, float(x), 0.0) for i, x in enumerate(logits)])
     array = TokenDataArray(data, len(logits), -1, False)
     for name, value in (*chain, ("dist", 1)):
         arguments: tuple[Any, ...] = (int(value),) if name in ("top_k", "dist") else (value,)
