@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "spec",
         "state",
     },
+    "llama_cpp": {"errors", "gguf"},
     "identify": {"gguf"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},

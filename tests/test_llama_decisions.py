@@ -23,9 +23,9 @@ from mtpref.config import AttnConfig
 from mtpref.decode import Options, PolicyConfig
 from mtpref.events import Drafted, Verified
 from mtpref.gguf import open_gguf
+from mtpref.llama_cpp.log import Round, Run, read_runs
 from mtpref.rope_scaling import RopeScaling
 from mtpref.spec import P_ONE
-from tests.llama_log import Round, Run, read_runs
 from tests.naive import nmse
 
 ROOT = Path(__file__).resolve().parent.parent

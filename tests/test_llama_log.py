@@ -6,7 +6,8 @@ import gguf
 import numpy as np
 import pytest
 
-from tests import llama_log
+from mtpref.errors import MtprefError
+from mtpref.llama_cpp import log as llama_log
 
 DATA = Path(__file__).resolve().parent / "data" / "llama_cpp"
 RECORDINGS = sorted(DATA.glob("*.log.gz"))
@@ -97,6 +98,59 @@ def test_pieces_may_hold_quotes_and_newlines():
     (only,) = llama_log.parse(raw).rounds
     assert [c.piece for c in only.steps[0].candidates] == ["\n", "'", "it's\n\n"]
     assert only.emitted == [10, 7]
+
+
+RAW = (DATA / "micro-60-f32.raw.log").read_text()
+
+
+def test_a_raw_log_tells_its_settings_and_that_it_is_complete():
+    log = llama_log.parse(RAW)
+    assert log.settings == {"n_max": 3, "n_min": 0, "p_min": 0.0}
+    assert log.is_complete
+    assert log.unfinished == []
+    assert log.ids == llama_log.read_runs(DATA / "micro-60-f32.log.gz")[2].log.ids[: len(log.ids)]
+
+
+@pytest.mark.parametrize("at", range(0, len(RAW), 97))
+def test_a_log_may_end_anywhere(at):
+    whole, cut = llama_log.parse(RAW), llama_log.parse(RAW[:at])
+    assert cut.rounds == whole.rounds[: len(cut.rounds)]
+    assert not cut.is_complete or cut.ids == whole.ids
+    following = whole.rounds[len(cut.rounds)].steps if cut.unfinished else []
+    for step, theirs in zip(cut.unfinished, following, strict=False):
+        assert step.candidates == theirs.candidates[: len(step.candidates)]
+
+
+@pytest.mark.parametrize("line", ["draft candidate   0, pos   1", "accepted 1/3"])
+def test_a_log_with_a_line_missing_in_the_middle_is_refused(line):
+    lines = RAW.splitlines()
+    i = next(i for i, text in enumerate(lines) if line in text)
+    with pytest.raises(MtprefError, match="no line missing"):
+        llama_log.parse("\n".join(lines[:i] + lines[i + 1 :]))
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [(b"", "no draft candidate"), (b"\x00\xff" * 5000, "no draft candidate"),
+     (b"draft candidate 0, pos 0: 1 ( 0.5) 'x" * 20000, "no draft candidate")],
+)  # fmt: skip
+def test_foreign_files_are_refused(tmp_path, raw, reason):
+    (tmp_path / "x.log").write_bytes(raw)
+    with pytest.raises(MtprefError, match=reason):
+        llama_log.read_runs(tmp_path / "x.log")
+
+
+def test_damaged_and_oversized_files_are_refused(tmp_path, monkeypatch):
+    packed = (DATA / "micro-60-f32.log.gz").read_bytes()
+    for i, raw in enumerate([packed[: len(packed) // 2], b"no gzip", packed[:200] + b"x" * 50 + packed[250:]]):
+        (tmp_path / f"{i}.log.gz").write_bytes(raw)
+        with pytest.raises(MtprefError, match="cannot be read"):
+            llama_log.read_runs(tmp_path / f"{i}.log.gz")
+    with pytest.raises(MtprefError, match="cannot be read"):
+        llama_log.read_runs(tmp_path / "absent.log")
+    monkeypatch.setattr(llama_log, "MAX_LOG_BYTES", 1000)
+    with pytest.raises(MtprefError, match="expected the log of a shorter run"):
+        llama_log.read_runs(DATA / "micro-60-f32.log.gz")
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.results.gguf")), ids=lambda p: p.stem)

@@ -6,7 +6,7 @@
 
 For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
 simple over prompts x draft lengths x p_min) and NAME.results.gguf (tokens and logits of llama-results). Only lines
-that depend on model and flags are kept: no times, paths or hardware. Read the log with tests/llama_log.py.
+that depend on model and flags are kept: no times, paths or hardware. Read the log with mtpref/llama_cpp/log.py.
 """
 
 import argparse
