@@ -241,6 +241,15 @@ def test_ignored_ends_of_generation_are_never_chosen_nor_drafted(config, contrac
         assert run.ids == plain_text(90, contract, tuple(PROMPT), 40, replace(HOT, ignore_eos=True), ends)
 
 
+@pytest.mark.parametrize("config", [HOT, RESIDUAL, SamplingConfig()], ids=["match", "residual", "greedy"])
+def test_a_head_that_can_name_ignored_ids_only_drafts_nothing(config):
+    model = with_eog(micro(90), 0, 1)
+    run = run_decoder(model, PROMPT, 12, sampling=replace(config, ignore_eos=True), n_draft_vocab=2)
+    assert (len(run.ids), set(run.sources)) == (12, {"plain"})
+    for event in run.events:
+        json.dumps(to_json(event), allow_nan=False)
+
+
 def test_a_prompt_processed_whole_draws_its_first_token_by_the_same_number():
     held, whole = (
         run_decoder(micro(90, "ggml", c), PROMPT, 20, sampling=HOT) for c in ("llama.cpp", "prompt_end=whole")

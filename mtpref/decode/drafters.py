@@ -115,6 +115,9 @@ def read_head(
     d2t = None if model.d2t is None else model.d2t[: out.logits.shape[1]]
     logits = sampler.biased(_by_id(out.logits, d2t, model.n_vocab))[0]
     compact = logits if d2t is None else logits[d2t]
+    if np.all(compact == -np.inf):  # every id that the head can name is ignored
+        drafted.steps.append(DraftStep(pos + 1, [], [], 0.0, False))
+        return out.hidden
     rows, p = model.recipe.ops.top_candidates(compact)
     margin = float(compact[rows[0]]) - float(compact[rows[min(1, len(rows) - 1)]])
     candidates = rows if d2t is None else d2t[rows]
