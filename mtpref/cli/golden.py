@@ -6,9 +6,11 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mtpref.cli.options import add_model, load_model, read_file
 from mtpref.errors import MtprefError
 
 SCHEMA = "mtpref-golden-check-1"
@@ -24,6 +26,7 @@ def add_parser(verbs: Any) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog="mtpref golden")
     _add_list(actions)
     _add_check(actions)
+    _add_gen(actions)
     _add_port(actions)
 
 
@@ -56,9 +59,46 @@ def _add_check(actions: Any) -> None:
         default="numba",
         help="without --cmd: the compiled kernels or the readable specification (default: numba)",
     )
+    parser.add_argument(
+        "-m", "--model", metavar="FNAME", help="the model that the vectors were made for (default: none)"
+    )
     parser.add_argument("--all", action="store_true", help="a line for passed cases too (default: off)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
     parser.set_defaults(run=run_check)
+
+
+def _add_gen(actions: Any) -> None:
+    parser = actions.add_parser(
+        "gen",
+        usage="mtpref golden gen [options] -o DIR",
+        help="make golden vectors of a model of your own",
+        description="Record activations and greedy runs of prompts as golden vectors of any supported GGUF. The model "
+        "is named by the hash of its tensors; check a port with: mtpref golden check DIR -m MODEL --cmd ...",
+    )
+    add_model(parser)
+    what = parser.add_argument_group("what to record")
+    what.add_argument("-p", "--prompt", metavar="TEXT", action="append", help="a prompt; repeatable")
+    what.add_argument("-f", "--file", metavar="FNAME", action="append", help="a prompt from a file; repeatable")
+    what.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write, whole or not at all")
+    what.add_argument(
+        "--tensors", metavar="REGEX", help="cb() names to record (default: layer outputs, norms, logits, the head's)"
+    )
+    what.add_argument(
+        "--rows", default="last", metavar="ROWS", help="last, all, or token numbers such as 0,7,31 (default: last)"
+    )
+    what.add_argument("-b", "--batch-size", type=int, default=512, metavar="N", help="tokens per pass (default: 512)")
+    what.add_argument(
+        "-n", "--predict", dest="n_predict", type=int, default=32, metavar="N",
+        help="tokens of each run, 0: no runs (default: 32)",
+    )  # fmt: skip
+    what.add_argument("--drafts", default="0,3", metavar="LIST", help="longest drafts of the runs (default: 0,3)")
+    what.add_argument(
+        "--rollbacks", default="snapshot", metavar="LIST", help="snapshot, replay, two-phase (default: snapshot)"
+    )
+    what.add_argument(
+        "--digest", action="store_true", help="hash, sum, norm and a few values instead of tensors (default: off)"
+    )
+    parser.set_defaults(run=run_gen)
 
 
 def _add_port(actions: Any) -> None:
@@ -69,6 +109,9 @@ def _add_port(actions: Any) -> None:
         description="Read one case a line (JSON), answer one line each, until the input ends.",
     )
     parser.add_argument("folder", metavar="DIR", nargs="?", default="golden", help="folder (default: golden)")
+    parser.add_argument(
+        "-m", "--model", metavar="FNAME", help="the model that the vectors were made for (default: none)"
+    )
     parser.set_defaults(run=run_port)
 
 
@@ -96,20 +139,84 @@ def run_list(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_gen(args: argparse.Namespace) -> int:
+    from mtpref import api
+    from mtpref.golden.gen import Plan, generate_vectors
+
+    prompts = _prompts(args)
+    plan = Plan(
+        tensors=args.tensors or Plan.tensors, rows=_rows(args.rows),
+        n_batch=_at_least("--batch-size", args.batch_size, 1),
+        n_predict=_at_least("--predict", args.n_predict, 0), drafts=_numbers("--drafts", args.drafts),
+        rollbacks=_rollbacks(args.rollbacks), is_digest=args.digest,
+    )  # fmt: skip
+    model = load_model(args)
+    if not model.has_mtp:
+        plan = replace(plan, drafts=(0,))
+    ids = [(name, model.encode(text)) for name, text in prompts]
+    path = args.model or api.tiny_path()
+    generate_vectors(model.core, path, ids, plan, Path(args.output), _say)
+    print(f"{args.output}: {sum(p.stat().st_size for p in Path(args.output).rglob('*') if p.is_file())} bytes")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    texts = [*(args.prompt or ()), *(read_file(Path(name)) for name in args.file or ())]
+    if not texts:
+        raise MtprefError("prompt: none is given, expected a text; use -p TEXT or -f FNAME")
+    return [(f"{i}", text) for i, text in enumerate(texts)]
+
+
+def _rows(text: str) -> str | tuple[int, ...]:
+    return text if text in ("last", "all") else _numbers("--rows", text)
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and len(part) < 10 for part in parts):
+        raise MtprefError(f"{flag}: {text[:40]!r} is no list of numbers, expected something like 0,3")
+    return tuple(int(part) for part in parts)
+
+
+def _rollbacks(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in ("snapshot", "replay", "two-phase"):
+            raise MtprefError(f"--rollbacks: {name[:40]!r} is unknown, expected some of snapshot, replay, two-phase")
+    return names
+
+
+def _at_least(flag: str, n: int, low: int) -> int:
+    if n < low:
+        raise MtprefError(f"{flag}: {n} is out of range, expected {low} or more")
+    return n
+
+
 def run_check(args: argparse.Namespace) -> int:
     from mtpref.golden import Folder, Port, check_folder
     from mtpref.golden.filter import Filter
+    from mtpref.golden.gen import check_model
 
     folder = Folder(args.folder)
+    if args.model is not None:
+        check_model(folder.manifest.get("model"), args.model)
     chosen = {"level": args.level, "suite": args.suite}
     if args.cmd is None:
-        results = check_folder(folder, Port(Path(args.folder), use_kernels=_use_kernels(args.ops)), **chosen)
+        results = check_folder(folder, Port(Path(args.folder), _use_kernels(args.ops), given=_given(args)), **chosen)
         return _report(results, args)
     command = shlex.split(args.cmd)
     if not command:
         raise MtprefError("--cmd: it is empty, expected a program")
     with Filter(command, Path(args.folder)) as port:
         return _report(check_folder(folder, port, **chosen), args)
+
+
+def _given(args: argparse.Namespace) -> Path | None:
+    return None if args.model is None else Path(args.model)
 
 
 def _use_kernels(ops: str) -> bool:
@@ -150,6 +257,6 @@ def run_port(args: argparse.Namespace) -> int:
     from mtpref.golden import Port
     from mtpref.golden.filter import serve
 
-    answers: Callable[..., Any] = Port(Path(args.folder))
+    answers: Callable[..., Any] = Port(Path(args.folder), given=_given(args))
     serve(answers, sys.stdin, sys.stdout)
     return 0

@@ -131,13 +131,13 @@ def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
         return unescape(args.prompt) if args.escape else str(args.prompt)
     if args.file is not None:
-        return _read_file(Path(args.file))
+        return read_file(Path(args.file))
     if args.model is not None:
         raise MtprefError("prompt: none is given, expected a text; use -p TEXT or -f FNAME")
     return DEFAULT_PROMPT
 
 
-def _read_file(path: Path) -> str:
+def read_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file.read(MAX_PROMPT_BYTES).decode("utf-8", "surrogateescape")

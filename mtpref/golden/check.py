@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.golden.digest import digest_difference
 from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor
 from mtpref.golden.port import Inputs, Outputs
 
@@ -90,6 +91,8 @@ def _named(suite: Suite, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 def _judge(
     folder: Folder, suite: Suite, expected: Expected, found: Any, tensors: Mapping[str, Tensor]
 ) -> Wrong | float | None:
+    if expected.digest is not None:
+        return _judge_digest(folder, expected, found)
     if expected.tensor is None:
         return _judge_value(expected, found)
     wanted = _named(suite, tensors, expected.tensor).values()
@@ -99,13 +102,17 @@ def _judge(
     if expected.tolerance == "exact":
         same = np.array_equal(_bits(wanted), _bits(array.astype(wanted.dtype)))
         return None if same else Wrong(expected.name, _first_different(wanted, array))
-    rule = folder.classes.get(expected.tolerance)
-    if rule is None:
-        raise MtprefError(f"golden suite {suite.name}: class {expected.tolerance} is not in manifest.json")
-    error = nmse(wanted, array)
-    if error <= float(rule["nmse"]):
+    limit, error = folder.limit(expected.tolerance), nmse(wanted, array)
+    if error <= limit:
         return error
-    return Wrong(expected.name, f"NMSE {error:.2e}, at most {float(rule['nmse']):.0e}", error)
+    return Wrong(expected.name, f"NMSE {error:.2e}, at most {limit:.0e}", error)
+
+
+def _judge_digest(folder: Folder, expected: Expected, found: Any) -> Wrong | None:
+    reason = digest_difference(
+        dict(expected.digest or {}), np.asarray(found, np.float32), folder.limit(expected.tolerance)
+    )
+    return None if reason is None else Wrong(expected.name, reason)
 
 
 def _judge_value(expected: Expected, found: Any) -> Wrong | None:

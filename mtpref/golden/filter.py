@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from mtpref.errors import MtprefError
-from mtpref.golden.format import Case, Suite, Tensor
+from mtpref.golden.format import Case, Expected, Suite, Tensor
 from mtpref.golden.port import Inputs, Outputs
 from mtpref.quants import TYPE_IDS, row_bytes
 
@@ -29,6 +29,7 @@ def request(root: Path, suite: Suite, case: Case, inputs: Inputs) -> str:
     """The line that asks for one case."""
     head: dict[str, Any] = {"format": CASE_FORMAT, "suite": suite.name, "op": suite.op, "id": case.id}
     head |= {"numerics": case.numerics, "params": dict(case.params), "root": str(root.resolve())}
+    head["want"] = [expected.name for expected in case.expected]
     head["in"] = {name: _encoded(tensor) for name, tensor in inputs.items()}
     return json.dumps(head)
 
@@ -114,7 +115,8 @@ def _answer_line(answers: Callable[[Suite, Case, Inputs], Outputs | None], line:
         id = asked["id"]
         inputs = {name: _tensor(entry) for name, entry in asked["in"].items()}
         suite = Suite(asked["suite"], "", asked["op"], (), "", ())
-        given = answers(suite, Case(id, "", asked["numerics"], asked["params"], {}, ()), inputs)
+        wanted = tuple(Expected(str(name), "exact") for name in asked.get("want", ()))
+        given = answers(suite, Case(id, "", asked["numerics"], asked["params"], {}, wanted), inputs)
     except (MtprefError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         return {"id": id, "error": f"{type(error).__name__}: {error}"}
     if given is None:

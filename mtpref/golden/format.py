@@ -65,6 +65,7 @@ class Expected:
     """One expected output: a tensor of the suite's GGUF, or a JSON value.
 
     tolerance  a class of the manifest: "exact" (bits), or a limit of the NMSE
+    digest     in place of a tensor: what golden/README.md calls its digest
     noise      the NMSE of the specification's own `exact` numerics against the value, None where it is its own
     either     for a list of token ids: index -> all ids that are right there (a near tie)
     """
@@ -73,6 +74,7 @@ class Expected:
     tolerance: str
     tensor: str | None = None
     value: Any = None
+    digest: Mapping[str, Any] | None = None
     noise: float | None = None
     either: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
@@ -149,6 +151,19 @@ class Folder:
         with open_gguf(self.root / suite.tensors) as file:
             return {name: _tensor(file, name) for name in file.tensors}
 
+    def limit(self, tolerance: str) -> float:
+        """The greatest NMSE of a class; 0 for "exact".
+
+        Errors  MtprefError for a class that the manifest does not have
+        """
+        if tolerance == "exact":
+            return 0.0
+        try:
+            return float(self.classes[tolerance]["nmse"])
+        except (KeyError, TypeError, ValueError):
+            raise MtprefError(f"{self._label('manifest.json')}: class {printable(tolerance)} has no limit, "
+                              f"expected one of {', '.join(self.classes)}") from None  # fmt: skip
+
     def verify(self, path: str) -> Path:
         """The file's path, its bytes being those of the manifest.
 
@@ -209,7 +224,9 @@ def _case(data: dict[str, Any]) -> Case:
 
 def _expected(name: str, data: dict[str, Any]) -> Expected:
     either = {int(i): tuple(ids) for i, ids in data.get("either", {}).items()}
-    return Expected(name, data["class"], data.get("tensor"), data.get("value"), data.get("noise"), either)
+    return Expected(
+        name, data["class"], data.get("tensor"), data.get("value"), data.get("digest"), data.get("noise"), either
+    )
 
 
 def _tensor(file: GgufFile, name: str) -> Tensor:

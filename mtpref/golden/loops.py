@@ -218,6 +218,24 @@ def _run(model: Model, params: Mapping[str, Any], tokens: list[int], drafter: Dr
     return state, out
 
 
+def margins(model: Model, params: Mapping[str, Any], inputs: Inputs) -> tuple[list[float], list[tuple[int, float]]]:
+    """How sure a greedy run is: the margin of each emitted token, and for each drafted candidate how many tokens had
+    been emitted before its round and how far its probability is above the next one's."""
+    tokens = [int(i) for i in inputs["tokens"].values()]
+    state = model.new_state(int(params.get("n_ctx", 0)))
+    sure: list[float] = []
+    gaps: list[tuple[int, float]] = []
+    n_emitted = 0
+    for event in Decoder(model, state, _options(params)).run(tokens):
+        if isinstance(event, Drafted):
+            gaps += [(n_emitted, step.p[0] - step.p[1]) for step in event.steps if len(step.p) > 1]
+        elif isinstance(event, Verified):
+            sure += event.margins
+        elif isinstance(event, Token):
+            n_emitted += 1
+    return sure[:n_emitted], gaps
+
+
 def generate(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """A whole run that drafts with the head: ids, drafts and acceptances by round, why it ended."""
     return _run(model, params, [int(i) for i in inputs["tokens"].values()], None)[1]

@@ -19,11 +19,21 @@ from mtpref.golden.port import Inputs, Outputs, answer
 from mtpref.model import Model, load
 from mtpref.recipe import Recipe, make_recipe
 
+GIVEN = "given"  # the model of a case that is not in the folder
+
 
 class Taken(dict[str, NDArray]):
-    """A tap that keeps copies, in the order of execution; a name that comes again is extended along the tokens."""
+    """A tap that keeps copies, in the order of execution; a name that comes again is extended along the tokens.
+
+    wanted  only these names; none: all
+    """
+
+    def __init__(self, wanted: Sequence[str] = ()) -> None:
+        self._wanted = frozenset(wanted)
 
     def __call__(self, name: str, array: NDArray) -> None:
+        if self._wanted and name not in self._wanted:
+            return
         new = np.array(array, np.float32)
         self[name] = np.concatenate([self[name], new]) if name in self else new
 
@@ -34,6 +44,7 @@ class Port:
 
     root           the folder of the vectors, where models are
     use_kernels    False: the readable specification
+    given          the file of cases whose model is "given"
     change_recipe, change_model   applied to every recipe and model (an injected fault, say)
     """
 
@@ -41,13 +52,15 @@ class Port:
     use_kernels: bool | None = None
     change_recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe
     change_model: Callable[[Model], Model] = lambda model: model
+    given: Path | None = None
     _models: dict[tuple[str, ...], Model] = field(default_factory=dict)
 
     def __call__(self, suite: Suite, case: Case, inputs: Inputs) -> Outputs | None:
         """Errors  MtprefError for a model that is missing or does not fit"""
         run = MODEL_ANSWERS.get(suite.op)
         if run is not None:
-            return run(self.model(case), case.params, inputs)
+            wanted = [expected.name for expected in case.expected]
+            return run(self.model(case), {**case.params, "wanted": wanted}, inputs)
         recipe = self.change_recipe(self._recipe(case))
         decide = loops.MODELLESS_ANSWERS.get(suite.op)
         return answer(recipe, suite.op, case, inputs) if decide is None else decide(recipe, case.params, inputs)
@@ -58,12 +71,21 @@ class Port:
         kv_type = str(params.get("kv_type", "F32"))
         key = (str(params["model"]), case.numerics, kv_type, str(params.get("contract", "")))
         if key not in self._models:
-            path = (self.root / key[0]).resolve()
-            if not path.is_relative_to(self.root.resolve()):
-                raise MtprefError(f"golden case {case.id}: model {key[0]!r} is outside the folder of the vectors")
             recipe = self.change_recipe(self._recipe(case))
-            self._models[key] = self.change_model(load(path, recipe, kv_type=kv_type, kv_type_draft=kv_type))
+            kv_type_draft = str(params.get("kv_type_draft", kv_type))
+            model = load(self._path(case, key[0]), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft)
+            self._models[key] = self.change_model(model)
         return self._models[key]
+
+    def _path(self, case: Case, name: str) -> Path:
+        if name == GIVEN:
+            if self.given is None:
+                raise MtprefError(f"golden case {case.id}: its model is not in the folder, expected it with -m")
+            return self.given
+        path = (self.root / name).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise MtprefError(f"golden case {case.id}: model {name!r} is outside the folder of the vectors")
+        return path
 
     def _recipe(self, case: Case) -> Recipe:
         contract = parse_contract(str(case.params.get("contract", "llama.cpp")))
@@ -76,7 +98,7 @@ def _ids(inputs: Inputs, name: str = "tokens") -> list[int]:
 
 def _trunk(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """The prompt in batches of the sizes given; every tensor of every token."""
-    tokens, taken = _ids(inputs), Taken()
+    tokens, taken = _ids(inputs), Taken(params["wanted"])
     _run_trunk(model, tokens, params["batches"], taken)
     return dict(taken)
 
@@ -90,9 +112,54 @@ def _run_trunk(model: Model, tokens: Sequence[int], batches: Sequence[int], take
     return state, np.concatenate(rows)
 
 
+class RowTap:
+    """Keeps chosen tokens of chosen tensors while a prompt goes by in batches.
+
+    is_wanted   by name
+    rows        token numbers, rising; None: all
+    pos0        of the batch that is running
+    """
+
+    def __init__(self, is_wanted: Callable[[str], bool], rows: Sequence[int] | None) -> None:
+        self.kept: dict[str, NDArray] = {}
+        self.pos0 = 0
+        self._is_wanted, self._rows = is_wanted, None if rows is None else np.asarray(rows)
+
+    def __call__(self, name: str, array: NDArray) -> None:
+        if not self._is_wanted(name):
+            return
+        at = np.arange(len(array)) if self._rows is None else self._rows - self.pos0
+        new = np.array(array[at[(at >= 0) & (at < len(array))]], np.float32)
+        self.kept[name] = np.concatenate([self.kept[name], new]) if name in self.kept else new
+
+
+def run_prompt(model: Model, tokens: Sequence[int], batches: Sequence[int], tap: RowTap) -> None:
+    """A prompt through trunk and head, batch by batch; the head sees the pairs of the contract."""
+    state, contract, steps = model.new_state(max(len(tokens), 1)), model.recipe.contract, model.recipe.steps
+    for size in batches:
+        pos0 = tap.pos0 = state.n_past
+        chunk = tokens[pos0 : pos0 + size]
+        out = model.trunk(state, chunk, n_logits=len(chunk), tap=tap)
+        rows = steps.target_hidden(out.hidden, contract)
+        if model.has_mtp:
+            paired = steps.pair_hidden(rows, state.pending_h)
+            n_skip = min(max(0, contract.first_pos - pos0), len(chunk))
+            if n_skip < len(chunk):
+                tap.pos0 = pos0 + n_skip
+                model.mtp(state, chunk[n_skip:], paired[n_skip:], pos0 + n_skip, n_logits=len(chunk) - n_skip, tap=tap)
+        state.pending_h = rows[-1].copy()
+
+
+def _prompt(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    wanted = frozenset(params["wanted"])
+    tap = RowTap(lambda name: not wanted or name in wanted, params.get("rows"))
+    run_prompt(model, _ids(inputs), params["batches"], tap)
+    return dict(tap.kept)
+
+
 def _mtp(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """The MTP block over pairs (token, hidden row) from position `first_pos` on, on an empty cache."""
-    tokens, taken = _ids(inputs), Taken()
+    tokens, taken = _ids(inputs), Taken(params["wanted"])
     hidden = np.asarray(inputs["hidden"].values(), np.float32)
     state = model.new_state(int(params["first_pos"]) + len(tokens) + 1)
     model.mtp(state, tokens, hidden, int(params["first_pos"]), n_logits=len(tokens), tap=taken)
@@ -122,6 +189,7 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
 
 MODEL_ANSWERS: dict[str, Callable[[Model, Mapping[str, Any], Inputs], Outputs]] = {
     "trunk": _trunk,
+    "prompt": _prompt,
     "mtp": _mtp,
     "mtp_chain": _mtp_chain,
     **loops.MODEL_ANSWERS,

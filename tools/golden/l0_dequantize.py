@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.build import SuiteBuilder, bell, exact, stream
+from golden.streams import bell, stream
 from mtpref import quants
+from mtpref.golden.build import SuiteBuilder, exact
 from mtpref.golden.format import Tensor
 from mtpref.quants import TYPE_IDS, TYPES
 

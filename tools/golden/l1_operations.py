@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden import l0_dequantize
-from golden.build import SuiteBuilder, bell, close, exact, quantised, stream, uniform, value
+from golden.streams import bell, quantised, stream, uniform
 from mtpref import quants
+from mtpref.golden.build import SuiteBuilder, close, exact, value
 from mtpref.golden.format import Case, Tensor, hex_float
 from mtpref.golden.port import answer
 from mtpref.ops import spec_ops

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.build import SuiteBuilder, bell, close, quantised, uniform
 from golden.l1_operations import EPS, GGML, ours
+from golden.streams import bell, quantised, uniform
+from mtpref.golden.build import SuiteBuilder, close
 from mtpref.golden.format import Tensor, hex_float
 from tests import naive, naive_model
 

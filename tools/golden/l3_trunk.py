@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.build import SuiteBuilder, close, stream
+from golden.streams import stream
+from mtpref.golden.build import SuiteBuilder, close
 from mtpref.golden.format import Case, Suite, Tensor
 from mtpref.golden.models import Port
 from tests import naive_model

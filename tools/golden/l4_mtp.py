@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.build import SuiteBuilder, close, value
 from golden.l3_trunk import F32_MODEL, Q8_MODEL, ours, tokens_of, weights
+from mtpref.golden.build import SuiteBuilder, close, value
 from tests import naive_loop, naive_model
 
 # cb() names of the block that the oracle knows under the graph's own (shared) names

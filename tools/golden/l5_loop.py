@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden import sampling
-from golden.build import SuiteBuilder, close, value
 from golden.l3_trunk import F32_MODEL, ours, tokens_of, weights
+from mtpref.golden.build import SuiteBuilder, close, value
 from mtpref.spec import P_ONE
 from tests import naive, naive_loop, naive_model
 from tests.portable import usual_arithmetic

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from golden.build import SuiteBuilder, value
 from golden.l3_trunk import F32_MODEL, Q8_MODEL, ours, tokens_of
+from mtpref.golden.build import SuiteBuilder, value
 from mtpref.golden.format import hex_float
 
 

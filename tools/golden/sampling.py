@@ -6,8 +6,9 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.build import SuiteBuilder, bell, close, value
 from golden.l1_operations import ours
+from golden.streams import bell
+from mtpref.golden.build import SuiteBuilder, close, value
 from mtpref.golden.format import hex_float
 from tests import naive
 

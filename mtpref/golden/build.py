@@ -1,7 +1,6 @@
-"""Building suites: inputs from named streams, expected values, the JSON and GGUF of a suite.
+"""Building suites: the JSON and GGUF of a suite, its expected values, and the manifest of a folder.
 
-Owns the layout of a suite file and the numbers that go in. Values come from splitmix64 with integer arithmetic and
-exact scaling only, so that no library decides them.
+Owns the layout of what is written. Where the values come from is the caller's matter.
 """
 
 import hashlib
@@ -14,45 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import quants
 from mtpref.gguf import write_gguf
 from mtpref.golden.check import nmse
-from mtpref.golden.format import FORMAT, Tensor
+from mtpref.golden.format import CLASSES, FORMAT, Tensor, sha256_of
 
-F32 = NDArray[np.float32]
-U64 = np.uint64
-
-
-def stream(name: str, n: int) -> NDArray[np.uint64]:
-    """n integers of splitmix64; the seed is the first 8 bytes (little-endian) of the SHA-256 of the name."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    with np.errstate(over="ignore"):
-        z = U64(seed) + np.arange(1, n + 1, dtype=np.uint64) * U64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> U64(30))) * U64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> U64(27))) * U64(0x94D049BB133111EB)
-        return np.asarray(z ^ (z >> U64(31)))
-
-
-def uniform(name: str, shape: Sequence[int], low: float, high: float) -> F32:
-    """low + (high - low) u, u = k / 2**24: one float64 expression, rounded once."""
-    k = (stream(name, int(np.prod(shape))) >> U64(40)).astype(np.float64)
-    return (low + (high - low) * (k / 2.0**24)).astype(np.float32).reshape(shape)
-
-
-def bell(name: str, shape: Sequence[int], scale: float = 1.0) -> F32:
-    """Bell-shaped values of standard deviation `scale`: the sum of four 16-bit uniforms, centred."""
-    z = stream(name, int(np.prod(shape)))
-    total = np.zeros(z.shape, np.float64)
-    for shift in (0, 16, 32, 48):
-        total += ((z >> U64(shift)) & U64(0xFFFF)).astype(np.float64)
-    centred = (total - 4 * 32767.5) / 65536.0  # variance 4 / 12
-    return (centred * (scale * 1.7320508075688772)).astype(np.float32).reshape(shape)
-
-
-def quantised(type_name: str, x: F32) -> Tensor:
-    """A weight as blocks of `type_name`, through the package's own quantiser."""
-    raw = quants.quantize(type_name, x).reshape(-1).view(np.uint8)
-    return Tensor(type_name, x.shape, raw)
+# What decides the values: the specification, and the block formats under it.
+SPEC_FILES = ("mtpref/spec/*.py", "mtpref/ops/*.py", "mtpref/quants/*.py", "mtpref/steps.py")
 
 
 @dataclass
@@ -144,3 +110,35 @@ def value(json_value: Any, either: Mapping[int, Sequence[int]] | None = None) ->
 def write_json(path: Path, data: Any) -> None:
     """JSON with a fixed layout: two levels indented, keys in the order given, ASCII, a final newline."""
     path.write_text(json.dumps(data, indent=1, ensure_ascii=True) + "\n", encoding="ascii")
+
+
+def manifest(root: Path, version: str, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The index of a folder: suites, files with their hashes, classes, the hash of the specification.
+
+    model   what identifies the model of vectors that were made for one (golden/README.md)
+    """
+    paths = sorted(p for folder in ("models", *FOLDERS.values()) for p in (root / folder).glob("*.*"))
+    files = [{"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths]
+    index: dict[str, Any] = {"format": FORMAT, "version": version, "spec_sha256": spec_sha256(), "classes": CLASSES}
+    if model is not None:
+        index["model"] = dict(model)
+    return index | {"suites": [_suite_record(root, p) for p in paths if p.suffix == ".json"], "files": files}
+
+
+def _suite_record(root: Path, path: Path) -> dict[str, Any]:
+    data = json.loads(path.read_bytes())
+    record = {name: data[name] for name in ("suite", "level", "op", "spec")}
+    flags = sorted({flag for case in data["cases"] for flag in case["flags"]})
+    requires = sorted({need for case in data["cases"] for need in case["requires"]})
+    return record | {
+        "path": path.relative_to(root).as_posix(), "n_cases": len(data["cases"]), "requires": requires, "flags": flags,
+    }  # fmt: skip
+
+
+def spec_sha256() -> str:
+    """The hash of the files that decide the values: a change of any asks for new vectors."""
+    source = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for path in sorted({p for pattern in SPEC_FILES for p in source.glob(pattern)}):
+        digest.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
