@@ -1,6 +1,6 @@
 """Events: what a run tells whoever listens, as it happens.
 
-Owns the event types and their JSON form. The loop yields events and never formats them; mtpref/trace.py writes them
+Owns the event types and their JSON form. The loop yields events and never formats them; mtpref/trace writes them
 to a file, the command line prints them.
 """
 

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "weights",
     },
     "decode": {"errors", "events", "model", "spec", "state", "steps", "vocab"},
-    "trace": {"errors", "events"},
+    "trace": {"errors", "events", "vocab"},
     "dump": {"contract", "errors", "gguf", "model"},
     "compare": {"dump", "errors", "gguf", "quants"},
     "golden": {

@@ -1,4 +1,4 @@
-"""Traces: events as JSON lines, written as they happen.
+"""Traces are written as they happen: one JSON line for each event.
 
 Owns the file. Each line is one event (mtpref/events.py:to_json), flushed at once, so that a killed run leaves a
 readable prefix. docs/trace.md describes the fields.
