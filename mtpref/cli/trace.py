@@ -27,8 +27,8 @@ def _add_show(actions: Any) -> None:
         "show",
         usage="mtpref trace show [options] FILE",
         help="drafts, verdicts, roll backs, cooldown, near ties and draws, round by round",
-        description="Show a trace round by round: each drafted token with its probability and verdict, the target's own "
-        "token, roll backs, cooldown, near ties, the numbers that draws looked at, and why each run ended.",
+        description="Show a trace round by round: each drafted token with its probability and verdict, the target's "
+        "own token, roll backs, cooldown, near ties, the numbers that draws looked at, and why each run ended.",
     )
     parser.add_argument("file", metavar="FILE", help="the trace; - reads standard input")
     parser.add_argument(

@@ -17,7 +17,7 @@ from mtpref.vocab import StreamDecoder, terminal_safe
 Span = tuple[str, str]
 Line = list[Span]
 
-MIN_WIDTH = 24
+MIN_WIDTH = 32
 NAME_WIDTH = 20
 VERDICT_WIDTH = 10
 INDENT = "    "
