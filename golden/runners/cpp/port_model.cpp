@@ -1,0 +1,220 @@
+// A qwen35 GGUF file with an MTP head as a model: what it reads of the file, the trunk, the head's block.
+#include <algorithm>
+
+#include "example_port.h"
+
+namespace port {
+
+void see_nothing(const std::string &, const rows &) {}
+
+// ---------------------------------------------------------------------------------------------------------- loading
+
+contract parse_contract(const std::string &text) {
+    contract c;
+    if (text == "training") {
+        c.first = "none";
+        c.pos_offset = -1;
+    } else if (text != "llama.cpp") {
+        throw error("contract " + text + " is not supported");
+    }
+    return c;
+}
+
+static int64_t key_int(const golden::gguf &file, const std::string &key, int64_t fallback = -1) {
+    const auto found = file.kv.find("qwen35." + key);
+    if (found == file.kv.end() && fallback < 0) throw error("key qwen35." + key + " is missing");
+    return found == file.kv.end() ? fallback : found->second.as_int();
+}
+
+static double key_float(const golden::gguf &file, const std::string &key) {
+    const auto found = file.kv.find("qwen35." + key);
+    if (found == file.kv.end()) throw error("key qwen35." + key + " is missing");
+    return found->second.as_float();
+}
+
+static void read_shape(const golden::gguf &file, model &m) {
+    m.n_embd = key_int(file, "embedding_length");
+    m.n_ctx_train = key_int(file, "context_length");
+    m.n_layer = key_int(file, "block_count") - key_int(file, "nextn_predict_layers", 0);
+    m.eps = float(key_float(file, "attention.layer_norm_rms_epsilon"));
+    m.delta.n_k_heads = key_int(file, "ssm.group_count");
+    m.delta.n_v_heads = key_int(file, "ssm.time_step_rank");
+    m.delta.d_state = key_int(file, "ssm.state_size");
+    m.delta.eps = m.eps;
+    m.attn.n_head = key_int(file, "attention.head_count");
+    m.attn.n_head_kv = key_int(file, "attention.head_count_kv");
+    m.attn.n_embd_head = key_int(file, "attention.key_length");
+    m.attn.eps = m.eps;
+    m.attn.rope.n_rot = key_int(file, "rope.dimension_count");
+    m.attn.rope.freq_base = key_float(file, "rope.freq_base");
+    m.attn.rope.sections = file.kv.at("qwen35.rope.dimension_sections").as_ints();
+    const int64_t interval = key_int(file, "full_attention_interval", 4);
+    for (int64_t il = 0; il < m.n_layer; il++) m.is_recurrent.push_back((il + 1) % interval != 0);
+}
+
+// Tensors by block, without "blk.N."; norm weights pass through the table of steps.
+static void read_tensors(golden::gguf &file, model &m) {
+    m.blocks.resize(size_t(m.n_layer) + 1);
+    for (auto &entry : file.tensors) {
+        const std::string &name = entry.first;
+        tensor &t = entry.second;
+        if (name.size() > 11 && name.compare(name.size() - 11, 11, "norm.weight") == 0)
+            t = tensor::of(step.norm_weight(name, rows_of(t).x), t.ne);
+        if (name.compare(0, 4, "blk.") != 0) {
+            m.global[name] = std::move(t);
+            continue;
+        }
+        const size_t dot = name.find('.', 4);
+        const size_t il = size_t(std::strtoul(name.c_str() + 4, nullptr, 10));
+        if (dot == std::string::npos || il >= m.blocks.size()) throw error("tensor " + name + " has no place");
+        m.blocks[il][name.substr(dot + 1)] = std::move(t);
+    }
+}
+
+model load_model(const std::string &path, const std::string &kv_type, bool is_ggml, const std::string &contract_text) {
+    golden::gguf file = golden::read_gguf(path);
+    const auto arch = file.kv.find("general.architecture");
+    if (arch == file.kv.end() || arch->second.as_text() != "qwen35") throw error(path + ": expected architecture qwen35");
+    model m;
+    m.kv_type = kv_type;
+    m.is_ggml = is_ggml;
+    m.rules = parse_contract(contract_text);
+    read_shape(file, m);
+    const auto eos = file.kv.find("tokenizer.ggml.eos_token_id");
+    if (eos != file.kv.end()) m.eog.insert(eos->second.as_int());
+    read_tensors(file, m);
+    return m;
+}
+
+sequence model::new_sequence(int64_t n_ctx) const {
+    sequence seq;
+    seq.n_ctx = n_ctx > 0 ? n_ctx : n_ctx_train;
+    seq.pending_h.assign(size_t(n_embd), 0.0f);
+    const int64_t n_v = delta.n_v_heads * delta.d_state, n_channels = 2 * delta.n_k_heads * delta.d_state + n_v;
+    for (int64_t il = 0; il < n_layer; il++) {
+        layer_state state;
+        if (is_recurrent[size_t(il)]) {
+            const int64_t d_conv = matrix_of(blocks[size_t(il)], "ssm_conv1d.weight").dim(0);
+            state.conv = rows(n_channels, d_conv - 1);
+            state.state = rows(delta.d_state, n_v);
+        }
+        seq.layers.push_back(std::move(state));
+    }
+    return seq;
+}
+
+// ---------------------------------------------------------------------------------------------------------- running
+
+static rows sum(rows a, const rows &b) {
+    for (size_t i = 0; i < a.x.size(); i++) a.x[i] += b.x[i];
+    return a;
+}
+
+// x += mixer(norm(x)); x += ffn(norm(x)).
+rows model::block(const weights &w, bool recurrent, rows x, layer_state &state, const std::vector<int32_t> &pos,
+                  int64_t keep, const tap &see) const {
+    const rows h = step.rms_norm(x, vector_of(w, "attn_norm.weight"), eps);
+    see("attn_norm", h);
+    if (recurrent) {
+        delta_result r = delta_layer(w, delta, h, state.conv, state.state, keep, is_ggml, see);
+        state.conv = r.conv.back();
+        state.state = r.states.back();
+        state.conv_planes = std::move(r.conv);
+        state.state_planes = std::move(r.states);
+        x = sum(std::move(x), r.y);
+    } else {
+        x = sum(std::move(x), attn_layer(w, attn, h, state.k, state.v, kv_type, pos, is_ggml, see));
+    }
+    see("attn_residual", x);
+    const rows after = step.rms_norm(x, vector_of(w, "post_attention_norm.weight"), eps);
+    see("attn_post_norm", after);
+    x = sum(std::move(x), ffn(w, after, is_ggml, see));
+    see("post_ffn", x);
+    see("l_out", x);
+    return x;
+}
+
+static std::vector<int32_t> positions(int64_t first, size_t n) {
+    std::vector<int32_t> pos;
+    for (size_t i = 0; i < n; i++) pos.push_back(int32_t(first + int64_t(i)));
+    return pos;
+}
+
+const tensor &model::head() const {
+    const auto found = global.find("output.weight");
+    return found == global.end() ? matrix_of(global, "token_embd.weight") : found->second;
+}
+
+// T tokens through the trunk; recurrent state is kept after each of the last `keep` of them.
+pass model::trunk(sequence &seq, const std::vector<int32_t> &ids, int64_t keep, const tap &see) const {
+    if (seq.n_past + int64_t(ids.size()) > seq.n_ctx) throw error("the context is full");
+    const std::vector<int32_t> pos = positions(seq.n_past, ids.size());
+    rows x = get_rows(matrix_of(global, "token_embd.weight"), ids);
+    see("model.input_embed", x);
+    for (size_t il = 0; il < seq.layers.size(); il++) {
+        const tap see_layer = [&](const std::string &name, const rows &r) { see(name + "-" + std::to_string(il), r); };
+        x = block(blocks[il], is_recurrent[il], std::move(x), seq.layers[il], pos,
+                  std::min(keep, int64_t(ids.size())), see_layer);
+    }
+    seq.n_past += int64_t(ids.size());
+    pass out;
+    out.post = step.rms_norm(x, vector_of(global, "output_norm.weight"), eps);
+    out.pre = std::move(x);
+    see("h_nextn", out.post);
+    see("result_norm", out.post);
+    out.logits = step.mul_mat(head(), out.post, is_ggml);
+    see("result_output", out.logits);
+    return out;
+}
+
+// The name of a tensor of the head's block: "mtp_" in front, and two names of llama.cpp's own.
+static std::string mtp_name(const std::string &name, int64_t il) {
+    const std::string own = name == "attn_output" ? "attn_out" : name == "gate_reshaped" ? "gate" : name;
+    return "mtp_" + own + "-" + std::to_string(il);
+}
+
+static tensor first_rows(const tensor &w, int64_t n) {
+    if (n <= 0 || n >= w.n_rows()) return w;
+    tensor part = w;
+    part.ne = {w.dim(0), n};
+    part.data.resize(size_t(uint64_t(n) * golden::row_bytes(w.type, w.dim(0))));
+    return part;
+}
+
+// T pairs (token x_p, hidden row of p - 1) through the head at positions first_pos, first_pos + 1, ...
+pass model::mtp(sequence &seq, const std::vector<int32_t> &ids, const rows &hidden, int64_t first_pos,
+                int64_t n_draft_vocab, const tap &see) const {
+    const weights &w = blocks[size_t(n_layer)];
+    const tap see_block = [&](const std::string &name, const rows &r) { see(mtp_name(name, n_layer), r); };
+    if (seq.n_mtp == 0) seq.mtp_start = first_pos;
+    if (first_pos != seq.mtp_start + seq.n_mtp) throw error("the head's cells would have a hole");
+
+    const auto own = w.find("nextn.embed_tokens.weight");
+    const rows embd = get_rows(own == w.end() ? matrix_of(global, "token_embd.weight") : own->second, ids);
+    see_block("tok_embd", embd);
+    const rows hnorm = step.rms_norm(hidden, vector_of(w, "nextn.hnorm.weight"), eps);
+    const rows enorm = step.rms_norm(embd, vector_of(w, "nextn.enorm.weight"), eps);
+    see_block("hnorm", hnorm);
+    see_block("enorm", enorm);
+    const rows joined = step.mtp_concat(enorm, hnorm);
+    see_block("concat", joined);
+    rows x = step.mul_mat(matrix_of(w, "nextn.eh_proj.weight"), joined, is_ggml);
+    see_block("eh_proj", x);
+
+    x = block(w, false, std::move(x), seq.mtp, positions(first_pos + rules.pos_offset, ids.size()), 1, see_block);
+    seq.n_mtp += int64_t(ids.size());
+
+    pass out;
+    const bool has_norm = w.count("nextn.shared_head_norm.weight") > 0, has_head = w.count("nextn.shared_head_head.weight") > 0;
+    out.post = step.rms_norm(
+        x, has_norm ? vector_of(w, "nextn.shared_head_norm.weight") : vector_of(global, "output_norm.weight"), eps);
+    out.pre = std::move(x);
+    see("mtp_h_nextn", out.post);
+    see("mtp_shared_head_norm", out.post);
+    const tensor &all = has_head ? w.at("nextn.shared_head_head.weight") : head();
+    out.logits = step.mul_mat(first_rows(all, n_draft_vocab), out.post, is_ggml);
+    see("mtp_result_output", out.logits);
+    return out;
+}
+
+}  // namespace port

@@ -1,0 +1,224 @@
+// Deliberate mistakes of the example port, one replaced step each, under the ids of mtpref's fault catalogue. They show
+// what golden_check says of a port that is wrong in a known way:
+//
+//     SEEDED_FAULT=G1-concat-swapped ./golden_check ../..
+#include <algorithm>
+
+#include "example_port.h"
+
+namespace port {
+
+namespace {
+
+// ---------------------------------------------------------------------------------------------------- W: weights
+
+bool is_of_head(const std::string &name) {  // the micro models have five blocks, the last one is the head's
+    return name.find(".nextn.") != std::string::npos || name.compare(0, 6, "blk.4.") == 0;
+}
+
+std::vector<float> shifted(std::vector<float> weight, float by) {
+    for (float &x : weight) x += by;
+    return weight;
+}
+
+std::vector<float> norm_shift_missing(const std::string &name, std::vector<float> weight) {
+    return is_of_head(name) ? shifted(std::move(weight), -1) : weight;
+}
+
+std::vector<float> norm_shift_doubled(const std::string &name, std::vector<float> weight) {
+    return is_of_head(name) ? shifted(std::move(weight), 1) : weight;
+}
+
+// ------------------------------------------------------------------------------------------------------ G: graph
+
+rows concat_swapped(const rows &enorm, const rows &hnorm) { return mtp_concat(hnorm, enorm); }
+
+const rows &pre_norm(const pass &out, const contract &) { return out.pre; }
+
+rows gate_silu(const rows &o, const rows &gate) {
+    rows y = attn_gate(o, gate);
+    for (size_t i = 0; i < y.x.size(); i++) y.x[i] *= gate.x[i];
+    return y;
+}
+
+rows gate_skipped(const rows &o, const rows &) { return o; }
+
+rows no_rope(const rows &x, const std::vector<int32_t> &, const rope_params &) { return x; }
+
+// Pairs (2 i, 2 i + 1): the rule of rope between two permutations of the dimensions.
+rows rope_interleaved(const rows &x, const std::vector<int32_t> &pos, const rope_params &p) {
+    rows split = x;
+    const int64_t half = p.n_rot / 2;
+    for (int64_t r = 0; r < x.ne1; r++)
+        for (int64_t i = 0; i < half; i++) {
+            split.row(r)[i] = x.row(r)[2 * i];
+            split.row(r)[i + half] = x.row(r)[2 * i + 1];
+        }
+    const rows turned = rope(split, pos, p);
+    rows y = turned;
+    for (int64_t r = 0; r < x.ne1; r++)
+        for (int64_t i = 0; i < half; i++) {
+            y.row(r)[2 * i] = turned.row(r)[i];
+            y.row(r)[2 * i + 1] = turned.row(r)[i + half];
+        }
+    return y;
+}
+
+rows rope_all_dims(const rows &x, const std::vector<int32_t> &pos, const rope_params &p) {
+    rope_params all = p;
+    all.n_rot = x.ne0;
+    return rope(x, pos, all);
+}
+
+// x / max(norm, eps): the epsilon is no longer inside the root.
+rows l2_eps(const rows &x, float eps) {
+    rows y = x;
+    for (int64_t t = 0; t < y.ne1; t++) {
+        double sum = 0;
+        for (int64_t i = 0; i < y.ne0; i++) sum += double(y.row(t)[i]) * double(y.row(t)[i]);
+        const float scale = float(1 / std::max(std::sqrt(sum), double(eps)));
+        for (int64_t i = 0; i < y.ne0; i++) y.row(t)[i] *= scale;
+    }
+    return y;
+}
+
+// v-head h reads k-head h / (H_v / H_k): each q- and k-head is repeated for its group, so that h % H_v finds it.
+delta_states v_heads_grouped(const rows &q, const rows &k, const rows &v, const rows &g, const rows &beta, rows state,
+                             int64_t n_k_heads, int64_t keep) {
+    const int64_t n_v_heads = g.ne0, group = n_v_heads / n_k_heads;
+    rows q_all(q.ne0, g.ne1 * n_v_heads), k_all(k.ne0, g.ne1 * n_v_heads);
+    for (int64_t t = 0; t < g.ne1; t++)
+        for (int64_t h = 0; h < n_v_heads; h++) {
+            const int64_t from = t * n_k_heads + h / group, to = t * n_v_heads + h;
+            std::copy(q.row(from), q.row(from) + q.ne0, q_all.row(to));
+            std::copy(k.row(from), k.row(from) + k.ne0, k_all.row(to));
+        }
+    return delta_rule(q_all, k_all, v, g, beta, std::move(state), n_v_heads, keep);
+}
+
+// --------------------------------------------------------------------------------------- C, K: hand-over and cache
+
+rows same_token_pairing(const rows &hidden, const std::vector<float> &) { return hidden; }
+
+int64_t last_verify_row(int64_t, int64_t n_rows) { return n_rows - 1; }
+
+int64_t not_primed(int64_t, const contract &) { return 0; }
+
+// ---------------------------------------------------------------------------------------------------- S: roll back
+
+struct kept {
+    std::vector<rows> conv, state;
+    explicit kept(const sequence &seq) {
+        for (const layer_state &layer : seq.layers) conv.push_back(layer.conv), state.push_back(layer.state);
+    }
+    void put_back(sequence &seq, bool with_conv, bool with_state) const {
+        for (size_t il = 0; il < seq.layers.size(); il++) {
+            if (with_conv) seq.layers[il].conv = conv[il];
+            if (with_state) seq.layers[il].state = state[il];
+        }
+    }
+};
+
+template <bool with_conv, bool with_state> void plane_kept(sequence &seq, int64_t n_drop) {
+    const kept before(seq);
+    choose_plane(seq, n_drop);
+    before.put_back(seq, with_conv, with_state);
+}
+
+template <bool with_conv, bool with_state> void restore_kept(sequence &seq, const checkpoint &saved) {
+    const kept before(seq);
+    restore(seq, saved);
+    before.put_back(seq, with_conv, with_state);
+}
+
+// The plane of the first token of the batch, whatever was accepted.
+void first_plane_read(sequence &seq, int64_t n_drop) {
+    std::vector<layer_state> before = seq.layers;
+    choose_plane(seq, n_drop);
+    for (size_t il = 0; il < before.size(); il++) {
+        if (before[il].conv_planes.empty()) continue;
+        seq.layers[il].conv = before[il].conv_planes.front();
+        seq.layers[il].state = before[il].state_planes.front();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ V: verify
+
+// The last accepted token is followed by one more, unseen by the target's choice.
+int64_t lax_accept(const std::vector<int64_t> &draft, const std::vector<int64_t> &target, const std::set<int64_t> &eog) {
+    const int64_t n = accept_greedy(draft, target, eog);
+    const bool is_ended = n > 0 && eog.count(draft[size_t(n) - 1]) > 0;
+    return is_ended || n + 1 >= int64_t(target.size()) ? n : std::min(n + 1, int64_t(draft.size()));
+}
+
+// Each drafted token is compared with the target's choice one row further on.
+int64_t wrong_verify_row(const std::vector<int64_t> &draft, const std::vector<int64_t> &target,
+                         const std::set<int64_t> &eog) {
+    const std::vector<int64_t> next(target.begin() + (target.empty() ? 0 : 1), target.end());
+    return accept_greedy(draft, next, eog);
+}
+
+int64_t eog_passed(const std::vector<int64_t> &draft, const std::vector<int64_t> &target, const std::set<int64_t> &) {
+    return accept_greedy(draft, target, {});
+}
+
+std::vector<int64_t> bonus_dropped(const std::vector<int64_t> &draft, const std::vector<int64_t> &target,
+                                   int64_t n_accepted, bool is_ended) {
+    const bool is_whole = !draft.empty() && n_accepted == int64_t(draft.size());
+    return emitted(draft, target, n_accepted, is_ended || is_whole);
+}
+
+distribution no_residual(const distribution &target, const distribution &) { return target; }
+
+bool zero_probability_accepted(double p, double q, double u) { return u * q <= p; }
+
+struct fault {
+    const char *id;
+    void (*apply)();
+};
+
+const fault FAULTS[] = {
+    {"W1-norm-shift-missing", [] { step.norm_weight = norm_shift_missing; }},
+    {"W2-norm-shift-doubled", [] { step.norm_weight = norm_shift_doubled; }},
+    {"G1-concat-swapped", [] { step.mtp_concat = concat_swapped; }},
+    {"G2-pre-norm-hidden", [] { step.target_hidden = pre_norm; }},
+    {"G4-gate-silu", [] { step.attn_gate = gate_silu; }},
+    {"G5b-no-rope", [] { step.rope = no_rope; }},
+    {"G6-rope-interleaved", [] { step.rope = rope_interleaved; }},
+    {"G6b-rope-all-dims", [] { step.rope = rope_all_dims; }},
+    {"G12-l2-eps", [] { step.l2_norm = l2_eps; }},
+    {"G13-v-heads-grouped", [] { step.delta_rule = v_heads_grouped; }},
+    {"G14-gate-skipped", [] { step.attn_gate = gate_skipped; }},
+    {"C1-chain-pre-norm", [] { step.chain_hidden = pre_norm; }},
+    {"C3-last-verify-row", [] { step.pending_row = last_verify_row; }},
+    {"C4-same-token-pairing", [] { step.pair_hidden = same_token_pairing; }},
+    {"K0-prompt-not-primed", [] { step.prime_rows = not_primed; }},
+    {"S2-no-rollback", [] { step.choose_plane = plane_kept<true, true>; step.restore = restore_kept<true, true>; }},
+    {"S3-conv-window-kept",
+     [] { step.choose_plane = plane_kept<true, false>; step.restore = restore_kept<true, false>; }},
+    {"S3b-recurrent-state-kept",
+     [] { step.choose_plane = plane_kept<false, true>; step.restore = restore_kept<false, true>; }},
+    {"S5-first-plane-read", [] { step.choose_plane = first_plane_read; }},
+    {"V1-lax-accept", [] { step.accept = lax_accept; }},
+    {"V5-no-residual", [] { step.residual = no_residual; }},
+    {"V7-bonus-dropped", [] { step.emitted = bonus_dropped; }},
+    {"V9-zero-probability-accepted", [] { step.accept_residual = zero_probability_accepted; }},
+    {"V14-eog-passed", [] { step.accept = eog_passed; }},
+    {"V21-wrong-verify-row", [] { step.accept = wrong_verify_row; }},
+};
+
+}  // namespace
+
+void seed_fault(const std::string &id) {
+    std::string known;
+    for (const fault &f : FAULTS) {
+        if (id == f.id) {
+            f.apply();
+            return;
+        }
+        known += std::string(known.empty() ? "" : ", ") + f.id;
+    }
+    throw error("SEEDED_FAULT: '" + id + "' is unknown, expected one of " + known);
+}
+
+}  // namespace port
