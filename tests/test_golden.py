@@ -9,10 +9,13 @@ import jsonschema
 import numpy as np
 import pytest
 
+from mtpref.cli import main
 from mtpref.errors import MtprefError
+from mtpref.gguf import open_gguf
 from mtpref.golden import Folder, Port, check_folder
 from mtpref.golden.build import spec_sha256
 from mtpref.golden.format import CLASSES, sha256_of
+from mtpref.golden.gen import tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "golden"
@@ -131,3 +134,12 @@ def test_a_suite_that_lacks_a_field_is_refused(copy):
             record["sha256"] = sha256_of(suite)
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert "no suite of mtpref-golden-1" in refused(copy)
+
+
+def test_derived_models_have_the_hashes_of_the_manifest(tmp_path):
+    hashes = json.loads((GOLDEN / "manifest.json").read_text())["models"]
+    for name, wanted in hashes.items():
+        assert main(["golden", "derive", name, "-o", str(tmp_path / name)]) == 0
+        with open_gguf(tmp_path / name) as file:
+            assert tensors_sha256(file) == wanted
+    assert main(["golden", "derive", "tiny-q9", "-o", str(tmp_path / "x")]) == 2

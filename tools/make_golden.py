@@ -21,7 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp, l5_loop, l6_text, sampling
+from mtpref.api import tiny_path
+from mtpref.gguf import open_gguf
 from mtpref.golden.build import FOLDERS, SuiteBuilder, manifest, write_json
+from mtpref.golden.derive import NAMES, derive
+from mtpref.golden.gen import tensors_sha256
 from tests.portable import portable_arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +52,19 @@ def make(root: Path, levels: tuple[str, ...]) -> None:
                 suite.write(Path(made))
             shutil.rmtree(root / FOLDERS[level], ignore_errors=True)
             os.replace(Path(made) / FOLDERS[level], root / FOLDERS[level])
-    write_json(root / "manifest.json", manifest(root, (root / "VERSION").read_text(encoding="ascii").strip()))
+    version = (root / "VERSION").read_text(encoding="ascii").strip()
+    write_json(root / "manifest.json", manifest(root, version, models=derived_models()))
+
+
+def derived_models() -> dict[str, str]:
+    """The hash of each model that cases name and the folder does not hold."""
+    hashes = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in NAMES:
+            derive(name, tiny_path(), Path(folder) / name)
+            with open_gguf(Path(folder) / name) as file:
+                hashes[name] = tensors_sha256(file)
+    return hashes
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ def add_parser(verbs: Any) -> None:
     _add_list(actions)
     _add_check(actions)
     _add_gen(actions)
+    _add_derive(actions)
     _add_port(actions)
 
 
@@ -99,6 +100,18 @@ def _add_gen(actions: Any) -> None:
         "--digest", action="store_true", help="hash, sum, norm and a few values instead of tensors (default: off)"
     )
     parser.set_defaults(run=run_gen)
+
+
+def _add_derive(actions: Any) -> None:
+    parser = actions.add_parser(
+        "derive",
+        usage="mtpref golden derive NAME -o FILE",
+        help="write the model of cases that name one derived from the tiny model",
+        description="Make a quantisation of the packaged tiny model that golden cases name (tiny: a copy of it).",
+    )
+    parser.add_argument("name", metavar="NAME", help="tiny, tiny-f16, tiny-q4_0 or tiny-q5_1")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="GGUF file to write")
+    parser.set_defaults(run=run_derive)
 
 
 def _add_port(actions: Any) -> None:
@@ -251,6 +264,14 @@ def _report(results: Iterable[Any], args: argparse.Namespace) -> int:
 
 def _wrong_text(wrong: Any) -> str:
     return f"{wrong.output}: {wrong.reason}"
+
+
+def run_derive(args: argparse.Namespace) -> int:
+    from mtpref import api
+    from mtpref.golden.derive import derive
+
+    derive(args.name, api.tiny_path(), Path(args.output))
+    return 0
 
 
 def run_port(args: argparse.Namespace) -> int:

@@ -112,16 +112,21 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=True) + "\n", encoding="ascii")
 
 
-def manifest(root: Path, version: str, model: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def manifest(
+    root: Path, version: str, model: Mapping[str, Any] | None = None, models: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The index of a folder: suites, files with their hashes, classes, the hash of the specification.
 
     model   what identifies the model of vectors that were made for one (golden/README.md)
+    models  tensors_sha256 of models that cases name and the folder does not hold
     """
     paths = sorted(p for folder in ("models", *FOLDERS.values()) for p in (root / folder).glob("*.*"))
     files = [{"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths]
     index: dict[str, Any] = {"format": FORMAT, "version": version, "spec_sha256": spec_sha256(), "classes": CLASSES}
     if model is not None:
         index["model"] = dict(model)
+    if models is not None:
+        index["models"] = dict(models)
     return index | {"suites": [_suite_record(root, p) for p in paths if p.suffix == ".json"], "files": files}
 
 

@@ -135,14 +135,14 @@ def _runs(model: Model, name: str, ids: list[int], plan: Plan, progress: Progres
         for rollback in plan.rollbacks if n_max else ("snapshot",):
             progress(f"  drafts of up to {n_max}, {rollback}")
             params = _params(model) | {"n_max": n_max, "n_predict": plan.n_predict, "rollback": rollback}
-            params["n_predict"] = n_sure = _n_sure(model, params, inputs, plan.n_predict)
-            if n_sure == 0:
+            params["n_predict"] = n_tokens = n_sure(model, params, inputs, plan.n_predict)
+            if n_tokens == 0:
                 continue
             given = loops.generate(model, params, inputs)
-            out = {key: value(given[key]) for key in ("ids", "drafts", "n_accepted", "reason")}
+            out = {key: value(given[key]) for key in ("ids", "drafts", "n_accepted", "reason", "text")}
             comment = f"drafts of up to {n_max}, {rollback}" if n_max else "no drafts"
-            if n_sure < plan.n_predict:
-                comment += f"; ends in front of a near tie at token {n_sure}"
+            if n_tokens < plan.n_predict:
+                comment += f"; ends in front of a near tie at token {n_tokens}"
             suite.case(f"n{n_max}_{rollback.replace('-', '_')}", comment, inputs=inputs, params=params, out=out,
                        numerics=model.recipe.numerics, flags=["basic"],
                        requires=["mtp", rollback] if n_max else [])  # fmt: skip
@@ -151,7 +151,7 @@ def _runs(model: Model, name: str, ids: list[int], plan: Plan, progress: Progres
     return suite
 
 
-def _n_sure(model: Model, params: dict[str, Any], inputs: dict[str, Tensor], n_predict: int) -> int:
+def n_sure(model: Model, params: dict[str, Any], inputs: dict[str, Tensor], n_predict: int) -> int:
     """Tokens in front of the first near tie of a choice or of a drafted candidate; all of them where there is none."""
     margins, gaps = loops.margins(model, params, inputs)
     sure = next((i for i, margin in enumerate(margins) if margin < NEAR_TIE), n_predict)

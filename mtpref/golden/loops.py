@@ -206,15 +206,17 @@ def _run(model: Model, params: Mapping[str, Any], tokens: list[int], drafter: Dr
         model = replace(model, vocab=_OtherEnds(model.vocab, frozenset(params["eog"])))  # type: ignore[arg-type]
     state = model.new_state(int(params.get("n_ctx", 0)))
     out: Outputs = {"ids": [], "drafts": [], "n_accepted": []}
+    text = b""
     for event in Decoder(model, state, _options(params), drafter).run(tokens):
         if isinstance(event, Token):
             out["ids"].append(event.id)
+            text += event.piece
         elif isinstance(event, Drafted):
             out["drafts"].append(list(event.ids))
         elif isinstance(event, Verified):
             out["n_accepted"].append(event.n_accepted)
         elif isinstance(event, RunEnded):
-            out["reason"] = event.reason
+            out |= {"reason": event.reason, "text": text.hex()}
     return state, out
 
 

@@ -3,8 +3,10 @@
 Owns the loading of a case's model and the taps that become outputs. `Port` is the one object that answers every level.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from mtpref.contract import parse_contract
 from mtpref.errors import MtprefError
 from mtpref.golden import loops
+from mtpref.golden.derive import NAMES, derive
 from mtpref.golden.format import Case, Suite
 from mtpref.golden.port import Inputs, Outputs, answer
 from mtpref.model import Model, load
@@ -53,6 +56,7 @@ class Port:
     change_recipe: Callable[[Recipe], Recipe] = lambda recipe: recipe
     change_model: Callable[[Model], Model] = lambda model: model
     given: Path | None = None
+    _made: tempfile.TemporaryDirectory[str] | None = None
     _models: dict[tuple[str, ...], Model] = field(default_factory=dict)
 
     def __call__(self, suite: Suite, case: Case, inputs: Inputs) -> Outputs | None:
@@ -82,10 +86,23 @@ class Port:
             if self.given is None:
                 raise MtprefError(f"golden case {case.id}: its model is not in the folder, expected it with -m")
             return self.given
+        if name in NAMES:
+            return self._packaged(name)
         path = (self.root / name).resolve()
         if not path.is_relative_to(self.root.resolve()):
             raise MtprefError(f"golden case {case.id}: model {name!r} is outside the folder of the vectors")
         return path
+
+    def _packaged(self, name: str) -> Path:
+        """The tiny model of the package, or a quantisation of it, which is made in a temporary folder."""
+        tiny = Path(str(files("mtpref") / "data" / "tiny.gguf"))
+        if name == "tiny":
+            return tiny
+        if self._made is None:
+            self._made = tempfile.TemporaryDirectory(prefix="mtpref-golden-")
+        target = Path(self._made.name) / f"{name}.gguf"
+        derive(name, tiny, target)
+        return target
 
     def _recipe(self, case: Case) -> Recipe:
         contract = parse_contract(str(case.params.get("contract", "llama.cpp")))
