@@ -17,15 +17,31 @@ NUMERICS = ("ggml", "exact")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to run a model: `ops` computes, `steps` hands over, `contract` says what the head is fed with."""
+    """How to run a model: `ops` computes, `steps` hands over, `contract` says what the head is fed with.
+
+    mtp_ops  the MTP block's own table, None: the trunk's. The reference has one table; a port may have written its
+             head's layers anew.
+    """
 
     numerics: str
     ops: Ops
     steps: Steps = field(default_factory=Steps)
     contract: MtpContract = field(default_factory=MtpContract)
+    mtp_ops: Ops | None = None
+
+    @property
+    def head_ops(self) -> Ops:
+        """The table that the MTP block runs on."""
+        return self.ops if self.mtp_ops is None else self.mtp_ops
 
     def with_ops(self, **entries: Op) -> "Recipe":
-        return replace(self, ops=self.ops.replaced(**entries))
+        """Other entries for trunk and head."""
+        mtp_ops = None if self.mtp_ops is None else self.mtp_ops.replaced(**entries)
+        return replace(self, ops=self.ops.replaced(**entries), mtp_ops=mtp_ops)
+
+    def with_mtp_ops(self, **entries: Op) -> "Recipe":
+        """Other entries for the MTP block alone."""
+        return replace(self, mtp_ops=self.head_ops.replaced(**entries))
 
     def with_steps(self, **entries: Step) -> "Recipe":
         return replace(self, steps=replace(self.steps, **entries))

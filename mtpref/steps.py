@@ -5,14 +5,14 @@ Owns the hand-over of hidden rows, the checkpointing of state and acceptance. No
 the rules that are numerics in disguise (pairing, acceptance, sampling) are those of mtpref/spec/mtp.py and sampling.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import spec
+from mtpref import policy, spec
 from mtpref.contract import MtpContract
 from mtpref.state import Checkpoint, ModelState
 
@@ -42,6 +42,44 @@ def prime_rows(n_tokens: int, contract: MtpContract) -> int:
     """How many tokens of a prompt batch go through the head: all, or none where the contract does not
     prime."""
     return n_tokens if contract.prime == "prompt" else 0
+
+
+def prime_ids(ids: Sequence[int], pos0: int, pending: F32) -> Sequence[int]:
+    """The tokens of a prompt batch at position pos0 that the head is given: the prompt's own."""
+    return ids
+
+
+def prompt_pending(hidden: F32, is_last: bool) -> F32:
+    """The pending hidden row behind a prompt batch: its last row. is_last: the batch ends the prompt."""
+    return hidden[-1].copy()
+
+
+def kept_rows(n_kept: int, n_drafted: int) -> int:
+    """How many of a round's kept tokens go through the head in the catch-up pass: all, drafted or not."""
+    return n_kept
+
+
+def mtp_embedding(embd: F32, first_pos: int, contract: MtpContract) -> F32:
+    """The embeddings that the head is given: the tokens' own; the first cell's is zero where the contract says so."""
+    if contract.first == "zero_embd" and first_pos == contract.first_pos:
+        embd[0] = 0.0
+    return embd
+
+
+def mtp_positions(first_pos: int, n_tokens: int, contract: MtpContract) -> NDArray[np.int32]:
+    """The RoPE positions of a batch of the head."""
+    return np.arange(first_pos, first_pos + n_tokens, dtype=np.int32) + np.int32(contract.pos_offset)
+
+
+def place_mtp(state: ModelState, first_pos: int) -> None:
+    """Before the head's cells grow: the batch must begin where they end.
+
+    Errors  ValueError where positions would leave a hole or overlap
+    """
+    if state.n_mtp == 0:
+        state.mtp_start = first_pos
+    if first_pos != state.mtp_pos:
+        raise ValueError(f"MTP cells end at position {state.mtp_pos}, the batch starts at {first_pos}")
 
 
 def pending_at_prompt(left_over: F32, contract: MtpContract) -> F32:
@@ -80,6 +118,29 @@ def trim_mtp(state: ModelState, pos: int) -> None:
     state.trim_mtp(pos)
 
 
+def draft_opening(id_last: int, last_targets: Sequence[int]) -> int:
+    """The token that a draft continues: the last one of the text.
+
+    last_targets  what the target chose at each row of the last verified batch, rows of rejected tokens included
+    """
+    return id_last
+
+
+def emitted(draft: Sequence[int], n_accepted: int, target: Sequence[int]) -> list[int]:
+    """The tokens that a round adds to the text: the accepted ones, then the target's own behind them."""
+    return [*draft[:n_accepted], target[n_accepted]]
+
+
+def ends_text(is_eog: bool, is_last: bool) -> bool:
+    """Whether an emitted token ends the text: every end-of-generation token does, wherever in the round it is."""
+    return is_eog
+
+
+def residual(id_draft: int, target: spec.Distribution, draft: spec.Distribution) -> spec.Distribution:
+    """`residual`: what is drawn from in place of a rejected token: it follows from the two distributions alone."""
+    return spec.residual(target, draft)
+
+
 def match_token(id_draft: int, target: spec.Distribution, u: float) -> int:
     """`match`: the token of a row that has a drafted one is the target's own draw, whatever was drafted."""
     return spec.draw(target, u)
@@ -108,6 +169,19 @@ class Steps:
     chain_hidden: Step = chain_hidden
     pair_hidden: Step = spec.pair_hidden  # S20
     prime_rows: Step = prime_rows
+    prime_ids: Step = prime_ids
+    prompt_pending: Step = prompt_pending
+    kept_rows: Step = kept_rows
+    mtp_embedding: Step = mtp_embedding
+    mtp_positions: Step = mtp_positions
+    place_mtp: Step = place_mtp
+    draft_opening: Step = draft_opening
+    draft_limit: Step = policy.draft_limit
+    takes: Step = policy.takes
+    draws: Step = policy.draws
+    keeps_drawn: Step = policy.keeps_drawn
+    proposed: Step = policy.proposed
+    after_round: Step = policy.after_round
     pending_at_prompt: Step = pending_at_prompt
     pending_at_reuse: Step = pending_at_reuse
     pending_at_replay: Step = pending_at_replay
@@ -119,8 +193,10 @@ class Steps:
     plain_token: Step = plain_token
     bonus_token: Step = bonus_token
     accept_residual: Step = spec.accept_residual  # S29
-    residual: Step = spec.residual  # S29
+    residual: Step = residual  # S29
     residual_token: Step = spec.draw  # S28
+    emitted: Step = emitted
+    ends_text: Step = ends_text
     next_pending: Step = spec.next_pending  # S24
     checkpoint: Step = checkpoint
     restore: Step = restore

@@ -9,13 +9,13 @@ from mtpref import quants
 from mtpref.cli import main
 from mtpref.decode import MtpDrafter, Statistics
 from mtpref.decode.drafters import Draft, read_head
-from mtpref.decode.policy import PolicyConfig
 from mtpref.decode.sampling import SamplingConfig
 from mtpref.draft_vocab import MAX_BYTES, check_draft_ids, read_draft_ids
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Verified
 from mtpref.gguf import write_gguf
 from mtpref.model import load
+from mtpref.policy import PolicyConfig
 from mtpref.recipe import make_recipe
 from mtpref.spec import Matrix, mul_mat_exact, mul_mat_ggml
 from mtpref.weights import take_rows

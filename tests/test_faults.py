@@ -1,5 +1,6 @@
 """The faults: each replaces what it says, diverges first where it says, and costs what it says."""
 
+import json
 import re
 from dataclasses import fields, replace
 from functools import cache
@@ -9,24 +10,25 @@ import numpy as np
 import pytest
 
 import mtpref
+from mtpref.dump import record
 from mtpref.errors import MtprefError
 from mtpref.events import Verified
-from mtpref.faults import FAULTS, Fault, find_fault, inject
-from mtpref.faults.fault import FAMILIES
+from mtpref.faults import BUG_TYPES, FAMILIES, FAULTS, NEEDS, Fault, everywhere, find_fault, inject, refuse_faults
 from mtpref.model import Model
+from mtpref.rope_scaling import RopeOverrides
 from mtpref.spec import Matrix
 from tests.models import micro, prompt_of, run_decoder, without_head
 
 PACKAGE = Path(mtpref.__file__).parent
 PROMPTS = [prompt_of(n, n) for n in (5, 9, 20, 40)]
 
-# id -> what is replaced, and the first tensor that differs from the clean run, in the order of execution.
+# id -> the first tensor that differs from the clean run, in the order of execution.
 CLAIMS = {
-    "W1-norm-shift-missing": ({"weights.mtp"}, "mtp_hnorm-4"),
-    "G1-concat-swapped": ({"ops.mtp_concat"}, "mtp_concat-4"),
-    "C3-last-verify-row": ({"steps.next_pending"}, "mtp_hnorm-4"),
-    "K0-prompt-not-primed": ({"contract.prime"}, "mtp_attn_pregate-4"),
-    "S3-conv-window-kept": ({"steps.choose_plane", "steps.restore"}, "conv_states-0"),
+    "W1-norm-shift-missing": "mtp_hnorm-4",
+    "G1-concat-swapped": "mtp_concat-4",
+    "C3-last-verify-row": "mtp_hnorm-4",
+    "K0-prompt-not-primed": "mtp_attn_pregate-4",
+    "S3-conv-window-kept": "conv_states-0",
 }
 HEAD_ONLY = [id for id in CLAIMS if not id.startswith("S")]
 
@@ -40,52 +42,110 @@ def loud_attention(model: Model, gain: float) -> Model:
     return replace(model, weights=replace(model.weights, mtp=replace(mtp, block=block)))
 
 
-def test_there_is_one_fault_of_each_family():
-    assert set(FAULTS) == set(CLAIMS)
+def test_every_fault_is_described_and_found_by_id_and_by_number():
+    assert len([f for f in FAULTS.values() if not f.is_look_alike]) >= 45
     assert {fault.family for fault in FAULTS.values()} == set(FAMILIES)
     for id, fault in FAULTS.items():
         assert id == fault.id
-        assert re.fullmatch(rf"{fault.family}\d+(-[a-z]+)+", id)
-        assert fault.links
-        assert all(link.startswith("https://") for link in fault.links)
-        assert (fault.apply_recipe is None) != (fault.apply_weights is None)
-        assert find_fault(id) is fault
+        assert re.fullmatch(rf"{fault.family}\d+b?c?(-[a-z0-9]+)+", id)
+        assert all(link.startswith("https://github.com/") for link in fault.links)
+        assert fault.bug_type in BUG_TYPES
+        assert fault.is_look_alike == (fault.bug_type == "LOOK_ALIKE")
+        assert set(fault.needs) <= set(NEEDS)
+        assert [fault.apply_recipe, fault.apply_weights, fault.apply_model].count(None) == 2
+        assert find_fault(id) is find_fault(id.split("-")[0].lower()) is fault
+        assert json.loads(json.dumps(fault.to_json()))["id"] == id
+    assert len({f.title for f in FAULTS.values()}) == len({id.split("-")[0] for id in FAULTS}) == len(FAULTS)
 
 
-def test_an_unknown_fault_is_refused_with_those_that_are_known():
-    with pytest.raises(MtprefError, match="'X9-nothing' is unknown, expected one of W1-"):
-        find_fault("X9-nothing")
+def test_an_unknown_fault_is_refused_with_those_that_are_near():
+    with pytest.raises(MtprefError, match=r"'X9-gate-silu' is unknown, expected e\.g\. G4-gate-silu"):
+        find_fault("X9-gate-silu")
+    with pytest.raises(MtprefError, match="'' is unknown"):
+        find_fault("")
+
+
+def test_a_maker_of_references_refuses_faults():
+    refuse_faults([], "golden vectors")
+    with pytest.raises(MtprefError, match="W1, G1: golden vectors come from the reference alone"):
+        refuse_faults(["W1", "G1"], "golden vectors")
+
+
+def base_of(fault: Fault) -> Model:
+    """The embedded model, with the options under which the fault does something."""
+    wide = {"wide kv", "wide numerics"} & set(fault.needs)
+    rope = RopeOverrides("linear", freq_scale=0.5) if "scaled rope" in fault.needs else None
+    return tiny("exact" if wide else "ggml", rope)
+
+
+@cache
+def tiny(numerics: str = "ggml", rope: RopeOverrides | None = None) -> Model:
+    return mtpref.load(numerics=numerics, rope=rope).core
 
 
 def changed_entries(a: Model, b: Model) -> set[str]:
-    """Every entry of recipe and weights that is another object, or another value, in b."""
+    """Every entry of recipe, weights and model that is another object, or another value, in b."""
+    tables = [(t, getattr(a.recipe, t), getattr(b.recipe, t)) for t in ("ops", "steps", "contract")]
+    if b.recipe.mtp_ops is not None:
+        tables.append(("mtp_ops", b.recipe.ops, b.recipe.mtp_ops))
     out = set()
-    for table in ("ops", "steps", "contract"):
-        for f in fields(getattr(a.recipe, table)):
-            old, new = (getattr(getattr(m.recipe, table), f.name) for m in (a, b))
+    for table, old_table, new_table in tables:
+        for f in (f for f in fields(old_table) if f.name != "composed"):
+            old, new = getattr(old_table, f.name), getattr(new_table, f.name)
             if old is not new and old != new:
                 out.add(f"{table}.{f.name}")
     out |= {
         f"weights.{f.name}" for f in fields(a.weights) if getattr(a.weights, f.name) is not getattr(b.weights, f.name)
     }
-    assert replace(b, recipe=a.recipe, weights=a.weights) == a
+    own = [f.name for f in fields(Model) if f.name not in ("recipe", "weights")]
+    out |= {name for name in own if getattr(a, name) is not getattr(b, name) and getattr(a, name) != getattr(b, name)}
     assert a.recipe.numerics == b.recipe.numerics
     return out
 
 
-@pytest.mark.parametrize("id", CLAIMS)
+@pytest.mark.parametrize("id", FAULTS)
 def test_a_fault_replaces_the_entries_that_it_says_and_nothing_else(id):
-    model = micro(60)
+    fault = FAULTS[id]
+    model = base_of(fault)
     before = (model.recipe, model.weights)
-    assert changed_entries(model, inject(model, FAULTS[id])) == CLAIMS[id][0]
+    assert changed_entries(model, inject(model, fault)) == set(fault.replaces)
     assert (model.recipe, model.weights) == before
 
 
+@cache
+def dump_of(id: str | None, numerics: str, rope: RopeOverrides | None) -> dict:
+    model = tiny(numerics, rope)
+    ids = model.vocab.encode("def read_lines(path):\n    with open(path) as file:\n        return")
+    return record(inject(model, FAULTS[id]) if id else model, ids, ".").tensors
+
+
+@pytest.mark.parametrize("id", FAULTS)
+def test_a_dump_differs_first_where_the_fault_says_and_nowhere_before(id):
+    fault = FAULTS[id]
+    base = ("exact" if {"wide kv", "wide numerics"} & set(fault.needs) else "ggml",
+            RopeOverrides("linear", freq_scale=0.5) if "scaled rope" in fault.needs else None)  # fmt: skip
+    clean, faulty = dump_of(None, *base), dump_of(id, *base)
+    names = list(clean)
+    assert list(faulty) == names
+    first = next((n for n in names if clean[n].tobytes() != faulty[n].tobytes()), "")
+    assert re.sub(r"-\d+$", "", first) == fault.predicted.dump
+
+
 def test_faults_can_be_laid_over_each_other():
-    model = micro(60)
-    for fault in FAULTS.values():
-        model = inject(model, fault)
-    assert changed_entries(micro(60), model) == set().union(*(entries for entries, _ in CLAIMS.values()))
+    faults = [f for f in FAULTS.values() if f.needs in ((), ("mtp",)) or "snapshot" in f.needs]
+    model = inject(tiny(), *faults)
+    claimed = set().union(*(f.replaces for f in faults))
+    found = changed_entries(tiny(), model)
+    assert {e.replace("mtp_ops.", "ops.") for e in found} == {e.replace("mtp_ops.", "ops.") for e in claimed}
+    both = inject(tiny(), FAULTS["G4-gate-silu"], FAULTS["C1-chain-pre-norm"])
+    assert changed_entries(tiny(), both) == {"mtp_ops.attn_gate", "contract.chain"}
+
+
+def test_a_fault_of_the_heads_operations_leaves_the_trunks_alone():
+    recipe = inject(tiny(), FAULTS["G4-gate-silu"]).recipe
+    assert recipe.ops.attn_gate is tiny().recipe.ops.attn_gate
+    assert everywhere(recipe).ops.attn_gate is recipe.mtp_ops.attn_gate
+    assert everywhere(tiny().recipe) is tiny().recipe
 
 
 def test_a_shared_head_norm_is_the_trunks_and_keeps_its_shift():
@@ -143,7 +203,7 @@ def test_the_first_tensor_that_differs_is_the_one_that_the_fault_claims(id, prom
     at = next(i for i, (a, b) in enumerate(zip(clean, faulty, strict=False)) if a != b)
     (name, ids, bits), (name_faulty, ids_faulty, bits_faulty) = clean[at], faulty[at]
     assert (name, ids, len(bits)) == (name_faulty, ids_faulty, len(bits_faulty))
-    assert name == CLAIMS[id][1]
+    assert name == CLAIMS[id]
     # Where the fault is one of rejections, nothing differs before the first of them.
     n_verified = sum(name == "result_output" and len(ids) > 1 for name, ids, _ in clean[:at])
     first_rejection = next(i for i, e in enumerate(verified) if e.n_accepted < len(e.draft_ids))
@@ -209,24 +269,34 @@ def test_a_conv_window_cannot_be_kept_where_nothing_is_rolled_back():
 
 
 def test_no_other_room_names_a_fault():
-    """Ids, and the object names of the catalogue. Golden vectors name faults as flags of their cases."""
-    names = [*FAULTS, *(n for n in vars(mtpref.faults) if isinstance(getattr(mtpref.faults, n), Fault))]
-    assert len(names) == 2 * len(FAULTS)
+    """Golden vectors name faults as flags of their cases; the tools that measure them are about nothing else."""
     tools = PACKAGE.parent / "tools"
-    sources = [
-        p
-        for p in (*PACKAGE.rglob("*.py"), *tools.rglob("*.py"))
-        if not {PACKAGE / "faults", tools / "golden"} & set(p.parents)
-    ]
+    own = {PACKAGE / "faults", tools / "golden"}
+    tellers = {tools / name for name in ("measure_faults.py", "write_faults.py")}
+    sources = [p for p in (*PACKAGE.rglob("*.py"), *tools.rglob("*.py")) if not own & set(p.parents)]
     assert len(sources) > 40
-    for path in sources:
-        found = [name for name in names if name in path.read_text()]
+    for path in set(sources) - tellers:
+        text = path.read_text()
+        found = [id for id in FAULTS if id in text]
         assert not found, f"{path.relative_to(PACKAGE.parent)} names {found}"
+
+
+LEGAL_FLAGS = re.compile(r"basic|drift|carry|edge\.[a-z0-9_.-]+")
+
+
+def test_every_flag_of_the_golden_vectors_is_a_fault():
+    suites = [json.loads(p.read_text()) for p in (PACKAGE.parent / "golden").glob("L*/*.json")]
+    flags = {flag for suite in suites for case in suite["cases"] for flag in case.get("flags", ())}
+    assert len(flags) > 20
+    assert {flag for flag in flags if not LEGAL_FLAGS.fullmatch(flag)} <= set(FAULTS)
 
 
 def test_a_fault_is_at_most_25_lines():
     for path in (PACKAGE / "faults").glob("*.py"):
+        if path.name in ("__init__.py", "fault.py", "matrices.py"):
+            continue
         code = [line for line in path.read_text().splitlines() if line.strip()]
-        n_faults = sum(bool(re.match(r"[A-Z_]+ = Fault\($", line)) for line in code)
+        n_faults = sum(bool(re.match(r"[A-Z0-9_]+ = Fault\($", line)) for line in code)
         preamble = sum(line.startswith(("from ", "import ", '"""')) for line in code)
-        assert len(code) - preamble <= 25 * max(n_faults, 1), path.name
+        assert n_faults
+        assert len(code) - preamble <= 25 * n_faults, path.name

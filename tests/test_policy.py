@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, draws, proposed, takes
 from mtpref.errors import MtprefError
+from mtpref.policy import PolicyConfig, PolicyState, after_round, draft_limit, draws, proposed, takes
 from mtpref.spec import P_ONE
 
 

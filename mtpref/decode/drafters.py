@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.decode.policy import PolicyConfig, draws, takes
 from mtpref.decode.sampling import Sampler, SamplingConfig
 from mtpref.decode.statistics import Statistics
 from mtpref.events import DraftStep
 from mtpref.model import Model
+from mtpref.policy import PolicyConfig
 from mtpref.state import ModelState
 from mtpref.steps import Hidden
 
@@ -122,12 +122,14 @@ def read_head(
     margin = float(compact[rows[0]]) - float(compact[rows[min(1, len(rows) - 1)]])
     candidates = rows if d2t is None else d2t[rows]
     p_best, is_drawn = spec.fixed_probability(float(p[0])), sampler.config.draws_drafts
-    is_taken = draws(policy, p_best, len(drafted.ids)) if is_drawn else takes(policy, p_best)
+    steps = model.recipe.steps
+    is_taken = steps.draws(policy, p_best, len(drafted.ids)) if is_drawn else steps.takes(policy, p_best)
     token, u, q = int(candidates[0]), None, None
     if is_taken and is_drawn:
         token, dist, u = sampler.draft(logits, pos + 1, state.n_past)
         q = dist.prob(token)
-        drafted.dists.append(dist)
+        is_taken = steps.keeps_drawn(policy, spec.fixed_probability(q))
+        drafted.dists += [dist] * is_taken
     step = DraftStep(pos + 1, [int(id) for id in candidates], [float(x) for x in p], margin, is_taken, u, q)
     drafted.steps.append(step)
     drafted.ids += [token] * is_taken

@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.decode.drafters import Draft, Drafter, read_head
-from mtpref.decode.policy import PolicyConfig
 from mtpref.decode.sampling import Sampler
 from mtpref.decode.statistics import Statistics
 from mtpref.errors import MtprefError
 from mtpref.model import Model
+from mtpref.policy import PolicyConfig
 from mtpref.state import ModelState
 
 ROWS = ("last", "right")

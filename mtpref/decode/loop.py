@@ -1,7 +1,7 @@
 """The draft/verify loop: draft, verify, accept, roll back, catch up, emit.
 
 Owns the order of these steps and the edges of a run: its budget, the end of generation, the end of the context. The
-numerics are the model's, the hand-over of hidden rows is that of `Steps`, the length of drafts is policy.py's.
+numerics are the model's, the hand-over of hidden rows is that of `Steps`, the length of drafts is mtpref/policy.py's.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter
-from mtpref.decode.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed
 from mtpref.decode.rollback import STRATEGIES, Verdict
 from mtpref.decode.sampling import Judge, Sampler, SamplingConfig
 from mtpref.decode.statistics import Statistics
@@ -20,6 +19,7 @@ from mtpref.decode.stops import StopStrings
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
 from mtpref.model import Model
+from mtpref.policy import PolicyConfig, PolicyState
 from mtpref.state import ModelState
 from mtpref.vocab import Vocab
 
@@ -92,6 +92,7 @@ class Decoder:
         self.drafter: Drafter = drafter or NoDrafter()
         self.keeps_head_warm = self.drafter.reads_head
         self._verify = STRATEGIES[options.rollback]
+        self._last_targets: list[int] = []
 
     def run(self, prompt_ids: Sequence[int], *, n_reused: int = 0, stops: Sequence[int] = ()) -> Iterator[Event]:
         """Process the prompt, then generate.
@@ -155,8 +156,9 @@ class Decoder:
                 stats.count_pass("prompt", len(chunk))
                 hidden = steps.target_hidden(out.hidden, contract)
                 n_primed = steps.prime_rows(len(chunk), contract)
-                self._catch_up(chunk[:n_primed], hidden[:n_primed], pos0, state.pending_h, "mtp_prompt")
-                state.pending_h = hidden[-1].copy()
+                primed = steps.prime_ids(chunk, pos0, state.pending_h)[:n_primed]
+                self._catch_up(primed, hidden[:n_primed], pos0, state.pending_h, "mtp_prompt")
+                state.pending_h = steps.prompt_pending(hidden, is_last)
                 logits = out.logits
             yield PromptProgress(end, len(ids), n_reused)
         if is_held:
@@ -192,14 +194,14 @@ class Decoder:
         Tokens behind one that completes a stop string are cut: they matter only if it is accepted, and then the text
         has ended. Drafts that were drawn (`residual`) are cut for nothing else.
         """
-        state, policy = self.state, self.options.policy
+        state, policy, steps = self.state, self.options.policy, self.model.recipe.steps
         n_room = state.n_ctx - state.n_past - 1
         if self.options.n_predict >= 0:
             n_room = min(n_room, self.options.n_predict - self.statistics.n_predict - 1)
-        limit = draft_limit(policy, self.policy_state, n_room)
+        limit = steps.draft_limit(policy, self.policy_state, n_room)
         with self.statistics.timed("draft"):
-            draft = self.drafter.draft(state, id_last, limit)
-        ids = draft.ids if draft.dists else draft.ids[: proposed(policy, len(draft.ids), limit)]
+            draft = self.drafter.draft(state, steps.draft_opening(id_last, self._last_targets), limit)
+        ids = draft.ids if draft.dists else draft.ids[: steps.proposed(policy, len(draft.ids), limit)]
         ids = ids[: self.stop_strings.n_useful([self._piece(id) for id in ids])]
         n_round, n_cooldown = self.statistics.n_rounds, self.policy_state.n_cooldown
         drafted = Drafted(n_round, state.n_past, id_last, ids, draft.steps, n_cooldown)
@@ -220,22 +222,27 @@ class Decoder:
             )
         kept = [id_last, *drafted.ids][: verdict.n_kept]
         pending = state.pending_h if verdict.replay_from is None else verdict.replay_from
+        n_rows = steps.kept_rows(verdict.n_kept, len(drafted.ids))
         with stats.timed("catch-up"):
-            self._catch_up(kept, verdict.hidden[: verdict.n_kept], drafted.pos0, pending, "mtp_catch_up")
+            self._catch_up(kept[:n_rows], verdict.hidden[:n_rows], drafted.pos0, pending, "mtp_catch_up")
             state.pending_h = steps.next_pending(verdict.hidden, verdict.n_accepted)
         self.drafter.saw(verdict.target_ids, verdict.hidden, verdict.n_kept)
+        self._last_targets = verdict.target_ids[: len(verdict.hidden)]
         stats.count_round(len(drafted.ids), verdict.n_accepted, self.policy_state.n_cooldown > 0)
-        self.policy_state = after_round(self.options.policy, self.policy_state, len(drafted.ids), verdict.n_accepted)
+        n_drafted, n_accepted = len(drafted.ids), verdict.n_accepted
+        self.policy_state = steps.after_round(self.options.policy, self.policy_state, n_drafted, n_accepted)
         return (yield from self._emit(drafted, verdict))
 
     def _emit(self, drafted: Drafted, verdict: Verdict) -> Generator[Event, None, tuple[int, bool]]:
         n_accepted = verdict.n_accepted
         last = "plain" if not drafted.ids else "bonus" if n_accepted == len(drafted.ids) else "correction"
-        tokens = [(token, "draft") for token in drafted.ids[:n_accepted]] + [(verdict.target_ids[n_accepted], last)]
-        for i, (id, source) in enumerate(tokens):
-            token = self._token(id, drafted.pos0 + 1 + i, source)
+        steps = self.model.recipe.steps
+        ids = steps.emitted(drafted.ids, n_accepted, verdict.target_ids)
+        for i, id in enumerate(ids):
+            is_last = i == len(ids) - 1
+            token = self._token(id, drafted.pos0 + 1 + i, last if is_last else "draft")
             yield token
-            if token.is_eog or self.stop_strings.is_complete:
+            if steps.ends_text(token.is_eog, is_last) or self.stop_strings.is_complete:
                 return id, True
         return id, False
 

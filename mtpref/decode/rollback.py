@@ -56,7 +56,7 @@ def verify_snapshot(model: Model, state: ModelState, id_last: int, judge: Judge,
     logits, hidden = _run(model, state, ids, judge, stats, keep=len(ids))
     n_accepted = judge.n_accepted
     n_dropped = len(judge.ids) - n_accepted
-    if n_dropped:
+    if judge.ids:
         with stats.timed("rollback"):
             steps.choose_plane(state, n_dropped)
     return Verdict(judge.target_ids, logits, hidden, n_accepted, n_dropped, 0, draws=judge.draws)

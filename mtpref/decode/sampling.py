@@ -174,7 +174,7 @@ class Judge:
         if steps.accept_residual(p, q, u):
             edge = abs(p / q - u) if p < q else None
             return id, Draw(pos, id, p, q, p_accept, u_accept=u, edge=edge)
-        rest, u_rest = steps.residual(target, draft), self._sampler.u(RESIDUAL, pos, self._pos0)
+        rest, u_rest = steps.residual(id, target, draft), self._sampler.u(RESIDUAL, pos, self._pos0)
         edge = min(u - p / q, spec.draw_edge(rest, u_rest))
         return steps.residual_token(rest, u_rest), Draw(pos, id, p, q, p_accept, None, u, u_rest, edge)
 

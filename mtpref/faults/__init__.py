@@ -1,41 +1,69 @@
 """Injectable faults: real bugs of real engines, as replacements of single entries of the recipe or of weights.
 
-Owns the catalogue and `inject`. The reference knows nothing of it: no other room may name a fault. Families: W weights,
-G graph of the MTP block, C hand-over of hidden rows, K the head's KV cache, S recurrent state and roll back.
+Owns the catalogue and `inject`. The reference knows nothing of it: no other room may name a fault. Families (a file
+each, G's trunk layers in trunk.py): W weights, G graph, C hand-over of hidden rows, K the head's KV cache, S recurrent
+state and roll back, V verification and sampling, P policy; L are look-alikes, legal differences that are no faults.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from difflib import get_close_matches
 
 from mtpref.errors import MtprefError
-from mtpref.faults.cache import PROMPT_NOT_PRIMED
-from mtpref.faults.chain import LAST_VERIFY_ROW
-from mtpref.faults.fault import Fault
-from mtpref.faults.graph import CONCAT_SWAPPED
-from mtpref.faults.rollback import CONV_WINDOW_KEPT
-from mtpref.faults.weights import NORM_SHIFT_MISSING
+from mtpref.faults import cache, chain, graph, look_alikes, policy, rollback, trunk, verify, weights
+from mtpref.faults.fault import BUG_TYPES, FAMILIES, NEEDS, Fault, Signature, everywhere
 from mtpref.model import Model
 
-__all__ = ["FAULTS", "Fault", "find_fault", "inject"]
+__all__ = [
+    "BUG_TYPES",
+    "FAMILIES",
+    "FAULTS",
+    "NEEDS",
+    "Fault",
+    "Signature",
+    "everywhere",
+    "find_fault",
+    "inject",
+    "refuse_faults",
+]
 
-FAULTS: dict[str, Fault] = {
-    fault.id: fault
-    for fault in (NORM_SHIFT_MISSING, CONCAT_SWAPPED, LAST_VERIFY_ROW, PROMPT_NOT_PRIMED, CONV_WINDOW_KEPT)
-}
+_ROOMS = (weights, graph, trunk, chain, cache, rollback, verify, policy, look_alikes)
+FAULTS: dict[str, Fault] = {fault.id: fault for room in _ROOMS for fault in vars(room).values()
+                            if isinstance(fault, Fault)}  # fmt: skip
 
 
 def find_fault(id: str) -> Fault:
-    if id not in FAULTS:
-        raise MtprefError(f"fault {id[:40]!r} is unknown, expected one of {', '.join(FAULTS)}")
-    return FAULTS[id]
+    """The fault of this id; its number alone ("W1") will do.
+
+    Errors  MtprefError with the ids that are near
+    """
+    numbered = [fault for known, fault in FAULTS.items() if known == id or known.split("-")[0].lower() == id.lower()]
+    if numbered:
+        return numbered[0]
+    near = get_close_matches(id[:60], FAULTS, 3) or list(FAULTS)[:3]
+    raise MtprefError(f"fault {id[:60]!r} is unknown, expected e.g. {', '.join(near)}; all of them: mtpref faults")
 
 
-def inject(model: Model, fault: Fault) -> Model:
-    """The model with the fault in it. The model given is left as it is; faults can be laid over each other.
+def inject(model: Model, *faults: Fault) -> Model:
+    """The model with the faults in it. The model given is left as it is; faults can be laid over each other.
 
     Errors  MtprefError for a fault of the head's weights in a model without a head
     """
-    if fault.apply_weights is not None:
-        model = replace(model, weights=fault.apply_weights(model.weights))
-    if fault.apply_recipe is not None:
-        model = replace(model, recipe=fault.apply_recipe(model.recipe))
+    for fault in faults:
+        if fault.apply_weights is not None:
+            model = replace(model, weights=fault.apply_weights(model.weights))
+        if fault.apply_recipe is not None:
+            model = replace(model, recipe=fault.apply_recipe(model.recipe))
+        if fault.apply_model is not None:
+            model = fault.apply_model(model)
     return model
+
+
+def refuse_faults(ids: Iterable[str], what: str) -> None:
+    """Raise where faults are asked for and `what` ("golden vectors") may only come from the reference.
+
+    Errors  MtprefError naming them
+    """
+    named = ", ".join(ids)
+    if named:
+        raise MtprefError(f"--fault {named}: {what} come from the reference alone, expected no fault; leave it out")

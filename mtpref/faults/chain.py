@@ -1,13 +1,174 @@
 """Family C: the hand-over of hidden rows."""
 
-from mtpref.faults.fault import Fault
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.contract import MtpContract
+from mtpref.errors import MtprefError
+from mtpref.faults.fault import Fault, Signature, contract, steps
+from mtpref.model import Model
+from mtpref.steps import Hidden
+
+F32 = NDArray[np.float32]
+
+CHAIN_PRE_NORM = Fault(
+    id="C1-chain-pre-norm",
+    title="The chain carries the head's row from before its norm",
+    mechanism="Draft steps behind the first are fed the block's output instead of what shared_head_norm makes of it.",
+    bug_type="MISSING_STEP",
+    replaces=("contract.chain",),
+    predicted=Signature("", "a1 the same, a2 and later lower"),
+    seen=(
+        ("ik_llama.cpp #1815", "https://github.com/ikawrakow/ik_llama.cpp/pull/1815"),
+        ("vLLM #47448", "https://github.com/vllm-project/vllm/pull/47448"),
+        ("ATOM #1742", "https://github.com/ROCm/ATOM/pull/1742"),
+    ),
+    effect="GLM-5.2: AL 3.04 instead of 3.46; no difference on a dense 27B",
+    apply_recipe=contract(chain="pre"),
+)
+
+HIDDEN_OVERWRITTEN = Fault(
+    id="C2-hidden-overwritten",
+    title="The chain's hidden row is overwritten before it is read",
+    mechanism="The row is handed on as a pointer into a buffer that the next pass clears first: steps behind the first "
+    "see zeros. (In a real buffer it can be anything.)",
+    bug_type="STALE_STATE",
+    replaces=("steps.chain_hidden",),
+    predicted=Signature("", "a1 the same, a2 and later far lower"),
+    seen=(("ik_llama.cpp #1718", "https://github.com/ikawrakow/ik_llama.cpp/pull/1718"),),
+    effect="k = 2: code 61 instead of 85 %, extraction 60 instead of 98 %; k = 1 the same",
+    apply_recipe=steps(lambda table: {"chain_hidden": lambda rows, asked: np.zeros_like(rows.post)}),
+)
 
 LAST_VERIFY_ROW = Fault(
     id="C3-last-verify-row",
-    family="C",
     title="The next draft starts from the last row of the verified batch",
     mechanism="After a rejection the pending hidden row is that of the last drafted token, which was rejected, instead "
     "of the row of the last accepted one. Right while everything is accepted, and where rejected tokens are never run.",
-    links=("https://github.com/charlie12345/ROCmFPX/pull/15",),
-    apply_recipe=lambda recipe: recipe.with_steps(next_pending=lambda hidden, n_accepted: hidden[-1].copy()),
+    bug_type="STALE_STATE",
+    replaces=("steps.next_pending",),
+    predicted=Signature("", "lower", split="after a partial acceptance lower, after a full one the same"),
+    seen=(("ROCmFPX #15", "https://github.com/charlie12345/ROCmFPX/pull/15"),),
+    effect="438 of 438 on a predictable text; 141 of 2211 (6.4 %) instead of 31 % on another",
+    needs=("mtp", "snapshot"),
+    apply_recipe=steps(lambda table: {"next_pending": lambda hidden, n_accepted: hidden[-1].copy()}),
+)
+
+
+def _row_before(hidden: F32, n_accepted: int) -> F32:
+    return hidden[max(n_accepted - 1, 0)].copy()
+
+
+ROW_BEFORE_LAST = Fault(
+    id="C3b-row-before-last",
+    title="The next draft starts from the row before the last accepted one",
+    mechanism="The row of the pending hidden is counted from the drafted tokens, not from the batch, which has the "
+    "opening token in front of them: one too early, where anything was accepted.",
+    bug_type="OFF_BY_ONE",
+    replaces=("steps.next_pending",),
+    predicted=Signature("", "lower", split="after an acceptance lower, the first round the same"),
+    seen=(("ROCmFPX #15", "https://github.com/charlie12345/ROCmFPX/pull/15"),),
+    apply_recipe=steps(lambda table: {"next_pending": _row_before}),
+)
+
+SAME_TOKEN_PAIRING = Fault(
+    id="C4-same-token-pairing",
+    title="Kept tokens are paired with their own hidden row",
+    mechanism="In the prompt and in the catch-up pass position p gets (x_p, h_p) instead of (x_p, h_{p-1}): every cell "
+    "of the head's KV is wrong, drafts themselves are paired right.",
+    bug_type="OFF_BY_ONE",
+    replaces=("steps.pair_hidden",),
+    predicted=Signature("mtp_hnorm", "lower"),
+    seen=(
+        ("ik_llama.cpp #1979", "https://github.com/ikawrakow/ik_llama.cpp/pull/1979"),
+        ("ik_llama.cpp #1987", "https://github.com/ikawrakow/ik_llama.cpp/pull/1987"),
+    ),
+    effect="64 to 65 % instead of 88 to 89 %",
+    apply_recipe=steps(lambda table: {"pair_hidden": lambda hidden, pending: hidden}),
+)
+
+CACHED_DRAFT = Fault(
+    id="C5-cached-draft",
+    title="The next draft starts from the row of the round's opening token",
+    mechanism="A shortcut reuses the state that the last draft began with: its hidden row does not move on with what "
+    "was accepted.",
+    bug_type="STALE_STATE",
+    replaces=("steps.next_pending",),
+    predicted=Signature("", "lower", split="after an acceptance lower, after a rejection of all the same"),
+    seen=(("ik_llama.cpp #1979", "https://github.com/ikawrakow/ik_llama.cpp/pull/1979"),),
+    apply_recipe=steps(lambda table: {"next_pending": lambda hidden, n_accepted: hidden[0].copy()}),
+)
+
+
+def _stale_opening(id_last: int, last_targets: Sequence[int]) -> int:
+    return last_targets[-1] if last_targets else id_last
+
+
+STALE_LOGITS_ROW = Fault(
+    id="C6-stale-logits-row",
+    title="The draft is read from the row of a rejected token",
+    mechanism="The head's logits are taken at the last row of the verified batch: after a rejection they continue a "
+    "text that was never written.",
+    bug_type="STALE_STATE",
+    replaces=("steps.next_pending", "steps.draft_opening"),
+    predicted=Signature("", "far lower", split="after a partial acceptance near 0, after a full one the same"),
+    seen=(
+        ("llama.cpp #20700", "https://github.com/ggml-org/llama.cpp/pull/20700"),
+        ("TensorRT-LLM #12588", "https://github.com/NVIDIA/TensorRT-LLM/pull/12588"),
+        ("ik_llama.cpp #1862", "https://github.com/ikawrakow/ik_llama.cpp/pull/1862"),
+    ),
+    effect="13 %, and 95 % with a cooldown after rejections",
+    needs=("mtp", "snapshot"),
+    apply_recipe=steps(
+        lambda table: {"next_pending": lambda hidden, n: hidden[-1].copy(), "draft_opening": _stale_opening}
+    ),
+)
+
+
+def _lost_at_boundary(hidden: F32, is_last: bool) -> F32:
+    return hidden[-1].copy() if is_last else np.zeros_like(hidden[-1])
+
+
+BATCH_BOUNDARY_ROW = Fault(
+    id="C7-batch-boundary-row",
+    title="The hidden row does not cross the prompt's batches",
+    mechanism="The first token of each later batch of the prompt is paired with a row that nobody filled, here zeros.",
+    bug_type="MISSING_STEP",
+    replaces=("steps.prompt_pending",),
+    predicted=Signature("", "a little lower", drift="only with prompts longer than a batch"),
+    seen=(
+        ("ik_llama.cpp #1894", "https://github.com/ikawrakow/ik_llama.cpp/pull/1894"),
+        ("llama.cpp #22673", "https://github.com/ggml-org/llama.cpp/pull/22673"),
+    ),
+    effect="69 to 78 % instead of 87 %",
+    needs=("mtp", "batches"),
+    apply_recipe=steps(lambda table: {"prompt_pending": _lost_at_boundary}),
+)
+
+
+def _renormed(model: Model) -> Model:
+    if model.weights.mtp is None:
+        raise MtprefError("fault: the model has no MTP head with a norm of its own; use a file with a head")
+    weight, eps, norm = model.weights.mtp.shared_head_norm, model.config.rms_eps, model.recipe.head_ops.rms_norm
+    before = model.recipe.steps.chain_hidden
+
+    def chain_hidden(rows: Hidden, asked: MtpContract) -> F32:
+        return np.asarray(norm(before(rows, asked), weight, eps))
+
+    return replace(model, recipe=model.recipe.with_steps(chain_hidden=chain_hidden))
+
+
+CHAIN_RENORMED = Fault(
+    id="C8-chain-renormed",
+    title="The chain's row is normed twice",
+    mechanism="shared_head_norm is applied to a row that has it, before the next step's hnorm.",
+    bug_type="DOUBLE_STEP",
+    replaces=("steps.chain_hidden",),
+    predicted=Signature("", "a1 the same, a2 and later lower"),
+    seen=(("imp #175", "https://github.com/kekzl/imp/pull/175"),),
+    effect="k0 22.4 %, k1 1.6 %, with other faults beside it",
+    apply_model=_renormed,
 )

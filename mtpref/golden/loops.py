@@ -11,11 +11,11 @@ import numpy as np
 
 from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
 from mtpref.decode.drafters import Draft, Drafter
-from mtpref.decode.policy import PolicyState, after_round, draft_limit, proposed, takes
 from mtpref.events import Drafted, DraftStep, RunEnded, Token, Verified
 from mtpref.golden.format import param_float
 from mtpref.golden.port import Inputs, Outputs, distribution
 from mtpref.model import Model
+from mtpref.policy import PolicyState
 from mtpref.recipe import Recipe
 from mtpref.spec import P_ONE
 from mtpref.state import ModelState
@@ -31,7 +31,7 @@ def accept_greedy(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> 
     draft, target, eog = list(params["draft"]), list(params["target"]), frozenset(params["eog"])
     n = int(recipe.steps.accept_greedy(draft, target, eog))
     ended = n > 0 and draft[n - 1] in eog
-    return {"n_accepted": n, "emitted": draft[:n] + ([] if ended else [target[n]])}
+    return {"n_accepted": n, "emitted": list(recipe.steps.emitted(draft, n, target))[: n if ended else None]}
 
 
 def accept_residual(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
@@ -48,14 +48,14 @@ def accept_residual(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -
         if steps.accept_residual(targets[i].prob(id), q.prob(id), float.fromhex(params["u_accept"][i])):
             target_ids.append(id)
             continue
-        rest = steps.residual(targets[i], q)
+        rest = steps.residual(id, targets[i], q)
         target_ids.append(steps.residual_token(rest, float.fromhex(params["u_residual"][i])))
         break
     else:
         target_ids.append(steps.bonus_token(targets[-1], float.fromhex(params["u_bonus"])))
     n = int(steps.accept_greedy(draft, target_ids, eog))
     ended = n > 0 and draft[n - 1] in eog
-    return {"n_accepted": n, "emitted": [int(i) for i in draft[:n] + ([] if ended else [target_ids[n]])]}
+    return {"n_accepted": n, "emitted": [int(i) for i in steps.emitted(draft, n, target_ids)][: n if ended else None]}
 
 
 def policy_config(params: Mapping[str, Any]) -> PolicyConfig:
@@ -67,15 +67,15 @@ def policy_config(params: Mapping[str, Any]) -> PolicyConfig:
 
 def policy(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """Draft length and cooldown over rounds of given candidates and acceptances. Probabilities in units of 2**-32."""
-    cfg, state = policy_config(params), PolicyState()
+    cfg, state, steps = policy_config(params), PolicyState(), recipe.steps
     limits, n_drafted, cooldowns = [], [], []
     for step in params["rounds"]:
-        limit = draft_limit(cfg, state, int(step["n_room"]))
+        limit = steps.draft_limit(cfg, state, int(step["n_room"]))
         taken = 0
-        while taken < min(limit, len(step["p"])) and takes(cfg, int(step["p"][taken])):
+        while taken < min(limit, len(step["p"])) and steps.takes(cfg, int(step["p"][taken])):
             taken += 1
-        n = proposed(cfg, taken, limit)
-        state = after_round(cfg, state, n, min(n, int(step["n_accepted"])))
+        n = steps.proposed(cfg, taken, limit)
+        state = steps.after_round(cfg, state, n, min(n, int(step["n_accepted"])))
         limits.append(limit)
         n_drafted.append(n)
         cooldowns.append(state.n_cooldown)

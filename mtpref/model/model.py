@@ -160,38 +160,24 @@ class Model:
         mw = self.weights.mtp
         if mw is None or self.mtp_layer is None:
             raise MtprefError("the model has no MTP head; use --spec-type none")
-        if state.n_mtp == 0:
-            state.mtp_start = first_pos
-        if first_pos != state.mtp_pos:
-            raise ValueError(f"MTP cells end at position {state.mtp_pos}, the batch starts at {first_pos}")
-        tokens = self._checked(ids)
-        ops, contract, eps = self.recipe.ops, self.recipe.contract, self.config.rms_eps
+        steps, contract, eps = self.recipe.steps, self.recipe.contract, self.config.rms_eps
+        steps.place_mtp(state, first_pos)
+        tokens, ops = self._checked(ids), self.recipe.head_ops
         state.reserve_mtp(len(tokens))
         tap_il = partial(_tap_mtp, tap, self.config.n_layer)
 
         # EMBED
-        embd = ops.get_rows(mw.embed_tokens, tokens)
-        if contract.first == "zero_embd" and first_pos == contract.first_pos:
-            embd[0] = 0.0
+        embd = steps.mtp_embedding(ops.get_rows(mw.embed_tokens, tokens), first_pos, contract)
         tap_il("tok_embd", embd)
-        hnorm = ops.rms_norm(hidden, mw.hnorm, eps)
-        enorm = ops.rms_norm(embd, mw.enorm, eps)
-        tap_il("hnorm", hnorm)
-        tap_il("enorm", enorm)
-        pair = (enorm, hnorm) if contract.concat == "eh" else (hnorm, enorm)
-        joined = ops.mtp_concat(*pair)
-        tap_il("concat", joined)
-        x = ops.mul_mat(mw.eh_proj, joined)
-        tap_il("eh_proj", x)
+        x = ops.mtp_input(ops, mw, embd, hidden, eps, contract.concat, tap_il)
 
         # BLOCK
-        pos = np.arange(first_pos, first_pos + len(tokens), dtype=np.int32) + np.int32(contract.pos_offset)
-        span = Span(ops, pos, state.n_mtp, 1)
+        span = Span(ops, steps.mtp_positions(first_pos, len(tokens), contract), state.n_mtp, 1)
         x = self._block(self.mtp_layer, mw.block, x, state.mtp, span, tap_il)
         state.n_mtp += len(tokens)
 
         # HEAD
-        post = ops.rms_norm(x, mw.shared_head_norm, eps)
+        post = ops.mtp_norm(ops, x, mw.shared_head_norm, eps)
         tap("mtp_h_nextn", post)
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()

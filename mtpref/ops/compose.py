@@ -1,5 +1,5 @@
-"""Coarse operations composed of fine ones: a whole DeltaNet layer, attention layer, feed-forward network,
-head.
+"""Coarse operations composed of fine ones: a whole DeltaNet layer, attention layer, feed-forward network, head, and
+the two ends of the MTP block.
 
 Owns the order in which a layer applies its operations, and the cb() names under which a tap sees their
 results. It must not know which table it runs on, nor hold state: arrays of state come in as arguments.
@@ -153,3 +153,28 @@ def head(ops: Ops, output: Any, h: F32, n_rows: int | None) -> F32:
     """
     rows = output if n_rows is None or n_rows >= output.n_out else output.rows(0, n_rows)
     return ops.mul_mat(rows, h)
+
+
+def mtp_input(ops: Ops, w: Any, embd: F32, hidden: F32, eps: float, order: str, tap: LayerTap) -> F32:
+    """The input of the MTP block: eh_proj([enorm(embedding) ; hnorm(hidden)]). S8, S8, S19, S6.
+
+    Shapes   embd, hidden: (T, n_embd); w: the head's enorm, hnorm (n_embd,) and eh_proj (n_embd, 2 * n_embd);
+             order: "eh" or "he" (MtpContract.concat) -> (T, n_embd)
+    """
+    hnorm = ops.rms_norm(hidden, w.hnorm, eps)
+    enorm = ops.rms_norm(embd, w.enorm, eps)
+    tap("hnorm", hnorm)
+    tap("enorm", enorm)
+    joined = ops.mtp_concat(*((enorm, hnorm) if order == "eh" else (hnorm, enorm)))
+    tap("concat", joined)
+    x = ops.mul_mat(w.eh_proj, joined)
+    tap("eh_proj", x)
+    return x
+
+
+def mtp_norm(ops: Ops, x: F32, weight: F32, eps: float) -> F32:
+    """The norm behind the MTP block, in front of its output head: shared_head_norm. S8.
+
+    Shapes   x: (T, n_embd), weight: (n_embd,) -> (T, n_embd)
+    """
+    return ops.rms_norm(x, weight, eps)

@@ -11,6 +11,8 @@ COMPOSED: dict[str, Op] = {
     "attn_layer": compose.attn_layer,
     "ffn": compose.ffn,
     "head": compose.head,
+    "mtp_input": compose.mtp_input,
+    "mtp_norm": compose.mtp_norm,
 }
 
 

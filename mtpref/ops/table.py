@@ -39,10 +39,12 @@ class Ops:
     mtp_concat: Op  # S19
     argmax: Op  # S21
     top_candidates: Op  # S22
-    delta_layer: Op  # compose.py, as the next three
+    delta_layer: Op  # compose.py, as the next five
     attn_layer: Op
     ffn: Op
     head: Op
+    mtp_input: Op
+    mtp_norm: Op
     composed: Mapping[str, Op]  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Op) -> "Ops":
@@ -58,6 +60,8 @@ PARTS: dict[str, frozenset[str]] = {
     "attn_layer": frozenset({"mul_mat", "split_q_gate", "rms_norm", "rope", "store_kv", "attention", "attn_gate"}),
     "ffn": frozenset({"mul_mat", "swiglu"}),
     "head": frozenset({"mul_mat"}),
+    "mtp_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),
+    "mtp_norm": frozenset({"rms_norm"}),
 }
 
 FINE = tuple(f.name for f in fields(Ops) if f.name not in PARTS and f.name != "composed")

@@ -71,6 +71,14 @@ def draws(cfg: PolicyConfig, p: int, n_drawn: int) -> bool:
     return p >= cfg.p_min or 0 < n_drawn < cfg.n_min
 
 
+def keeps_drawn(cfg: PolicyConfig, p: int) -> bool:
+    """`residual`: whether a token that was drawn is proposed: always; p is its own probability.
+
+    Rule  what was drawn must be judged, or the text loses tokens by their improbability
+    """
+    return True
+
+
 def proposed(cfg: PolicyConfig, n_drafted: int, limit: int) -> int:
     """How many drafted tokens are proposed: all, or none where p_min left fewer than n_min of them.
 

@@ -1,0 +1,152 @@
+"""Look-alikes: legal differences between engines. They move numbers; none is a fault, and none may be blamed."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.faults.fault import Fault, Signature, all_ops, head_ops, steps
+from mtpref.ops import Op, Ops
+from mtpref.policy import PolicyConfig
+from mtpref.recipe import Recipe, make_recipe
+from mtpref.spec import P_ONE, Matrix
+from mtpref.steps import Step, Steps
+
+F32 = NDArray[np.float32]
+WIDE_BLOCK = 256
+
+
+def _by_halves(ops: Ops) -> dict[str, Op]:
+    """Products of batches of several tokens as the sum of two: blocks 0, 2, 4, .. and blocks 1, 3, 5, .."""
+
+    def mul_mat(w: Matrix, x: F32) -> F32:
+        block = WIDE_BLOCK if w.n_in % (2 * WIDE_BLOCK) == 0 else 32
+        if len(x) == 1 or w.n_in % (2 * block):
+            return np.asarray(ops.mul_mat(w, x))
+        is_odd = np.arange(w.n_in) // block % 2 == 1
+        zero = np.float32(0)
+        return np.asarray(ops.mul_mat(w, np.where(is_odd, zero, x)) + ops.mul_mat(w, np.where(is_odd, x, zero)))
+
+    return {"mul_mat": mul_mat}
+
+
+BATCH_WIDTH_NOISE = Fault(
+    id="L1-batch-width-noise",
+    title="Batches of several tokens are summed in another order",
+    mechanism="Kernels for several rows add up differently from those for one: the last bits depend on the batch.",
+    bug_type="LOOK_ALIKE",
+    replaces=("ops.mul_mat",),
+    predicted=Signature("linear_attn_qkv_mixed", "the same up to near ties"),
+    seen=(("llama.cpp #23335", "https://github.com/ggml-org/llama.cpp/issues/23335"),),
+    effect="greedy text differs between draft lengths with Q4_K_M, not with Q8_0",
+    needs=(),
+    apply_recipe=all_ops(_by_halves),
+)
+
+
+def _takes(cfg: PolicyConfig, p: int) -> bool:
+    return p >= max(cfg.p_min, P_ONE // 2)
+
+
+def _draws(cfg: PolicyConfig, p: int, n_drawn: int) -> bool:
+    return _takes(cfg, p) or 0 < n_drawn < cfg.n_min
+
+
+P_MIN = Fault(
+    id="L4-p-min",
+    title="p_min is at least 0.5",
+    mechanism="Only drafts that the head is sure of are proposed: what is counted as acceptance goes up.",
+    bug_type="LOOK_ALIKE",
+    replaces=("steps.takes", "steps.draws"),
+    predicted=Signature("", "higher, from fewer drafts"),
+    seen=(("llama.cpp #27210", "https://github.com/ggml-org/llama.cpp/pull/27210"),),
+    effect="74 % at p_min 0, 95 % at 0.8",
+    apply_recipe=steps(lambda table: {"takes": _takes, "draws": _draws}),
+)
+
+KV_F16 = Fault(
+    id="L9-kv-f16",
+    title="The KV caches are F16",
+    mechanism="Keys and values are rounded to 16 bits, in trunk and head. The default of `ggml` numerics.",
+    bug_type="LOOK_ALIKE",
+    replaces=("kv_type", "kv_type_draft"),
+    predicted=Signature("attn_pregate", "the same up to near ties"),
+    needs=("wide numerics",),
+    apply_model=lambda model: replace(model, kv_type="F16", kv_type_draft="F16"),
+)
+
+
+def _trimmed(ops: Ops) -> dict[str, Op]:
+    def head(table: Ops, output: Matrix, h: F32, n_rows: int | None) -> F32:
+        half = (output.n_out + 1) // 2
+        return np.asarray(ops.composed["head"](table, output, h, half if n_rows is None else min(n_rows, half)))
+
+    return {"head": head}
+
+
+TRIMMED_VOCABULARY = Fault(
+    id="L10-trimmed-vocabulary",
+    title="The head can name only the first half of its rows",
+    mechanism="A trimmed head (FastMTP) costs the drafts that it cannot name.",
+    bug_type="LOOK_ALIKE",
+    replaces=("mtp_ops.head",),
+    predicted=Signature("mtp_result_output", "lower, most where rare ids are due"),
+    seen=(("llama.cpp #25187", "https://github.com/ggml-org/llama.cpp/issues/25187"),),
+    effect="60.8 instead of 68.1 % with 32k of 248k rows",
+    apply_recipe=head_ops(_trimmed),
+)
+
+
+def _other_numerics(recipe: Recipe) -> Recipe:
+    other = "ggml" if recipe.numerics == "exact" else "exact"
+    return recipe.with_ops(mul_mat=make_recipe(other).ops.mul_mat)
+
+
+ACTIVATION_QUANTISATION = Fault(
+    id="L11-activation-quantisation",
+    title="Products quantise activations, or do not",
+    mechanism="Engines differ in whether activations meet the weights as float32 or quantised by block. Here: the rule "
+    "of the numerics that are not in use.",
+    bug_type="LOOK_ALIKE",
+    replaces=("ops.mul_mat",),
+    predicted=Signature("linear_attn_qkv_mixed", "the same up to near ties"),
+    needs=(),
+    apply_recipe=_other_numerics,
+)
+
+
+def _longer(table: Steps) -> dict[str, Step]:
+    def draft_limit(cfg: PolicyConfig, *rest: object) -> int:
+        return int(table.draft_limit(replace(cfg, n_max=cfg.n_max + 2), *rest))
+
+    return {"draft_limit": draft_limit}
+
+
+LONGER_DRAFTS = Fault(
+    id="L12-longer-drafts",
+    title="Drafts are two tokens longer",
+    mechanism="Positions behind the last one are accepted less often, and the first one less often too: longer runs "
+    "swallow the easy starts.",
+    bug_type="LOOK_ALIKE",
+    replaces=("steps.draft_limit",),
+    predicted=Signature("", "lower over all"),
+    seen=(("vLLM #48892", "https://github.com/vllm-project/vllm/pull/48892"),),
+    effect="a1 83.4 % at k = 1, 76.2 % at k = 8",
+    apply_recipe=steps(_longer),
+)
+
+
+def _cooling(table: Steps) -> dict[str, Step]:
+    return {"after_round": lambda cfg, *rest: table.after_round(replace(cfg, cooldown=max(cfg.cooldown, 1)), *rest)}
+
+
+COOLDOWN = Fault(
+    id="L13-cooldown",
+    title="A silent round follows each round without an acceptance",
+    mechanism="A cooldown of one round, as in llama.cpp PR #20700: fewer drafts, at better places.",
+    bug_type="LOOK_ALIKE",
+    replaces=("steps.after_round",),
+    predicted=Signature("", "about the same, from fewer drafts"),
+    seen=(("llama.cpp #20700", "https://github.com/ggml-org/llama.cpp/pull/20700"),),
+    apply_recipe=steps(_cooling),
+)
