@@ -52,7 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     "decode": {"errors", "events", "model", "policy", "spec", "state", "steps", "vocab"},
     "trace": {"errors", "events", "vocab"},
     "dump": {"contract", "errors", "gguf", "model"},
-    "compare": {"dump", "errors", "gguf", "quants"},
+    "tensor_files": {"errors", "gguf"},
+    "compare": {"dump", "errors", "events", "gguf", "llama_cpp", "quants", "tensor_files"},
     "golden": {
         "policy",
         "config",
@@ -67,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
         "spec",
         "state",
     },
-    "llama_cpp": {"errors", "gguf"},
+    "llama_cpp": {"errors", "gguf", "tensor_files"},
     "identify": {"gguf"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},

@@ -1,0 +1,158 @@
+"""NumPy's .npz (a ZIP of .npy members) and a single .npy.
+
+np.load would allocate what a header claims before it looks at the data: here a header must agree with the size of its
+member, and a member may not unpack to much more than the file. No pickles.
+"""
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.errors import MtprefError
+from mtpref.gguf import printable
+from mtpref.tensor_files.whole import write_whole
+
+MAX_MEMBERS = 100_000
+MAX_HEADER = 10_000  # NumPy's own limit
+# What a packed member may become: zeros pack a thousandfold, so small ones pass, and so does anything that is packed
+# less than 100 times.
+FREE_BYTES = 64 << 20
+MAX_RATIO = 100
+_BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError, struct.error,
+           zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)  # fmt: skip
+
+
+class NpzFile:
+    """An .npz or .npy file, open for reading; a single .npy has one array, named like the file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.label = printable(str(path), 400)
+        self._zip: zipfile.ZipFile | None = None
+        self._members: dict[str, str] = {}
+        try:
+            with self.path.open("rb") as file:
+                is_zip = file.read(2) == b"PK"
+            self._n_bytes = self.path.stat().st_size
+            if is_zip:
+                self._zip = zipfile.ZipFile(self.path)
+                names = self._zip.namelist()
+                self._members = {name.removesuffix(".npy"): name for name in names if name.endswith(".npy")}
+        except _BROKEN as error:
+            raise self._refuse(error) from None
+        if self._zip is None:
+            self._members = {self.path.stem: ""}
+        elif not self._members or len(names) > MAX_MEMBERS:
+            self.close()
+            raise MtprefError(f"{self.label}: a ZIP file of {len(names)} members, expected 1 .. {MAX_MEMBERS} named "
+                              "*.npy, as numpy.savez writes them")  # fmt: skip
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._members)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with self._open(name) as (file, n_bytes):
+            return self._checked(self._header, file, n_bytes)[0]
+
+    def values(self, name: str) -> NDArray:
+        """Errors  MtprefError for a damaged member, or a type that is no number"""
+        with self._open(name) as (file, n_bytes):
+            shape, is_fortran, dtype = self._checked(self._header, file, n_bytes)
+            raw = self._checked(_read_exactly, file, math.prod(shape) * dtype.itemsize)
+        array: NDArray = np.frombuffer(raw, dtype).reshape(shape[::-1] if is_fortran else shape)
+        array = array.T if is_fortran else array
+        return array.astype(dtype.newbyteorder("="), copy=False)
+
+    def close(self) -> None:
+        if self._zip is not None:
+            self._zip.close()
+
+    def _open(self, name: str) -> "_Member":
+        try:
+            if self._zip is None:
+                return _Member(self.path.open("rb"), self._n_bytes)
+            info = self._zip.getinfo(self._members[name])
+            if info.file_size > max(FREE_BYTES, MAX_RATIO * self._n_bytes):
+                raise ValueError(f"{printable(name)} unpacks to {info.file_size} bytes")
+            return _Member(self._zip.open(info), info.file_size)  # type: ignore[arg-type]
+        except _BROKEN as error:
+            raise self._refuse(error) from None
+
+    def _header(self, file: BinaryIO, n_bytes: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+        """Shape, Fortran order and type; they must agree with the size of the member."""
+        if file.read(6) != b"\x93NUMPY":
+            raise ValueError("no .npy member")
+        major = file.read(2)[0]
+        size = struct.calcsize("<H" if major == 1 else "<I")
+        length = int.from_bytes(_read_exactly(file, size), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        text = struct.pack("<H", length) + _read_exactly(file, length)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text), MAX_HEADER)
+        if dtype.kind not in "fiu" or dtype.itemsize > 8:
+            raise ValueError(f"type {dtype}, expected floats or integers")
+        if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != n_bytes - 8 - size - length:
+            raise ValueError(f"shape {shape} of {dtype} in {n_bytes} bytes")
+        return shape, is_fortran, dtype
+
+    def _checked(self, read, *arguments):  # type: ignore[no-untyped-def]
+        try:
+            return read(*arguments)
+        except _BROKEN as error:
+            raise self._refuse(error) from None
+
+    def _refuse(self, error: BaseException) -> MtprefError:
+        what = printable(str(getattr(error, "strerror", None) or error or type(error).__name__), 120)
+        return MtprefError(
+            f"{self.label}: no usable NumPy file ({what}); expected what numpy.save or numpy.savez writes"
+        )
+
+
+class _Member:
+    """A member that is open, and how many bytes it has."""
+
+    def __init__(self, file: BinaryIO, n_bytes: int) -> None:
+        self._file, self._n_bytes = file, n_bytes
+
+    def __enter__(self) -> tuple[BinaryIO, int]:
+        return self._file, self._n_bytes
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _read_exactly(file: BinaryIO, n_bytes: int) -> bytes:
+    """So many bytes, in pieces: a damaged member ends early and must not cost what it claims."""
+    pieces, left = [], n_bytes
+    while left:
+        piece = file.read(min(left, 1 << 20))
+        if not piece:
+            raise ValueError(f"ends {left} bytes early")
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def write_npz(path: str | Path, tensors: Mapping[str, NDArray]) -> None:
+    """An .npz that is not packed, the same bytes for the same input (the time stamps are ZIP's least).
+
+    Errors  MtprefError for a target that cannot be written
+    """
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+            for name, array in tensors.items():
+                info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
+                with packed.open(info, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
+
+    write_whole(path, write)

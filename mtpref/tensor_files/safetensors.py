@@ -1,0 +1,118 @@
+"""safetensors: 8 bytes of header length, a JSON header, then the data.
+
+A reader of our own, since the container is a page: the safetensors package would be a dependency with a compiled part
+for forty lines, and its NumPy door cannot give BF16. The package reads what is written here, and the other way round
+(tests/test_tensor_files.py).
+Source: the format's own page, github.com/huggingface/safetensors README, "Format".
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.errors import MtprefError
+from mtpref.gguf import printable
+from mtpref.tensor_files.whole import write_whole
+
+MAX_HEADER = 100_000_000  # the package's own limit
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1",
+}  # fmt: skip
+_NAMES = {np.dtype(text): name for name, text in DTYPES.items() if name != "BF16"}
+_EXPECTED = "expected a .safetensors file"
+
+
+class SafetensorsFile:
+    """A .safetensors file, open for reading. `names` are in the order of the data."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.label = printable(str(path), 400)
+        try:
+            with self.path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise MtprefError(f"{self.label}: cannot be read ({error}); {_EXPECTED}") from None
+        try:
+            self._tensors = self._header()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+            self.close()
+            raise MtprefError(f"{self.label}: damaged ({printable(str(error), 120)}); {_EXPECTED}") from None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name][1]
+
+    def values(self, name: str) -> NDArray:
+        """A copy; BF16 comes as float32 (exact)."""
+        dtype_name, shape, start = self._tensors[name]
+        array = np.frombuffer(self._map, DTYPES[dtype_name], math.prod(shape), start).reshape(shape)
+        if dtype_name == "BF16":
+            return np.asarray((array.astype(np.uint32) << np.uint32(16)).view(np.float32))
+        return array.copy()
+
+    def close(self) -> None:
+        self._map.close()
+
+    def _header(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
+        n_bytes = len(self._map)
+        length = int.from_bytes(self._map[:8], "little")
+        if n_bytes < 8 or length > min(MAX_HEADER, n_bytes - 8):
+            raise ValueError(f"a header of {length} bytes in a file of {n_bytes}")
+        header = json.loads(self._map[8 : 8 + length])
+        if not isinstance(header, dict):
+            raise ValueError("a header that is no JSON object")
+        header.pop("__metadata__", None)
+        found = [self._entry(name, record, 8 + length) for name, record in header.items()]
+        return dict(sorted(found, key=lambda item: item[1][2]))
+
+    def _entry(self, name: str, record: dict[str, Any], data: int) -> tuple[str, tuple[str, tuple[int, ...], int]]:
+        dtype_name, shape, (start, end) = record["dtype"], tuple(record["shape"]), record["data_offsets"]
+        if dtype_name not in DTYPES:
+            raise ValueError(f"tensor {printable(name)} has type {dtype_name}, not one of {', '.join(DTYPES)}")
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, end)) or len(shape) > 16:
+            raise ValueError(f"tensor {printable(name)} has no whole numbers for shape and offsets")
+        size = math.prod(shape) * np.dtype(DTYPES[dtype_name]).itemsize
+        if end - start != size or data + end > len(self._map):
+            raise ValueError(f"tensor {printable(name)} needs {size} bytes, has {start} .. {end} of the data")
+        return name, (dtype_name, shape, data + start)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, NDArray], bf16: frozenset[str] = frozenset()) -> None:
+    """A .safetensors file; the same bytes for the same input.
+
+    bf16    names of uint16 arrays that hold BF16 bits
+    Errors  MtprefError for a target that cannot be written; ValueError for a type that the container lacks
+    """
+    header, offset, arrays = {}, 0, []
+    for name, given in tensors.items():
+        array = np.ascontiguousarray(given).reshape(given.shape)
+        dtype_name = "BF16" if name in bf16 else _NAMES.get(array.dtype.newbyteorder("<"))
+        if dtype_name is None:
+            raise ValueError(f"safetensors: {name} has dtype {array.dtype}")
+        header[name] = {
+            "dtype": dtype_name,
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+        arrays.append(array)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+
+    write_whole(path, write)
