@@ -69,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "state",
     },
     "llama_cpp": {"errors", "gguf", "tensor_files"},
+    "probe": {"contract", "draft_vocab", "errors", "gguf", "model", "ops", "spec", "state", "steps", "vocab"},
     "identify": {"gguf"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},

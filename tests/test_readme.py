@@ -24,7 +24,9 @@ def block(marker):
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "mtpref" / "data").mkdir(parents=True)
-    shutil.copy(ROOT / "mtpref" / "data" / "tiny.gguf", folder / "mtpref" / "data")
+    (folder / "docs").mkdir()
+    for name in ("mtpref/data/tiny.gguf", "README.md", "docs/glossary.md"):
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 

@@ -1,0 +1,162 @@
+"""Negative controls and other contracts: heads that are fed wrongly on purpose, and guesses that need no head.
+
+Owns what each is. All of them are changes of the probe's own recipe, on the same trunk rows and positions as the head
+that is probed; a rate means something as far as it is above theirs.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref import spec
+from mtpref.contract import CHOICES, PRESETS, MtpContract, describe
+from mtpref.model import Model
+from mtpref.probe.count import Bools, Estimate, Judged, block_ids, difference, judge
+from mtpref.probe.walk import Seen, Variant
+
+MAIN = "head"
+DELAY = 64
+# What a text cannot show: these fields speak of the loop between two rounds, not of a head over a text.
+INVISIBLE = ("prompt_end", "new_prompt", "replay")
+
+
+def with_contract(model: Model, contract: MtpContract) -> Model:
+    return replace(model, recipe=replace(model.recipe, contract=contract))
+
+
+def controls(model: Model) -> list[Variant]:
+    """The controls that run the head, one draft step each."""
+    contract = model.recipe.contract
+    other_norm = "pre" if contract.hidden == "post" else "post"
+    other_order = "he" if contract.concat == "eh" else "eh"
+    out = [
+        Variant(
+            f"hidden={other_norm}",
+            with_contract(model, replace(contract, hidden=other_norm)),
+            1,
+            f"the trunk's rows {'before' if other_norm == 'pre' else 'after'} the final norm",
+        ),
+        Variant(
+            f"concat={other_order}",
+            with_contract(model, replace(contract, concat=other_order)),
+            1,
+            "the halves of eh_proj's input swapped",
+        ),
+    ]
+    if contract.prime == "prompt":
+        unprimed = with_contract(model, replace(contract, prime="none"))
+        out.append(Variant("prime=none", unprimed, 1, "the head's KV holds nothing of the text"))
+    attention_off = replace(model, recipe=model.recipe.with_ops(attn_layer=_no_attention))
+    out.append(Variant("no-attention", attention_off, 1, "the block's attention adds zero"))
+    out.append(Variant("other-hidden", model, 1, f"the hidden row of {DELAY} positions earlier", DELAY))
+    return out
+
+
+def _no_attention(ops: Any, w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
+    return np.zeros_like(x)
+
+
+def contracts(model: Model, n_draft: int) -> list[Variant]:
+    """The probed contract, the presets, and every change of a single field that a text can show."""
+    base = model.recipe.contract
+    wanted = [base, *PRESETS.values()]
+    for field in fields(MtpContract):
+        if field.name not in INVISIBLE:
+            wanted += [replace(base, **{field.name: choice}) for choice in CHOICES[field.name]]  # type: ignore[arg-type]
+    unique = {_visible(contract): contract for contract in reversed(wanted)}
+    return [
+        Variant(describe(contract), with_contract(model, contract), n_draft)
+        for contract in dict.fromkeys(unique[_visible(c)] for c in wanted)
+    ]
+
+
+def _visible(contract: MtpContract) -> tuple[Any, ...]:
+    return tuple(getattr(contract, f.name) for f in fields(MtpContract) if f.name not in INVISIBLE)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control's a_1 and how far the head is above it, at the same positions."""
+
+    name: str
+    about: str
+    rate: Estimate
+    head_less_control: Estimate
+
+    @property
+    def is_beaten(self) -> bool | None:
+        """Whether the head is above it for sure; None: too little text to say."""
+        low = self.head_less_control.low
+        return None if low is None else low > 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "about": self.about,
+            "a1": self.rate.to_json(),
+            "head_less_control": self.head_less_control.to_json(),
+            "is_beaten": self.is_beaten,
+        }
+
+
+def compare_controls(windows: Sequence[Seen], variants: Sequence[Variant], block: int) -> list[Control]:
+    """Every control beside the head: those that ran it, and four that need no run."""
+    head = _first_step(judge(windows, MAIN, "trunk", block))
+    rows = [(v.name, v.about, _first_step(judge(windows, v.name, "trunk", block))) for v in variants]
+    blocks = block_ids(windows, block)
+    for name, about, right in _guesses(windows):
+        rows.append((name, about, Judged(head.reached, right[:, None], blocks)))
+    return [Control(n, about, judged.unconditional()[0], difference(head, judged)) for n, about, judged in rows]
+
+
+def _first_step(judged: Judged) -> Judged:
+    return Judged(judged.reached[:, :1], judged.right[:, :1], judged.blocks)
+
+
+def _guesses(windows: Sequence[Seen]) -> list[tuple[str, str, Bools]]:
+    draft = np.concatenate([seen.heads[MAIN].draft[:, 0] for seen in windows])
+    target = np.concatenate([seen.trunk.target[list(seen.window.positions)] for seen in windows])
+    behind = np.concatenate([_target_behind(seen) for seen in windows])
+    n_vocab = 1 + int(max(target.max(), draft.max()))
+    commonest = min(Counter(target.tolist()).items(), key=lambda item: (-item[1], item[0]))[0]
+    random = np.array([int(spec.uniform(0, 1, i) * n_vocab) for i in range(len(draft))])
+    return [
+        ("shifted-target", "the head's drafts against the trunk's argmax one position later", draft == behind),
+        ("shuffled-drafts", "the head's drafts of other positions", np.roll(draft, len(draft) // 2) == target),
+        ("constant", f"always token {commonest}, the trunk's commonest argmax here", target == commonest),
+        ("random", "ids drawn at random", random == target),
+    ]
+
+
+def _target_behind(seen: Seen) -> NDArray[np.int64]:
+    row = np.asarray(seen.window.positions) + 1
+    target: NDArray[np.int64] = seen.trunk.target[np.minimum(row, len(seen.trunk.target) - 1)]
+    return np.where(row < len(seen.trunk.target), target, -2)
+
+
+def verdict(found: Sequence[Control]) -> str:
+    """One line: whether the rate means something."""
+    unsure = [control for control in found if control.is_beaten is None]
+    if unsure:
+        return (
+            "verdict: too little text for intervals (10 blocks are needed); the rates beside are all there is to go by"
+        )
+    lost = [control for control in found if not control.is_beaten]
+    if not lost:
+        best = max(found, key=lambda control: control.rate.value or 0.0)
+        return f"verdict: the head is above every control; the best of them is {best.name} with {_rate(best.rate)}"
+    named = ", ".join(f"{control.name} ({_rate(control.rate)})" for control in lost)
+    hint = ""
+    if any(control.name.startswith(("hidden=", "concat=")) for control in lost):
+        hint = "; is the contract the right one? try: --contracts"
+    elif any(control.name in ("prime=none", "no-attention") for control in lost):
+        hint = "; its attention adds nothing here"
+    return f"verdict: the head is NOT better than {named}{hint}"
+
+
+def _rate(rate: Estimate) -> str:
+    return "-" if rate.value is None else f"{rate.value:.3f}"
