@@ -1,5 +1,6 @@
 // The example port's run_case: one small function an operation, from the names of the golden cases to plain calls.
 // Another engine keeps this shape and puts its own calls in.
+#include <algorithm>
 #include <cstdlib>
 
 #include "example_port.h"
@@ -181,9 +182,10 @@ answer do_uniform(const request &ask) {
     u.kind = json::array;
     for (const json &one : ask.params.at("draws").items) {
         const std::vector<int64_t> d = one.as_ints();
+        const uint64_t seed = ask.params.at("seed").as_uint();
         char text[40];
         std::snprintf(text, sizeof text, "%.13a",
-                      uniform(ask.params.at("seed").as_uint(), uint32_t(d.at(0)), uint32_t(d.at(1)), uint32_t(d.at(2))));
+                      uniform(seed, uint32_t(d.at(0)), uint32_t(d.at(1)), uint32_t(d.at(2))));
         u.items.push_back(json::of(std::string(text)));
     }
     answer out;
@@ -278,10 +280,10 @@ answer do_ffn(const request &ask) {
 
 const model &model_of(const request &ask) {
     static std::map<std::string, model> loaded;
-    const std::string file = ask.params.at("model").as_text(), kv_type = ask.params.get_text("kv_type", "F32");
+    const std::string kv_type = ask.params.get_text("kv_type", "F32");
     const std::string rules = ask.params.get_text("contract", "llama.cpp");
-    const std::string key = file + " " + kv_type + " " + rules + " " + ask.numerics;
-    if (!loaded.count(key)) loaded[key] = load_model(ask.root + "/" + file, kv_type, is_ggml(ask), rules);
+    const std::string key = ask.model + " " + kv_type + " " + rules + " " + ask.numerics;
+    if (!loaded.count(key)) loaded[key] = load_model(ask.model, kv_type, is_ggml(ask), rules);
     return loaded[key];
 }
 
@@ -315,6 +317,47 @@ answer do_mtp(const request &ask) {
     m.mtp(seq, ask.input("tokens").as_i32(), in(ask, "hidden"), ask.params.at("first_pos").as_int(), 0, all.keep());
     answer out;
     all.give(out);
+    return out;
+}
+
+// The rows of chosen tokens, of which the first is number pos0 of the prompt.
+rows rows_of_tokens(const rows &x, const std::vector<int64_t> &tokens, int64_t pos0, int64_t n_tokens) {
+    const int64_t per_token = x.ne1 / n_tokens;
+    rows out;
+    for (int64_t token : tokens)
+        if (token >= pos0 && token < pos0 + n_tokens)
+            out.append(x.part((token - pos0) * per_token, (token - pos0 + 1) * per_token));
+    return out;
+}
+
+// Trunk and head, batch by batch, over the same tokens; activations of the tokens that are asked for.
+answer do_prompt(const request &ask) {
+    const model &m = model_of(ask);
+    const std::vector<int32_t> tokens = ask.input("tokens").as_i32();
+    std::vector<int64_t> chosen;
+    if (ask.params.find("rows")) chosen = ask.params.at("rows").as_ints();
+    else for (size_t t = 0; t < tokens.size(); t++) chosen.push_back(int64_t(t));
+    const std::set<std::string> want(ask.want.begin(), ask.want.end());
+    std::map<std::string, rows> seen;
+    int64_t pos0 = 0, n = 0;
+    const tap see = [&](const std::string &name, const rows &x) {
+        if (want.count(name)) seen[name].append(rows_of_tokens(x, chosen, pos0, n));
+    };
+    sequence seq = m.new_sequence(0);
+    for (int64_t size : ask.params.at("batches").as_ints()) {
+        pos0 = seq.n_past, n = size;
+        const std::vector<int32_t> ids(tokens.begin() + pos0, tokens.begin() + pos0 + n);
+        const pass out = m.trunk(seq, ids, 1, see);
+        const rows &hidden = step.target_hidden(out, m.rules);
+        const int64_t n_skip = std::max<int64_t>(0, m.rules.first_pos() - pos0);
+        const rows paired = step.pair_hidden(hidden, seq.pending_h);
+        seq.pending_h.assign(hidden.row(n - 1), hidden.row(n));
+        if (n_skip >= n) continue;
+        pos0 += n_skip, n -= n_skip;
+        m.mtp(seq, {ids.begin() + n_skip, ids.end()}, paired.part(n_skip, paired.ne1), pos0, 0, see);
+    }
+    answer out;
+    for (const auto &one : seen) set(out, one.first, one.second);
     return out;
 }
 
@@ -383,7 +426,8 @@ answer do_accept_residual(const request &ask) {
     for (size_t i = 0; i < draft.size() && target.size() == i; i++) {
         const rows q = in(ask, "draft_p");
         const distribution t = distribution_of(p.row(int64_t(i)), p.ne0), d = distribution_of(q.row(int64_t(i)), q.ne0);
-        if (step.accept_residual(t.prob(draft[i]), d.prob(draft[i]), ask.params.at("u_accept").items.at(i).as_float())) {
+        const double u = ask.params.at("u_accept").items.at(i).as_float();
+        if (step.accept_residual(t.prob(draft[i]), d.prob(draft[i]), u)) {
             target.push_back(draft[i]);
             continue;
         }
@@ -601,6 +645,7 @@ const std::map<std::string, answer (*)(const request &)> OPERATIONS = {
     {"attn_layer", do_attn_layer},
     {"ffn", do_ffn},
     {"trunk", do_trunk},
+    {"prompt", do_prompt},
     {"mtp", do_mtp},
     {"mtp_chain", do_mtp_chain},
     {"accept_greedy", do_accept_greedy},

@@ -247,8 +247,8 @@ rows rms_norm(const rows &x, const std::vector<float> &weight, float eps);
 rows l2_norm(const rows &x, float eps);
 rows rope(const rows &x, const std::vector<int32_t> &pos, const rope_params &p);
 rows conv_silu(const rows &window, const rows &weight);
-void delta_gates(const rows &alpha, const rows &beta, const std::vector<float> &dt_bias, const std::vector<float> &ssm_a,
-                 rows &g, rows &beta_sigmoid);                                                            // S12
+void delta_gates(const rows &alpha, const rows &beta, const std::vector<float> &dt_bias,
+                 const std::vector<float> &ssm_a, rows &g, rows &beta_sigmoid);                           // S12
 delta_states delta_rule(const rows &q, const rows &k, const rows &v, const rows &g, const rows &beta, rows state,
                         int64_t n_k_heads, int64_t keep);
 rows gated_norm(const rows &o, const rows &z, const std::vector<float> &weight, float eps);               // S14

@@ -3,8 +3,8 @@
 //     g++ -O2 -std=c++17 -ffp-contract=off golden_check.cpp YOUR_PORT.cpp -o golden_check
 //     ./golden_check [options] path/to/golden
 //
-// It verifies every file of the folder by its SHA-256, asks the port (port.h) for one case after the other, and compares
-// by the rules of golden/README.md: bits for the class "exact", an NMSE limit of the manifest for the others.
+// It verifies every file of the folder by its SHA-256, asks the port (port.h) for one case after the other, and
+// compares by the rules of golden/README.md: bits for the class "exact", an NMSE limit of the manifest for the others.
 // Exit status: 0 nothing failed, 1 a case failed, 2 the folder or the command line is not usable (one line on stderr).
 //
 // Parts, in this order: JSON, SHA-256, GGUF, the folder, the comparison, the report, main.
@@ -450,35 +450,15 @@ uint64_t file_size(const std::string &path) {
     return n;
 }
 
-std::string file_sha256(const std::string &path) {
-    std::ifstream file(path, std::ios::binary);
-    if (!file) throw error(printable(path) + ": cannot be read");
-    sha256 sha;
-    std::vector<char> chunk(1 << 16);
-    while (file.read(chunk.data(), std::streamsize(chunk.size())), file.gcount() > 0)
-        sha.add(reinterpret_cast<const uint8_t *>(chunk.data()), size_t(file.gcount()));
-    return sha.hex();
-}
-
 std::string read_file(const std::string &path, uint64_t limit) {
     const uint64_t size = file_size(path);
     if (size > limit)
-        throw error(printable(path) + ": " + std::to_string(size) + " bytes, expected at most " + std::to_string(limit));
+        throw error(printable(path) + ": " + std::to_string(size) + " bytes, expected at most " +
+                    std::to_string(limit));
     std::ifstream file(path, std::ios::binary);
     std::string text(size, '\0');
     if (!file.read(text.data(), std::streamsize(size))) throw error(printable(path) + ": cannot be read");
     return text;
-}
-
-json read_json_file(const std::string &path) {
-    const std::string text = read_file(path, MAX_JSON_BYTES);
-    try {
-        json v = parse_json(text);
-        if (v.kind != json::object) throw error("expected an object");
-        return v;
-    } catch (const error &e) {
-        throw error(printable(path) + ": " + e.what());
-    }
 }
 
 }  // namespace
@@ -601,7 +581,8 @@ tensor_place read_place(byte_reader &r, uint64_t file_bytes) {
     tensor_place p;
     p.name = r.text();
     const uint32_t n_dims = r.get<uint32_t>();
-    if (n_dims < 1 || n_dims > 4) throw error("tensor " + printable(p.name) + ": " + std::to_string(n_dims) + " dimensions");
+    if (n_dims < 1 || n_dims > 4)
+        throw error("tensor " + printable(p.name) + ": " + std::to_string(n_dims) + " dimensions");
     uint64_t n_rows = 1;
     for (uint32_t i = 0; i < n_dims; i++) {
         const uint64_t n = r.get<uint64_t>();
@@ -727,17 +708,47 @@ answer answer::skipped(const std::string &why) {
     return a;
 }
 
+#ifndef GOLDEN_CHECK_NO_MAIN  // filter_main.cpp takes only what stands above
+
 // ------------------------------------------------------------------------------------------------------- the folder
 
 namespace {
 
+std::string file_sha256(const std::string &path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw error(printable(path) + ": cannot be read");
+    sha256 sha;
+    std::vector<char> chunk(1 << 16);
+    while (file.read(chunk.data(), std::streamsize(chunk.size())), file.gcount() > 0)
+        sha.add(reinterpret_cast<const uint8_t *>(chunk.data()), size_t(file.gcount()));
+    return sha.hex();
+}
+
+json read_json_file(const std::string &path) {
+    const std::string text = read_file(path, MAX_JSON_BYTES);
+    try {
+        json v = parse_json(text);
+        if (v.kind != json::object) throw error("expected an object");
+        return v;
+    } catch (const error &e) {
+        throw error(printable(path) + ": " + e.what());
+    }
+}
+
 const char *const FORMAT = "mtpref-golden-1";
+
+struct options {
+    std::string root = "golden", level, suite, id;
+    std::map<std::string, std::string> models;  // name in the cases -> file
+    bool is_json = false, is_quiet = false;
+};
 
 struct folder {
     std::string root;
+    std::map<std::string, std::string> models;
     json manifest, flags;
 
-    explicit folder(const std::string &path) : root(path) {
+    explicit folder(const options &opt) : root(opt.root), models(opt.models) {
         manifest = read_json_file(root + "/manifest.json");
         const std::string format = manifest.get_text("format", "");
         if (format != FORMAT)
@@ -770,9 +781,21 @@ struct folder {
 
     // Only files that were verified are read.
     std::string verified(const std::string &relative) const {
+        if (!is_verified(relative)) throw error(printable(relative) + ": not in manifest.json");
+        return path_of(relative);
+    }
+
+    bool is_verified(const std::string &relative) const {
         for (const json &file : manifest.at("files").items)
-            if (file.at("path").as_text() == relative) return path_of(relative);
-        throw error(printable(relative) + ": not in manifest.json");
+            if (file.at("path").as_text() == relative) return true;
+        return false;
+    }
+
+    // The file of a case's model: one of the folder, or one that --model gave. Empty where there is none.
+    std::string model_of(const std::string &name) const {
+        const auto given = models.find(name);
+        if (given != models.end()) return given->second;
+        return is_verified(name) ? path_of(name) : "";
     }
 };
 
@@ -846,19 +869,59 @@ double nmse_of(const std::vector<double> &a, const std::vector<double> &b) {
     return power > 0 ? noise / power : noise == 0 ? 0.0 : INFINITY;
 }
 
-void judge_tensor(const folder &dir, const tensor &wanted, const std::string &tolerance, const std::string &name,
-                  const output &given, case_result &result) {
-    if (!given.is_tensor) {
-        result.wrong.push_back({name, "a JSON value, expected a tensor"});
-        return;
+// The NMSE limit of a class, 0 for "exact"; negative for a class that the manifest does not have.
+double limit_of(const folder &dir, const std::string &tolerance) {
+    const json *rule = dir.manifest.at("classes").find(tolerance);
+    if (!rule) return -1;
+    const json *nmse = rule->find("nmse");
+    return nmse ? nmse->as_float() : 0;
+}
+
+// Why a tensor cannot be within the limit of the one that a digest stands for; empty where it may be. With
+// r = sqrt(limit) * norm: norm, abs_max and the values shown may differ by r, the sum by r * sqrt(n).
+std::string digest_difference(const json &wanted, const tensor &given, double limit) {
+    sha256 sha;
+    sha.add(given.data.data(), given.data.size());
+    if (sha.hex() == wanted.at("sha256").as_text()) return "";
+    if (limit == 0) return "other bytes than the digest's";
+    const std::vector<double> x = values_of(given);
+    if (x.size() != wanted.at("n").as_uint())
+        return std::to_string(x.size()) + " values, expected " + wanted.at("n").text;
+    double sum = 0, square = 0, abs_max = 0;
+    for (double v : x) {
+        if (!std::isfinite(v)) return "not finite";
+        sum += v, square += v * v, abs_max = std::max(abs_max, std::fabs(v));
     }
+    const double reach = std::sqrt(limit) * wanted.at("norm").as_float();
+    const std::pair<const char *, std::pair<double, double>> numbers[] = {
+        {"norm", {std::sqrt(square), reach}}, {"abs_max", {abs_max, reach}},
+        {"sum", {sum, reach * std::sqrt(double(x.size()))}}};
+    for (const auto &one : numbers) {
+        const double found = one.second.first, allowed = one.second.second, expected = wanted.at(one.first).as_float();
+        if (!(std::fabs(found - expected) <= allowed))
+            return formatted("%s %.6g, expected %.6g within %.1e", one.first, found, expected, allowed);
+    }
+    for (const char *end : {"first", "last"}) {
+        const std::vector<json> &shown = wanted.at(end).items;
+        if (shown.size() > x.size()) return "fewer values than the digest shows";
+        const size_t from = end[0] == 'f' ? 0 : x.size() - shown.size();
+        for (size_t i = 0; i < shown.size(); i++)
+            if (!(std::fabs(x[from + i] - shown[i].as_float()) <= reach))
+                return formatted("element %zu is %.6g, expected %.6g within %.1e", from + i, x[from + i],
+                                 shown[i].as_float(), reach);
+    }
+    return "";
+}
+
+void judge_tensor(const tensor &wanted, double limit, const std::string &name, const output &given,
+                  case_result &result) {
     if (given.array.n_values() != wanted.n_values()) {
         result.wrong.push_back({name, formatted("%lld values, expected %lld", (long long)given.array.n_values(),
                                                 (long long)wanted.n_values())});
         return;
     }
     const std::vector<double> a = values_of(wanted), b = values_of(given.array);
-    if (tolerance == "exact") {
+    if (limit == 0) {
         size_t n_different = 0, first = 0;
         for (size_t i = a.size(); i-- > 0;)
             if (!is_same(a[i], b[i])) n_different++, first = i;
@@ -868,9 +931,7 @@ void judge_tensor(const folder &dir, const tensor &wanted, const std::string &to
                                                         a[first], n_different, a.size())});
         return;
     }
-    const json *rule = dir.manifest.at("classes").find(tolerance);
-    if (!rule) throw error("class " + printable(tolerance) + " is not in manifest.json");
-    const double nmse = nmse_of(a, b), limit = rule->at("nmse").as_float();
+    const double nmse = nmse_of(a, b);
     if (nmse <= limit) {
         result.worst_nmse = std::max(result.worst_nmse, nmse);
         return;
@@ -937,15 +998,47 @@ const tensor &named(const gguf &file, const std::string &name) {
     return found->second;
 }
 
+// One output, by its class: a tensor, the digest of one, or a JSON value.
+void judge(const folder &dir, const json &expected, const std::string &name, const output &given, const gguf &file,
+           case_result &result) {
+    const double limit = limit_of(dir, expected.at("class").as_text());
+    const json *tensor_name = expected.find("tensor"), *digest = expected.find("digest");
+    if (!tensor_name && !digest) {
+        judge_value(expected, name, given, result);
+    } else if (!given.is_tensor) {
+        result.wrong.push_back({name, "a JSON value, expected a tensor"});
+    } else if (tensor_name) {
+        judge_tensor(named(file, tensor_name->as_text()), limit, name, given, result);
+    } else {
+        const std::string reason = digest_difference(*digest, given.array, limit);
+        if (!reason.empty()) result.wrong.push_back({name, reason});
+    }
+}
+
+case_result skipped(const std::string &why) {
+    case_result result;
+    result.verdict = "SKIP";
+    result.skip = printable(why);
+    return result;
+}
+
 case_result check_case(const folder &dir, const json &suite, const json &one, const gguf &file) {
     request ask;
     ask.suite = suite.at("suite").as_text();
     ask.op = suite.at("op").as_text();
     ask.id = one.at("id").as_text();
     ask.numerics = one.at("numerics").as_text();
-    ask.root = dir.root;
     ask.params = one.at("params");
+    const std::string model = ask.params.get_text("model", "");
+    ask.model = model.empty() ? "" : dir.model_of(model);
+    if (ask.model.empty() && !model.empty())
+        return skipped("model " + model + " is not in the folder; give it with --model " + model + "=FILE");
     for (const auto &input : one.at("in").members) ask.in[input.first] = named(file, input.second.as_text());
+    for (const auto &expected : one.at("out").members) {
+        const std::string &tolerance = expected.second.at("class").as_text();
+        if (limit_of(dir, tolerance) < 0) return skipped("class " + tolerance + " is unknown");
+        ask.want.push_back(expected.first);
+    }
     case_result result;
     answer given;
     try {
@@ -955,34 +1048,17 @@ case_result check_case(const folder &dir, const json &suite, const json &one, co
         result.wrong.push_back({"(port)", "it threw: " + printable(e.what())});
         return result;
     }
-    if (!given.skip.empty()) {
-        result.verdict = "SKIP";
-        result.skip = printable(given.skip);
-        return result;
-    }
+    if (!given.skip.empty()) return skipped(given.skip);
     for (const auto &expected : one.at("out").members) {
         const auto found = given.out.find(expected.first);
-        if (found == given.out.end()) {
-            result.wrong.push_back({expected.first, "missing in the answer"});
-            continue;
-        }
-        const json *tensor_name = expected.second.find("tensor");
-        if (tensor_name)
-            judge_tensor(dir, named(file, tensor_name->as_text()), expected.second.at("class").as_text(),
-                         expected.first, found->second, result);
-        else
-            judge_value(expected.second, expected.first, found->second, result);
+        if (found == given.out.end()) result.wrong.push_back({expected.first, "missing in the answer"});
+        else judge(dir, expected.second, expected.first, found->second, file, result);
     }
     if (!result.wrong.empty()) result.verdict = "FAIL";
     return result;
 }
 
 // -------------------------------------------------------------------------------------------------------- the report
-
-struct options {
-    std::string root = "golden", level, suite, id;
-    bool is_json = false, is_quiet = false;
-};
 
 struct tally {
     int n_pass = 0, n_fail = 0, n_skip = 0;
@@ -1034,7 +1110,8 @@ class report {
     int finish() {
         if (total.n_pass + total.n_fail + total.n_skip == 0) throw error("no case matches --level, --suite and --case");
         if (opt.is_json)
-            std::printf("{\"schema\": \"mtpref-golden-check-1\", \"counts\": {\"PASS\": %d, \"FAIL\": %d, \"SKIP\": %d}, "
+            std::printf("{\"schema\": \"mtpref-golden-check-1\", "
+                        "\"counts\": {\"PASS\": %d, \"FAIL\": %d, \"SKIP\": %d}, "
                         "\"suspects\": [%s], \"cases\": [%s]}\n",
                         total.n_pass, total.n_fail, total.n_skip, suspect_list().c_str(), records.c_str());
         else
@@ -1168,7 +1245,7 @@ class report {
 };
 
 int check_folder(const options &opt) {
-    const folder dir(opt.root);
+    const folder dir(opt);
     report out(dir, opt);
     for (const json &record : dir.manifest.at("suites").items) {
         const std::string &level = record.at("level").as_text(), &path = record.at("path").as_text();
@@ -1193,8 +1270,10 @@ int check_folder(const options &opt) {
 }
 
 const char *const USAGE =
-    "usage: golden_check [--level L0..L6] [--suite NAME] [--case SUITE/NAME] [--quiet] [--json] [DIR]\n"
+    "usage: golden_check [--level L0..L6] [--suite NAME] [--case SUITE/NAME] [--model NAME=FILE] [--quiet] [--json]\n"
+    "                    [DIR]\n"
     "Checks the port that it is linked with against the golden vectors in DIR (default: golden).\n"
+    "  --model  the file of a model that cases name and the folder does not hold (given, tiny, ...); may come again\n"
     "  --quiet  only cases that fail, and the counts (default: every case)\n"
     "  --json   one JSON object on stdout (default: text)\n"
     "Exit status: 0 nothing failed, 1 a case failed, 2 DIR or the command line is not usable.\n";
@@ -1204,6 +1283,13 @@ options parse_options(int argc, char **argv) {
     bool has_root = false;
     for (int i = 1; i < argc; i++) {
         const std::string arg = argv[i];
+        if (arg == "--model") {
+            const std::string pair = i + 1 < argc ? argv[++i] : "";
+            const size_t equals = pair.find('=');
+            if (equals == std::string::npos || equals == 0) throw error("--model: expected NAME=FILE");
+            opt.models[pair.substr(0, equals)] = pair.substr(equals + 1);
+            continue;
+        }
         std::string *value = arg == "--level" ? &opt.level : arg == "--suite" ? &opt.suite : arg == "--case" ? &opt.id
                                                                                                             : nullptr;
         if (value) {
@@ -1225,7 +1311,10 @@ options parse_options(int argc, char **argv) {
     return opt;
 }
 
+
 }  // namespace
+
+#endif
 
 }  // namespace golden
 

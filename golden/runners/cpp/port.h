@@ -80,9 +80,10 @@ gguf read_gguf(const std::string &path);  // throws golden::error
 struct request {
     std::string suite, op, id;
     std::string numerics;  // "exact" (float32 activations) or "ggml" (activations quantised as ggml's CPU backend does)
-    std::string root;      // the folder of the vectors; params["model"] is relative to it
+    std::string model;     // the path of the case's model; empty where it has none
     json params;
     std::map<std::string, tensor> in;
+    std::vector<std::string> want;  // the outputs that will be compared; others are ignored
 
     const tensor &input(const std::string &name) const;  // throws golden::error where it is absent
 };

@@ -74,7 +74,8 @@ static void read_tensors(golden::gguf &file, model &m) {
 model load_model(const std::string &path, const std::string &kv_type, bool is_ggml, const std::string &contract_text) {
     golden::gguf file = golden::read_gguf(path);
     const auto arch = file.kv.find("general.architecture");
-    if (arch == file.kv.end() || arch->second.as_text() != "qwen35") throw error(path + ": expected architecture qwen35");
+    if (arch == file.kv.end() || arch->second.as_text() != "qwen35")
+        throw error(path + ": expected architecture qwen35");
     model m;
     m.kv_type = kv_type;
     m.is_ggml = is_ggml;
@@ -205,7 +206,8 @@ pass model::mtp(sequence &seq, const std::vector<int32_t> &ids, const rows &hidd
     seq.n_mtp += int64_t(ids.size());
 
     pass out;
-    const bool has_norm = w.count("nextn.shared_head_norm.weight") > 0, has_head = w.count("nextn.shared_head_head.weight") > 0;
+    const bool has_norm = w.count("nextn.shared_head_norm.weight") > 0;
+    const bool has_head = w.count("nextn.shared_head_head.weight") > 0;
     out.post = step.rms_norm(
         x, has_norm ? vector_of(w, "nextn.shared_head_norm.weight") : vector_of(global, "output_norm.weight"), eps);
     out.pre = std::move(x);

@@ -96,8 +96,8 @@ rows rope(const rows &x, const std::vector<int32_t> &pos, const rope_params &p) 
     const int64_t half = p.n_rot / 2, n_heads = x.ne1 / int64_t(pos.size());
     for (int64_t r = 0; r < x.ne1; r++) {
         for (int64_t i = 0; i < half; i++) {
-            const double frequency = has_position(i, p.sections) ? std::pow(p.freq_base, -2.0 * double(i) / double(p.n_rot))
-                                                                 : 0.0;
+            const double exponent = -2.0 * double(i) / double(p.n_rot);
+            const double frequency = has_position(i, p.sections) ? std::pow(p.freq_base, exponent) : 0.0;
             const double angle = double(pos[size_t(r / n_heads)]) * frequency;
             const float c = float(std::cos(angle)), s = float(std::sin(angle));
             const float a = x.row(r)[i], b = x.row(r)[i + half];

@@ -186,13 +186,35 @@ void unpack_q6_k(const uint8_t *p, block &b) {
     }
 }
 
-bool is_legacy(const std::string &type) {
-    return type == "Q8_0" || type == "Q4_0" || type == "Q4_1" || type == "Q5_0" || type == "Q5_1";
+// IQ4_NL and IQ4_XS: a code is one of these 16 values, packed in halves as Q4_0.
+const int8_t IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+void unpack_iq4_nl(const uint8_t *p, block &b) {
+    b.d = half_at(p);
+    for (int i = 0; i < 32; i++) b.code[i] = IQ4_VALUES[p[2 + i % 16] >> (i / 16 * 4) & 15];
+}
+
+// d, the upper two bits of eight scales, their lower four, then 16 bytes for each 32 codes.
+void unpack_iq4_xs(const uint8_t *p, block &b) {
+    b.d = half_at(p);
+    b.n_sub = 8;
+    for (int j = 0; j < 8; j++) {
+        const int low = p[4 + j / 2] >> (j % 2 * 4) & 15, high = (p[2] | p[3] << 8) >> (2 * j) & 3;
+        b.scale[j] = (low | high << 4) - 32;
+    }
+    for (int i = 0; i < 256; i++) b.code[i] = IQ4_VALUES[p[8 + i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15];
+}
+
+// Blocks of 32 values, which meet Q8_0 or Q8_1 activations; all others have 256 and meet Q8_K.
+bool is_small(const std::string &type) {
+    return type == "IQ4_NL" || type == "Q8_0" || type == "Q4_0" || type == "Q4_1" || type == "Q5_0" || type == "Q5_1";
 }
 
 block unpack(const std::string &type, const uint8_t *p) {
     block b;
-    if (is_legacy(type)) unpack_legacy(type, p, b);
+    if (type == "IQ4_NL") unpack_iq4_nl(p, b);
+    else if (type == "IQ4_XS") unpack_iq4_xs(p, b);
+    else if (is_small(type)) unpack_legacy(type, p, b);
     else if (type == "Q2_K") unpack_q2_k(p, b);
     else if (type == "Q3_K") unpack_q3_k(p, b);
     else if (type == "Q4_K") unpack_q4_k(p, b);
@@ -202,7 +224,7 @@ block unpack(const std::string &type, const uint8_t *p) {
     return b;
 }
 
-int block_values(const std::string &type) { return is_legacy(type) ? 32 : 256; }
+int block_values(const std::string &type) { return is_small(type) ? 32 : 256; }
 
 bool is_plain(const std::string &type) { return type == "F32" || type == "F16" || type == "BF16"; }
 
@@ -232,7 +254,7 @@ void dequantize_row(const std::string &type, const uint8_t *p, int64_t n, float 
 }  // namespace
 
 bool can_dequantize(const std::string &type) {
-    return is_plain(type) || is_legacy(type) ||
+    return is_plain(type) || is_small(type) || type == "IQ4_XS" ||
            (type.size() == 4 && type.compare(2, 2, "_K") == 0 && type[0] == 'Q' && type[1] >= '2' && type[1] <= '6');
 }
 
@@ -265,7 +287,7 @@ double dot(const float *a, const float *b, int64_t n) {
 }
 
 // One row of quantised weights with one quantised activation: integer sums in each block, scaled and added up.
-double dot_legacy(const std::string &type, const uint8_t *p, const q8_0_row &x) {
+double dot_small(const std::string &type, const uint8_t *p, const q8_0_row &x) {
     double sum = 0;
     for (size_t k = 0; k < x.d.size(); k++, p += golden::row_bytes(type, 32)) {
         const block b = unpack(type, p);
@@ -307,11 +329,11 @@ rows mul_mat(const tensor &w, const rows &x, bool is_ggml) {
     }
     const uint64_t bytes = golden::row_bytes(w.type, x.ne0);
     for (int64_t t = 0; t < x.ne1; t++) {
-        const q8_0_row x32 = is_legacy(w.type) ? quantize_q8_0(x.row(t), x.ne0) : q8_0_row();
-        const q8_k_row x256 = is_legacy(w.type) ? q8_k_row() : quantize_q8_k(x.row(t), x.ne0);
+        const q8_0_row x32 = is_small(w.type) ? quantize_q8_0(x.row(t), x.ne0) : q8_0_row();
+        const q8_k_row x256 = is_small(w.type) ? q8_k_row() : quantize_q8_k(x.row(t), x.ne0);
         for (int64_t r = 0; r < y.ne0; r++) {
             const uint8_t *p = w.data.data() + uint64_t(r) * bytes;
-            y.row(t)[r] = float(is_legacy(w.type) ? dot_legacy(w.type, p, x32) : dot_k(w.type, p, x256));
+            y.row(t)[r] = float(is_small(w.type) ? dot_small(w.type, p, x32) : dot_k(w.type, p, x256));
         }
     }
     return y;

@@ -144,8 +144,9 @@ void first_plane_read(sequence &seq, int64_t n_drop) {
 
 // ------------------------------------------------------------------------------------------------------ V: verify
 
-// The last accepted token is followed by one more, unseen by the target's choice.
-int64_t lax_accept(const std::vector<int64_t> &draft, const std::vector<int64_t> &target, const std::set<int64_t> &eog) {
+// One token more than the target agrees with is accepted.
+int64_t lax_accept(const std::vector<int64_t> &draft, const std::vector<int64_t> &target,
+                   const std::set<int64_t> &eog) {
     const int64_t n = accept_greedy(draft, target, eog);
     const bool is_ended = n > 0 && eog.count(draft[size_t(n) - 1]) > 0;
     return is_ended || n + 1 >= int64_t(target.size()) ? n : std::min(n + 1, int64_t(draft.size()));
