@@ -138,7 +138,8 @@ def test_a_failure_shows_the_worst_element_the_flags_and_what_they_mean(built: P
 
 def test_an_unknown_seeded_fault_fails_with_the_list(built: Path) -> None:
     done = run_check(built, "--suite", "concat", str(GOLDEN), fault="G99-nothing")
-    assert done.returncode == 1 and "'G99-nothing' is unknown, expected one of W1-" in done.stdout
+    assert done.returncode == 1
+    assert "'G99-nothing' is unknown, expected one of W1-" in done.stdout
 
 
 # ------------------------------------------------------------------------------------------------------------ filter
@@ -156,15 +157,23 @@ def test_the_filter_answers_the_python_checker(built: Path) -> None:
 
 
 def test_the_filter_answers_bad_requests_with_an_error(built: Path) -> None:
-    lines = ["{", "[1]", json.dumps({"format": "mtpref-golden-case-1", "id": "a/b"}),
-             json.dumps({"format": "mtpref-golden-case-1", "id": "a/b", "suite": "a", "op": "argmax", "numerics": "exact",
-                         "params": {}, "root": "/", "in": {"logits": {"type": "F32", "shape": [1 << 60, 9],
-                                                                      "data": ""}}})]  # fmt: skip
+    head = {"format": "mtpref-golden-case-1", "id": "a/b"}
+    logits = {"type": "F32", "shape": [1 << 60, 9], "data": ""}
+    asked = head | {
+        "suite": "a",
+        "op": "argmax",
+        "numerics": "exact",
+        "params": {},
+        "root": "/",
+        "in": {"logits": logits},
+    }
+    lines = ["{", "[1]", json.dumps(head), json.dumps(asked)]
     done = subprocess.run([built / "golden_filter"], input="\n".join(lines) + "\n", capture_output=True, text=True,
                           timeout=60)  # fmt: skip
     assert done.returncode == 0
     replies = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(replies) == len(lines) and all("error" in reply for reply in replies)
+    assert len(replies) == len(lines)
+    assert all("error" in reply for reply in replies)
 
 
 # ----------------------------------------------------------------------------------------------------------- damage
@@ -285,7 +294,8 @@ def test_a_damaged_folder_ends_in_one_line_and_status_2(built: Path, tmp_path: P
     done = run_check(built, str(folder))
     assert done.returncode == 2, done.stdout
     assert done.stdout == ""
-    assert done.stderr.startswith("golden_check: ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("golden_check: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -293,7 +303,9 @@ def test_a_damaged_folder_ends_in_one_line_and_status_2(built: Path, tmp_path: P
 )
 def test_a_command_line_that_cannot_be_used_ends_in_one_line_and_status_2(built: Path, args: list[str]) -> None:
     done = run_check(built, *args)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
 
 
 def test_an_unknown_class_is_a_reason_to_skip(built: Path, tmp_path: Path) -> None:
@@ -302,7 +314,8 @@ def test_an_unknown_class_is_a_reason_to_skip(built: Path, tmp_path: Path) -> No
         lambda text: text.replace('"class": "exact"', '"class": "later"').replace('"class":"exact"', '"class":"later"')
     )(folder)
     done = run_check(built, str(folder))
-    assert done.returncode == 0 and "skipped 1: class later is unknown" in done.stdout
+    assert done.returncode == 0
+    assert "skipped 1: class later is unknown" in done.stdout
     assert "nothing was checked" in done.stdout
 
 
