@@ -67,6 +67,8 @@ ALLOWED: dict[str, set[str]] = {
         "recipe",
         "spec",
         "state",
+        "llama_cpp",
+        "tensor_files",
     },
     "llama_cpp": {"errors", "gguf", "tensor_files"},
     "probe": {"contract", "draft_vocab", "errors", "gguf", "model", "ops", "spec", "state", "steps", "vocab"},

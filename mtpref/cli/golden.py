@@ -29,6 +29,7 @@ def add_parser(verbs: Any) -> None:
     _add_gen(actions)
     _add_derive(actions)
     _add_port(actions)
+    _add_export(actions)
 
 
 def _add_list(actions: Any) -> None:
@@ -126,6 +127,26 @@ def _add_port(actions: Any) -> None:
         "-m", "--model", metavar="FNAME", help="the model that the vectors were made for (default: none)"
     )
     parser.set_defaults(run=run_port)
+
+
+def _add_export(actions: Any) -> None:
+    parser = actions.add_parser(
+        "export",
+        usage="mtpref golden export [options] [DIR] -o OUT",
+        help="write the vectors as npz or safetensors, or logits for stock llama.cpp",
+        description="Write suites as npz or safetensors (names kept, the suite's JSON beside), or the trunk's logits "
+        "of the F32 models as files of llama-results or as .bin files of llama.cpp's model-conversion. For those, "
+        "the commands by which stock llama.cpp checks itself are printed.",
+    )
+    _add_folder(parser)
+    parser.add_argument(
+        "--format", required=True, choices=("npz", "safetensors", "llama-results", "bin"), help="what to write"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "-p", "--prompt", action="append", metavar="TEXT", help="prompt for logits; repeatable (default: three)"
+    )
+    parser.set_defaults(run=run_export)
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
@@ -280,4 +301,22 @@ def run_port(args: argparse.Namespace) -> int:
 
     answers: Callable[..., Any] = Port(Path(args.folder), given=_given(args))
     serve(answers, sys.stdin, sys.stdout)
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from mtpref.golden import Folder
+    from mtpref.golden.export import CONTAINERS, PROMPTS, export_logits, export_suites
+
+    folder, out = Folder(args.folder), Path(args.output)
+    if args.format in CONTAINERS:
+        if args.prompt:
+            raise MtprefError(f"-p: {args.format} holds suites, expected a prompt only for llama-results or bin")
+        written = export_suites(folder, args.format, out, args.level, args.suite)
+    else:
+        if args.level or args.suite:
+            raise MtprefError(f"--level, --suite: {args.format} holds logits of prompts, expected npz or safetensors")
+        written = export_logits(folder, args.format, out, args.prompt or PROMPTS)
+    for w in written:
+        print(w.check or f"{w.path}: {w.about}")
     return 0

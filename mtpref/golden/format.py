@@ -139,9 +139,13 @@ class Folder:
 
     def suites(self, level: str | None = None, name: str | None = None) -> Iterator[Suite]:
         """The suites, in the order of the manifest; `level` ("L1") and `name` ("rms_norm") choose some."""
-        for record in self._records("suites"):
-            if level in (None, record["level"]) and name in (None, record["suite"]):
-                yield self._suite(str(record["path"]))
+        for record in self.suite_records(level, name):
+            yield self._suite(str(record["path"]))
+
+    def suite_records(self, level: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
+        """What the manifest says of these suites: at least their path, name and level."""
+        records = self._records("suites")
+        return [r for r in records if level in (None, r["level"]) and name in (None, r["suite"])]
 
     def tensors(self, suite: Suite) -> dict[str, Tensor]:
         """All tensors of a suite by name; empty for a suite without a file of tensors."""
