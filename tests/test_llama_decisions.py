@@ -9,7 +9,7 @@ import ast
 import hashlib
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,10 +20,10 @@ import mtpref
 from mtpref.api import tiny_path
 from mtpref.cli.options import add_model, load_model
 from mtpref.config import AttnConfig
-from mtpref.decode import Options, PolicyConfig
-from mtpref.events import Drafted, Verified
+from mtpref.decode import NEAR_TIE, Options, PolicyConfig
 from mtpref.gguf import open_gguf
-from mtpref.llama_cpp.log import Round, Run, read_runs
+from mtpref.llama_cpp.agree import Agreement, compare_rounds
+from mtpref.llama_cpp.log import Run, read_runs
 from mtpref.rope_scaling import RopeScaling
 from mtpref.spec import P_ONE
 from tests.naive import nmse
@@ -78,65 +78,14 @@ def weight_type(name: str) -> str:
     return "F32" if name.endswith("-f32") else "Q8_0"
 
 
-@dataclass
-class Agreement:
-    """What was compared."""
-
-    p_tolerance: float
-    n_candidates: int = 0
-    n_rounds: int = 0
-    n_near_ties: int = 0
-    max_p_error: float = 0.0
-    mismatches: list[str] = field(default_factory=list)
-
-
-def compare_step(agreement, where, theirs, ours):
-    """Up to three candidates of one draft step; an exchange of candidates of equal p is a near tie."""
-    for rank, candidate in enumerate(theirs.candidates):
-        agreement.n_candidates += 1
-        p = ours.p[rank]
-        agreement.max_p_error = max(agreement.max_p_error, abs(p - candidate.p))
-        if abs(p - candidate.p) > agreement.p_tolerance:
-            agreement.mismatches.append(f"{where} rank {rank}: p {p:.4f}, llama.cpp {candidate.p}")
-        if ours.candidates[rank] != candidate.id:
-            neighbours = [ours.p[r] for r in (rank - 1, rank + 1) if 0 <= r < len(ours.p)]
-            if min(abs(p - q) for q in neighbours) > agreement.p_tolerance:
-                agreement.mismatches.append(f"{where} rank {rank}: {ours.candidates[rank]}, not {candidate.id}")
-            agreement.n_near_ties += 1
-
-
-def compare_round(agreement: Agreement, where: str, theirs: Round, drafted: Drafted, verified: Verified) -> bool:
-    """One round; whether the next one can still be compared (the texts have not parted at a near tie)."""
-    for i, (a, b) in enumerate(zip(theirs.steps, drafted.steps, strict=False)):
-        compare_step(agreement, f"{where} step {i}", a, b)
-    if drafted.ids != theirs.draft:
-        agreement.mismatches.append(f"{where}: draft {drafted.ids}, llama.cpp {theirs.draft}")
-    if [*drafted.ids[: verified.n_accepted], verified.target_ids[-1]] != theirs.emitted:
-        if any(verified.near_ties):
-            agreement.n_near_ties += 1
-            return False
-        agreement.mismatches.append(f"{where}: emitted differs, llama.cpp {theirs.emitted}")
-    agreement.n_rounds += 1
-    return not agreement.mismatches
-
-
 def compare_run(model: mtpref.LanguageModel, run: Run, agreement: Agreement) -> None:
     n_max, n_predict = int(run.header["n_max"]), int(run.header["n_predict"])
     prompt_ids = json.loads(run.header["prompt_ids"])
     assert model.encode(_literal(run.header["prompt"])) == prompt_ids
     policy = PolicyConfig(n_max=n_max, p_min=int(float(run.header["p_min"]) * P_ONE))
     events = list(model.generate(prompt_ids, Options(n_predict=n_predict, policy=policy)))
-    ours = zip(
-        (e for e in events if isinstance(e, Drafted)), (e for e in events if isinstance(e, Verified)), strict=True
-    )
-    n_emitted = 0
-    for i, (theirs, (drafted, verified)) in enumerate(zip(run.log.rounds, ours, strict=False)):
-        if n_predict - n_emitted - 1 < n_max:
-            break  # from here on the budget cuts our draft
-        where = f"{run.header['model']} {run.header['prompt']} n {n_max} p_min {run.header['p_min']} round {i}"
-        if not compare_round(agreement, where, theirs, drafted, verified):
-            break
-        n_emitted += len(theirs.emitted)
+    p_min, where = float(run.header["p_min"]), f"{run.header['model']} {run.header['prompt']} n {n_max}"
+    compare_rounds(agreement, run.log.rounds, events, n_predict, n_max, p_min, where)
 
 
 def _literal(text: str) -> str:
@@ -151,7 +100,7 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_f
     if found != runs[0].header["model_sha256"]:
         pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py again")
     model = load_recorded(path, name)
-    agreement = Agreement(P_TOLERANCE[weight_type(name)])
+    agreement = Agreement(P_TOLERANCE[weight_type(name)], NEAR_TIE)
     for run in runs:
         compare_run(model, run, agreement)
     print(f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
@@ -172,7 +121,7 @@ def test_the_recordings_can_tell_whether_trunk_and_head_are_scaled(name, part, m
         if isinstance(layers[il].cfg, AttnConfig):
             layers[il] = replace(layers[il], cfg=replace(layers[il].cfg, rope_scaling=RopeScaling()))
     changed = mtpref.LanguageModel(replace(core, layers=tuple(layers[:-1]), mtp_layer=layers[-1]))
-    agreement = Agreement(P_TOLERANCE["F32"])
+    agreement = Agreement(P_TOLERANCE["F32"], NEAR_TIE)
     compare_run(changed, read_runs(RECORDINGS / f"{name}.log.gz")[2], agreement)
     assert agreement.mismatches
 

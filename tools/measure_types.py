@@ -20,11 +20,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import make_micro  # noqa: E402
 import micro_plant  # noqa: E402
-from record_llama_cpp import NUMERICS, run  # noqa: E402
 
 import mtpref  # noqa: E402
 from mtpref import spec  # noqa: E402
+from mtpref.errors import MtprefError  # noqa: E402
 from mtpref.gguf import open_gguf, write_gguf  # noqa: E402
+from mtpref.llama_cpp.programs import NUMERICS, run  # noqa: E402
 
 PROMPT = "a prompt of several chunks of five bytes each, and some more, to make it twenty tokens long. And on and on"
 # What llama-quantize calls a file of the type, where that is not the type's own name.
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
                 quantise(args.llama_bin, type_name, f32, imatrix, model)
                 print(f"| {type_name} | {measure(args.llama_bin, model)} |", flush=True)
                 print(f"{type_name}: {types_in(model)}", file=sys.stderr)
-            except (RuntimeError, OSError) as error:
+            except (MtprefError, RuntimeError, OSError) as error:
                 failed = True
                 print(f"{type_name}: {error}", file=sys.stderr)
     return 2 if failed else 0

@@ -14,7 +14,6 @@ import gzip
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -24,11 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import make_micro
 
-NUMERICS = ["-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "-fit", "off"]
-SPECULATIVE = [
-    *("--spec-type", "draft-mtp", "--temp", "0", "--top-k", "1", "--seed", "42", "-lv", "5"),
-    *("--no-log-timestamps", "--no-log-prefix", "-ctkd", "f32", "-ctvd", "f32"),
-]
+from mtpref.errors import MtprefError
+from mtpref.llama_cpp.programs import NUMERICS, SPECULATIVE, run, run_to_statistics
+
 PROMPTS = ("The quick brown fox jumps", "def main(argv): return 0", "0123456789 and more text to read here", "a")
 # (--spec-draft-n-max, --spec-draft-p-min)
 SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
@@ -74,24 +71,6 @@ class Case:
         size = ["-n", str(self.n_predict), "--spec-draft-n-max", str(self.n_max)]
         fixed = ["--spec-draft-p-min", f"{self.p_min:g}", *SPECULATIVE, *NUMERICS]
         return ["-m", model, "-p", self.prompt, *size, *fixed, *self.extra.split()]
-
-
-def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a llama.cpp program; RuntimeError with its last line if it fails."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise RuntimeError(f"{Path(command[0]).name} ended with {done.returncode}: {last}")
-    return done
-
-
-def run_to_statistics(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run until the log holds its statistics line: the log thread may lose the tail when the program ends."""
-    for _ in range(10):
-        done = run(command, cwd)
-        if "#acc rate/pos = (" in done.stderr:
-            return done
-    raise RuntimeError(f"{Path(command[0]).name}: no statistics line in 10 runs")
 
 
 def prompt_ids(bin_dir: Path, model: str, prompt: str, cwd: Path) -> str:
@@ -173,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
                 make_micro.make_standard(model_name, model)
                 record_model(args.llama_bin.resolve(), model, args.output, ROPE_PROMPTS, args.predict, name, extra)
                 print(f"recorded {name}", file=sys.stderr)
-    except (RuntimeError, OSError, ValueError) as error:
+    except (MtprefError, RuntimeError, OSError, ValueError) as error:
         print(f"record_llama_cpp: {error}", file=sys.stderr)
         return 2
     return 0
