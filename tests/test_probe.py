@@ -1,11 +1,14 @@
 """The probe: its chains are the loop's drafts, its counts are what they say, its controls are what they claim."""
 
+import sys
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mtpref
 from mtpref.contract import parse_contract
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Verified
@@ -19,6 +22,7 @@ from mtpref.probe.walk import HeadSeen, Seen, TrunkSeen
 from tests import naive_loop, naive_model
 from tests.models import CONTRACTS, MICRO, micro, prompt_of, run_decoder, without_head
 
+ROOT = Path(__file__).parent.parent
 PROMPT = prompt_of(9)
 TEXT = prompt_of(40, seed=3)
 
@@ -378,6 +382,27 @@ def test_each_contract_is_counted_as_if_it_were_probed_alone():
         assert line.a1_less_probed.value == pytest.approx(
             alone.trunk.unconditional[0].value - report.trunk.unconditional[0].value
         )
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def test_the_measured_page_is_what_the_embedded_model_gives():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import write_probe
+        from tiny.data import load_corpus
+    finally:
+        sys.path.pop(0)
+    corpus = load_corpus()
+    page = (ROOT / "docs" / "probe.md").read_text(encoding="utf-8")
+    if corpus.sha256_held_out[:16] not in page:
+        pytest.skip(f"the page was measured on the library of another CPython than {corpus.python_version}")
+    model = mtpref.load().core
+    text = next(t for t in write_probe.texts_of(model, corpus) if t.label == "unittest/loader.py")
+    alone = replace(write_probe.SETTINGS, with_contracts=False, with_controls=False)
+    row = write_probe.row(probe(model, [text], alone).trunk)
+    assert "| " + " | ".join([text.label, *row[1:]]) + " |" in page, "run: python tools/write_probe.py"
 
 
 # -------------------------------------------------------------------------------------------------- limits

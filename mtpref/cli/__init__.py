@@ -40,7 +40,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from mtpref.cli import compare, compare_log, dump, generate, golden, inspect, probe, selftest, story, trace
+    from mtpref.cli import (
+        compare,
+        compare_log,
+        draft_vocab,
+        dump,
+        generate,
+        golden,
+        inspect,
+        probe,
+        selftest,
+        story,
+        trace,
+    )
 
     parser = _Parser(
         prog="mtpref",
@@ -49,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
-    for module in (generate, trace, inspect, dump, compare, compare_log, golden, probe, story, selftest):
+    for module in (generate, trace, inspect, dump, compare, compare_log, golden, probe, draft_vocab, story, selftest):
         module.add_parser(verbs)
     return parser
 

@@ -9,6 +9,7 @@ from typing import Any
 from mtpref.errors import MtprefError
 from mtpref.probe.count import Estimate
 from mtpref.probe.report import Report
+from mtpref.tensor_files.whole import write_whole
 
 FORMATS = (".png", ".svg")
 
@@ -30,7 +31,7 @@ def check_plot(path: str) -> None:
 
 
 def write_plot(report: Report, path: str) -> None:
-    """Draw to a temporary name beside the target, then rename.
+    """Draw the report to a file, whole or not at all.
 
     Errors   MtprefError as `check_plot`, and for a target that cannot be written
     """
@@ -47,17 +48,10 @@ def write_plot(report: Report, path: str) -> None:
     controls = [("head", report.trunk.unconditional[0]), *((c.name, c.rate) for c in report.controls)]
     _bars(axes[1][1], "a_1 of the head and of controls", controls)
     figure.suptitle(f"{report.reached[0]} positions, contract {report.contract}, numerics {report.numerics}")
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp{target.suffix}")
-    try:
-        # No date inside: the same report gives the same bytes.
-        metadata = {"Date": None} if target.suffix.lower() == ".svg" else {"Software": None}
-        figure.savefig(temporary, dpi=120, metadata=metadata)
-        temporary.replace(target)
-    except OSError as error:
-        raise MtprefError(f"--plot {path}: cannot be written ({error.strerror}); choose another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    kind = Path(path).suffix.lower()[1:]
+    # Neither date nor program inside.
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=120, metadata=metadata))
 
 
 def _by_draft(axis: Any, report: Report) -> None:
