@@ -85,6 +85,20 @@ def test_a_wrong_answer_fails_and_says_where():
     assert "NMSE" in results[0].wrong[0].reason
 
 
+def test_hex_floats_are_compared_by_value():
+    folder = Folder(GOLDEN)
+
+    def rewritten(change):
+        def answers(suite, case, inputs):
+            return {"u": [change(u) for u in Port(GOLDEN)(suite, case, inputs)["u"]]}
+
+        return [r.verdict for r in check_folder(folder, answers, suite="uniform")]
+
+    assert set(rewritten(lambda u: u.replace("p", "00p").upper().replace("0X", "0x"))) == {"PASS"}
+    assert set(rewritten(lambda u: "-" + u)) == {"FAIL"}
+    assert set(rewritten(lambda u: "0xno")) == {"FAIL"}
+
+
 def test_an_answer_that_lacks_an_output_fails_and_no_answer_skips():
     folder = Folder(GOLDEN)
     assert {r.verdict for r in check_folder(folder, lambda *_: {}, suite="swiglu")} == {"FAIL"}

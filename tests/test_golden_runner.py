@@ -109,6 +109,17 @@ def test_one_case_can_be_chosen(built: Path) -> None:
     assert [case["id"] for case in checked(built, "--case", "concat/basic")["cases"]] == ["concat/basic"]
 
 
+def test_a_model_that_is_not_in_the_folder_is_given_by_name_and_known_by_its_tensors(built: Path) -> None:
+    tiny = ROOT / "mtpref" / "data" / "tiny.gguf"
+    chosen = ["--case", "tiny/tiny_n1"]
+    assert checked(built, *chosen, "--model", f"tiny={tiny}")["counts"] == {"PASS": 1, "FAIL": 0, "SKIP": 0}
+    assert checked(built, *chosen)["counts"]["SKIP"] == 1
+    micro = GOLDEN / "models" / "micro-60-f32.gguf"
+    done = run_check(built, *chosen, "--model", f"tiny={micro}", str(GOLDEN))
+    assert done.returncode == 2
+    assert "not the model 'tiny' of these vectors" in done.stderr
+
+
 # ------------------------------------------------------------------------------------------------------------ faults
 
 

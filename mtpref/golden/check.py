@@ -117,19 +117,29 @@ def _judge_digest(folder: Folder, expected: Expected, found: Any) -> Wrong | Non
 
 def _judge_value(expected: Expected, found: Any) -> Wrong | None:
     wanted = expected.value
-    if found == wanted:
+    if _is_same(wanted, found):
         return None
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
         bad = [
             i
             for i, (w, f) in enumerate(zip(wanted, found, strict=True))
-            if f != w and f not in expected.either.get(i, ())
+            if not _is_same(w, f) and f not in expected.either.get(i, ())
         ]
         if not bad:
             return None
         i = bad[0]
         return Wrong(expected.name, f"[{i}] is {found[i]!r}, expected {wanted[i]!r}")
     return Wrong(expected.name, f"{_short(found)}, expected {_short(wanted)}")
+
+
+def _is_same(wanted: Any, found: Any) -> bool:
+    """Equal JSON values; hex floats by their value, as libraries write them in several ways ("0x1p-1", "0x1.0p-1")."""
+    if isinstance(wanted, str) and isinstance(found, str) and wanted != found:
+        try:
+            return wanted[:3].lstrip("-").startswith("0x") and float.fromhex(wanted) == float.fromhex(found)
+        except (ValueError, OverflowError):
+            return False
+    return bool(wanted == found)
 
 
 def _bits(array: NDArray) -> NDArray:

@@ -587,7 +587,19 @@ run_result run_model(const request &ask, const run_options &opt) {
     return run(other, ask.input("tokens").as_i32(), opt);
 }
 
-answer give(const run_result &r) {
+// The bytes of the pieces, in hex.
+std::string text_of(const model &m, const std::vector<int64_t> &ids) {
+    std::string text;
+    char hex[3];
+    for (int64_t id : ids)
+        for (unsigned char byte : size_t(id) < m.pieces.size() ? m.pieces[size_t(id)] : std::string()) {
+            std::snprintf(hex, sizeof hex, "%02x", byte);
+            text += hex;
+        }
+    return text;
+}
+
+answer give(const model &m, const run_result &r) {
     json drafts;
     drafts.kind = json::array;
     for (const std::vector<int64_t> &draft : r.drafts) drafts.items.push_back(json::of(draft));
@@ -596,17 +608,18 @@ answer give(const run_result &r) {
     out.set("drafts", drafts);
     out.set("n_accepted", json::of(r.n_accepted));
     out.set("reason", json::of(r.reason));
+    out.set("text", json::of(text_of(m, r.ids)));
     return out;
 }
 
-answer do_generate(const request &ask) { return give(run_model(ask, options_of(ask.params))); }
+answer do_generate(const request &ask) { return give(model_of(ask), run_model(ask, options_of(ask.params))); }
 
 answer do_rounds(const request &ask) {
     run_options opt = options_of(ask.params);
     opt.has_given_drafts = true;
     for (const json &draft : ask.params.at("drafts").items) opt.given_drafts.push_back(draft.as_ints());
     const run_result r = run_model(ask, opt);
-    answer out = give(r);
+    answer out = give(model_of(ask), r);
     for (size_t il = 0; il < r.seq.layers.size(); il++) {
         const layer_state &layer = r.seq.layers[il];
         if (layer.state.x.empty()) continue;

@@ -165,6 +165,7 @@ struct model {
     std::vector<weights> blocks;  // the trunk's, then that of the MTP head
     weights global;               // token_embd.weight, output_norm.weight, output.weight
     std::set<int64_t> eog;
+    std::vector<std::string> pieces;  // the bytes of each token
 
     sequence new_sequence(int64_t n_ctx) const;
     pass trunk(sequence &seq, const std::vector<int32_t> &ids, int64_t keep, const tap &see) const;

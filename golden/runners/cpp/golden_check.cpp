@@ -748,12 +748,13 @@ struct folder {
     std::map<std::string, std::string> models;
     json manifest, flags;
 
-    explicit folder(const options &opt) : root(opt.root), models(opt.models) {
+    explicit folder(const options &opt) : root(opt.root), models(opt.models) {  // throws golden::error
         manifest = read_json_file(root + "/manifest.json");
         const std::string format = manifest.get_text("format", "");
         if (format != FORMAT)
             throw error(printable(root) + "/manifest.json: format '" + printable(format) + "', expected " + FORMAT);
         for (const json &file : manifest.at("files").items) verify(file);
+        for (const auto &model : models) verify_model(model.first, model.second);
         std::error_code ec;
         if (fs::is_regular_file(root + "/flags.json", ec)) flags = read_json_file(root + "/flags.json").at("flags");
     }
@@ -777,6 +778,30 @@ struct folder {
         if (sha != expected)
             throw error(printable(path) + ": SHA-256 " + sha.substr(0, 16) + "..., expected " +
                         printable(expected).substr(0, 16) + "... as in manifest.json; fetch the folder again");
+    }
+
+    // A model from elsewhere is known by a hash over its tensors, sorted by name: name, type and shape (row-major, as
+    // [2, 64]), each with a NUL behind it, and the bytes. Files too large to be held in memory are taken as they are.
+    void verify_model(const std::string &name, const std::string &path) const {
+        const json *wanted = manifest.find("models") ? manifest.at("models").find(name) : nullptr;
+        if (name == "given" && manifest.find("model")) wanted = manifest.at("model").find("tensors_sha256");
+        if (!wanted || file_size(path) > MAX_GGUF_BYTES) return;
+        sha256 sha;
+        const auto add = [&](const std::string &text) {
+            sha.add(reinterpret_cast<const uint8_t *>(text.c_str()), text.size() + 1);
+        };
+        const gguf file = read_gguf(path);
+        for (const auto &one : file.tensors) {
+            std::vector<int64_t> shape = one.second.ne;
+            std::reverse(shape.begin(), shape.end());
+            add(one.first);
+            add(one.second.type);
+            add(write_json(json::of(shape)));
+            sha.add(one.second.data.data(), one.second.data.size());
+        }
+        if (sha.hex() != wanted->as_text())
+            throw error(printable(path) + ": not the model '" + printable(name) + "' of these vectors, its tensors "
+                        "differ");
     }
 
     // Only files that were verified are read.
@@ -1073,6 +1098,11 @@ struct outcome {
     bool is_failed;
 };
 
+struct skip_tally {
+    int n = 0;
+    std::set<std::string> needs;  // what the cases say that they require
+};
+
 // How the cases that carry one flag ended.
 struct flag_tally {
     int n_carried = 0, n_failed = 0;
@@ -1090,7 +1120,11 @@ class report {
             for (const json &need : one.at("requires").items) needs.push_back(printable(need.as_text()));
         levels[level].count(r.verdict);
         total.count(r.verdict);
-        if (r.verdict == "SKIP") skips[r.skip + (needs.empty() ? "" : " (requires " + joined(needs) + ")")]++;
+        if (r.verdict == "SKIP") {
+            skip_tally &s = skips[r.skip];
+            s.n++;
+            s.needs.insert(needs.begin(), needs.end());
+        }
         if (r.verdict == "FAIL" && first_failed_level.empty()) first_failed_level = level;
         if (r.verdict != "SKIP") {
             outcomes.push_back({level, flags, r.verdict == "FAIL"});
@@ -1123,7 +1157,7 @@ class report {
     const folder &dir;
     const options &opt;
     std::map<std::string, tally> levels;
-    std::map<std::string, int> skips;
+    std::map<std::string, skip_tally> skips;
     std::map<std::string, flag_tally> by_flag;
     std::vector<outcome> outcomes;
     std::set<std::string> described;
@@ -1227,7 +1261,11 @@ class report {
             std::printf("%-5s %6d %6d %6d\n", level.first.c_str(), level.second.n_pass, level.second.n_fail,
                         level.second.n_skip);
         std::printf("all   %6d %6d %6d\n", total.n_pass, total.n_fail, total.n_skip);
-        for (const auto &skip : skips) std::printf("skipped %d: %s\n", skip.second, skip.first.c_str());
+        for (const auto &skip : skips) {
+            const std::string needs = joined({skip.second.needs.begin(), skip.second.needs.end()});
+            std::printf("skipped %d: %s%s\n", skip.second.n, skip.first.c_str(),
+                        needs.empty() ? "" : (" (requires " + needs + ")").c_str());
+        }
         if (!total.n_pass && !total.n_fail) std::printf("nothing was checked: the port skipped every case\n");
         if (total.n_fail) print_suspects();
     }

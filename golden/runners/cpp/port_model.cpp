@@ -1,5 +1,6 @@
 // A qwen35 GGUF file with an MTP head as a model: what it reads of the file, the trunk, the head's block.
 #include <algorithm>
+#include <cstdio>
 
 #include "example_port.h"
 
@@ -71,6 +72,36 @@ static void read_tensors(golden::gguf &file, model &m) {
     }
 }
 
+// Byte-level BPE writes a byte that is no printable character of Latin-1 as U+0100 and up, in the order of the bytes.
+static std::string bytes_of_bpe(const std::string &text) {
+    std::string hidden, out;
+    for (int byte = 0; byte < 256; byte++)
+        if (byte < 33 || (byte > 126 && byte < 161) || byte == 173) hidden += char(byte);
+    for (size_t i = 0; i < text.size(); i++) {
+        unsigned code = (unsigned char)text[i];
+        if (code >= 0xC0 && i + 1 < text.size()) code = (code & 31) << 6 | ((unsigned char)text[++i] & 63);
+        out += code < 256 ? char(code) : code - 256 < hidden.size() ? hidden[code - 256] : '?';
+    }
+    return out;
+}
+
+// What each token adds to the text. Control tokens (type 3) add nothing, added ones (4) are plain text; llama.cpp's
+// tokenizer `test` writes ids in hexadecimal.
+static void read_pieces(const golden::gguf &file, model &m) {
+    const auto tokens = file.kv.find("tokenizer.ggml.tokens"), kind = file.kv.find("tokenizer.ggml.model");
+    const auto types = file.kv.find("tokenizer.ggml.token_type");
+    if (tokens == file.kv.end() || kind == file.kv.end()) return;
+    for (size_t id = 0; id < tokens->second.items.size(); id++) {
+        char hex[20];
+        std::snprintf(hex, sizeof hex, "%zx", id);
+        const std::string &text = tokens->second.items[id].as_text();
+        const int64_t type = types == file.kv.end() ? 1 : types->second.items.at(id).as_int();
+        if (type == 3) m.pieces.push_back("");
+        else if (kind->second.as_text() == "test") m.pieces.push_back(hex);
+        else m.pieces.push_back(type == 4 ? text : bytes_of_bpe(text));
+    }
+}
+
 model load_model(const std::string &path, const std::string &kv_type, bool is_ggml, const std::string &contract_text) {
     golden::gguf file = golden::read_gguf(path);
     const auto arch = file.kv.find("general.architecture");
@@ -83,6 +114,7 @@ model load_model(const std::string &path, const std::string &kv_type, bool is_gg
     read_shape(file, m);
     const auto eos = file.kv.find("tokenizer.ggml.eos_token_id");
     if (eos != file.kv.end()) m.eog.insert(eos->second.as_int());
+    read_pieces(file, m);
     read_tensors(file, m);
     return m;
 }
