@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mtpref.errors import MtprefError
 from mtpref.gguf import open_gguf, printable
 from mtpref.llama_cpp.log import LlamaLog, parse
+from mtpref.llama_cpp.results import read_results
 
 # F32 KV and plain attention: what can be compared without the noise of storing cells.
 NUMERICS = ("-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "-fit", "off")
@@ -66,25 +67,32 @@ class Programs:
         out = folder / "results.gguf"
         self.run("llama-results", "-m", str(model), "-p", text, "-o", str(out), *self._flags())
         with open_gguf(out) as file:
-            ids = file.data("tokens").view(np.int32).tolist()
-            logits = file.data("logits").view(np.float32).reshape(len(ids), -1).copy()
-        return ids, logits
+            found = read_results(file)
+            return found["tokens"].tolist(), found["result_output"].copy()
 
     def speculative(self, model: Path, text: str, n_predict: int, n_max: int, p_min: float) -> LlamaLog:
         """llama-speculative-simple with the model's MTP head, greedily, on F32 KV: its log.
 
         The thread that writes the log may lose the tail when the program ends: then it runs again, and after three
         times the longest log is given. `is_complete` tells; `rounds` holds whole rounds only.
+
+        Errors  MtprefError where the program fails, or where each log lacks lines in its middle
         """
         size = ("-n", str(n_predict), "--spec-draft-n-max", str(n_max), "--spec-draft-p-min", f"{p_min:g}")
+        args = ("-m", str(model), "-p", text, *size, *SPECULATIVE, *self._flags())
         logs: list[LlamaLog] = []
+        damage: MtprefError | None = None
         for _ in range(3):
-            done = self.run(
-                "llama-speculative-simple", "-m", str(model), "-p", text, *size, *SPECULATIVE, *self._flags()
-            )
-            logs.append(parse(done.stderr))
+            done = self.run("llama-speculative-simple", *args)
+            try:
+                logs.append(parse(done.stderr))
+            except MtprefError as error:
+                damage = error
+                continue
             if logs[-1].is_complete:
                 return logs[-1]
+        if not logs and damage is not None:
+            raise damage
         return max(logs, key=lambda log: len(log.rounds))
 
     def _flags(self) -> list[str]:
