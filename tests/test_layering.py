@@ -101,6 +101,23 @@ ALLOWED: dict[str, set[str]] = {
         "steps",
         "weights",
     },
+    "diagnose": {
+        "compare",
+        "policy",
+        "contract",
+        "decode",
+        "errors",
+        "events",
+        "faults",
+        "gguf",
+        "llama_cpp",
+        "model",
+        "recipe",
+        "spec",
+        "state",
+        "steps",
+        "trace",
+    },
     "story": {"decode", "errors", "events", "model", "state"},
     "session": {"contract", "decode", "errors", "events", "gguf", "model", "state"},
     "selftest": {
@@ -125,7 +142,7 @@ ALLOWED["cli"] = set(ALLOWED)
 
 # The recipe chooses them; the command line sets threads and says what it waits for; the self test varies both.
 KERNEL_USERS = {"recipe", "cli", "selftest"}
-FAULT_USERS = {"cli"}
+FAULT_USERS = {"cli", "diagnose"}
 
 
 def room_of(path: Path) -> str:

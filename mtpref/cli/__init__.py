@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     from mtpref.cli import (
         compare,
         compare_log,
+        diagnose,
         draft_vocab,
         dump,
         generate,
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
-    for module in (generate, trace, inspect, dump, compare, compare_log, golden, probe, draft_vocab, story, selftest):
+    for module in (generate, trace, inspect, dump, compare, compare_log, diagnose, golden, probe, draft_vocab, story, selftest):
         module.add_parser(verbs)
     return parser
 

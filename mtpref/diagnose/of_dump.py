@@ -1,0 +1,84 @@
+"""Entrance (a) as a report."""
+
+from collections.abc import Sequence
+
+from mtpref.contract import describe
+from mtpref.diagnose.evidence_dump import DumpDiagnosis, Progress, gather, judge
+from mtpref.diagnose.hypotheses import with_other_numerics
+from mtpref.diagnose.port_tensors import PortTensors
+from mtpref.diagnose.report import Report, causes_of, listed, name_of
+from mtpref.diagnose.separate import telling_tensor
+from mtpref.errors import MtprefError
+from mtpref.model import Model
+
+A_LOG = "a log of a run shows them: mtpref diagnose --log FILE"
+
+
+def diagnose_dump(
+    model: Model, port: PortTensors, ids: Sequence[int] | None = None, progress: Progress | None = None
+) -> Report:
+    """Which hypothesis reproduces the port's tensors.
+
+    ids     the tokens, where the file does not hold them
+    Errors  MtprefError without tokens, with tokens that contradict the file's, or where no tensor can be compared
+    """
+    tokens = _tokens(model, port, ids)
+    found = judge(gather(model, port, tokens, progress))
+    base = model if found.evidence.numerics == model.recipe.numerics else with_other_numerics(model)
+    skipped = [f"{len(port.skipped)} tensors of the file are no plain floats: {listed(list(port.skipped))}"]
+    return Report(
+        "dump", found.verdict, _headline(found, model), _looked_at(found, port), causes_of(found.groups),
+        found.divergence, _experiment(base, tokens, found, port), found.invisible, skipped * bool(port.skipped),
+    )  # fmt: skip
+
+
+def _tokens(model: Model, port: PortTensors, ids: Sequence[int] | None) -> list[int]:
+    tokens = port.ids if ids is None else [int(i) for i in ids]
+    if tokens is None:
+        raise MtprefError(f"{port.label}: no tensor `tokens` (I32) in it, expected the ids that the port ran; give the "
+                          "prompt with -p, -f or --ids")  # fmt: skip
+    if port.ids is not None and tokens != port.ids:
+        raise MtprefError(f"{port.label}: its {len(port.ids)} tokens are not the {len(tokens)} given, expected the "
+                          "same; leave -p, -f and --ids away")  # fmt: skip
+    if not 1 <= len(tokens) <= model.config.n_ctx_train:
+        raise MtprefError(f"{port.label}: {len(tokens)} tokens, expected 1 .. {model.config.n_ctx_train}, the context")
+    return tokens
+
+
+def _headline(found: DumpDiagnosis, model: Model) -> str:
+    top = found.groups[0]
+    if found.verdict == "unknown":
+        return f"NONE OF THE KNOWN: no hypothesis reproduces {found.divergence}"
+    if found.verdict == "healthy":
+        contract = describe(model.recipe.contract)
+        name = contract if top.best.hypothesis.kind != "preset" else top.best.hypothesis.title.removeprefix("contract ")
+        return f"HEALTHY, contract {name}: every tensor is what the healthy run gives, but for noise"
+    return f"FOUND: {name_of(top.ids)}"
+
+
+def _looked_at(found: DumpDiagnosis, port: PortTensors) -> list[str]:
+    evidence = found.evidence
+    lines = [
+        f"{len(evidence.names)} tensors of {len(evidence.ids)} tokens, {len(evidence.hypotheses)} hypotheses",
+        f"noise {found.floor:.1e} (relative squared distance), {evidence.numerics} numerics come nearest",
+    ]
+    if evidence.unknown:
+        lines.append(f"not comparable: {listed(evidence.unknown)}")
+    if evidence.impossible:
+        lines.append(f"not possible in this model: {listed(evidence.impossible)}")
+    return lines
+
+
+def _experiment(model: Model, ids: list[int], found: DumpDiagnosis, port: PortTensors) -> str | None:
+    top = found.groups[0]
+    if found.verdict == "unknown":
+        return f"look at what makes {found.divergence}: what is in front of it is right; is it the same model file?"
+    if found.verdict == "healthy":
+        return f"{len(found.invisible)} hypotheses leave no trace in a dump; {A_LOG}" if found.invisible else None
+    rivals = [top.best.hypothesis, *(s.hypothesis for s in top.members[1:]), found.groups[1].best.hypothesis]
+    telling = telling_tensor(model, ids, rivals[0], rivals[1])
+    if telling is None:
+        return f"{rivals[0].id} and {rivals[1].id} give the same tensors: they are one mistake under two names"
+    name, apart = telling
+    where = "is in this dump and decided" if name in port.tensors else "is not in this dump: dump it too"
+    return f"{rivals[0].id} against {rivals[1].id}: {name} differs most (by {apart:.1e}); it {where}"
