@@ -130,6 +130,25 @@ def shares_trunk(model: Model, base: Model) -> bool:
     )
 
 
+# What a pass over a prompt goes by, beside operations and weights.
+PASS_STEPS = ("target_hidden", "pair_hidden", "mtp_embedding", "mtp_positions", "place_mtp")
+PASS_FIELDS = ("hidden", "concat", "first", "pos_offset")
+
+
+def shares_pass(model: Model, base: Model) -> bool:
+    """Whether a pass over a prompt gives the same bits in both, through trunk and head."""
+    a, b = model.recipe, base.recipe
+    return (
+        shares_trunk(model, base)
+        and a.head_ops == b.head_ops
+        and model.weights.mtp is base.weights.mtp
+        and model.mtp_layer is base.mtp_layer
+        and model.kv_type_draft == base.kv_type_draft
+        and all(getattr(a.steps, name) is getattr(b.steps, name) for name in PASS_STEPS)
+        and all(getattr(a.contract, name) == getattr(b.contract, name) for name in PASS_FIELDS)
+    )
+
+
 def shares_rollback(model: Model, base: Model) -> bool:
     """Whether the trunk's state is rolled back alike in both."""
     names = ("checkpoint", "restore", "choose_plane")

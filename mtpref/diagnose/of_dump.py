@@ -75,10 +75,14 @@ def _experiment(model: Model, ids: list[int], found: DumpDiagnosis, port: PortTe
         return f"look at what makes {found.divergence}: what is in front of it is right; is it the same model file?"
     if found.verdict == "healthy":
         return f"{len(found.invisible)} hypotheses leave no trace in a dump; {A_LOG}" if found.invisible else None
-    rivals = [top.best.hypothesis, *(s.hypothesis for s in top.members[1:]), found.groups[1].best.hypothesis]
-    telling = telling_tensor(model, ids, rivals[0], rivals[1])
-    if telling is None:
-        return f"{rivals[0].id} and {rivals[1].id} give the same tensors: they are one mistake under two names"
-    name, apart = telling
-    where = "is in this dump and decided" if name in port.tensors else "is not in this dump: dump it too"
-    return f"{rivals[0].id} against {rivals[1].id}: {name} differs most (by {apart:.1e}); it {where}"
+    best, same = top.best.hypothesis, []
+    for rival in [*(s.hypothesis for s in top.members[1:]), found.groups[1].best.hypothesis]:
+        telling = telling_tensor(model, ids, best, rival)
+        if telling is None:
+            same.append(rival.id)
+            continue
+        name, apart = telling
+        where = "is in this dump and decided" if name in port.tensors else "is not in this dump: dump it too"
+        also = f"; {listed([best.id, *same])} give the same tensors in any dump of a prompt" if same else ""
+        return f"{best.id} against {rival.id}: {name} differs most (by {apart:.1e}); it {where}{also}"
+    return f"{listed([best.id, *same])} give the same tensors in any dump of a prompt; {A_LOG}"

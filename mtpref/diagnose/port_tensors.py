@@ -50,12 +50,12 @@ def read_port(path: str | Path) -> PortTensors:
                 continue
             n_bytes += 4 * values.size
             if n_bytes > MAX_BYTES:
-                raise MtprefError(f"{source.label}: more than {MAX_BYTES >> 30} GiB of activations, expected at most that; "
+                raise MtprefError(f"{source.label}: more than {MAX_BYTES >> 30} GiB of activations, expected less; "
                                   "dump fewer tokens or fewer tensors")  # fmt: skip
             tensors[name] = values.astype(np.float32)
         if not tensors:
-            raise MtprefError(f"{source.label}: no tensor of floats in it, expected activations under cb() names such as "
-                              "mtp_eh_proj-4; try: mtpref dump")  # fmt: skip
+            raise MtprefError(f"{source.label}: no tensor of floats in it, expected activations under cb() names such "
+                              "as mtp_eh_proj-4; try: mtpref dump")  # fmt: skip
         return PortTensors(source.label, ids, tensors, tuple(skipped))
 
 
