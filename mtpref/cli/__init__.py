@@ -62,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
-    for module in (generate, trace, inspect, dump, compare, compare_log, diagnose, golden, probe, draft_vocab, story, selftest):
+    modules = (generate, trace, inspect, dump, compare, compare_log, diagnose, golden, probe, draft_vocab, story, selftest)
+    for module in modules:
         module.add_parser(verbs)
     return parser
 
