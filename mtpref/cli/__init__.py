@@ -62,8 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
-    modules = (generate, trace, inspect, dump, compare, compare_log, diagnose, golden, probe, draft_vocab, story, selftest)
-    for module in modules:
+    files, runs = (inspect, dump, compare, compare_log), (golden, probe, draft_vocab, diagnose, story, selftest)
+    for module in (generate, trace, *files, *runs):
         module.add_parser(verbs)
     return parser
 
