@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -358,6 +359,15 @@ def test_damaged_and_foreign_files_end_in_one_line(tmp_path, capsys, name, raw):
         assert out == ""
         assert err.startswith("mtpref compare: error: ")
         assert err.count("\n") == 1
+
+
+def test_folders_and_pipes_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(MtprefError, match="no regular file"):
+            open_source(path)
+    with pytest.raises(MtprefError, match="cannot be read"):
+        open_source(tmp_path / "absent")
 
 
 def test_llama_results_of_a_wrong_size_are_refused(tmp_path):

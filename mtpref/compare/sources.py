@@ -96,6 +96,8 @@ def open_source(path: str | Path) -> Source:
     path = Path(path)
     label = printable(str(path), 400)
     try:
+        if path.exists() and not path.is_file():
+            raise MtprefError(f"{label}: no regular file, expected {KINDS}")
         with path.open("rb") as file:
             start = file.read(SNIFFED)
     except OSError as error:
