@@ -4,6 +4,29 @@ Owns the rule for refusals: one line that names what is wrong, the value found, 
 what to try. The command line prints it and exits with code 2, without a traceback.
 """
 
+MAX_LINE = 2000  # characters; what is longer loses its middle
+_KEPT_AT_END = 600
+
 
 class MtprefError(Exception):
-    """A refusal. `str(error)` is one line: what, found, expected, what to try."""
+    """A refusal. `str(error)` is one line: what, found, expected, what to try.
+
+    That it is one printable line holds whatever it names: names of files, tensors and arguments come from outside.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """Text in which everything but printable characters is escaped, of at most MAX_LINE characters."""
+    text = _shortened(text)
+    if text.isprintable():
+        return text
+    return _shortened("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_LINE:
+        return text
+    return f"{text[: MAX_LINE - _KEPT_AT_END - 5]} ... {text[-_KEPT_AT_END:]}"

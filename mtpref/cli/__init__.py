@@ -5,12 +5,13 @@ input, 130 interrupted. Each verb stands in a file of its own.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import Any
 
 from mtpref import __version__
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, one_line
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -36,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> "None":  # type: ignore[override]
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}; try: {self.prog} --help\n")
+        self.exit(EXIT_USAGE, one_line(f"{self.prog}: error: {message}; try: {self.prog} --help") + "\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,14 +78,32 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USAGE
     args = parser.parse_args(arguments)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
     except MtprefError as error:
-        print(f"mtpref {args.verb}: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _refuse(args.verb, str(error))
     except KeyboardInterrupt:
         print(f"mtpref {args.verb}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout is gone (`| head`); what is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of stdout is gone (`| head`).
+        _drop_stdout()
         return 1
+    except OSError as error:
+        _drop_stdout()
+        name = f"{error.filename}: " if error.filename else ""
+        return _refuse(args.verb, f"{name}{error.strerror or error}; is the disk full, or the output closed?")
+    except MemoryError:
+        return _refuse(args.verb, "out of memory; try a smaller --ctx-size, or a shorter prompt")
+
+
+def _refuse(verb: str, why: str) -> int:
+    print(one_line(f"mtpref {verb}: error: {why}"), file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _drop_stdout() -> None:
+    """What is still buffered has nowhere to go, and must not raise again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
