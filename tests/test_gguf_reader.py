@@ -315,7 +315,7 @@ def test_names_from_the_file_cannot_steer_the_terminal(write):
 def test_limits_on_what_must_be_walked(write, monkeypatch):
     strings = container([key("k", ARR, arr(STR, 9, bytes(72)))])
     monkeypatch.setattr(parse, "MAX_WALKED", 8)
-    assert "key k: 9 strings so far, expected at most 8" in refusal(write(strings))
+    assert "key k: 9 strings or inner arrays so far, expected at most 8" in refusal(write(strings))
     monkeypatch.setattr(parse, "MAX_NAME_BYTES", 30)
     assert "all names so far take 34 bytes, expected at most 30" in refusal(write(SMALL))
     monkeypatch.setattr(parse, "MAX_KEYS", 3)

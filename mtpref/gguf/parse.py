@@ -37,7 +37,9 @@ MAX_NAME = 65535  # bytes of a key or tensor name, the format's limit for keys
 MAX_KEYS = 1 << 16  # real files have fewer than 100
 MAX_TENSORS = 1 << 16  # the largest real models have a few thousand
 MAX_NAME_BYTES = 1 << 26  # all names together
-MAX_WALKED = 1 << 23  # strings and inner arrays of all keys; the largest real headers have 10**6
+MAX_WALKED = 1 << 22  # strings of all keys; the largest real headers have 10**6
+ARRAY_STEPS = 64  # an inner array counts as so many strings: it takes as long to walk
+MAX_TEXT_BYTES = 1 << 26  # all arrays of strings together; the largest real headers have 2 * 10**7
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Budget:
     tensors: int = 0
     walked: int = 0
     name_bytes: int = 0
+    text_bytes: int = 0
 
 
 @dataclass
@@ -113,7 +116,14 @@ class Cursor:
     def walk(self, n: int, what: str) -> None:
         self.used.walked += n
         if self.used.walked > MAX_WALKED:
-            self.fail(f"{what}: {self.used.walked} strings so far, expected at most {MAX_WALKED} in a header; refused")
+            self.fail(f"{what}: {self.used.walked} strings or inner arrays so far, expected at most "
+                      f"{MAX_WALKED} in a header; refused")  # fmt: skip
+
+    def count_text(self, n: int, what: str) -> None:
+        self.used.text_bytes += n
+        if self.used.text_bytes > MAX_TEXT_BYTES:
+            self.fail(f"{what}: {self.used.text_bytes} bytes in arrays of strings so far, expected at most "
+                      f"{MAX_TEXT_BYTES} in a header; refused")  # fmt: skip
 
     def u32(self, what: str) -> int:
         self.need(4, what)
@@ -229,8 +239,9 @@ def _read_array(cur: Cursor, what: str, depth: int = 1) -> Entry:
     if element == "str":
         cur.walk(count, what)
         cur.pos = skip_strings(cur.buf, pos, cur.end, count, lambda message: cur.fail(f"{what}: {message}"))
+        cur.count_text(cur.pos - pos - 8 * count, what)
     elif element == "arr":
-        cur.walk(count, what)
+        cur.walk(count * ARRAY_STEPS, what)
         for _ in range(count):
             _read_array(cur, what, depth + 1)
     else:

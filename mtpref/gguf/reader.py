@@ -22,6 +22,8 @@ from mtpref.gguf.magic import describe_directory
 from mtpref.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
 
+MAX_TEXT = 1 << 24  # bytes of one string value; the largest real ones, tokenizer.json as a text, have 10**7
+
 
 class KeyValues(Mapping[str, Any]):
     """The keys of a file, in file order. A value is decoded when it is asked for.
@@ -58,10 +60,16 @@ class KeyValues(Mapping[str, Any]):
         return f"arr:{entry.element}" if entry.kind == "arr" else entry.kind
 
     def raw(self, key: str) -> bytes:
-        """A string value's bytes, undecoded."""
+        """A string value's bytes, undecoded.
+
+        Errors  MtprefError where the value is no string, or longer than MAX_TEXT
+        """
         entry = self._entries[key]
         if entry.kind != "str":
             raise MtprefError(f"{self._where(key)} is of type {self.kind(key)}, expected str")
+        if entry.count > MAX_TEXT:
+            raise MtprefError(f"{self._where(key)} is a text of {entry.count} bytes, expected at most {MAX_TEXT}; "
+                              "the file is damaged")  # fmt: skip
         return self._file.buffer()[entry.pos : entry.pos + entry.count]
 
     def size(self, key: str) -> int:

@@ -153,12 +153,16 @@ class GgufArray(Sequence[Any]):
             return (self[i] for i in range(self._count))
         return iter(self.to_numpy().tolist())
 
-    def to_numpy(self) -> npt.NDArray[Any]:
-        """Numbers or bools as a 1-D array of the element's dtype; a copy, so it outlives the file."""
+    def to_numpy(self, n: int | None = None) -> npt.NDArray[Any]:
+        """Numbers or bools, the first n or all, as a 1-D array of the element's dtype.
+
+        It is a copy, so it outlives the file.
+        """
         if self.element_type not in DTYPES:
             raise MtprefError(f"{self._where}: array of {self.element_type}, expected numbers or bools")
         buf = self._buffer()
-        out = np.frombuffer(buf, DTYPES[self.element_type], self._count, self._pos).copy()
+        count = self._count if n is None else min(n, self._count)
+        out = np.frombuffer(buf, DTYPES[self.element_type], count, self._pos).copy()
         if self.element_type == "bool":
             check_bool(int(out.max(initial=0)), self._where)
             return out.astype(np.bool_)
