@@ -4,7 +4,7 @@ Owns the field names (llama.cpp's short ones; the GGUF key stands beside each) a
 must not read tensors. An architecture's layer kinds (mtpref/model) say which of these they need.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtpref import rope_scaling
@@ -49,13 +49,14 @@ class Metadata:
         """An array of `length` integers or booleans. (A longer one is cut: [t, h, w, 0] sections have
         four.)"""
         value = self._get(key, default)
-        try:
-            items = [int(item) for item in value]  # type: ignore[attr-defined]
-        except (TypeError, ValueError):
-            raise self.bad(key, value, f"an array of {length} integers") from None
-        if len(items) < length:
-            raise self.bad(key, f"{len(items)} items", f"an array of {length} integers")
-        return items[:length]
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise self.bad(key, value, f"an array of {length} integers")
+        if len(value) < length:
+            raise self.bad(key, f"{len(value)} items", f"an array of {length} integers")
+        items = list(value[:length])
+        if not all(isinstance(item, int) for item in items):
+            raise self.bad(key, items[:4], f"an array of {length} integers")
+        return [int(item) for item in items]
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._get(key, default)

@@ -356,8 +356,8 @@ class LazyNumbers:
     def __init__(self, values: list[int], kind: str) -> None:
         self.element_type, self._values = kind, values
 
-    def to_numpy(self) -> np.ndarray:
-        return np.array(self._values, np.int32)
+    def to_numpy(self, n: int | None = None) -> np.ndarray:
+        return np.array(self._values[:n], np.int32)
 
 
 def test_lazy_arrays_give_the_same_vocabulary_as_lists(qwen35: Vocab) -> None:

@@ -67,10 +67,11 @@ def _recurrent(f: GgufFile, arch: str, n_blocks: int, problems: list[str]) -> tu
     if key in f.kv:
         try:
             value = f.kv[key]
-            flags = [bool(v) for v in value.to_numpy()] if isinstance(value, GgufArray) else [bool(value)] * n_blocks
-            if len(flags) == n_blocks:
-                return flags, "attention.recurrent_layers"
-            found = f"has {len(flags)} elements"
+            if not isinstance(value, GgufArray):
+                return [bool(value)] * n_blocks, "attention.recurrent_layers"
+            if len(value) == n_blocks:
+                return [bool(v) for v in value.to_numpy()], "attention.recurrent_layers"
+            found = f"has {len(value)} elements"
         except MtprefError:
             found = f"is {f.kv.kind(key)}"
         problems.append(f"key {key} {found}, expected one bool for each of {n_blocks} blocks")

@@ -42,6 +42,7 @@ _TOKENS, _MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 _TYPES, _SCORES = "tokenizer.ggml.token_type", "tokenizer.ggml.scores"
 _SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 _BYTE_TYPE = 6
+MAX_TEXTS = {_TOKENS: 1 << 20, _MERGES: 1 << 21}  # the largest real vocabularies have 262,144 tokens, 600,000 merges
 # llama.cpp's defaults of the models that have no pre-tokenizer.
 _LLAMA_RULES = Rules((), add_bos=True, clean_spaces=False, bos_id=1)
 _TEST_RULES = Rules((), clean_spaces=False, bos_id=None)
@@ -176,6 +177,8 @@ def _strings(kv: Mapping[str, object], key: str) -> list[str]:
     value: Any = kv.get(key)
     if value is None:
         raise MtprefError(f"{key}: missing, expected an array of strings; is this a GGUF with a tokenizer?")
+    if hasattr(value, "__len__") and len(value) > MAX_TEXTS[key]:
+        raise MtprefError(f"{key}: {len(value)} strings, expected at most {MAX_TEXTS[key]}; is the file damaged?")
     if hasattr(value, "to_bytes_list"):
         texts = [raw.decode("utf-8", "surrogateescape") for raw in value.to_bytes_list()]
     elif isinstance(value, list | tuple) and all(isinstance(item, bytes | str) for item in value):
@@ -225,7 +228,8 @@ def _numbers(kv: Mapping[str, object], key: str, n_tokens: int, kinds: tuple[str
     if getattr(value, "element_type", kinds[0]) not in kinds:
         raise MtprefError(f"{key}: array of {value.element_type}, expected {wanted}")
     try:
-        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+        # What stands behind the last token's number does not count, so it is not read: it may be of any length.
+        array = value.to_numpy(n_tokens) if hasattr(value, "to_numpy") else np.asarray(value)
     except (ValueError, OverflowError):
         raise MtprefError(f"{key}: {_kind(value)}, expected {wanted}") from None
     if array.ndim != 1 or (array.size and array.dtype.kind not in ("iuf" if "f32" in kinds else "iu")):
