@@ -23,6 +23,8 @@ from mtpref.state import KV_DTYPES
 from mtpref.vocab import load_vocab
 from mtpref.weights import TensorFinder, Weights
 
+TOKENS = "tokenizer.ggml.tokens"
+
 
 def load(
     path: str | Path,
@@ -61,11 +63,8 @@ def load(
     ffn_cfg = arch.ffn.read_config(meta)
     finder = TensorFinder(file)
     weights = _read_trunk(finder, arch, config, layers, ffn_cfg)
+    _check_n_tokens(file, weights.token_embd.n_out)
     vocab = load_vocab(file.kv)
-    if vocab.n_vocab > weights.token_embd.n_out:
-        raise MtprefError(f"{file.label}: the tokenizer has {vocab.n_vocab} tokens, token_embd.weight "
-                          f"{weights.token_embd.n_out} rows, expected at least as many rows; "
-                          "try: mtpref inspect FILE")  # fmt: skip
     head = load_head(Trunk(file, meta, arch, config, ffn_cfg, finder, weights), model_draft, is_on=mtp)
     weights = replace(weights, mtp=head.weights)
     if check_tensors:
@@ -107,7 +106,7 @@ def _read_trunk(
     finder: TensorFinder, arch: Architecture, config: ModelConfig, layers: tuple[Layer, ...], ffn_cfg: Any
 ) -> Weights:
     n_embd = config.n_embd
-    n_vocab = _n_vocab(finder.file)
+    n_vocab = _n_rows(finder.file)
     token_embd = finder.matrix("token_embd.weight", (n_vocab, n_embd))
     output = finder.matrix("output.weight", (n_vocab, n_embd)) if finder.has("output.weight") else token_embd
     output_norm = finder.array("output_norm.weight", (n_embd,))
@@ -118,12 +117,20 @@ def _read_trunk(
     return Weights(token_embd, output_norm, output, blocks, None)
 
 
-def _n_vocab(file: GgufFile) -> int:
+def _n_rows(file: GgufFile) -> int:
     info = file.tensors.get("token_embd.weight")
     if info is None or len(info.shape) != 2:
         raise MtprefError(f"{file.label}: tensor token_embd.weight is missing or not a matrix; is this a GGUF of a "
                           "language model? try: mtpref inspect FILE")  # fmt: skip
     return info.shape[0]
+
+
+def _check_n_tokens(file: GgufFile, n_rows: int) -> None:
+    """Before the vocabulary is read, since reading a wrong one of any size takes long."""
+    n_tokens = file.kv.size(TOKENS) if TOKENS in file.kv else 0
+    if n_tokens > n_rows:
+        raise MtprefError(f"{file.label}: the tokenizer has {n_tokens} tokens, token_embd.weight {n_rows} rows, "
+                          "expected at least as many rows; try: mtpref inspect FILE")  # fmt: skip
 
 
 def _notes(finder: TensorFinder, config: ModelConfig, head: Head) -> tuple[str, ...]:
