@@ -117,6 +117,8 @@ def _judge_digest(folder: Folder, expected: Expected, found: Any) -> Wrong | Non
 
 def _judge_value(expected: Expected, found: Any) -> Wrong | None:
     wanted = expected.value
+    if isinstance(found, np.ndarray):
+        return Wrong(expected.name, f"an array, expected {_short(wanted)}")
     if _is_same(wanted, found):
         return None
     if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):

@@ -117,7 +117,7 @@ def _answer_line(answers: Callable[[Suite, Case, Inputs], Outputs | None], line:
         suite = Suite(asked["suite"], "", asked["op"], (), "", ())
         wanted = tuple(Expected(str(name), "exact") for name in asked.get("want", ()))
         given = answers(suite, Case(id, "", asked["numerics"], asked["params"], {}, wanted), inputs)
-    except (MtprefError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (MtprefError, ArithmeticError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         return {"id": id, "error": f"{type(error).__name__}: {error}"}
     if given is None:
         return {"id": id, "skip": f"no operation {suite.op}"}
@@ -155,5 +155,5 @@ def _decoded(entry: Any, where: str) -> Any:
         if entry["type"] not in RESULT_DTYPES:
             raise ValueError(f"type {entry['type']}, expected F32 or I32")
         return _tensor(entry).values()
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, binascii.Error) as error:
         raise MtprefError(f"{where} is no tensor ({error}); expected type, shape and base64 data") from None

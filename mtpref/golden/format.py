@@ -135,7 +135,19 @@ class Folder:
             raise MtprefError(f"{self._label('manifest.json')}: format {printable(str(found))}, expected {FORMAT}; "
                               "use the vectors that belong to this version")  # fmt: skip
         self.files = {str(f["path"]): f for f in self._records("files")}
-        self.classes = {str(name): rule for name, rule in dict(self.manifest.get("classes", {})).items()}
+        self.classes = self._classes()
+
+    def _classes(self) -> dict[str, Mapping[str, Any]]:
+        """The tolerance classes; every limit is a number."""
+        classes = self.manifest.get("classes", {})
+        if isinstance(classes, dict) and all(isinstance(rule, dict) for rule in classes.values()):
+            limits = {name: rule.get("nmse", 0.0) for name, rule in classes.items()}
+            wrong = next((name for name, x in limits.items() if type(x) not in (int, float) or not 0 <= x < 1), None)
+            if wrong is None:
+                return dict(classes)
+            raise MtprefError(f"{self._label('manifest.json')}: class {printable(wrong)} has NMSE limit "
+                              f"{printable(repr(limits[wrong]), 40)}, expected a number below 1")  # fmt: skip
+        raise MtprefError(f"{self._label('manifest.json')}: classes is no object of objects; fetch the folder again")
 
     def suites(self, level: str | None = None, name: str | None = None) -> Iterator[Suite]:
         """The suites, in the order of the manifest; `level` ("L1") and `name` ("rms_norm") choose some."""
@@ -189,8 +201,9 @@ class Folder:
         try:
             tensors = data.get("tensors")
             return Suite(
-                data["suite"], data["level"], data["op"], tuple(data["spec"]), data["about"],
-                tuple(_case(case) for case in data["cases"]),
+                _typed(data, "suite", str), _typed(data, "level", str), _typed(data, "op", str),
+                tuple(_typed(data, "spec", list)), _typed(data, "about", str),
+                tuple(_case(case) for case in _typed(data, "cases", list)),
                 None if tensors is None else Path(path).with_name(tensors),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -218,19 +231,39 @@ def sha256_of(path: Path) -> str:
                           "expected a file of golden vectors") from None  # fmt: skip
 
 
+def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
+    value = data[key]
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} is no {kind.__name__}")
+    return value
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{what} is no list of strings")
+    return tuple(values)
+
+
 def _case(data: dict[str, Any]) -> Case:
-    expected = tuple(_expected(name, out) for name, out in data["out"].items())
+    expected = tuple(_expected(name, out) for name, out in _typed(data, "out", dict).items())
+    inputs = _typed(data, "in", dict)
+    _texts(tuple(inputs.values()), "in")
     return Case(
-        data["id"], data["comment"], data["numerics"], data["params"], data["in"], expected,
-        tuple(data.get("flags", ())), tuple(data.get("requires", ())),
+        _typed(data, "id", str), _typed(data, "comment", str), _typed(data, "numerics", str),
+        _typed(data, "params", dict), inputs, expected,
+        _texts(data.get("flags", ()), "flags"), _texts(data.get("requires", ()), "requires"),
     )  # fmt: skip
 
 
 def _expected(name: str, data: dict[str, Any]) -> Expected:
     either = {int(i): tuple(ids) for i, ids in data.get("either", {}).items()}
+    for key, kind in (("tensor", str), ("digest", dict)):
+        if data.get(key) is not None:
+            _typed(data, key, kind)
     return Expected(
-        name, data["class"], data.get("tensor"), data.get("value"), data.get("digest"), data.get("noise"), either
-    )
+        name, _typed(data, "class", str), data.get("tensor"), data.get("value"), data.get("digest"), data.get("noise"),
+        either,
+    )  # fmt: skip
 
 
 def _tensor(file: GgufFile, name: str) -> Tensor:

@@ -23,6 +23,8 @@ from mtpref.model import Model, load
 from mtpref.recipe import Recipe, make_recipe
 
 GIVEN = "given"  # the model of a case that is not in the folder
+# What the arithmetic of an operation raises where parameters are missing, or shapes do not go together.
+UNFIT = (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 class Taken(dict[str, NDArray]):
@@ -60,7 +62,15 @@ class Port:
     _models: dict[tuple[str, ...], Model] = field(default_factory=dict)
 
     def __call__(self, suite: Suite, case: Case, inputs: Inputs) -> Outputs | None:
-        """Errors  MtprefError for a model that is missing or does not fit"""
+        """Errors  MtprefError for a model that is missing or does not fit, or a case that does not fit its operation"""
+        try:
+            return self._answer(suite, case, inputs)
+        except UNFIT as error:
+            why = f"{type(error).__name__}: {error}"
+            raise MtprefError(f"golden case {case.id}: its parameters or inputs do not fit operation {suite.op} "
+                              f"({why[:200]}); fetch the folder again") from error  # fmt: skip
+
+    def _answer(self, suite: Suite, case: Case, inputs: Inputs) -> Outputs | None:
         run = MODEL_ANSWERS.get(suite.op)
         if run is not None:
             wanted = [expected.name for expected in case.expected]
