@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 from mtpref.errors import MtprefError
 from mtpref.events import Event, to_json
@@ -18,8 +17,10 @@ class TraceWriter:
     """A context manager; `write` appends one event."""
 
     def __init__(self, path: str | Path) -> None:
+        self._path = path
         try:
-            self._file: TextIO = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+            # Unbuffered: what could not be written is not tried again when the file is closed.
+            self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed in __exit__)
         except OSError as error:
             raise MtprefError(f"--trace {path}: cannot be written ({error.strerror}); choose another file") from None
 
@@ -32,9 +33,14 @@ class TraceWriter:
         self._file.close()
 
     def write(self, event: Event) -> None:
-        json.dump(to_json(event), self._file, ensure_ascii=True, separators=(",", ":"))
-        self._file.write("\n")
-        self._file.flush()
+        left = (json.dumps(to_json(event), ensure_ascii=True, separators=(",", ":")) + "\n").encode("ascii")
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise MtprefError(
+                f"--trace {self._path}: cannot be written ({error.strerror}); is the disk full?"
+            ) from None
 
 
 def tee(events: Iterable[Event], writer: TraceWriter | None) -> Iterator[Event]:
