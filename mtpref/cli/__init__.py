@@ -77,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_usage(sys.stderr)
         return EXIT_USAGE
     args = parser.parse_args(arguments)
+    if sys.stdout is None:
+        return _refuse(args.verb, "standard output is closed, expected it open; redirect it to a file or /dev/null")
     try:
         code = int(args.run(args))
         sys.stdout.flush()
@@ -99,11 +101,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse(verb: str, why: str) -> int:
-    print(one_line(f"mtpref {verb}: error: {why}"), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be what is full
+        print(one_line(f"mtpref {verb}: error: {why}"), file=sys.stderr, flush=True)
     return EXIT_USAGE
 
 
 def _drop_stdout() -> None:
-    """What is still buffered has nowhere to go, and must not raise again at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What is still buffered may have nowhere to go, and must not raise again at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
