@@ -8,6 +8,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fuzzing.fields import (
     ARR,
@@ -37,9 +38,9 @@ FLOATS = (
     0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.0, NAN, INF, -INF, 1e-45, 1e-30, 1e-7, 1e7, 1e30, 3.4e38, 65504.0, 16777217.0,
 )  # fmt: skip
 TEXTS = (
-    b"", b"\0", b"x", b"qwen35", b"qwen3", b"model", b"gpt2", b"llama", b"test", b"none", b"yarn", b"linear", b"longrope",
-    b"default", b"\xff\xfe", b"\xc3", b"a\nb", b"\x1b[31m", "\u202e\u2028".encode(), b"\xed\xa0\x80", b"x" * 300, b"y" * 70000,
-    b"{{ x }}", b"{% for i in range(9) %}", b"../../x", b"-1",
+    b"", b"\0", b"x", b"qwen35", b"qwen3", b"model", b"gpt2", b"llama", b"test", b"none", b"yarn", b"linear",
+    b"longrope", b"default", b"\xff\xfe", b"\xc3", b"a\nb", b"\x1b[31m", "\u202e\u2028".encode(), b"\xed\xa0\x80",
+    b"x" * 300, b"y" * 70000, b"{{ x }}", b"{% for i in range(9) %}", b"../../x", b"-1",
 )  # fmt: skip
 NAMES = (b"", b"\xff", b"a\nb", b"x" * 70, b"z" * 65536, b"blk.0.attn_norm.weight", b"token_embd.weight", b"d2t",
          b"split.count", b"general.architecture", b"general.alignment")  # fmt: skip
@@ -79,24 +80,51 @@ def single_edits(doc: Doc) -> list[Edit]:
 
 def _header_edits(doc: Doc) -> Iterator[Edit]:
     for value in (0, 1, 2, 4, 1 << 24, 3 << 24, (1 << 32) - 1):
-        yield Edit(f"version {value}", lambda d, v=value: replace(d, version=v))
+        yield _set_header(f"version {value}", version=value)
     for n in (*COUNTS, len(doc.keys) - 1, len(doc.keys) + 1):
-        yield Edit(f"key count {n}", lambda d, n=n: replace(d, n_keys=n))
+        yield _set_header(f"key count {n}", n_keys=n)
     for n in (*COUNTS, len(doc.tensors) - 1, len(doc.tensors) + 1):
-        yield Edit(f"tensor count {n}", lambda d, n=n: replace(d, n_tensors=n))
+        yield _set_header(f"tensor count {n}", n_tensors=n)
     for magic in (b"GGUX", b"FUGG", b"ggml", b"\0\0\0\0"):
-        yield Edit(f"magic {magic!r}", lambda d, m=magic: replace(d, magic=m))
+        yield _set_header(f"magic {magic!r}", magic=magic)
     for size in (0, 1, len(doc.data) // 2, len(doc.data) - 1):
-        yield Edit(f"data cut to {size}", lambda d, n=size: replace(d, data=d.data[:n]))
+        yield _set_header(f"data cut to {size}", data=doc.data[:size])
     for pad in (1, 8, 64):
-        yield Edit(f"data padded to {pad}", lambda d, n=pad: replace(d, pad=n))
-    for key, kind, value in EXTRA_KEYS:
-        new = Key(key, kind, value)
-        yield Edit(f"new key {key!r} {value[:24].hex()}", lambda d, k=new: replace(d, keys=(*d.keys, k)))
+        yield _set_header(f"data padded to {pad}", pad=pad)
+    for name, kind, raw in EXTRA_KEYS:
+        yield _add_key(f"new key {name!r} {raw[:24].hex()}", Key(name, kind, raw))
     extra = Tensor(b"extra.weight", (32,), 0, 0)
     yield Edit("new tensor over the first", lambda d: replace(d, tensors=(*d.tensors, extra)))
     d2t = Tensor(b"d2t", (4,), 26, 0)
     yield Edit("new tensor d2t", lambda d: replace(d, tensors=(*d.tensors, d2t)))
+
+
+def _set_header(what: str, **changes: Any) -> Edit:
+    return Edit(what, lambda d: replace(d, **changes))
+
+
+def _add_key(what: str, key: Key) -> Edit:
+    return Edit(what, lambda d: replace(d, keys=(*d.keys, key)))
+
+
+def _drop(what: str, part: str, i: int) -> Edit:
+    """Without key or tensor i."""
+
+    def change(d: Doc) -> Doc:
+        items: Any = (*getattr(d, part)[:i], *getattr(d, part)[i + 1 :])
+        return replace(d, **{part: items})
+
+    return Edit(what, change)
+
+
+def _double(what: str, part: str, i: int) -> Edit:
+    """Key or tensor i once more, at the end."""
+
+    def change(d: Doc) -> Doc:
+        items: Any = (*getattr(d, part), *getattr(d, part)[i : i + 1])
+        return replace(d, **{part: items})
+
+    return Edit(what, change)
 
 
 _EXTRA_NUMBERS = (
@@ -125,19 +153,19 @@ EXTRA_KEYS: tuple[tuple[bytes, int, bytes], ...] = (
 def key_edits(doc: Doc) -> Iterator[Edit]:
     for i, key in enumerate(doc.keys):
         label = f"key {key.name.decode('utf-8', 'replace')}"
-        yield Edit(f"{label}: left out", lambda d, i=i: replace(d, keys=d.keys[:i] + d.keys[i + 1 :]))
-        yield Edit(f"{label}: twice", lambda d, i=i: replace(d, keys=(*d.keys, *d.keys[i : i + 1])))
+        yield _drop(f"{label}: left out", "keys", i)
+        yield _double(f"{label}: twice", "keys", i)
         for name in NAMES:
             yield _set_key(i, f"{label}: renamed {name[:20]!r}", name=name)
         for what, kind, value in _values(key):
             yield _set_key(i, f"{label}: {what}", kind=kind, value=value)
 
 
-def _set_key(i: int, what: str, **changes: object) -> Edit:
+def _set_key(i: int, what: str, **changes: Any) -> Edit:
     def change(d: Doc) -> Doc:
         if i >= len(d.keys):
             return d
-        new = replace(d.keys[i], **changes)  # type: ignore[arg-type]
+        new = replace(d.keys[i], **changes)
         return replace(d, keys=(*d.keys[:i], new, *d.keys[i + 1 :]))
 
     return Edit(what, change)
@@ -220,8 +248,8 @@ def _items(element: int, raw: bytes) -> Iterator[tuple[str, bytes]]:
 def tensor_edits(doc: Doc) -> Iterator[Edit]:
     for i, t in enumerate(doc.tensors):
         label = f"tensor {t.name.decode('utf-8', 'replace')}"
-        yield Edit(f"{label}: left out", lambda d, i=i: replace(d, tensors=d.tensors[:i] + d.tensors[i + 1 :]))
-        yield Edit(f"{label}: twice", lambda d, i=i: replace(d, tensors=(*d.tensors, *d.tensors[i : i + 1])))
+        yield _drop(f"{label}: left out", "tensors", i)
+        yield _double(f"{label}: twice", "tensors", i)
         for name in NAMES:
             yield _set_tensor(i, f"{label}: renamed {name[:20]!r}", name=name)
         for type_id in TYPE_IDS:
@@ -246,11 +274,11 @@ def _shapes(ne: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     yield ne[:-1]
 
 
-def _set_tensor(i: int, what: str, **changes: object) -> Edit:
+def _set_tensor(i: int, what: str, **changes: Any) -> Edit:
     def change(d: Doc) -> Doc:
         if i >= len(d.tensors):
             return d
-        new = replace(d.tensors[i], **changes)  # type: ignore[arg-type]
+        new = replace(d.tensors[i], **changes)
         return replace(d, tensors=(*d.tensors[:i], new, *d.tensors[i + 1 :]))
 
     return Edit(what, change)
@@ -272,7 +300,8 @@ def random_byte_edit(rng: random.Random, size: int) -> Edit:
     if draw < 0.4:
         flip = 1 << rng.randrange(8)
         return Edit(
-            f"byte {at} ^ {flip}", on_bytes=lambda raw: raw[:at] + bytes(b ^ flip for b in raw[at : at + 1]) + raw[at + 1 :]
+            f"byte {at} ^ {flip}",
+            on_bytes=lambda raw: raw[:at] + bytes(b ^ flip for b in raw[at : at + 1]) + raw[at + 1 :],
         )
     if draw < 0.8:
         new = rng.choice((_WORDS, _LONGS, _HALVES, (rng.randbytes(rng.randint(1, 16)),))[rng.randrange(4)])

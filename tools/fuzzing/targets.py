@@ -21,14 +21,14 @@ Random = random.Random
 class Target:
     """seeds     sound inputs
     run       (input, an empty-ish folder, the seed's number) reads it; raises what it raises
-    n_slow    how many cases take about a second: sizes of work in the long mode
+    share     cases in a round of the long mode: many of what is quick
     make_edit one random edit of a seed's bytes; None: of a GGUF file's fields and bytes
     """
 
     name: str
     seeds: Sequence[bytes]
     run: Run
-    per_second: int
+    share: int
     make_edit: Callable[[Random, bytes], Edit] | None = None
     _cache: dict[int, tuple[Doc, list[Edit]]] = field(default_factory=dict)
 

@@ -11,9 +11,9 @@ from fuzzing.edits import Edit, random_byte_edit
 
 Path = tuple[Any, ...]
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 255, 1 << 31, 1 << 63, 1 << 64, 10**40, 0.5, -0.0, 1e308, float("nan"), float("inf"),
-    "", "x", "0x1p+9999", "0x1.8p-2", "nan", "\u0000", "\ud800", "a\nb", "../../x", "/etc/hostname", "y" * 5000,
-    [], [0], [[]], [None] * 40, {}, {"x": 1}, [[[[[[[[]]]]]]]],
+    None, True, False, 0, 1, -1, 2, 255, 1 << 31, 1 << 63, 1 << 64, 10**40, 0.5, -0.0, 1e308, float("nan"),
+    float("inf"), "", "x", "0x1p+9999", "0x1.8p-2", "nan", "\u0000", "\ud800", "a\nb", "../../x", "/etc/hostname",
+    "y" * 5000, [], [0], [[]], [None] * 40, {}, {"x": 1}, [[[[[[[[]]]]]]]],
 )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def random_text_edit(rng: random.Random, size: int, words: tuple[bytes, ...]) ->
     if draw < 0.6:
         n, times = rng.randint(1, 40), rng.choice((2, 3, 50, 1000))
         return Edit(
-            f"byte {at}: {n} bytes {times} times", on_bytes=lambda raw: raw[:at] + raw[at : at + n] * times + raw[at + n :]
+            f"byte {at}: {n} bytes {times} times",
+            on_bytes=lambda raw: raw[:at] + raw[at : at + n] * times + raw[at + n :],
         )
     return random_byte_edit(rng, size)
