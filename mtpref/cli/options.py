@@ -4,13 +4,13 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mtpref.errors import MtprefError
 
 KV_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 DEFAULT_PROMPT = "def read_lines(path):\n"
-MAX_PROMPT_BYTES = 64 << 20
+MAX_PROMPT_BYTES = 8 << 20  # more than a million tokens
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +127,7 @@ def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.file is not None:
         raise MtprefError("-p and -f: both are given, expected one of them")
     if args.prompt == "-":
-        return sys.stdin.buffer.read(MAX_PROMPT_BYTES).decode("utf-8", "surrogateescape")
+        return _prompt_text(sys.stdin.buffer, "-p -")
     if args.prompt is not None:
         return unescape(args.prompt) if args.escape else str(args.prompt)
     if args.file is not None:
@@ -140,9 +140,16 @@ def read_prompt(args: argparse.Namespace) -> str:
 def read_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(MAX_PROMPT_BYTES).decode("utf-8", "surrogateescape")
+            return _prompt_text(file, f"-f {path}")
     except OSError as error:
         raise MtprefError(f"-f {path}: cannot be read ({error.strerror}); expected a text file") from None
+
+
+def _prompt_text(file: BinaryIO, source: str) -> str:
+    raw = file.read(MAX_PROMPT_BYTES + 1)
+    if len(raw) > MAX_PROMPT_BYTES:
+        raise MtprefError(f"{source}: more than {MAX_PROMPT_BYTES >> 20} MiB, expected a prompt; is this the file?")
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def unescape(text: str) -> str:
