@@ -35,7 +35,7 @@ def texts_of(model: Model, corpus: Corpus) -> list[Text]:
     """The first tokens of each file, and of all docstrings of the held-out files."""
     held_out = dict(corpus.held_out)
     named = [(name, held_out[name]) for name in FILES] + [(PROSE, docstrings(held_out.values()))]
-    return [Text(name, tuple(model.vocab.encode(text)[:N_TOKENS])) for name, text in named]
+    return [Text(name, tuple(model.vocab.encode(text[: 16 * N_TOKENS])[:N_TOKENS])) for name, text in named]
 
 
 def docstrings(sources: Iterable[str]) -> str:
