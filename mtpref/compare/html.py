@@ -10,6 +10,7 @@ from html import escape
 
 from mtpref.compare.files import Comparison, Difference
 from mtpref.compare.text import verdict
+from mtpref.errors import one_line
 
 FLOOR = 1e-18  # what an NMSE of 0 is drawn at
 CEILING = 1e3
@@ -39,10 +40,10 @@ svg .bad { fill: var(--bad); }
 
 def render_html(comparison: Comparison) -> str:
     """The whole page."""
-    a, b = (escape(label) for label in comparison.labels)
+    a, b = (_safe(label) for label in comparison.labels)
     rows = "\n".join(_row(d, comparison.limit) for d in comparison.differences)
     only = [("first", comparison.only_a), ("second", comparison.only_b)]
-    missing = "".join(f"<p>Only in the {w} file: {escape(', '.join(names))}</p>\n" for w, names in only if names)
+    missing = "".join(f"<p>Only in the {w} file: {_safe(', '.join(names))}</p>\n" for w, names in only if names)
     heads = ("tensor", "NMSE", "rel L2", "max abs", "max ulp", "cosine", "worst row", "remarks")
     cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
     return f"""<!DOCTYPE html>
@@ -63,16 +64,20 @@ Values below {FLOOR:g}, and 0, are drawn at {FLOOR:g}.</p>
 """
 
 
+def _safe(text: str) -> str:
+    return escape(one_line(text))
+
+
 def _row(d: Difference, limit: float) -> str:
     m = d.measures
-    remarks = "; ".join(escape(text) for text in (d.note, d.remark, *d.hints) if text)
+    remarks = "; ".join(_safe(text) for text in (d.note, d.remark, *d.hints) if text)
     if m.is_bit_equal:
         remarks = f"bit-equal{'; ' * bool(remarks)}{remarks}"
     numbers = [f"{m.nmse:.3e}", f"{m.rel_l2:.3e}", f"{m.max_abs:.3e}", "-" if m.max_ulp is None else str(m.max_ulp),
                f"{m.cosine:.8f}", "-" if m.worst_row is None else str(m.worst_row)]  # fmt: skip
     cells = "".join(f"<td>{number}</td>" for number in numbers)
     kind = ' class="bad"' if d.exceeds(limit) else ""
-    return f'<tr{kind}><th scope="row">{escape(d.name)}</th>{cells}<td>{remarks}</td></tr>'
+    return f'<tr{kind}><th scope="row">{_safe(d.name)}</th>{cells}<td>{remarks}</td></tr>'
 
 
 def layer_of(name: str) -> str:
@@ -101,16 +106,16 @@ def _curve(comparison: Comparison) -> str:
         peaks.append(f"{x[top]:.1f},{y[top]:.1f}")
         if n % every == 0:
             middle = sum(x[i] for i in members) / len(members)
-            parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{escape(label)}</text>')
+            parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - 14}" text-anchor="middle">{_safe(label)}</text>')
     parts.append(f'<polyline class="curve" points="{" ".join(peaks)}"/>')
     for d, cx, cy in zip(found, x, y, strict=True):
         kind = "dot bad" if d.exceeds(comparison.limit) else "dot"
-        title = f"<title>{escape(d.name)}: NMSE {d.nmse:.3e}</title>"
+        title = f"<title>{_safe(d.name)}: NMSE {d.nmse:.3e}</title>"
         parts.append(f'<circle class="{kind}" cx="{cx:.1f}" cy="{cy:.1f}" r="3">{title}</circle>')
     n_bad = sum(d.exceeds(comparison.limit) for d in found)
     about = f"NMSE of {len(found)} tensors by layer, logarithmic; {n_bad} are above the limit of {comparison.limit:g}"
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(about)}"><title>{escape(about)}</title>\n'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_safe(about)}"><title>{_safe(about)}</title>\n'
         + "\n".join(parts)
         + "\n</svg>"
     )

@@ -1,10 +1,11 @@
 """A comparison as text for people."""
 
 from mtpref.compare.files import Comparison, Difference
+from mtpref.errors import one_line
 
 
 def render(comparison: Comparison) -> str:
-    """A table, then the first divergence, what feeds it, and hints."""
+    """A table, then the first divergence, what feeds it, and hints; names are escaped for a terminal."""
     width = max(len(d.name) for d in comparison.differences)
     head = f"{'nmse':>10s}  {'rel l2':>10s}  {'max abs':>10s}  {'max ulp':>10s}  {'cosine':>11s}  worst row"
     lines = [f"{'tensor':{width}s}  {head}"]
@@ -12,7 +13,7 @@ def render(comparison: Comparison) -> str:
     for label, names in (("first", comparison.only_a), ("second", comparison.only_b)):
         if names:
             lines.append(f"only in the {label} file: {len(names)} ({', '.join(names[:6])}{', ...' * (len(names) > 6)})")
-    return "\n".join([*lines, *verdict(comparison)])
+    return "\n".join([*map(one_line, lines), *verdict(comparison)])
 
 
 def _row(d: Difference, width: int, limit: float) -> str:
@@ -39,4 +40,4 @@ def verdict(comparison: Comparison) -> list[str]:
         lines.append("  all its inputs are equal: the step itself differs, its weights, or state that it reads")
     for d in comparison.differences:
         lines += [f"  hint: {d.name} of the second file {hint}" for hint in d.hints]
-    return lines
+    return [one_line(line) for line in lines]
