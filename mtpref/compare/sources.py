@@ -120,8 +120,9 @@ def _gguf(path: Path) -> Source:
     if results.is_results(file):
         with file:
             return _in_memory(file.label, "llama-results", results.read_results(file))
-    recorded = [name for name in file.get(f"{KEY}.order", []) if name in file.tensors]
-    names = [name for name in file.tensors if name not in set(recorded)] + recorded
+    order = file.require(f"{KEY}.order", "arr:str") if f"{KEY}.order" in file.kv else []
+    recorded = {name: None for name in order if name in file.tensors}
+    names = [*(name for name in file.tensors if name not in recorded), *recorded]
     return Source(file.label, "GGUF", names, True, lambda name: _gguf_values(file, name), file.close)
 
 
