@@ -50,7 +50,7 @@ class Port:
     root           the folder of the vectors, where models are
     use_kernels    False: the readable specification
     given          the file of cases whose model is "given"
-    change_recipe, change_model   applied to every recipe and model (an injected fault, say)
+    change_recipe  applied to the recipe of every case without a model, change_model to every model (a fault, say)
     """
 
     root: Path
@@ -85,8 +85,8 @@ class Port:
         kv_type = str(params.get("kv_type", "F32"))
         key = (str(params["model"]), case.numerics, kv_type, str(params.get("contract", "")))
         if key not in self._models:
-            recipe = self.change_recipe(self._recipe(case))
             kv_type_draft = str(params.get("kv_type_draft", kv_type))
+            recipe = self._recipe(case)
             model = load(self._path(case, key[0]), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft)
             self._models[key] = self.change_model(model)
         return self._models[key]
