@@ -17,7 +17,7 @@ from mtpref.golden.port import Inputs, Outputs, distribution
 from mtpref.model import Model
 from mtpref.policy import PolicyState
 from mtpref.recipe import Recipe
-from mtpref.spec import P_ONE
+from mtpref.spec import P_ONE, load_kv
 from mtpref.state import ModelState
 
 FNV_OFFSET, FNV_PRIME, U64_MASK = 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
@@ -32,6 +32,21 @@ def accept_greedy(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> 
     n = int(recipe.steps.accept_greedy(draft, target, eog))
     ended = n > 0 and draft[n - 1] in eog
     return {"n_accepted": n, "emitted": list(recipe.steps.emitted(draft, n, target))[: n if ended else None]}
+
+
+def accept_match(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """The target's own draws, one a row, and how many drafted tokens they accept.
+
+    target_p: (n + 1, V), values that float32 holds exactly; u: n + 1 hex floats.
+    """
+    steps, draft, eog = recipe.steps, list(params["draft"]), frozenset(params["eog"])
+    targets = [distribution(row) for row in np.asarray(inputs["target_p"].values())]
+    u = [float.fromhex(x) for x in params["u"]]
+    ids = [steps.match_token(id, target, x) for id, target, x in zip(draft, targets, u, strict=False)]
+    ids.append(steps.bonus_token(targets[-1], u[-1]))
+    n = int(steps.accept_greedy(draft, ids, eog))
+    ended = n > 0 and draft[n - 1] in eog
+    return {"n_accepted": n, "emitted": [int(i) for i in steps.emitted(draft, n, ids)][: n if ended else None]}
 
 
 def accept_residual(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
@@ -201,13 +216,18 @@ def _sampling(params: Mapping[str, Any]) -> SamplingConfig:
     )  # fmt: skip
 
 
-def _run(model: Model, params: Mapping[str, Any], tokens: list[int], drafter: Drafter | None) -> tuple[Any, Outputs]:
+def _run(
+    model: Model, params: Mapping[str, Any], tokens: list[int], drafter: Drafter | None, n_rounds: int | None = None
+) -> tuple[Any, Outputs]:
+    """A run to its end, or to the end of so many rounds: the state that it leaves, and what it said."""
     if "eog" in params:
         model = replace(model, vocab=_OtherEnds(model.vocab, frozenset(params["eog"])))  # type: ignore[arg-type]
     state = model.new_state(int(params.get("n_ctx", 0)))
     out: Outputs = {"ids": [], "drafts": [], "n_accepted": []}
     text = b""
     for event in Decoder(model, state, _options(params), drafter).run(tokens):
+        if isinstance(event, Drafted) and event.round == n_rounds:
+            break
         if isinstance(event, Token):
             out["ids"].append(event.id)
             text += event.piece
@@ -244,10 +264,11 @@ def generate(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs
 
 
 def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
-    """A run whose drafts are given, and the model state that it leaves: windows and states of every DeltaNet layer,
-    the pending hidden row, positions in the trunk and cells of the head."""
+    """A run whose drafts are given, which ends with the round of the last one, and the model state that it leaves:
+    windows and states of every DeltaNet layer, the pending hidden row, positions in the trunk, cells of the head."""
     drafter = GivenDrafts(params["drafts"])
-    state, out = _run(model, params, [int(i) for i in inputs["tokens"].values()], drafter)
+    tokens = [int(i) for i in inputs["tokens"].values()]
+    state, out = _run(model, params, tokens, drafter, len(params["drafts"]))
     for il, layer in enumerate(state.layers):
         for name in ("cache_r", "cache_s"):
             if name in layer.arrays:
@@ -256,8 +277,17 @@ def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     return out
 
 
+def head_cells(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """The cells of the MTP block's cache behind a run that drafts with it: keys and values of the tokens that stay."""
+    state, out = _run(model, params, [int(i) for i in inputs["tokens"].values()], None)
+    cells = {name: load_kv(array[: state.n_mtp], model.kv_type_draft) for name, array in state.mtp.arrays.items()}
+    k, v = (np.array(cells[name], np.float32) for name in ("cache_k", "cache_v"))
+    return {"ids": out["ids"], "n_mtp": state.n_mtp, "k": k, "v": v}
+
+
 MODELLESS_ANSWERS: dict[str, Callable[[Recipe, Mapping[str, Any], Inputs], Outputs]] = {
     "accept_greedy": accept_greedy,
+    "accept_match": accept_match,
     "accept_residual": accept_residual,
     "policy": policy,
     "accumulated": accumulated,
@@ -265,4 +295,5 @@ MODELLESS_ANSWERS: dict[str, Callable[[Recipe, Mapping[str, Any], Inputs], Outpu
 MODEL_ANSWERS: dict[str, Callable[[Model, Mapping[str, Any], Inputs], Outputs]] = {
     "generate": generate,
     "rounds": rounds,
+    "head_cells": head_cells,
 }

@@ -54,7 +54,7 @@ def rms_norm() -> SuiteBuilder:
         ("odd_length", "a length that no vector width divides", (3, 37), 1.0, (0.8, 1.2), ("edge.length",)),
         ("small_rows", "mean(x^2) is about eps", (3, 96), 1e-3, (0.8, 1.2), ("edge.eps",)),
         ("weights_of_mean_half", "0.1 .. 0.9: their size does not say whether +1 is in them", (3, 64), 1.0, (0.1, 0.9),
-         ("W1-norm-shift-missing", "W2-norm-shift-doubled")),
+         ("edge.weight",)),
         ("large_rows", "the sum of squares overflows float16 and comes near float32's end", (2, 64), 1e17, (0.8, 1.2),
          ("edge.large",)),
     ):  # fmt: skip
@@ -173,7 +173,7 @@ def conv_silu() -> SuiteBuilder:
     suite = SuiteBuilder("L1", "conv_silu", "conv_silu", ("S11",), about)
     for id, comment, n_tokens, scale, flags in (
         ("basic", "five tokens behind a window of three", 5, 1.0, ("basic",)),
-        ("one_token", "a single step: the window decides", 1, 1.0, ("S3-conv-window-kept",)),
+        ("one_token", "a single step: the window decides", 1, 1.0, ("carry",)),
         ("wide", "silu far out on both sides", 3, 20.0, ("edge.large",)),
     ):
         window, weight = bell(f"conv/{id}/x", (3 + n_tokens, 24), scale), bell(f"conv/{id}/w", (24, 4))
@@ -202,11 +202,11 @@ def delta_rule() -> SuiteBuilder:
     suite = SuiteBuilder("L1", "delta_rule", "delta_rule", ("S13",), about)
     for id, comment, n_tokens, n_k, n_v, keep, flags in (
         ("one_step", "one token on a full state: decay, read, update, then output", 1, 2, 2, 1,
-         ("basic", "S2-no-rollback")),
+         ("basic",)),
         ("tiled_heads", "H_v = 2 H_k with orthogonal keys: heads are tiled, not grouped", 3, 2, 4, 1,
          ("G13-v-heads-grouped",)),
         ("three_states", "the states after each of the last three of five tokens", 5, 2, 4, 3,
-         ("S4-checkpoint-after", "S5-first-plane-read")),
+         ("carry",)),
         ("forty_tokens", "a long run: errors must not grow", 40, 2, 2, 1, ("drift",)),
     ):  # fmt: skip
         size = 8

@@ -113,9 +113,9 @@ def delta_layer() -> SuiteBuilder:
     suite = SuiteBuilder("L2", "delta_layer", "delta_layer", ("S6", "S9", "S11", "S12", "S13", "S14"), about)
     w = delta_weights("delta_layer")
     for id, comment, n, is_empty, flags in (
-        ("from_nothing", "five tokens on an empty state", 5, True, ("basic", "G13-v-heads-grouped", "G12-l2-eps")),
+        ("from_nothing", "five tokens on an empty state", 5, True, ("basic", "G13-v-heads-grouped")),
         ("one_step", "one token behind a window and a state", 1, False,
-         ("S2-no-rollback", "S3-conv-window-kept", "S3b-recurrent-state-kept")),
+         ("carry",)),
     ):  # fmt: skip
         x = bell(f"delta_layer/{id}/x", (n, N_EMBD))
         conv, state = bell(f"delta_layer/{id}/c", (3, 64)), bell(f"delta_layer/{id}/s", (4, 8, 8))

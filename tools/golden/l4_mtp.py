@@ -64,7 +64,7 @@ def block() -> SuiteBuilder:
     add_block(suite, "training", "no cell for x_0; (x_1, h_0) at RoPE position 0", tokens[1:],
               rows[:-1], 1, "training", BLOCK_FLAGS)  # fmt: skip
     add_block(suite, "one_pair", "a single pair at position 40", tokens[:1], rows[3:4], 40, "llama.cpp",
-              ("basic", "K10-position-shifted"))  # fmt: skip
+              ("basic",))  # fmt: skip
     return suite
 
 

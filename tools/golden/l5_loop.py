@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from golden import sampling
 from golden.l3_trunk import F32_MODEL, ours, tokens_of, weights
 from mtpref.golden.build import SuiteBuilder, close, value
+from mtpref.golden.format import hex_float
 from mtpref.spec import P_ONE
 from tests import naive, naive_loop, naive_model
 from tests.portable import usual_arithmetic
@@ -31,7 +32,7 @@ def accept_greedy() -> SuiteBuilder:
         ("no_draft", "a plain step", [], [9], [], 0, ("basic",)),
         ("eog_inside", "an accepted end inside the draft: nothing behind it", [5, 2, 7], [5, 2, 7, 8], [2], 2,
          ("V14-eog-passed",)),
-        ("eog_last", "an accepted end comes last: no bonus", [5, 6, 2], [5, 6, 2, 8], [2], 3, ("V14-eog-passed",)),
+        ("eog_last", "an accepted end comes last: no bonus", [5, 6, 2], [5, 6, 2, 8], [2], 3, ("basic",)),
         ("eog_as_correction", "the target ends the text itself", [5, 6], [5, 2, 1], [2], 1, ("basic",)),
         ("id_zero", "id 0 is a token like any other, not padding", [0], [0, 3], [], 1, ("V20-padding-compared",)),
     ):  # fmt: skip
@@ -121,21 +122,31 @@ def wrong(id: int) -> int:
     return (id + 1) % 256
 
 
+# What a case catches depends on the strategy: two-phase never runs a rejected token, replay has no planes.
+ROLLED_BACK = ("S2-no-rollback", "S3-conv-window-kept", "S3b-recurrent-state-kept")
+FROM_PLANES = ("C3-last-verify-row", "S4-checkpoint-after", "S5-first-plane-read", "S18-kept-on-full-accept")
+
+
 def scripts(ids: Sequence[int]) -> Iterator[tuple[str, str, list[list[int]], tuple[str, ...]]]:
     """Drafts by round against the continuation `ids`: ids[0] is emitted by the first round that accepts nothing."""
     bad = [wrong(i) for i in ids]
-    yield ("reject_first", "one draft, rejected", [[bad[0]], []],
-           ("S2-no-rollback", "S3-conv-window-kept", "S3b-recurrent-state-kept"))  # fmt: skip
-    yield ("accept_one_of_three", "the second of three is rejected; then a round without a draft",
+    yield "reject_first", "one draft, rejected", [[bad[0]], []], ROLLED_BACK
+    yield ("accept_one_of_three", "the second of three is rejected", [[ids[0], bad[1], ids[2]]],
+           (*ROLLED_BACK, "C3-last-verify-row", "S4-checkpoint-after", "S5-first-plane-read"))  # fmt: skip
+    yield ("accept_one_then_plain", "the second of three is rejected; then a round without a draft",
            [[ids[0], bad[1], ids[2]], []],
-           ("C3-last-verify-row", "S2-no-rollback", "S3-conv-window-kept", "S3b-recurrent-state-kept",
-            "S4-checkpoint-after", "S5-first-plane-read", "V21-wrong-verify-row"))  # fmt: skip
+           (*ROLLED_BACK, "S4-checkpoint-after", "S5-first-plane-read", "V21-wrong-verify-row"))  # fmt: skip
     yield ("accept_all", "a full acceptance: nothing is rolled back", [[ids[0], ids[1]], []],
            ("S18-kept-on-full-accept", "V7-bonus-dropped", "basic"))  # fmt: skip
-    yield ("two_rejections", "two roll backs in a row", [[bad[0], ids[1]], [bad[1]], []],
-           ("S2-no-rollback", "S3-conv-window-kept", "S3b-recurrent-state-kept"))  # fmt: skip
-    yield ("reject_then_plain", "a roll back, then more steps than the window is long",
-           [[bad[0]], [], [], [], []], ("S2-no-rollback", "S3-conv-window-kept"))  # fmt: skip
+    yield "two_rejections", "two roll backs in a row", [[bad[0], ids[1]], [bad[1]], []], ROLLED_BACK
+    yield ("reject_then_plain", "a roll back, then more steps than the window is long", [[bad[0]], [], [], [], []],
+           ("S2-no-rollback", "S3b-recurrent-state-kept"))  # fmt: skip
+
+
+def flags_of(flags: Sequence[str], strategy: str) -> tuple[str, ...]:
+    """The flags that hold under a strategy."""
+    without = {"snapshot": (), "replay": FROM_PLANES, "two-phase": (*FROM_PLANES, *ROLLED_BACK)}[strategy]
+    return tuple(flag for flag in flags if flag not in without) or ("basic",)
 
 
 def expected_rounds(ids: Sequence[int], drafts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
@@ -164,14 +175,14 @@ def rollback() -> SuiteBuilder:
         oracle = state_after(held)
         for strategy in STRATEGIES:
             params = {"model": F32_MODEL, "kv_type": "F32", "rollback": strategy, "n_max": 3, "drafts": drafts,
-                      "n_predict": len(emitted)}  # fmt: skip
+                      "n_predict": 99}  # fmt: skip
             inputs = {"tokens": np.array(prompt, np.int32)}
             given = ours("rounds", params, inputs, "exact")
             out = {"ids": value(emitted), "n_accepted": value(accepted), "n_past": value(len(held)),
                    "n_mtp": value(len(held))}  # fmt: skip
             out |= {name: close("model_f32", array, given[name]) for name, array in oracle.items()}
             suite.case(f"{id}_{strategy.replace('-', '_')}", f"{comment}; {strategy}", inputs=inputs, params=params,
-                       out=out, flags=flags, requires=["mtp", strategy])  # fmt: skip
+                       out=out, flags=flags_of(flags, strategy), requires=["mtp", strategy])  # fmt: skip
     return suite
 
 
@@ -182,14 +193,14 @@ def runs() -> SuiteBuilder:
     prompt, ids = continuation("runs", 8, 14)
     eog_mid = ids[6]
     for id, comment, changes, flags in (
-        ("snapshot", "drafts of three", {}, ("basic", "C3-last-verify-row", "K7-not-trimmed")),
-        ("replay", "the same by checkpoint and replay", {"rollback": "replay"}, ("basic", "C3-last-verify-row")),
+        ("snapshot", "drafts of three", {}, ("basic", "C3-last-verify-row")),
+        ("replay", "the same by checkpoint and replay", {"rollback": "replay"}, ("basic",)),
         ("two_phase", "the same one token at a time", {"rollback": "two-phase"}, ("basic",)),
         ("one_draft", "drafts of one", {"n_max": 1}, ("basic",)),
         ("plain", "no drafts", {"n_max": 0}, ("basic",)),
         ("budget_of_three", "the budget ends inside a round", {"n_predict": 3}, ("P4-draft-past-budget",)),
         ("cooldown", "one silent round after a miss: the head stays warm", {"cooldown": 1},
-         ("K14-cooldown-cold", "P1-cooldown-endless")),
+         ("P1-cooldown-endless",)),
         ("end_of_generation", "the text ends inside a run", {"eog": [eog_mid]}, ("V14-eog-passed",)),
         ("small_context", "the context ends before the budget", {"n_ctx": 14}, ("edge.context",)),
     ):  # fmt: skip
@@ -206,6 +217,56 @@ def runs() -> SuiteBuilder:
                "reason": value(given["reason"])}  # fmt: skip
         need = ["mtp", *([params["rollback"]] if "rollback" in params else [])] if params["n_max"] else []
         suite.case(id, comment, inputs=inputs, params=params, out=out, flags=flags, requires=need)
+    return suite
+
+
+def head_cells() -> SuiteBuilder:
+    about = (
+        "The cells that a run leaves in the head: keys (rotated) and values of every token that the trunk has run, "
+        "from the trunk's own rows. No cell comes from a draft."
+    )
+    suite = SuiteBuilder("L5", "head_cells", "head_cells", ("S15", "S20", "S24"), about)
+    hparams, w = weights()
+    prompt, ids = continuation("runs", 8, 14)
+    il = naive_model.n_layer(hparams)
+    for id, comment, changes, flags in (
+        ("snapshot", "drafts of three, some rejected", {},
+         ("K7-not-trimmed", "K4-generated-discarded", "K8-accepted-row-missing", "C3-last-verify-row")),
+        ("replay", "the same by checkpoint and replay", {"rollback": "replay"}, ("K7-not-trimmed",)),
+        ("two_phase", "the same one token at a time", {"rollback": "two-phase"}, ("K7-not-trimmed",)),
+        ("cooldown", "silent rounds leave cells too", {"cooldown": 2}, ("K14-cooldown-cold",)),
+        ("small_batches", "the prompt in batches of three: the pending row crosses them", {"n_batch": 3},
+         ("C7-batch-boundary-row", "K3-chunk-tail-sampled")),
+    ):  # fmt: skip
+        params: dict[str, Any] = {"model": F32_MODEL, "kv_type": "F32", "n_max": 3, "n_predict": 12, **changes}
+        inputs = {"tokens": np.array(prompt, np.int32)}
+        given = ours("head_cells", params, inputs, "exact")
+        held = [*prompt, *ids[:12]][:-1]
+        rows = naive_model.trunk(w, hparams, held).h_post
+        paired = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
+        taps = naive_model.mtp(w, hparams, held, paired, list(range(len(held)))).tensors
+        out = {"ids": value(list(ids[:12])), "n_mtp": value(len(held)),
+               "k": close("model_f32", taps[f"Kcur-{il}"], given["k"]),
+               "v": close("model_f32", taps[f"mtp_Vcur-{il}"], given["v"])}  # fmt: skip
+        suite.case(id, comment, inputs=inputs, params=params, out=out, flags=flags,
+                   requires=["mtp", str(params.get("rollback", "snapshot"))])  # fmt: skip
+    return suite
+
+
+def accept_match() -> SuiteBuilder:
+    about = "`match`: the target draws with its own uniform number; a drafted token is accepted where it is that draw."
+    suite = SuiteBuilder("L5", "accept_match", "accept_match", ("S23", "S28"), about)
+    row = [0.5, 0.25, 0.25, 0.0]
+    for id, comment, draft, u, n, emitted, flags in (
+        ("accept_all", "every draw is the drafted token; a bonus token", [0, 2], [0.1, 0.8, 0.6], 2, [0, 2, 1],
+         ("basic", "V4-argmax-verify")),
+        ("reject_likely", "a likely token is rejected where the draw is another", [0], [0.7, 0.1], 0, [1],
+         ("V4-argmax-verify", "V1-lax-accept")),
+    ):  # fmt: skip
+        target = np.array([row] * (len(draft) + 1), np.float32)
+        params = {"draft": draft, "eog": [], "u": [hex_float(x) for x in u]}
+        suite.case(id, comment, inputs={"target_p": target}, params=params, flags=flags,
+                   out={"n_accepted": value(n), "emitted": value(emitted)}, requires=["sampling"])  # fmt: skip
     return suite
 
 
@@ -241,5 +302,15 @@ def near_tie() -> SuiteBuilder:
 
 
 def suites() -> Iterator[SuiteBuilder]:
-    for make in (accept_greedy, sampling.accept_residual, policy, accumulated, rollback, runs, near_tie):
+    for make in (
+        accept_greedy,
+        accept_match,
+        sampling.accept_residual,
+        policy,
+        accumulated,
+        rollback,
+        head_cells,
+        runs,
+        near_tie,
+    ):
         yield make()

@@ -419,6 +419,15 @@ answer do_accept_greedy(const request &ask) {
                             ids_of(ask.params.at("eog"))));
 }
 
+answer do_accept_match(const request &ask) {
+    const std::vector<int64_t> draft = ask.params.at("draft").as_ints();
+    const rows p = in(ask, "target_p");
+    std::vector<int64_t> target;
+    for (int64_t i = 0; i < p.ne1; i++)
+        target.push_back(draw(distribution_of(p.row(i), p.ne0), ask.params.at("u").items.at(size_t(i)).as_float()));
+    return give(accept_case(draft, target, ids_of(ask.params.at("eog"))));
+}
+
 answer do_accept_residual(const request &ask) {
     const std::vector<int64_t> draft = ask.params.at("draft").as_ints();
     const rows p = in(ask, "target_p");
@@ -632,6 +641,16 @@ answer do_rounds(const request &ask) {
     return out;
 }
 
+answer do_head_cells(const request &ask) {
+    const run_result r = run_model(ask, options_of(ask.params));
+    answer out;
+    out.set("ids", json::of(r.ids));
+    out.set("n_mtp", json::of(r.seq.n_mtp));
+    set(out, "k", r.seq.mtp.k.part(0, r.seq.n_mtp));
+    set(out, "v", r.seq.mtp.v.part(0, r.seq.n_mtp));
+    return out;
+}
+
 const std::map<std::string, answer (*)(const request &)> OPERATIONS = {
     {"dequantize", do_dequantize},
     {"quantize", do_quantize},
@@ -662,11 +681,13 @@ const std::map<std::string, answer (*)(const request &)> OPERATIONS = {
     {"mtp", do_mtp},
     {"mtp_chain", do_mtp_chain},
     {"accept_greedy", do_accept_greedy},
+    {"accept_match", do_accept_match},
     {"accept_residual", do_accept_residual},
     {"policy", do_policy},
     {"accumulated", do_accumulated},
     {"generate", do_generate},
     {"rounds", do_rounds},
+    {"head_cells", do_head_cells},
 };
 
 }  // namespace

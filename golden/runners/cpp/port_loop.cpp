@@ -263,6 +263,7 @@ run_result run(const model &m, const std::vector<int32_t> &prompt, const run_opt
     int64_t id_last = prompt.back();
     policy_state policy;
     for (size_t round = 0; out.reason.empty(); round++) {
+        if (opt.has_given_drafts && round == opt.given_drafts.size()) break;
         const int64_t left = opt.n_predict - int64_t(out.ids.size()), pos0 = seq.n_past;
         if (left <= 0) { out.reason = "length"; break; }
         if (pos0 >= seq.n_ctx) { out.reason = "context"; break; }
@@ -270,7 +271,7 @@ run_result run(const model &m, const std::vector<int32_t> &prompt, const run_opt
         // DRAFT: a round of n drafts can give n + 1 tokens.
         const int64_t limit = draft_limit(opt.policy, policy, std::min(seq.n_ctx - pos0 - 1, left - 1));
         drafted draft;
-        if (opt.has_given_drafts && round < opt.given_drafts.size()) draft.ids = opt.given_drafts[round];
+        if (opt.has_given_drafts) draft.ids = opt.given_drafts[round];
         if (!opt.has_given_drafts) draft = draft_with_head(m, seq, id_last, limit, opt);
         if (int64_t(draft.ids.size()) > limit) draft.ids.resize(size_t(limit));
         if (draft.dists.empty()) draft.ids.resize(size_t(proposed(opt.policy, int64_t(draft.ids.size()), limit)));
