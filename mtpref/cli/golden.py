@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +260,9 @@ def _use_kernels(ops: str) -> bool:
 
 
 def _report(results: Iterable[Any], args: argparse.Namespace) -> int:
-    """A line a failed case, one for each reason to skip, and the counts."""
+    """A line a failed case, one for each reason to skip, the counts, and the faults that would fail the same cases."""
+    from mtpref.golden.suspects import rank
+
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     records = []
@@ -274,12 +276,18 @@ def _report(results: Iterable[Any], args: argparse.Namespace) -> int:
             print(f"{r.verdict}  {r.case.id}  [{', '.join(r.case.flags)}]{first}", flush=True)
     if not counts:
         raise MtprefError("golden check: no case matches, expected a level or suite of `mtpref golden list`")
+    failed = [r["id"] for r in records if r["verdict"] == "FAIL"]
+    suspects = rank(Path(args.folder), failed, [r["id"] for r in records if r["verdict"] == "PASS"])
     if args.json:
-        print(json.dumps({"schema": SCHEMA, "counts": dict(counts), "cases": records}))
+        told = [asdict(s) for s in suspects]
+        print(json.dumps({"schema": SCHEMA, "counts": dict(counts), "cases": records, "suspects": told}))
     else:
         for reason, n in skipped.items():
             print(f"SKIP  {n} cases: {reason}")
         print(f"{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped")
+        for s in suspects:
+            explained = f"explains {s.n_shared} of {s.n_failed} failures, would fail {s.n_fault}"
+            print(f"suspect: {s.fault} ({explained}); try: mtpref faults {s.fault}")
     return 1 if counts["FAIL"] else 0
 
 

@@ -16,6 +16,7 @@ BLOCK_FLAGS = (
     "basic", "G1-concat-swapped", "G4-gate-silu", "G5-no-qk-norm", "G5b-no-rope", "G3-no-attention",
     "W1-norm-shift-missing", "W2-norm-shift-doubled", "W3-pre-fc-norms-doubled",
 )  # fmt: skip
+SAFE_GAP = 0.02  # between the probabilities of the best two candidates
 CHAIN_FLAGS = (
     "basic", "G2-pre-norm-hidden", "C1-chain-pre-norm", "C4-same-token-pairing", "K0-prompt-not-primed",
     "K10-position-shifted",
@@ -86,7 +87,7 @@ def chain() -> SuiteBuilder:
             ("basic", "L10-trimmed-vocabulary"),
         ),
     ):
-        tokens = tokens_of(f"mtp_chain/{id}", 10)
+        tokens = tokens_of(f"mtp_chain/{id}/6", 10)
         inputs: dict[str, NDArray] = {"tokens": tokens}
         params: dict[str, Any] = {"model": F32_MODEL, "contract": contract, "n": 3, "batches": [9], "kv_type": "F32"}
         if n_draft_vocab is not None:
@@ -101,13 +102,15 @@ def chain() -> SuiteBuilder:
         suite.case(id, comment, inputs=inputs, out=out, params=params, flags=flags, requires=need)
         params = params | {"model": Q8_MODEL}
         bits = ours("mtp_chain", params, inputs, "ggml")
+        if min(np.min(given["p"][:, 0] - given["p"][:, 1]), np.min(bits["p"][:, 0] - bits["p"][:, 1])) < SAFE_GAP:
+            raise ValueError(f"chain {id} hangs on a near tie: choose another prompt")
         out = {
             "ids": value(bits["ids"]),
             "p": close("model_ggml", bits["p"]),
             "chain": close("model_ggml", bits["chain"]),
         }
         suite.case(f"{id}_q8_0", f"{comment}; Q8_0 weights", inputs=inputs, out=out, params=params, numerics="ggml",
-                   requires=["ggml", "q8_0", *need], flags=flags)  # fmt: skip
+                   requires=["ggml", "q8_0", *need], flags=[f for f in flags if f != "K10-position-shifted"])  # fmt: skip
     return suite
 
 

@@ -1,0 +1,43 @@
+"""From the cases that fail to the faults that would fail just these.
+
+Owns the ranking. What fails under which fault is golden/kill_matrix.json, which tools/kill_matrix.py measures.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+N_SUSPECTS = 5
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """likeness   cases that both fail, over cases that either fails (Jaccard), 1 for the very same set
+    n_shared      failed cases that the fault explains; n_failed: of so many; n_fault: cases that the fault fails
+    """
+
+    fault: str
+    likeness: float
+    n_shared: int
+    n_failed: int
+    n_fault: int
+
+
+def rank(root: Path, failed: Collection[str], passed: Collection[str]) -> list[Suspect]:
+    """Faults by how alike their set of failing cases is to the port's, among the cases that were judged; best first.
+
+    Empty where nothing failed, or the folder has no kill matrix.
+    """
+    try:
+        table = json.loads((root / "kill_matrix.json").read_bytes())
+        killed_by = {str(id): set(entry["killed_by"]) for id, entry in table.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    mine, judged = set(failed), set(failed) | set(passed)
+    found = []
+    for fault, cases in killed_by.items():
+        theirs = cases & judged
+        if shared := len(theirs & mine):
+            found.append(Suspect(fault, shared / len(theirs | mine), shared, len(mine), len(theirs)))
+    return sorted(found, key=lambda s: (-s.likeness, s.fault))[:N_SUSPECTS]
