@@ -110,7 +110,8 @@ def chain() -> SuiteBuilder:
             "chain": close("model_ggml", bits["chain"]),
         }
         suite.case(f"{id}_q8_0", f"{comment}; Q8_0 weights", inputs=inputs, out=out, params=params, numerics="ggml",
-                   requires=["ggml", "q8_0", *need], flags=[f for f in flags if f != "K10-position-shifted"])  # fmt: skip
+                   requires=["ggml", "q8_0", *need],
+                   flags=[f for f in flags if f != "K10-position-shifted"])  # fmt: skip
     return suite
 
 

@@ -123,7 +123,7 @@ def accept_residual() -> SuiteBuilder:
         ("accept_all", "both accepted, a bonus token", [even, even, tail], [peak, peak], [1, 2], [],
          [0.5, 0.9], [0.5, 0.5], 0.3, ("basic", "V6-bonus-argmax", "V7-bonus-dropped")),
         ("reject_first", "u = 3/4 over p/q = 1/2: drawn from the rest", [even, even, even], [peak, peak], [0, 1], [],
-         [0.75, 0.1], [0.3, 0.1], 0.1, ("basic",)),
+         [0.75, 0.1], [0.3, 0.1], 0.1, ("V5-no-residual",)),
         ("u_is_the_ratio", "u = p/q exactly: rejected, < is strict", [even, even], [peak], [0], [], [0.5], [0.3], 0.1,
          ("edge.tie",)),
         ("zero_p_at_u_zero", "p = 0 at u = 0: never accepted", [tail, even], [peak], [0], [], [0.0], [0.0], 0.1,
