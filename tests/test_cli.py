@@ -265,3 +265,55 @@ def test_a_cold_start_says_what_it_waits_for_and_a_warm_one_does_not(tmp_path):
     assert cold.stderr.count("compiling kernels") == 1
     assert "compiling kernels" not in warm.stderr
     assert cold.stdout == warm.stdout
+
+
+# ----------------------------------------------------------------------------------------------- faults
+
+
+def test_a_fault_is_injected_and_said_so_in_one_line(capsys):
+    for ids, n_lines in (([], 0), (["G1"], 1), (["G1-concat-swapped", "c1"], 2)):
+        faults = [word for id in ids for word in ("--fault", id)]
+        assert main(["generate", "-n", "6", "--json", "-p", "def f(x):", *faults]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["ids"]
+        said = [line for line in err.splitlines() if "FAULT" in line]
+        assert len(said) == n_lines
+        assert "\x1b" not in err
+        assert not n_lines or said[0].startswith("FAULT G1-concat-swapped: ")
+
+
+def test_a_fault_is_red_on_a_terminal_that_wants_colour(monkeypatch):
+    from mtpref.cli import fault_options
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert fault_options.in_red("x") == "\x1b[1;31mx\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert fault_options.in_red("x") == "x"
+
+
+def test_faults_are_refused_where_they_are_unknown_doubled_or_would_become_a_reference(capsys, tmp_path):
+    for args, message in (
+        (["generate", "--fault", "Z1"], "'Z1' is unknown"),
+        (["generate", "--fault", "W1", "--fault", "w1"], "names one twice"),
+        (["golden", "gen", "-o", str(tmp_path / "g"), "-p", "a", "--fault", "W1"], "come from the reference alone"),
+        (["faults", "Q9"], "'Q9' is unknown"),
+    ):
+        assert main(args) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_faults_lists_all_and_describes_some(capsys):
+    from mtpref.faults import FAULTS
+
+    assert main(["faults"]) == 0
+    listed = capsys.readouterr().out
+    assert all(id in listed for id in FAULTS)
+    assert main(["faults", "c6", "L9"]) == 0
+    described = capsys.readouterr().out
+    assert "https://github.com/ggml-org/llama.cpp/pull/20700" in described
+    assert "not seen in an engine" in described
+    assert main(["faults", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [fault["id"] for fault in record["faults"]] == list(FAULTS)

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         diagnose,
         draft_vocab,
         dump,
+        faults,
         generate,
         golden,
         inspect,
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
-    files, runs = (inspect, dump, compare, compare_log), (golden, probe, draft_vocab, diagnose, story, selftest)
+    files, runs = (inspect, dump, compare, compare_log), (golden, probe, draft_vocab, diagnose, faults, story, selftest)
     for module in (generate, trace, *files, *runs):
         module.add_parser(verbs)
     return parser

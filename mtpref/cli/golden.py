@@ -175,8 +175,10 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_gen(args: argparse.Namespace) -> int:
     from mtpref import api
+    from mtpref.faults import refuse_faults
     from mtpref.golden.gen import Plan, generate_vectors
 
+    refuse_faults(args.fault, "golden vectors")
     prompts = _prompts(args)
     plan = Plan(
         tensors=args.tensors or Plan.tensors, rows=_rows(args.rows),

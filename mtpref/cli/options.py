@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mtpref.cli.fault_options import add_fault, apply_faults
 from mtpref.errors import MtprefError
 
 KV_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -60,6 +61,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
             flag, long, choices=tuple(KV_TYPES), help=f"KV type of {what} (default: f16 in ggml, f32 in exact numerics)"
         )
     group.add_argument("-t", "--threads", type=int, metavar="N", help="threads (default: all processors)")
+    add_fault(group)
     _add_rope(parser)
 
 
@@ -166,7 +168,7 @@ def load_model(args: argparse.Namespace) -> Any:
     kv_type = _one_type("-ctk/-ctv", args.cache_type_k, args.cache_type_v)
     kv_type_draft = _one_type("-ctkd/-ctvd", args.cache_type_k_draft, args.cache_type_v_draft)
     set_threads(args.threads)
-    return api.load(
+    model = api.load(
         args.model,
         numerics=args.numerics,
         contract=args.contract,
@@ -178,6 +180,7 @@ def load_model(args: argparse.Namespace) -> Any:
         mtp=getattr(args, "spec_type", None) != "none",
         check_tensors=args.check_tensors,
     )
+    return api.LanguageModel(apply_faults(args, model.core))
 
 
 def set_threads(n: int | None) -> None:
