@@ -299,6 +299,8 @@ def test_faults_are_refused_where_they_are_unknown_doubled_or_would_become_a_ref
         (["generate", "--fault", "W1", "--fault", "w1"], "names one twice"),
         (["golden", "gen", "-o", str(tmp_path / "g"), "-p", "a", "--fault", "W1"], "come from the reference alone"),
         (["faults", "Q9"], "'Q9' is unknown"),
+        (["generate", "-p", "a", "--prompt-cache", str(tmp_path / "c"), "--fault", "K7"], "from the reference alone"),
+        (["generate", "-cnv", "--chat-template", "chatml", "-p", "a", "--fault", "K7"], "cannot go on from its state"),
     ):
         assert main(args) == 2
         assert message in capsys.readouterr().err

@@ -39,6 +39,19 @@ def apply_faults(args: argparse.Namespace, core: Any) -> Any:
     return inject(core, *faults)
 
 
+def refuse_in_conversation(args: argparse.Namespace) -> None:
+    """A session goes back by positions, so a state whose cells do not follow them cannot be one.
+
+    Errors  MtprefError for a fault that moves cells
+    """
+    from mtpref.faults import find_fault
+
+    moving = [fault.id for fault in map(find_fault, args.fault) if "steps.place_mtp" in fault.replaces]
+    if moving:
+        raise MtprefError(f"--fault {', '.join(moving)}: it moves cells away from their positions, so a conversation "
+                          "cannot go on from its state; run the turns as single prompts")  # fmt: skip
+
+
 def in_red(text: str) -> str:
     """The text in red where stderr is a terminal that wants colour (NO_COLOR is respected)."""
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":

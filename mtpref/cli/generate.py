@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from mtpref.cli.chat_options import ChatSettings, add_chat
+from mtpref.cli.fault_options import refuse_in_conversation
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 from mtpref.cli.output import Notes, Text
 from mtpref.cli.sampling_options import add_sampling
@@ -58,10 +59,13 @@ def add_parser(verbs: Any) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> int:
+    from mtpref.faults import refuse_faults
     from mtpref.trace import TraceWriter
 
     chat = ChatSettings(args)
     cache = PromptCache(args)
+    if cache.path:
+        refuse_faults(args.fault, "--prompt-cache: states on file")
     prompt = _given_prompt(args, chat)
     say = Notes()
     say.when_compiling(args)
@@ -115,6 +119,7 @@ def _converse(
 ) -> int:
     from mtpref.cli.conversation import Conversation, run_conversation
 
+    refuse_in_conversation(args)
     say.line(chat.describe(model))
     session = cache.open(model, _n_ctx(args, model), say)
     conversation = Conversation(model, chat, options, session, lambda run, text: _consume(run, writer, text, say))

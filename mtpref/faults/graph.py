@@ -12,6 +12,7 @@ from mtpref.faults.fault import Fault, Signature, all_ops, contract, head_ops, s
 from mtpref.model import Model
 from mtpref.ops import Ops
 from mtpref.rope_scaling import RopeScaling
+from mtpref.spec.arith import exp64, log64
 from mtpref.steps import Hidden
 
 F32 = NDArray[np.float32]
@@ -151,8 +152,8 @@ def _all_dims(ops: Ops) -> dict[str, Any]:
     def rope(x: F32, pos: NDArray, table: Any) -> F32:
         frequencies, has_position, magnitude = table
         n_pairs, n_rot = x.shape[-1] // 2, 2 * len(frequencies)
-        base = frequencies[1] if n_rot > 2 else np.float64(1)  # the second pair: freq_base ** (-2 / n_rot)
-        wide = base ** (np.arange(n_pairs) * (n_rot / (2 * n_pairs)))
+        second = np.asarray(frequencies[min(1, n_rot // 2 - 1)])  # of the second pair: freq_base ** (-2 / n_rot)
+        wide = exp64(np.arange(n_pairs) * (n_rot / (2 * n_pairs)) * log64(second))
         return np.asarray(ops.rope(x, *ops.rope_table(pos, wide, np.resize(has_position, n_pairs), magnitude)))
 
     return {"rope_table": later, "rope": rope}

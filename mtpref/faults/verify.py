@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mtpref import spec
 from mtpref.faults.fault import Fault, Signature, steps
 from mtpref.policy import PolicyConfig
@@ -33,7 +35,7 @@ def _matched(table: Steps) -> dict[str, Any]:
     def residual(id_draft: int, target: Distribution, draft: Distribution) -> Distribution:
         keep = target.ids != id_draft
         p = target.p[keep]
-        return Distribution(target.ids[keep], p / p.sum()) if p.sum() > 0 else target
+        return Distribution(target.ids[keep], p / np.cumsum(p)[-1]) if p.any() else target
 
     return {"accept_residual": lambda p_target, p_draft, u: u < p_target, "residual": residual}
 
@@ -202,7 +204,7 @@ PADDING_COMPARED = Fault(
 
 
 def _next_row(table: Steps) -> dict[str, Any]:
-    return {"accept_greedy": lambda draft, target, eog: table.accept_greedy(draft, target[1:], eog)}
+    return {"accept_greedy": lambda draft, target, eog: table.accept_greedy(draft, [*target[1:], -1], eog)}
 
 
 WRONG_VERIFY_ROW = Fault(

@@ -1,0 +1,250 @@
+"""Measure what every fault does to the embedded tiny model, and write docs/faults.json.
+
+    python tools/measure_faults.py [ID ...]
+
+Everything is counted and every draw is named by its seed, so the file is the same on every machine. Prompts are none of
+the model's training text. Takes minutes; with ids, only those are measured again. Then: python tools/write_faults.py
+"""
+
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fault_distance
+
+import mtpref
+from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.dump import record
+from mtpref.events import Drafted, Event, Token, Verified
+from mtpref.faults import FAULTS, Fault, inject
+from mtpref.model import Model
+from mtpref.rope_scaling import RopeOverrides
+from mtpref.spec import P_ONE
+from mtpref.story import PROMPTS
+
+TARGET = Path(__file__).parent.parent / "docs" / "faults.json"
+SCHEMA = "mtpref-fault-measurements-1"
+N_MAX, N_PREDICT = 4, 40
+TEXTS = (*PROMPTS[:8], *("".join((*PROMPTS[i:], *PROMPTS[:i])) for i in (0, 6)))  # two of them are long
+BINS = (0, 64, 192)  # rounds that open at these positions or behind
+N_SEEDS = 4000
+TV_PROMPT = PROMPTS[2]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The options under which a fault does something: those of its `needs`, else the same for all."""
+
+    needs: tuple[str, ...]
+
+    @property
+    def numerics(self) -> str:
+        return "exact" if {"wide kv", "wide numerics"} & set(self.needs) else "ggml"
+
+    @property
+    def is_sampled(self) -> bool:
+        return bool({"sampling", "residual"} & set(self.needs))
+
+    @property
+    def rope(self) -> RopeOverrides | None:
+        return RopeOverrides("linear", freq_scale=0.5) if "scaled rope" in self.needs else None
+
+    def sampling(self, seed: int = 1) -> SamplingConfig:
+        accept = "residual" if "residual" in self.needs else "match"
+        return SamplingConfig(1.0, top_k=40, top_p=0.9, min_p=0.0, seed=seed, accept=accept)
+
+    def policy(self, n_max: int = N_MAX) -> PolicyConfig:
+        p_min = P_ONE // 2 if {"p_min", "n_min"} & set(self.needs) else 0
+        n_min = min(2, n_max) if "n_min" in self.needs else 0
+        return PolicyConfig(n_max, n_min, p_min, cooldown=int("cooldown" in self.needs))
+
+    def options(self) -> Options:
+        sampling = self.sampling() if self.is_sampled else SamplingConfig()
+        n_batch = 32 if "batches" in self.needs else 512
+        return Options(N_PREDICT, policy=self.policy(), n_batch=n_batch, sampling=sampling)
+
+    def words(self) -> list[str]:
+        """What differs from the common setup, as options of the command line."""
+        words = {"cooldown": "--spec-cooldown 1", "batches": "--batch-size 32", "p_min": "--spec-draft-p-min 0.5",
+                 "n_min": "--spec-draft-n-min 2 --spec-draft-p-min 0.5", "scaled rope": "--rope-scaling linear "
+                 "--rope-freq-scale 0.5", "wide kv": "--numerics exact", "wide numerics": "--numerics exact",
+                 "sampling": "--temp 1", "residual": "--temp 1 --spec-accept residual"}  # fmt: skip
+        return [words[need] for need in self.needs if need in words]
+
+
+def setup_of(fault: Fault) -> Setup:
+    """The same object for faults that need the same options, so that the healthy run is made once."""
+    return Setup(tuple(need for need in fault.needs if need not in ("mtp", "snapshot", "rollback", "eog")))
+
+
+@cache
+def healthy(numerics: str, rope: RopeOverrides | None) -> Model:
+    return mtpref.load(numerics=numerics, rope=rope).core
+
+
+def model_of(setup: Setup, fault: Fault | None) -> Model:
+    model = healthy(setup.numerics, setup.rope)
+    return model if fault is None else inject(model, fault)
+
+
+# ------------------------------------------------------------------------------------------------- acceptance
+
+
+@dataclass
+class Counts:
+    """First draft tokens (accepted, drafted) by what the round before did, and by position; texts by prompt."""
+
+    by_before: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    by_pos: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    accepted: Counter[int] = field(default_factory=Counter)
+    reached: Counter[int] = field(default_factory=Counter)
+    n_rounds: int = 0
+    n_draft_rounds: int = 0
+    n_drafted: int = 0
+    texts: list[list[int]] = field(default_factory=list)
+
+    def see(self, events: Iterator[Event]) -> None:
+        before, text = "first", []
+        for event in events:
+            if isinstance(event, Token):
+                text.append(event.id)
+            elif isinstance(event, Drafted):
+                self.n_rounds += 1
+            elif isinstance(event, Verified) and event.draft_ids:
+                self._round(event, before)
+                before = "full" if event.n_accepted == len(event.draft_ids) else "partial"
+        self.texts.append(text)
+
+    def _round(self, event: Verified, before: str) -> None:
+        n, n_accepted = len(event.draft_ids), event.n_accepted
+        bin = next(str(low) for low in reversed(BINS) if event.pos0 >= low)
+        for table, key in ((self.by_before, before), (self.by_pos, bin)):
+            table[key][0] += n_accepted > 0
+            table[key][1] += 1
+        self.n_draft_rounds += 1
+        self.n_drafted += n
+        self.accepted.update(range(n_accepted))
+        self.reached.update(range(min(n, n_accepted + 1)))
+
+    def to_json(self) -> dict[str, Any]:
+        n = range(N_MAX)
+        n_accepted = sum(self.accepted.values())
+        return {
+            "rounds": self.n_rounds, "drafted": self.n_drafted, "accepted": n_accepted,
+            "a": [_rate(self.accepted[i], self.n_draft_rounds) for i in n],
+            "a_conditional": [_rate(self.accepted[i], self.reached[i]) for i in n],
+            "a1_after": {key: _rate(*self.by_before[key]) for key in ("first", "full", "partial")},
+            "a1_from_pos": {str(low): _rate(*self.by_pos[str(low)]) for low in BINS},
+        }  # fmt: skip
+
+
+def _rate(n: int, of: int) -> float | None:
+    return round(n / of, 3) if of else None
+
+
+def run(model: Model, setup: Setup) -> Counts:
+    counts = Counts()
+    for prompt in TEXTS:
+        ids = model.vocab.encode(prompt)
+        counts.see(Decoder(model, model.new_state(), setup.options()).run(ids))
+    return counts
+
+
+@cache
+def healthy_run(setup: Setup) -> Counts:
+    return run(model_of(setup, None), setup)
+
+
+def text_of(counts: Counts, clean: Counts) -> dict[str, Any]:
+    """How many texts begin as the healthy ones do, and the first token of any that is another."""
+    first = [next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), None)
+             for x, y in zip(counts.texts, clean.texts, strict=True)]  # fmt: skip
+    differing = [i for i in first if i is not None]
+    return {"same": first.count(None), "of": len(first), "differs_at": min(differing, default=None)}
+
+
+# ---------------------------------------------------------------------------------------------- first tensor
+
+
+@cache
+def dump(setup: Setup, id: str | None) -> dict[str, bytes]:
+    model = model_of(setup, FAULTS[id] if id else None)
+    tensors = record(model, model.vocab.encode(PROMPTS[3]), ".").tensors
+    return {name: array.tobytes() for name, array in tensors.items()}
+
+
+def first_tensor(setup: Setup, fault: Fault) -> str | None:
+    clean, faulty = dump(setup, None), dump(setup, fault.id)
+    return next((name for name in clean if clean[name] != faulty.get(name)), None)
+
+
+# ---------------------------------------------------------------------------------------------- distribution
+
+
+def needs_distance(fault: Fault) -> bool:
+    return fault.family == "V" and ("sampling" in fault.needs or "residual" in fault.needs)
+
+
+def distance(setup: Setup, fault: Fault | None) -> dict[str, Any]:
+    model = model_of(setup, None)
+    return fault_distance.measure(model, fault, TV_PROMPT, setup.policy(1), setup.sampling(), N_SEEDS)
+
+
+@cache
+def healthy_distance(setup: Setup) -> dict[str, Any]:
+    return distance(setup, None)
+
+
+# ---------------------------------------------------------------------------------------------------- the file
+
+
+def measure(fault: Fault) -> dict[str, Any]:
+    """What one fault does."""
+    setup = setup_of(fault)
+    counts = run(model_of(setup, fault), setup)
+    out = {"options": setup.words()} | counts.to_json()
+    out["text"] = text_of(counts, healthy_run(setup))
+    out["first_tensor"] = first_tensor(setup, fault)
+    out["distance"] = distance(setup, fault) if needs_distance(fault) else None
+    return out
+
+
+def healthy_key(setup: Setup) -> str:
+    return " ".join(setup.words())
+
+
+def measure_healthy(fault: Fault) -> dict[str, Any]:
+    """The run without a fault, under the options that the fault needs."""
+    setup = setup_of(fault)
+    out = healthy_run(setup).to_json()
+    out["distance"] = healthy_distance(setup) if needs_distance(fault) else None
+    return out
+
+
+def main() -> int:
+    asked = sys.argv[1:] or list(FAULTS)
+    data = json.loads(TARGET.read_text()) if sys.argv[1:] else {"healthy": {}, "faults": {}}
+    for id in asked:
+        fault, key = FAULTS[id], healthy_key(setup_of(FAULTS[id]))
+        clean = measure_healthy(fault)
+        known = data["healthy"].get(key)
+        data["healthy"][key] = clean if known is None or clean["distance"] else known
+        data["faults"][id] = measure(fault)
+        print(f"{id}: a {data['faults'][id]['a']}, text {data['faults'][id]['text']}", flush=True)
+    order = [id for id in FAULTS if id in data["faults"]]
+    record = {
+        "schema": SCHEMA, "n_max": N_MAX, "n_predict": N_PREDICT, "prompts": len(TEXTS),
+        "seeds": N_SEEDS, "healthy": dict(sorted(data["healthy"].items())),
+        "faults": {id: data["faults"][id] for id in order},
+    }  # fmt: skip
+    TARGET.write_text(json.dumps(record, indent=1) + "\n", encoding="ascii")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
