@@ -5,10 +5,11 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mtpref.decode import PolicyConfig, SamplingConfig
-from mtpref.faults import FAULTS
+from mtpref.faults import FAULTS, inject
 from mtpref.policy import PolicyState
 from mtpref.spec import P_ONE, Distribution
 from mtpref.steps import Steps
@@ -22,7 +23,6 @@ import write_faults  # noqa: E402
 
 DATA = json.loads((ROOT / "docs" / "faults.json").read_text())
 SAMPLED = [id for id, f in FAULTS.items() if {"sampling", "residual"} & set(f.needs)]
-LOOP_ONLY = {"V9-zero-probability-accepted", "V14-eog-passed"}  # the prompts have no such moment
 
 
 def steps_with(id: str) -> Steps:
@@ -45,16 +45,18 @@ def test_the_measured_first_tensor_is_the_predicted_one(id):
     assert re.sub(r"-\d+$", "", first) == FAULTS[id].predicted.dump
 
 
-@pytest.mark.parametrize("id", [id for id in FAULTS if id not in SAMPLED])
+@pytest.mark.parametrize("id", [id for id, f in FAULTS.items() if id not in SAMPLED and not f.is_look_alike])
 def test_greedy_text_changes_where_it_is_predicted_to_and_only_there(id):
     assert (DATA["faults"][id]["text"]["differs_at"] is None) == FAULTS[id].predicted.text
 
 
-def test_look_alikes_never_change_the_text():
-    for id, fault in FAULTS.items():
-        if fault.is_look_alike:
-            assert fault.predicted.text, id
-            assert fault.predicted.distribution, id
+@pytest.mark.parametrize("id", [id for id, f in FAULTS.items() if f.is_look_alike])
+def test_a_look_alike_changes_text_at_near_ties_alone(id):
+    """Products in another order, or of quantised activations, may; the others may not at all."""
+    fault, text = FAULTS[id], DATA["faults"][id]["text"]
+    assert fault.predicted.text
+    assert fault.predicted.distribution
+    assert text["margin"] < 0.1 if "ops.mul_mat" in fault.replaces else text["differs_at"] is None
 
 
 def test_sampled_text_leaves_the_targets_distribution_where_it_is_predicted_to():
@@ -93,7 +95,7 @@ def test_an_end_inside_a_draft_is_passed():
     model = with_eog(model, plain.ids[at])
     first = plain.ids.index(plain.ids[at])
     clean = run_decoder(model, prompt, 12, n_max=3)
-    faulty = run_decoder(measure_faults.inject(model, FAULTS["V14-eog-passed"]), prompt, 12, n_max=3)
+    faulty = run_decoder(inject(model, FAULTS["V14-eog-passed"]), prompt, 12, n_max=3)
     assert clean.ids == plain.ids[: first + 1]
     assert len(faulty.ids) > len(clean.ids) or sources[first] != "draft"
 
@@ -119,7 +121,7 @@ def test_a_drawn_token_is_judged_by_its_own_probability():
 
 def test_a_matched_draft_is_never_drawn_again():
     steps = steps_with("V3-sampled-draft-matched")
-    dist = Distribution(measure_faults.np.array([3, 5, 9]), measure_faults.np.array([0.5, 0.25, 0.25]))
+    dist = Distribution(np.array([3, 5, 9]), np.array([0.5, 0.25, 0.25]))
     assert steps.residual(3, dist, dist).ids.tolist() == [5, 9]
     assert steps.residual(3, dist, dist).p.tolist() == [0.5, 0.5]
 
@@ -139,14 +141,14 @@ def test_policy_faults_change_draft_lengths_and_silences():
 
 
 def test_a_draft_past_the_budget_writes_more_than_was_asked():
-    model = measure_faults.inject(micro(90), FAULTS["P4-draft-past-budget"])
+    model = inject(micro(90), FAULTS["P4-draft-past-budget"])
     lengths = {len(run_decoder(model, prompt_of(9, 9), n, n_max=3).ids) - n for n in range(4, 9)}
     assert max(lengths) > 0
 
 
 def test_a_lost_token_is_in_the_state_and_not_in_the_text():
     clean = run_decoder(micro(90), prompt_of(9, 9), 12, n_max=2)
-    faulty = run_decoder(measure_faults.inject(micro(90), FAULTS["V15-token-lost"]), prompt_of(9, 9), 8, n_max=2)
+    faulty = run_decoder(inject(micro(90), FAULTS["V15-token-lost"]), prompt_of(9, 9), 8, n_max=2)
     rest = iter(clean.ids)
     assert all(id in rest for id in faulty.ids[:6])  # a subsequence of the healthy text
     assert faulty.ids != clean.ids[: len(faulty.ids)]

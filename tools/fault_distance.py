@@ -59,21 +59,22 @@ def measure(
     healthy: Model, fault: Fault | None, text: str, policy: PolicyConfig, sampling: SamplingConfig, n_seeds: int
 ) -> dict[str, Any]:
     """Total variation between what is drawn over n_seeds seeds and the target's own distribution, for the token of a
-    row that has a draft and for the token behind it (where the first is the commonest one)."""
+    row that has a draft and for the token behind it (where the first is the draft that is accepted most)."""
     prompt = healthy.vocab.encode(text)
     model = Prepared(healthy, prompt)
     if fault is not None:
         object.__setattr__(model, "recipe", inject(healthy, fault).recipe)
+    firsts: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
     pairs: Counter[tuple[int, int]] = Counter()
     for seed in range(n_seeds):
         options = Options(2, policy=policy, rollback="two-phase", sampling=replace(sampling, seed=seed))
-        events = Decoder(model, healthy.new_state(), options).run(prompt)
-        first, second = ([e.id for e in events if isinstance(e, Token)] + [-1])[:2]
-        pairs[first, second] += 1
-    firsts: Counter[int] = Counter()
-    for (first, _), n in sorted(pairs.items()):
-        firsts[first] += n
-    commonest = firsts.most_common(1)[0][0]
+        tokens = [e for e in Decoder(model, healthy.new_state(), options).run(prompt) if isinstance(e, Token)]
+        firsts[tokens[0].id] += 1
+        accepted[tokens[0].id] += tokens[0].source == "draft"
+        if len(tokens) > 1:
+            pairs[tokens[0].id, tokens[1].id] += 1
+    commonest = min(accepted, key=lambda id: (-accepted[id], -firsts[id], id))
     seconds = Counter({second: n for (first, second), n in pairs.items() if first == commonest})
     return {
         "first": total_variation(firsts, spec.filtered(model.after(-1)[0], sampling.chain)),

@@ -59,7 +59,7 @@ class Setup:
         return SamplingConfig(1.0, top_k=40, top_p=0.9, min_p=0.0, seed=seed, accept=accept)
 
     def policy(self, n_max: int = N_MAX) -> PolicyConfig:
-        p_min = P_ONE // 2 if {"p_min", "n_min"} & set(self.needs) else 0
+        p_min = P_ONE // 2 if "n_min" in self.needs else P_ONE // 10 if "p_min" in self.needs else 0
         n_min = min(2, n_max) if "n_min" in self.needs else 0
         return PolicyConfig(n_max, n_min, p_min, cooldown=int("cooldown" in self.needs))
 
@@ -70,7 +70,7 @@ class Setup:
 
     def words(self) -> list[str]:
         """What differs from the common setup, as options of the command line."""
-        words = {"cooldown": "--spec-cooldown 1", "batches": "--batch-size 32", "p_min": "--spec-draft-p-min 0.5",
+        words = {"cooldown": "--spec-cooldown 1", "batches": "--batch-size 32", "p_min": "--spec-draft-p-min 0.1",
                  "n_min": "--spec-draft-n-min 2 --spec-draft-p-min 0.5", "scaled rope": "--rope-scaling linear "
                  "--rope-freq-scale 0.5", "wide kv": "--numerics exact", "wide numerics": "--numerics exact",
                  "sampling": "--temp 1", "residual": "--temp 1 --spec-accept residual"}  # fmt: skip
@@ -107,18 +107,22 @@ class Counts:
     n_draft_rounds: int = 0
     n_drafted: int = 0
     texts: list[list[int]] = field(default_factory=list)
+    margins: list[list[float]] = field(default_factory=list)  # of each token of a text
 
     def see(self, events: Iterator[Event]) -> None:
-        before, text = "first", []
+        before, text, margins = "first", [], []
         for event in events:
             if isinstance(event, Token):
                 text.append(event.id)
             elif isinstance(event, Drafted):
                 self.n_rounds += 1
-            elif isinstance(event, Verified) and event.draft_ids:
-                self._round(event, before)
-                before = "full" if event.n_accepted == len(event.draft_ids) else "partial"
+            elif isinstance(event, Verified):
+                margins += event.margins
+                if event.draft_ids:
+                    self._round(event, before)
+                    before = "full" if event.n_accepted == len(event.draft_ids) else "partial"
         self.texts.append(text)
+        self.margins.append(margins)
 
     def _round(self, event: Verified, before: str) -> None:
         n, n_accepted = len(event.draft_ids), event.n_accepted
@@ -160,12 +164,15 @@ def healthy_run(setup: Setup) -> Counts:
     return run(model_of(setup, None), setup)
 
 
-def text_of(counts: Counts, clean: Counts) -> dict[str, Any]:
-    """How many texts begin as the healthy ones do, and the first token of any that is another."""
+def text_of(counts: Counts, clean: Counts, *, is_look_alike: bool) -> dict[str, Any]:
+    """How many texts begin as the healthy ones do, and the first token of any that is another. For look-alikes, whose
+    texts may part at a near tie alone: the greatest margin of the healthy run at such a token."""
     first = [next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), None)
              for x, y in zip(counts.texts, clean.texts, strict=True)]  # fmt: skip
     differing = [i for i in first if i is not None]
-    return {"same": first.count(None), "of": len(first), "differs_at": min(differing, default=None)}
+    out = {"same": first.count(None), "of": len(first), "differs_at": min(differing, default=None)}
+    margins = [clean.margins[k][i] for k, i in enumerate(first) if i is not None]
+    return out | ({"margin": round(max(margins, default=0.0), 3)} if is_look_alike else {})
 
 
 # ---------------------------------------------------------------------------------------------- first tensor
@@ -208,7 +215,7 @@ def measure(fault: Fault) -> dict[str, Any]:
     setup = setup_of(fault)
     counts = run(model_of(setup, fault), setup)
     out = {"options": setup.words()} | counts.to_json()
-    out["text"] = text_of(counts, healthy_run(setup))
+    out["text"] = text_of(counts, healthy_run(setup), is_look_alike=fault.is_look_alike)
     out["first_tensor"] = first_tensor(setup, fault)
     out["distance"] = distance(setup, fault) if needs_distance(fault) else None
     return out

@@ -19,7 +19,7 @@ INTRO = """# Catalogue of faults
 Written by `python tools/write_faults.py` from the code (`mtpref/faults`) and from measurements
 ([faults.json](faults.json), by `python tools/measure_faults.py`). Tests compare page, code and a part of the measurements.
 
-{n_faults} faults of real engines and {n_alike} look-alikes, each as the replacement of named entries of the reference:
+{n_faults} faults, most of them seen in real engines, and {n_alike} look-alikes, each as the replacement of named entries of the reference:
 operations, steps of the loop, contract, weights. `--fault ID` runs any verb that loads a model with a fault in it (it may
 be repeated, and the number alone will do); `mtpref faults` lists them; `mtpref golden gen` refuses them.
 
@@ -35,7 +35,8 @@ mtpref compare healthy.gguf faulty.gguf                # first divergence: mtp_a
 The embedded tiny model, {prompts} prompts that are none of its training text (two of them long), {n_predict} tokens each,
 drafts of {n_max}, greedy, `ggml` numerics, snapshot roll back; other options stand under the fault. A small model is far
 more sensitive to some faults than a large one, and less to others: what carries over is the shape (which position, after
-which rounds, which tensor first), not the size. Differences of a few points are within what these texts can tell.
+which rounds, which tensor first), not the size. Differences of a few points are within what these texts can tell, and the
+last column of positions and the first rounds have few rounds.
 
 * **a1 .. a4**: acceptance of each draft position: rounds that accepted so far / rounds that drafted. **cond.**: of tokens
   whose predecessors were accepted.
@@ -116,7 +117,7 @@ def tv(m: Mapping[str, Any]) -> str:
 def described(fault: Fault, m: Mapping[str, Any]) -> str:
     said = fault.predicted
     wrong = [what for what, ok in (("greedy text", said.text), ("sampled text", said.distribution)) if not ok]
-    expected = [f"a1 .. a4 {said.acceptance}", f"by round: {said.split}", f"with length: {said.drift}"]
+    expected = [f"acceptance: {said.acceptance}", f"by round: {said.split}", f"with length: {said.drift}"]
     expected += [f"changes {' and '.join(wrong)}" if wrong else "changes no text"]
     lines = [f"### {fault.id}\n", f"**{fault.title}.** {fault.mechanism}\n"]
     lines.append(f"* replaces {', '.join(f'`{entry}`' for entry in fault.replaces)} ({fault.bug_type})")
