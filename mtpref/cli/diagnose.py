@@ -14,15 +14,23 @@ MAX_IDS = 1 << 20
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "diagnose",
-        usage="mtpref diagnose --dump FILE [options]",
-        help="name the mistake that explains a port's tensors",
+        usage="mtpref diagnose (--dump FILE | --log FILE) [options]",
+        help="name the mistake that explains a port's tensors or its run",
         description="Replay what a port ran under every hypothesis (healthy, every contract, every fault of the "
         "catalogue) and rank them by how well they reproduce it. Exit code 0: healthy, 1: a mistake was found, or none "
         "of the known ones fits.",
     )
     evidence = parser.add_argument_group("evidence (one of them)")
     evidence.add_argument("--dump", metavar="FILE", help="a GGUF of the port's tensors under cb() names")
-    evidence.add_argument("--ids", metavar="LIST", help="the tokens of the dump, as 1,2,3, where the file lacks them")
+    evidence.add_argument(
+        "--log",
+        metavar="FILE",
+        help="a run of the port: a log of llama-speculative-simple -lv 5, a trace of mtpref generate --trace, or the "
+        "JSON of docs/diagnosis.md",
+    )
+    evidence.add_argument(
+        "--ids", metavar="LIST", help="tokens of the dump, or of the log's prompt, as 1,2,3, where the file lacks them"
+    )
     add_model(parser)
     add_prompt(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
@@ -32,11 +40,17 @@ def add_parser(verbs: Any) -> None:
 def run_diagnose(args: argparse.Namespace) -> int:
     from mtpref import diagnose
 
-    if args.dump is None:
-        raise MtprefError("evidence: none is given, expected --dump FILE")
-    port = diagnose.read_port(args.dump)
-    model = load_model(args)
-    report = diagnose.diagnose_dump(model.core, port, _given_ids(args, model), _progress())
+    if (args.dump is None) == (args.log is None):
+        what = "none is given" if args.dump is None else "--dump and --log are both given"
+        raise MtprefError(f"evidence: {what}, expected one of --dump FILE, --log FILE")
+    if args.dump is not None:
+        port = diagnose.read_port(args.dump)
+        model = load_model(args)
+        report = diagnose.diagnose_dump(model.core, port, _given_ids(args, model), _progress())
+    else:
+        model = load_model(args)
+        runs = diagnose.read_port_runs(args.log, _given_ids(args, model))
+        report = diagnose.diagnose_log(model.core, runs, _progress())
     print(json.dumps(report.to_json()) if args.json else diagnose.render(report))
     return 0 if report.verdict == "healthy" else 1
 

@@ -5,7 +5,7 @@ KV types), every single field of the contract, every fault of the catalogue. It 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from mtpref.contract import CHOICES, PRESETS, MtpContract, describe
 from mtpref.errors import MtprefError
@@ -96,7 +96,7 @@ def _look_alikes(model: Model) -> Iterator[Hypothesis]:
     for kv_type in KV_TYPES:
         if (kv_type, kv_type) != (model.kv_type, model.kv_type_draft):
             words = f"The KV cells are {kv_type}: a legal difference of numerics."
-            yield Hypothesis(f"kv {kv_type}", "look-alike", f"{kv_type} KV cells", words, _with_kv(kv_type))
+            yield Hypothesis(f"kv {kv_type}", "look-alike", f"{kv_type} KV cells", words, with_kv(kv_type))
 
 
 def with_other_numerics(model: Model) -> Model:
@@ -105,7 +105,7 @@ def with_other_numerics(model: Model) -> Model:
     return replace(model, recipe=replace(recipe, steps=model.recipe.steps))
 
 
-def _with_kv(kv_type: str) -> Callable[[Model], Model]:
+def with_kv(kv_type: str) -> Callable[[Model], Model]:
     return lambda model: replace(model, kv_type=kv_type, kv_type_draft=kv_type)
 
 
@@ -153,3 +153,20 @@ def shares_rollback(model: Model, base: Model) -> bool:
     """Whether the trunk's state is rolled back alike in both."""
     names = ("checkpoint", "restore", "choose_plane")
     return all(getattr(model.recipe.steps, name) is getattr(base.recipe.steps, name) for name in names)
+
+
+# Steps that a forced greedy replay never takes: the policy's gates and whatever belongs to a temperature or to sessions.
+UNUSED_STEPS = (
+    "draft_token", "match_token", "plain_token", "bonus_token", "accept_residual", "residual", "residual_token",
+    "target_distribution", "draft_distribution", "draws", "keeps_drawn", "takes", "proposed", "ends_text",
+    "pending_at_reuse", "pending_at_prompt",
+)  # fmt: skip
+
+
+def shares_run(model: Model, base: Model) -> bool:
+    """Whether a forced greedy replay of one prompt sees the same bits in both."""
+    neutral = {name: getattr(base.recipe.steps, name) for name in UNUSED_STEPS}
+    contract = replace(model.recipe.contract, new_prompt=base.recipe.contract.new_prompt)
+    recipe = replace(model.recipe, steps=replace(model.recipe.steps, **neutral), contract=contract)
+    others = [f.name for f in fields(Model) if f.name != "recipe"]
+    return recipe == base.recipe and all(getattr(model, name) is getattr(base, name) for name in others)

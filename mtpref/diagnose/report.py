@@ -6,6 +6,7 @@ Owns the form alone. What stands in it was found by the entrances.
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtpref.diagnose.hypotheses import HARMLESS
 from mtpref.diagnose.rank import Group
 
 SCHEMA = "mtpref-diagnosis-1"
@@ -66,15 +67,22 @@ def causes_of(groups: list[Group], is_wide: bool = False) -> list[Cause]:
 def _cause(group: Group) -> Cause:
     best = group.best
     hypotheses = [s.hypothesis for s in group.members]
-    links = list(dict.fromkeys(h.link for h in hypotheses if h.link))
     named = next((h for h in hypotheses if h.kind == "fault"), best.hypothesis)
+    if best.hypothesis.is_harmless:
+        named = best.hypothesis
+        hypotheses = [h for h in hypotheses if h.is_harmless]
+    links = [named.link] if named.is_harmless else list(dict.fromkeys(h.link for h in hypotheses))
+    links = [link for link in links if link]
     return Cause(
         [h.id for h in hypotheses], [h.kind for h in hypotheses], group.weight, named.title, named.mechanism,
         best.words, links,
     )  # fmt: skip
 
 
-def name_of(ids: list[str]) -> str:
+def name_of(ids: list[str], kinds: list[str] | None = None) -> str:
+    """A group in words; legal variants of a healthy run go by the first of them."""
+    if kinds is not None and kinds[0] in HARMLESS:
+        return ids[0]
     return ids[0] if len(ids) == 1 else f"one of {listed(ids)}"
 
 
@@ -90,7 +98,7 @@ def render(report: Report) -> str:
         lines.append(f"  {'divergence':12s} {report.divergence}")
     lines.append("")
     for rank, cause in enumerate(report.causes, 1):
-        lines.append(f"{rank}. {name_of(cause.ids)}  (weight {_percent(cause.weight)})")
+        lines.append(f"{rank}. {name_of(cause.ids, cause.kinds)}  (weight {_percent(cause.weight)})")
         lines.append(f"     {cause.title}: {cause.mechanism}")
         if cause.evidence:
             lines.append(f"     evidence: {cause.evidence}")
