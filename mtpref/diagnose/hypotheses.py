@@ -155,7 +155,7 @@ def shares_rollback(model: Model, base: Model) -> bool:
     return all(getattr(model.recipe.steps, name) is getattr(base.recipe.steps, name) for name in names)
 
 
-# Steps that a forced greedy replay never takes: the gates of the policy, and what belongs to a temperature or a session.
+# Steps that a forced greedy replay never takes: gates of the policy, what belongs to a temperature or to sessions.
 UNUSED_STEPS = (
     "draft_token", "match_token", "plain_token", "bonus_token", "accept_residual", "residual", "residual_token",
     "target_distribution", "draft_distribution", "draws", "keeps_drawn", "takes", "proposed", "ends_text",
