@@ -747,6 +747,8 @@ struct folder {
     std::string root;
     std::map<std::string, std::string> models;
     json manifest, flags;
+    bool has_matrix = false;
+    std::map<std::string, std::vector<std::string>> killers;  // case id -> faults that fail it
 
     explicit folder(const options &opt) : root(opt.root), models(opt.models) {  // throws golden::error
         manifest = read_json_file(root + "/manifest.json");
@@ -757,6 +759,18 @@ struct folder {
         for (const auto &model : models) verify_model(model.first, model.second);
         std::error_code ec;
         if (fs::is_regular_file(root + "/flags.json", ec)) flags = read_json_file(root + "/flags.json").at("flags");
+        has_matrix = fs::is_regular_file(root + "/kill_matrix.json", ec);
+        if (!has_matrix) return;
+        for (const auto &fault : read_json_file(root + "/kill_matrix.json").members)
+            for (const json &id : fault.second.at("killed_by").items)
+                killers[id.as_text()].push_back(printable(fault.first));
+    }
+
+    // The faults that fail a case, as measured (kill_matrix.json); without that file those of its own flags.
+    std::vector<std::string> faults_shown_by(const std::string &id, const std::vector<std::string> &own) const {
+        if (!has_matrix) return own;
+        const auto found = killers.find(id);
+        return found == killers.end() ? std::vector<std::string>() : found->second;
     }
 
     // The full path of a file inside the folder.
@@ -1127,8 +1141,9 @@ class report {
         }
         if (r.verdict == "FAIL" && first_failed_level.empty()) first_failed_level = level;
         if (r.verdict != "SKIP") {
-            outcomes.push_back({level, flags, r.verdict == "FAIL"});
-            for (const std::string &flag : flags) {
+            const std::vector<std::string> shown = dir.faults_shown_by(id, flags);
+            outcomes.push_back({level, shown, r.verdict == "FAIL"});
+            for (const std::string &flag : shown) {
                 by_flag[flag].n_carried++;
                 by_flag[flag].n_failed += r.verdict == "FAIL";
             }
