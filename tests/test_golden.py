@@ -1,13 +1,16 @@
 """The golden vectors: mtpref passes them, regeneration gives the same bytes, damaged folders are refused."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
+from numpy._core._multiarray_umath import __cpu_dispatch__
 
 from mtpref.cli import main
 from mtpref.errors import MtprefError
@@ -157,3 +160,17 @@ def test_derived_models_have_the_hashes_of_the_manifest(tmp_path):
         with open_gguf(tmp_path / name) as file:
             assert tensors_sha256(file) == wanted
     assert main(["golden", "derive", "tiny-q9", "-o", str(tmp_path / "x")]) == 2
+
+
+def test_regeneration_without_jit_and_without_numpys_vector_code_gives_the_same_bytes(tmp_path):
+    """Levels that need the oracle and the specification only."""
+    shutil.copy(GOLDEN / "VERSION", tmp_path)
+    shutil.copytree(GOLDEN / "models", tmp_path / "models")
+    levels = [word for level in ("L0", "L1", "L2", "L3", "L4") for word in ("--level", level)]
+    env = os.environ | {"NUMBA_DISABLE_JIT": "1", "NPY_DISABLE_CPU_FEATURES": " ".join(__cpu_dispatch__)}
+    command = [sys.executable, str(ROOT / "tools" / "make_golden.py"), "-o", str(tmp_path), *levels]
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    ours = json.loads((tmp_path / "manifest.json").read_text())["files"]
+    theirs = json.loads((GOLDEN / "manifest.json").read_text())["files"]
+    assert len(ours) > 40
+    assert ours == [record for record in theirs if record["path"][:2] not in ("L5", "L6")]
