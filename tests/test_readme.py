@@ -27,6 +27,7 @@ def workplace(tmp_path_factory):
     (folder / "docs").mkdir()
     for name in ("mtpref/data/tiny.gguf", "README.md", "docs/glossary.md"):
         shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "golden", folder / "golden")
     return folder
 
 
