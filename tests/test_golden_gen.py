@@ -75,6 +75,9 @@ def test_another_model_is_refused(tmp_path, capsys):
         (["--rollbacks", "none"], "unknown"),
         (["-b", "0"], "out of range"),
         (["-p", ""], "no tokens"),
+        (["-md", MODEL], "name one file"),
+        (["--rope-scale", "4"], "do not record them"),
+        (["--fault", "G1-concat-swapped"], "fault"),
     ],
 )
 def test_bad_settings_are_one_line_and_nothing_is_written(tmp_path, capsys, more, message):

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mtpref.cli.options import add_model, load_model, read_file
+from mtpref.cli.options import add_model, load_model, read_file, rope_overrides
 from mtpref.errors import MtprefError
 
 SCHEMA = "mtpref-golden-check-1"
@@ -179,6 +179,7 @@ def run_gen(args: argparse.Namespace) -> int:
     from mtpref.golden.gen import Plan, generate_vectors
 
     refuse_faults(args.fault, "golden vectors")
+    _refuse_what_is_not_recorded(args)
     prompts = _prompts(args)
     plan = Plan(
         tensors=args.tensors or Plan.tensors, rows=_rows(args.rows),
@@ -194,6 +195,17 @@ def run_gen(args: argparse.Namespace) -> int:
     generate_vectors(model.core, path, ids, plan, Path(args.output), _say)
     print(f"{args.output}: {sum(p.stat().st_size for p in Path(args.output).rglob('*') if p.is_file())} bytes")
     return 0
+
+
+def _refuse_what_is_not_recorded(args: argparse.Namespace) -> None:
+    """A check opens one file with its own keys: vectors of anything else could not be checked."""
+    from mtpref.rope_scaling import RopeOverrides
+
+    if args.model_draft is not None:
+        raise MtprefError("-md: golden vectors name one file, expected a model with its head in it; without a head the "
+                          "vectors are the trunk's")  # fmt: skip
+    if rope_overrides(args) != RopeOverrides():
+        raise MtprefError("--rope-*, --yarn-*: golden vectors do not record them, expected the keys in the file itself")
 
 
 def _say(line: str) -> None:

@@ -99,7 +99,7 @@ def _add_rope(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, type=int if metavar == "N" else float, metavar=metavar, help=text)
 
 
-def _rope_overrides(args: argparse.Namespace) -> Any:
+def rope_overrides(args: argparse.Namespace) -> Any:
     """The RopeOverrides that the arguments make."""
     from mtpref.rope_scaling import MAX_FACTOR, MIN_FACTOR, RopeOverrides, freq_scale_of
 
@@ -175,7 +175,7 @@ def load_model(args: argparse.Namespace) -> Any:
         kv_type=kv_type,
         kv_type_draft=kv_type_draft,
         use_kernels=use_kernels,
-        rope=_rope_overrides(args),
+        rope=rope_overrides(args),
         model_draft=args.model_draft,
         mtp=getattr(args, "spec_type", None) != "none",
         check_tensors=args.check_tensors,
