@@ -14,8 +14,8 @@ MAX_IDS = 1 << 20
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "diagnose",
-        usage="mtpref diagnose (--dump FILE | --log FILE) [options]",
-        help="name the mistake that explains a port's tensors or its run",
+        usage="mtpref diagnose (--dump FILE | --log FILE | --stats A1,A2,...) [options]",
+        help="name the mistake that explains a port's tensors, its run or its rates",
         description="Replay what a port ran under every hypothesis (healthy, every contract, every fault of the "
         "catalogue) and rank them by how well they reproduce it. Exit code 0: healthy, 1: a mistake was found, or none "
         "of the known ones fits.",
@@ -40,10 +40,13 @@ def add_parser(verbs: Any) -> None:
 def run_diagnose(args: argparse.Namespace) -> int:
     from mtpref import diagnose
 
-    if (args.dump is None) == (args.log is None):
-        what = "none is given" if args.dump is None else "--dump and --log are both given"
-        raise MtprefError(f"evidence: {what}, expected one of --dump FILE, --log FILE")
-    if args.dump is not None:
+    given = [flag for flag in ("dump", "log", "stats") if getattr(args, flag) is not None]
+    if len(given) != 1:
+        what = f"{' and '.join('--' + flag for flag in given)} are given" if given else "none is given"
+        raise MtprefError(f"evidence: {what}, expected one of --dump FILE, --log FILE, --stats LIST")
+    if args.stats is not None:
+        report = diagnose.diagnose_stats(parse_rates(args.stats), args.after_full, args.after_partial)
+    elif args.dump is not None:
         port = diagnose.read_port(args.dump)
         model = load_model(args)
         report = diagnose.diagnose_dump(model.core, port, _given_ids(args, model), _progress())
@@ -75,6 +78,18 @@ def parse_ids(text: str) -> list[int]:
     if len(parts) > MAX_IDS or not all(part.strip().isdigit() and len(part.strip()) < 10 for part in parts):
         raise MtprefError(f"--ids: {text[:40]!r} is no list of token ids, expected such as 1,2,3")
     return [int(part) for part in parts]
+
+
+def parse_rates(text: str) -> list[float]:
+    """Rates as "0.8,0.6" or "80,60" (percent, where one is above 1).
+
+    Errors  MtprefError for anything else
+    """
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise MtprefError(f"--stats: {text[:40]!r} is no list of rates, expected such as 0.82,0.66,0.5") from None
+    return [a / 100 for a in rates] if any(1 < a <= 100 for a in rates) else rates
 
 
 def _progress() -> Any:

@@ -138,8 +138,8 @@ def _measure(
             impossible.append(hypothesis.id)
             continue
         found[hypothesis.id] = values
-    healthy = found["healthy"]
-    names = [name for name in known if healthy.get(name) is not None]
+    # A shape that only some hypotheses give (a trimmed head) is evidence; one that none gives is another layout.
+    names = [name for name in known if any(values.get(name) is not None for values in found.values())]
     if not names:
         raise MtprefError(f"{port.label}: no tensor has the shape that this model gives it for {len(tokens)} "
                           f"tokens ({known[0]}: {port.tensors[known[0]].shape}); are they the port's?")  # fmt: skip

@@ -56,7 +56,12 @@ def list_hypotheses(model: Model) -> list[Hypothesis]:
                           "its head with -md")  # fmt: skip
     own = model.recipe.contract
     healthy = Hypothesis("healthy", "healthy", "nothing is wrong", f"The contract is {describe(own)}.", _same)
-    return [healthy, *_presets(own), *_look_alikes(model), *_fields(own), *map(_of_fault, FAULTS.values())]
+    return [healthy, *_presets(own), *_look_alikes(model), *_fields(own), *of_faults()]
+
+
+def of_faults() -> list[Hypothesis]:
+    """The catalogue alone, look-alikes included."""
+    return [_of_fault(fault) for fault in FAULTS.values()]
 
 
 def _same(model: Model) -> Model:
