@@ -29,6 +29,11 @@ def add_parser(verbs: Any) -> None:
         "JSON of docs/diagnosis.md",
     )
     evidence.add_argument(
+        "--stats", metavar="LIST", help="rates alone: accepted at draft position 1, 2, ... in parts of all rounds"
+    )
+    evidence.add_argument("--after-full", type=float, metavar="A", help="position 1's rate behind a full acceptance")
+    evidence.add_argument("--after-partial", type=float, metavar="A", help="position 1's rate in the other rounds")
+    evidence.add_argument(
         "--ids", metavar="LIST", help="tokens of the dump, or of the log's prompt, as 1,2,3, where the file lacks them"
     )
     add_model(parser)

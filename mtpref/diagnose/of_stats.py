@@ -38,20 +38,20 @@ def diagnose_stats(
     """
     _check(rates, after_full, after_partial)
     found = signatures()
-    healthy = found["healthy"]
     hypotheses = [Hypothesis("healthy", "healthy", "nothing is wrong", "Rates that healthy engines have.", lambda m: m)]
     hypotheses += [h for h in of_faults() if h.id in found]
     scored, invisible = [], []
     for h in hypotheses:
-        effect = _effects(found[h.id], healthy)
+        effect = _effects(found[h.id])
         if h.id != "healthy" and max(map(abs, effect)) < SAME:
             invisible.append(h.id)
             continue
         told = ", ".join(f"{a:.2f}" for a in found[h.id]["a"])
-        usual = ", ".join(f"{a:.2f}" for a in healthy["a"])
+        usual = ", ".join(f"{a:.2f}" for a in found[h.id]["healthy_a"])
         words = f"on the tiny model it makes {told} of {usual}" if h.id != "healthy" else ""
-        scored.append(Scored(h, _likelihood(rates, after_full, after_partial, found[h.id], healthy), words))
+        scored.append(Scored(h, _likelihood(rates, after_full, after_partial, found[h.id]), words))
     groups = grouped(scored, lambda a, b: _is_same(found[a.hypothesis.id], found[b.hypothesis.id]))
+    groups.sort(key=lambda group: -group.weight)
     verdict = "healthy" if "healthy" in groups[0].ids else "found"
     head = "NOTHING UNUSUAL in these rates" if verdict == "healthy" else f"MOST LIKELY {groups[0].ids[0]}"
     seen = [
@@ -68,9 +68,11 @@ def diagnose_stats(
 
 @cache
 def signatures() -> dict[str, dict[str, Any]]:
-    """By fault id, and "healthy": a (4 rates), after_full, after_other (None: no such round), n."""
+    """By fault id, and "healthy": a (4 rates), split (position 1 behind a full acceptance and behind others), and the
+    healthy run's of the same options. Written by tools/write_signatures.py from the catalogue's measurements."""
     text = (files("mtpref") / "diagnose" / "signatures.json").read_text(encoding="utf-8")
-    return {id: value for id, value in json.loads(text).items() if isinstance(value, dict)}
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
 
 
 def _check(rates: Sequence[float], *split: float | None) -> None:
@@ -89,24 +91,21 @@ def _logit(a: float) -> float:
     return math.log(a / (1 - a))
 
 
-def _effects(signature: dict[str, Any], healthy: dict[str, Any]) -> list[float]:
-    return [_logit(a) - _logit(b) for a, b in zip(signature["a"], healthy["a"], strict=True)]
+def _effects(own: dict[str, Any]) -> list[float]:
+    """What the fault does to each rate, in logits."""
+    return [_logit(a) - _logit(b) for a, b in zip(own["a"], own["healthy_a"], strict=True)]
 
 
-def _split(signature: dict[str, Any]) -> float | None:
-    a, b = signature["after_full"], signature["after_other"]
-    return None if a is None or b is None else _logit(a) - _logit(b)
+def _split(pair: Sequence[float | None]) -> float | None:
+    full, other = pair
+    return None if full is None or other is None else _logit(full) - _logit(other)
 
 
 def _likelihood(
-    rates: Sequence[float],
-    after_full: float | None,
-    after_partial: float | None,
-    own: dict[str, Any],
-    healthy: dict[str, Any],
+    rates: Sequence[float], after_full: float | None, after_partial: float | None, own: dict[str, Any]
 ) -> float:
     """log of the sum over shifts of N(shift) * product of N(logit rate; usual + shift + effect, spread)."""
-    effects = _effects(own, healthy)
+    effects = _effects(own)
     n = min(len(rates), len(effects))
     terms = []
     for shift in SHIFTS:
@@ -117,7 +116,7 @@ def _likelihood(
         terms.append(log)
     top = max(terms)
     total = top + math.log(sum(math.exp(t - top) for t in terms))
-    split, usual = _split(own), _split(healthy)
+    split, usual = _split(own["split"]), _split(own["healthy_split"])
     if after_full is not None and after_partial is not None and split is not None and usual is not None:
         total += _normal(_logit(after_full) - _logit(after_partial) - (split - usual), SPLIT_SPREAD)
     return total
@@ -128,4 +127,4 @@ def _normal(x: float, spread: float) -> float:
 
 
 def _is_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(abs(_logit(x) - _logit(y)) < SAME for x, y in zip(a["a"], b["a"], strict=True))
+    return all(abs(x - y) < SAME for x, y in zip(_effects(a), _effects(b), strict=True))
