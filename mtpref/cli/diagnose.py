@@ -44,6 +44,9 @@ def add_parser(verbs: Any) -> None:
 
 def run_diagnose(args: argparse.Namespace) -> int:
     from mtpref import diagnose
+    from mtpref.faults import refuse_faults
+
+    refuse_faults(args.fault, "diagnoses")
 
     given = [flag for flag in ("dump", "log", "stats") if getattr(args, flag) is not None]
     if len(given) != 1:

@@ -221,6 +221,7 @@ def _judge(replayed: dict[str, Replayed], impossible: list[str], base: Model, ru
     invisible = [
         s.hypothesis.id for s in scored
         if not s.hypothesis.is_harmless and abs(s.log_likelihood - healthy) < SAME
+        and not replayed[s.hypothesis.id].is_cut
     ]  # fmt: skip
     home = next(g for g in groups if harmless in g.members)
     home.members = sorted(
