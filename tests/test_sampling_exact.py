@@ -268,7 +268,7 @@ def test_a_draft_dropped_for_being_short_is_found():
 FAULTS = {
     "lax test": {"accept_residual": lambda p, q, u: p > 0},
     "greedy verify": {"accept_residual": lambda p, q, u: p > 0.5},
-    "no residual": {"residual": lambda target, draft: target},
+    "no residual": {"residual": lambda id, target, draft: target},
     "greedy bonus": {"bonus_token": lambda target, u: target.best()},
     "unfiltered draft": {"draft_distribution": lambda row, chain: spec.filtered(row, [])},
     "unfiltered target": {"target_distribution": lambda row, chain: spec.filtered(row, [])},

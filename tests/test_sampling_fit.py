@@ -103,7 +103,7 @@ def test_the_share_of_accepted_tokens_fits_the_overlap_of_the_two_distributions(
 @pytest.mark.parametrize(
     ("fault", "shown_by"),
     [
-        ({"residual": lambda target, draft: target}, {"residual", "text"}),
+        ({"residual": lambda id, target, draft: target}, {"residual", "text"}),
         ({"bonus_token": lambda target, u: target.best()}, {"bonus"}),
         ({"draft_token": lambda draft, u: draft.best()}, {"draft"}),
         ({"accept_residual": lambda p, q, u: u * q < 2 * p}, {"text"}),
