@@ -3,6 +3,7 @@
 Owns the likelihood of a run: each drafted token, its probability where the port printed it, each emitted token.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,7 +31,9 @@ NOISE = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the port's logits, in standard devia
 SPREAD = (0.001, 0.003, 0.01, 0.03, 0.1)  # of the port's p
 P_WEIGHT = 0.5  # one number and its token are not two witnesses
 HOPELESS = 40.0  # nats behind the best so far
-MIN_GAIN = 4.0  # a fault is named where it explains so much more (nats) than every harmless hypothesis
+# Nats by which a fault must explain more than every harmless hypothesis; log(number of hypotheses) comes on top, since
+# the best of many is better than most by chance.
+MIN_GAIN = 4.0
 SAME = 1.0  # nats
 # What the best hypothesis may leave unexplained before none is named: clear misses among drafts, and errors of p (the
 # upper quartile).
@@ -229,7 +232,8 @@ def _judge(replayed: dict[str, Replayed], impossible: list[str], base: Model, ru
         key=lambda s: (s.hypothesis.kind != "healthy", s.hypothesis.kind != "preset", -s.log_likelihood),
     )
     ahead = groups[: groups.index(home)]
-    proven = [g for g in ahead if g.best.log_likelihood > harmless.log_likelihood + MIN_GAIN]
+    needed = harmless.log_likelihood + MIN_GAIN + math.log(len(scored))
+    proven = [g for g in ahead if g.best.log_likelihood > needed]
     doubtful = [g for g in ahead if g not in proven]
     groups = [*proven, home, *doubtful, *groups[len(ahead) + 1 :]]
     top = replayed[groups[0].best.hypothesis.id]
