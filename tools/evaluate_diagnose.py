@@ -226,7 +226,7 @@ def healthy_cases(kind: str, models: Models, n_cases: int) -> Iterator[dict[str,
 def is_right(case: dict[str, Any], n: int) -> bool:
     if case["true"] == "healthy":
         return bool(case["verdict"] == "healthy")
-    return any(case["true"] in ids for ids in case["top"][:n]) and case["verdict"] == "found"
+    return any(case["true"] in ids for ids in case["top"][:n]) and (n > 1 or case["verdict"] == "found")
 
 
 def family_of(case: dict[str, Any]) -> str:
