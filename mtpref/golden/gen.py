@@ -25,7 +25,8 @@ from mtpref.golden import loops
 from mtpref.golden.build import SuiteBuilder, close, manifest, value, write_json
 from mtpref.golden.digest import digest_of
 from mtpref.golden.format import Tensor
-from mtpref.golden.models import GIVEN, RowTap, run_prompt
+from mtpref.golden.models import GIVEN, run_prompt
+from mtpref.golden.taps import Tap
 from mtpref.model import Model
 
 VERSION = "0.0.0"
@@ -111,7 +112,7 @@ def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBu
     pattern = _pattern(plan.tensors)
     rows = _rows(plan.rows, len(ids))
     batches = [min(plan.n_batch, len(ids) - at) for at in range(0, len(ids), plan.n_batch)]
-    tap = RowTap(lambda tensor: pattern.search(tensor) is not None, rows)
+    tap = Tap(lambda tensor: pattern.search(tensor) is not None, rows)
     run_prompt(model, ids, batches, tap)
     kept = {tensor: array for tensor, array in tap.kept.items() if array.size}
     if not kept:

@@ -1,6 +1,6 @@
 """mtpref as a port of the cases that need a whole model: the trunk, the MTP block, its chain.
 
-Owns the loading of a case's model and the taps that become outputs. `Port` is the one object that answers every level.
+Owns the loading of a case's model and what is run of it. `Port` is the one object that answers every level.
 """
 
 import tempfile
@@ -19,28 +19,14 @@ from mtpref.golden import loops
 from mtpref.golden.derive import NAMES, derive
 from mtpref.golden.format import Case, Suite
 from mtpref.golden.port import Inputs, Outputs, answer
+from mtpref.golden.taps import Tap, tap_of
 from mtpref.model import Model, load
+from mtpref.model.model import discard
 from mtpref.recipe import Recipe, make_recipe
 
 GIVEN = "given"  # the model of a case that is not in the folder
 # What the arithmetic of an operation raises where parameters are missing, or shapes do not go together.
 UNFIT = (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
-
-
-class Taken(dict[str, NDArray]):
-    """A tap that keeps copies, in the order of execution; a name that comes again is extended along the tokens.
-
-    wanted  only these names; none: all
-    """
-
-    def __init__(self, wanted: Sequence[str] = ()) -> None:
-        self._wanted = frozenset(wanted)
-
-    def __call__(self, name: str, array: NDArray) -> None:
-        if self._wanted and name not in self._wanted:
-            return
-        new = np.array(array, np.float32)
-        self[name] = np.concatenate([self[name], new]) if name in self else new
 
 
 @dataclass
@@ -125,42 +111,23 @@ def _ids(inputs: Inputs, name: str = "tokens") -> list[int]:
 
 def _trunk(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """The prompt in batches of the sizes given; every tensor of every token."""
-    tokens, taken = _ids(inputs), Taken(params["wanted"])
-    _run_trunk(model, tokens, params["batches"], taken)
-    return dict(taken)
+    tap = tap_of(params["wanted"])
+    _run_trunk(model, _ids(inputs), params["batches"], tap)
+    return dict(tap.kept)
 
 
-def _run_trunk(model: Model, tokens: Sequence[int], batches: Sequence[int], taken: Taken) -> tuple[Any, NDArray]:
+def _run_trunk(
+    model: Model, tokens: Sequence[int], batches: Sequence[int], tap: Callable[[str, NDArray], None] = discard
+) -> tuple[Any, NDArray]:
     state, at, rows = model.new_state(max(len(tokens), 1)), 0, []
     for size in batches:
-        out = model.trunk(state, tokens[at : at + size], n_logits=size, tap=taken)
+        out = model.trunk(state, tokens[at : at + size], n_logits=size, tap=tap)
         rows.append(model.recipe.steps.target_hidden(out.hidden, model.recipe.contract))
         at += size
     return state, np.concatenate(rows)
 
 
-class RowTap:
-    """Keeps chosen tokens of chosen tensors while a prompt goes by in batches.
-
-    is_wanted   by name
-    rows        token numbers, rising; None: all
-    pos0        of the batch that is running
-    """
-
-    def __init__(self, is_wanted: Callable[[str], bool], rows: Sequence[int] | None) -> None:
-        self.kept: dict[str, NDArray] = {}
-        self.pos0 = 0
-        self._is_wanted, self._rows = is_wanted, None if rows is None else np.asarray(rows)
-
-    def __call__(self, name: str, array: NDArray) -> None:
-        if not self._is_wanted(name):
-            return
-        at = np.arange(len(array)) if self._rows is None else self._rows - self.pos0
-        new = np.array(array[at[(at >= 0) & (at < len(array))]], np.float32)
-        self.kept[name] = np.concatenate([self.kept[name], new]) if name in self.kept else new
-
-
-def run_prompt(model: Model, tokens: Sequence[int], batches: Sequence[int], tap: RowTap) -> None:
+def run_prompt(model: Model, tokens: Sequence[int], batches: Sequence[int], tap: Tap) -> None:
     """A prompt through trunk and head, batch by batch; the head sees the pairs of the contract."""
     state, contract, steps = model.new_state(max(len(tokens), 1)), model.recipe.contract, model.recipe.steps
     for size in batches:
@@ -178,26 +145,25 @@ def run_prompt(model: Model, tokens: Sequence[int], batches: Sequence[int], tap:
 
 
 def _prompt(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
-    wanted = frozenset(params["wanted"])
-    tap = RowTap(lambda name: not wanted or name in wanted, params.get("rows"))
+    tap = tap_of(params["wanted"], params.get("rows"))
     run_prompt(model, _ids(inputs), params["batches"], tap)
     return dict(tap.kept)
 
 
 def _mtp(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """The MTP block over pairs (token, hidden row) from position `first_pos` on, on an empty cache."""
-    tokens, taken = _ids(inputs), Taken(params["wanted"])
+    tokens, tap = _ids(inputs), tap_of(params["wanted"])
     hidden = np.asarray(inputs["hidden"].values(), np.float32)
     state = model.new_state(int(params["first_pos"]) + len(tokens) + 1)
-    model.mtp(state, tokens, hidden, int(params["first_pos"]), n_logits=len(tokens), tap=taken)
-    return dict(taken)
+    model.mtp(state, tokens, hidden, int(params["first_pos"]), n_logits=len(tokens), tap=tap)
+    return dict(tap.kept)
 
 
 def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """A draft of n tokens behind a prompt whose last token is decided but not yet run by the trunk."""
     tokens, steps, contract = _ids(inputs), model.recipe.steps, model.recipe.contract
     prompt, id_last = tokens[:-1], tokens[-1]
-    state, rows = _run_trunk(model, prompt, params["batches"], Taken())
+    state, rows = _run_trunk(model, prompt, params["batches"])
     first = contract.first_pos
     if contract.prime == "prompt" and len(prompt) > first:
         paired = steps.pair_hidden(rows, state.pending_h)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mtpref import quants, spec
 from mtpref.config import AttnConfig, DeltaConfig
 from mtpref.golden.format import Case, Tensor, hex_float, param_float
+from mtpref.golden.taps import Tap
 from mtpref.recipe import Recipe
 from mtpref.spec import Matrix
 
@@ -77,11 +78,14 @@ def _l2_norm(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
 
 
 def _rope(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return {"y": recipe.ops.rope(_f32(x["x"]), *_rope_table(recipe, params, x["pos"].values()))}
+
+
+def _rope_table(recipe: Recipe, params: Mapping[str, Any], pos: NDArray) -> Any:
+    """Cosine and sine of these positions, by the case's n_rot, freq_base and sections."""
     n_rot = int(params["n_rot"])
     frequencies = spec.rope_frequencies(n_rot, param_float(params, "freq_base"))
-    has_position = spec.imrope_has_position(n_rot, tuple(params["sections"]))
-    table = recipe.ops.rope_table(x["pos"].values(), frequencies, has_position)
-    return {"y": recipe.ops.rope(_f32(x["x"]), *table)}
+    return recipe.ops.rope_table(pos, frequencies, spec.imrope_has_position(n_rot, tuple(params["sections"])))
 
 
 def _conv_silu(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
@@ -166,16 +170,6 @@ def distribution(p: NDArray[np.float32]) -> spec.Distribution:
 # ----------------------------------------------------------------------------------------------------- L2: layers
 
 
-class _Tap:
-    """Keeps every tensor that a layer shows, by its cb() name."""
-
-    def __init__(self) -> None:
-        self.seen: Outputs = {}
-
-    def __call__(self, name: str, array: NDArray) -> None:
-        self.seen[name] = np.array(array, np.float32)
-
-
 def _weights(x: Inputs) -> dict[str, Any]:
     """Inputs under their GGUF names: matrices as they are stored, vectors and the conv weight as float32."""
     weights: dict[str, Any] = {}
@@ -190,10 +184,10 @@ def _delta_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Output
         n_k_heads=params["n_k_heads"], n_v_heads=params["n_v_heads"], d_state=params["d_state"],
         rms_eps=param_float(params, "eps"),
     )  # fmt: skip
-    tap = _Tap()
+    tap = Tap()
     arrays = (_f32(x[name]) for name in ("x", "conv_states", "state_predelta"))
     y, conv, states = recipe.ops.delta_layer(recipe.ops, _weights(x), cfg, *arrays, int(params["keep"]), tap)
-    return tap.seen | {"linear_attn_out": y, "conv": conv, "states": states}
+    return tap.kept | {"linear_attn_out": y, "conv": conv, "states": states}
 
 
 def _attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
@@ -201,24 +195,22 @@ def _attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs
         n_head=params["n_head"], n_head_kv=params["n_head_kv"], n_embd_head=params["n_embd_head"],
         rms_eps=param_float(params, "eps"),
     )  # fmt: skip
-    rows, kv_type, first, n_rot = _f32(x["x"]), params["kv_type"], int(params["first"]), int(params["n_rot"])
+    rows, kv_type, first = _f32(x["x"]), params["kv_type"], int(params["first"])
     caches = []
     for name in ("k_cache", "v_cache"):
         empty = np.zeros((len(rows), cfg.n_head_kv, cfg.n_embd_head), np.float32)
         past = _f32(x[name]) if first else empty[:0]
         caches.append(recipe.ops.store_kv(np.concatenate([past, empty]), kv_type))
-    frequencies = spec.rope_frequencies(n_rot, param_float(params, "freq_base"))
-    pos = np.arange(first, first + len(rows), dtype=np.int32)
-    table = recipe.ops.rope_table(pos, frequencies, spec.imrope_has_position(n_rot, tuple(params["sections"])))
-    tap = _Tap()
+    table = _rope_table(recipe, params, np.arange(first, first + len(rows), dtype=np.int32))
+    tap = Tap()
     y = recipe.ops.attn_layer(recipe.ops, _weights(x), cfg, rows, *caches, kv_type, first, table, tap)
-    return tap.seen | {"attn_output": y}
+    return tap.kept | {"attn_output": y}
 
 
 def _ffn(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    tap = _Tap()
+    tap = Tap()
     y = recipe.ops.ffn(recipe.ops, _weights(x), _f32(x["x"]), tap)
-    return tap.seen | {"ffn_out": y}
+    return tap.kept | {"ffn_out": y}
 
 
 ANSWERS: dict[str, Answer] = {
