@@ -266,9 +266,27 @@ def test_an_interrupted_write_leaves_no_file_and_the_old_ones(three, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
+        write_shards(tmp_path / "n", [], [*TENSORS[:4], ("t4", "F32", (5, 2), interrupt)], max_tensors=2)
+    with pytest.raises(MtprefError, match=r"m-00001-of-00003.gguf: exists, and a model in several files cannot be"):
         write_shards(tmp_path / "m", [], [*TENSORS[:4], ("t4", "F32", (5, 2), interrupt)], max_tensors=2)
     assert [p.read_bytes() for p in three] == before
     assert sorted(tmp_path.iterdir()) == three
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_interrupt_between_the_renames_of_shards_leaves_none_of_them(tmp_path, monkeypatch, after):
+    rename, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(tmp_path / "m", KV, TENSORS, max_tensors=2)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

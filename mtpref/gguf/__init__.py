@@ -5,6 +5,7 @@ from mtpref.gguf.parse import TensorInfo
 from mtpref.gguf.reader import GgufFile, KeyValues, open_one
 from mtpref.gguf.shards import is_shard, open_gguf, write_shards
 from mtpref.gguf.values import GgufArray, printable, without_leading_ones
+from mtpref.gguf.whole import WriteOptions, check_targets, human_bytes, write_whole
 from mtpref.gguf.writer import write_gguf
 
 __all__ = [
@@ -12,6 +13,9 @@ __all__ = [
     "GgufFile",
     "KeyValues",
     "TensorInfo",
+    "WriteOptions",
+    "check_targets",
+    "human_bytes",
     "is_shard",
     "open_gguf",
     "open_one",
@@ -19,4 +23,5 @@ __all__ = [
     "without_leading_ones",
     "write_gguf",
     "write_shards",
+    "write_whole",
 ]

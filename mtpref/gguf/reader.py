@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,9 @@ from mtpref.errors import MtprefError
 from mtpref.gguf.magic import describe_directory
 from mtpref.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
+from mtpref.gguf.whole import refuse_left_over
 
+PIECE = 8 << 20  # bytes
 MAX_TEXT = 1 << 24  # bytes of one string value; the largest real ones, tokenizer.json as a text, have 10**7
 
 
@@ -170,6 +173,16 @@ class GgufFile:
             start, length = inside.start * mmap.PAGESIZE, (inside.stop - inside.start) * mmap.PAGESIZE
             self._buffer_of(tensor).madvise(mmap.MADV_DONTNEED, start, length)
 
+    def pieces(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
+        """A tensor's bytes in order, in views of at most PIECE bytes; the memory of each is given back behind it.
+
+        What `write_gguf` takes as data, to copy tensors of any size in bounded memory.
+        """
+        data = self.data(tensor)
+        for start in range(0, len(data), PIECE):
+            yield data[start : start + PIECE]
+            self.release(replace(tensor, offset=tensor.offset + start, n_bytes=min(PIECE, len(data) - start)))
+
     def _buffer_of(self, info: TensorInfo) -> mmap.mmap:
         return (self.others[info.shard - 1] if info.shard else self).buffer()
 
@@ -183,6 +196,7 @@ def open_one(path: str | Path, budget: Budget | None = None) -> GgufFile:
     """
     path = Path(path)
     label = printable(str(path), 400)
+    refuse_left_over(path)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

@@ -14,6 +14,7 @@ from mtpref.errors import MtprefError
 from mtpref.gguf.parse import Budget
 from mtpref.gguf.reader import GgufFile, open_one
 from mtpref.gguf.values import printable
+from mtpref.gguf.whole import WriteOptions
 from mtpref.gguf.writer import Data, PlannedTensor, alignment_of, plan_tensors, write_files
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -149,6 +150,7 @@ def write_shards(
     max_tensors: int | None = None,
     max_bytes: int | None = None,
     first_is_empty: bool = False,
+    options: WriteOptions | None = None,
 ) -> list[Path]:
     """Write a model as PREFIX-00001-of-0000N.gguf and so on, all files or none; gives their paths.
 
@@ -156,6 +158,7 @@ def write_shards(
     max_tensors     tensors in a file at most; max_bytes: bytes of tensor data in a file at most (a tensor that is
                     larger has a file of its own). One of the two.
     first_is_empty  the first file holds the keys alone
+    options         as `write_gguf`; files of a split model are never replaced, since that cannot be done in one step
     Errors          MtprefError as `write_gguf`; split keys in kv; more than MAX_SHARDS files
     """
     pairs, plan = list(kv), plan_tensors(tensors)
@@ -175,7 +178,7 @@ def write_shards(
     split = [[(SPLIT_NO, no, "u16"), (SPLIT_COUNT, len(groups), "u16"), (SPLIT_TENSORS, len(plan), "i32")]
              for no in range(len(groups))]  # fmt: skip
     split[0] = [*pairs, *split[0]]
-    write_files(list(zip(paths, split, groups, strict=True)))
+    write_files(list(zip(paths, split, groups, strict=True)), options)
     return paths
 
 

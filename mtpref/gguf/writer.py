@@ -1,19 +1,17 @@
 """Writing a GGUF file: version 3, little-endian, the same bytes for the same input.
 
-Owns the layout on the way out and the safety of the target: a temporary file beside it, fsync, rename. Knows
-nothing of models. gguf.GGUFWriter is not used because it drops empty strings and arrays, guesses array types
-and leaves half a file behind when it is interrupted.
+Owns the layout on the way out; the safety of the target is whole.py's. Knows nothing of models. gguf.GGUFWriter is
+not used because it drops empty strings and arrays, guesses array types and leaves half a file behind when it is
+interrupted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import stat
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,10 +21,12 @@ import numpy.typing as npt
 from mtpref.errors import MtprefError
 from mtpref.gguf.parse import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME
 from mtpref.gguf.values import ARR, DTYPES, INTEGER_KINDS, KIND_IDS, SCALARS, U32, U64, GgufArray, printable
+from mtpref.gguf.whole import Part, Report, WriteOptions, write_parts
 from mtpref.quants import TYPE_IDS, TYPES, row_bytes
 
 Array = npt.NDArray[Any]
 Data = Array | Callable[[], Array | Iterable[Array]]
+CHUNK = 8 << 20  # bytes
 MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in 64 with the final zero and refuses longer ones
 _NATIVE = {
     "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2",
@@ -49,6 +49,8 @@ def write_gguf(
     path: str | Path,
     kv: Iterable[tuple[str, Any, str]],
     tensors: Iterable[tuple[str, str, tuple[int, ...], Data]],
+    *,
+    options: WriteOptions | None = None,
 ) -> None:
     """Write a GGUF file, whole or not at all.
 
@@ -57,62 +59,62 @@ def write_gguf(
     tensors   (name, ggml type name, NumPy shape, data); data is uint8 of the right byte count, or an array of
               the type's own dtype (BF16: uint16), or a function that gives one, or gives pieces of one in order
               (so that a large model needs little memory), called when its turn comes
+    options   whether an existing file may be replaced, files that must not be, progress (default: replace)
     Order     keys and tensors in the order given; data aligned to key `general.alignment` (32 without it)
     Errors    MtprefError for a repeated or bad name, a value outside its kind, data of another size than its
-              shape, a target that cannot be written
+              shape, and as `whole.write_parts`
     """
-    write_files([(Path(path), list(kv), plan_tensors(tensors))])
+    write_files([(Path(path), list(kv), plan_tensors(tensors))], options)
 
 
-def write_files(files: list[tuple[Path, list[tuple[str, Any, str]], list[PlannedTensor]]]) -> None:
+def write_files(
+    files: list[tuple[Path, list[tuple[str, Any, str]], list[PlannedTensor]]], options: WriteOptions | None = None
+) -> None:
     """Write files of (path, keys, tensors), all of them or none: they are renamed when the last is on disk.
 
     Errors   MtprefError as `write_gguf`
     """
-    headers = [(alignment_of(pairs), pairs, plan) for _, pairs, plan in files]
-    parts = [(alignment, _header(pairs, plan, alignment), plan) for alignment, pairs, plan in headers]
-    path, temporaries = files[0][0], []
-    try:
-        for (path, _, _), part in zip(files, parts, strict=True):
-            _check_target(path)
-            temporaries.append(path.with_name(f".{path.name}.{os.getpid()}.tmp"))
-            with temporaries[-1].open("wb") as f:
-                _write_file(f, *part)
-        for (path, _, _), temporary in reversed(list(zip(files, temporaries, strict=True))):
-            os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as e:
-        raise MtprefError(
-            f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; expected a writable folder"
-        ) from None
-    finally:
-        for temporary in temporaries:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+    options = options or WriteOptions()
+    images = []
+    for _, pairs, plan in files:
+        alignment = alignment_of(pairs)
+        images.append(_Image(alignment, _header(pairs, plan, alignment), plan))
+    meter = _Meter(sum(image.n_bytes for image in images), options.progress)
+    parts = [Part(path, image.n_bytes, partial(_write_image, image, meter))
+             for (path, _, _), image in zip(files, images, strict=True)]  # fmt: skip
+    write_parts(parts, options)
 
 
-def _check_target(path: Path) -> None:
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise MtprefError(f"{printable(str(path), 400)}: exists and is not a regular file, expected a file name")
+class _Image:
+    """A file as it will be: header, tensors, size."""
+
+    def __init__(self, alignment: int, header: bytes, plan: list[PlannedTensor]) -> None:
+        self.alignment, self.plan = alignment, plan
+        self.header = header + bytes(-len(header) % alignment)
+        self.n_bytes = len(self.header) + sum(t.n_bytes + -t.n_bytes % alignment for t in plan)
 
 
-def _write_file(f: BinaryIO, alignment: int, header: bytes, plan: list[PlannedTensor]) -> None:
-    f.write(header)
-    f.write(bytes(-len(header) % alignment))
-    for t in plan:
-        _write_tensor(f, t)
-        f.write(bytes(-t.n_bytes % alignment))
-    f.flush()
-    os.fsync(f.fileno())
+class _Meter:
+    """Bytes that went out, over all files of a model."""
+
+    def __init__(self, n_total: int, report: Report | None) -> None:
+        self.n_done, self.n_total, self.report = 0, n_total, report
+
+    def write(self, f: BinaryIO, data: Any) -> int:
+        """Write in pieces of CHUNK bytes, so that progress is seen within a large tensor."""
+        view = memoryview(data)
+        for start in range(0, len(view), CHUNK):
+            self.n_done += f.write(view[start : start + CHUNK])
+            if self.report is not None:
+                self.report(self.n_done, self.n_total)
+        return len(view)
 
 
-def _sync_folder(path: Path) -> None:
-    if os.name == "posix":
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def _write_image(image: _Image, meter: _Meter, f: BinaryIO) -> None:
+    meter.write(f, image.header)
+    for t in image.plan:
+        _write_tensor(f, t, meter)
+        meter.write(f, bytes(-t.n_bytes % image.alignment))
 
 
 # TENSORS
@@ -160,12 +162,14 @@ def _check_size(t: PlannedTensor, n_bytes: int) -> None:
         )
 
 
-def _write_tensor(f: BinaryIO, t: PlannedTensor) -> None:
+def _write_tensor(f: BinaryIO, t: PlannedTensor, meter: _Meter) -> None:
     data = t.data() if callable(t.data) else t.data
     written = 0
     for piece in (data,) if isinstance(data, np.ndarray) else data:
         _check_dtype(t, piece)
-        written += f.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        written += meter.write(f, np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+        if written > t.n_bytes:
+            break
     _check_size(t, written)
 
 

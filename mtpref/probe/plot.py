@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.errors import MtprefError
+from mtpref.gguf import write_whole
 from mtpref.probe.count import Estimate
 from mtpref.probe.report import Report
-from mtpref.tensor_files.whole import write_whole
 
 FORMATS = (".png", ".svg")
 

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from mtpref.draft_vocab import D2T
 from mtpref.errors import MtprefError
-from mtpref.gguf import printable, write_gguf
+from mtpref.gguf import printable, write_gguf, write_whole
 from mtpref.model import Model
 from mtpref.probe.texts import named_files
-from mtpref.tensor_files.whole import write_whole
 from mtpref.vocab import Vocab
 
 Ints = NDArray[np.int64]

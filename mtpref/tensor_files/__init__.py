@@ -3,8 +3,8 @@
 Owns both containers, each with limits on what a file may claim. Knows nothing of models. GGUF is mtpref/gguf.
 """
 
+from mtpref.gguf import write_whole
 from mtpref.tensor_files.npz import NpzFile, write_npz
 from mtpref.tensor_files.safetensors import SafetensorsFile, write_safetensors
-from mtpref.tensor_files.whole import write_whole
 
 __all__ = ["NpzFile", "SafetensorsFile", "write_npz", "write_safetensors", "write_whole"]

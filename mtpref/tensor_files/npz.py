@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import printable
-from mtpref.tensor_files.whole import write_whole
+from mtpref.gguf import printable, write_whole
 
 MAX_MEMBERS = 100_000
 MAX_HEADER = 10_000  # NumPy's own limit

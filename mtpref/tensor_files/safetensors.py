@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import printable
-from mtpref.tensor_files.whole import write_whole
+from mtpref.gguf import printable, write_whole
 
 MAX_HEADER = 100_000_000  # the package's own limit
 DTYPES = {
