@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         faults,
         generate,
         golden,
+        heads,
         inspect,
         probe,
         selftest,
@@ -64,7 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
-    files, runs = (inspect, dump, compare, compare_log), (golden, probe, draft_vocab, diagnose, faults, story, selftest)
+    files, runs = (
+        (inspect, heads, dump, compare, compare_log),
+        (golden, probe, draft_vocab, diagnose, faults, story, selftest),
+    )
     for module in (generate, trace, *files, *runs):
         module.add_parser(verbs)
     return parser

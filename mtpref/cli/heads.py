@@ -1,0 +1,158 @@
+"""`mtpref extract`, `strip` and `graft`: an MTP head out of a model, off it, or into one."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mtpref.cli.writing import add_writing, writing
+from mtpref.errors import MtprefError
+
+UNITS = {"M": 1_000_000, "G": 1_000_000_000}  # as llama-gguf-split counts
+
+
+def add_parser(verbs: Any) -> None:
+    _add_extract(verbs)
+    _add_strip(verbs)
+    _add_graft(verbs)
+
+
+def _add_extract(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "extract",
+        usage="mtpref extract [options] FILE [-o OUT.gguf]",
+        help="write the MTP head of a model as a file of its own",
+        description="Write the MTP head of a GGUF model as a stand-alone file for -md, the one that llama.cpp's "
+        "converter makes with --mtp: the same tensors, keys and order. docs/keeping-the-head.md explains.",
+    )
+    parser.add_argument("file", metavar="FILE", help="GGUF file with a head, or the first of a split model")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: mtp-FILE beside FILE)")
+    _add_split(parser)
+    add_writing(parser)
+    parser.set_defaults(run=run_extract)
+
+
+def _add_strip(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "strip",
+        usage="mtpref strip [options] FILE -o OUT.gguf",
+        help="write a model without its MTP head",
+        description="Write a GGUF model without its MTP head, the file that llama.cpp's converter makes with --no-mtp. "
+        "It also repairs a file whose keys declare a head that is not there.",
+    )
+    parser.add_argument("file", metavar="FILE", help="GGUF file, or the first of a split model")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    _add_split(parser)
+    add_writing(parser)
+    parser.set_defaults(run=run_strip)
+
+
+def _add_graft(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "graft",
+        usage="mtpref graft [options] TRUNK SOURCE -o OUT.gguf",
+        help="put the MTP head of another file into a model",
+        description="Write a model with the MTP head of another file; the trunk's tensors are copied as they are. A "
+        "head that cannot fit is refused; whether it belongs to the trunk is for the probe to say.",
+    )
+    parser.add_argument("trunk", metavar="TRUNK", help="GGUF model; a head of its own is replaced")
+    parser.add_argument("source", metavar="SOURCE", help="where the head is: mtp-*.gguf or another GGUF model")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    proof = parser.add_mutually_exclusive_group()
+    proof.add_argument(
+        "--probe",
+        action="store_true",
+        default=None,
+        help="measure the head's acceptance on a built-in text, against controls (default: for models up to 64 MiB)",
+    )
+    proof.add_argument("--no-probe", dest="probe", action="store_false", help="do not")
+    _add_split(parser)
+    add_writing(parser)
+    parser.set_defaults(run=run_graft)
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several files (OUT-00001-of-0000N.gguf)").add_mutually_exclusive_group()
+    group.add_argument("--split-max-tensors", type=int, metavar="N", help="tensors in a file at most (default: all)")
+    group.add_argument("--split-max-size", metavar="N(M|G)", help="bytes of tensors in a file at most (default: all)")
+
+
+# RUN
+
+
+def run_extract(args: argparse.Namespace) -> int:
+    from mtpref.gguf import open_gguf
+    from mtpref.heads import extract
+
+    source = Path(args.file)
+    output = args.output or source.with_name(f"mtp-{re.sub(r'-00001-of-[0-9]{5}(?=[.]gguf$)', '', source.name)}")
+    with open_gguf(source) as file:
+        _write(args, output, extract(file), [file])
+    return 0
+
+
+def run_strip(args: argparse.Namespace) -> int:
+    from mtpref.gguf import open_gguf
+    from mtpref.heads import strip
+
+    with open_gguf(args.file) as file:
+        _write(args, args.output, strip(file), [file])
+    return 0
+
+
+def run_graft(args: argparse.Namespace) -> int:
+    from mtpref.gguf import open_gguf
+    from mtpref.heads import graft
+    from mtpref.heads.proof import SMALL
+
+    with open_gguf(args.trunk) as trunk, open_gguf(args.source) as source:
+        joined = graft(trunk, source)
+        for note in joined.notes:
+            _say(f"note: {note}")
+        for doubt in joined.doubts:
+            _say(f"warning: the head may be another trunk's: {doubt}")
+        paths = _write(args, args.output, joined.contents, [trunk, source])
+    is_probed = args.probe if args.probe is not None else joined.contents.n_bytes <= SMALL
+    if is_probed:
+        return _prove(paths[0])
+    if joined.doubts or args.probe is None:
+        _say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
+    return 0
+
+
+def _prove(path: Path) -> int:
+    from mtpref.cli.output import Notes
+    from mtpref.heads.proof import prove
+
+    Notes().when_compiling(argparse.Namespace(ops=None))
+    proof = prove(path)
+    print("\n".join(proof.lines()))
+    return 1 if proof.belongs is False else 0
+
+
+def _write(args: argparse.Namespace, output: str | Path, contents: Any, files: list[Any]) -> list[Path]:
+    from mtpref.gguf import human_bytes, printable
+    from mtpref.heads.contents import files_of, write_contents
+
+    limits = {"max_tensors": args.split_max_tensors, "max_bytes": _size(args.split_max_size)}
+    with writing(args, files_of(*files)) as options:
+        paths = write_contents(output, contents, options, **limits)
+    parts = f" in {len(paths)} files" if len(paths) > 1 else ""
+    print(f"{printable(str(paths[0]), 400)}: {len(contents.items)} tensors, {human_bytes(contents.n_bytes)}{parts}")
+    return paths
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    number, unit = text[:-1], text[-1:]
+    if not number.isdecimal() or unit not in UNITS or int(number) < 1:
+        raise MtprefError(f"--split-max-size: {text!r}, expected a whole number and M or G, such as 4G")
+    return int(number) * UNITS[unit]
+
+
+def _say(text: str) -> None:
+    from mtpref.vocab import terminal_safe
+
+    print(terminal_safe(text), file=sys.stderr, flush=True)

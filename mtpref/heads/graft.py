@@ -1,0 +1,81 @@
+"""`graft`: a trunk with a head of another file. The trunk's tensors are copied as they are."""
+
+from dataclasses import dataclass, replace
+
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufFile
+from mtpref.heads.contents import Contents, Item, items_of
+from mtpref.heads.layout import HeadLayout, layout_of
+from mtpref.heads.match import check_match, doubts
+from mtpref.heads.pairs import pairs_of, relabelled, with_head
+from mtpref.heads.split import has_trunk
+from mtpref.tensor_names import D2T
+
+
+@dataclass(frozen=True)
+class Graft:
+    """contents: the file to be written; notes: what a user should know; doubts: why the head may be another trunk's"""
+
+    contents: Contents
+    notes: list[str]
+    doubts: list[str]
+
+
+def graft(trunk: GgufFile, source: GgufFile) -> Graft:
+    """The trunk of one file with the head of another.
+
+    trunk    a model; a head of its own (or keys that declare one that is not there) is replaced
+    source   mtp-*.gguf, or a whole model whose head is taken
+    Order    the trunk's tensors in their order, the head's where its file has them among those that both files hold,
+             as late as that allows: for files in llama.cpp's own order the file that the converter makes of both
+    Errors   MtprefError for a head that cannot serve this trunk (`match.check_match`), or a file that holds no trunk
+    """
+    if not has_trunk(trunk):
+        raise MtprefError(f"{trunk.label}: holds no trunk (blk.0), expected a model to put the head into; "
+                          "the order is: mtpref graft TRUNK HEAD -o OUT")  # fmt: skip
+    own, theirs = layout_of(trunk), layout_of(source)
+    check_match(trunk, own, source, theirs)
+    own_items = items_of(trunk, set(trunk.tensors) - set(own.names))
+    items = _joined(own_items, _head_items(source, theirs), list(source.tensors))
+    pairs = with_head(pairs_of(trunk), pairs_of(source), own.arch, own.n_trunk, theirs.n_nextn)
+    before = [(info.name, info.shape) for info in trunk.tensors.values()]
+    contents = Contents(pairs, items)
+    contents = replace(contents, pairs=relabelled(pairs, before, contents.shapes))
+    return Graft(contents, _notes(own, source, theirs), doubts(trunk, source))
+
+
+def _head_items(source: GgufFile, layout: HeadLayout) -> list[Item]:
+    items = items_of(source, layout.names)
+    own_head = f"blk.{layout.n_trunk}.nextn.shared_head_head.weight"
+    if D2T.name in source.tensors and own_head not in source.tensors:
+        # A trimmed stand-alone head keeps its rows in output.weight, which in a whole model is the trunk's.
+        items.append(Item(own_head, source.tensors["output.weight"], source))
+    return items
+
+
+def _joined(trunk: list[Item], head: list[Item], order: list[str]) -> list[Item]:
+    """The head's tensors among the trunk's, each before the first that follows it in its own file."""
+    places = {item.name: i for i, item in enumerate(trunk)}
+    numbers = {name: i for i, name in enumerate(order)}
+    at: dict[int, list[Item]] = {}
+    for item in head:
+        i = numbers[item.info.name]
+        behind = max((places[name] for name in order[:i] if name in places), default=-1)
+        following = min((places[name] for name in order[i:] if name in places), default=len(trunk))
+        at.setdefault(following if following > behind else len(trunk), []).append(item)
+    out: list[Item] = []
+    for i in range(len(trunk) + 1):
+        out += at.get(i, [])
+        out += trunk[i : i + 1]
+    return out
+
+
+def _notes(own: HeadLayout, source: GgufFile, theirs: HeadLayout) -> list[str]:
+    notes = []
+    if own.names:
+        notes.append(f"the trunk's own head of {len(own.names)} tensors is replaced")
+    elif own.n_nextn:
+        notes.append("the trunk's keys declared a head that was not there; now it is")
+    if not has_trunk(source) and "output.weight" in source.tensors and D2T.name not in source.tensors:
+        notes.append("embeddings and output of the head's file are left out: in one file the trunk's serve both")
+    return notes

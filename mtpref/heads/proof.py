@@ -1,0 +1,102 @@
+"""The proof that a head belongs to its trunk: teacher-forced acceptance against controls, on a text of its own.
+
+A head reads the trunk's hidden rows. Trained with another trunk, it gains nothing from the right row over the row of
+another position; that, and not the rate itself, is what is asked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtpref.errors import MtprefError
+from mtpref.model import load
+from mtpref.probe import Settings, Text, probe
+from mtpref.probe.controls import Control
+from mtpref.probe.count import Estimate
+
+SMALL = 64 << 20  # bytes of a model that is probed without being asked
+DECIDES = "other-hidden"
+TEXTS = {
+    "code": '''def read_lines(path):
+    """Return the lines of a file, without their ends."""
+    lines = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            line = line.rstrip("\\n")
+            if not line:
+                continue
+            lines.append(line)
+    return lines
+
+
+class Counter:
+    def __init__(self, values=()):
+        self.counts = {}
+        for value in values:
+            self.add(value)
+
+    def add(self, value):
+        self.counts[value] = self.counts.get(value, 0) + 1
+
+    def most_common(self, n=None):
+        items = sorted(self.counts.items(), key=lambda item: item[1], reverse=True)
+        if n is None:
+            return items
+        return items[:n]
+''',
+    "prose": """The library was quiet in the morning. A man came in, put his coat on a chair and asked for a book about
+the sea. The librarian looked at the list, went to the shelf at the end of the room and came back with three of them.
+One was about ships, one was about fish, and one was about people who had lived on small islands a long time ago. He
+took the last one, sat down by the window and read until it was dark. When he left, he said that he would come back the
+next day, because he wanted to know how the story ended.
+""",
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """rate: a_1 of the head; controls: the same positions with the head fed wrongly on purpose"""
+
+    n_positions: int
+    rate: Estimate
+    controls: list[Control]
+
+    @property
+    def belongs(self) -> bool | None:
+        """Whether the head gains from this trunk's rows; None: too little text to say."""
+        return next((c.is_beaten for c in self.controls if c.name == DECIDES), None)
+
+    def lines(self) -> list[str]:
+        named = ", ".join(f"{c.name} {_rate(c.rate)}" for c in self.controls)
+        says = {
+            True: "the head uses this trunk's hidden rows",
+            False: "NOT proven: the head gains nothing from this trunk's hidden rows over those of another position",
+            None: "too little text for intervals; the rates beside are all there is to go by",
+        }
+        return [
+            f"probe: a_1 {_rate(self.rate)} at {self.n_positions} positions of a built-in text; controls: {named}",
+            f"verdict: {says[self.belongs]}",
+        ]
+
+
+def prove(path: str | Path, n_positions: int = 384, progress: Callable[[int, int], None] | None = None) -> Proof:
+    """Probe the head of a model's file on built-in text (code and prose).
+
+    n_positions   at most so many of each text
+    Errors        MtprefError for a file that is no model with a head
+    """
+    model = load(path)
+    if not model.has_mtp:
+        raise MtprefError(f"{path}: no MTP head to probe, expected one")
+    texts = [Text(label, tuple(model.vocab.encode(text))) for label, text in TEXTS.items()]
+    n_ctx = min(model.config.n_ctx_train, 2048)
+    settings = Settings(n_draft=1, n_positions=n_positions, n_ctx=n_ctx, block=16)
+    report = probe(model, texts, settings, progress)
+    return Proof(report.reached[0], report.trunk.unconditional[0], report.controls)
+
+
+def _rate(rate: Estimate) -> str:
+    if rate.value is None:
+        return "-"
+    between = "" if rate.low is None or rate.high is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
+    return f"{rate.value:.3f}{between}"

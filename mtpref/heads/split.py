@@ -1,0 +1,66 @@
+"""`extract` and `strip`: the two files that llama.cpp's converter makes of a checkpoint with --mtp and --no-mtp.
+
+Source: llama.cpp conversion/qwen.py, filter_tensors and set_gguf_parameters.
+"""
+
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufFile, printable
+from mtpref.heads.contents import Contents, items_of
+from mtpref.heads.layout import NEXTN, SHARED, HeadLayout, layout_of
+from mtpref.heads.pairs import pairs_of, relabelled, without_head
+from mtpref.tensor_names import D2T
+
+MAX_NAMED = 4
+
+
+def extract(file: GgufFile) -> Contents:
+    """The head alone: its block, and token_embd, output_norm and output, which it shares with the trunk.
+
+    All keys stay as they are, block_count too: the head's block keeps its number.
+    Errors   MtprefError without a head, with one that is incomplete, or for a file that holds no trunk
+    """
+    layout = _with_head(file)
+    if layout.missing:
+        raise MtprefError(f"{file.label}: the MTP head is incomplete, {len(layout.missing)} tensors are missing "
+                          f"({_named(layout.missing)}); take it from another file")  # fmt: skip
+    if not has_trunk(file):
+        raise MtprefError(f"{file.label}: holds no trunk (blk.0), so it is an MTP head already; expected a whole model")
+    shared = set(SHARED)
+    if D2T.name in file.tensors and any(name.endswith(".shared_head_head.weight") for name in layout.names):
+        shared.discard("output.weight")  # the trimmed head has its own; beside d2t, an output would be read as trimmed
+    return _part(file, {*layout.names, *shared}, pairs_of(file))
+
+
+def strip(file: GgufFile) -> Contents:
+    """The trunk alone: block_count counts its blocks, and nothing speaks of a head.
+
+    Errors   MtprefError where no key declares a head, or for a file that holds no trunk
+    """
+    layout = _with_head(file)
+    if not has_trunk(file):
+        raise MtprefError(f"{file.label}: holds an MTP head and no trunk (blk.0), expected a whole model")
+    names = set(file.tensors) - set(layout.names)
+    return _part(file, names, without_head(pairs_of(file), layout.arch, layout.n_trunk))
+
+
+def has_trunk(file: GgufFile) -> bool:
+    """What llama.cpp looks for."""
+    return "blk.0.attn_norm.weight" in file.tensors
+
+
+def _with_head(file: GgufFile) -> HeadLayout:
+    layout = layout_of(file)
+    if not layout.n_nextn:
+        raise MtprefError(f"{file.label}: no MTP head (key {layout.arch}.{NEXTN} is absent or 0), expected one; "
+                          "was it dropped by the conversion? put one in with mtpref graft")  # fmt: skip
+    return layout
+
+
+def _part(file: GgufFile, names: set[str], pairs: list) -> Contents:
+    contents = Contents(pairs, items_of(file, names))
+    before = [(info.name, info.shape) for info in file.tensors.values()]
+    return Contents(relabelled(pairs, before, contents.shapes), contents.items)
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(printable(name) for name in names[:MAX_NAMED]) + ", ..." * (len(names) > MAX_NAMED)

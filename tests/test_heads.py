@@ -1,0 +1,286 @@
+"""extract, strip and graft: round trips, llama.cpp's own files, refusals, doubts, the proof."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtpref import cli
+from mtpref.errors import MtprefError
+from mtpref.gguf import WriteOptions, open_gguf, write_gguf, write_shards
+from mtpref.heads import extract, graft, layout_of, strip, write_contents
+from mtpref.heads.match import doubts
+from mtpref.heads.pairs import size_label
+from mtpref.heads.proof import prove
+from mtpref.quants import dequantize
+from tests.gguf_copy import copy_of
+from tests.head_files import head_of, trunk_of
+from tests.hf_checkpoint import convert, write_checkpoint
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "mtpref/data/tiny.gguf"
+MICRO = ROOT / "golden/models/micro-60-f32.gguf"
+RECORDED = Path(__file__).parent / "data/heads.json"
+FREE = WriteOptions()
+
+
+def split_of(model: Path, folder: Path) -> tuple[Path, Path]:
+    with open_gguf(model) as f:
+        write_contents(folder / "mtp.gguf", extract(f), FREE)
+        write_contents(folder / "trunk.gguf", strip(f), FREE)
+    return folder / "trunk.gguf", folder / "mtp.gguf"
+
+
+def join(trunk: Path, source: Path, out: Path) -> Path:
+    with open_gguf(trunk) as t, open_gguf(source) as s:
+        write_contents(out, graft(t, s).contents, FREE)
+    return out
+
+
+def rewritten(path: Path, out: Path, *, keys=None, tensors=None, drop=()) -> Path:
+    """A copy with other keys (None: without) and other or fewer tensors."""
+    kv, items = copy_of(path)
+    kv = [(k, (keys or {}).get(k, v), kind) for k, v, kind in kv if (keys or {}).get(k, v) is not None]
+    items = [(n, *(tensors or {}).get(n, rest)) for n, *rest in items if n not in drop]
+    write_gguf(out, kv, items)
+    return out
+
+
+# ROUND TRIPS
+
+
+@pytest.mark.parametrize("model", [TINY, MICRO], ids=["tiny", "micro"])
+def test_extract_strip_graft_gives_the_file_back(model, tmp_path):
+    trunk, head = split_of(model, tmp_path)
+    assert join(trunk, head, tmp_path / "back.gguf").read_bytes() == model.read_bytes()
+    assert join(trunk, model, tmp_path / "back.gguf").read_bytes() == model.read_bytes()
+    assert join(model, head, tmp_path / "back.gguf").read_bytes() == model.read_bytes()
+
+
+def test_the_parts_are_those_of_the_rule(tmp_path):
+    trunk, head = split_of(TINY, tmp_path)
+    parts = copy_of(TINY)
+    for path, make in ((trunk, trunk_of), (head, head_of)):
+        write_gguf(tmp_path / "other.gguf", *make(*parts))
+        assert path.read_bytes() == (tmp_path / "other.gguf").read_bytes()
+
+
+def test_shards_in_and_out(tmp_path):
+    kv, tensors = copy_of(TINY)
+    write_shards(tmp_path / "in", kv, tensors, max_tensors=13, first_is_empty=True)
+    first = next(tmp_path.glob("in-00001-of-*.gguf"))
+    trunk, head = split_of(first, tmp_path)
+    with open_gguf(first) as t, open_gguf(head) as s:
+        paths = write_contents(tmp_path / "out.gguf", graft(t, s).contents, FREE, max_bytes=10**6)
+    assert [p.name for p in paths] == [f"out-{i + 1:05d}-of-00005.gguf" for i in range(5)]
+    assert join(paths[0], head, tmp_path / "one.gguf").read_bytes() == TINY.read_bytes()
+    assert join(trunk, head, tmp_path / "one.gguf").read_bytes() == TINY.read_bytes()
+
+
+def test_in_another_order_tensors_and_keys_are_equal(tmp_path):
+    """A head in front of its trunk: nothing in the parts says that, so it goes to the end."""
+    kv, tensors = copy_of(MICRO)
+    write_gguf(tmp_path / "m.gguf", kv, [*tensors[-15:], *tensors[:-15]])
+    back = join(*split_of(tmp_path / "m.gguf", tmp_path), tmp_path / "back.gguf")
+    with open_gguf(tmp_path / "m.gguf") as a, open_gguf(back) as b:
+        assert dict(a.kv).keys() == dict(b.kv).keys()
+        assert set(a.tensors) == set(b.tensors)
+        assert all((a.data(name) == b.data(name)).all() for name in a.tensors)
+    whole = join(tmp_path / "trunk.gguf", tmp_path / "m.gguf", tmp_path / "whole.gguf")
+    assert whole.read_bytes() == (tmp_path / "m.gguf").read_bytes()
+
+
+def test_a_trunk_that_declares_a_lost_head_is_repaired_and_stripped(tmp_path):
+    with open_gguf(TINY) as f:
+        names = layout_of(f).names
+    lost = rewritten(TINY, tmp_path / "lost.gguf", drop=names)
+    _, head = split_of(TINY, tmp_path)
+    assert join(lost, head, tmp_path / "back.gguf").read_bytes() == TINY.read_bytes()
+    with open_gguf(lost) as f:
+        write_contents(tmp_path / "stripped.gguf", strip(f), FREE)
+    assert (tmp_path / "stripped.gguf").read_bytes() == (tmp_path / "trunk.gguf").read_bytes()
+
+
+def test_a_head_of_another_type_keeps_its_type_and_the_trunk_its_bytes(tmp_path):
+    kv, items = copy_of(TINY)
+    with open_gguf(TINY) as f:
+        names = set(layout_of(f).names)
+    plain = [(n, "F32", s, dequantize(t, d, s)) if n in names else (n, t, s, d) for n, t, s, d in items]
+    write_gguf(tmp_path / "f32.gguf", kv, plain)
+    out = join(TINY, tmp_path / "f32.gguf", tmp_path / "out.gguf")
+    with open_gguf(out) as f, open_gguf(TINY) as t:
+        assert {f.tensors[n].type_name for n in names} == {"F32"}
+        assert all((f.data(n) == t.data(n)).all() for n in t.tensors if n not in names)
+
+
+# LLAMA.CPP
+
+
+def test_as_recorded_of_llama_cpps_converter(tmp_path):
+    """Keys and tensors and their order: default, --mtp and --no-mtp of one checkpoint (tools/record_heads.py)."""
+    recorded = json.loads(RECORDED.read_text())
+    for case in recorded["converter"]:
+        made = {}
+        for flag, content in case["files"].items():
+            kv = [(key, value, kind) for key, value, kind in content["keys"]]
+            tensors = [(n, t, tuple(s), np.zeros(size, np.uint8)) for n, t, s, size in content["tensors"]]
+            made[flag] = tmp_path / f"{case['name']}{flag}.gguf"
+            write_gguf(made[flag], kv, tensors)
+        trunk, head = split_of(made["default"], tmp_path)
+        assert trunk.read_bytes() == made["--no-mtp"].read_bytes()
+        assert head.read_bytes() == made["--mtp"].read_bytes()
+        back = join(made["--no-mtp"], made["--mtp"], tmp_path / "back.gguf")
+        assert back.read_bytes() == made["default"].read_bytes()
+
+
+@pytest.mark.parametrize("own_output", [False, True], ids=["tied", "own-output"])
+def test_byte_for_byte_as_llama_cpps_converter(tmp_path, own_output):
+    if not os.environ.get("MTPREF_LLAMA_CPP"):
+        pytest.skip("set MTPREF_LLAMA_CPP=DIR to a llama.cpp tree (convert_hf_to_gguf.py)")
+    pytest.importorskip("torch", reason="needs torch")
+    folder = write_checkpoint(MICRO, tmp_path / "hf", own_output=own_output)
+    default, mtp, no_mtp = (
+        convert(folder, tmp_path / f"llama{flag}.gguf", "--outtype", "q8_0" if own_output else "f32", *flag.split())
+        for flag in ("", "--mtp", "--no-mtp")
+    )
+    trunk, head = split_of(default, tmp_path)
+    assert trunk.read_bytes() == no_mtp.read_bytes()
+    assert head.read_bytes() == mtp.read_bytes()
+    assert join(no_mtp, mtp, tmp_path / "back.gguf").read_bytes() == default.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "label"),
+    [
+        ([("a", (1000, 172))], "172K"),
+        ([("a", (752_393_024,))], "752M"),
+        ([("x_exps.weight", (8, 1000, 1000)), ("y", (500_000,))], "8x1.5M"),
+    ],
+)
+def test_size_label(shapes, label):
+    assert size_label(shapes) == label
+
+
+# REFUSALS
+
+REFUSED = {
+    "qwen35.embedding_length": (128, "embedding_length is 128, expected 256 as in"),
+    "qwen35.attention.head_count": (8, "attention.head_count is 8, expected 4 as in"),
+    "qwen35.rope.freq_base": (1e6, "rope.freq_base is 1000000.0, expected 10000.0"),
+    "tokenizer.ggml.pre": ("qwen2", "tokenizer.ggml.pre is 'qwen2', expected 'qwen35'"),
+    "qwen35.block_count": (6, r"the number of trunk layers \(qwen35.block_count - "),
+    "general.architecture": ("qwen35moe", "key general.architecture is|is missing"),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_head_of_another_model_is_refused(key, tmp_path):
+    value, line = REFUSED[key]
+    other = rewritten(TINY, tmp_path / "other.gguf", keys={key: value})
+    with pytest.raises(MtprefError, match=line):
+        join(TINY, other, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_one_other_token_is_named(tmp_path):
+    with open_gguf(TINY) as f:
+        tokens = f.kv["tokenizer.ggml.tokens"].to_bytes_list()
+    tokens[77] = b"other"
+    other = rewritten(TINY, tmp_path / "other.gguf", keys={"tokenizer.ggml.tokens": tokens})
+    with pytest.raises(MtprefError, match=r"token 77 \(tokenizer.ggml.tokens\) is 'other', expected"):
+        join(TINY, other, tmp_path / "out.gguf")
+
+
+def test_a_tensor_of_another_shape_is_refused(tmp_path):
+    name = "blk.4.attn_k.weight"
+    other = rewritten(TINY, tmp_path / "o.gguf", tensors={name: ("F32", (64, 256), np.zeros((64, 256), np.float32))})
+    with pytest.raises(MtprefError, match=r"blk.4.attn_k.weight has shape \(64, 256\), expected \(128, 256\)"):
+        join(TINY, other, tmp_path / "out.gguf")
+
+
+def test_what_has_no_head_and_what_has_no_trunk(tmp_path):
+    trunk, head = split_of(TINY, tmp_path)
+    bad = rewritten(TINY, tmp_path / "bad.gguf", drop=["blk.4.nextn.eh_proj.weight", "blk.4.attn_q.weight"])
+    stray = rewritten(TINY, tmp_path / "stray.gguf", keys={"qwen35.nextn_predict_layers": 0, "qwen35.block_count": 4})
+    for make, path, line in (
+        (extract, trunk, "no MTP head .* put one in with mtpref graft"),
+        (strip, trunk, "no MTP head"),
+        (extract, head, "holds no trunk .* a head already|is an MTP head already"),
+        (strip, head, "holds an MTP head and no trunk"),
+        (extract, bad, r"the MTP head is incomplete, 2 tensors are missing \(blk.4.nextn.eh_proj.weight, "),
+        (strip, stray, "15 tensors of blocks behind qwen35.block_count .* which of them are a head is not said"),
+    ):
+        with open_gguf(path) as f, pytest.raises(MtprefError, match=line):
+            make(f)
+    with pytest.raises(MtprefError, match="no MTP head, expected one"):
+        join(trunk, trunk, tmp_path / "x")
+    with pytest.raises(MtprefError, match=r"an MTP head without blk.4.nextn.eh_proj.weight"):
+        join(trunk, bad, tmp_path / "x")
+    with pytest.raises(MtprefError, match=r"holds no trunk .* the order is: mtpref graft TRUNK HEAD"):
+        join(head, trunk, tmp_path / "x")
+
+
+# DOUBTS AND PROOF
+
+
+def test_doubts(tmp_path):
+    _, items = copy_of(TINY)
+    by_name = {n: (t, s, d) for n, t, s, d in items}
+    norm = by_name["output_norm.weight"][2].copy().view(np.float32)
+    norm[[3, 9]] *= 1.5
+    embd = by_name["token_embd.weight"]
+    one = rewritten(TINY, tmp_path / "norm.gguf", tensors={"output_norm.weight": ("F32", norm.shape, norm)})
+    rolled = np.roll(dequantize(embd[0], embd[2], embd[1]), 5, axis=0)
+    two = rewritten(TINY, tmp_path / "embd.gguf", tensors={"token_embd.weight": ("F32", embd[1], rolled)})
+    fine = dequantize(embd[0], embd[2], embd[1])
+    same = rewritten(TINY, tmp_path / "f32.gguf", tensors={"token_embd.weight": ("F32", embd[1], fine)})
+    with open_gguf(TINY) as t:
+        for path, expected in ((one, "output_norm.weight differs .* in 2 of 256 values"), (two, "token_embd.weight")):
+            with open_gguf(path) as s:
+                found = doubts(t, s)
+            assert len(found) == 1
+            assert re.search(expected, found[0])
+        for path in (TINY, same):
+            with open_gguf(path) as s:
+                assert doubts(t, s) == []
+
+
+def test_the_probe_tells_a_head_from_one_of_another_trunk(tmp_path):
+    """Another trunk's hidden rows have other axes: the head's columns for them are permuted."""
+    proof = prove(TINY, 96)
+    assert proof.belongs is True
+    _, items = copy_of(TINY)
+    name = "blk.4.nextn.eh_proj.weight"
+    t, shape, raw = next(rest for n, *rest in items if n == name)
+    weight = dequantize(t, raw, shape)
+    order = np.random.default_rng(0).permutation(256)
+    weight[:, 256:] = weight[:, 256:][:, order]
+    other = rewritten(TINY, tmp_path / "other.gguf", tensors={name: ("F32", shape, weight)})
+    foreign = prove(join(TINY, other, tmp_path / "out.gguf"), 96)
+    assert foreign.belongs is False
+    assert foreign.rate.value < proof.rate.value / 2
+    assert "NOT proven" in foreign.lines()[1]
+
+
+# COMMANDS
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.gguf").write_bytes(TINY.read_bytes())
+    assert cli.main(["extract", "tiny.gguf"]) == 0
+    assert cli.main(["strip", "tiny.gguf", "-o", "trunk.gguf"]) == 0
+    assert cli.main(["graft", "trunk.gguf", "mtp-tiny.gguf", "-o", "back.gguf", "--no-probe"]) == 0
+    assert (tmp_path / "back.gguf").read_bytes() == TINY.read_bytes()
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == "mtp-tiny.gguf: 17 tensors, 1.4 MB"
+    assert cli.main(["graft", "trunk.gguf", "mtp-tiny.gguf", "-o", "back.gguf"]) == 2
+    assert "exists, expected a new name; give another -o, or --force" in capsys.readouterr().err
+    assert cli.main(["graft", "trunk.gguf", "mtp-tiny.gguf", "-o", "mtp-tiny.gguf", "--force"]) == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert cli.main(["strip", "tiny.gguf", "-o", "s", "--split-max-size", "1M"]) == 0
+    assert cli.main(["extract", "back.gguf", "-o", "x", "--split-max-size", "1T"]) == 2
+    assert "expected a whole number and M or G" in capsys.readouterr().err
