@@ -68,6 +68,11 @@ ZERO_CENTRED = frozenset(
 )
 
 
+# DeltaNet tensors whose rows are V heads, and those whose rows are q, k and V heads.
+V_ROWS = frozenset({"attn_gate.weight", "ssm_alpha.weight", "ssm_beta.weight", "ssm_a", "ssm_dt.bias"})
+QKV_ROWS = frozenset({"attn_qkv.weight", "ssm_conv1d.weight"})
+
+
 @dataclass(frozen=True)
 class ConvertDims:
     """The sizes the conversion needs, under GGUF's names.
@@ -150,15 +155,48 @@ def _reorder_tensor(suffix: str, x: np.ndarray, dims: ConvertDims, to_gguf: bool
     n_k, n_v = dims.ssm_group_count, dims.ssm_time_step_rank
     if n_k == n_v:
         return x
-    if suffix in ("attn_gate.weight", "ssm_alpha.weight", "ssm_beta.weight", "ssm_a", "ssm_dt.bias"):
+    if suffix in V_ROWS:
         return reorder_v_heads(x, 0, n_k, n_v, to_gguf)
     if suffix == "ssm_out.weight":
         return reorder_v_heads(x, 1, n_k, n_v, to_gguf)
-    if suffix in ("attn_qkv.weight", "ssm_conv1d.weight"):
+    if suffix in QKV_ROWS:
         n_keep = 2 * n_k * dims.ssm_state_size
         value = reorder_v_heads(x[n_keep:], 0, n_k, n_v, to_gguf)
         return np.concatenate([x[:n_keep], value], axis=0)
     return x
+
+
+def row_order(gguf_name: str, n_rows: int, dims: ConvertDims) -> np.ndarray | None:
+    """Which HF row each GGUF row of a tensor comes from, or None where they keep their order."""
+    suffix = _suffix(gguf_name)
+    if suffix == "ssm_out.weight" or dims.ssm_group_count == dims.ssm_time_step_rank:
+        return None
+    if suffix in V_ROWS or suffix in QKV_ROWS:
+        return _reorder_tensor(suffix, np.arange(n_rows), dims, to_gguf=True)
+    return None
+
+
+def column_order(gguf_name: str, n_columns: int, dims: ConvertDims) -> np.ndarray | None:
+    """Which HF column each GGUF column of a matrix comes from, or None where they keep their order."""
+    if _suffix(gguf_name) != "ssm_out.weight" or dims.ssm_group_count == dims.ssm_time_step_rank:
+        return None
+    return reorder_v_heads(np.arange(n_columns), 0, dims.ssm_group_count, dims.ssm_time_step_rank, to_gguf=True)
+
+
+def apply_values(gguf_name: str, x: np.ndarray) -> np.ndarray:
+    """The operation on values alone (norm + 1, -exp), then float32. Rows and columns stay where they are.
+
+    float16 is rounded to float16 once more behind the operation, since llama.cpp's converter computes in the type of
+    the checkpoint; for every other type the operation is float32's.
+    """
+    suffix = _suffix(gguf_name)
+    if suffix in ZERO_CENTRED:
+        made = norm_to_gguf(x)
+    elif suffix == "ssm_a":
+        made = a_log_to_ssm_a(x)
+    else:
+        return x.astype(np.float32)
+    return made.astype(np.float16).astype(np.float32) if x.dtype == np.float16 else made
 
 
 def _suffix(gguf_name: str) -> str:

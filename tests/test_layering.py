@@ -88,6 +88,8 @@ ALLOWED: dict[str, set[str]] = {
     "heads": {"errors", "gguf", "identify", "model", "probe", "quants", "recipe", "tensor_names", "vocab"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
+    "hf": {"errors", "gguf", "tensor_files", "transforms"},
+    "convert": {"errors", "gguf", "hf", "quants", "tensor_names", "vocab"},
     "faults": {
         "contract",
         "errors",

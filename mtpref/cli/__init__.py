@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     from mtpref.cli import (
         compare,
         compare_log,
+        convert,
         diagnose,
         draft_vocab,
         dump,
@@ -66,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
     files, runs = (
-        (inspect, heads, dump, compare, compare_log),
+        (inspect, heads, convert, dump, compare, compare_log),
         (golden, probe, draft_vocab, diagnose, faults, story, selftest),
     )
     for module in (generate, trace, *files, *runs):

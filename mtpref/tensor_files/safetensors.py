@@ -29,11 +29,14 @@ _EXPECTED = "expected a .safetensors file"
 
 
 class SafetensorsFile:
-    """A .safetensors file, open for reading. `names` are in the order of the data."""
+    """A .safetensors file, open for reading. `names` are in the order of the data; `metadata` is its __metadata__."""
+
+    metadata: dict[str, str]
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.label = printable(str(path), 400)
+        self.metadata = {}
         try:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -52,11 +55,24 @@ class SafetensorsFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name][1]
 
+    def dtype(self, name: str) -> str:
+        """The container's name of the type: F32, BF16, ..."""
+        return self._tensors[name][0]
+
     def values(self, name: str) -> NDArray:
         """A copy; BF16 comes as float32 (exact)."""
+        return self._copy(name, self._view(name))
+
+    def rows(self, name: str, index: slice | NDArray[np.intp]) -> NDArray:
+        """A copy of some rows (of the first dimension), in the order of the index; BF16 comes as float32."""
+        return self._copy(name, self._view(name)[index])
+
+    def _view(self, name: str) -> NDArray:
         dtype_name, shape, start = self._tensors[name]
-        array = np.frombuffer(self._map, DTYPES[dtype_name], math.prod(shape), start).reshape(shape)
-        if dtype_name == "BF16":
+        return np.frombuffer(self._map, DTYPES[dtype_name], math.prod(shape), start).reshape(shape)
+
+    def _copy(self, name: str, array: NDArray) -> NDArray:
+        if self.dtype(name) == "BF16":
             return np.asarray((array.astype(np.uint32) << np.uint32(16)).view(np.float32))
         return array.copy()
 
@@ -71,7 +87,9 @@ class SafetensorsFile:
         header = json.loads(self._map[8 : 8 + length])
         if not isinstance(header, dict):
             raise ValueError("a header that is no JSON object")
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None)
+        if isinstance(metadata, dict):
+            self.metadata = {str(key): str(value) for key, value in metadata.items()}
         found = [self._entry(name, record, 8 + length) for name, record in header.items()]
         return dict(sorted(found, key=lambda item: item[1][2]))
 

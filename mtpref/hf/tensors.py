@@ -1,0 +1,154 @@
+"""A checkpoint's tensors under GGUF names and conventions, as a plan of rows: which of which tensor, in which order.
+
+Owns the inventory: what becomes what, what is set aside, what has no place. Every change that a conversion makes is a
+choice of rows and columns and, for three kinds of tensor, one operation on values, so that any tensor can be streamed.
+The order of heads comes from transforms.py alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.errors import MtprefError
+from mtpref.gguf import printable
+from mtpref.hf.checkpoint import Checkpoint
+from mtpref.hf.config import TextConfig
+from mtpref.hf.names import canonical, is_buffer, is_head, is_multimodal, split_fused
+from mtpref.transforms import apply_values, column_order, hf_to_gguf_name, row_order
+
+PIECE_VALUES = 1 << 20  # values in memory at a time
+SHARED = ("token_embd.weight", "output_norm.weight", "output.weight")  # what a stand-alone head has of the trunk
+
+
+@dataclass(frozen=True)
+class Part:
+    """One GGUF tensor to be made: of these rows of a tensor of the checkpoint, these columns, one operation.
+
+    rows, columns   None: all, in order
+    shape           of the result, NumPy order
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    rows: NDArray[np.intp] | None
+    columns: NDArray[np.intp] | None
+    is_head: bool
+
+    def pieces(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
+        """The tensor's rows in order, float32, as many at a time as PIECE_VALUES allow (at least one)."""
+        width = math.prod(self.shape[1:])
+        step = max(1, PIECE_VALUES // max(width, 1))
+        for first in range(0, self.shape[0], step):
+            last = min(first + step, self.shape[0])
+            index = slice(first, last) if self.rows is None else self.rows[first:last]
+            x = apply_values(self.name, checkpoint.rows(self.source, index))
+            x = x.reshape(last - first, *self.shape[1:])
+            yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
+
+    def values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        """The whole tensor, float32."""
+        return np.concatenate(list(self.pieces(checkpoint)))
+
+
+@dataclass
+class Inventory:
+    """What a checkpoint holds. `unmapped`: without a place in a GGUF; `set_aside`: of vision and audio parts."""
+
+    parts: list[Part] = field(default_factory=list)
+    unmapped: list[str] = field(default_factory=list)
+    set_aside: list[str] = field(default_factory=list)
+    n_mtp: int = 0  # MTP blocks among the tensors
+
+    def of_head(self) -> list[Part]:
+        """What a stand-alone head's file holds: the head, and what it shares with the trunk."""
+        return [part for part in self.parts if part.is_head or part.name in SHARED]
+
+    def of_trunk(self) -> list[Part]:
+        return [part for part in self.parts if not part.is_head]
+
+
+def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
+    """The plan of every tensor, in the checkpoint's order.
+
+    Errors   MtprefError: two tensors that become one, a shape that the operation cannot take
+    """
+    found = Inventory()
+    taken: dict[str, str] = {}
+    for source in checkpoint.names:
+        if is_multimodal(source):
+            found.set_aside.append(source)
+            continue
+        if is_buffer(source):
+            continue
+        parts = _parts(checkpoint, config, source)
+        if parts is None:
+            found.unmapped.append(source)
+            continue
+        for part in parts:
+            if part.name in taken:
+                raise MtprefError(f"{checkpoint.label}: {printable(taken[part.name])} and {printable(source)} both "
+                                  f"become {part.name}, expected one of them")  # fmt: skip
+            taken[part.name] = source
+            found.parts.append(part)
+    blocks = {int(part.name.split(".")[1]) for part in found.parts if part.is_head}
+    found.n_mtp = max(blocks) + 1 - config.num_hidden_layers if blocks else 0
+    return found
+
+
+def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part] | None:
+    """The GGUF tensors that one tensor of the checkpoint becomes, or None where it has no place."""
+    name = canonical(source)
+    pieces = split_fused(name, config.dims, config.head_rows)
+    shape = checkpoint.shape(source)
+    made = []
+    for i, (piece, rows) in enumerate(pieces):
+        try:
+            gguf_name = hf_to_gguf_name(piece, config.num_hidden_layers)
+        except MtprefError:
+            return None
+        if len(pieces) > 1 and rows is None:
+            rows = _share(shape, i, len(pieces), checkpoint, source)
+        made.append(_part(checkpoint, config, source, gguf_name, rows, is_head(name)))
+    return made
+
+
+def _share(shape: tuple[int, ...], i: int, n: int, checkpoint: Checkpoint, source: str) -> NDArray[np.intp]:
+    """The rows of part i of n equal ones."""
+    if not shape or shape[0] % n:
+        raise MtprefError(f"{checkpoint.label}: {printable(source)}: shape {shape}, expected rows in {n} equal parts")
+    size = shape[0] // n
+    return np.arange(i * size, (i + 1) * size)
+
+
+def _part(
+    checkpoint: Checkpoint,
+    config: TextConfig,
+    source: str,
+    name: str,
+    rows: NDArray[np.intp] | None,
+    of_head: bool,
+) -> Part:
+    shape = checkpoint.shape(source)
+    what = f"{checkpoint.label}: {printable(source)}: shape {shape}"
+    if not shape or len(shape) > 3 or min(shape) < 1:
+        raise MtprefError(f"{what}, expected one to three positive dimensions")
+    if name.endswith("ssm_conv1d.weight"):
+        if len(shape) == 3 and shape[1] != 1:
+            raise MtprefError(f"{what}, expected (channels, 1, kernel)")
+        shape = (shape[0], shape[-1])
+    if rows is not None and int(rows.max()) + 1 != shape[0]:
+        rows_expected = int(rows.max()) + 1
+        if rows_expected > shape[0]:
+            raise MtprefError(f"{what}, expected {rows_expected} rows or more, as config.json's sizes say")
+    n_rows = shape[0] if rows is None else len(rows)
+    order = row_order(name, n_rows, config.dims)
+    if order is not None:
+        rows = order if rows is None else rows[order]
+    columns = column_order(name, shape[-1], config.dims) if len(shape) == 2 else None
+    return Part(name, source, (n_rows, *shape[1:]), rows, columns, of_head)
