@@ -1,0 +1,43 @@
+"""Writing verbs are killed at random moments (a few; tools/crash_writers.py: a thousand) and meet a full disk."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+def test_killed_writers_leave_nothing_half_done(tmp_path):
+    from crash_writers import SIGNALS, crash
+
+    tally = crash(tmp_path, 36, seed=3, n_megabytes=4, has_tmpfs=False)
+    assert tally.problems == []
+    assert tally.n == 36
+    assert {what for what, _ in tally.ends} == {s.name for s in SIGNALS} | {"full disk"}
+
+
+def test_the_judge_sees_half_files(tmp_path):
+    """What would pass if nothing could be wrong: a half target, a stray temporary, an older file that is gone."""
+    import signal
+
+    from crash_writers import Bench, _judge
+
+    bench = Bench(tmp_path, 1)
+    whole = bench.expected["strip"]["m.gguf"]
+    for left, number, older in (
+        ({"m.gguf": whole[:-9]}, signal.SIGKILL, None),
+        ({"m.gguf": whole, ".m.gguf.7.mtpref-tmp": b"x"}, signal.SIGTERM, None),
+        ({}, signal.SIGINT, b"older"),
+        ({"m.gguf": whole, "other": b""}, signal.SIGINT, None),
+    ):
+        bench.reset()
+        for name, raw in left.items():
+            (bench.out / name).write_bytes(raw)
+        assert _judge(bench, "strip", number, older)[0]
+    bench.reset()
+    (bench.out / "m.gguf").write_bytes(whole)
+    assert _judge(bench, "strip", signal.SIGKILL, None) == ([], "complete")

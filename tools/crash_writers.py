@@ -1,0 +1,248 @@
+"""Kill the writing verbs at random moments and look at what is left.
+
+    python tools/crash_writers.py [--trials 1000] [--seed 1] [--megabytes 24]
+
+Each trial starts a verb in a child process (forked, so that the moment of the kill falls into its work and not into the
+start of an interpreter), sends SIGINT, SIGTERM or SIGKILL after a random time and checks:
+
+    the target     absent or complete; where a file stood there before: that file or the complete new one, byte for byte
+    the folder     nothing else but temporaries of SIGKILL, which are refused as input and removed by the next write
+    the inputs     unchanged
+    a run after    ends well and gives the bytes of an undisturbed run
+
+Two trials for each verb end at a full disk (RLIMIT_FSIZE, and a small tmpfs where one can be mounted).
+"""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from mtpref import cli  # noqa: E402
+from mtpref.errors import MtprefError  # noqa: E402
+from mtpref.gguf import open_gguf, write_gguf  # noqa: E402
+from mtpref.gguf.whole import left_over_of  # noqa: E402
+from mtpref.heads.contents import Item  # noqa: E402, F401  (all imports of the verbs are made before the fork)
+from tests.gguf_copy import copy_of  # noqa: E402
+
+TINY = ROOT / "mtpref/data/tiny.gguf"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+IN_SHARDS = ["--split-max-tensors", "30"]
+
+
+@dataclass
+class Tally:
+    """What the trials found. ends: (signal, how it ended); problems: one line each, empty when all is well"""
+
+    n: int = 0
+    ends: Counter = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+class Bench:
+    """Inputs, verbs, and what each verb writes when nobody disturbs it."""
+
+    def __init__(self, folder: Path, n_megabytes: int) -> None:
+        self.folder, self.out = folder, folder / "out"
+        self.model = folder / "model.gguf"
+        kv, tensors = copy_of(TINY)
+        pad = np.arange(n_megabytes << 20, dtype=np.uint32).view(np.int8)[: n_megabytes << 20]
+        write_gguf(self.model, kv, [*tensors[:20], ("blk.4.padding", "I8", pad.shape, pad), *tensors[20:]])
+        self.verbs = {
+            "extract": ["extract", str(self.model), "-o"],
+            "strip": ["strip", str(TINY), "-o"],
+            "graft": ["graft", str(TINY), str(self.model), "--no-probe", "-o"],
+            "extract to shards": ["extract", str(self.model), *IN_SHARDS, "-o"],
+        }
+        self.expected, self.seconds = {}, {}
+        for name in self.verbs:
+            start = time.monotonic()
+            self.reset()
+            code = self.run(name, [])
+            self.seconds[name] = time.monotonic() - start
+            if code != 0:
+                raise RuntimeError(f"{name}: exit code {code}, expected 0")
+            self.expected[name] = self.seen()
+        self.inputs = {path: path.read_bytes() for path in (self.model, TINY)}
+
+    def reset(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+
+    def seen(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(self.out.iterdir())}
+
+    def command(self, name: str, more: list[str]) -> list[str]:
+        return [*self.verbs[name], str(self.out / "m.gguf"), *more]
+
+    def run(self, name: str, more: list[str]) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.start(name, more), 0)[1])
+
+    def start(self, name: str, more: list[str], limit: int | None = None, log: Path | None = None) -> int:
+        """The verb in a child process; its id."""
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            fd = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.dup2(fd, 1)
+            os.dup2(fd, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            os._exit(cli.main(self.command(name, more)))
+        except KeyboardInterrupt:  # before or behind the verb's own handling
+            os._exit(130)
+        finally:
+            os._exit(99)
+
+
+def trial(bench: Bench, random_: random.Random, tally: Tally, name: str) -> None:
+    """One verb, one signal, one moment."""
+    number = random_.choice(SIGNALS)
+    has_older = "shards" not in name and random_.random() < 0.5
+    moment = random_.uniform(0, 1.1 * bench.seconds[name])
+    bench.reset()
+    older = b"GGUF of somebody else" * 100
+    if has_older:
+        (bench.out / "m.gguf").write_bytes(older)
+    pid = bench.start(name, ["--force"])
+    time.sleep(moment)
+    os.kill(pid, number)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    where = f"{name}, {number.name} after {moment * 1000:.1f} ms, exit code {code}"
+    problems, how = _judge(bench, name, number, older if has_older else None)
+    tally.n += 1
+    tally.ends[number.name, how] += 1
+    tally.problems += [f"{where}: {problem}" for problem in problems]
+    _run_again(bench, name, tally, where)
+
+
+def _judge(bench: Bench, name: str, number: signal.Signals, older: bytes | None) -> tuple[list[str], str]:
+    found, expected = bench.seen(), bench.expected[name]
+    temporaries = {n for n in found if left_over_of(n) is not None}
+    results = {n: found[n] for n in found if n not in temporaries}
+    problems = []
+    if temporaries and number != signal.SIGKILL:
+        problems.append(f"temporary left behind: {sorted(temporaries)}")
+    for temporary in temporaries:
+        try:
+            open_gguf(bench.out / temporary).close()
+            problems.append(f"{temporary} is taken for a model")
+        except MtprefError:
+            pass
+    # Shards are placed one by one, the first last: a kill between two renames leaves some, never the first.
+    is_part = number == signal.SIGKILL and len(expected) > 1 and results.items() <= expected.items()
+    if is_part and results != expected:
+        if min(expected) in results:
+            problems.append("the first file of a split model is there without the others")
+        return problems, "some later shards, not the first" if results else "nothing written"
+    if results == expected:
+        return problems, "complete"
+    if older is not None and results == {"m.gguf": older}:
+        return problems, "the older file"
+    if older is None and not results:
+        return problems, "nothing written"
+    problems.append(f"half a result: { ({n: len(b) for n, b in results.items()}) }")
+    return problems, "BROKEN"
+
+
+def _run_again(bench: Bench, name: str, tally: Tally, where: str) -> None:
+    if "shards" in name:
+        for path in bench.out.glob("m-*.gguf"):
+            path.unlink()  # existing shards are refused, with or without --force
+    code = bench.run(name, ["--force"])
+    if code != 0 or bench.seen() != bench.expected[name]:
+        tally.problems.append(f"{where}: the run after it gives exit code {code} and {sorted(bench.seen())}")
+    for path, raw in bench.inputs.items():
+        if path.read_bytes() != raw:
+            tally.problems.append(f"{where}: input {path} has changed")
+
+
+def full_disk(bench: Bench, tally: Tally, name: str) -> None:
+    """A limit on the size of files, which the verb meets in the middle of its write."""
+    bench.reset()
+    older = b"older"
+    target = bench.out / "m.gguf"
+    if "shards" not in name:
+        target.write_bytes(older)
+    log = bench.folder / "log"
+    log.unlink(missing_ok=True)
+    limit = max(map(len, bench.expected[name].values())) // 2
+    code = os.waitstatus_to_exitcode(os.waitpid(bench.start(name, ["--force"], limit, log), 0)[1])
+    _check_full(tally, f"{name}, RLIMIT_FSIZE", code, log.read_text(), "cannot be written: File too large")
+    if bench.seen() != ({} if "shards" in name else {"m.gguf": older}):
+        tally.problems.append(f"{name}, RLIMIT_FSIZE: left {sorted(bench.seen())}")
+
+
+def small_disk(bench: Bench, tally: Tally, name: str) -> None:
+    """A file system that is too small from the start."""
+    log = bench.folder / "log"
+    bench.reset()
+    n_bytes = sum(map(len, bench.expected[name].values())) // 2
+    options = f"size={n_bytes}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(bench.out)], capture_output=True)
+    if mounted.returncode:
+        tally.ends["full disk", "tmpfs not allowed here"] += 1
+        return
+    try:
+        log.unlink(missing_ok=True)
+        code = os.waitstatus_to_exitcode(os.waitpid(bench.start(name, [], None, log), 0)[1])
+        _check_full(tally, f"{name}, tmpfs", code, log.read_text(), "its disk has")
+        if bench.seen():
+            tally.problems.append(f"{name}, tmpfs: left {sorted(bench.seen())}")
+    finally:
+        subprocess.run(["umount", str(bench.out)], check=True)
+    tally.ends["full disk", "one line, tmpfs"] += 1
+
+
+def _check_full(tally: Tally, where: str, code: int, text: str, expected: str) -> None:
+    tally.ends["full disk", "one line"] += 1
+    errors = [line for line in text.splitlines() if not line.startswith("note: ")]
+    if code != 2 or len(errors) != 1 or expected not in errors[0]:
+        tally.problems.append(f"{where}: exit code {code}, {text!r}")
+
+
+def crash(folder: Path, n_trials: int, seed: int, n_megabytes: int, *, has_tmpfs: bool = True) -> Tally:
+    """Run the trials. Errors: RuntimeError where a verb fails undisturbed"""
+    bench, tally, random_ = Bench(folder, n_megabytes), Tally(), random.Random(seed)
+    for name in bench.verbs:
+        full_disk(bench, tally, name)
+        if has_tmpfs:
+            small_disk(bench, tally, name)
+    for i in range(n_trials):
+        trial(bench, random_, tally, list(bench.verbs)[i % len(bench.verbs)])
+    return tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--megabytes", type=int, default=24)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tally = crash(Path(folder), args.trials, args.seed, args.megabytes)
+    print(f"{tally.n} kills, {len(tally.problems)} problems")
+    for (what, how), n in sorted(tally.ends.items()):
+        print(f"  {what}: {how}: {n}")
+    print("\n".join(tally.problems[:20]))
+    return 1 if tally.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
