@@ -50,6 +50,11 @@ class Run:
         return self._decoder.statistics
 
     @property
+    def state(self) -> ModelState:
+        """The model state that the run works on."""
+        return self._decoder.state
+
+    @property
     def text(self) -> str:
         """The text generated so far, without its stop string; bytes that are not UTF-8 show as U+FFFD."""
         return b"".join([*self.texts, self.held]).decode("utf-8", "replace")

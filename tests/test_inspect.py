@@ -82,7 +82,7 @@ def test_the_keys_of_the_report_are_stable(path):
     report = save(path)
     assert list(report) == [
         "schema", "file", "what", "architecture", "supported", "general", "hyper_parameters", "tokenizer", "other_keys",
-        "layers", "mtp", "fallbacks", "quantisation", "tensors", "problems",
+        "layers", "mtp", "mtp_memory", "fallbacks", "quantisation", "tensors", "problems",
     ]  # fmt: skip
     assert report["schema"] == "mtpref-inspect-1"
     assert list(report["mtp"]) == ["status", "declared", "trunk", "blocks", "unexpected"]

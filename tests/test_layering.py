@@ -85,6 +85,7 @@ ALLOWED: dict[str, set[str]] = {
         "vocab",
     },
     "identify": {"gguf"},
+    "memory": {"model", "spec", "state"},
     "heads": {"errors", "gguf", "identify", "model", "probe", "quants", "recipe", "tensor_names", "vocab"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import time
+from functools import partial
 from typing import Any
 
 from mtpref.cli.chat_options import ChatSettings, add_chat
@@ -91,7 +92,7 @@ def run_generate(args: argparse.Namespace) -> int:
     if session is not None:
         cache.close(session, say)
     if args.json:
-        _print_json(run, reason)
+        _print_json(model, run, reason)
     for line in run.statistics.lines():
         say.line(line)
     return 130 if reason == "interrupted" else 0
@@ -124,7 +125,7 @@ def _converse(
     session = cache.open(model, _n_ctx(args, model), say)
     conversation = Conversation(model, chat, options, session, lambda run, text: _consume(run, writer, text, say))
     try:
-        return run_conversation(args, conversation, first, say, _print_json)
+        return run_conversation(args, conversation, first, say, partial(_print_json, model))
     finally:
         cache.close(session, say)
 
@@ -162,7 +163,9 @@ def _consume(run: Any, writer: Any, text: Text, say: Notes) -> str:
     return reason
 
 
-def _print_json(run: Any, reason: str) -> None:
+def _print_json(model: Any, run: Any, reason: str) -> None:
+    from mtpref.memory import head_memory, measured
+
     record = {
         "schema": SCHEMA,
         "prompt_ids": run.prompt_ids,
@@ -170,5 +173,6 @@ def _print_json(run: Any, reason: str) -> None:
         "text": run.text,
         "reason": reason,
         "statistics": run.statistics.to_json(),
+        "memory": {"head": head_memory(model.core).to_json(), "allocated": measured(run.state)},
     }
     print(json.dumps(record, ensure_ascii=True))

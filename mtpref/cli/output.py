@@ -86,6 +86,8 @@ class Notes:
         is_off = options.spec_type == "none" or options.policy.n_max == 0
         if core.mtp_status == "off" or (core.has_mtp and is_off):
             self.line("MTP: off, though the file has a head; every token costs a full pass")
+            if core.mtp_status == "off":
+                self.line("memory of the head: nothing; its tensors in the file are not read, and it has no KV cells")
         elif not core.has_mtp:
             self.line("MTP: the file has no head, so nothing is drafted and every token costs a full pass")
         else:
@@ -93,6 +95,8 @@ class Notes:
                 f"MTP: on, drafts of up to {options.policy.n_max}, roll back by {options.rollback}, "
                 f"contract {describe(core.recipe.contract)}{_draft_vocab(core, options)}{_origins(core.weights.mtp)}"
             )
+        if core.has_mtp:
+            self.line(_head_memory(core, options, is_off=is_off))
 
     def progress(self, n_done: int, n_total: int) -> None:
         if sys.stderr.isatty() and n_total > 64:
@@ -103,6 +107,19 @@ class Notes:
         if self._in_progress:
             print(file=sys.stderr)
             self._in_progress = False
+
+
+def _head_memory(core: Any, options: Any, *, is_off: bool) -> str:
+    """What a loaded head costs, computed; what a run allocated is in --json."""
+    from mtpref.gguf import human_bytes
+    from mtpref.memory import head_memory
+
+    cost = head_memory(core)
+    n_max = 0 if is_off else options.policy.n_max
+    return (
+        f"memory of the head: weights {human_bytes(cost.weights)}, KV {human_bytes(cost.kv_cell)} a token, roll back "
+        f"{human_bytes(cost.rollback(options.rollback, n_max))}"
+    )
 
 
 def _draft_vocab(core: Any, options: Any) -> str:

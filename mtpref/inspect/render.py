@@ -25,6 +25,8 @@ def render(report: dict[str, Any]) -> str:
         lines += ["", "other keys", *_pairs(report["other_keys"])]
     lines += ["", "tokenizer", *_tokenizer(report["tokenizer"])]
     lines += ["", *_layers(report["layers"]), "", *_head(report["mtp"])]
+    if report["mtp_memory"] is not None:
+        lines += ["", *_memory(report["mtp_memory"])]
     if report["fallbacks"]:
         lines += ["", "fallbacks in use (the file has no such tensor of its own)"]
         lines += _table((printable(r["tensor"]), f"uses {r['from']}") for r in report["fallbacks"])
@@ -107,6 +109,19 @@ def _head(head: dict[str, Any]) -> list[str]:
     label = "not judged" if head["status"] == "unknown" else "unexpected"
     lines += [f"  {label}: {printable(name)}" for name in head["unexpected"]]
     return lines
+
+
+def _memory(memory: dict[str, Any]) -> list[str]:
+    on, state = memory["on"], memory["recurrent_state"]
+    kv = f"KV of a token {_bytes(on['kv_f16'])} in f16, {_bytes(on['kv_f32'])} in f32"
+    rows = [
+        ("absent", "nothing"),
+        ("off", f"nothing: its {_bytes(memory['file'])} in the file are not read, and it has no KV cells"),
+        ("on", f"weights {_bytes(on['weights'])}; {kv}; hidden row {_bytes(on['pending'])}"),
+    ]
+    if state:
+        rows.append(("", f"roll back by snapshot: {_bytes(state)} for each token of a draft; by replay: once"))
+    return ["memory of the MTP head", *_table(rows)]
 
 
 def _quantisation(mix: list[dict[str, Any]]) -> list[str]:

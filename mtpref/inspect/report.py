@@ -17,6 +17,7 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, printable
 from mtpref.identify import HEAD_ONLY, describe_kind, is_head_only
 from mtpref.inspect.layers import check_tensors, describe_head, describe_layers, read_layout
+from mtpref.inspect.memory import head_memory
 from mtpref.tensor_names import ARCHITECTURES
 
 SCHEMA = "mtpref-inspect-1"
@@ -37,7 +38,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     architecture      general.architecture or None    supported: whether mtpref knows its layers and head
     general, hyper_parameters, tokenizer, other_keys
     layers            declared_by, counts by kind, blocks of (index, kind, found, n_tensors, bytes)
-    mtp               see layers.describe_head
+    mtp               see layers.describe_head    mtp_memory: see memory.head_memory
     fallbacks         tensors that are absent and what stands in for them
     quantisation      tensors, elements and bytes by type, most bytes first
     tensors           name, type, shape (NumPy order), bytes (None when the type is unknown), offset in its file,
@@ -92,6 +93,7 @@ def _build(f: GgufFile, alone: str | None) -> dict[str, Any]:
         ),
         "layers": describe_layers(f, layout),
         "mtp": head,
+        "mtp_memory": head_memory(f, layout, head),
         "fallbacks": fallbacks,
         "quantisation": _quantisation(f.tensors.values()),
         "tensors": [_tensor(t) for t in f.tensors.values()],
