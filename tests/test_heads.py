@@ -1,7 +1,5 @@
 """extract, strip and graft: round trips, llama.cpp's own files, refusals, doubts, the proof."""
 
-import json
-import os
 import re
 from pathlib import Path
 
@@ -9,25 +7,29 @@ import numpy as np
 import pytest
 
 from mtpref import cli
+from mtpref.convert import Settings, convert
 from mtpref.errors import MtprefError
 from mtpref.gguf import WriteOptions, open_gguf, write_gguf, write_shards
 from mtpref.heads import extract, graft, layout_of, strip, write_contents
+from mtpref.heads.checkpoint import checkpoint_source
+from mtpref.heads.contents import source_of
 from mtpref.heads.match import doubts
 from mtpref.heads.pairs import size_label
 from mtpref.heads.proof import prove
+from mtpref.hf import open_checkpoint
 from mtpref.quants import dequantize
-from tests.gguf_copy import copy_of
+from tests.gguf_copy import copy_of, llama_speculative
 from tests.head_files import head_of, trunk_of
-from tests.hf_checkpoint import convert, write_checkpoint
+from tests.hf_folder import read_state, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "mtpref/data/tiny.gguf"
 MICRO = ROOT / "golden/models/micro-60-f32.gguf"
-RECORDED = Path(__file__).parent / "data/heads.json"
 FREE = WriteOptions()
 
 
 def split_of(model: Path, folder: Path) -> tuple[Path, Path]:
+    folder.mkdir(exist_ok=True)
     with open_gguf(model) as f:
         write_contents(folder / "mtp.gguf", extract(f), FREE)
         write_contents(folder / "trunk.gguf", strip(f), FREE)
@@ -119,37 +121,73 @@ def test_a_head_of_another_type_keeps_its_type_and_the_trunk_its_bytes(tmp_path)
 # LLAMA.CPP
 
 
-def test_as_recorded_of_llama_cpps_converter(tmp_path):
-    """Keys and tensors and their order: default, --mtp and --no-mtp of one checkpoint (tools/record_heads.py)."""
-    recorded = json.loads(RECORDED.read_text())
-    for case in recorded["converter"]:
-        made = {}
-        for flag, content in case["files"].items():
-            kv = [(key, value, kind) for key, value, kind in content["keys"]]
-            tensors = [(n, t, tuple(s), np.zeros(size, np.uint8)) for n, t, s, size in content["tensors"]]
-            made[flag] = tmp_path / f"{case['name']}{flag}.gguf"
-            write_gguf(made[flag], kv, tensors)
-        trunk, head = split_of(made["default"], tmp_path)
-        assert trunk.read_bytes() == made["--no-mtp"].read_bytes()
-        assert head.read_bytes() == made["--mtp"].read_bytes()
-        back = join(made["--no-mtp"], made["--mtp"], tmp_path / "back.gguf")
-        assert back.read_bytes() == made["default"].read_bytes()
+def converted(folder, out, outtype):
+    """Trunk and head, the trunk, the head, as llama.cpp's converter writes them: test_convert.py holds them to that."""
+    paths = [out / f"{which}.gguf" for which in ("both", "trunk", "mtp")]
+    for path, which in zip(paths, ("both", "trunk", "mtp"), strict=True):
+        convert(folder, path, Settings(outtype=outtype, which=which))
+    return paths
 
 
+def join_checkpoint(trunk, folder, out, outtype):
+    with open_gguf(trunk) as t, open_checkpoint(folder) as checkpoint:
+        source, notes = checkpoint_source(checkpoint, outtype)
+        write_contents(out, graft(t, source).contents, FREE)
+    return out.read_bytes(), notes
+
+
+@pytest.mark.parametrize(("dtype", "outtype"), [("BF16", "q8_0"), ("F32", "f32")])
 @pytest.mark.parametrize("own_output", [False, True], ids=["tied", "own-output"])
-def test_byte_for_byte_as_llama_cpps_converter(tmp_path, own_output):
-    if not os.environ.get("MTPREF_LLAMA_CPP"):
-        pytest.skip("set MTPREF_LLAMA_CPP=DIR to a llama.cpp tree (convert_hf_to_gguf.py)")
-    pytest.importorskip("torch", reason="needs torch")
-    folder = write_checkpoint(MICRO, tmp_path / "hf", own_output=own_output)
-    default, mtp, no_mtp = (
-        convert(folder, tmp_path / f"llama{flag}.gguf", "--outtype", "q8_0" if own_output else "f32", *flag.split())
-        for flag in ("", "--mtp", "--no-mtp")
-    )
-    trunk, head = split_of(default, tmp_path)
-    assert trunk.read_bytes() == no_mtp.read_bytes()
-    assert head.read_bytes() == mtp.read_bytes()
-    assert join(no_mtp, mtp, tmp_path / "back.gguf").read_bytes() == default.read_bytes()
+def test_the_parts_are_the_converters_byte_for_byte(tmp_path, dtype, outtype, own_output):
+    state, config, tokenizer = read_state()
+    if own_output:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"][::-1].copy()
+        config = {**config, "tie_word_embeddings": False}
+    folder = write_checkpoint(tmp_path / "Tiny-5M", state, config, tokenizer, dtype=dtype)
+    both, trunk, mtp = converted(folder, tmp_path, outtype)
+    split = split_of(both, tmp_path / "split")
+    assert split[0].read_bytes() == trunk.read_bytes()
+    assert split[1].read_bytes() == mtp.read_bytes()
+    assert join(trunk, mtp, tmp_path / "back.gguf").read_bytes() == both.read_bytes()
+    assert join_checkpoint(trunk, folder, tmp_path / "back.gguf", outtype) == (both.read_bytes(), [])
+
+
+def test_a_checkpoint_in_several_files_says_where_the_head_stands(tmp_path):
+    """Its head is spread over the files, so the parts alone do not say where; extract and strip do not care."""
+    folder = write_checkpoint(tmp_path / "Tiny-5M", *read_state(), n_files=2)
+    both, trunk, mtp = converted(folder, tmp_path, "q8_0")
+    split = split_of(both, tmp_path / "split")
+    assert split[0].read_bytes() == trunk.read_bytes()
+    assert split[1].read_bytes() == mtp.read_bytes()
+    assert join_checkpoint(trunk, folder, tmp_path / "back.gguf", "q8_0")[0] == both.read_bytes()
+    assert join(trunk, both, tmp_path / "back.gguf").read_bytes() == both.read_bytes()
+
+
+def test_a_checkpoint_gives_its_head_in_the_type_that_is_asked_for(tmp_path, capsys):
+    folder = write_checkpoint(tmp_path / "hf", *read_state(), dtype="F32")
+    trunk, _ = split_of(TINY, tmp_path)
+    out = tmp_path / "out.gguf"
+    assert cli.main(["graft", str(trunk), str(folder), "-o", str(out), "--outtype", "q8_0", "--no-probe"]) == 0
+    with open_gguf(out) as a, open_gguf(TINY) as b:
+        assert set(a.tensors) == set(b.tensors)
+        q8 = [name for name, info in b.tensors.items() if info.type_name == "Q8_0"]
+        assert all((a.data(name) == b.data(name)).all() for name in q8)
+    assert cli.main(["graft", str(trunk), str(folder), "-o", str(folder / "model.safetensors"), "--force"]) == 2
+    assert "is one of the inputs" in capsys.readouterr().err
+    assert cli.main(["graft", str(trunk), str(TINY), "-o", str(out), "--outtype", "f32"]) == 2
+    assert "whose head keeps its types" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_head_or_of_another_model(tmp_path, capsys):
+    state, config, tokenizer = read_state()
+    trunk, _ = split_of(TINY, tmp_path)
+    bare = {name: x for name, x in state.items() if not name.startswith("mtp.")}
+    without = write_checkpoint(tmp_path / "a", bare, {**config, "mtp_num_hidden_layers": 0}, tokenizer)
+    other = write_checkpoint(tmp_path / "b", state, {**config, "rms_norm_eps": 1e-5}, tokenizer)
+    for folder, line in ((without, "no tensor of an MTP head"), (other, "layer_norm_rms_epsilon is 9.99")):
+        assert cli.main(["graft", str(trunk), str(folder), "-o", str(tmp_path / "x")]) == 2
+        assert line in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
@@ -240,12 +278,12 @@ def test_doubts(tmp_path):
     with open_gguf(TINY) as t:
         for path, expected in ((one, "output_norm.weight differs .* in 2 of 256 values"), (two, "token_embd.weight")):
             with open_gguf(path) as s:
-                found = doubts(t, s)
+                found = doubts(source_of(t), source_of(s))
             assert len(found) == 1
             assert re.search(expected, found[0])
         for path in (TINY, same):
             with open_gguf(path) as s:
-                assert doubts(t, s) == []
+                assert doubts(source_of(t), source_of(s)) == []
 
 
 def test_the_probe_tells_a_head_from_one_of_another_trunk(tmp_path):
@@ -263,6 +301,26 @@ def test_the_probe_tells_a_head_from_one_of_another_trunk(tmp_path):
     assert foreign.belongs is False
     assert foreign.rate.value < proof.rate.value / 2
     assert "NOT proven" in foreign.lines()[1]
+
+
+# STOCK LLAMA.CPP
+
+
+def test_stock_llama_cpp_drafts_with_every_file(tmp_path):
+    """The same counts and the same text from the model, the grafted ones, and trunk and head apart."""
+    options = ["-p", "def read_lines(path):\n", "-n", "48", "--temp", "0", "--spec-type", "draft-mtp"]
+    options += ["--spec-draft-n-max", "3", "-c", "256", "-t", "1", "-fa", "off", "-fit", "off"]
+    counts, text = llama_speculative("-m", TINY, *options)
+    assert dict(counts)["accept"] != "0"
+    trunk, head = split_of(TINY, tmp_path)
+    back = join(trunk, head, tmp_path / "back.gguf")
+    with open_gguf(trunk) as t, open_gguf(head) as s:
+        shards = write_contents(tmp_path / "s.gguf", graft(t, s).contents, FREE, max_tensors=25)
+    for arguments in (["-m", back], ["-m", shards[0]], ["-m", trunk, "-md", head]):
+        assert llama_speculative(*arguments, *options) == (counts, text)
+    folder = write_checkpoint(tmp_path / "hf", *read_state(), dtype="F32")
+    join_checkpoint(trunk, folder, tmp_path / "hf.gguf", "q8_0")
+    assert llama_speculative("-m", tmp_path / "hf.gguf", *options) == (counts, text)
 
 
 # COMMANDS

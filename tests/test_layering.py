@@ -86,7 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "identify": {"gguf"},
     "memory": {"model", "spec", "state"},
-    "heads": {"errors", "gguf", "identify", "model", "probe", "quants", "recipe", "tensor_names", "vocab"},
+    "heads": {"convert", "errors", "gguf", "hf", "identify", "model", "probe", "quants", "tensor_names"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
     "hf": {"errors", "gguf", "tensor_files", "transforms"},

@@ -31,11 +31,11 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import mtpref.heads  # noqa: E402, F401  (all imports of the verbs are made before the fork)
 from mtpref import cli  # noqa: E402
 from mtpref.errors import MtprefError  # noqa: E402
 from mtpref.gguf import open_gguf, write_gguf  # noqa: E402
 from mtpref.gguf.whole import left_over_of  # noqa: E402
-from mtpref.heads.contents import Item  # noqa: E402, F401  (all imports of the verbs are made before the fork)
 from tests.gguf_copy import copy_of  # noqa: E402
 
 TINY = ROOT / "mtpref/data/tiny.gguf"

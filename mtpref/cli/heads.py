@@ -1,8 +1,10 @@
 """`mtpref extract`, `strip` and `graft`: an MTP head out of a model, off it, or into one."""
 
 import argparse
+import contextlib
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,15 @@ def _add_graft(verbs: Any) -> None:
         "head that cannot fit is refused; whether it belongs to the trunk is for the probe to say.",
     )
     parser.add_argument("trunk", metavar="TRUNK", help="GGUF model; a head of its own is replaced")
-    parser.add_argument("source", metavar="SOURCE", help="where the head is: mtp-*.gguf or another GGUF model")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="where the head is: mtp-*.gguf, another GGUF model, or a checkpoint folder"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "--outtype",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        help="type of the head's matrices from a checkpoint folder (default: bf16)",
+    )
     proof = parser.add_mutually_exclusive_group()
     proof.add_argument(
         "--probe",
@@ -106,19 +115,43 @@ def run_graft(args: argparse.Namespace) -> int:
     from mtpref.heads import graft
     from mtpref.heads.proof import SMALL
 
-    with open_gguf(args.trunk) as trunk, open_gguf(args.source) as source:
+    with contextlib.ExitStack() as stack:
+        trunk = stack.enter_context(open_gguf(args.trunk))
+        source, inputs = _open_source(args, stack)
         joined = graft(trunk, source)
         for note in joined.notes:
             _say(f"note: {note}")
         for doubt in joined.doubts:
             _say(f"warning: the head may be another trunk's: {doubt}")
-        paths = _write(args, args.output, joined.contents, [trunk, source])
+        paths = _write(args, args.output, joined.contents, [trunk], inputs)
     is_probed = args.probe if args.probe is not None else joined.contents.n_bytes <= SMALL
     if is_probed:
         return _prove(paths[0])
     if joined.doubts or args.probe is None:
         _say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
     return 0
+
+
+def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Any, list[Path]]:
+    """Where the head is, opened until the stack ends, and the files that it is in."""
+    from mtpref.gguf import open_gguf
+    from mtpref.heads.contents import files_of
+
+    if not Path(args.source).is_dir():
+        if args.outtype is not None:
+            raise MtprefError(
+                "--outtype: SOURCE is a GGUF file, whose head keeps its types; expected a checkpoint folder"
+            )
+        file = stack.enter_context(open_gguf(args.source))
+        return file, files_of(file)
+    from mtpref.heads.checkpoint import checkpoint_source
+    from mtpref.hf import open_checkpoint
+
+    checkpoint = stack.enter_context(open_checkpoint(args.source))
+    source, notes = checkpoint_source(checkpoint, args.outtype or "bf16")
+    for note in notes:
+        _say(f"note: {note}")
+    return source, [Path(args.source) / name for name in checkpoint.files]
 
 
 def _prove(path: Path) -> int:
@@ -131,12 +164,14 @@ def _prove(path: Path) -> int:
     return 1 if proof.belongs is False else 0
 
 
-def _write(args: argparse.Namespace, output: str | Path, contents: Any, files: list[Any]) -> list[Path]:
+def _write(
+    args: argparse.Namespace, output: str | Path, contents: Any, files: list[Any], more: Sequence[Path] = ()
+) -> list[Path]:
     from mtpref.gguf import human_bytes, printable
     from mtpref.heads.contents import files_of, write_contents
 
     limits = {"max_tensors": args.split_max_tensors, "max_bytes": _size(args.split_max_size)}
-    with writing(args, files_of(*files)) as options:
+    with writing(args, [*files_of(*files), *more]) as options:
         paths = write_contents(output, contents, options, **limits)
     parts = f" in {len(paths)} files" if len(paths) > 1 else ""
     print(f"{printable(str(paths[0]), 400)}: {len(contents.items)} tensors, {human_bytes(contents.n_bytes)}{parts}")

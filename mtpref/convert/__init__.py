@@ -4,6 +4,6 @@ keys.py makes the hyper-parameters, vocabulary.py the tokenizer, pre.py finds th
 general.py the description of the model; run.py puts them together. docs/keeping-the-head.md says where it differs.
 """
 
-from mtpref.convert.run import OUTTYPES, Converted, Settings, convert
+from mtpref.convert.run import OUTTYPES, Converted, Plan, Settings, convert, plan
 
-__all__ = ["OUTTYPES", "Converted", "Settings", "convert"]
+__all__ = ["OUTTYPES", "Converted", "Plan", "Settings", "convert", "plan"]

@@ -65,22 +65,39 @@ def convert(
               config.json declares and no tensor is of, or that is asked for and absent
     """
     with open_checkpoint(folder) as checkpoint:
-        config = text_config(checkpoint.config, checkpoint.label)
-        found = gguf_tensors(checkpoint, config)
-        notes = _notes(checkpoint, found, settings)
-        n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
-        parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
-        _check_whole(checkpoint, config, parts, n_mtp, settings.which)
-        type_name, file_type = OUTTYPES[settings.outtype]
-        planned = [(part, _type(part, type_name)) for part in parts]
-        n_values = sum(math.prod(part.shape) for part in parts)
-        keys: Keys = description(checkpoint.folder, n_values)
-        keys += hyper_parameters(config, n_mtp, file_type)
-        keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
-        keys += vocabulary(checkpoint, config.vocab_size, settings.pre)
-        tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
-        write_gguf(target, keys, tensors, options=options)
-    return _converted(Path(target), planned, n_mtp, notes)
+        made = plan(checkpoint, settings)
+        write_gguf(target, made.keys, made.tensors, options=options)
+    return _converted(Path(target), made.parts, made.n_mtp, made.notes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will write: keys and tensors as `write_gguf` takes them. parts: (part, ggml type)"""
+
+    keys: Keys
+    tensors: list[tuple[str, str, tuple[int, ...], Callable[[], Iterator[NDArray[np.uint8]]]]]
+    parts: list[tuple[Part, str]]
+    n_mtp: int
+    notes: list[str]
+
+
+def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
+    """The plan for an open checkpoint, which must stay open until it is written. Errors: as `convert`"""
+    config = text_config(checkpoint.config, checkpoint.label)
+    found = gguf_tensors(checkpoint, config)
+    notes = _notes(checkpoint, found, settings)
+    n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
+    parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
+    _check_whole(checkpoint, config, parts, n_mtp, settings.which)
+    type_name, file_type = OUTTYPES[settings.outtype]
+    planned = [(part, _type(part, type_name)) for part in parts]
+    n_values = sum(math.prod(part.shape) for part in parts)
+    keys: Keys = description(checkpoint.folder, n_values)
+    keys += hyper_parameters(config, n_mtp, file_type)
+    keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
+    keys += vocabulary(checkpoint, config.vocab_size, settings.pre)
+    tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
+    return Plan(keys, tensors, planned, n_mtp, notes)
 
 
 def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes: list[str]) -> Converted:

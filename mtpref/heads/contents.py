@@ -1,21 +1,30 @@
-"""A model file to be written whose tensors come from other files: keys, and for each tensor where its bytes are."""
+"""Model files as keys and tensors whose bytes are elsewhere: what is read (`Source`), what is written (`Contents`)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mtpref.gguf import GgufFile, TensorInfo, WriteOptions, write_gguf, write_shards
-from mtpref.gguf.writer import Data
-from mtpref.heads.pairs import Pair
+import numpy as np
+
+from mtpref.gguf import GgufArray, GgufFile, WriteOptions, write_gguf, write_shards
+from mtpref.heads.pairs import Pair, pairs_of
+from mtpref.quants import dequantize, row_bytes
+
+Array = np.ndarray[Any, Any]
+Pieces = Callable[[], Iterable[Array]]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A tensor of an open file under its name in the new one."""
+    """A tensor under its name in the file to be. pieces: a function that gives its bytes in order"""
 
     name: str
-    info: TensorInfo
-    file: GgufFile
+    type_name: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    pieces: Pieces
 
 
 @dataclass(frozen=True)
@@ -27,17 +36,56 @@ class Contents:
 
     @property
     def n_bytes(self) -> int:
-        return sum(item.info.n_bytes or 0 for item in self.items)
+        return sum(item.n_bytes for item in self.items)
 
     @property
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        return [(item.name, item.info.shape) for item in self.items]
+        return [(item.name, item.shape) for item in self.items]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a checkpoint as it would be converted.
+
+    items   its tensors by name    order: all names of the file, in order; those that are no item too
+    rows    decodes some rows of a matrix (None: cannot)
+    """
+
+    label: str
+    pairs: list[Pair]
+    items: dict[str, Item]
+    order: list[str]
+    rows: Callable[[str, Array], Array | None]
+
+    def get(self, key: str) -> Any:
+        """A key's value in Python's own types; None where it is absent."""
+        return next((_plain(value) for name, value, _ in self.pairs if name == key), None)
+
+    def array(self, key: str) -> list[bytes] | None:
+        """The strings of an array; None where it is absent or holds none."""
+        found = next(((value, kind) for name, value, kind in self.pairs if name == key), None)
+        if found is None or found[1] != "arr:str":
+            return None
+        value = found[0]
+        texts = value.to_bytes_list() if isinstance(value, GgufArray) else value
+        return [text.encode() if isinstance(text, str) else bytes(text) for text in texts]
+
+
+def source_of(file: GgufFile) -> Source:
+    """An open file, all shards of it."""
+    items = {info.name: item_of(file, info.name) for info in file.tensors.values() if info.n_bytes is not None}
+    return Source(file.label, pairs_of(file), items, list(file.tensors), partial(_rows, file))
+
+
+def item_of(file: GgufFile, name: str) -> Item:
+    info = file.tensors[name]
+    return Item(name, info.type_name, info.shape, len(file.data(info)), lambda: file.pieces(info))
 
 
 def items_of(file: GgufFile, names: Iterable[str]) -> list[Item]:
     """These tensors of a file under their own names, in the file's order."""
     wanted = set(names)
-    return [Item(info.name, info, file) for info in file.tensors.values() if info.name in wanted]
+    return [item_of(file, name) for name in file.tensors if name in wanted]
 
 
 def files_of(*files: GgufFile) -> list[Path]:
@@ -59,7 +107,7 @@ def write_contents(
     Errors   MtprefError as `write_gguf` and `write_shards`
     """
     path = Path(path)
-    tensors = [(item.name, item.info.type_name, item.info.shape, _pieces(item)) for item in contents.items]
+    tensors = [(item.name, item.type_name, item.shape, item.pieces) for item in contents.items]
     if max_tensors is None and max_bytes is None:
         write_gguf(path, contents.pairs, tensors, options=options)
         return [path]
@@ -67,5 +115,23 @@ def write_contents(
     return write_shards(prefix, contents.pairs, tensors, max_tensors=max_tensors, max_bytes=max_bytes, options=options)
 
 
-def _pieces(item: Item) -> Data:
-    return lambda: item.file.pieces(item.info)
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, GgufArray | list | tuple | np.ndarray):
+        return [_plain(v) for v in value]
+    # A file has float32; a checkpoint's config has decimals that become float32 when they are written.
+    return float(np.float32(value)) if isinstance(value, float) else value
+
+
+def _rows(file: GgufFile, name: str, rows: Array) -> Array | None:
+    """Some rows of a matrix as float64, or None for a type that cannot be decoded."""
+    from mtpref.errors import MtprefError
+
+    info = file.tensors[name]
+    raw = file.data(info).reshape(-1, row_bytes(info.type_name, info.shape[-1]))[rows]
+    try:
+        x = dequantize(info.type_name, np.ascontiguousarray(raw).reshape(-1), (len(rows), info.shape[-1]))
+    except MtprefError:
+        return None
+    return x.astype(np.float64)

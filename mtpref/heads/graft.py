@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile
-from mtpref.heads.contents import Contents, Item, items_of
-from mtpref.heads.layout import HeadLayout, layout_of
+from mtpref.heads.contents import Contents, Item, Source, items_of, source_of
+from mtpref.heads.layout import BLOCK_COUNT, NEXTN, HeadLayout, layout_by, layout_of
 from mtpref.heads.match import check_match, doubts
 from mtpref.heads.pairs import pairs_of, relabelled, with_head
 from mtpref.heads.split import has_trunk
@@ -21,11 +21,11 @@ class Graft:
     doubts: list[str]
 
 
-def graft(trunk: GgufFile, source: GgufFile) -> Graft:
+def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
     """The trunk of one file with the head of another.
 
     trunk    a model; a head of its own (or keys that declare one that is not there) is replaced
-    source   mtp-*.gguf, or a whole model whose head is taken
+    source   mtp-*.gguf, a whole model whose head is taken, or a checkpoint (`checkpoint_source`)
     Order    the trunk's tensors in their order, the head's where its file has them among those that both files hold,
              as late as that allows: for files in llama.cpp's own order the file that the converter makes of both
     Errors   MtprefError for a head that cannot serve this trunk (`match.check_match`), or a file that holds no trunk
@@ -33,23 +33,32 @@ def graft(trunk: GgufFile, source: GgufFile) -> Graft:
     if not has_trunk(trunk):
         raise MtprefError(f"{trunk.label}: holds no trunk (blk.0), expected a model to put the head into; "
                           "the order is: mtpref graft TRUNK HEAD -o OUT")  # fmt: skip
-    own, theirs = layout_of(trunk), layout_of(source)
-    check_match(trunk, own, source, theirs)
-    own_items = items_of(trunk, set(trunk.tensors) - set(own.names))
-    items = _joined(own_items, _head_items(source, theirs), list(source.tensors))
-    pairs = with_head(pairs_of(trunk), pairs_of(source), own.arch, own.n_trunk, theirs.n_nextn)
+    own = layout_of(trunk)
+    if isinstance(source, GgufFile):
+        theirs, head = layout_of(source), source_of(source)
+    else:
+        theirs, head = _layout_of_source(source), source
+    check_match(source_of(trunk), own, head, theirs)
+    items = _joined(items_of(trunk, set(trunk.tensors) - set(own.names)), _head_items(head, theirs), head.order)
+    pairs = with_head(pairs_of(trunk), head.pairs, own.arch, own.n_trunk, theirs.n_nextn)
     before = [(info.name, info.shape) for info in trunk.tensors.values()]
     contents = Contents(pairs, items)
     contents = replace(contents, pairs=relabelled(pairs, before, contents.shapes))
-    return Graft(contents, _notes(own, source, theirs), doubts(trunk, source))
+    return Graft(contents, _notes(own, head, theirs), doubts(source_of(trunk), head))
 
 
-def _head_items(source: GgufFile, layout: HeadLayout) -> list[Item]:
-    items = items_of(source, layout.names)
+def _layout_of_source(source: Source) -> HeadLayout:
+    arch = str(source.get("general.architecture"))
+    n_nextn = int(source.get(f"{arch}.{NEXTN}") or 0)
+    return layout_by(arch, int(source.get(f"{arch}.{BLOCK_COUNT}")), n_nextn, source.items)
+
+
+def _head_items(source: Source, layout: HeadLayout) -> list[Item]:
+    items = [source.items[name] for name in layout.names]
     own_head = f"blk.{layout.n_trunk}.nextn.shared_head_head.weight"
-    if D2T.name in source.tensors and own_head not in source.tensors:
+    if D2T.name in source.items and own_head not in source.items:
         # A trimmed stand-alone head keeps its rows in output.weight, which in a whole model is the trunk's.
-        items.append(Item(own_head, source.tensors["output.weight"], source))
+        items.append(replace(source.items["output.weight"], name=own_head))
     return items
 
 
@@ -59,7 +68,7 @@ def _joined(trunk: list[Item], head: list[Item], order: list[str]) -> list[Item]
     numbers = {name: i for i, name in enumerate(order)}
     at: dict[int, list[Item]] = {}
     for item in head:
-        i = numbers[item.info.name]
+        i = numbers.get(item.name, len(order))
         behind = max((places[name] for name in order[:i] if name in places), default=-1)
         following = min((places[name] for name in order[i:] if name in places), default=len(trunk))
         at.setdefault(following if following > behind else len(trunk), []).append(item)
@@ -70,12 +79,13 @@ def _joined(trunk: list[Item], head: list[Item], order: list[str]) -> list[Item]
     return out
 
 
-def _notes(own: HeadLayout, source: GgufFile, theirs: HeadLayout) -> list[str]:
+def _notes(own: HeadLayout, source: Source, theirs: HeadLayout) -> list[str]:
     notes = []
     if own.names:
         notes.append(f"the trunk's own head of {len(own.names)} tensors is replaced")
     elif own.n_nextn:
         notes.append("the trunk's keys declared a head that was not there; now it is")
-    if not has_trunk(source) and "output.weight" in source.tensors and D2T.name not in source.tensors:
+    is_alone = "blk.0.attn_norm.weight" not in source.items
+    if is_alone and "output.weight" in source.items and D2T.name not in source.items:
         notes.append("embeddings and output of the head's file are left out: in one file the trunk's serve both")
     return notes

@@ -3,6 +3,7 @@
 Source: llama.cpp conversion/qwen.py (--mtp, --no-mtp), src/models/qwen35.cpp.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mtpref.errors import MtprefError
@@ -55,11 +56,21 @@ def layout_of(file: GgufFile) -> HeadLayout:
     if not 0 <= n_nextn < n_block:
         raise MtprefError(f"{file.label}: key {arch}.{NEXTN} is {n_nextn}, expected less than {arch}.{BLOCK_COUNT} = "
                           f"{n_block}")  # fmt: skip
+    layout = layout_by(arch, n_block, n_nextn, file.tensors)
+    if layout.names and not n_nextn:
+        _refuse_undeclared(file, arch, layout.names)
+    return layout
+
+
+def layout_by(arch: str, n_block: int, n_nextn: int, names: Iterable[str]) -> HeadLayout:
+    """The same from numbers and names."""
     n_trunk = n_block - n_nextn
-    names = tuple(name for name in file.tensors if _block_of(name) >= n_trunk or (n_nextn and name == D2T.name))
-    if names and not n_nextn:
-        _refuse_undeclared(file, arch, names)
-    return HeadLayout(arch, n_trunk, n_nextn, names)
+    return HeadLayout(
+        arch,
+        n_trunk,
+        n_nextn,
+        tuple(name for name in names if _block_of(name) >= n_trunk or (n_nextn and name == D2T.name)),
+    )
 
 
 def _refuse_undeclared(file: GgufFile, arch: str, names: tuple[str, ...]) -> None:

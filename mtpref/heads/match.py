@@ -5,15 +5,14 @@ quantisation hides; it proves nothing, which is what the probe is for (proof.py)
 """
 
 import math
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufArray, GgufFile, TensorInfo, printable
+from mtpref.gguf import printable
+from mtpref.heads.contents import Item, Source
 from mtpref.heads.layout import HeadLayout
-from mtpref.quants import dequantize, row_bytes
 from mtpref.tensor_names import D2T, MTP_BLOCK, SYMBOLS, dims, trimmed
 
 # Keys that set shapes or arithmetic of an MTP block, below the architecture's prefix; None of both files is equal.
@@ -42,7 +41,7 @@ N_ROWS = 64  # of token_embd that are compared
 MAX_ERROR = 0.3  # relative; 2-bit types stay below, rows of unrelated models are at sqrt(2)
 
 
-def check_match(trunk: GgufFile, own: HeadLayout, source: GgufFile, theirs: HeadLayout) -> None:
+def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayout) -> None:
     """MtprefError naming the first thing in which a head cannot serve a trunk."""
 
     def differs(what: str, found: object, expected: object) -> MtprefError:
@@ -55,7 +54,7 @@ def check_match(trunk: GgufFile, own: HeadLayout, source: GgufFile, theirs: Head
         raise MtprefError(f"{source.label}: no MTP head, expected one; give an mtp-*.gguf or a model that has one")
     for key in KEYS:
         name = f"{own.arch}.{key}"
-        a, b = _value(source, name), _value(trunk, name)
+        a, b = source.get(name), trunk.get(name)
         if a != b:
             raise differs(f"key {name}", a, b)
     if theirs.n_trunk != own.n_trunk:
@@ -68,47 +67,43 @@ def check_match(trunk: GgufFile, own: HeadLayout, source: GgufFile, theirs: Head
     _check_shapes(trunk, source, theirs)
 
 
-def _check_tokenizer(trunk: GgufFile, source: GgufFile, differs: Any) -> None:
+def _check_tokenizer(trunk: Source, source: Source, differs: Any) -> None:
     for key in TOKENIZER_KEYS:
-        a, b = _value(source, key), _value(trunk, key)
+        a, b = source.get(key), trunk.get(key)
         if a != b:
             raise differs(f"key {key}", a, b)
-    found, expected = (f.require(TOKENS, "arr:str") for f in (source, trunk))
+    found, expected = source.array(TOKENS), trunk.array(TOKENS)
+    if found is None or expected is None:
+        label = (trunk if expected is None else source).label
+        raise MtprefError(f"{label}: key {TOKENS} is missing or no array of texts, expected the vocabulary")
     if len(found) != len(expected):
         raise differs(f"the number of tokens ({TOKENS})", len(found), len(expected))
-    pairs = zip_longest(found.to_bytes_list(), expected.to_bytes_list())
-    i = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    i = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
     if i is not None:
-        raise differs(f"token {i} ({TOKENS})", found[i], expected[i])
+        raise differs(f"token {i} ({TOKENS})", *(t[i].decode("utf-8", "replace") for t in (found, expected)))
 
 
-def _check_shapes(trunk: GgufFile, source: GgufFile, layout: HeadLayout) -> None:
+def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     """The head's tensors against the trunk's keys, for the architecture whose table is known."""
-    values = {
-        symbol: v for symbol, key in SYMBOLS.items() if isinstance(v := _value(trunk, f"{layout.arch}.{key}"), int)
-    }
+    found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in SYMBOLS.items()}
+    values = {symbol: value for symbol, value in found.items() if isinstance(value, int)}
     values["n_vocab"] = _rows(trunk, "token_embd.weight")
-    if D2T.name in source.tensors:
+    if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
     specs = [s for s in MTP_BLOCK if layout.arch == "qwen35" or ".ffn_" not in s.name]
-    for spec in trimmed(specs, has_trunk=True) if D2T.name in source.tensors else specs:
-        info = source.tensors.get(spec.name.format(i=layout.n_trunk))
+    for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
+        item = source.items.get(spec.name.format(i=layout.n_trunk))
         expected = dims(spec.shape, values)
-        if info is not None and expected is not None and info.shape != expected:
-            raise MtprefError(f"{source.label}: tensor {info.name} has shape {info.shape}, expected {expected} for the "
+        if item is not None and expected is not None and item.shape != expected:
+            raise MtprefError(f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
                               f"trunk {trunk.label}")  # fmt: skip
 
 
-def _rows(file: GgufFile, name: str) -> int:
-    info = file.tensors.get(name)
-    if info is None:
-        raise MtprefError(f"{file.label}: tensor {name} is missing; try: mtpref inspect {file.label}")
-    return info.shape[0]
-
-
-def _value(file: GgufFile, key: str) -> Any:
-    value = file.get(key)
-    return list(value) if isinstance(value, GgufArray) else value
+def _rows(source: Source, name: str) -> int:
+    item = source.items.get(name)
+    if item is None:
+        raise MtprefError(f"{source.label}: tensor {name} is missing; try: mtpref inspect {source.label}")
+    return item.shape[0]
 
 
 def _shown(value: object) -> str:
@@ -118,16 +113,16 @@ def _shown(value: object) -> str:
 # DOUBTS
 
 
-def doubts(trunk: GgufFile, source: GgufFile) -> list[str]:
+def doubts(trunk: Source, source: Source) -> list[str]:
     """Signs that the head was trained with another trunk. None of them is proof, and their absence is none.
 
     Norms are F32 in every quantisation, so one checkpoint gives equal bits; embeddings are compared as values.
     """
     out = []
-    for name in ("output_norm.weight", *(n for n in trunk.tensors if n.endswith(".attn_norm.weight"))):
-        a, b = trunk.tensors.get(name), source.tensors.get(name)
+    for name in ("output_norm.weight", *(n for n in trunk.items if n.endswith(".attn_norm.weight"))):
+        a, b = trunk.items.get(name), source.items.get(name)
         if a is not None and b is not None and a.type_name == b.type_name == "F32" and a.shape == b.shape:
-            n = int((trunk.data(a) != source.data(b)).reshape(-1, 4).any(-1).sum())
+            n = int((_values(a) != _values(b)).sum())
             if n:
                 out.append(f"{name} differs from that of the head's file in {n} of {math.prod(a.shape)} values")
                 break
@@ -137,28 +132,20 @@ def doubts(trunk: GgufFile, source: GgufFile) -> list[str]:
     return out
 
 
-def _embedding_error(trunk: GgufFile, source: GgufFile) -> float | None:
+def _values(item: Item) -> Any:
+    """A small F32 tensor's bits."""
+    pieces = [np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in item.pieces()]
+    return np.concatenate(pieces).view(np.uint32)
+
+
+def _embedding_error(trunk: Source, source: Source) -> float | None:
     """The relative difference of a sample of embedding rows, of values; None where one file has none to compare."""
-    a, b = (f.tensors.get("token_embd.weight") for f in (trunk, source))
+    a, b = (s.items.get("token_embd.weight") for s in (trunk, source))
     if a is None or b is None or a.shape != b.shape or len(a.shape) != 2:
         return None
     rows = np.unique(np.linspace(0, a.shape[0] - 1, N_ROWS).astype(np.int64))
-    x, y = _decoded(trunk, a, rows), _decoded(source, b, rows)
+    x, y = (s.rows("token_embd.weight", rows) for s in (trunk, source))
     if x is None or y is None:
         return None
     scale = float(np.linalg.norm(x))
     return float(np.linalg.norm(x - y)) / scale if scale > 0 else None
-
-
-def _decoded(file: GgufFile, info: TensorInfo, rows: Any) -> Any:
-    """Some rows as float64, or None for a type that cannot be decoded."""
-    if info.n_bytes is None:
-        return None
-    n = row_bytes(info.type_name, info.shape[1])
-    raw = file.data(info).reshape(-1, n)[rows]
-    try:
-        return dequantize(info.type_name, np.ascontiguousarray(raw).reshape(-1), (len(rows), info.shape[1])).astype(
-            float
-        )
-    except MtprefError:
-        return None

@@ -1,9 +1,10 @@
 """The keys of a model with and without its head, as llama.cpp's converter writes them.
 
 Three keys say how many blocks there are: block_count counts all, nextn_predict_layers those of the head (absent without
-one), attention.recurrent_layers has an entry for each. general.size_label is made from the number of values where the
-checkpoint's name gives none; it is made anew here where the file's own is what that rule gives.
-Source: llama.cpp conversion/qwen.py, conversion/base.py (prepare_metadata), gguf-py get_total_parameter_count.
+one), attention.recurrent_layers has an entry for each. general.size_label, basename and finetune depend on the number
+of values in the file; they are made anew where the file's own are what that rule gives.
+Source: llama.cpp conversion/qwen.py, conversion/base.py (prepare_metadata), gguf-py metadata.py and gguf_writer.py
+(get_total_parameter_count).
 """
 
 import math
@@ -18,6 +19,11 @@ from mtpref.heads.layout import BLOCK_COUNT, NEXTN
 Pair = tuple[str, Any, str]
 Shapes = Iterable[tuple[str, tuple[int, ...]]]
 SIZE_LABEL = "general.size_label"
+NAMED = ("general.finetune", "general.basename", SIZE_LABEL)
+ORDER = (
+    "general.name", "general.author", "general.version", "general.organization", "general.finetune",
+    "general.basename", "general.description", "general.quantized_by", SIZE_LABEL,
+)  # fmt: skip
 PER_BLOCK = ("attention.recurrent_layers", "attention.head_count", "attention.head_count_kv", "feed_forward_length")
 
 
@@ -84,9 +90,45 @@ def _array(value: Any) -> Any:
 
 
 def relabelled(pairs: list[Pair], before: Shapes, after: Shapes) -> list[Pair]:
-    """The keys with general.size_label for other tensors, where it is what the tensors gave before."""
-    old = size_label(before).encode()
-    return [(k, size_label(after) if k == SIZE_LABEL and v in (old, old.decode()) else v, kind) for k, v, kind in pairs]
+    """The keys with the label of other tensors, where they are what the converter's rule gives for those before.
+
+    Rule   a size in the model's name is the label where it is near the number of values, else a part of the fine-tune's
+           name; without one the label is the number. So the file of a head alone may have other keys than its model
+    """
+    found = {key: _text(value) for key, value, _ in pairs if key in (*NAMED, "general.name")}
+    name = found.pop("general.name", "").replace(" ", "-")
+    before, after = list(before), list(after)
+    for model_id in (name, name.lower()):
+        if found == _labels(model_id, before):
+            return _with_labels(pairs, _labels(model_id, after))
+    if found.get(SIZE_LABEL) == size_label(before):
+        return _with_labels(pairs, {**found, SIZE_LABEL: size_label(after)})
+    return pairs
+
+
+def _labels(model_id: str, tensors: Shapes) -> dict[str, str]:
+    """basename, finetune and size_label as the converter makes them of a name and a number of values."""
+    from gguf import Metadata
+
+    total = sum(math.prod(shape) for _, shape in tensors)
+    _, _, basename, finetune, _, label = Metadata.get_model_id_components(model_id, total)
+    made = {"general.finetune": finetune, "general.basename": basename, SIZE_LABEL: label or size_label(tensors)}
+    return {key: value for key, value in made.items() if value is not None}
+
+
+def _with_labels(pairs: list[Pair], labels: dict[str, str]) -> list[Pair]:
+    """The keys with these labels in place of their own, each where the converter writes it."""
+    out = [pair for pair in pairs if pair[0] not in NAMED]
+    for key in NAMED:
+        if key in labels:
+            before = ORDER[: ORDER.index(key)]
+            at = max((i + 1 for i, (k, _, _) in enumerate(out) if k in before), default=0)
+            out.insert(at, (key, labels[key], "str"))
+    return out
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def size_label(tensors: Shapes) -> str:
