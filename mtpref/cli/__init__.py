@@ -42,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     from mtpref.cli import (
+        check,
         compare,
         compare_log,
         convert,
@@ -67,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
     files, runs = (
-        (inspect, heads, convert, dump, compare, compare_log),
+        (inspect, check, heads, convert, dump, compare, compare_log),
         (golden, probe, draft_vocab, diagnose, faults, story, selftest),
     )
     for module in (generate, trace, *files, *runs):

@@ -1,0 +1,97 @@
+"""What a check can find: ids, how bad each is, what it means and what to do.
+
+Data only. A finding of severity `fail` makes the exit code 1. Read next: report.py.
+"""
+
+from dataclasses import dataclass
+
+OK, NOTE, WARNING, FAIL = "ok", "note", "warning", "fail"
+SEVERITIES = (OK, NOTE, WARNING, FAIL)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finding: its severity, what it means in a clause, what to do about it."""
+
+    severity: str
+    meaning: str
+    remedy: str
+
+
+_AGAIN = "convert again from the original checkpoint with `mtpref convert`"
+_GRAFT = "`mtpref graft` puts in the head of another file or of the original checkpoint"
+
+CATALOGUE: dict[str, Kind] = {
+    "head-absent": Kind(FAIL, "no key declares a head and no tensor of one is there", _GRAFT),
+    "head-dropped": Kind(FAIL, "the head is declared, and its tensors are not there", f"{_GRAFT}; or {_AGAIN}"),
+    "head-undeclared": Kind(
+        FAIL, "tensors of a head are there, and no key declares it: engines do not use it", f"{_AGAIN}, or graft"
+    ),
+    "head-incomplete": Kind(FAIL, "a part of the head is missing", _GRAFT),
+    "shards-missing": Kind(FAIL, "a file of a split model is missing; the head is mostly in the last", "find it"),
+    "inventory": Kind(FAIL, "a tensor or key is missing, misshapen, unexpected or contradicts another", _AGAIN),
+    "unused-tensor": Kind(WARNING, "a tensor that nothing reads", "see where it comes from; nothing is lost by it"),
+    "cannot-load": Kind(FAIL, "the model cannot be loaded", _AGAIN),
+    "not-finite": Kind(FAIL, "a weight is NaN or infinite", "download or convert the file again"),
+    "tensor-zero": Kind(FAIL, "a matrix or norm of the head is zero", _GRAFT),
+    "eh-proj-half-zero": Kind(FAIL, "one half of eh_proj's columns is zero: half of a shard, 4 bits a row", _GRAFT),
+    "random-matrix": Kind(FAIL, "a matrix of the head is noise: made and never loaded", _GRAFT),
+    "norms-never-loaded": Kind(FAIL, "every norm of the head is exactly 1: it was made and never loaded", _GRAFT),
+    "norms-suspect": Kind(
+        WARNING, "the head's layer norms lie one below or above the trunk's", "let the check run, without --fast"
+    ),
+    "norm-convention": Kind(
+        FAIL, "with 1 added to or taken from these norms the head is better: converted wrongly", _GRAFT
+    ),
+    "trunk-norm-convention": Kind(
+        FAIL, "with 1 added to or taken from the trunk's norms the model reads text better", _AGAIN
+    ),
+    "halves-swapped": Kind(FAIL, "with the halves of eh_proj's input swapped the head is better", _GRAFT),
+    "part-harmful": Kind(FAIL, "without this part the head is better: random, damaged or wrongly read", _GRAFT),
+    "half-unused": Kind(WARNING, "without this half of eh_proj the head is as good", "see --against the original"),
+    "head-useless": Kind(FAIL, "the head guesses no better than without a model", _GRAFT),
+    "head-ignores-trunk": Kind(
+        FAIL, "the hidden rows of another position serve the head as well: not this trunk's head, or half of it", _GRAFT
+    ),
+    "constant-draft": Kind(FAIL, "the head drafts one token whatever it reads", _GRAFT),
+    "low-bits": Kind(NOTE, "eh_proj or a head of its own has few bits", "`mtpref quantize` keeps them at Q8_0"),
+    "fallbacks": Kind(OK, "what the head shares with the trunk", ""),
+    "types": Kind(OK, "types of the head's tensors", ""),
+    "acceptance": Kind(OK, "teacher-forced acceptance on a built-in text", ""),
+    "too-little": Kind(NOTE, "too little text for intervals", "`mtpref probe -f` on a text of yours"),
+    "not-run": Kind(NOTE, "the head was not run", "leave --fast away"),
+    "tokenizer": Kind(FAIL, "the vocabulary cannot be right", _AGAIN),
+    "tokenizer-note": Kind(NOTE, "the vocabulary is odd", ""),
+    "template": Kind(WARNING, "the chat template cannot be rendered", "give another one with --chat-template"),
+    "template-ok": Kind(OK, "the chat template renders", ""),
+    "d2t": Kind(FAIL, "the ids of a trimmed head are out of order, doubled or out of range", _GRAFT),
+    "dropper": Kind(NOTE, "a tool that is known to lose heads has left its mark", ""),
+    "config-undeclared": Kind(
+        NOTE, "config.json does not declare the head that the tensors have", "`mtpref convert` keeps it"
+    ),
+    "unmapped": Kind(FAIL, "tensors have no place in a GGUF", "`mtpref convert --allow-unmapped` leaves them out"),
+    "against-missing": Kind(FAIL, "the other file has a tensor that this one lacks", _GRAFT),
+    "against-extra": Kind(NOTE, "this file has a tensor that the other lacks", ""),
+    "against-shape": Kind(FAIL, "a tensor has another shape in the other file", _AGAIN),
+    "against-value": Kind(FAIL, "a tensor differs by more than its type explains", _AGAIN),
+    "against-values": Kind(OK, "the tensors are the other file's, as well as their types can say", ""),
+    "against-acceptance": Kind(OK, "acceptance beside the other file's", ""),
+    "against-worse": Kind(WARNING, "acceptance is lower than the other file's", "quantise its head less"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found. what: the tensor, key or part; text: found and expected, one line."""
+
+    id: str
+    what: str
+    text: str
+
+    @property
+    def severity(self) -> str:
+        return CATALOGUE[self.id].severity
+
+    def to_json(self) -> dict[str, str]:
+        kind = CATALOGUE[self.id]
+        return {"id": self.id, "severity": kind.severity, "what": self.what, "text": self.text, "remedy": kind.remedy}

@@ -1,0 +1,212 @@
+"""A check from end to end: a path in, findings and a verdict out, as lines and as JSON.
+
+Owns the order of the parts, the verdict and the schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtpref.chat import chat_prompt, find_template
+from mtpref.check import marks, static
+from mtpref.check.against import Other, compare
+from mtpref.check.checkpoint import check_folder
+from mtpref.check.findings import CATALOGUE, FAIL, NOTE, OK, WARNING, Finding
+from mtpref.check.running import BLOCK, Ran, rate, run
+from mtpref.check_tensors import check_tensors
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufFile, open_gguf, open_one
+from mtpref.hf import is_checkpoint
+from mtpref.inspect.report import inspect_file
+from mtpref.model import Model, load
+from mtpref.probe.controls import MAIN
+from mtpref.probe.count import difference, judge
+from mtpref.probe.walk import Progress, Variant, walk_all
+from mtpref.tensor_names import ARCHITECTURES
+
+SCHEMA = "mtpref-check-1"
+BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load")
+MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", FAIL: "FAIL   "}
+
+
+@dataclass
+class Report:
+    """findings in the order in which they were made"""
+
+    path: str
+    against: str | None
+    was_run: bool
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        return not any(f.severity == FAIL for f in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        failed = [f for f in self.findings if f.severity == FAIL]
+        if not failed:
+            ran = "" if self.was_run else "; it was not run"
+            return f"verdict: the head is there and nothing is wrong with it{ran}"
+        kind = CATALOGUE[failed[0].id]
+        return f"verdict: NOT sound: {kind.meaning}; {kind.remedy}"
+
+    def lines(self) -> list[str]:
+        out = [f"{MARKS[f.severity]} {f.id}: {f.what}: {f.text}" for f in self.findings]
+        return [*out, self.verdict]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "path": self.path,
+            "against": self.against,
+            "is_sound": self.is_sound,
+            "was_run": self.was_run,
+            "findings": [f.to_json() for f in self.findings],
+            "verdict": self.verdict,
+        }
+
+
+def check_path(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    fast: bool = False,
+    n_positions: int = 384,
+    progress: Progress | None = None,
+) -> Report:
+    """Check a GGUF file or a checkpoint folder.
+
+    against      another quantisation of the model, or the checkpoint it comes from
+    fast         headers and samples alone, nothing is run and no tensor is read whole
+    n_positions  at most so many of each of two built-in texts
+    Errors       MtprefError for a path that is neither, and for other architectures
+    """
+    report = Report(str(path), None if against is None else str(against), False)
+    settings = _Settings(against, fast, n_positions, progress, report)
+    if is_checkpoint(path):
+        if against is not None:
+            raise MtprefError(f"--against: {path} is a folder, expected a GGUF file to compare; convert it, or give "
+                              "the folder as --against of the file")  # fmt: skip
+        _, findings = check_folder(path, fast=fast, check_file=lambda file: _check_file(file, settings))
+        report.findings += findings
+    else:
+        report.findings += _check_file(Path(path), settings)
+    return report
+
+
+@dataclass
+class _Settings:
+    against: str | Path | None
+    fast: bool
+    n_positions: int
+    progress: Progress | None
+    report: Report
+
+
+def _check_file(path: Path, settings: _Settings) -> list[Finding]:
+    seen = inspect_file(path)
+    if seen["what"] is not None:
+        raise MtprefError(f"{path}: this is {seen['what']}")
+    if seen["architecture"] not in ARCHITECTURES:
+        raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
+                          "mtpref inspect shows what is in it")  # fmt: skip
+    found = static.inventory(seen) + marks.of_gguf(seen["general"])
+    with _open(path) as file:
+        found += static.tokenizer(file)
+        il = _head_layer(seen)
+        if il is not None:
+            found += static.samples(file, il) + static.spectra(file, il)
+            found += static.norms(file, il, [row["kind"] == "delta_net" for row in seen["layers"]["blocks"]])
+        if not settings.fast:
+            found += _finite(file, il)
+        if settings.against is not None and not settings.fast:
+            found += _compare(file, settings.against)
+    if settings.fast:
+        return [*found, Finding("not-run", "the head", "--fast")]
+    if not any(f.id in BLOCKING for f in found):
+        found += _run(path, settings)
+    return found
+
+
+def _open(path: Path) -> GgufFile:
+    try:
+        return open_gguf(path)
+    except MtprefError:
+        return open_one(path)  # one file of a split model: inventory says so
+
+
+def _head_layer(seen: dict[str, Any]) -> int | None:
+    blocks = seen["mtp"]["blocks"]
+    return blocks[0]["index"] if blocks and seen["mtp"]["status"] in ("present", "incomplete") else None
+
+
+def _finite(file: GgufFile, il: int | None) -> list[Finding]:
+    """The first bad value of each tensor that has one."""
+    found = []
+    for name in file.tensors:
+        try:
+            check_tensors(file, [name])
+        except MtprefError as error:
+            found.append(Finding("not-finite", name, str(error).removeprefix(f"{file.label}: ")))
+    return found
+
+
+def _compare(file: GgufFile, against: str | Path) -> list[Finding]:
+    other = Other(against)
+    try:
+        return compare(file, other)
+    finally:
+        other.close()
+
+
+def _run(path: Path, settings: _Settings) -> list[Finding]:
+    try:
+        model = load(path)
+    except MtprefError as error:
+        id = "d2t" if "d2t" in str(error) else "cannot-load"
+        return [Finding(id, "load", str(error))]
+    if not model.has_mtp:
+        return [Finding("cannot-load", "load", "no head after loading, expected one")]
+    found = [Finding("tokenizer-note", "tokenizer", note) for note in model.vocab.notes]
+    found += _template(model)
+    ran, more = run(model, settings.n_positions, settings.progress)
+    settings.report.was_run = True
+    found += more
+    against = settings.against
+    if against is not None and not is_checkpoint(against):
+        found += _beside(ran, against, settings)
+    return found
+
+
+def _beside(ran: Ran, against: str | Path, settings: _Settings) -> list[Finding]:
+    """Acceptance of both, each against its own trunk, at the same positions of the same text."""
+    try:
+        other = load(against)
+    except MtprefError as error:
+        return [Finding("not-run", "the other file", str(error))]
+    if not other.has_mtp:
+        return [Finding("not-run", "the other file", "it has no head")]
+    windows = [seen.window for seen in ran.seen]
+    if any(max(window.ids) >= other.n_vocab for window in windows):
+        return []
+    seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
+    theirs = judge(seen, MAIN, "trunk", BLOCK)
+    less = difference(ran.judged(), theirs)
+    text = f"a_1 {rate(ran.a[0])} here, {rate(theirs.unconditional()[0])} there, difference {rate(less)}"
+    id = "against-worse" if less.high is not None and less.high < 0 else "against-acceptance"
+    return [Finding(id, f"{ran.n_positions} positions", text)]
+
+
+def _template(model: Model) -> list[Finding]:
+    """Render one user message; what the prompt ends in is what the first draft sees."""
+    if "tokenizer.chat_template" not in model.kv:
+        return []
+    try:
+        template = find_template(model.kv)
+        prompt = chat_prompt(template, model.vocab, [{"role": "user", "content": "Hello"}], {}, None)
+    except MtprefError as error:
+        return [Finding("template", "tokenizer.chat_template", str(error))]
+    return [Finding("template-ok", "tokenizer.chat_template", f"a prompt ends in {prompt.text[-24:]!r}")]

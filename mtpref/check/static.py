@@ -1,0 +1,223 @@
+"""What a file's header, its small vectors and a sample of rows say. Bounded by the size of a header, not of a model.
+
+Owns the static findings. Nothing here decides a norm's convention: the head's layer norms are set beside the trunk's of
+the same kind, and only where all four lie one off in the same direction is it called suspect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.check.findings import Finding
+from mtpref.errors import MtprefError
+from mtpref.gguf import GgufFile, TensorInfo, printable
+from mtpref.quants import DEQUANTIZABLE, dequantize, row_bytes
+from mtpref.vocab.pretokenizers import known_names
+
+F32 = NDArray[np.float32]
+SAMPLE_ROWS = 48
+COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
+HEAD_NORMS = ("nextn.enorm.weight", "nextn.hnorm.weight", "nextn.shared_head_norm.weight", *COMPARABLE)
+LOW_BITS = frozenset({
+    "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
+    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+})  # fmt: skip
+SENSITIVE = ("nextn.eh_proj.weight", "nextn.shared_head_head.weight", "nextn.embed_tokens.weight")
+SPECTRAL = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+            "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")  # fmt: skip
+SPECTRAL_ROWS, SPECTRAL_COLUMNS, SPECTRAL_LAYERS = 256, 512, 3
+TRAINED, NOISE = 1.25, 1.06  # of the edge of noise
+ZERO = 1e-3  # of the other half's root mean square: below it a half counts as zero
+
+
+def inventory(report: dict[str, Any]) -> list[Finding]:
+    """The findings in an inspect report: what is declared against what is there."""
+    head, found = report["mtp"], []
+    status = head["status"]
+    where = f"{report['architecture']}.nextn_predict_layers"
+    by_status = {
+        "absent": ("head-absent", "no head: the key is absent or 0, and no nextn tensor is there"),
+        "missing": ("head-dropped", f"{head['declared']} declared, no nextn tensor there"),
+        "undeclared": ("head-undeclared", "absent or 0, and nextn tensors are there"),
+        "partial": ("shards-missing", "not all of the head is in this file of a split model"),
+    }
+    if status in by_status:
+        found.append(Finding(by_status[status][0], where, by_status[status][1]))
+    for block in head["blocks"]:
+        if status == "incomplete":
+            found += [Finding("head-incomplete", name, "missing, expected in every head") for name in block["missing"]]
+    named = {name for block in head["blocks"] for name in block["missing"]}
+    for line in report["problems"]:
+        name = line.split(" ", 1)[0].removesuffix(":")
+        if name in named or "holds nextn tensors" in line or "has no nextn tensor" in line:
+            continue
+        if line.startswith("one file of a split model"):
+            found.append(Finding("shards-missing", "shards", line))
+        elif line.startswith("tensor ") and line.endswith("unexpected and not used"):
+            found.append(Finding("unused-tensor", line.split(" ")[1], "unexpected, and nothing reads it"))
+        else:
+            found.append(Finding("inventory", name, line))
+    shared = [f"{t['name'].split('.', 2)[-1]} = {t['from']}" for b in head["blocks"] for t in b["tensors"]
+              if t["source"] == "fallback"]  # fmt: skip
+    if head["blocks"] and status == "present":
+        found.append(Finding("fallbacks", "shared with the trunk", ", ".join(shared) or "nothing"))
+        found += list(_types(head["blocks"]))
+    return found
+
+
+def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
+    own = [t for block in blocks for t in block["tensors"] if t["source"] == "own"]
+    counts: dict[str, list[str]] = {}
+    for t in own:
+        counts.setdefault(t["type"], []).append(t["name"].split(".", 2)[2].removesuffix(".weight"))
+    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(counts.items()))
+    yield Finding("types", "types", text)
+    for t in own:
+        if t["type"] in LOW_BITS and t["name"].endswith(SENSITIVE):
+            yield Finding("low-bits", t["name"], f"{t['type']}, expected Q8_0 or better where acceptance matters")
+
+
+# VALUES
+
+
+def samples(file: GgufFile, il: int) -> list[Finding]:
+    """Zeros among the head's norms and in a sample of its matrices' rows, and halves of eh_proj."""
+    found: list[Finding] = []
+    prefix = f"blk.{il}."
+    norms = {name: _vector(file, prefix + name) for name in HEAD_NORMS}
+    for name, x in norms.items():
+        if x is not None and not np.any(x):
+            found.append(Finding("tensor-zero", prefix + name, "all values are 0"))
+    present = [x for x in norms.values() if x is not None]
+    if present and all(np.all(x == 1) for x in present):
+        found.append(Finding("norms-never-loaded", f"{len(present)} norms", "all values are exactly 1"))
+    for info in file.tensors.values():
+        if info.name.startswith(prefix) and len(info.shape) == 2 and info.type_name in DEQUANTIZABLE:
+            x = sample_rows(file, info)
+            if not np.any(x):
+                found.append(Finding("tensor-zero", info.name, f"{len(x)} rows of a sample are all 0"))
+            elif info.name.endswith("nextn.eh_proj.weight"):
+                found += _halves(info.name, x)
+    return found
+
+
+def _halves(name: str, x: F32) -> list[Finding]:
+    n = x.shape[1] // 2
+    rms = [float(np.sqrt(np.mean(np.square(half, dtype=np.float64)))) for half in (x[:, :n], x[:, n:])]
+    if not np.all(np.isfinite(rms)):
+        return []  # said by not-finite
+    for i, (half, other) in enumerate((("embedding", "hidden"), ("hidden", "embedding"))):
+        if rms[i] < ZERO * rms[1 - i]:
+            text = f"the {half} half has a root mean square of {rms[i]:.3g}, the {other} half {rms[1 - i]:.3g}"
+            return [Finding("eh-proj-half-zero", name, text)]
+    return []
+
+
+def norms(file: GgufFile, il: int, recurrent: list[bool]) -> list[Finding]:
+    """Whether all of the head's layer norms lie one off the trunk's of the same kind."""
+    steps: dict[str, int] = {}
+    for name in COMPARABLE:
+        trunk = [mean for i in range(il) if not recurrent[i] and (mean := _mean(file, f"blk.{i}.{name}")) is not None]
+        head = _mean(file, f"blk.{il}.{name}")
+        if head is None or not trunk:
+            return []
+        distance = head - float(np.median(trunk))
+        steps[name] = min((-1, 0, 1), key=lambda step: abs(distance - step))
+    if len(set(steps.values())) == 1 and 0 not in steps.values():
+        step = next(iter(steps.values()))
+        where = "below" if step < 0 else "above"
+        names = ", ".join(name.removesuffix(".weight") for name in COMPARABLE)
+        return [Finding("norms-suspect", names, f"their means lie about 1 {where} those of the trunk's layers")]
+    return []
+
+
+def spectra(file: GgufFile, il: int) -> list[Finding]:
+    """Matrices of the head that look like noise, where the trunk's of the same kind do not.
+
+    The greatest singular value of a matrix of independent values of deviation s is about s (sqrt m + sqrt n); training
+    leaves some far above. Only kinds in which the trunk's are far above can tell.
+    """
+    found = []
+    for name in SPECTRAL:
+        head = _edge(file, f"blk.{il}.{name}")
+        trunk = [e for i in range(il) if (e := _edge(file, f"blk.{i}.{name}")) is not None][:SPECTRAL_LAYERS]
+        if head is not None and trunk and min(trunk) >= TRAINED and head <= NOISE:
+            text = f"greatest singular value {head:.2f} of what noise has, in the trunk {min(trunk):.2f} or more"
+            found.append(Finding("random-matrix", f"blk.{il}.{name}", text))
+    return found
+
+
+def _edge(file: GgufFile, name: str) -> float | None:
+    info = file.tensors.get(name)
+    if info is None or len(info.shape) != 2 or info.type_name not in DEQUANTIZABLE:
+        return None
+    x = sample_rows(file, info, SPECTRAL_ROWS)[:, :SPECTRAL_COLUMNS].astype(np.float64)
+    deviation = float(x.std())
+    if not np.all(np.isfinite(x)) or deviation == 0.0:
+        return None
+    greatest = float(np.linalg.norm(x - x.mean(), 2))
+    return greatest / (deviation * (np.sqrt(x.shape[0]) + np.sqrt(x.shape[1])))
+
+
+def sample_rows(file: GgufFile, info: TensorInfo, n: int = SAMPLE_ROWS) -> F32:
+    """Rows of a matrix, evenly spaced, as float32."""
+    width = row_bytes(info.type_name, info.shape[-1])
+    rows = np.unique(np.linspace(0, info.shape[0] - 1, n).astype(np.int64))
+    raw = file.data(info).reshape(info.shape[0], width)[rows]
+    return dequantize(info.type_name, np.ascontiguousarray(raw).reshape(-1), (len(rows), info.shape[-1]))
+
+
+def _vector(file: GgufFile, name: str) -> F32 | None:
+    info = file.tensors.get(name)
+    if info is None or len(info.shape) != 1 or info.type_name not in DEQUANTIZABLE:
+        return None
+    return dequantize(info.type_name, file.data(info), info.shape)
+
+
+def _mean(file: GgufFile, name: str) -> float | None:
+    x = _vector(file, name)
+    return None if x is None or not np.all(np.isfinite(x)) else float(np.mean(x, dtype=np.float64))
+
+
+# TOKENIZER
+
+
+def tokenizer(file: GgufFile) -> list[Finding]:
+    """What the keys of the vocabulary say, without building it."""
+    tokens = "tokenizer.ggml.tokens"
+    if tokens not in file.kv:
+        return [Finding("tokenizer", tokens, "missing, expected a vocabulary")]
+    found: list[Finding] = []
+    n_tokens = file.kv.size(tokens)
+    embd = file.tensors.get("token_embd.weight")
+    if embd is not None and len(embd.shape) == 2 and embd.shape[0] != n_tokens:
+        kind = "tokenizer" if n_tokens > embd.shape[0] else "tokenizer-note"
+        found.append(Finding(kind, tokens, f"{n_tokens} tokens, token_embd.weight has {embd.shape[0]} rows"))
+    model, pre = (_text(file, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if model == "gpt2" and pre is None:
+        found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", "missing: ids may differ from those of training"))
+    elif model == "gpt2" and pre not in known_names():
+        found.append(
+            Finding("tokenizer", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
+        )
+    if model == "gpt2" and "tokenizer.ggml.merges" not in file.kv:
+        found.append(Finding("tokenizer", "tokenizer.ggml.merges", "missing: every byte would be a token of its own"))
+    for role in ("eos", "eot", "bos", "padding"):
+        id = file.get(f"tokenizer.ggml.{role}_token_id")
+        if isinstance(id, int) and not 0 <= id < n_tokens:
+            found.append(Finding("tokenizer", f"tokenizer.ggml.{role}_token_id", f"{id}, expected below {n_tokens}"))
+    if not any(f"tokenizer.ggml.{role}_token_id" in file.kv for role in ("eos", "eot", "eom")):
+        found.append(Finding("tokenizer-note", "tokenizer.ggml.eos_token_id", "missing: nothing may end a text"))
+    return found
+
+
+def _text(file: GgufFile, key: str) -> str | None:
+    try:
+        value = file.get(key)
+    except MtprefError:
+        return None
+    return value if isinstance(value, str) else None
