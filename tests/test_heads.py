@@ -1,5 +1,6 @@
 """extract, strip and graft: round trips, llama.cpp's own files, refusals, doubts, the proof."""
 
+import random
 import re
 from pathlib import Path
 
@@ -259,6 +260,47 @@ def test_what_has_no_head_and_what_has_no_trunk(tmp_path):
         join(trunk, bad, tmp_path / "x")
     with pytest.raises(MtprefError, match=r"holds no trunk .* the order is: mtpref graft TRUNK HEAD"):
         join(head, trunk, tmp_path / "x")
+
+
+ODD_VALUES = [
+    ("", "str"), ("x" * 3000, "str"), (b"\xff\xfe", "str"), (0, "u32"), (2**32 - 1, "u32"), (-1, "i32"), (True, "bool"),
+    (float("nan"), "f32"), ([], "arr:i32"), (["a"], "arr:str"), ([1, 2, 3], "arr:u32"), ([True] * 5, "arr:bool"),
+]  # fmt: skip
+
+
+def damaged(raw: bytes, kv, items, random_, path: Path) -> None:
+    """The micro model with other header bytes, or with other keys and tensors."""
+    if random_.random() < 0.5:
+        broken = bytearray(raw)
+        for _ in range(random_.choice((1, 1, 2, 4))):
+            broken[random_.randrange(7712)] = random_.choice((0, 1, 255, random_.randrange(256)))
+        path.write_bytes(broken)
+        return
+    kv, items = [pair for pair in kv if pair[0] != "general.alignment"], list(items)
+    for _ in range(random_.choice((1, 2, 3))):
+        i, j = random_.randrange(1, len(kv)), random_.randrange(len(items))
+        if random_.random() < 0.6:
+            kv[i] = (kv[i][0], *random_.choice(ODD_VALUES))
+        else:
+            items[j] = (items[j][0], "F32", (4,), np.zeros(4, np.float32))
+    write_gguf(path, kv, items)
+
+
+def test_damaged_files_end_in_one_line_or_a_file(tmp_path):
+    random_ = random.Random(5)
+    raw, (kv, items) = MICRO.read_bytes(), copy_of(MICRO)
+    ends = {"file": 0, "refused": 0}
+    with open_gguf(MICRO) as good:
+        for _ in range(120):
+            damaged(raw, kv, items, random_, tmp_path / "bad.gguf")
+            for make in (extract, strip, lambda f: graft(f, good).contents, lambda f: graft(good, f).contents):
+                try:
+                    with open_gguf(tmp_path / "bad.gguf") as bad:
+                        write_contents(tmp_path / "out.gguf", make(bad), FREE)
+                    ends["file"] += 1
+                except MtprefError:  # one line by construction; anything else fails here
+                    ends["refused"] += 1
+    assert min(ends.values()) > 50
 
 
 # DOUBTS AND PROOF

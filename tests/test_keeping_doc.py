@@ -1,0 +1,38 @@
+"""The commands of docs/keeping-the-head.md that stand behind a marker are run, on the embedded model as model.gguf."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mtpref import cli
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/keeping-the-head.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"<!-- ([\w-]+) -->\n```sh\n(.*?)```", PAGE, re.DOTALL))
+
+
+def commands(block: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True) for line in BLOCKS[block].splitlines() if line.strip()]
+
+
+def test_extract_strip_graft(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").write_bytes((ROOT / "mtpref/data/tiny.gguf").read_bytes())
+    texts = []
+    for argv in commands("extract-strip-graft"):
+        assert argv[0] == "mtpref"
+        assert cli.main(argv[1:]) == 0, argv
+        texts.append(capsys.readouterr().out)
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "model.gguf").read_bytes()
+    assert len(texts) == 5
+    assert texts[3] == texts[4]
+
+
+@pytest.mark.parametrize("word", ["--force", "--progress", "--split-max-size", "--outtype", "--probe"])
+def test_options_of_the_page_exist(word, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["graft", "--help"])
+    assert word in PAGE
+    assert word in capsys.readouterr().out
