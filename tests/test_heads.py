@@ -107,6 +107,29 @@ def test_a_trunk_that_declares_a_lost_head_is_repaired_and_stripped(tmp_path):
     assert (tmp_path / "stripped.gguf").read_bytes() == (tmp_path / "trunk.gguf").read_bytes()
 
 
+@pytest.mark.parametrize("n_block", [4, 5], ids=["not counted", "counted as trunk"])
+def test_a_head_that_no_key_declares_is_taken_for_one(n_block, tmp_path):
+    """What a converter does that knows the tensors and not the keys."""
+    keys = {"qwen35.nextn_predict_layers": None, "qwen35.block_count": n_block}
+    keys["qwen35.attention.recurrent_layers"] = [True, True, True, False, False][:n_block]
+    stray = tmp_path / "stray.gguf"
+    kv, items = copy_of(TINY)
+    write_gguf(stray, [(k, keys.get(k, v), kind) for k, v, kind in kv if keys.get(k, v) is not None], items)
+    _, head = split_of(TINY, tmp_path / "good")
+    split = split_of(stray, tmp_path / "split")
+    assert split[0].read_bytes() == (tmp_path / "good/trunk.gguf").read_bytes()
+    assert join(stray, head, tmp_path / "out.gguf").read_bytes() == TINY.read_bytes()
+    mended = join(stray, stray, tmp_path / "out.gguf")
+    for path, same in ((mended, TINY), (split[1], head)):
+        with open_gguf(path) as a, open_gguf(same) as b:
+            assert {k: _plain(a.kv[k]) for k in a.kv} == {k: _plain(b.kv[k]) for k in b.kv}
+            assert list(a.tensors) == list(b.tensors)
+
+
+def _plain(value):
+    return value.to_numpy().tolist() if hasattr(value, "to_numpy") and value.element_type != "str" else str(value)[-40:]
+
+
 def test_a_head_of_another_type_keeps_its_type_and_the_trunk_its_bytes(tmp_path):
     kv, items = copy_of(TINY)
     with open_gguf(TINY) as f:
@@ -229,8 +252,21 @@ def test_one_other_token_is_named(tmp_path):
         tokens = f.kv["tokenizer.ggml.tokens"].to_bytes_list()
     tokens[77] = b"other"
     other = rewritten(TINY, tmp_path / "other.gguf", keys={"tokenizer.ggml.tokens": tokens})
-    with pytest.raises(MtprefError, match=r"token 77 \(tokenizer.ggml.tokens\) is 'other', expected"):
+    with pytest.raises(MtprefError, match=r"element 77 \(tokenizer.ggml.tokens\) is 'other', expected"):
         join(TINY, other, tmp_path / "out.gguf")
+
+
+def test_one_other_merge_is_named(tmp_path):
+    with open_gguf(TINY) as f:
+        merges = f.kv["tokenizer.ggml.merges"].to_bytes_list()
+    merges[5:7] = merges[6:4:-1]
+    other = rewritten(TINY, tmp_path / "other.gguf", keys={"tokenizer.ggml.merges": merges})
+    with pytest.raises(MtprefError, match=r"element 5 \(tokenizer.ggml.merges\) is "):
+        join(TINY, other, tmp_path / "out.gguf")
+    kv, items = copy_of(TINY)
+    bare = tmp_path / "bare.gguf"
+    write_gguf(bare, [pair for pair in kv if pair[0] != "tokenizer.ggml.merges"], items)
+    assert join(TINY, bare, tmp_path / "out.gguf").read_bytes() == TINY.read_bytes()
 
 
 def test_a_tensor_of_another_shape_is_refused(tmp_path):
@@ -243,14 +279,20 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path):
 def test_what_has_no_head_and_what_has_no_trunk(tmp_path):
     trunk, head = split_of(TINY, tmp_path)
     bad = rewritten(TINY, tmp_path / "bad.gguf", drop=["blk.4.nextn.eh_proj.weight", "blk.4.attn_q.weight"])
-    stray = rewritten(TINY, tmp_path / "stray.gguf", keys={"qwen35.nextn_predict_layers": 0, "qwen35.block_count": 4})
+    stray = rewritten(TINY, tmp_path / "stray.gguf", keys={"qwen35.nextn_predict_layers": 0, "qwen35.block_count": 3})
+    behind = rewritten(trunk, tmp_path / "behind.gguf", keys={"qwen35.block_count": 3})
     for make, path, line in (
         (extract, trunk, "no MTP head .* put one in with mtpref graft"),
         (strip, trunk, "no MTP head"),
         (extract, head, "holds no trunk .* a head already|is an MTP head already"),
         (strip, head, "holds an MTP head and no trunk"),
         (extract, bad, r"the MTP head is incomplete, 2 tensors are missing \(blk.4.nextn.eh_proj.weight, "),
-        (strip, stray, "15 tensors of blocks behind qwen35.block_count .* which of them are a head is not said"),
+        (
+            strip,
+            stray,
+            r"nextn tensors in blk.4, no key .*, and key qwen35.block_count is 3: which",
+        ),
+        (strip, behind, r"11 tensors of blocks behind qwen35.block_count = 3 .*, none of them an MTP head's"),
     ):
         with open_gguf(path) as f, pytest.raises(MtprefError, match=line):
             make(f)

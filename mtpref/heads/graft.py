@@ -85,6 +85,8 @@ def _joined(trunk: list[Item], head: list[Item], order: list[str]) -> list[Item]
 
 def _notes(own: HeadLayout, source: Source, theirs: HeadLayout) -> list[str]:
     notes = []
+    if not theirs.is_declared:
+        notes.append("no key of the head's file declares its head; in the new file one does")
     if own.names:
         notes.append(f"the trunk's own head of {len(own.names)} tensors is replaced")
     elif own.n_nextn:

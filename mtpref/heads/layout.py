@@ -4,7 +4,7 @@ Source: llama.cpp conversion/qwen.py (--mtp, --no-mtp), src/models/qwen35.cpp.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, printable
@@ -19,12 +19,16 @@ MAX_NAMED = 4
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """arch; n_trunk: trunk blocks; n_nextn: MTP blocks by the keys; names: the head's tensors, in file order."""
+    """arch; n_trunk: trunk blocks; n_nextn: MTP blocks; names: the head's tensors, in file order.
+
+    is_declared   False: tensors named nextn are there, and no key counts their block
+    """
 
     arch: str
     n_trunk: int
     n_nextn: int
     names: tuple[str, ...]
+    is_declared: bool = True
 
     @property
     def missing(self) -> list[str]:
@@ -43,7 +47,7 @@ class HeadLayout:
 def layout_of(file: GgufFile) -> HeadLayout:
     """The head of an open file; n_nextn is 0 and names are empty without one.
 
-    Errors   MtprefError for what is no model, another architecture, impossible counts, MTP tensors that no key declares
+    Errors   MtprefError for what is no model, another architecture, impossible counts, blocks that no key counts
     """
     what = describe_kind(file)
     if what is not None:
@@ -56,10 +60,9 @@ def layout_of(file: GgufFile) -> HeadLayout:
     if not 0 <= n_nextn < n_block:
         raise MtprefError(f"{file.label}: key {arch}.{NEXTN} is {n_nextn}, expected less than {arch}.{BLOCK_COUNT} = "
                           f"{n_block}")  # fmt: skip
-    layout = layout_by(arch, n_block, n_nextn, file.tensors)
-    if layout.names and not n_nextn:
-        _refuse_undeclared(file, arch, layout.names)
-    return layout
+    if not n_nextn:
+        return _undeclared(file, arch, n_block)
+    return layout_by(arch, n_block, n_nextn, file.tensors)
 
 
 def layout_by(arch: str, n_block: int, n_nextn: int, names: Iterable[str]) -> HeadLayout:
@@ -73,11 +76,24 @@ def layout_by(arch: str, n_block: int, n_nextn: int, names: Iterable[str]) -> He
     )
 
 
-def _refuse_undeclared(file: GgufFile, arch: str, names: tuple[str, ...]) -> None:
-    raise MtprefError(
-        f"{file.label}: {len(names)} tensors of blocks behind {arch}.{BLOCK_COUNT} ({_named(names)}), but key "
-        f"{arch}.{NEXTN} is absent or 0: which of them are a head is not said; convert the model again"
-    )
+def _undeclared(file: GgufFile, arch: str, n_block: int) -> HeadLayout:
+    """A file whose keys know of no head: no nextn tensors, or some at the end, in blocks counted as trunk or not."""
+    found = sorted({_block_of(name) for name in file.tensors if ".nextn." in name})
+    if not found:
+        layout = layout_by(arch, n_block, 0, file.tensors)
+        if layout.names:
+            raise MtprefError(
+                f"{file.label}: {len(layout.names)} tensors of blocks behind {arch}.{BLOCK_COUNT} = {n_block} "
+                f"({_named(layout.names)}), none of them an MTP head's; convert the model again"
+            )
+        return layout
+    n_trunk, n_nextn = found[0], len(found)
+    if n_trunk < 1 or found != list(range(n_trunk, n_trunk + n_nextn)) or n_block not in (n_trunk, n_trunk + n_nextn):
+        raise MtprefError(
+            f"{file.label}: nextn tensors in {_named(tuple(f'blk.{i}' for i in found))}, no key {arch}.{NEXTN}, and "
+            f"key {arch}.{BLOCK_COUNT} is {n_block}: which blocks are the head is not said; convert the model again"
+        )
+    return replace(layout_by(arch, n_trunk + n_nextn, n_nextn, file.tensors), is_declared=False)
 
 
 def _named(names: tuple[str, ...]) -> str:

@@ -36,7 +36,7 @@ KEYS = (
     "expert_shared_feed_forward_length",
 )
 TOKENIZER_KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-TOKENS = "tokenizer.ggml.tokens"
+TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 N_ROWS = 64  # of token_embd that are compared
 MAX_ERROR = 0.3  # relative; 2-bit types stay below, rows of unrelated models are at sqrt(2)
 
@@ -72,15 +72,18 @@ def _check_tokenizer(trunk: Source, source: Source, differs: Any) -> None:
         a, b = source.get(key), trunk.get(key)
         if a != b:
             raise differs(f"key {key}", a, b)
-    found, expected = source.array(TOKENS), trunk.array(TOKENS)
-    if found is None or expected is None:
-        label = (trunk if expected is None else source).label
-        raise MtprefError(f"{label}: key {TOKENS} is missing or no array of texts, expected the vocabulary")
-    if len(found) != len(expected):
-        raise differs(f"the number of tokens ({TOKENS})", len(found), len(expected))
-    i = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
-    if i is not None:
-        raise differs(f"token {i} ({TOKENS})", *(t[i].decode("utf-8", "replace") for t in (found, expected)))
+    for key in (TOKENS, MERGES):
+        found, expected = source.array(key), trunk.array(key)
+        if key == MERGES and (found is None or expected is None):
+            continue  # the tokens alone decide what a row of the head means; other tools leave merges out
+        if found is None or expected is None:
+            label = (trunk if expected is None else source).label
+            raise MtprefError(f"{label}: key {key} is missing or no array of texts, expected the vocabulary")
+        if len(found) != len(expected):
+            raise differs(f"the length of {key}", len(found), len(expected))
+        i = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
+        if i is not None:
+            raise differs(f"element {i} ({key})", *(t[i].decode("utf-8", "replace") for t in (found, expected)))
 
 
 def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:

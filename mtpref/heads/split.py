@@ -7,7 +7,7 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, printable
 from mtpref.heads.contents import Contents, items_of
 from mtpref.heads.layout import NEXTN, SHARED, HeadLayout, layout_of
-from mtpref.heads.pairs import pairs_of, relabelled, without_head
+from mtpref.heads.pairs import pairs_of, relabelled, with_head, without_head
 from mtpref.tensor_names import D2T
 
 MAX_NAMED = 4
@@ -16,7 +16,7 @@ MAX_NAMED = 4
 def extract(file: GgufFile) -> Contents:
     """The head alone: its block, and token_embd, output_norm and output, which it shares with the trunk.
 
-    All keys stay as they are, block_count too: the head's block keeps its number.
+    All keys stay as they are, block_count too: the head's block keeps its number. A head that no key declared gets one.
     Errors   MtprefError without a head, with one that is incomplete, or for a file that holds no trunk
     """
     layout = _with_head(file)
@@ -28,13 +28,16 @@ def extract(file: GgufFile) -> Contents:
     shared = set(SHARED)
     if D2T.name in file.tensors and any(name.endswith(".shared_head_head.weight") for name in layout.names):
         shared.discard("output.weight")  # the trimmed head has its own; beside d2t, an output would be read as trimmed
-    return _part(file, {*layout.names, *shared}, pairs_of(file))
+    pairs = pairs_of(file)
+    if not layout.is_declared:
+        pairs = with_head(pairs, pairs, layout.arch, layout.n_trunk, layout.n_nextn)
+    return _part(file, {*layout.names, *shared}, pairs)
 
 
 def strip(file: GgufFile) -> Contents:
     """The trunk alone: block_count counts its blocks, and nothing speaks of a head.
 
-    Errors   MtprefError where no key declares a head, or for a file that holds no trunk
+    Errors   MtprefError where neither keys nor tensors speak of a head, or for a file that holds no trunk
     """
     layout = _with_head(file)
     if not has_trunk(file):
