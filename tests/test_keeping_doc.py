@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtpref import cli
+from tests.hf_folder import read_state, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/keeping-the-head.md").read_text(encoding="utf-8")
@@ -28,6 +29,24 @@ def test_extract_strip_graft(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "model.gguf").read_bytes()
     assert len(texts) == 5
     assert texts[3] == texts[4]
+
+
+def test_walk_through(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state, config, tokenizer = read_state()
+    write_checkpoint(tmp_path / "original", state, config, tokenizer)
+    trunk = {name: x for name, x in state.items() if not name.startswith("mtp.")}
+    write_checkpoint(tmp_path / "finetuned", trunk, config, tokenizer)
+    said = []
+    for argv in commands("walk-through"):
+        expected = 1 if argv[1:] == ["check", "finetuned"] else 0
+        assert cli.main(argv[1:]) == expected, argv
+        said.append(capsys.readouterr().out)
+    assert "head-dropped: mtp_num_hidden_layers: 1 declared, no mtp.* tensor there" in said[0]
+    assert "a_1 0.787 [0.734, 0.840]" in said[2]
+    assert "the head uses this trunk's hidden rows" in said[2]
+    assert "the head is there and nothing is wrong with it" in said[3]
+    assert cli.main(["convert", "finetuned", "-o", "refused.gguf"]) == 2
 
 
 @pytest.mark.parametrize("word", ["--force", "--progress", "--split-max-size", "--outtype", "--probe"])
