@@ -36,6 +36,28 @@ def test_an_existing_file_is_refused_without_force_and_replaced_with_it(tmp_path
     assert os.listdir(tmp_path) == ["m.gguf"]
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_appears_during_the_write_is_not_replaced_without_force(tmp_path, monkeypatch, has_links):
+    path = tmp_path / "m"
+
+    def write(file):
+        file.write(b"ours")
+        path.write_bytes(b"theirs")
+
+    def no_links(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(MtprefError, match="exists, expected a new name"):
+        write_whole(path, write, WriteOptions(force=False))
+    assert path.read_bytes() == b"theirs"
+    write_whole(tmp_path / "n", b"ours", WriteOptions(force=False))
+    assert sorted(os.listdir(tmp_path)) == ["m", "n"]
+    assert (tmp_path / "n").read_bytes() == b"ours"
+    assert (tmp_path / "n").stat().st_nlink == 1
+
+
 def test_a_dangling_link_is_something_that_exists(tmp_path):
     (tmp_path / "m.gguf").symlink_to(tmp_path / "absent")
     with pytest.raises(MtprefError, match="exists"):

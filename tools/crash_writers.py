@@ -125,7 +125,7 @@ def trial(bench: Bench, random_: random.Random, tally: Tally, name: str) -> None
     older = b"GGUF of somebody else" * 100
     if has_older:
         (bench.out / "m.gguf").write_bytes(older)
-    pid = bench.start(name, ["--force"])
+    pid = bench.start(name, ["--force"] if has_older or random_.random() < 0.5 else [])
     time.sleep(moment)
     os.kill(pid, number)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -114,6 +114,7 @@ def run_graft(args: argparse.Namespace) -> int:
     from mtpref.gguf import open_gguf
     from mtpref.heads import graft
     from mtpref.heads.proof import SMALL
+    from mtpref.tensor_names import ARCHITECTURES
 
     with contextlib.ExitStack() as stack:
         trunk = stack.enter_context(open_gguf(args.trunk))
@@ -124,6 +125,9 @@ def run_graft(args: argparse.Namespace) -> int:
         for doubt in joined.doubts:
             _say(f"warning: the head may be another trunk's: {doubt}")
         paths = _write(args, args.output, joined.contents, [trunk], inputs)
+    if joined.arch not in ARCHITECTURES:
+        _say(f"not probed: mtpref does not run {joined.arch}; its acceptance is for another engine to say")
+        return 0
     is_probed = args.probe if args.probe is not None else joined.contents.n_bytes <= SMALL
     if is_probed:
         return _prove(paths[0])

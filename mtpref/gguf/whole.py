@@ -102,7 +102,7 @@ def write_parts(parts: list[Part], options: WriteOptions) -> None:
                 path = part.path
                 if len(parts) > 1:
                     placed.append(path)  # none was there before; they go again when an interrupt comes between them
-                os.replace(temporary, path)
+                _place(temporary, path, options)
             _sync_folder(path.parent)
         except OSError as e:
             full = "the disk or quota is full, free some space" if e.errno in _FULL else "expected a writable folder"
@@ -194,6 +194,21 @@ def _new_locked(temporary: Path) -> BinaryIO:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # another writer of the same target took it for a dead one, before it was locked
+
+
+def _place(temporary: Path, path: Path, options: WriteOptions) -> None:
+    """Rename; without force never over a file that came to be since the check."""
+    if not options.force:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            check_targets([path], options)
+            raise
+        except OSError:  # a file system without hard links
+            check_targets([path], options)
+        else:
+            return  # the temporary's own name is removed with the others
+    os.replace(temporary, path)
 
 
 def _check_space(path: Path, n_bytes: int) -> None:

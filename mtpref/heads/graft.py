@@ -14,8 +14,12 @@ from mtpref.tensor_names import D2T
 
 @dataclass(frozen=True)
 class Graft:
-    """contents: the file to be written; notes: what a user should know; doubts: why the head may be another trunk's"""
+    """arch: the architecture; contents: the file to be written
 
+    notes: what a user should know; doubts: why the head may be another trunk's
+    """
+
+    arch: str
     contents: Contents
     notes: list[str]
     doubts: list[str]
@@ -44,7 +48,7 @@ def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
     before = [(info.name, info.shape) for info in trunk.tensors.values()]
     contents = Contents(pairs, items)
     contents = replace(contents, pairs=relabelled(pairs, before, contents.shapes))
-    return Graft(contents, _notes(own, head, theirs), doubts(source_of(trunk), head))
+    return Graft(own.arch, contents, _notes(own, head, theirs), doubts(source_of(trunk), head))
 
 
 def _layout_of_source(source: Source) -> HeadLayout:
