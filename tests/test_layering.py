@@ -104,6 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "vocab",
         "weights",
     },
+    "quantize": {"errors", "gguf", "heads", "identify", "model", "quants", "spec"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
     "hf": {"errors", "gguf", "tensor_files", "transforms"},

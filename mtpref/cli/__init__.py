@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         heads,
         inspect,
         probe,
+        quantize,
         selftest,
         story,
         trace,
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
     files, runs = (
-        (inspect, check, heads, convert, dump, compare, compare_log),
+        (inspect, check, heads, convert, quantize, dump, compare, compare_log),
         (golden, probe, draft_vocab, diagnose, faults, story, selftest),
     )
     for module in (generate, trace, *files, *runs):

@@ -1,0 +1,154 @@
+"""`mtpref quantize` and `mtpref imatrix`: a smaller file with its head kept, and the inputs of its matrices."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mtpref.cli.output import Notes
+from mtpref.cli.writing import add_writing, writing
+from mtpref.errors import MtprefError
+
+TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
+
+
+def add_parser(verbs: Any) -> None:
+    _add_quantize(verbs)
+    _add_imatrix(verbs)
+
+
+def _add_quantize(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "quantize",
+        usage="mtpref quantize [options] IN.gguf OUT.gguf TYPE",
+        help="quantise a model and keep its MTP head",
+        description="Quantise a GGUF model by llama.cpp's mixtures. The MTP head's own matrices are kept at Q8_0 or "
+        "better unless --pure-llama, --mtp-type or --tensor say otherwise. K-quants and --imatrix need the extra "
+        "`quantize`. docs/keeping-the-head.md explains.",
+    )
+    parser.add_argument("source", metavar="IN", help="GGUF model of float tensors, or the first of a split model")
+    parser.add_argument("target", metavar="OUT", help="the GGUF file to write")
+    parser.add_argument("type", metavar="TYPE", choices=TYPES, help=f"one of {', '.join(TYPES)}")
+    parser.add_argument(
+        "--pure-llama", action="store_true", help="llama.cpp's types exactly, the head's too (default: off)"
+    )
+    parser.add_argument("--mtp-type", metavar="TYPE", help="type of the head's matrices (default: at least Q8_0)")
+    parser.add_argument(
+        "--tensor",
+        action="append",
+        default=[],
+        metavar="REGEX=TYPE",
+        help="type of tensors whose names match; repeatable",
+    )
+    parser.add_argument("--imatrix", metavar="FILE", help="importance matrix, GGUF or .dat (default: none)")
+    parser.add_argument(
+        "--allow-requantize", action="store_true", help="take quantised tensors apart again (default: off)"
+    )
+    add_writing(parser)
+    parser.set_defaults(run=run_quantize)
+
+
+def run_quantize(args: argparse.Namespace) -> int:
+    from mtpref.gguf import human_bytes, printable
+    from mtpref.quantize import ENCODABLE, Settings, Wanted, quantize_file
+    from mtpref.quantize.importance import read_importance
+
+    overrides = tuple(_override(text, ENCODABLE) for text in args.tensor)
+    if args.mtp_type is not None:
+        _check_type("--mtp-type", args.mtp_type, ENCODABLE)
+        if args.pure_llama:
+            raise MtprefError("--mtp-type: not with --pure-llama, which gives the head llama.cpp's types, expected one")
+    found = None if args.imatrix is None else read_importance(args.imatrix)
+    wanted = Wanted(args.type, args.pure_llama, args.mtp_type, overrides, found is not None)
+    name = None if args.imatrix is None else Path(args.imatrix).name
+    inputs = [] if args.imatrix is None else [args.imatrix]
+    with writing(args, inputs) as options:
+        made = quantize_file(
+            args.source, args.target, Settings(wanted, found, name, args.allow_requantize), options=options
+        )
+    for note in made.notes:
+        print(f"mtpref quantize: {note}", file=sys.stderr)
+    types = ", ".join(f"{n} {kind}" for kind, n in sorted(made.types.items()))
+    sizes = f"{human_bytes(made.n_bytes_before)} -> {human_bytes(made.n_bytes)}"
+    print(f"{printable(args.target, 400)}: {sizes}; {types}")
+    print(_head_line(made))
+    return 0
+
+
+def _head_line(made: Any) -> str:
+    from mtpref.gguf import human_bytes
+
+    if not made.head:
+        return "MTP head: none in this file"
+    kinds: dict[str, int] = {}
+    for kind in made.head.values():
+        kinds[kind] = kinds.get(kind, 0) + 1
+    text = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    cost = f"; {human_bytes(made.head_cost)} more than llama.cpp's types" if made.head_cost > 0 else ""
+    return f"MTP head: {text}{cost}"
+
+
+def _override(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern:
+        raise MtprefError(f"--tensor {text}: expected REGEX=TYPE, such as 'ffn_down=Q8_0'")
+    _check_type(f"--tensor {text}", kind, kinds)
+    return pattern, kind
+
+
+def _check_type(what: str, kind: str, kinds: tuple[str, ...]) -> None:
+    if kind not in kinds:
+        raise MtprefError(f"{what}: {kind} is no type that can be written, expected one of {', '.join(kinds)}")
+
+
+# IMATRIX
+
+
+def _add_imatrix(verbs: Any) -> None:
+    parser = verbs.add_parser(
+        "imatrix",
+        usage="mtpref imatrix [options] -f TEXT... -o OUT.gguf",
+        help="measure an importance matrix that covers the MTP head",
+        description="Run texts through trunk and MTP head and write the mean square of every matrix's inputs, in "
+        "llama.cpp's GGUF format, for mtpref quantize --imatrix or llama-quantize --imatrix.",
+    )
+    from mtpref.cli.options import add_model
+
+    add_model(parser)
+    parser.add_argument("-f", "--file", nargs="+", required=True, action="extend", metavar="FILE", help="texts")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the GGUF file to write")
+    parser.add_argument("-c", "--ctx-size", type=int, default=512, metavar="N", help="tokens of a chunk (default: 512)")
+    add_writing(parser)
+    parser.set_defaults(run=run_imatrix)
+
+
+def run_imatrix(args: argparse.Namespace) -> int:
+    from mtpref.cli.options import load_model
+    from mtpref.cli.probe import Progress
+    from mtpref.gguf import printable
+    from mtpref.probe import read_texts
+    from mtpref.quantize.collect import Collector, run_text, watched
+    from mtpref.quantize.importance import write_importance
+
+    if args.ctx_size < 2:
+        raise MtprefError(f"--ctx-size: {args.ctx_size} is out of range, expected 2 or more")
+    say = Notes()
+    say.when_compiling(args)
+    model = load_model(args).core
+    texts = read_texts(args.file, model.vocab)
+    seen = Collector()
+    n_chunks = 0
+    for text in texts:
+        n_chunks += run_text(
+            watched(model, seen.see),
+            text.ids,
+            n_ctx=min(args.ctx_size, model.config.n_ctx_train),
+            progress=Progress("imatrix"),
+        )
+    names = [re.sub(r".*[/\\]", "", path) for path in args.file]
+    with writing(args, [*args.file, *([args.model] if args.model else [])]) as options:
+        write_importance(args.output, seen.sums, names, n_chunks, args.ctx_size, options)
+    head = sum(name.startswith(f"blk.{model.config.n_layer}.") for name in seen.sums)
+    print(f"{printable(args.output, 400)}: {len(seen.sums)} matrices, {head} of them the head's; {n_chunks} chunks")
+    return 0
