@@ -31,9 +31,10 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-import mtpref.convert  # noqa: E402
+import mtpref.quantize  # noqa: E402
 import mtpref.heads  # noqa: E402, F401  (all imports of the verbs are made before the fork)
 from mtpref import cli  # noqa: E402
+from mtpref.convert import Settings, convert  # noqa: E402
 from mtpref.errors import MtprefError  # noqa: E402
 from mtpref.gguf import open_gguf, write_gguf  # noqa: E402
 from mtpref.gguf.whole import left_over_of  # noqa: E402
@@ -61,6 +62,8 @@ class Bench:
         self.folder, self.out = folder, folder / "out"
         self.model = folder / "model.gguf"
         self.checkpoint = write_checkpoint(folder / "hf", *read_state())
+        self.floats = folder / "floats.gguf"
+        convert(self.checkpoint, self.floats, Settings("bf16"))
         kv, tensors = copy_of(TINY)
         pad = np.arange(n_megabytes << 20, dtype=np.uint32).view(np.int8)[: n_megabytes << 20]
         write_gguf(self.model, kv, [*tensors[:20], ("blk.4.padding", "I8", pad.shape, pad), *tensors[20:]])
@@ -69,6 +72,7 @@ class Bench:
             "strip": ["strip", str(TINY), "-o"],
             "graft": ["graft", str(TINY), str(self.model), "--no-probe", "-o"],
             "convert": ["convert", str(self.checkpoint), "--outtype", "q8_0", "-o"],
+            "quantize": ["quantize", str(self.floats), "OUT", "Q4_0"],
             "extract to shards": ["extract", str(self.model), *IN_SHARDS, "-o"],
         }
         self.expected, self.seconds = {}, {}
@@ -91,7 +95,8 @@ class Bench:
         return {path.name: path.read_bytes() for path in sorted(self.out.iterdir())}
 
     def command(self, name: str, more: list[str]) -> list[str]:
-        return [*self.verbs[name], str(self.out / "m.gguf"), *more]
+        words, out = self.verbs[name], str(self.out / "m.gguf")
+        return [*(out if word == "OUT" else word for word in words), *([] if "OUT" in words else [out]), *more]
 
     def run(self, name: str, more: list[str]) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.start(name, more), 0)[1])

@@ -19,7 +19,7 @@ from fuzzing.fields import ARR, BOOL, F32, I32, STR, U32, Doc, Key, Tensor, arra
 from fuzzing.judge import Unclear, check_line
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_json_edit, random_text_edit
-from mtpref import compare, dump, gguf, inspect
+from mtpref import compare, dump, gguf, heads, inspect
 from mtpref.api import LanguageModel, tiny_path
 from mtpref.chat.render import render
 from mtpref.decode import Options
@@ -146,6 +146,34 @@ def head_target() -> Target:
         run_model(mtpref.load(MICRO, model_draft=path))
 
     return Target("head", [write(head)], run, 100)
+
+
+def heads_target() -> Target:
+    """A model whose head is taken out, off, and put in from it and into it; what is written must open again."""
+
+    def attempt(make: Callable[[], heads.Contents], out: Path) -> bool:
+        try:
+            heads.write_contents(out, make(), gguf.WriteOptions())
+        except MtprefError as error:
+            check_line(str(error))
+            return False
+        gguf.open_gguf(out).close()
+        return True
+
+    def run(raw: bytes, folder: Path, i: int) -> None:
+        path, out = put(folder, "model.gguf", raw), folder / "out.gguf"
+        with gguf.open_gguf(path) as file, gguf.open_gguf(MICRO) as sound:
+            makers = (
+                lambda: heads.extract(file),
+                lambda: heads.strip(file),
+                lambda: heads.graft(file, sound).contents,
+                lambda: heads.graft(sound, file).contents,
+            )
+            made = [attempt(make, out) for make in makers]
+            if not any(made):
+                raise MtprefError("every one of extract, strip, graft refuses it")
+
+    return Target("heads", [MICRO.read_bytes()], run, 200)
 
 
 def vocab_target() -> Target:
@@ -475,6 +503,7 @@ MAKERS: dict[str, Callable[[], Target]] = {
     "micro": lambda: Target("micro", [MICRO.read_bytes()], run_whole, 100),
     "shards": shards_target,
     "head": head_target,
+    "heads": heads_target,
     "vocab": vocab_target,
     "state": state_target,
     "dump": dump_target,
