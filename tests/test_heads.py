@@ -363,6 +363,25 @@ def test_damaged_files_end_in_one_line_or_a_file(tmp_path):
     assert min(ends.values()) > 50
 
 
+def test_a_trimmed_head_brings_its_ids_and_rows(tmp_path):
+    """Embedded: its own nextn.shared_head_head beside d2t. Alone: output.weight holds the rows, and moves."""
+    kv, items = copy_of(MICRO)
+    ids, rows = np.arange(0, 256, 2, dtype=np.int64), np.ones((128, 64), np.float32)
+    _, bare = head_of(kv, items)
+    alone = [*bare, ("d2t", "I64", (128,), ids), ("output.weight", "F32", (128, 64), rows)]
+    write_gguf(tmp_path / "alone.gguf", kv, alone)
+    out = join(MICRO, tmp_path / "alone.gguf", tmp_path / "out.gguf")
+    with open_gguf(out) as f:
+        assert f.tensors["blk.4.nextn.shared_head_head.weight"].shape == (128, 64)
+        assert f.tensors["d2t"].shape == (128,)
+        assert "output.weight" not in f.tensors
+    again = join(MICRO, split_of(out, tmp_path)[1], tmp_path / "again.gguf")
+    assert again.read_bytes() == out.read_bytes()
+    write_gguf(tmp_path / "alone.gguf", kv, alone[:-1])
+    with pytest.raises(MtprefError, match=r"d2t is there and neither .* nor output.weight"):
+        join(MICRO, tmp_path / "alone.gguf", out)
+
+
 # DOUBTS AND PROOF
 
 

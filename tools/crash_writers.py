@@ -31,8 +31,6 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-import mtpref.quantize  # noqa: E402
-import mtpref.heads  # noqa: E402, F401  (all imports of the verbs are made before the fork)
 from mtpref import cli  # noqa: E402
 from mtpref.convert import Settings, convert  # noqa: E402
 from mtpref.errors import MtprefError  # noqa: E402

@@ -65,6 +65,9 @@ def _head_items(source: Source, layout: HeadLayout) -> list[Item]:
     items = [source.items[name] for name in layout.names]
     own_head = f"blk.{layout.n_trunk}.nextn.shared_head_head.weight"
     if D2T.name in source.items and own_head not in source.items:
+        if "output.weight" not in source.items:
+            raise MtprefError(f"{source.label}: {D2T.name} is there and neither {own_head} nor output.weight, expected "
+                              "the rows that it names")  # fmt: skip
         # A trimmed stand-alone head keeps its rows in output.weight, which in a whole model is the trunk's.
         items.append(replace(source.items["output.weight"], name=own_head))
     return items
