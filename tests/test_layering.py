@@ -104,7 +104,7 @@ ALLOWED: dict[str, set[str]] = {
         "vocab",
         "weights",
     },
-    "quantize": {"errors", "gguf", "heads", "identify", "model", "quants", "spec"},
+    "quantize": {"errors", "gguf", "heads", "identify", "model", "probe", "quants", "spec", "weights"},
     "check_tensors": {"errors", "gguf", "quants"},
     "inspect": {"errors", "gguf", "identify", "tensor_names"},
     "hf": {"errors", "gguf", "tensor_files", "transforms"},

@@ -42,6 +42,17 @@ def _add_quantize(verbs: Any) -> None:
         help="type of tensors whose names match; repeatable",
     )
     parser.add_argument("--imatrix", metavar="FILE", help="importance matrix, GGUF or .dat (default: none)")
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method",
+        choices=("rtn", "imatrix", "gptq"),
+        help="rtn: round to nearest; imatrix: needs --imatrix; gptq: the head alone, needs --calibration "
+        "(default: imatrix where one is given, else rtn)",
+    )
+    method.add_argument("--calibration", nargs="+", action="extend", metavar="FILE", help="texts for gptq")
+    method.add_argument(
+        "--gptq-group", type=int, default=32, metavar="N", help="columns that share a scale, for Q4_0 (default: 32)"
+    )
     parser.add_argument(
         "--allow-requantize", action="store_true", help="take quantised tensors apart again (default: off)"
     )
@@ -54,6 +65,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     from mtpref.quantize import ENCODABLE, Settings, Wanted, quantize_file
     from mtpref.quantize.importance import read_importance
 
+    _check_method(args)
     overrides = tuple(_override(text, ENCODABLE) for text in args.tensor)
     if args.mtp_type is not None:
         _check_type("--mtp-type", args.mtp_type, ENCODABLE)
@@ -63,10 +75,10 @@ def run_quantize(args: argparse.Namespace) -> int:
     wanted = Wanted(args.type, args.pure_llama, args.mtp_type, overrides, found is not None)
     name = None if args.imatrix is None else Path(args.imatrix).name
     inputs = [] if args.imatrix is None else [args.imatrix]
-    with writing(args, inputs) as options:
-        made = quantize_file(
-            args.source, args.target, Settings(wanted, found, name, args.allow_requantize), options=options
-        )
+    settings = Settings(wanted, found, name, args.allow_requantize)
+    replacements = _by_gptq(args, overrides) if args.method == "gptq" else None
+    with writing(args, [*inputs, *(args.calibration or [])]) as options:
+        made = quantize_file(args.source, args.target, settings, replacements=replacements, options=options)
     for note in made.notes:
         print(f"mtpref quantize: {note}", file=sys.stderr)
     types = ", ".join(f"{n} {kind}" for kind, n in sorted(made.types.items()))
@@ -74,6 +86,40 @@ def run_quantize(args: argparse.Namespace) -> int:
     print(f"{printable(args.target, 400)}: {sizes}; {types}")
     print(_head_line(made))
     return 0
+
+
+def _check_method(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if args.method == "imatrix" and args.imatrix is None:
+        raise MtprefError("--method imatrix: no matrix, expected --imatrix FILE; mtpref imatrix makes one")
+    if args.method == "rtn" and args.imatrix is not None:
+        raise MtprefError("--method rtn: takes no --imatrix, expected --method imatrix or neither")
+    if args.method != "gptq":
+        if args.calibration:
+            raise MtprefError("--calibration: for gptq alone, expected --method gptq with it")
+        return
+    if not args.calibration:
+        raise MtprefError("--method gptq: no texts, expected --calibration FILE...")
+    if args.mtp_type not in ("Q4_0", "Q4_1", "Q8_0"):
+        raise MtprefError(f"--method gptq: --mtp-type is {args.mtp_type}, expected Q4_0, Q4_1 or Q8_0")
+
+
+def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -> Any:
+    """The head's matrices, calibrated; those that --tensor names are left to it."""
+    from mtpref.cli.probe import Progress
+    from mtpref.model import load
+    from mtpref.probe import read_texts
+    from mtpref.quantize.grid import Grid
+    from mtpref.quantize.head import gptq_head, trunk_rows
+
+    Notes().when_compiling(argparse.Namespace(ops=None))
+    grid = Grid(args.mtp_type, args.gptq_group)
+    model = load(args.source)
+    texts = [text.ids for text in read_texts(args.calibration, model.vocab)]
+    n_ctx = min(512, model.config.n_ctx_train)
+    made = gptq_head(model, trunk_rows(model, texts, n_ctx, Progress("calibrate")), grid)
+    taken = [re.compile(pattern) for pattern, _ in overrides]
+    return {name: (w.type_name, w.raw) for name, w in made.items() if not any(p.search(name) for p in taken)}
 
 
 def _head_line(made: Any) -> str:

@@ -1,0 +1,210 @@
+"""GPTQ on GGUF's grids: against the plain form of the algorithm, and what it is for."""
+
+import numpy as np
+import pytest
+
+import mtpref
+from mtpref.cli import main
+from mtpref.errors import MtprefError
+from mtpref.gguf import open_gguf
+from mtpref.probe import Text
+from mtpref.quantize.gptq import gptq, inverse_factor, round_to_nearest
+from mtpref.quantize.grid import Grid
+from mtpref.quantize.head import gptq_head, head_matrices, hessians, run_head, trunk_rows, with_matrices
+from mtpref.quantize.methods import REFERENCE, measure
+from mtpref.quants import dequantize, quantize
+from tests.broken_heads import in_type, write
+
+GRIDS = [Grid("Q4_0"), Grid("Q4_1"), Grid("Q8_0"), Grid("Q4_0", 128)]
+TEXT = "def read(path):\n    with open(path) as file:\n        return [line.strip() for line in file]\n\n\n" * 6
+
+
+def problem(seed, n_out=24, n_in=256, scale=1.0):
+    """Weights, and inputs whose columns depend on each other and differ in size."""
+    random = np.random.Generator(np.random.Philox(seed))
+    w = random.normal(0, 0.05 * scale, (n_out, n_in))
+    mix = random.normal(0, 1, (n_in // 4, n_in)) * np.exp(random.normal(0, 1, n_in))
+    x = random.normal(0, 1, (512, n_in // 4)) @ mix + 0.1 * random.normal(0, 1, (512, n_in))
+    return w, 2 / 512 * x.T @ x
+
+
+def values(raw, grid, w):
+    return dequantize(grid.kind, raw.reshape(-1), w.shape).astype(np.float64)
+
+
+def loss(w, q, h):
+    return float(np.einsum("ij,jk,ik->", w - q, h, w - q))
+
+
+def naive(w, h, grid, damping):
+    """The optimal brain surgeon's step for each column, with the inverse of what is left made anew: no Cholesky."""
+    w, n = w.copy(), w.shape[1]
+    h = h + damping * np.diag(h).mean() * np.eye(n)
+    out = np.empty_like(w)
+    for j in range(n):
+        if j % grid.group == 0:
+            d, m = grid.scales(w[:, j : j + grid.group])
+        _, out[:, j] = grid.nearest(w[:, j], d, m)
+        inverse = np.linalg.inv(h[j:, j:])
+        w[:, j:] -= np.outer((w[:, j] - out[:, j]) / inverse[0, 0], inverse[0])
+    return out
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.kind}-{g.group}")
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 30.0])
+def test_the_blocked_form_is_the_plain_one(grid, scale):
+    w, h = problem(1, n_out=5, n_in=256, scale=scale)
+    expected = naive(w, h, grid, 0.01)
+    got = values(gptq(w, h, grid), grid, w)
+    assert np.mean(np.isclose(got, expected, rtol=1e-4, atol=1e-9)) > 0.999  # a tie may fall either way
+    assert loss(w, got, h) == pytest.approx(loss(w, expected, h), rel=1e-3)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.kind}-{g.group}")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_error_that_counts_is_smaller(grid, seed):
+    w, h = problem(seed)
+    assert loss(w, values(gptq(w, h, grid), grid, w), h) < 0.8 * loss(w, values(round_to_nearest(w, grid), grid, w), h)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_without_a_hessian_it_is_ggmls_rounding(kind):
+    """The grid is the type's own; ggml divides by the scale before it is rounded, which moves a few codes."""
+    w = problem(4)[0].astype(np.float32)
+    ours = round_to_nearest(w, Grid(kind))
+    theirs = quantize(kind, w)
+    assert ours.shape == theirs.shape
+    assert np.mean(ours == theirs) > 0.98
+    q = dequantize(kind, ours.reshape(-1), w.shape)
+    assert np.linalg.norm(q - w) <= 1.01 * np.linalg.norm(dequantize(kind, theirs.reshape(-1), w.shape) - w)
+
+
+def test_a_group_shares_one_scale():
+    w, h = problem(5)
+    raw = gptq(w, h, Grid("Q4_0", 128)).reshape(len(w), -1, 18)[..., :2].copy().view("<f2")[..., 0]
+    assert np.array_equal(raw.reshape(len(w), -1, 4), np.repeat(raw[:, ::4], 4).reshape(len(w), -1, 4))
+    assert len(np.unique(raw)) > len(w)
+
+
+def test_dead_and_degenerate_inputs():
+    w, h = problem(6)
+    h[:, 7] = h[7, :] = 0
+    q = values(gptq(w, h, Grid("Q4_0")), Grid("Q4_0"), w)
+    assert np.all(np.isfinite(q))
+    rank_one = np.outer(np.ones(256), np.ones(256))
+    assert np.all(np.isfinite(gptq(w, rank_one, Grid("Q4_0"))))
+    assert np.array_equal(gptq(w, np.zeros_like(h), Grid("Q4_0")), round_to_nearest(w, Grid("Q4_0")))
+    upper = inverse_factor(h, 0.01, "x")
+    assert np.allclose(np.tril(upper, -1), 0)
+    with pytest.raises(MtprefError, match="NaN or infinity"):
+        gptq(w, np.full_like(h, np.nan), Grid("Q4_0"))
+    with pytest.raises(MtprefError, match="not positive definite"):
+        gptq(w, np.eye(256) - 5 * rank_one + np.diag(np.full(256, 5.0)), Grid("Q4_0"))
+    with pytest.raises(MtprefError, match="expected a multiple of 128"):
+        gptq(w[:, :96], h[:96, :96], Grid("Q4_0", 128))
+    with pytest.raises(MtprefError, match="groups of 128 of Q8_0"):
+        Grid("Q8_0", 128)
+
+
+def test_a_weight_row_of_zeros_stays_zero():
+    w, h = problem(8)
+    w[3] = 0
+    for grid in GRIDS:
+        assert not np.any(values(gptq(w, h, grid), grid, w)[3])
+
+
+# THE HEAD
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    model = mtpref.load().core
+    return model, trunk_rows(model, [model.vocab.encode(TEXT)])
+
+
+def test_the_hessian_is_of_what_the_matrix_sees(calibrated):
+    from mtpref.quantize.collect import watched
+
+    model, chunks = calibrated
+    name = "blk.4.ffn_down.weight"
+    rows = []
+    run_head(watched(model, lambda n, x: rows.append(x.astype(np.float64)) if n == name else None), chunks)
+    x = np.concatenate(rows)
+    assert np.allclose(hessians(model, chunks, [name])[name], 2 / len(x) * x.T @ x)
+
+
+def test_stages_see_the_stages_before_them_quantised(calibrated, monkeypatch):
+    model, chunks = calibrated
+    seen = []
+    inner = hessians
+
+    def spy(changed, chunks, names):
+        seen.append({n for n, w in head_matrices(changed).items() if w.type_name == "Q4_0"})
+        return inner(changed, chunks, names)
+
+    monkeypatch.setattr("mtpref.quantize.head.hessians", spy)
+    made = gptq_head(model, chunks, Grid("Q4_0"))
+    assert [len(s) for s in seen] == [0, 1, 4, 5, 7]
+    assert set(made) == set(head_matrices(model))
+
+
+def test_a_quantised_head_is_measured_beside_its_own(calibrated):
+    model, chunks = calibrated
+    held_out = Text(
+        "t", tuple(model.vocab.encode("class Stack:\n    def push(self, item):\n        self.items.append(item)\n" * 8))
+    )
+    ways = {
+        "gptq": gptq_head(model, chunks, Grid("Q4_0")),
+        "rtn8": {n: _rtn(w, "Q8_0") for n, w in head_matrices(model).items()},
+    }
+    reference, four, eight = measure(model, ways, [held_out])
+    assert (reference.name, reference.kl.value, reference.agreement.value) == (REFERENCE, 0.0, 1.0)
+    assert four.kl.value > 10 * abs(eight.kl.value)
+    assert four.n_bytes < 0.6 * eight.n_bytes
+    assert eight.less.value == pytest.approx(0.0, abs=0.05)
+
+
+def _rtn(w, kind):
+    from mtpref.spec import Matrix
+
+    return Matrix(w.name, kind, w.n_out, w.n_in, quantize(kind, w.dequantize()).reshape(-1))
+
+
+def test_with_matrices_changes_the_head_alone(calibrated):
+    model, chunks = calibrated
+    changed = with_matrices(model, gptq_head(model, chunks, Grid("Q4_1")))
+    assert changed.weights.layers is model.weights.layers
+    assert {w.type_name for w in head_matrices(changed).values()} == {"Q4_1"}
+
+
+def test_the_command_touches_the_head_alone(tmp_path):
+    source = write(tmp_path / "f32.gguf", in_type("BF16"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    plain, target = tmp_path / "rtn.gguf", tmp_path / "gptq.gguf"
+    assert main(["quantize", str(source), str(plain), "Q8_0", "--mtp-type", "Q4_0"]) == 0
+    more = ["--mtp-type", "Q4_0", "--method", "gptq", "--calibration", str(tmp_path / "text.txt")]
+    assert main(["quantize", str(source), str(target), "Q8_0", *more]) == 0
+    with open_gguf(plain) as a, open_gguf(target) as b:
+        assert list(a.tensors) == list(b.tensors)
+        differ = {n for n in a.tensors if not np.array_equal(a.data(a.tensors[n]), b.data(b.tensors[n]))}
+        assert {(t.type_name, t.shape) for t in a.tensors.values()} == {
+            (t.type_name, t.shape) for t in b.tensors.values()
+        }
+    assert len(differ) == 8
+    assert all(name.startswith("blk.4.") for name in differ)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--method", "gptq"],
+        ["--method", "gptq", "--calibration", "README.md"],
+        ["--calibration", "README.md"],
+        ["--method", "gptq", "--calibration", "README.md", "--mtp-type", "Q6_K"],
+        ["--method", "imatrix"],
+    ],
+)
+def test_options_that_do_not_fit_end_in_one_line(tmp_path, capsys, arguments):
+    source = write(tmp_path / "f32.gguf", in_type("BF16"))
+    assert main(["quantize", str(source), str(tmp_path / "out.gguf"), "Q8_0", *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
