@@ -61,6 +61,10 @@ class Checkpoint:
         """A copy of some rows (of the first dimension), in the order of the index; BF16 comes as float32."""
         return self._file_of[name].rows(name, index)
 
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's pages."""
+        self._file_of[name].release(name)
+
     def json(self, name: str) -> dict[str, Any] | None:
         """Another JSON file of the folder (tokenizer_config.json, ...), or None where there is none.
 

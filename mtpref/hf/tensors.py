@@ -50,6 +50,7 @@ class Part:
             x = apply_values(self.name, checkpoint.rows(self.source, index))
             x = x.reshape(last - first, *self.shape[1:])
             yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
+            checkpoint.release(self.source)
 
     def values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
         """The whole tensor, float32."""

@@ -76,6 +76,15 @@ class SafetensorsFile:
             return np.asarray((array.astype(np.uint32) << np.uint32(16)).view(np.float32))
         return array.copy()
 
+    def release(self, name: str) -> None:
+        """Give back the memory of the pages that a tensor was read from; reading it again brings them back."""
+        dtype_name, shape, start = self._tensors[name]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            n_bytes = start + math.prod(shape) * np.dtype(DTYPES[dtype_name]).itemsize - first
+            if n_bytes > 0:
+                self._map.madvise(mmap.MADV_DONTNEED, first, n_bytes)
+
     def close(self) -> None:
         self._map.close()
 
