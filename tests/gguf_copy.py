@@ -17,7 +17,9 @@ Tensors = list[tuple[str, str, tuple[int, ...], Any]]
 def copy_of(path: Path) -> tuple[Pairs, Tensors]:
     """Everything that a file holds, in memory."""
     with open_gguf(path) as f:
-        kv = [(key, _plain(f.kv.raw(key) if f.kv.kind(key) == "str" else f.kv[key]), f.kv.kind(key)) for key in f.kv]
+        kv = [
+            (key, _plain(f.kv.raw(key) if f.kv.kind(key) == "str" else f.kv[key]), str(f.kv.kind(key))) for key in f.kv
+        ]
         tensors = [(t.name, t.type_name, t.shape, f.data(t).copy()) for t in f.tensors.values()]
     return kv, tensors
 
