@@ -207,12 +207,8 @@ def _suffix(gguf_name: str) -> str:
 def tensor_to_gguf(gguf_name: str, x: np.ndarray, dims: ConvertDims) -> np.ndarray:
     """One tensor from HF's convention to GGUF's, by its GGUF name. float32 out; only conv1d changes shape."""
     suffix = _suffix(gguf_name)
-    x = x.astype(np.float32)
-    if suffix in ZERO_CENTRED:
-        return norm_to_gguf(x)
-    if suffix == "ssm_a":
-        x = a_log_to_ssm_a(x)
-    elif suffix == "ssm_conv1d.weight":
+    x = apply_values(gguf_name, x.astype(np.float32))
+    if suffix == "ssm_conv1d.weight":
         x = conv1d_to_gguf(x)
     return _reorder_tensor(suffix, x, dims, to_gguf=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpref.gguf import open_gguf, write_gguf
+from mtpref.gguf import write_gguf
 from mtpref.quants import dequantize, quantize
 from tests.gguf_copy import Pairs, Tensors, copy_of
 
@@ -181,8 +181,3 @@ def in_type(kind: str, *, head_only: bool = False) -> Change:
         )
 
     return edited(is_matrix, lambda x: x, kind)
-
-
-def head_layer(path: Path) -> int:
-    with open_gguf(path) as file:
-        return int(file.kv["qwen35.block_count"]) - 1

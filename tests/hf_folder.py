@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mtpref.gguf import open_gguf
-from mtpref.quants import dequantize
+from mtpref.quants import dequantize, quantize
 from mtpref.tensor_files.safetensors import write_safetensors
 from mtpref.transforms import ConvertDims, state_from_gguf
 
@@ -17,8 +17,7 @@ TINY = ROOT / "mtpref" / "data" / "tiny.gguf"
 
 def bf16_bits(x: np.ndarray) -> np.ndarray:
     """Round to nearest even, as uint16."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return quantize("BF16", x.reshape(-1)).view(np.uint16).reshape(x.shape)
 
 
 def read_state(path: Path = TINY) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:

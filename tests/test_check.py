@@ -77,9 +77,10 @@ def test_fast_suspects_all_layer_norms_together_and_never_one(tmp_path, step):
 
 def test_fast_reads_no_tensor_whole(monkeypatch, tmp_path):
     read = []
-    monkeypatch.setattr(
-        "mtpref.check.static.dequantize", lambda kind, raw, shape: read.append(shape) or np.ones(shape, np.float32)
-    )
+    for room in ("check.static", "gguf.reader"):
+        monkeypatch.setattr(
+            f"mtpref.{room}.dequantize", lambda kind, raw, shape: read.append(shape) or np.ones(shape, np.float32)
+        )
     check_path(TINY, fast=True)
     assert max(np.prod(shape) for shape in read) <= 256 * 512
 

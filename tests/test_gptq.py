@@ -8,9 +8,10 @@ from mtpref.cli import main
 from mtpref.errors import MtprefError
 from mtpref.gguf import open_gguf
 from mtpref.probe import Text
+from mtpref.quantize.collect import run_head, watched
 from mtpref.quantize.gptq import gptq, inverse_factor, round_to_nearest
 from mtpref.quantize.grid import Grid
-from mtpref.quantize.head import gptq_head, head_matrices, hessians, run_head, trunk_rows, with_matrices
+from mtpref.quantize.head import gptq_head, head_matrices, hessians, trunk_rows, with_matrices
 from mtpref.quantize.methods import REFERENCE, measure
 from mtpref.quants import dequantize, quantize
 from tests.broken_heads import in_type, write
@@ -123,8 +124,6 @@ def calibrated():
 
 
 def test_the_hessian_is_of_what_the_matrix_sees(calibrated):
-    from mtpref.quantize.collect import watched
-
     model, chunks = calibrated
     name = "blk.4.ffn_down.weight"
     rows = []

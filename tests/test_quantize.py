@@ -174,7 +174,7 @@ def test_values_are_near(source, tmp_path):
 def test_pieces_do_not_matter(source, tmp_path, monkeypatch):
     _, target = quantized(source, tmp_path, "Q4_K_M")
     whole = target.read_bytes()
-    monkeypatch.setattr("mtpref.quantize.run.PIECE_VALUES", 5000)
+    monkeypatch.setattr("mtpref.gguf.reader.PIECE_VALUES", 5000)
     _, target = quantized(source, tmp_path, "Q4_K_M")
     assert target.read_bytes() == whole
 

@@ -15,11 +15,11 @@ import mtpref
 from mtpref.model import Model
 from mtpref.probe import Text
 from mtpref.probe.count import Estimate
-from mtpref.quantize.collect import Collector, watched
+from mtpref.quantize.collect import Chunk, Collector, run_head, watched
 from mtpref.quantize.encode import encode
 from mtpref.quantize.gptq import round_to_nearest
 from mtpref.quantize.grid import Grid
-from mtpref.quantize.head import Chunk, gptq_head, head_matrices, run_head, trunk_rows
+from mtpref.quantize.head import gptq_head, head_matrices, trunk_rows
 from mtpref.quantize.methods import Measured, measure
 from mtpref.spec import Matrix
 

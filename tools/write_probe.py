@@ -50,8 +50,8 @@ def docstrings(sources: Iterable[str]) -> str:
 
 def row(g: Group) -> list[str]:
     """A domain in the table; a test measures one of them again."""
-    rates = [_estimate(e) for e in g.unconditional]
-    return [g.name, str(g.n), *rates, _estimate(g.mean_length, 2)]
+    rates = [e.shown() for e in g.unconditional]
+    return [g.name, str(g.n), *rates, g.mean_length.shown(2)]
 
 
 def render(report: Report, lists: list[VocabularyReport], corpus: Corpus) -> str:
@@ -67,7 +67,7 @@ def render(report: Report, lists: list[VocabularyReport], corpus: Corpus) -> str
         "learnt from each other in training, so on text they are about as good.",
         "Controls, same positions:",
         _table(["control", "a_1", "head less control"],
-               [[f"`{c.name}`", _estimate(c.rate), _estimate(c.head_less_control)] for c in report.controls]),
+               [[f"`{c.name}`", c.rate.shown(), c.head_less_control.shown()] for c in report.controls]),
         f"The verdict line: \"{report.verdict}\".",
         "`--contracts`:",
         _table(["contract", "a_1", "a_2", "tokens per round", "a_1 less probed"],
@@ -89,9 +89,9 @@ CONTRACT_WORDS = (
 
 
 def _contract(line: ContractLine) -> list[str]:
-    rates = [_estimate(e) for e in line.group.unconditional[:2]]
-    less = "(probed)" if line.is_probed else _estimate(line.a1_less_probed)
-    return [f"`{line.contract}`", *rates, _estimate(line.group.mean_length, 2), less]
+    rates = [e.shown() for e in line.group.unconditional[:2]]
+    less = "(probed)" if line.is_probed else line.a1_less_probed.shown()
+    return [f"`{line.contract}`", *rates, line.group.mean_length.shown(2), less]
 
 
 def _list_rows(lists: list[VocabularyReport]) -> list[list[str]]:
@@ -100,18 +100,11 @@ def _list_rows(lists: list[VocabularyReport]) -> list[list[str]]:
         for line in report.domains[-1][1]:
             if line.head == "full head" and i:
                 continue
-            lost = "" if line.head == "full head" else _estimate(line.a1_lost)
+            lost = "" if line.head == "full head" else line.a1_lost.shown()
             covered = [f"{line.text_coverage or 0:.3f}", f"{line.target_coverage or 0:.3f}"]
-            a1, length = _estimate(line.group.unconditional[0]), _estimate(line.group.mean_length, 2)
+            a1, length = line.group.unconditional[0].shown(), line.group.mean_length.shown(2)
             rows.append([line.head, str(line.n_ids), *covered, a1, lost, length])
     return rows
-
-
-def _estimate(e: object, digits: int = 3) -> str:
-    value, low, high = e.value, e.low, e.high  # type: ignore[attr-defined]
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" + ("" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]")
 
 
 def _table(titles: list[str], rows: list[list[str]]) -> str:

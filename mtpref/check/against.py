@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mtpref.check.findings import Finding
 from mtpref.gguf import GgufFile, TensorInfo, open_gguf, printable
 from mtpref.hf import gguf_tensors, is_checkpoint, open_checkpoint, text_config
-from mtpref.quants import DEQUANTIZABLE, dequantize
+from mtpref.quants import DEQUANTIZABLE
 
 F32 = NDArray[np.float32]
 # Relative error that a type may make of bell-shaped weights: about twice what its encoder does.
@@ -29,7 +29,6 @@ ALLOWED = {
     "IQ1_M": 0.8, "IQ1_S": 0.8,
 }  # fmt: skip
 NORM_ALLOWED = 1e-2  # of vectors that a converter rounds on the way: BF16 of a zero-centred norm
-PIECE = 1 << 20  # values at a time
 MAX_NAMED = 8
 
 
@@ -52,23 +51,13 @@ class Other:
             self._file = open_gguf(path)
             for info in self._file.tensors.values():
                 self.shapes[info.name], self.types[info.name] = info.shape, info.type_name
-                self._pieces[info.name] = partial(pieces, self._file, info)
+                self._pieces[info.name] = partial(self._file.decoded, info)
 
     def pieces(self, name: str) -> Iterator[F32]:
         return self._pieces[name]()
 
     def close(self) -> None:
         (self._checkpoint if self.is_folder else self._file).close()
-
-
-def pieces(file: GgufFile, info: TensorInfo) -> Iterator[F32]:
-    """A tensor's values, some rows at a time."""
-    n_rows, width = (info.shape[0], math.prod(info.shape[1:])) if len(info.shape) > 1 else (1, info.shape[0])
-    raw = file.data(info).reshape(n_rows, -1)
-    step = max(1, PIECE // width)
-    for first in range(0, n_rows, step):
-        part = raw[first : first + step]
-        yield dequantize(info.type_name, part.reshape(-1), (len(part), width))
 
 
 def compare(file: GgufFile, other: Other) -> list[Finding]:
@@ -88,7 +77,7 @@ def compare(file: GgufFile, other: Other) -> list[Finding]:
         elif info.shape != other.shapes[info.name]:
             found.append(Finding("against-shape", info.name, f"{info.shape} here, {other.shapes[info.name]} there"))
         elif info.type_name in DEQUANTIZABLE and other.types[info.name] in {*DEQUANTIZABLE, "F64"}:
-            error = relative_error(pieces(file, info), other.pieces(info.name))
+            error = relative_error(file.decoded(info), other.pieces(info.name))
             allowed = _allowed(info, other.types[info.name])
             n_compared += 1
             worst = max(worst, (error / allowed, info.name, f"{error:.2g} ({info.type_name})"))
@@ -97,7 +86,6 @@ def compare(file: GgufFile, other: Other) -> list[Finding]:
                 if n_off <= MAX_NAMED:
                     text = f"relative error {error:.3g}, expected at most {allowed:.2g} of {info.type_name} against "
                     found.append(Finding("against-value", info.name, text + other.types[info.name]))
-        file.release(info)
     if n_off > MAX_NAMED:
         found.append(
             Finding("against-value", f"{n_off - MAX_NAMED} more tensors", "differ by more than their types explain")

@@ -22,10 +22,8 @@ SMALL = 256 << 20  # bytes of tensors that are converted and run without being a
 MAX_NAMED = 8
 
 
-def check_folder(
-    path: str | Path, *, fast: bool, check_file: Callable[[Path], list[Finding]]
-) -> tuple[bool, list[Finding]]:
-    """(whether a head is there, findings); check_file: what is done with the converted file."""
+def check_folder(path: str | Path, *, fast: bool, check_file: Callable[[Path], list[Finding]]) -> list[Finding]:
+    """Findings on a folder; check_file: what is done with the converted file."""
     with open_checkpoint(path) as checkpoint:
         config = text_config(checkpoint.config, checkpoint.label)
         found = gguf_tensors(checkpoint, config)
@@ -34,16 +32,16 @@ def check_folder(
         n_bytes = sum(np.prod(part.shape, dtype=np.int64) * 4 for part in found.parts)
     if fast or n_bytes > SMALL or found.unmapped:
         why = "--fast" if fast else "larger than 256 MiB: convert it and check the file"
-        return bool(found.n_mtp), [*findings, Finding("not-run", "the head", why)]
+        return [*findings, Finding("not-run", "the head", why)]
     with tempfile.TemporaryDirectory(prefix="mtpref-check-") as folder:
         target = Path(folder) / "converted.gguf"
         try:
             convert(path, target, Settings("bf16", "both" if found.n_mtp else "trunk"))
         except MtprefError as error:
-            return bool(found.n_mtp), [*findings, Finding("cannot-load", "conversion", str(error))]
+            return [*findings, Finding("cannot-load", "conversion", str(error))]
         if found.n_mtp:
             findings += check_file(target)
-    return bool(found.n_mtp), findings
+    return findings
 
 
 def _inventory(config: TextConfig, found: Inventory) -> list[Finding]:

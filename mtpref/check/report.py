@@ -14,12 +14,13 @@ from mtpref.check import marks, static
 from mtpref.check.against import Other, compare
 from mtpref.check.checkpoint import check_folder
 from mtpref.check.findings import CATALOGUE, FAIL, NOTE, OK, WARNING, Finding
-from mtpref.check.running import BLOCK, Ran, rate, run
+from mtpref.check.running import Ran, run
 from mtpref.check_tensors import check_tensors
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, open_gguf, open_one
+from mtpref.gguf import GgufFile
+from mtpref.heads.proof import BLOCK
 from mtpref.hf import is_checkpoint
-from mtpref.inspect.report import inspect_file
+from mtpref.inspect.report import describe_file, open_to_inspect
 from mtpref.model import Model, load
 from mtpref.probe.controls import MAIN
 from mtpref.probe.count import difference, judge
@@ -90,8 +91,7 @@ def check_path(
         if against is not None:
             raise MtprefError(f"--against: {path} is a folder, expected a GGUF file to compare; convert it, or give "
                               "the folder as --against of the file")  # fmt: skip
-        _, findings = check_folder(path, fast=fast, check_file=lambda file: _check_file(file, settings))
-        report.findings += findings
+        report.findings += check_folder(path, fast=fast, check_file=lambda file: _check_file(file, settings))
     else:
         report.findings += _check_file(Path(path), settings)
     return report
@@ -107,23 +107,9 @@ class _Settings:
 
 
 def _check_file(path: Path, settings: _Settings) -> list[Finding]:
-    seen = inspect_file(path)
-    if seen["what"] is not None:
-        raise MtprefError(f"{path}: this is {seen['what']}")
-    if seen["architecture"] not in ARCHITECTURES:
-        raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
-                          "mtpref inspect shows what is in it")  # fmt: skip
-    found = static.inventory(seen) + marks.of_gguf(seen["general"])
-    with _open(path) as file:
-        found += static.tokenizer(file)
-        il = _head_layer(seen)
-        if il is not None:
-            found += static.samples(file, il) + static.spectra(file, il)
-            found += static.norms(file, il, [row["kind"] == "delta_net" for row in seen["layers"]["blocks"]])
-        if not settings.fast:
-            found += _finite(file, il)
-        if settings.against is not None and not settings.fast:
-            found += _compare(file, settings.against)
+    file, alone = open_to_inspect(path)
+    with file:
+        found = _look(path, file, describe_file(file, alone), settings)
     if settings.fast:
         return [*found, Finding("not-run", "the head", "--fast")]
     if not any(f.id in BLOCKING for f in found):
@@ -131,11 +117,24 @@ def _check_file(path: Path, settings: _Settings) -> list[Finding]:
     return found
 
 
-def _open(path: Path) -> GgufFile:
-    try:
-        return open_gguf(path)
-    except MtprefError:
-        return open_one(path)  # one file of a split model: inventory says so
+def _look(path: Path, file: GgufFile, seen: dict[str, Any], settings: _Settings) -> list[Finding]:
+    """What needs no run."""
+    if seen["what"] is not None:
+        raise MtprefError(f"{path}: this is {seen['what']}")
+    if seen["architecture"] not in ARCHITECTURES:
+        raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
+                          "mtpref inspect shows what is in it")  # fmt: skip
+    found = static.inventory(seen) + marks.of_gguf(seen["general"])
+    found += static.tokenizer(file)
+    il = _head_layer(seen)
+    if il is not None:
+        found += static.samples(file, il) + static.spectra(file, il)
+        found += static.norms(file, il, [row["kind"] == "delta_net" for row in seen["layers"]["blocks"]])
+    if not settings.fast:
+        found += _finite(file)
+        if settings.against is not None:
+            found += _compare(file, settings.against)
+    return found
 
 
 def _head_layer(seen: dict[str, Any]) -> int | None:
@@ -143,7 +142,7 @@ def _head_layer(seen: dict[str, Any]) -> int | None:
     return blocks[0]["index"] if blocks and seen["mtp"]["status"] in ("present", "incomplete") else None
 
 
-def _finite(file: GgufFile, il: int | None) -> list[Finding]:
+def _finite(file: GgufFile) -> list[Finding]:
     """The first bad value of each tensor that has one."""
     found = []
     for name in file.tensors:
@@ -195,7 +194,7 @@ def _beside(ran: Ran, against: str | Path, settings: _Settings) -> list[Finding]
     seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
     theirs = judge(seen, MAIN, "trunk", BLOCK)
     less = difference(ran.judged(), theirs)
-    text = f"a_1 {rate(ran.a[0])} here, {rate(theirs.unconditional()[0])} there, difference {rate(less)}"
+    text = f"a_1 {ran.a[0].shown()} here, {theirs.unconditional()[0].shown()} there, difference {less.shown()}"
     id = "against-worse" if less.high is not None and less.high < 0 else "against-acceptance"
     return [Finding(id, f"{ran.n_positions} positions", text)]
 

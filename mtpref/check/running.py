@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from mtpref.check.findings import Finding
-from mtpref.heads.proof import TEXTS
+from mtpref.heads.proof import BLOCK, built_in_texts, window_of
 from mtpref.model import Model
-from mtpref.probe import Text
 from mtpref.probe.controls import MAIN, Control, compare_controls, controls
 from mtpref.probe.count import Estimate, Judged, difference, judge
 from mtpref.probe.texts import windows_of
@@ -24,7 +23,6 @@ from mtpref.probe.walk import Progress, Seen, Variant, walk_all
 from mtpref.spec import Matrix
 from mtpref.weights import MtpWeights
 
-BLOCK = 16  # tokens of a block of the intervals
 N_DRAFT = 3
 # A change is believed when it gains this much, and this many half intervals of 95 % lie between the gain and 0. With
 # about 30 changes tried, 2 of them (3.9 standard errors) is a chance of one in 300 for a head that is sound.
@@ -52,8 +50,7 @@ def run(model: Model, n_positions: int, progress: Progress | None = None) -> tup
 
     n_positions   at most so many of each of the two texts
     """
-    texts = [Text(label, tuple(model.vocab.encode(text))) for label, text in TEXTS.items()]
-    windows = windows_of(texts, min(model.config.n_ctx_train, 2048), 1, n_positions)
+    windows = windows_of(built_in_texts(model), window_of(model), 1, n_positions)
     controlled, changed = controls(model), _changes(model)
     main = Variant(MAIN, model, N_DRAFT)
     seen = walk_all(model, windows, [main, *controlled, *(v for v, _ in changed)], progress)
@@ -67,16 +64,9 @@ def run(model: Model, n_positions: int, progress: Progress | None = None) -> tup
 
 
 def _acceptance(ran: Ran) -> Finding:
-    rates = ", ".join(f"a_{i + 1} {rate(a)}" for i, a in enumerate(ran.a))
-    named = ", ".join(f"{c.name} {rate(c.rate)}" for c in ran.controls)
+    rates = ", ".join(f"a_{i + 1} {a.shown()}" for i, a in enumerate(ran.a))
+    named = ", ".join(f"{c.name} {c.rate.shown()}" for c in ran.controls)
     return Finding("acceptance", f"{ran.n_positions} positions", f"{rates}; controls: {named}")
-
-
-def rate(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return "-"
-    between = "" if estimate.low is None else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return f"{estimate.value:.3f}{between}"
 
 
 # WHAT THE CONTROLS SAY
@@ -96,11 +86,11 @@ def _against_controls(ran: Ran) -> list[Finding]:
         return [Finding("too-little", f"{ran.n_positions} positions", "too few for intervals")]
     lost = [name for name in GUESSES if not by_name[name].is_beaten]
     if lost:
-        named = ", ".join(f"{name} {rate(by_name[name].rate)}" for name in lost)
-        return [Finding("head-useless", f"a_1 {rate(ran.a[0])}", f"not above {named}")]
+        named = ", ".join(f"{name} {by_name[name].rate.shown()}" for name in lost)
+        return [Finding("head-useless", f"a_1 {ran.a[0].shown()}", f"not above {named}")]
     if not other.is_beaten:
-        text = f"with the hidden row of 64 positions earlier {rate(other.rate)}, expected clearly less"
-        return [Finding("head-ignores-trunk", f"a_1 {rate(ran.a[0])}", text)]
+        text = f"with the hidden row of 64 positions earlier {other.rate.shown()}, expected clearly less"
+        return [Finding("head-ignores-trunk", f"a_1 {ran.a[0].shown()}", text)]
     return []
 
 
@@ -185,12 +175,12 @@ def _better(ran: Ran, changed: list[tuple[Variant, str]]) -> list[Finding]:
     sure = [row for row in gains if is_sure(row[0])]
     if sure:
         gain, judged, about, id = max(sure, key=lambda row: row[0].value or 0.0)
-        text = f"a_1 is {rate(ran.a[0])}, and {rate(judged.unconditional()[0])} with {about} (gain {rate(gain)})"
+        text = f"a_1 is {ran.a[0].shown()}, and {judged.unconditional()[0].shown()} with {about} (gain {gain.shown()})"
         return [Finding(id, about, text)]
     unused = []
     for gain, judged, about, _ in gains:
         if "half of eh_proj" in about and gain.low is not None and (gain.value or 0.0) > -0.01 and gain.low > -0.02:
-            text = f"a_1 is {rate(ran.a[0])}, and {rate(judged.unconditional()[0])} with {about}"
+            text = f"a_1 is {ran.a[0].shown()}, and {judged.unconditional()[0].shown()} with {about}"
             unused.append(Finding("half-unused", about, text))
     return unused
 

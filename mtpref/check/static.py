@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mtpref.check.findings import Finding
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, TensorInfo, printable
-from mtpref.quants import DEQUANTIZABLE, dequantize, row_bytes
+from mtpref.quants import DEQUANTIZABLE, dequantize
 from mtpref.vocab.pretokenizers import known_names
 
 F32 = NDArray[np.float32]
@@ -180,9 +180,7 @@ def sample_rows(file: GgufFile, info: TensorInfo, n: int = SAMPLE_ROWS, n_column
     """Rows of a matrix, evenly spaced, as float32; n_columns: so many of their first columns (a multiple of 256)."""
     n_columns = min(n_columns or info.shape[-1], info.shape[-1])
     rows = np.unique(np.linspace(0, info.shape[0] - 1, n).astype(np.int64))
-    raw = file.data(info).reshape(info.shape[0], row_bytes(info.type_name, info.shape[-1]))[rows]
-    raw = np.ascontiguousarray(raw[:, : row_bytes(info.type_name, n_columns)])
-    return dequantize(info.type_name, raw.reshape(-1), (len(rows), n_columns))
+    return file.decoded_rows(info, rows, n_columns)
 
 
 def _vector(file: GgufFile, name: str) -> F32 | None:

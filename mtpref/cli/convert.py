@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpref.cli.writing import add_writing, writing
+from mtpref.cli.writing import add_writing, type_counts, writing
 
 
 def add_parser(verbs: Any) -> None:
@@ -48,7 +48,7 @@ def run_convert(args: argparse.Namespace) -> int:
         made = convert(args.folder, args.output, settings, options=options)
     for note in made.notes:
         print(f"mtpref convert: {note}", file=sys.stderr)
-    types = ", ".join(f"{n} {name}" for name, n in sorted(made.types.items()))
+    types = type_counts(made.types)
     head = f"MTP blocks: {made.n_mtp}"
     print(f"{printable(args.output, 400)}: {made.n_tensors} tensors ({types}), {made.n_bytes / 1e6:.1f} MB, {head}")
     return 0

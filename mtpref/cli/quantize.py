@@ -3,11 +3,12 @@
 import argparse
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mtpref.cli.output import Notes
-from mtpref.cli.writing import add_writing, writing
+from mtpref.cli.writing import add_writing, type_counts, writing
 from mtpref.errors import MtprefError
 
 TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
@@ -81,7 +82,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         made = quantize_file(args.source, args.target, settings, replacements=replacements, options=options)
     for note in made.notes:
         print(f"mtpref quantize: {note}", file=sys.stderr)
-    types = ", ".join(f"{n} {kind}" for kind, n in sorted(made.types.items()))
+    types = type_counts(made.types)
     sizes = f"{human_bytes(made.n_bytes_before)} -> {human_bytes(made.n_bytes)}"
     print(f"{printable(args.target, 400)}: {sizes}; {types}")
     print(_head_line(made))
@@ -127,10 +128,7 @@ def _head_line(made: Any) -> str:
 
     if not made.head:
         return "MTP head: none in this file"
-    kinds: dict[str, int] = {}
-    for kind in made.head.values():
-        kinds[kind] = kinds.get(kind, 0) + 1
-    text = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    text = type_counts(Counter(made.head.values()))
     cost = f"; {human_bytes(made.head_cost)} more than llama.cpp's types" if made.head_cost > 0 else ""
     return f"MTP head: {text}{cost}"
 

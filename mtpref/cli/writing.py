@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -78,6 +78,11 @@ class ProgressLine:
             self._stream.write("\n")
             self._stream.flush()
             self._width = 0
+
+
+def type_counts(counts: Mapping[str, int]) -> str:
+    """8 Q8_0, 29 Q4_K: tensors by type, by name of the type."""
+    return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
 
 
 def progress_text(n_done: int, n_total: int, seconds: float) -> str:

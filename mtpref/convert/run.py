@@ -8,6 +8,7 @@ type's block does not divide becomes F16.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +16,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.convert.expected import expected_shapes
 from mtpref.convert.general import description
 from mtpref.convert.keys import ARCH, Keys, hyper_parameters
 from mtpref.convert.vocabulary import vocabulary
 from mtpref.errors import MtprefError
-from mtpref.gguf import WriteOptions, printable, write_gguf
+from mtpref.gguf import QUANTIZATION_VERSION, WriteOptions, printable, tensor_bytes, write_gguf
 from mtpref.hf import Checkpoint, Inventory, Part, TextConfig, gguf_tensors, open_checkpoint, text_config
 from mtpref.quants import TYPE_IDS, TYPES, quantize
 
 # --outtype -> (type of matrices, general.file_type as llama.cpp numbers it)
 OUTTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
-QUANTIZATION_VERSION = 2
 _LISTED = 8
 
 
@@ -72,11 +73,15 @@ def convert(
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will write: keys and tensors as `write_gguf` takes them. parts: (part, ggml type)"""
+    """What a conversion will write: keys and tensors as `write_gguf` takes them.
+
+    parts   (part, ggml type) of each    found: the whole checkpoint's inventory
+    """
 
     keys: Keys
     tensors: list[tuple[str, str, tuple[int, ...], Callable[[], Iterator[NDArray[np.uint8]]]]]
     parts: list[tuple[Part, str]]
+    found: Inventory
     n_mtp: int
     notes: list[str]
 
@@ -97,16 +102,12 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
     keys += vocabulary(checkpoint, config.vocab_size, settings.pre)
     tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
-    return Plan(keys, tensors, planned, n_mtp, notes)
+    return Plan(keys, tensors, planned, found, n_mtp, notes)
 
 
 def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes: list[str]) -> Converted:
-    types: dict[str, int] = {}
-    n_bytes = 0
-    for part, kind in planned:
-        types[kind] = types.get(kind, 0) + 1
-        block = TYPES[TYPE_IDS[kind]]
-        n_bytes += math.prod(part.shape) // block.block_elements * block.block_bytes
+    types = dict(Counter(kind for _, kind in planned))
+    n_bytes = sum(tensor_bytes(kind, part.shape) for part, kind in planned)
     return Converted(target, len(planned), n_mtp, types, n_bytes, notes)
 
 
@@ -170,8 +171,6 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
 
 def _check_whole(checkpoint: Checkpoint, config: TextConfig, parts: list[Part], n_mtp: int, which: str) -> None:
     """Refuse a checkpoint that lacks a tensor which every such model has, or has it in another shape."""
-    from mtpref.convert.expected import expected_shapes
-
     found = {part.name: part.shape for part in parts}
     expected = expected_shapes(config, n_mtp, has_trunk=which != "mtp")
     missing = [name for name, (_, required) in expected.items() if required and name not in found]

@@ -34,22 +34,23 @@ def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, pre: str | None = No
     Errors    MtprefError: no or damaged tokenizer.json, no byte-level BPE, more tokens than rows, an unknown
               pre-tokenizer, a vocabulary that gives other ids than the tokenizer
     """
-    tokenizer, model = _load(checkpoint)
+    tokenizer, found = _load(checkpoint)
     label = f"{checkpoint.label}: tokenizer.json"
     tokens, types = _tokens(tokenizer, n_vocab, label)
-    pre = pre or find_pre(tokenizer, ignore_merges=bool(model.get("ignore_merges")), label=label)
+    pre = pre or find_pre(tokenizer, ignore_merges=bool(found["model"].get("ignore_merges")), label=label)
     keys: Keys = [
         ("tokenizer.ggml.model", "gpt2", "str"),
         ("tokenizer.ggml.pre", pre, "str"),
         ("tokenizer.ggml.tokens", tokens, "arr:str"),
         ("tokenizer.ggml.token_type", types, "arr:i32"),
     ]
-    keys += [pair for pair in _special(checkpoint) if pair[0] != "general.architecture"]
+    keys += [pair for pair in _special(checkpoint, found) if pair[0] != "general.architecture"]
     _check_ids(tokenizer, keys, label)
     return keys
 
 
 def _load(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer, and tokenizer.json as it stands."""
     found = checkpoint.json("tokenizer.json")
     label = f"{checkpoint.label}: tokenizer.json"
     if found is None:
@@ -63,7 +64,7 @@ def _load(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any]]:
     except Exception as error:  # the package throws bare Exception
         raise MtprefError(f"{label}: cannot be read ({printable(str(error), 160)}); is it damaged?") from None
     _add_configured(checkpoint, tokenizer)
-    return tokenizer, model
+    return tokenizer, found
 
 
 def _add_configured(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -133,7 +134,7 @@ def _looks_special(text: str) -> bool:
     return text in _LOOKS_SPECIAL or any(text.startswith(a) and text.endswith(b) for a, b in _BRACKETS)
 
 
-def _special(checkpoint: Checkpoint) -> Keys:
+def _special(checkpoint: Checkpoint, found: dict[str, Any]) -> Keys:
     """Merges, special ids, add_bos, chat template."""
 
     def fill(writer: Any) -> None:
@@ -142,12 +143,12 @@ def _special(checkpoint: Checkpoint) -> Keys:
         gguf.SpecialVocab(checkpoint.folder, load_merges=True).add_to_gguf(writer, quiet=True)
 
     keys = recorded(fill, f"{checkpoint.label}: tokenizer files")
-    return _with_flags(keys) if _is_byte_level(checkpoint) else keys
+    return _with_flags(keys) if _is_byte_level(found) else keys
 
 
-def _is_byte_level(checkpoint: Checkpoint) -> bool:
+def _is_byte_level(found: dict[str, Any]) -> bool:
     """Whether what the tokenizer does behind the merges adds no tokens of its own."""
-    given = (checkpoint.json("tokenizer.json") or {}).get("post_processor")
+    given = found.get("post_processor")
     steps = given.get("processors", [given]) if isinstance(given, dict) else []
     return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
 

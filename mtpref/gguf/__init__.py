@@ -6,9 +6,10 @@ from mtpref.gguf.reader import GgufFile, KeyValues, open_one
 from mtpref.gguf.shards import is_shard, open_gguf, write_shards
 from mtpref.gguf.values import GgufArray, printable, without_leading_ones
 from mtpref.gguf.whole import WriteOptions, check_targets, human_bytes, write_whole
-from mtpref.gguf.writer import write_gguf
+from mtpref.gguf.writer import QUANTIZATION_VERSION, tensor_bytes, write_gguf
 
 __all__ = [
+    "QUANTIZATION_VERSION",
     "GgufArray",
     "GgufFile",
     "KeyValues",
@@ -20,6 +21,7 @@ __all__ = [
     "open_gguf",
     "open_one",
     "printable",
+    "tensor_bytes",
     "without_leading_ones",
     "write_gguf",
     "write_shards",

@@ -23,8 +23,10 @@ from mtpref.gguf.magic import describe_directory
 from mtpref.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
 from mtpref.gguf.whole import refuse_left_over
+from mtpref.quants import dequantize, row_bytes
 
 PIECE = 8 << 20  # bytes
+PIECE_VALUES = 1 << 20  # decoded at a time
 MAX_TEXT = 1 << 24  # bytes of one string value; the largest real ones, tokenizer.json as a text, have 10**7
 
 
@@ -182,6 +184,32 @@ class GgufFile:
         for start in range(0, len(data), PIECE):
             yield data[start : start + PIECE]
             self.release(replace(tensor, offset=tensor.offset + start, n_bytes=min(PIECE, len(data) - start)))
+
+    def decoded(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
+        """A tensor's values, rows by rows of the last dimension, about PIECE_VALUES at a time (one row at least); the
+        memory of each piece of the file is given back behind it.
+
+        Errors   MtprefError for a type without decoder
+        """
+        width = row_bytes(tensor.type_name, tensor.shape[-1])
+        raw = self.data(tensor).reshape(-1, width)
+        step = max(1, PIECE_VALUES // tensor.shape[-1])
+        for first in range(0, len(raw), step):
+            part = raw[first : first + step]
+            yield dequantize(tensor.type_name, part.reshape(-1), (len(part), tensor.shape[-1]))
+            self.release(replace(tensor, offset=tensor.offset + first * width, n_bytes=part.nbytes))
+
+    def decoded_rows(
+        self, tensor: TensorInfo, rows: npt.NDArray[np.int64], n_columns: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Some rows of a matrix; n_columns: so many of their first columns, whole blocks (None: all).
+
+        Errors   MtprefError for a type without decoder
+        """
+        n_columns = n_columns or tensor.shape[-1]
+        raw = self.data(tensor).reshape(-1, row_bytes(tensor.type_name, tensor.shape[-1]))[rows]
+        raw = np.ascontiguousarray(raw[:, : row_bytes(tensor.type_name, n_columns)])
+        return dequantize(tensor.type_name, raw.reshape(-1), (len(rows), n_columns))
 
     def _buffer_of(self, info: TensorInfo) -> mmap.mmap:
         return (self.others[info.shard - 1] if info.shard else self).buffer()

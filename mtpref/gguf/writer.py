@@ -27,6 +27,7 @@ from mtpref.quants import TYPE_IDS, TYPES, row_bytes
 Array = npt.NDArray[Any]
 Data = Array | Callable[[], Array | Iterable[Array]]
 CHUNK = 8 << 20  # bytes
+QUANTIZATION_VERSION = 2  # general.quantization_version: of ggml's block formats as they are
 MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in 64 with the final zero and refuses longer ones
 _NATIVE = {
     "F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2",
@@ -138,12 +139,17 @@ def plan_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> l
                 f"{what}: rows of {shape[-1]} values, expected a multiple of "
                 f"{TYPES[TYPE_IDS[type_name]].block_elements} for type {type_name}; choose another type"
             )
-        n_bytes = math.prod(shape[:-1]) * row_bytes(type_name, shape[-1])
+        n_bytes = tensor_bytes(type_name, shape)
         plan[name] = PlannedTensor(name, type_name, tuple(int(n) for n in shape), n_bytes, data)
         if isinstance(data, np.ndarray):
             _check_dtype(plan[name], data)
             _check_size(plan[name], data.nbytes)
     return list(plan.values())
+
+
+def tensor_bytes(type_name: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor (NumPy order). MtprefError for a row that is no multiple of the type's block."""
+    return math.prod(shape[:-1]) * row_bytes(type_name, shape[-1])
 
 
 def _check_dtype(t: PlannedTensor, data: Array) -> None:

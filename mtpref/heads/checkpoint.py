@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from mtpref.convert import Settings, plan
+from mtpref.gguf import tensor_bytes
 from mtpref.heads.contents import Array, Item, Source
-from mtpref.hf import Checkpoint, Part, gguf_tensors, text_config
-from mtpref.quants import row_bytes
+from mtpref.hf import Checkpoint, Part
 
 
 def checkpoint_source(checkpoint: Checkpoint, outtype: str) -> tuple[Source, list[str]]:
@@ -21,19 +21,15 @@ def checkpoint_source(checkpoint: Checkpoint, outtype: str) -> tuple[Source, lis
     made = plan(checkpoint, Settings(outtype=outtype, which="mtp", allow_unmapped=True))
     items = {}
     for name, type_name, shape, pieces in made.tensors:
-        n_bytes = int(np.prod(shape[:-1], dtype=np.int64)) * row_bytes(type_name, shape[-1])
-        items[name] = Item(name, type_name, shape, n_bytes, pieces)
-    order = [part.name for part in _parts(checkpoint)]  # of a conversion of trunk and head
-    return Source(checkpoint.label, list(made.keys), items, order, partial(_rows, checkpoint)), made.notes
+        items[name] = Item(name, type_name, shape, tensor_bytes(type_name, shape), pieces)
+    parts = {part.name: part for part in made.found.parts}  # in the order of a conversion of trunk and head
+    source = Source(checkpoint.label, list(made.keys), items, list(parts), partial(_rows, checkpoint, parts))
+    return source, made.notes
 
 
-def _parts(checkpoint: Checkpoint) -> list[Part]:
-    return gguf_tensors(checkpoint, text_config(checkpoint.config, checkpoint.label)).parts
-
-
-def _rows(checkpoint: Checkpoint, name: str, rows: Array) -> Any:
+def _rows(checkpoint: Checkpoint, parts: dict[str, Part], name: str, rows: Array) -> Any:
     """Some rows of a tensor of the head's file, decoded."""
-    part = next(part for part in _parts(checkpoint) if part.name == name)
+    part = parts[name]
     if part.rows is not None or part.columns is not None:
         return None
-    return np.stack([checkpoint.rows(part.source, slice(int(r), int(r) + 1))[0] for r in rows]).astype(np.float64)
+    return checkpoint.rows(part.source, rows).astype(np.float64)

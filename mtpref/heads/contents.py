@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, WriteOptions, write_gguf, write_shards
 from mtpref.heads.pairs import Pair, pairs_of
-from mtpref.quants import dequantize, row_bytes
 
 Array = np.ndarray[Any, Any]
 Pieces = Callable[[], Iterable[Array]]
@@ -126,12 +126,7 @@ def _plain(value: Any) -> Any:
 
 def _rows(file: GgufFile, name: str, rows: Array) -> Array | None:
     """Some rows of a matrix as float64, or None for a type that cannot be decoded."""
-    from mtpref.errors import MtprefError
-
-    info = file.tensors[name]
-    raw = file.data(info).reshape(-1, row_bytes(info.type_name, info.shape[-1]))[rows]
     try:
-        x = dequantize(info.type_name, np.ascontiguousarray(raw).reshape(-1), (len(rows), info.shape[-1]))
+        return file.decoded_rows(file.tensors[name], rows).astype(np.float64)
     except MtprefError:
         return None
-    return x.astype(np.float64)

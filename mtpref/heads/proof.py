@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpref.errors import MtprefError
-from mtpref.model import load
+from mtpref.model import Model, load
 from mtpref.probe import Settings, Text, probe
 from mtpref.probe.controls import Control
 from mtpref.probe.count import Estimate
 
 SMALL = 64 << 20  # bytes of a model that is probed without being asked
+BLOCK = 16  # tokens of a block of the intervals: the texts are short
 DECIDES = "other-hidden"
 TEXTS = {
     "code": '''def read_lines(path):
@@ -67,16 +68,26 @@ class Proof:
         return next((c.is_beaten for c in self.controls if c.name == DECIDES), None)
 
     def lines(self) -> list[str]:
-        named = ", ".join(f"{c.name} {_rate(c.rate)}" for c in self.controls)
+        named = ", ".join(f"{c.name} {c.rate.shown()}" for c in self.controls)
         says = {
             True: "the head uses this trunk's hidden rows",
             False: "NOT proven: the head gains nothing from this trunk's hidden rows over those of another position",
             None: "too little text for intervals; the rates beside are all there is to go by",
         }
         return [
-            f"probe: a_1 {_rate(self.rate)} at {self.n_positions} positions of a built-in text; controls: {named}",
+            f"probe: a_1 {self.rate.shown()} at {self.n_positions} positions of a built-in text; controls: {named}",
             f"verdict: {says[self.belongs]}",
         ]
+
+
+def built_in_texts(model: Model) -> list[Text]:
+    """TEXTS as the model's tokens."""
+    return [Text(label, tuple(model.vocab.encode(text))) for label, text in TEXTS.items()]
+
+
+def window_of(model: Model) -> int:
+    """Tokens of a context that the texts are read in: each in one, where the model allows it."""
+    return min(model.config.n_ctx_train, 2048)
 
 
 def prove(path: str | Path, n_positions: int = 384, progress: Callable[[int, int], None] | None = None) -> Proof:
@@ -88,15 +99,6 @@ def prove(path: str | Path, n_positions: int = 384, progress: Callable[[int, int
     model = load(path)
     if not model.has_mtp:
         raise MtprefError(f"{path}: no MTP head to probe, expected one")
-    texts = [Text(label, tuple(model.vocab.encode(text))) for label, text in TEXTS.items()]
-    n_ctx = min(model.config.n_ctx_train, 2048)
-    settings = Settings(n_draft=1, n_positions=n_positions, n_ctx=n_ctx, block=16)
-    report = probe(model, texts, settings, progress)
+    settings = Settings(n_draft=1, n_positions=n_positions, n_ctx=window_of(model), block=BLOCK)
+    report = probe(model, built_in_texts(model), settings, progress)
     return Proof(report.reached[0], report.trunk.unconditional[0], report.controls)
-
-
-def _rate(rate: Estimate) -> str:
-    if rate.value is None:
-        return "-"
-    between = "" if rate.low is None or rate.high is None else f" [{rate.low:.3f}, {rate.high:.3f}]"
-    return f"{rate.value:.3f}{between}"

@@ -143,10 +143,8 @@ def _part(
         if len(shape) == 3 and shape[1] != 1:
             raise MtprefError(f"{what}, expected (channels, 1, kernel)")
         shape = (shape[0], shape[-1])
-    if rows is not None and int(rows.max()) + 1 != shape[0]:
-        rows_expected = int(rows.max()) + 1
-        if rows_expected > shape[0]:
-            raise MtprefError(f"{what}, expected {rows_expected} rows or more, as config.json's sizes say")
+    if rows is not None and (n_needed := int(rows.max()) + 1) > shape[0]:
+        raise MtprefError(f"{what}, expected {n_needed} rows or more, as config.json's sizes say")
     n_rows = shape[0] if rows is None else len(rows)
     order = row_order(name, n_rows, config.dims)
     if order is not None:

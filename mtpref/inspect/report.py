@@ -47,18 +47,25 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
 
     A file of a split model that cannot be opened with the others is described alone, and `problems` says why.
     """
+    f, alone = open_to_inspect(path)
+    with f:
+        return describe_file(f, alone)
+
+
+def open_to_inspect(path: str | Path) -> tuple[GgufFile, str | None]:
+    """The file, and why it stands alone where the other files of its model cannot be opened with it."""
     try:
-        f, alone = open_gguf(path), None
+        return open_gguf(path), None
     except MtprefError as error:
-        f, alone = open_one(path), str(error)
+        f = open_one(path)
         if not is_shard(f):
             f.close()
             raise
-    with f:
-        return _build(f, alone)
+        return f, str(error)
 
 
-def _build(f: GgufFile, alone: str | None) -> dict[str, Any]:
+def describe_file(f: GgufFile, alone: str | None) -> dict[str, Any]:
+    """The report on an open file, as `inspect_file` gives it."""
     arch = _text(f, "general.architecture")
     supported = arch in ARCHITECTURES
     problems = [] if arch is not None else ["key general.architecture is missing or no text"]

@@ -37,6 +37,13 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def shown(self, digits: int = 3) -> str:
+        """0.774 [0.760, 0.788]; "-" without a value."""
+        if self.value is None:
+            return "-"
+        ends = "" if self.low is None else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.value:.{digits}f}{ends}"
+
     def to_json(self) -> dict[str, float | None]:
         return {"value": self.value, "low": self.low, "high": self.high}
 

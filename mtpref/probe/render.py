@@ -6,7 +6,6 @@ Owns the words. It must not compute anything.
 from collections.abc import Sequence
 
 from mtpref.probe.controls import INVISIBLE
-from mtpref.probe.count import Estimate
 from mtpref.probe.report import Report
 from mtpref.probe.tables import Bin, Calibration, Group
 
@@ -39,7 +38,7 @@ def _acceptance(report: Report) -> list[str]:
     )
     columns = [rates for g in (report.trunk, report.text) for rates in (g.conditional, g.unconditional)]
     rows = [
-        [str(k + 1), str(report.reached[k]), str(report.right[k]), *(_rate(rates[k]) for rates in columns)]
+        [str(k + 1), str(report.reached[k]), str(report.right[k]), *(rates[k].shown() for rates in columns)]
         for k in range(s.n_draft)
     ]
     titles = ["draft", "reached", "right", "trunk: conditional", "unconditional", "text: conditional", "unconditional"]
@@ -49,7 +48,7 @@ def _acceptance(report: Report) -> list[str]:
         "",
         "acceptance by draft position: against the trunk's argmax (what greedy decoding accepts), against the text",
         *table(titles, rows),
-        f"tokens per round of {s.n_draft} drafts, 1 + a_1 + ... + a_{s.n_draft}: {_rate(report.trunk.mean_length, 2)}",
+        f"tokens per round of {s.n_draft} drafts, 1 + a_1 + ... + a_{s.n_draft}: {report.trunk.mean_length.shown(2)}",
         f"the text's own next token: trunk right {_share(own.trunk_right)} ({_nats(own.trunk_nats)} nats), head right "
         f"{_share(own.head_right)} ({_nats(own.head_nats)} nats)",
     ]
@@ -72,7 +71,7 @@ def bar(share: float | None) -> str:
 def _groups(title: str, groups: Sequence[Group]) -> list[str]:
     n = len(groups[0].unconditional)
     titles = [title, "positions", *(f"a_{k + 1}" for k in range(n)), "tokens per round"]
-    rows = [[g.name, str(g.n), *(_rate(e) for e in g.unconditional), _rate(g.mean_length, 2)] for g in groups]
+    rows = [[g.name, str(g.n), *(e.shown() for e in g.unconditional), g.mean_length.shown(2)] for g in groups]
     return table(titles, rows)
 
 
@@ -109,7 +108,7 @@ def _margins(report: Report) -> list[str]:
 
 
 def _controls(report: Report) -> list[str]:
-    rows = [[c.name, _rate(c.rate), _rate(c.head_less_control), c.about] for c in report.controls]
+    rows = [[c.name, c.rate.shown(), c.head_less_control.shown(), c.about] for c in report.controls]
     out = table(["control", "a_1", "head less control", "what it is"], rows)
     return ["controls, at the same positions", *out, report.verdict or ""]
 
@@ -126,10 +125,10 @@ def _contracts(report: Report) -> list[str]:
     rows = [
         [
             c.contract + (" (probed)" if c.is_probed else ""),
-            *(_rate(e) for e in c.group.unconditional),
-            _rate(c.group.mean_length, 2),
-            "" if c.is_probed else _rate(c.a1_less_probed),
-            "" if c.is_probed else _rate(c.length_less_probed, 2),
+            *(e.shown() for e in c.group.unconditional),
+            c.group.mean_length.shown(2),
+            "" if c.is_probed else c.a1_less_probed.shown(),
+            "" if c.is_probed else c.length_less_probed.shown(2),
         ]
         for c in report.contracts
     ]
@@ -145,13 +144,6 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in [titles, *rows]]  # fmt: skip
-
-
-def _rate(estimate: Estimate, digits: int = 3) -> str:
-    if estimate.value is None:
-        return "-"
-    ends = "" if estimate.low is None else f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-    return f"{estimate.value:.{digits}f}{ends}"
 
 
 def _share(value: float | None) -> str:

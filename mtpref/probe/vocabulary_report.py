@@ -126,10 +126,10 @@ def lines(report: VocabularyReport) -> list[str]:
     for name, heads in report.domains:
         for line in heads:
             is_full = line.head == FULL
-            lost = ["", ""] if is_full else [_rate(line.a1_lost), _rate(line.length_lost, 2)]
+            lost = ["", ""] if is_full else [line.a1_lost.shown(), line.length_lost.shown(2)]
             rates = [_share(e.value) for e in line.group.unconditional]
             covered = [_share(line.text_coverage), _share(line.target_coverage)]
-            length = _rate(line.group.mean_length, 2)
+            length = line.group.mean_length.shown(2)
             rows.append([name, line.head, str(line.n_ids), *covered, *rates, length, *lost])
     return [
         f"{report.n_ids} ids from {report.n_counted} counted tokens; {report.n_held} others are held out to measure on",
@@ -139,10 +139,3 @@ def lines(report: VocabularyReport) -> list[str]:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _rate(estimate: Estimate, digits: int = 3) -> str:
-    if estimate.value is None:
-        return "-"
-    ends = "" if estimate.low is None else f" [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-    return f"{estimate.value:.{digits}f}{ends}"

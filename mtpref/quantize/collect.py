@@ -6,7 +6,7 @@ matrices have entries too: llama.cpp's own tool runs the trunk alone. Sums are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,19 +44,41 @@ def watched(model: Model, see: Callable[[str, F32], None]) -> Model:
     return replace(model, recipe=model.recipe.with_ops(mul_mat=mul_mat))
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens and the hidden row that each is paired with, from position `first` on."""
+
+    ids: list[int]
+    rows: F32
+    first: int
+
+
+def paired(model: Model, ids: Sequence[int]) -> Chunk:
+    """The trunk over tokens from an empty state, and the pairs that the head sees when it catches up."""
+    steps, contract = model.recipe.steps, model.recipe.contract
+    state = model.new_state(len(ids))
+    pending = steps.pending_at_prompt(state.pending_h, contract)
+    hidden = steps.target_hidden(model.trunk(state, ids, n_logits=0).hidden, contract)
+    rows, first = steps.pair_hidden(hidden, pending), contract.first_pos
+    return Chunk(list(ids[first:]), rows[first:], first)
+
+
+def run_head(model: Model, chunks: Iterable[Chunk]) -> None:
+    """The head over chunks, each from an empty cache."""
+    for chunk in chunks:
+        if chunk.ids:
+            state = model.new_state(chunk.first + len(chunk.ids))
+            model.mtp(state, chunk.ids, chunk.rows, chunk.first, n_logits=0)
+
+
 def run_text(model: Model, ids: Sequence[int], *, n_ctx: int, progress: Progress | None = None) -> int:
     """Chunks of n_ctx tokens, each from an empty state, through trunk and head; gives how many. A rest is left out
     unless the text is shorter than one chunk."""
-    chunks = [ids[i : i + n_ctx] for i in range(0, len(ids) - n_ctx + 1, n_ctx)] or [ids]
-    steps, contract = model.recipe.steps, model.recipe.contract
-    for i, chunk in enumerate(chunks):
-        state = model.new_state(len(chunk))
-        state.pending_h = steps.pending_at_prompt(state.pending_h, contract)
-        hidden = steps.target_hidden(model.trunk(state, chunk, n_logits=0).hidden, contract)
+    cut = [ids[i : i + n_ctx] for i in range(0, len(ids) - n_ctx + 1, n_ctx)] or [ids]
+    for i, part in enumerate(cut):
+        chunk = paired(model, part)
         if model.has_mtp:
-            rows, first = steps.pair_hidden(hidden, state.pending_h), contract.first_pos
-            if len(chunk) > first:
-                model.mtp(state, chunk[first:], rows[first:], first, n_logits=0)
+            run_head(model, [chunk])
         if progress is not None:
-            progress((i + 1) * len(chunk), len(chunks) * len(chunk))
-    return len(chunks)
+            progress((i + 1) * len(part), len(cut) * len(part))
+    return len(cut)

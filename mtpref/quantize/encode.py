@@ -17,8 +17,8 @@ from mtpref.quants import K_TYPES, QUANTIZABLE, TYPE_IDS, quantize, row_bytes
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
-ENCODABLE = (*QUANTIZABLE, *(kind for kind in K_TYPES if kind in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")))
-WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")  # that importance changes
+ENCODABLE = (*QUANTIZABLE, *K_TYPES)
+WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_TYPES)  # that importance changes
 
 
 def needs_library(kind: str, *, weighted: bool) -> bool:

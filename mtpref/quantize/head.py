@@ -7,7 +7,7 @@ already, so that a matrix is calibrated on the inputs it will have. The trunk is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
 from mtpref.model import Model
-from mtpref.quantize.collect import watched
+from mtpref.quantize.collect import Chunk, paired, run_head, watched
 from mtpref.quantize.gptq import DAMPING, gptq
 from mtpref.quantize.grid import Grid
 from mtpref.spec import Matrix
@@ -31,15 +31,6 @@ STAGES = (
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens and the hidden row that each is paired with, from position `first` on."""
-
-    ids: list[int]
-    rows: F32
-    first: int
-
-
 def trunk_rows(
     model: Model, texts: Sequence[Sequence[int]], n_ctx: int = 512, progress: Progress | None = None
 ) -> list[Chunk]:
@@ -53,26 +44,15 @@ def trunk_rows(
     n_all = sum(map(len, cut))
     if not 2 <= n_all <= MAX_TOKENS:
         raise MtprefError(f"--calibration: {n_all} tokens, expected 2 to {MAX_TOKENS}; give other texts")
-    steps, contract = model.recipe.steps, model.recipe.contract
     out, n_done = [], 0
     for ids in cut:
-        state = model.new_state(len(ids))
-        pending = steps.pending_at_prompt(state.pending_h, contract)
-        hidden = steps.target_hidden(model.trunk(state, ids, n_logits=0).hidden, contract)
-        rows, first = steps.pair_hidden(hidden, pending), contract.first_pos
-        if len(ids) > first:
-            out.append(Chunk(ids[first:], rows[first:], first))
+        chunk = paired(model, ids)
+        if chunk.ids:
+            out.append(chunk)
         n_done += len(ids)
         if progress is not None:
             progress(n_done, n_all)
     return out
-
-
-def run_head(model: Model, chunks: Sequence[Chunk]) -> None:
-    """The head over all chunks, each from an empty cache."""
-    for chunk in chunks:
-        state = model.new_state(chunk.first + len(chunk.ids))
-        model.mtp(state, chunk.ids, chunk.rows, chunk.first, n_logits=0)
 
 
 def hessians(model: Model, chunks: Sequence[Chunk], names: Sequence[str]) -> dict[str, F64]:

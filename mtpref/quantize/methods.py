@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from mtpref.model import Model
 from mtpref.probe import Text
-from mtpref.probe.count import Estimate, Judged, difference, jackknife, judge
+from mtpref.probe.count import Estimate, difference, jackknife, judge
 from mtpref.probe.texts import windows_of
 from mtpref.probe.walk import Variant, walk_all
-from mtpref.quantize.head import Chunk, trunk_rows, with_matrices
+from mtpref.quantize.collect import Chunk
+from mtpref.quantize.head import trunk_rows, with_matrices
 from mtpref.spec import Matrix
 
 F64 = NDArray[np.float64]
@@ -67,13 +68,9 @@ def measure(
         matrices = ways.get(name, {})
         out.append(Measured(
             name, sum(w.raw.size for w in matrices.values()), _mean(kl, blocks), _mean(same, blocks),
-            judged[name].unconditional(), _less(judged[name], judged[REFERENCE]),
+            judged[name].unconditional(), difference(judged[name], judged[REFERENCE]),
         ))  # fmt: skip
     return out
-
-
-def _less(a: Judged, b: Judged) -> Estimate:
-    return difference(a, b)
 
 
 def _logits(model: Model, chunk: Chunk) -> NDArray[np.float32]:

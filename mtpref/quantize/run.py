@@ -5,7 +5,7 @@ Owns what is refused and what is said. Tensors that keep their type are copied b
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, TensorInfo, WriteOptions, open_gguf, printable, write_gguf
+from mtpref.gguf import (
+    QUANTIZATION_VERSION,
+    GgufFile,
+    TensorInfo,
+    WriteOptions,
+    open_gguf,
+    printable,
+    tensor_bytes,
+    write_gguf,
+)
 from mtpref.heads.contents import files_of
 from mtpref.heads.pairs import pairs_of
 from mtpref.identify import describe_kind
 from mtpref.quantize.encode import WEIGHTED, encode, library, needs_library
 from mtpref.quantize.importance import Importance
 from mtpref.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, head_layers, layer_order, plan_types
-from mtpref.quants import DEQUANTIZABLE, TYPE_IDS, TYPES, dequantize, row_bytes
+from mtpref.quants import DEQUANTIZABLE
 
-PIECE_VALUES = 1 << 20
-QUANTIZATION_VERSION = 2
 # Already quantised bytes of a tensor: (type, uint8 bytes of the whole tensor).
 Replacements = Mapping[str, tuple[str, NDArray[np.uint8]]]
 
@@ -38,6 +45,10 @@ class Settings:
     importance: Importance | None = None
     importance_name: str | None = None
     allow_requantize: bool = False
+
+    def weights(self, info: TensorInfo) -> NDArray[np.float32] | None:
+        """The importance of a tensor's columns, where there is one."""
+        return None if self.importance is None else self.importance.of(info.name, info.shape[-1])
 
 
 @dataclass
@@ -110,8 +121,7 @@ def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacemen
         if info.type_name not in FLOATS and not settings.allow_requantize:
             raise MtprefError(f"{file.label}: tensor {printable(info.name)} is {info.type_name} already, expected F32, "
                               "F16 or BF16: quantising twice loses twice; say --allow-requantize to do so")  # fmt: skip
-        weights = None if settings.importance is None else settings.importance.of(info.name, info.shape[-1])
-        if needs_library(kind, weighted=weights is not None):
+        if needs_library(kind, weighted=settings.weights(info) is not None):
             library()
 
 
@@ -140,42 +150,30 @@ def _data(
         return lambda: iter([np.ascontiguousarray(made).reshape(-1).view(np.uint8)])
     if kind == info.type_name:
         return lambda: file.pieces(info)
-    weights = None if settings.importance is None else settings.importance.of(info.name, info.shape[-1])
-    return lambda: _encoded(file, info, kind, weights)
+    return lambda: _encoded(file, info, kind, settings.weights(info))
 
 
 def _encoded(
     file: GgufFile, info: TensorInfo, kind: str, weights: NDArray[np.float32] | None
 ) -> Iterator[NDArray[np.uint8]]:
-    for x in rows_of(file, info):
+    for x in file.decoded(info):
         if not np.all(np.isfinite(x)):
             raise MtprefError(f"{file.label}: tensor {printable(info.name)} holds NaN or infinity, expected finite "
                               "weights; mtpref check says where")  # fmt: skip
         yield encode(kind, x, weights if kind in WEIGHTED else None).reshape(-1)
 
 
-def rows_of(file: GgufFile, info: TensorInfo) -> Iterator[NDArray[np.float32]]:
-    """A matrix as float32, some rows at a time."""
-    n_in = info.shape[-1]
-    n_rows = math.prod(info.shape[:-1])
-    raw = file.data(info).reshape(n_rows, row_bytes(info.type_name, n_in))
-    step = max(1, PIECE_VALUES // n_in)
-    for first in range(0, n_rows, step):
-        part = raw[first : first + step]
-        yield dequantize(info.type_name, part.reshape(-1), (len(part), n_in))
-    file.release(info)
-
-
 def _report(
     file: GgufFile, items: list[Item], types: dict[str, str], settings: Settings, blocks: tuple[int, int]
 ) -> Quantized:
     prefixes = tuple(f"blk.{i}." for i in head_layers(*blocks))
-    counts: dict[str, int] = {}
-    for kind in types.values():
-        counts[kind] = counts.get(kind, 0) + 1
-    head = {i.name: types[i.name] for i in items if prefixes and i.name.startswith(prefixes) and len(i.shape) > 1}
+    head = {i.name: types[i.name] for i in items if i.name.startswith(prefixes) and len(i.shape) > 1}
     pure = plan_types(items, Wanted(settings.wanted.mixture, True, has_imatrix=settings.wanted.has_imatrix), *blocks)
-    cost = sum(_bytes(i, types[i.name]) - _bytes(i, pure[i.name]) for i in items if i.name in head)
+
+    def size_of(item: Item, of: dict[str, str]) -> int:
+        return tensor_bytes(of[item.name], item.shape)
+
+    cost = sum(size_of(i, types) - size_of(i, pure) for i in items if i.name in head)
     notes = []
     if settings.importance is not None:
         seen = settings.importance.columns
@@ -184,9 +182,5 @@ def _report(
             notes.append(f"the importance matrix lacks {len(lacking)} tensors of the head, {lacking[0]} first; "
                          "it was made with the trunk alone: mtpref imatrix covers the head")  # fmt: skip
     before = sum(t.n_bytes or 0 for t in file.tensors.values())
-    return Quantized(before, sum(_bytes(i, types[i.name]) for i in items), counts, head, cost, notes)
-
-
-def _bytes(item: Item, kind: str) -> int:
-    block = TYPES[TYPE_IDS[kind]]
-    return math.prod(item.shape) // block.block_elements * block.block_bytes
+    n_bytes = sum(size_of(item, types) for item in items)
+    return Quantized(before, n_bytes, dict(Counter(types.values())), head, cost, notes)

@@ -15,12 +15,12 @@ from typing import Any
 
 import mtpref
 from fuzzing.edits import Edit
-from fuzzing.fields import ARR, BOOL, F32, I32, STR, U32, Doc, Key, Tensor, array, parse, scalar, text, u64, write
+from fuzzing.fields import ARR, BOOL, F32, I32, STR, U32, Doc, Key, Tensor, array, scalar, text, u64, write
 from fuzzing.judge import Unclear, check_line
+from fuzzing.models import MICRO, head_target, heads_target, put, run_whole, shards_target, tiny_target
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_json_edit, random_text_edit
-from mtpref import compare, dump, gguf, heads, inspect
-from mtpref.api import LanguageModel, tiny_path
+from mtpref import compare, dump, gguf, inspect
 from mtpref.chat.render import render
 from mtpref.decode import Options
 from mtpref.draft_vocab import read_draft_ids
@@ -30,7 +30,6 @@ from mtpref.golden.filter import reply_outputs, serve
 from mtpref.vocab import load_vocab
 
 ROOT = Path(__file__).parent.parent.parent
-MICRO = ROOT / "tests" / "data" / "micro" / "micro-60-q8_0.gguf"
 
 
 def catalogue(names: tuple[str, ...] = ()) -> dict[str, Target]:
@@ -39,15 +38,6 @@ def catalogue(names: tuple[str, ...] = ()) -> dict[str, Target]:
     if unknown:
         raise SystemExit(f"target {', '.join(sorted(unknown))} is unknown, expected some of {', '.join(MAKERS)}")
     return {name: make() for name, make in MAKERS.items() if not names or name in names}
-
-
-def put(folder: Path, name: str, raw: bytes, n_zeros: int = 0) -> Path:
-    """A file of these bytes, and behind them zeros that take no space on disk."""
-    path = folder / name
-    with path.open("wb") as file:
-        file.write(raw)
-        file.truncate(len(raw) + n_zeros)
-    return path
 
 
 # CONTAINER
@@ -85,95 +75,7 @@ def run_container(raw: bytes, folder: Path, i: int) -> None:
     json.dumps(inspect.inspect_file(path))
 
 
-# MODELS
-
-
-def run_model(model: LanguageModel) -> None:
-    """A prompt, three tokens, drafts."""
-    ids = model.encode("a b")[:6] or [0]
-    model.generate(ids, Options(n_predict=3, spec_type="draft-mtp" if model.has_mtp else "none"), n_ctx=32).finish()
-
-
-def run_whole(raw: bytes, folder: Path, i: int, n_zeros: int = 0) -> None:
-    """Describe it, load it with and without its weights checked, run it."""
-    path = put(folder, "model.gguf", raw, n_zeros)
-    with contextlib.suppress(MtprefError):
-        json.dumps(inspect.inspect_file(path))
-    with contextlib.suppress(MtprefError):
-        mtpref.load(path, mtp=False, check_tensors=True)
-    run_model(mtpref.load(path))
-
-
-def tiny_target() -> Target:
-    """The tiny model's header; its weights are zeros, so that a case costs no copy of them."""
-    raw = tiny_path().read_bytes()
-    header = write(Doc(**{**vars(parse(raw)), "data": b""}))
-    n_zeros = len(raw) - len(header)
-    return Target("tiny", [header], lambda case, folder, i: run_whole(case, folder, i, n_zeros), 50)
-
-
-def shards_target() -> Target:
-    with tempfile.TemporaryDirectory() as name, gguf.open_gguf(MICRO) as file:
-        kv = [(k, file.kv.raw(k) if file.kv.kind(k) == "str" else file.kv[k], str(file.kv.kind(k))) for k in file.kv]
-        tensors = [(t.name, t.type_name, t.shape, file.data(t)) for t in file.tensors.values()]
-        paths = gguf.write_shards(Path(name) / "m", kv, tensors, max_tensors=30)
-        parts = [path.read_bytes() for path in paths]
-
-    def run(raw: bytes, folder: Path, i: int) -> None:
-        for no, part in enumerate(parts):
-            put(folder, f"m-{no + 1:05d}-of-{len(parts):05d}.gguf", raw if no == i else part)
-        first = folder / f"m-00001-of-{len(parts):05d}.gguf"
-        with contextlib.suppress(MtprefError):
-            inspect.inspect_file(folder / f"m-{i + 1:05d}-of-{len(parts):05d}.gguf")
-        run_model(mtpref.load(first))
-
-    return Target("shards", parts, run, 100)
-
-
-def head_target() -> Target:
-    """A stand-alone head, for a trunk without one."""
-    doc = parse(MICRO.read_bytes())
-    n = {k.name: int.from_bytes(k.value, "little") for k in doc.keys if k.name.endswith((b"block_count", b"t_layers"))}
-    n_trunk = n[b"qwen35.block_count"] - n.get(b"qwen35.nextn_predict_layers", 1)
-    block = f"blk.{n_trunk}.".encode()
-    shared = (b"token_embd.weight", b"output_norm.weight", b"output.weight")
-    head = Doc(doc.keys, tuple(t for t in doc.tensors if t.name in shared or t.name.startswith(block)), doc.data)
-
-    def run(raw: bytes, folder: Path, i: int) -> None:
-        path = put(folder, "mtp-head.gguf", raw)
-        with contextlib.suppress(MtprefError):
-            mtpref.load(path)
-        run_model(mtpref.load(MICRO, model_draft=path))
-
-    return Target("head", [write(head)], run, 100)
-
-
-def heads_target() -> Target:
-    """A model whose head is taken out, off, and put in from it and into it; what is written must open again."""
-
-    def attempt(make: Callable[[], heads.Contents], out: Path) -> bool:
-        try:
-            heads.write_contents(out, make(), gguf.WriteOptions())
-        except MtprefError as error:
-            check_line(str(error))
-            return False
-        gguf.open_gguf(out).close()
-        return True
-
-    def run(raw: bytes, folder: Path, i: int) -> None:
-        path, out = put(folder, "model.gguf", raw), folder / "out.gguf"
-        with gguf.open_gguf(path) as file, gguf.open_gguf(MICRO) as sound:
-            makers = (
-                lambda: heads.extract(file),
-                lambda: heads.strip(file),
-                lambda: heads.graft(file, sound).contents,
-                lambda: heads.graft(sound, file).contents,
-            )
-            made = [attempt(make, out) for make in makers]
-            if not any(made):
-                raise MtprefError("every one of extract, strip, graft refuses it")
-
-    return Target("heads", [MICRO.read_bytes()], run, 200)
+# VOCABULARIES
 
 
 def vocab_target() -> Target:
