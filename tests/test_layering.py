@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "kernels": {"errors", "spec"},
     "state": {"errors"},
     "policy": {"errors", "spec"},
+    "adaptive": {"errors", "spec"},
     "steps": {"contract", "policy", "spec", "state"},
     "recipe": {"contract", "errors", "kernels", "ops", "spec", "steps"},
     "model": {
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "vocab",
         "weights",
     },
-    "decode": {"errors", "events", "model", "policy", "spec", "state", "steps", "vocab"},
+    "decode": {"adaptive", "errors", "events", "model", "policy", "spec", "state", "steps", "vocab"},
     "trace": {"errors", "events", "vocab"},
     "dump": {"contract", "errors", "gguf", "model"},
     "tensor_files": {"errors", "gguf"},

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mtpref import spec
+from mtpref.adaptive import AdaptiveConfig
 from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, ScriptedDrafter, Statistics
 from mtpref.decode.drafters import Draft
 from mtpref.decode.sampling import SAMPLERS, Sampler
@@ -118,10 +119,11 @@ def first_round(model, options, drafter):
 
 
 def law_of(config, policy, n, *, n_vocab=3, rollback="two-phase", whole=False, length=None, eog=frozenset(),
-           n_draft_vocab=None, draft_ids=None, drafter=None, **faults):  # fmt: skip
+           n_draft_vocab=None, draft_ids=None, drafter=None, adaptive=None, **faults):  # fmt: skip
     """Text of n + 1 tokens -> probability: the first round by the loop (whole: all rounds), the rest by the target."""
     length = length or n + 1
-    options = Options(length, "draft-mtp", policy, rollback, n_draft_vocab, sampling=config, draft_ids=draft_ids)
+    options = Options(length, "draft-mtp", policy, rollback, n_draft_vocab, sampling=config, draft_ids=draft_ids,
+                      adaptive=adaptive or AdaptiveConfig())  # fmt: skip
     law = defaultdict(float)
     plain = ToyModel(n_vocab, 1.0, eog)
 
@@ -208,6 +210,29 @@ def test_residual_keeps_the_distribution_of_whole_texts_of_many_rounds(cooldown,
     assert distance(law_of(config_of(), policy, 2, n_vocab=2, whole=True, length=5)) < CLOSE
 
 
+# Rules whose drafts differ in length from branch to branch: the test asserts that they do.
+ADAPTIVE = [
+    AdaptiveConfig("heuristic"),
+    AdaptiveConfig("expected", P_ONE // 16, P_ONE // 4),
+    AdaptiveConfig("expected", P_ONE // 8, P_ONE // 8),
+]
+
+
+@pytest.mark.parametrize("accept", ["residual", "match"])
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=lambda rule: f"{rule.rule}-{rule.row_cost * 8 // P_ONE}")
+@pytest.mark.parametrize("n_min", [0, 2])
+def test_an_adaptive_length_keeps_the_distribution_of_whole_texts_of_many_rounds(accept, rule, n_min):
+    policy, lengths = PolicyConfig(n_max=3, n_min=n_min), set()
+
+    def watched(draft, target, eog_ids):
+        lengths.add(len(draft))
+        return spec.accept_greedy(draft, target, eog_ids)
+
+    laws = law_of(config_of(accept), policy, 3, n_vocab=2, whole=True, length=5, adaptive=rule, accept_greedy=watched)
+    assert distance(laws) < CLOSE
+    assert len(lengths) > 1
+
+
 def scripted(model, policy):
     return ScriptedDrafter([2, 2, 0], [[True, False, True]], len(PROMPT), 3)
 
@@ -254,6 +279,21 @@ def test_a_gate_that_looks_at_the_drawn_token_is_found():
     for n in (1, 2, 3):
         laws = law_of(config_of(), PolicyConfig(n_max=n), n, drafter=changed(n_likely, config_of()))
         assert distance(laws) > FAR
+
+
+def test_an_adaptive_rule_that_weighs_the_drawn_token_is_found():
+    """The gain of a draft from the probabilities of the tokens that were drawn, its last token given up if too low."""
+
+    def n_worth(draft):
+        survival = 1.0
+        for i, step in enumerate(draft.steps):
+            survival *= step.q
+            if survival < 0.3:
+                return i
+        return len(draft.ids)
+
+    laws = law_of(config_of(), PolicyConfig(n_max=3), 3, drafter=changed(n_worth, config_of()))
+    assert distance(laws) > FAR
 
 
 def test_a_draft_dropped_for_being_short_is_found():

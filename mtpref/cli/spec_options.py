@@ -49,6 +49,20 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
         help="cool down after R rounds without an acceptance (default: 1)",
     )
 
+    group.add_argument(
+        "--spec-adaptive",
+        choices=("off", "heuristic", "expected"),
+        default="off",
+        help="draft fewer than --spec-draft-n-max tokens: heuristic (2 more after a draft accepted whole, else 1 "
+        "fewer) or expected (while a further token's expected gain is worth its cost; default: off)",
+    )
+    group.add_argument(
+        "--spec-adaptive-costs",
+        metavar="DRAFT,ROW",
+        help="expected: cost of a draft step and of a further verified token, in plain decode passes (default: "
+        "0.125,0.125)",
+    )
+
 
 def decode_options(args: argparse.Namespace, model: Any) -> Any:
     from mtpref.decode import Options, PolicyConfig
@@ -71,8 +85,25 @@ def decode_options(args: argparse.Namespace, model: Any) -> Any:
         n_batch=args.batch_size,
         sampling=sampling_config(args),
         stop=stop_strings(args),
+        adaptive=_adaptive(args.spec_adaptive, args.spec_adaptive_costs),
         **_draft_vocab(args.spec_draft_vocab, model.core.n_vocab),
     )
+
+
+def _adaptive(rule: str, costs: str | None) -> Any:
+    """The adaptive rule and its costs: `DRAFT,ROW` in plain decode passes."""
+    from mtpref.decode import AdaptiveConfig
+    from mtpref.spec import P_ONE
+
+    if costs is None:
+        return AdaptiveConfig(rule)
+    if rule != "expected":
+        raise MtprefError(f"--spec-adaptive-costs: only the rule expected reads costs, found --spec-adaptive {rule}; "
+                          "use --spec-adaptive expected")  # fmt: skip
+    parts = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{0,9})?),([0-9]{1,9}(?:\.[0-9]{0,9})?)", costs)
+    if parts is None:
+        raise MtprefError(f"--spec-adaptive-costs: {costs!r} is not DRAFT,ROW, expected two numbers such as 0.1,0.2")
+    return AdaptiveConfig(rule, *(round(float(part) * P_ONE) for part in parts.groups()))
 
 
 def _draft_vocab(text: str | None, n_vocab: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The draft/verify loop: loop.py, then rollback.py, sampling.py, drafters.py, stops.py, statistics.py."""
 
+from mtpref.adaptive import AdaptiveConfig, AdaptiveState
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter, ScriptedDrafter
 from mtpref.decode.inline import InlineDrafter
 from mtpref.decode.loop import SPEC_TYPES, Decoder, Options
@@ -14,6 +15,8 @@ __all__ = [
     "SAMPLERS",
     "SPEC_TYPES",
     "STRATEGIES",
+    "AdaptiveConfig",
+    "AdaptiveState",
     "Decoder",
     "Drafter",
     "InlineDrafter",

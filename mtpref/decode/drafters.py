@@ -11,7 +11,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import spec
+from mtpref import adaptive, spec
+from mtpref.adaptive import AdaptiveConfig, AdaptiveState, Chain
 from mtpref.decode.sampling import Sampler, SamplingConfig
 from mtpref.decode.statistics import Statistics
 from mtpref.events import DraftStep
@@ -27,11 +28,13 @@ F32 = NDArray[np.float32]
 class Draft:
     """ids    the drafted tokens, steps: what led to them
     dists  what each was drawn from; empty where the drafter has no choice (one id for sure)
+    chain  what an adaptive rule expects of it
     """
 
     ids: list[int] = field(default_factory=list)
     steps: list[DraftStep] = field(default_factory=list)
     dists: list[spec.Distribution] = field(default_factory=list)
+    chain: Chain = field(default_factory=Chain)
 
 
 class Drafter(Protocol):
@@ -40,6 +43,7 @@ class Drafter(Protocol):
     draft       up to `limit` ids for the positions behind id_last, which is at position state.n_past
     saw         called after every round: the target's choice at each row that was run, the trunk's hidden rows of the
                 last batches, and how many of them were kept; rows behind n_kept belong to rejected tokens
+    adapts      called before a round with what an adaptive rule remembers; for drafters whose gates ask such a rule
     reads_head  whether the MTP head's KV must hold every kept token
     """
 
@@ -48,6 +52,9 @@ class Drafter(Protocol):
     def draft(self, state: ModelState, id_last: int, limit: int) -> Draft: ...
 
     def saw(self, target_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
+        return None
+
+    def adapts(self, state: AdaptiveState) -> None:
         return None
 
 
@@ -64,6 +71,7 @@ class MtpDrafter(Drafter):
 
     n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
     sampler         what draws the tokens under `residual` (None: greedy; the best candidates)
+    adaptive        the rule that decides how long a draft grows, and what it remembers
     """
 
     reads_head = True
@@ -72,6 +80,11 @@ class MtpDrafter(Drafter):
     statistics: Statistics
     n_draft_vocab: int | None = None
     sampler: Sampler | None = None
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    remembered: AdaptiveState = field(default_factory=AdaptiveState)
+
+    def adapts(self, state: AdaptiveState) -> None:
+        self.remembered = state
 
     def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
         pos0, steps_table = state.n_past, self.model.recipe.steps
@@ -81,6 +94,8 @@ class MtpDrafter(Drafter):
             return drafted
         token, hidden = id_last, state.pending_h[None]
         for pos in range(pos0, pos0 + limit):
+            if not adaptive.worth_a_step(self.adaptive, self.remembered, drafted.chain, self.policy.n_min):
+                break
             out = read_head(self, state, [token], hidden, pos, drafted)
             self.statistics.count_pass("mtp_draft", 1)
             if not drafted.steps[-1].is_taken:
@@ -98,6 +113,8 @@ class HeadReader(Protocol):
     policy: PolicyConfig
     n_draft_vocab: int | None
     sampler: Sampler | None
+    adaptive: AdaptiveConfig
+    remembered: AdaptiveState
 
 
 def read_head(
@@ -124,6 +141,8 @@ def read_head(
     p_best, is_drawn = spec.fixed_probability(float(p[0])), sampler.config.draws_drafts
     steps = model.recipe.steps
     is_taken = steps.draws(policy, p_best, len(drafted.ids)) if is_drawn else steps.takes(policy, p_best)
+    rule, remembered = drafter.adaptive, drafter.remembered
+    is_taken = is_taken and adaptive.worth_a_row(rule, remembered, drafted.chain, p_best, policy.n_min)
     token, u, q = int(candidates[0]), None, None
     if is_taken and is_drawn:
         token, dist, u = sampler.draft(logits, pos + 1, state.n_past)
@@ -133,6 +152,8 @@ def read_head(
     step = DraftStep(pos + 1, [int(id) for id in candidates], [float(x) for x in p], margin, is_taken, u, q)
     drafted.steps.append(step)
     drafted.ids += [token] * is_taken
+    if is_taken:
+        drafted.chain = adaptive.longer(remembered, drafted.chain, p_best)
     return out.hidden
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.adaptive import AdaptiveConfig, AdaptiveState, worth_a_step
 from mtpref.decode.drafters import Draft, Drafter, read_head
 from mtpref.decode.sampling import Sampler
 from mtpref.decode.statistics import Statistics
@@ -39,6 +40,7 @@ class InlineDrafter(Drafter):
                     right: the row of the last token that was kept
     n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
     sampler         what draws the token under `residual` (None: greedy; the best candidate)
+    adaptive        the rule that decides whether there is a draft, and what it remembers
     """
 
     reads_head = True
@@ -49,6 +51,8 @@ class InlineDrafter(Drafter):
     row: str = "last"
     n_draft_vocab: int | None = None
     sampler: Sampler | None = None
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    remembered: AdaptiveState = field(default_factory=AdaptiveState)
     _stale_ids: list[int] = field(default_factory=list)
     _stale_rows: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
@@ -61,12 +65,17 @@ class InlineDrafter(Drafter):
         """Whether the row that the next draft is read from belongs to a rejected token."""
         return bool(self._stale_ids)
 
+    def adapts(self, state: AdaptiveState) -> None:
+        self.remembered = state
+
     def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
         """The head's rows from the one of id_last on; the last of them proposes."""
         pos0, recipe = state.n_past, self.model.recipe
         if limit <= 0 or pos0 < recipe.contract.first_pos:
             return Draft()
         drafted = Draft()
+        if not worth_a_step(self.adaptive, self.remembered, drafted.chain, self.policy.n_min):
+            return drafted
         ids, hidden = [id_last], state.pending_h[None]
         if self.is_stale:
             ids, hidden = ids + self._stale_ids, np.concatenate([hidden, self._stale_rows])

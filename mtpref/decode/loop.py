@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.adaptive import AdaptiveConfig, AdaptiveState, adaptive_limit, after_adaptive_round
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter
 from mtpref.decode.rollback import STRATEGIES, Verdict
 from mtpref.decode.sampling import Judge, Sampler, SamplingConfig
@@ -20,6 +21,7 @@ from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
 from mtpref.model import Model
 from mtpref.policy import PolicyConfig, PolicyState
+from mtpref.spec import fixed_probability
 from mtpref.state import ModelState
 from mtpref.vocab import Vocab
 
@@ -38,6 +40,7 @@ class Options:
     n_batch        prompt tokens per trunk pass
     sampling       temperature, filters, seed, the rule that accepts a draft
     stop           strings that end the text and are not part of it
+    adaptive       a rule that makes drafts shorter than the policy allows (docs/adaptive.md)
     """
 
     n_predict: int = 128
@@ -49,6 +52,7 @@ class Options:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     stop: tuple[str, ...] = ()
     draft_ids: tuple[int, ...] | None = None
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
 
     def __post_init__(self) -> None:
         if self.spec_type not in SPEC_TYPES:
@@ -74,6 +78,7 @@ class Decoder:
         self.options = options
         self.statistics = Statistics()
         self.policy_state = PolicyState()
+        self.adaptive_state = AdaptiveState()
         uses_mtp = drafter is None and options.spec_type == "draft-mtp" and options.policy.n_max > 0
         if uses_mtp and not model.has_mtp:
             is_off = model.mtp_status == "off"
@@ -88,7 +93,8 @@ class Decoder:
         self.sampler = Sampler(model, options.sampling)
         self.stop_strings = StopStrings(options.stop)
         if drafter is None and uses_mtp:
-            drafter = MtpDrafter(trimmed, options.policy, self.statistics, options.n_draft_vocab, self.sampler)
+            rest = (options.n_draft_vocab, self.sampler, options.adaptive)
+            drafter = MtpDrafter(trimmed, options.policy, self.statistics, *rest)
         self.drafter: Drafter = drafter or NoDrafter()
         self.keeps_head_warm = self.drafter.reads_head
         self._verify = STRATEGIES[options.rollback]
@@ -188,6 +194,13 @@ class Decoder:
             return "length"
         return "context" if self.state.n_past >= self.state.n_ctx else None
 
+    def _limit(self) -> int:
+        """The longest draft that the policy and the room allow."""
+        n_room = self.state.n_ctx - self.state.n_past - 1
+        if self.options.n_predict >= 0:
+            n_room = min(n_room, self.options.n_predict - self.statistics.n_predict - 1)
+        return int(self.model.recipe.steps.draft_limit(self.options.policy, self.policy_state, n_room))
+
     def _draft(self, id_last: int) -> tuple[Drafted, Judge]:
         """Ask the drafter, within what is useful: a round of n drafts can give n + 1 tokens.
 
@@ -195,10 +208,8 @@ class Decoder:
         has ended. Drafts that were drawn (`residual`) are cut for nothing else.
         """
         state, policy, steps = self.state, self.options.policy, self.model.recipe.steps
-        n_room = state.n_ctx - state.n_past - 1
-        if self.options.n_predict >= 0:
-            n_room = min(n_room, self.options.n_predict - self.statistics.n_predict - 1)
-        limit = steps.draft_limit(policy, self.policy_state, n_room)
+        limit = adaptive_limit(self.options.adaptive, self.adaptive_state, self._limit())
+        self.drafter.adapts(self.adaptive_state)
         with self.statistics.timed("draft"):
             draft = self.drafter.draft(state, steps.draft_opening(id_last, self._last_targets), limit)
         ids = draft.ids if draft.dists else draft.ids[: steps.proposed(policy, len(draft.ids), limit)]
@@ -210,6 +221,7 @@ class Decoder:
     def _round(self, id_last: int) -> Generator[Event, None, tuple[int, bool]]:
         """One round: returns the next opening token, and whether the text has ended."""
         state, stats, steps = self.state, self.statistics, self.model.recipe.steps
+        limit = self._limit()
         drafted, judge = self._draft(id_last)
         yield drafted
         with stats.timed("verify"):
@@ -231,6 +243,8 @@ class Decoder:
         stats.count_round(len(drafted.ids), verdict.n_accepted, self.policy_state.n_cooldown > 0)
         n_drafted, n_accepted = len(drafted.ids), verdict.n_accepted
         self.policy_state = steps.after_round(self.options.policy, self.policy_state, n_drafted, n_accepted)
+        ps = [fixed_probability(step.p[0]) for step in drafted.steps[:n_drafted]]
+        self.adaptive_state = after_adaptive_round(self.options.adaptive, self.adaptive_state, ps, n_accepted, limit)
         return (yield from self._emit(drafted, verdict))
 
     def _emit(self, drafted: Drafted, verdict: Verdict) -> Generator[Event, None, tuple[int, bool]]:

@@ -34,11 +34,13 @@ class RoundLines:
         self.width = max(MIN_WIDTH, width)
         self.names = names or Names()
         self.first, self.last = rounds
+        self.settings: dict[str, Any] = {}
         self._n_runs = self._n_hidden = 0
 
     def lines(self, item: RunStarted | PromptProgress | Round | RunEnded) -> list[Line]:
         if isinstance(item, RunStarted):
             self._n_runs += 1
+            self.settings = item.settings
             return self._started(item)
         if isinstance(item, PromptProgress):
             return self._wrap([[("prompt", "head")], _told(f"{item.n_done} of {item.n_total} tokens")])
@@ -108,11 +110,19 @@ class RoundLines:
         for i, id in enumerate(d.ids):
             out += self._draft_line(r, i, id)
         for step in d.steps[len(d.ids) :]:
-            why = "cut from the draft" if step.is_taken else "below p_min"
+            why = "cut from the draft" if step.is_taken else self._why_not(step)
             told: list[Line] = [*_step(step, None), [(why, "discard")]]
             out += self._row(step.pos, self._best(step), ("unproposed", "discard"), told)
         out += self._target_line(r)
         return out + self._roll_back(r)
+
+    def _why_not(self, step: DraftStep) -> str:
+        """Which gate ended the draft: p_min, or an adaptive rule."""
+        policy, rule = self.settings.get("policy"), self.settings.get("adaptive")
+        p_min = policy.get("p_min") if isinstance(policy, dict) else None
+        is_above = not isinstance(p_min, int) or (bool(step.p) and step.p[0] * 2**32 >= p_min)
+        is_adaptive = isinstance(rule, dict) and rule.get("rule") == "expected"
+        return "not worth a row" if is_adaptive and is_above and step.p else "below p_min"
 
     def _best(self, step: DraftStep) -> str:
         return self.names.name(step.candidates[0]) if step.candidates else "(nothing)"
@@ -228,6 +238,9 @@ def _settings(settings: dict[str, Any]) -> Iterator[str]:
         yield f"roll back by {_short(settings.get('rollback'))}"
     if isinstance(policy.get("p_min"), int) and policy["p_min"]:
         yield f"p_min {policy['p_min'] / 2**32:.4g}"
+    adaptive = settings.get("adaptive")
+    if isinstance(adaptive, dict) and adaptive.get("rule") in ("heuristic", "expected"):
+        yield f"adaptive by {adaptive['rule']}"
     if policy.get("cooldown"):
         yield f"cooldown {_short(policy['cooldown'])} after {_short(policy.get('cooldown_after'))}"
     sampling = settings.get("sampling")
