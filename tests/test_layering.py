@@ -86,6 +86,7 @@ ALLOWED: dict[str, set[str]] = {
         "vocab",
     },
     "identify": {"gguf"},
+    "report": {"errors", "events", "trace", "vocab"},
     "memory": {"model", "spec", "state"},
     "heads": {"convert", "errors", "gguf", "hf", "identify", "model", "probe", "quants", "tensor_names"},
     "check": {

@@ -1,4 +1,4 @@
-"""`mtpref trace show`: what a run did, from its trace."""
+"""`mtpref trace show` and `mtpref trace html`: what a run did, from its trace."""
 
 import argparse
 import json
@@ -20,6 +20,7 @@ def add_parser(verbs: Any) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog="mtpref trace")
     _add_show(actions)
+    _add_html(actions)
 
 
 def _add_show(actions: Any) -> None:
@@ -49,6 +50,51 @@ def _add_show(actions: Any) -> None:
         help="auto: on a terminal, unless NO_COLOR is set, or where FORCE_COLOR is (default: auto)",
     )
     parser.set_defaults(run=run_show)
+
+
+def _add_html(actions: Any) -> None:
+    parser = actions.add_parser(
+        "html",
+        usage="mtpref trace html [options] FILE [OTHER] -o PAGE",
+        help="one self-contained page: the text by origin, a timeline of rounds, acceptance; two runs side by side",
+        description="Write one HTML file that needs no network: the text coloured by origin, every round with its "
+        "draft, verdicts and roll back, acceptance over time and by position, near ties, candidates. With two traces, "
+        "both beside each other and the first place where they part.",
+    )
+    parser.add_argument("file", metavar="FILE", help="the trace")
+    parser.add_argument("other", metavar="OTHER", nargs="?", help="a second trace, to be shown beside it")
+    parser.add_argument("-o", "--output", metavar="PAGE", required=True, help="the page to write")
+    parser.add_argument(
+        "-m",
+        "--model",
+        metavar="FNAME",
+        help="GGUF file whose tokenizer names rejected tokens too (default: their ids)",
+    )
+    parser.add_argument("--rounds", metavar="A-B", help="only these rounds: 12, 3-9, 40- (default: all)")
+    parser.add_argument("--run", type=int, metavar="N", default=1, dest="run_number", help="the N-th run (default: 1)")
+    parser.set_defaults(run=run_html)
+
+
+def run_html(args: argparse.Namespace) -> int:
+    from mtpref.gguf import human_bytes, write_whole
+    from mtpref.report import read_side, render_page
+
+    rounds = _rounds(args.rounds)
+    if args.run_number < 1:
+        raise MtprefError(f"--run: {args.run_number} is out of range, expected 1 or more")
+    paths = [args.file] + ([] if args.other is None else [args.other])
+    for path in paths:
+        if Path(path).exists() and Path(args.output).exists() and Path(path).samefile(args.output):
+            raise MtprefError(f"--output: {args.output} is the trace itself, expected another file")
+    piece_of = _pieces(args.model) if args.model else None
+    sides = [read_side(path, run=args.run_number, rounds=rounds, piece_of=piece_of) for path in paths]
+    page = render_page(sides)
+    write_whole(args.output, page)
+    for side in sides:
+        for note in side.notes:
+            print(f"note: {side.label}: {note}", file=sys.stderr)
+    print(f"{args.output}: {human_bytes(len(page))}")
+    return 0
 
 
 def run_show(args: argparse.Namespace) -> int:
