@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         golden,
         heads,
         inspect,
+        plan,
         probe,
         quantize,
         selftest,
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
     files, runs = (
         (inspect, check, heads, convert, quantize, dump, compare, compare_log),
-        (golden, probe, draft_vocab, diagnose, faults, story, selftest),
+        (golden, probe, plan, draft_vocab, diagnose, faults, story, selftest),
     )
     for module in (generate, trace, *files, *runs):
         module.add_parser(verbs)

@@ -15,7 +15,7 @@ from mtpref.adaptive import AdaptiveConfig, AdaptiveState, adaptive_limit, after
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter
 from mtpref.decode.rollback import STRATEGIES, Verdict
 from mtpref.decode.sampling import Judge, Sampler, SamplingConfig
-from mtpref.decode.statistics import Statistics
+from mtpref.decode.statistics import Statistics, margin
 from mtpref.decode.stops import StopStrings
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
@@ -176,7 +176,7 @@ class Decoder:
     def _sampled(self, logits: F32) -> Token:
         """The token behind a prompt that was processed whole."""
         logits = self.sampler.biased(logits)
-        self.statistics.count_margin(_margin(logits[0]))
+        self.statistics.count_margin(margin(logits[0]))
         if self.options.sampling.is_greedy:
             return self._token(self.sampler.greedy(logits)[0], self.state.n_past, "plain")
         id, drawn = self.sampler.plain(logits[0], self.state.n_past)
@@ -282,8 +282,8 @@ class Decoder:
 
     def _verified(self, drafted: Drafted, verdict: Verdict) -> Verified:
         """Margins, near ties and draws of the rows that decided: up to the first disagreement."""
-        margins = [_margin(row) for row in verdict.logits[: verdict.n_kept]]
-        near_ties = [self.statistics.count_margin(margin) for margin in margins]
+        margins = [margin(row) for row in verdict.logits[: verdict.n_kept]]
+        near_ties = [self.statistics.count_margin(value) for value in margins]
         n_accepted = verdict.n_accepted
         n_behind = max(0, len(drafted.ids) - n_accepted - 1)
         n_rejected = len(drafted.ids) - n_accepted - n_behind
@@ -308,11 +308,3 @@ def _summary(draft_ids: Sequence[int] | None) -> dict[str, int | str] | None:
     if draft_ids is None:
         return None
     return {"n": len(draft_ids), "sha256": hashlib.sha256(",".join(map(str, draft_ids)).encode()).hexdigest()}
-
-
-def _margin(logits: F32) -> float:
-    """How far the best logit is above the second best."""
-    if logits.size < 2:
-        return float("inf")
-    top = np.partition(logits, logits.size - 2)[-2:]
-    return float(top[1]) - float(top[0])

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtpref.events import Draw
 
 # A greedy choice whose best two logits are closer than this is a near tie: another engine, or another summation
@@ -185,6 +188,14 @@ class Statistics:
             args = json.dumps(self.chat["args"])
             out.append(f"chat template = {self.chat['template']} ({self.chat['sha256'][:12]}), arguments = {args}")
         return out
+
+
+def margin(logits: NDArray[np.float32]) -> float:
+    """How far the best logit is above the second best."""
+    if logits.size < 2:
+        return float("inf")
+    top = np.partition(logits, logits.size - 2)[-2:]
+    return float(top[1]) - float(top[0])
 
 
 def _speed(word: str, n: int, seconds: float) -> str:

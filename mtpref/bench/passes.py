@@ -1,0 +1,172 @@
+"""Measuring the passes of a loop, each as the loop itself makes it, in turn and several times.
+
+Owns what is timed and from which state. Every pass starts from the same state, which is restored outside the timing.
+What it finds is the cost at one length of context, on this machine, now.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from mtpref.bench.costs import Costs, CostSet, median_costs
+from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, Statistics
+from mtpref.decode.sampling import Judge, Sampler
+from mtpref.decode.statistics import margin
+from mtpref.errors import MtprefError
+from mtpref.events import PromptProgress, Token
+from mtpref.model import Model
+from mtpref.state import ModelState
+
+N_SAMPLES = 5
+MIN_SECONDS = 0.02  # a shorter pass is repeated within a sample
+N_CHAIN = 3  # draft steps timed together
+N_PLAIN_RUN = 8  # tokens of the plain run that says what a round costs beside its passes
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Bench:
+    """One model at one state, from which every pass starts."""
+
+    model: Model
+    heads: Sequence[Model]
+    ids: list[int]
+    n_max: int
+    state: ModelState = field(init=False)
+
+    def __post_init__(self) -> None:
+        n_ctx = len(self.ids) + max(self.n_max, N_CHAIN, N_PLAIN_RUN) + 2
+        spec_type = "draft-mtp" if self.heads else "none"
+        decoder = Decoder(self.model, self.model.new_state(n_ctx), Options(0, spec_type))
+        for _ in decoder.run(self.ids):
+            pass
+        self.state, self.n_ctx = decoder.state, n_ctx
+        self.base = self.state.checkpoint()
+        self.sampler = Sampler(self.model, SamplingConfig())
+
+    def _ms(self, run: Callable[[], object], restore: bool = True) -> float:
+        """Milliseconds of `run` from the base state: the mean of as many runs as MIN_SECONDS needs."""
+        total, n = 0.0, 0
+        while total < MIN_SECONDS:
+            start = time.perf_counter()
+            run()
+            total += time.perf_counter() - start
+            n += 1
+            if restore:
+                self.state.restore(self.base)
+        return 1000 * total / n
+
+    def trunk(self, n: int, *, keep: int, with_logits: bool = True) -> float:
+        """A trunk pass of n tokens, and the choice of a token at each row where there are logits."""
+        ids = self._next(n)
+
+        def run() -> None:
+            out = self.model.trunk(self.state, ids, n_logits=n if with_logits else 0, keep=keep)
+            if with_logits:
+                Judge(self.sampler, ids[1:], (), self.state.n_past).see(out.logits)
+
+        return self._ms(run)
+
+    def draft(self, head: Model) -> float:
+        drafter = MtpDrafter(head, PolicyConfig(n_max=N_CHAIN), Statistics(), None, self.sampler)
+        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], N_CHAIN)) / N_CHAIN
+
+    def catch_up(self, n: int) -> float:
+        ids, state, steps = self._next(n), self.state, self.model.recipe.steps
+        hidden = self.model.trunk(state, ids, n_logits=0).hidden
+        rows = steps.pair_hidden(steps.target_hidden(hidden, self.model.recipe.contract), self.base.pending_h)
+        pos0 = self.base.n_past
+        state.restore(self.base)
+        return self._ms(lambda: self.model.mtp(state, ids, rows, pos0, n_logits=0))
+
+    def choose(self) -> float:
+        """Choosing a plane; the pass that kept them is outside the timing."""
+        ids, total, n = self._next(self.n_max + 1), 0.0, 0
+        while total < MIN_SECONDS and n < 10:
+            self.model.trunk(self.state, ids, n_logits=0, keep=len(ids))
+            start = time.perf_counter()
+            self.model.recipe.steps.choose_plane(self.state, self.n_max)
+            total += time.perf_counter() - start
+            n += 1
+            self.state.restore(self.base)
+        return 1000 * total / n
+
+    def checkpoint(self) -> float:
+        return self._ms(self.state.checkpoint, restore=False)
+
+    def restore(self) -> float:
+        return self._ms(lambda: self.state.restore(self.base), restore=False)
+
+    def token(self) -> float:
+        """The margin, which is taken at every row that is kept."""
+        row = self.model.trunk(self.state, self._next(1), n_logits=1).logits[0]
+        self.state.restore(self.base)
+        return self._ms(lambda: margin(row), restore=False)
+
+    def plain_run(self) -> float:
+        """Milliseconds per token of a real plain run at this context, the prompt apart."""
+        run = Decoder(self.model, self.model.new_state(self.n_ctx), Options(N_PLAIN_RUN, "none")).run(self.ids)
+        last, n = 0.0, 0
+        for event in run:
+            if isinstance(event, PromptProgress):
+                last = time.perf_counter()
+            n += isinstance(event, Token)
+        return 1000 * (time.perf_counter() - last) / max(1, n)
+
+    def _next(self, n: int) -> list[int]:
+        """n tokens to run; which ones does not matter for their cost."""
+        return [*self.ids[-1:], *self.ids[: n - 1]] if n <= len(self.ids) else [self.ids[-1]] * n
+
+
+def measure_costs(
+    model: Model,
+    ids: Sequence[int],
+    heads: Sequence[Model] = (),
+    n_max: int = 8,
+    n_samples: int = N_SAMPLES,
+    *,
+    about: str = "",
+    warm: bool = True,
+    progress: Progress | None = None,
+) -> CostSet:
+    """What every pass costs behind a prompt.
+
+    ids      the prompt, at least 2 tokens: passes run at this length of context
+    heads    the model with each head vocabulary to measure; none: no head is measured
+    warm     one sample more beforehand, not counted: it compiles, and fills caches
+    n_max    longest draft: verify passes of 2 .. n_max + 1 tokens are measured
+    Rule     all passes once, in turn, n_samples times; the result's costs are the medians
+    Errors   MtprefError for a prompt of fewer than 2 tokens
+    """
+    if len(ids) < 2:
+        raise MtprefError(f"costs: a prompt of {len(ids)} tokens, expected at least 2")
+    bench = _Bench(model, heads, list(ids), n_max)
+    if warm:
+        _sample(bench)
+    samples = []
+    for i in range(n_samples):
+        samples.append(_sample(bench))
+        if progress is not None:
+            progress(i + 1, n_samples)
+    found = tuple(samples)
+    return CostSet(median_costs(found), found, "mtpref", about)
+
+
+def _sample(bench: _Bench) -> Costs:
+    widths, kept = range(2, bench.n_max + 2), range(1, bench.n_max + 2)
+    plain = bench.trunk(1, keep=1)
+    token = bench.token()
+    costs = Costs(
+        plain=plain,
+        verify={n: bench.trunk(n, keep=1) for n in widths},
+        verify_keep={n: bench.trunk(n, keep=n) for n in widths},
+        replay={n: bench.trunk(n, keep=1, with_logits=False) for n in range(1, bench.n_max + 1)},
+        draft={head.n_head_rows: bench.draft(head) for head in bench.heads} or {1: 0.0},
+        catch_up={n: bench.catch_up(n) for n in kept} if bench.heads else {},
+        choose=bench.choose(),
+        checkpoint=bench.checkpoint(),
+        restore=bench.restore(),
+        token=token,
+        round=max(0.0, bench.plain_run() - bench.trunk(1, keep=1) - token),
+    )
+    return costs

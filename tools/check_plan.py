@@ -1,0 +1,137 @@
+"""Checks a plan against runs: what `mtpref plan` expects of settings, and what the loop then does on this machine.
+
+    python tools/check_plan.py [-m MODEL] [-f FILE ...] [--prompts N] [--predict N] [--repeats N]
+
+Costs are measured, the settings below are planned, and each is run on the same prompts, all of them in turn, several
+times; costs are measured again between the repeats, so that plan and runs see the same machine. The counts (rounds,
+drafted, accepted, draft steps) must be equal. Rates are compared: `off` is planned / run - 1, each side from the
+fastest of the repeats (pass by pass, and prompt by prompt), since other jobs on a shared machine only add time.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mtpref
+from mtpref.adaptive import AdaptiveConfig
+from mtpref.bench import Costs, measure_costs
+from mtpref.cli.options import set_threads
+from mtpref.decode import Decoder, Options, PolicyConfig
+from mtpref.events import PromptProgress, Verified
+from mtpref.model import Model
+from mtpref.plan import Continuation, Setting, Tally, prompts_of, record, replay
+from mtpref.plan.price import milliseconds
+from mtpref.plan.record import Trim, trims_of
+from mtpref.probe import read_texts
+from mtpref.spec import P_ONE
+
+HALF = P_ONE // 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """A setting under a strategy."""
+
+    name: str
+    strategy: str
+    setting: Setting
+
+
+def cases(trims: Sequence[Trim]) -> list[Case]:
+    full, trimmed = trims[0].name, trims[-1].name
+    out = [Case("plain", "snapshot", Setting(full, PolicyConfig(n_max=0)))]
+    for strategy in ("snapshot", "replay", "two-phase"):
+        for n in (1, 2, 4, 8):
+            out.append(Case(f"{strategy} n={n}", strategy, Setting(full, PolicyConfig(n_max=n))))
+    out += [
+        Case(f"snapshot n=2, {trimmed}", "snapshot", Setting(trimmed, PolicyConfig(n_max=2))),
+        Case("snapshot n=4, p_min 0.5", "snapshot", Setting(full, PolicyConfig(n_max=4, p_min=HALF))),
+        Case("snapshot n=3, cooldown 1", "snapshot", Setting(full, PolicyConfig(n_max=3, cooldown=1))),
+        Case("snapshot n=4, heuristic", "snapshot", Setting(full, PolicyConfig(n_max=4), AdaptiveConfig("heuristic"))),
+        Case("snapshot n=8, expected", "snapshot", Setting(full, PolicyConfig(n_max=8), AdaptiveConfig("expected"))),
+    ]
+    return out
+
+
+def run(model: Model, case: Case, text: Continuation, trims: Sequence[Trim]) -> tuple[float, Tally]:
+    """Milliseconds of one run, its prompt apart, and what it counted."""
+    policy, trim = case.setting.policy, next(t for t in trims if t.name == case.setting.trim)
+    spec_type = "draft-mtp" if policy.n_max else "none"
+    options = Options(text.budget, spec_type, policy, case.strategy, adaptive=case.setting.adaptive)
+    decoder = Decoder(trim.head, model.new_state(len(text.prompt) + text.budget + 20), options)
+    start, rounds = 0.0, Counter[tuple[int, int]]()
+    for event in decoder.run(list(text.prompt)):
+        if isinstance(event, PromptProgress):
+            start = time.perf_counter()
+        elif isinstance(event, Verified):
+            rounds[len(event.draft_ids), event.n_accepted] += 1
+    ms = 1000 * (time.perf_counter() - start)
+    s = decoder.statistics
+    n_tokens = s.n_predict - text.n_before
+    return ms, Tally(n_tokens, rounds, s.passes["mtp_draft"], s.n_cooldown_rounds, policy.n_max > 0)
+
+
+def fastest(samples: Sequence[Costs]) -> Costs:
+    """Every pass's least cost."""
+    values: dict[str, Any] = {}
+    for name, first in asdict(samples[0]).items():
+        parts = [asdict(sample)[name] for sample in samples]
+        is_table = isinstance(first, dict)
+        values[name] = {key: min(part[key] for part in parts) for key in first} if is_table else min(parts)
+    return Costs(**values)
+
+
+def planned(costs: Costs, case: Case, tallies: Sequence[Tally], trims: Sequence[Trim]) -> float:
+    n_rows = next(t for t in trims if t.name == case.setting.trim).n_rows
+    return sum(milliseconds(costs, case.strategy, tally, n_rows) for tally in tallies)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("-m", "--model")
+    parser.add_argument("-f", "--file", nargs="+", default=["README.md", "docs/glossary.md"])
+    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--prompt-tokens", type=int, default=48)
+    parser.add_argument("--predict", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--n-max", type=int, default=8)
+    parser.add_argument("-t", "--threads", type=int)
+    args = parser.parse_args()
+    set_threads(args.threads)
+    model = mtpref.load(args.model).core
+    trims = trims_of(model, ["full", str(min(32768, model.n_head_rows // 4))])
+    prompts = prompts_of(read_texts(args.file, model.vocab), args.prompts, args.prompt_tokens)
+    texts = record(model, prompts, trims, args.n_max, args.predict)
+    context = texts[0].prompt + texts[0].ids[: args.predict // 2]
+    table = cases(trims)
+    samples: list[Costs] = []
+    spent: dict[str, list[list[float]]] = {case.name: [[] for _ in texts] for case in table}
+    for i in range(args.repeats):
+        for k, text in enumerate(texts):
+            samples += measure_costs(model, context, [t.head for t in trims], args.n_max, 1, warm=not samples).samples
+            for case in table:
+                ms, tally = run(model, case, text, trims)
+                spent[case.name][k].append(ms)
+                assert tally == replay(text, case.setting), f"{case.name}: the run's counts differ from the plan's"
+        print(f"repeat {i + 1} of {args.repeats}", file=sys.stderr, flush=True)
+    costs = fastest(samples)
+    n_tokens = sum(len(text.ids) - text.n_before for text in texts)
+    print(f"{args.model or 'embedded tiny model'}: {len(texts)} prompts, {n_tokens} tokens, {args.repeats} repeats")
+    print(f"{'setting':28s} {'planned t/s':>12s} {'run t/s':>9s} {'off':>7s}")
+    worst = 0.0
+    for case in table:
+        expected = [replay(text, case.setting) for text in texts]
+        plan_ms, run_ms = planned(costs, case, expected, trims), sum(map(min, spent[case.name]))
+        off = run_ms / plan_ms - 1
+        worst = max(worst, abs(off))
+        print(f"{case.name:28s} {1000 * n_tokens / plan_ms:12.1f} {1000 * n_tokens / run_ms:9.1f} {100 * off:+6.1f}%")
+    print(f"largest difference: {100 * worst:.1f} %; counts equal in every run")
+    return int(worst > 0.10)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
