@@ -163,6 +163,7 @@ def load(
     kv_type: str | None = None,
     kv_type_draft: str | None = None,
     use_kernels: bool | None = None,
+    repack: bool = True,
     rope: RopeOverrides | None = None,
     model_draft: str | Path | None = None,
     mtp: bool = True,
@@ -175,6 +176,7 @@ def load(
     kv_type        F32, F16 or BF16 for the trunk's KV (default: F16 in ggml, F32 in exact numerics)
     kv_type_draft  the same for the MTP block's KV
     use_kernels    False: the readable spec instead of the Numba kernels (same bits, slow)
+    repack         False: the kernels read weights as they lie in the file (same bits, slower, no copy in memory)
     rope           RoPE keys to set in place of the file's: RopeOverrides(scaling_type="yarn", freq_scale=0.25)
     model_draft    a stand-alone MTP head (mtp-*.gguf) for a model without one, or in place of its own
     mtp            False: the head is not loaded and takes no memory (for plain decoding)
@@ -183,7 +185,7 @@ def load(
     """
     if isinstance(contract, str):
         contract = parse_contract(contract)
-    recipe = make_recipe(numerics, contract, use_kernels=use_kernels)
+    recipe = make_recipe(numerics, contract, use_kernels=use_kernels, repack=repack)
     core = model_room.load(
         path or tiny_path(),
         recipe,

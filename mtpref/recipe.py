@@ -3,6 +3,7 @@
 Owns the choice between the readable spec and the Numba kernels. Nothing else chooses kernels.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -10,9 +11,12 @@ from mtpref import kernels
 from mtpref.contract import MtpContract
 from mtpref.errors import MtprefError
 from mtpref.ops import Op, Ops, spec_ops
+from mtpref.spec import Matrix
 from mtpref.steps import Step, Steps
 
 NUMERICS = ("ggml", "exact")
+
+Pack = Callable[[Sequence[Matrix]], list[Matrix]]
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Recipe:
 
     mtp_ops  the MTP block's own table, None: the trunk's. The reference has one table; a port may have written its
              head's layers anew.
+    pack     lays the matrices of products out anew for the kernels, when a model is loaded; None: they stay in place
     """
 
     numerics: str
@@ -28,6 +33,7 @@ class Recipe:
     steps: Steps = field(default_factory=Steps)
     contract: MtpContract = field(default_factory=MtpContract)
     mtp_ops: Ops | None = None
+    pack: Pack | None = None
 
     @property
     def head_ops(self) -> Ops:
@@ -48,10 +54,11 @@ class Recipe:
 
 
 def make_recipe(
-    numerics: str = "ggml", contract: MtpContract | None = None, *, use_kernels: bool | None = None
+    numerics: str = "ggml", contract: MtpContract | None = None, *, use_kernels: bool | None = None, repack: bool = True
 ) -> Recipe:
     """The recipe of `exact` or `ggml` numerics; kernels where Numba can compile, unless told otherwise.
 
+    repack  lay weights out anew where a kernel has a faster layout: the same bits, a copy in memory
     Errors  MtprefError for other numerics, or for kernels asked for with JIT off
     """
     if numerics not in NUMERICS:
@@ -61,7 +68,8 @@ def make_recipe(
     if use_kernels and not kernels.available():
         raise MtprefError("kernels: Numba's JIT is off (NUMBA_DISABLE_JIT), expected it on; unset the variable")
     ops = kernel_ops(numerics) if use_kernels else spec_ops(numerics)
-    return Recipe(numerics, ops, contract=contract or MtpContract())
+    pack = kernels.pack if use_kernels and repack and numerics == "ggml" else None
+    return Recipe(numerics, ops, contract=contract or MtpContract(), pack=pack)
 
 
 def kernel_ops(numerics: str) -> Ops:

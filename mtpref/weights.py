@@ -4,7 +4,7 @@ Owns finding, checking and the fallbacks of the MTP head (and reports where each
 It must not know what a tensor is used for.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,6 +70,26 @@ class Weights:
     output: spec.Matrix  # output.weight, else token_embd.weight
     layers: tuple[dict[str, Any], ...]
     mtp: MtpWeights | None
+
+    def packed(self, pack: Callable[[Sequence[spec.Matrix]], list[spec.Matrix]]) -> "Weights":
+        """The same weights, the matrices of products as `pack` gives them back: each once, wherever it serves.
+        Embeddings are read by row and stay as they are."""
+        mtp = self.mtp
+        parts = [] if mtp is None else [mtp.eh_proj, mtp.shared_head_head, *mtp.block.values()]
+        found = [self.output, *(w for layer in self.layers for w in layer.values()), *parts]
+        unique = {id(w): w for w in found if isinstance(w, spec.Matrix)}
+        made = dict(zip(unique, pack(list(unique.values())), strict=True))
+
+        def of(w: Any) -> Any:
+            return made.get(id(w), w)
+
+        def of_block(block: dict[str, Any]) -> dict[str, Any]:
+            return {name: of(w) for name, w in block.items()}
+
+        if mtp is not None:
+            head = of(mtp.shared_head_head)
+            mtp = replace(mtp, eh_proj=of(mtp.eh_proj), block=of_block(mtp.block), shared_head_head=head)
+        return replace(self, output=of(self.output), layers=tuple(map(of_block, self.layers)), mtp=mtp)
 
 
 @dataclass

@@ -50,6 +50,7 @@ def hash_kernels() -> dict[str, str]:
     for type_name in spec.GGML_PRODUCTS:
         w = sane_matrix(rng, type_name, 9, 256)
         hashes[f"mul_mat_ggml {type_name}"] = digest(kernels.mul_mat_ggml(w, x))
+        hashes[f"panels {type_name}"] = digest(kernels.mul_mat_ggml(kernels.pack([w])[0], x))
         hashes[f"mul_mat_exact {type_name}"] = digest(kernels.mul_mat_exact(w, x))
     for name in ("quantize_q8_0", "quantize_q8_1", "quantize_q8_k"):
         hashes[name] = digest(*getattr(kernels, name)(x))

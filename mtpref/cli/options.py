@@ -51,6 +51,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="numba: compiled kernels; spec: the readable NumPy specification, same bits, slow "
         "(default: numba, or spec with NUMBA_DISABLE_JIT=1)",
     )
+    group.add_argument(
+        "-nr",
+        "--no-repack",
+        action="store_true",
+        help="read weights as they lie in the file: no copy in memory, same bits, slower (default: off)",
+    )
     for flag, long, what in (
         ("-ctk", "--cache-type-k", "the trunk's keys"),
         ("-ctv", "--cache-type-v", "the trunk's values"),
@@ -175,6 +181,7 @@ def load_model(args: argparse.Namespace) -> Any:
         kv_type=kv_type,
         kv_type_draft=kv_type_draft,
         use_kernels=use_kernels,
+        repack=not args.no_repack,
         rope=rope_overrides(args),
         model_draft=args.model_draft,
         mtp=getattr(args, "spec_type", None) != "none",

@@ -4,9 +4,9 @@ A twin takes what the specification's function takes, save that `dot` becomes th
 not). Importing this package is cheap; Numba is imported when a kernel is first named. With NUMBA_DISABLE_JIT=1
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
-Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows,
-matmul, then the layers
-in delta, attend, norms, rotary, and choices. docs/kernels.md has the rules.
+Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul; panels,
+vectors, tiles and panel_products (weights laid out anew); then the layers in delta, attend, norms, rotary, and
+choices. docs/kernels.md has the rules.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from mtpref.errors import MtprefError
 _HOMES = {
     "mul_mat_exact": "matmul",
     "mul_mat_ggml": "matmul",
+    "pack": "packed",
     "quantize_q8_0": "matmul",
     "quantize_q8_1": "matmul",
     "quantize_q8_k": "matmul",

@@ -13,8 +13,9 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mtpref.kernels import activations, compile, rows
+from mtpref.kernels import activations, compile, panel_products, rows
 from mtpref.kernels.compile import INT, kernel
+from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.unpack import TYPE_CODES
 from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES, Matrix, check_type
 
@@ -106,6 +107,8 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
     """
     check_type(w)
     x = np.ascontiguousarray(x)
+    if isinstance(w, PackedMatrix) and w.panels is not None:
+        return panel_products.mul_mat(w, x)
     kind = ACTIVATION_TYPES[w.type_name]
     if w.type_name in TILE_TYPES:
         codes, scales = quantize_q8_0(x) if kind == "Q8_0" else quantize_q8_k(x)[:2]

@@ -106,27 +106,36 @@ def at(typingctx: Any, array: Any, index: Any) -> Any:
     return array.dtype(array, types.intp), codegen
 
 
-@intrinsic
-def f32_of_f16(typingctx: Any, half: Any) -> Any:
-    """S5. The float32 value of the 16 bits of a float16, exact.
+def emit_f32_of_f16(builder: ir.IRBuilder, half32: ir.Value) -> ir.Value:
+    """The float32 values of float16 bits in int32, exact; scalars or vectors.
 
     A normal number moves its exponent by 112; infinity and NaN by as much again. A subnormal number is put below
-    the hidden bit of 2**-14, which is then subtracted. Written in 32-bit integers, since Numba's own are 64-bit.
+    the hidden bit of 2**-14, which is then subtracted.
     """
+    integer, real = half32.type, _like(half32, FLOAT)
+
+    def constant(value: int) -> ir.Constant:
+        return splat(value, integer)
+
+    magnitude = builder.shl(builder.and_(half32, constant(0x7FFF)), constant(13))
+    exponent = builder.and_(magnitude, constant(0x0F800000))
+    bits = builder.add(magnitude, constant(0x38000000))
+    is_special = builder.icmp_unsigned("==", exponent, constant(0x0F800000))
+    special = builder.add(bits, constant(0x38000000))
+    small = builder.bitcast(builder.add(bits, constant(0x00800000)), real)
+    small = builder.bitcast(builder.fsub(small, splat(2.0**-14, real)), integer)
+    is_small = builder.icmp_unsigned("==", exponent, constant(0))
+    bits = builder.select(is_small, small, builder.select(is_special, special, bits))
+    sign = builder.shl(builder.and_(half32, constant(0x8000)), constant(16))
+    return builder.bitcast(builder.or_(bits, sign), real)
+
+
+@intrinsic
+def f32_of_f16(typingctx: Any, half: Any) -> Any:
+    """S5. The float32 value of the 16 bits of a float16, exact. In 32-bit integers, since Numba's own are 64-bit."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        half32 = builder.zext(args[0], I32)
-        magnitude = builder.shl(builder.and_(half32, I32(0x7FFF)), I32(13))
-        exponent = builder.and_(magnitude, I32(0x0F800000))
-        bits = builder.add(magnitude, I32(0x38000000))
-        is_special = builder.icmp_unsigned("==", exponent, I32(0x0F800000))
-        special = builder.add(bits, I32(0x38000000))
-        small = builder.bitcast(builder.add(bits, I32(0x00800000)), FLOAT)
-        small = builder.bitcast(builder.fsub(small, FLOAT(2.0**-14)), I32)
-        is_small = builder.icmp_unsigned("==", exponent, I32(0))
-        bits = builder.select(is_small, small, builder.select(is_special, special, bits))
-        sign = builder.shl(builder.and_(half32, I32(0x8000)), I32(16))
-        return builder.bitcast(builder.or_(bits, sign), FLOAT)
+        return emit_f32_of_f16(builder, builder.zext(args[0], I32))
 
     return types.float32(types.uint16), codegen
 
@@ -146,6 +155,23 @@ def _load_bytes(result: Any, ir_type: ir.Type) -> Any:
 # The little-endian value at byte i of a uint8 array, at any alignment.
 u16_in = _load_bytes(types.uint16, I16)
 f32_in = _load_bytes(types.float32, FLOAT)
+
+
+@intrinsic
+def copy_unit(typingctx: Any, raw: Any, i: Any, out: Any, j: Any, n_bytes: Any, flip: Any) -> Any:
+    """out.flat[j : j + n] = raw.flat[i : i + n] xor flip, of uint8 arrays, for n of 1, 2 or 4."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointers = [pointer_to(context, builder, sig.args[n], args[n], args[n + 1]) for n in (0, 2)]
+        for n, kind in ((1, I8), (2, I16), (4, I32)):
+            with builder.if_then(builder.icmp_unsigned("==", args[4], I64(n))):
+                start, to = (builder.bitcast(p, kind.as_pointer()) for p in pointers)
+                mask = builder.mul(builder.trunc(args[5], kind), kind(int("01" * n, 16)))
+                builder.store(builder.xor(builder.load(start, align=1), mask), to, align=1)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(raw, n, out, n, n, n), codegen
 
 
 @intrinsic

@@ -37,7 +37,8 @@ def load(
     mtp: bool = True,
     check_tensors: bool = False,
 ) -> Model:
-    """Open a GGUF file and make a Model of it. Weights stay mapped; nothing is copied but small vectors.
+    """Open a GGUF file and make a Model of it. Weights stay mapped; nothing is copied but small vectors, and the
+    matrices that the recipe lays out anew (`Recipe.pack`), whose mapped pages are given back.
 
     path            a file, or the first of a split model
     recipe          numerics, steps and contract (default: ggml numerics, llama.cpp's contract)
@@ -69,6 +70,9 @@ def load(
     weights = replace(weights, mtp=head.weights)
     if check_tensors:
         _check(finder, head)
+    if recipe.pack is not None:
+        weights = weights.packed(recipe.pack)
+        _release(finder, head)
     return Model(
         config=config,
         arch=arch,
@@ -100,6 +104,14 @@ def _check(finder: TensorFinder, head: Head) -> None:
     for one in (finder, head.finder):
         if one is not None:
             check_tensors_of(one.file, [name for name in one.file.tensors if name in one.read])
+
+
+def _release(finder: TensorFinder, head: Head) -> None:
+    """Give back the mapped pages of everything read so far; what is still read in place comes back when it is used."""
+    for one in (finder, head.finder):
+        if one is not None:
+            for name in one.read:
+                one.file.release(one.file.tensors[name])
 
 
 def _read_trunk(

@@ -102,8 +102,10 @@ class Model:
         mtp = self.weights.mtp
         if ids is None or mtp is None:
             return self
-        checked = check_draft_ids(ids, self.n_vocab, "draft_ids")
-        return replace(self, weights=replace(self.weights, mtp=mtp.trimmed(checked)))
+        mtp = mtp.trimmed(check_draft_ids(ids, self.n_vocab, "draft_ids"))
+        if self.recipe.pack is not None:
+            mtp = replace(mtp, shared_head_head=self.recipe.pack([mtp.shared_head_head])[0])
+        return replace(self, weights=replace(self.weights, mtp=mtp))
 
     def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
         """An empty sequence of at most n_ctx positions (0: the model's own context length)."""

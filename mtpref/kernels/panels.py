@@ -1,0 +1,118 @@
+"""The panel layout: 16 rows of a weight matrix side by side, so that a row is a lane.
+
+Owns the layout of every type that has one, and the kernel that makes panels of raw rows. Raw blocks of 16 rows become
+one block of a panel: each field (codes, scales) is cut into units, and unit 0 of all 16 rows comes first, then unit 1:
+a product reads all of it in one stream. A row that the last panel lacks is zero bytes. It is read in tiles.py.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+from numba.core import types
+from numpy.typing import NDArray
+
+from mtpref.kernels import compile
+from mtpref.kernels.compile import INT, kernel, source, target
+from mtpref.kernels.packed import PackedMatrix
+from mtpref.kernels.scalars import copy_unit
+from mtpref.kernels.vectors import GROUP, HAS_DOT4, ROWS
+from mtpref.spec.products import Matrix
+
+
+class Field(NamedTuple):
+    """A part of a raw block: its first byte, its length, the bytes of a unit, and what every byte is xored with."""
+
+    start: int
+    n_bytes: int
+    unit: int
+    flip: int = 0
+
+
+class Layout(NamedTuple):
+    """Columns and bytes of a raw block, and its fields in the order of the panel."""
+
+    columns: int
+    n_bytes: int
+    fields: tuple[Field, ...]
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a block of a panel."""
+        return ROWS * sum(field.n_bytes for field in self.fields)
+
+
+# Where codes are multiplied as uint8, those of Q8_0 are stored 128 greater.
+LAYOUTS = {
+    "Q8_0": Layout(32, 34, (Field(2, 32, GROUP, 128 if HAS_DOT4 else 0), Field(0, 2, 2))),
+}
+
+_RAW, _PANELS, _FIELDS = source(types.uint8, 1), target(types.uint8, 1), source(types.int64, 2)
+
+
+def _field_table(layout: Layout) -> NDArray[np.int64]:
+    return np.array(layout.fields, np.int64)
+
+
+@kernel(_RAW, INT, INT, INT, _FIELDS, _PANELS, INT, INT)
+def _make_panels(raw, n_out, row_bytes, block_bytes, fields, panels, first, last):
+    """Panels first .. last - 1."""
+    to = first * (len(panels) // -(-n_out // ROWS))
+    for p in range(first, last):
+        n_rows = min(ROWS, n_out - ROWS * p)
+        for block in range(ROWS * p * row_bytes, (ROWS * p + 1) * row_bytes, block_bytes):
+            for f in range(len(fields)):
+                start, n_bytes, unit, flip = fields[f]
+                for u in range(start, start + n_bytes, unit):
+                    for r in range(n_rows):
+                        copy_unit(raw, block + r * row_bytes + u, panels, to + r * unit, unit, flip)
+                    for i in range(to + n_rows * unit, to + ROWS * unit):
+                        panels[i] = 0
+                    to += ROWS * unit
+
+
+_make_some = _make_panels.dispatcher
+
+
+@kernel(_RAW, INT, INT, INT, _FIELDS, _PANELS, INT, parallel=True)
+def _make_all_panels(raw, n_out, row_bytes, block_bytes, fields, panels, n_parts):
+    n = -(-n_out // ROWS)
+    for p in prange(n_parts):
+        _make_some(raw, n_out, row_bytes, block_bytes, fields, panels, p * n // n_parts, (p + 1) * n // n_parts)
+
+
+ALIGNMENT = 64
+PARALLEL_FROM = 1 << 20  # bytes
+
+
+def pack(matrices: Sequence[Matrix]) -> list[Matrix]:
+    """`kernels.pack`. One piece of memory for all, since the system gives large pages to large pieces."""
+    sizes = [_panel_bytes(w) for w in matrices]
+    ends = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)])
+    memory = np.empty(ends[-1] + ALIGNMENT, np.uint8)
+    memory = memory[-memory.ctypes.data % ALIGNMENT :]
+    return [
+        _packed(w, memory[start : start + size]) if size else w
+        for w, start, size in zip(matrices, ends, sizes, strict=False)
+    ]
+
+
+def _panel_bytes(w: Matrix) -> int:
+    """Bytes of a matrix's panels; 0 where it gets none."""
+    layout = LAYOUTS.get(w.type_name)
+    if layout is None or w.n_out == 0 or w.n_in % layout.columns or w.row_bytes * w.n_out != w.raw.size:
+        return 0
+    return -(-w.n_out // ROWS) * (w.n_in // layout.columns) * layout.panel_bytes
+
+
+def _packed(w: Matrix, panels: NDArray[np.uint8]) -> PackedMatrix:
+    layout = LAYOUTS[w.type_name]
+    args = np.ascontiguousarray(w.raw), w.n_out, w.row_bytes, layout.n_bytes, _field_table(layout), panels
+    if compile.n_threads() == 1 or w.raw.size < PARALLEL_FROM:
+        _make_panels(*args, 0, -(-w.n_out // ROWS))
+    else:
+        _make_all_panels(*args, compile.start_threads())
+    return PackedMatrix(w.name, w.type_name, w.n_out, w.n_in, w.raw).with_panels(panels)
