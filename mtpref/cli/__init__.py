@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         golden,
         heads,
         inspect,
+        learn,
         plan,
         probe,
         quantize,
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         (inspect, check, heads, convert, quantize, dump, compare, compare_log),
         (golden, probe, plan, draft_vocab, diagnose, faults, story, selftest),
     )
-    for module in (generate, trace, *files, *runs):
+    for module in (generate, trace, *files, *runs, learn):
         module.add_parser(verbs)
     return parser
 
