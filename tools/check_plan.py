@@ -2,13 +2,14 @@
 
     python tools/check_plan.py [-m MODEL] [-f FILE ...] [--prompts N] [--predict N] [--repeats N]
 
-Costs are measured, the settings below are planned, and each is run on the same prompts, all of them in turn, several
-times; costs are measured again between the repeats, so that plan and runs see the same machine. The counts (rounds,
-drafted, accepted, draft steps) must be equal. Rates are compared: `off` is planned / run - 1, each side from the
-fastest of the repeats (pass by pass, and prompt by prompt), since other jobs on a shared machine only add time.
+Costs are measured, the settings below are planned, and each is run on the same prompts, all of them in turn. The counts
+(rounds, drafted, accepted, draft steps) must be equal. Rates are compared: `off` is planned / run - 1, the median over
+all runs, each against the mean of the costs measured right before and right after its turn, since the speed of a shared
+machine drifts by more than a plan may be off.
 """
 
 import argparse
+import statistics
 import sys
 import time
 from collections import Counter
@@ -75,19 +76,19 @@ def run(model: Model, case: Case, text: Continuation, trims: Sequence[Trim]) -> 
     return ms, Tally(n_tokens, rounds, s.passes["mtp_draft"], s.n_cooldown_rounds, policy.n_max > 0)
 
 
-def fastest(samples: Sequence[Costs]) -> Costs:
-    """Every pass's least cost."""
+def mean_costs(a: Costs, b: Costs) -> Costs:
+    """Every number's mean."""
+    first, second = asdict(a), asdict(b)
     values: dict[str, Any] = {}
-    for name, first in asdict(samples[0]).items():
-        parts = [asdict(sample)[name] for sample in samples]
-        is_table = isinstance(first, dict)
-        values[name] = {key: min(part[key] for part in parts) for key in first} if is_table else min(parts)
+    for name, x in first.items():
+        y = second[name]
+        values[name] = {k: (x[k] + y[k]) / 2 for k in x} if isinstance(x, dict) else (x + y) / 2
     return Costs(**values)
 
 
-def planned(costs: Costs, case: Case, tallies: Sequence[Tally], trims: Sequence[Trim]) -> float:
+def planned(costs: Costs, case: Case, tally: Tally, trims: Sequence[Trim]) -> float:
     n_rows = next(t for t in trims if t.name == case.setting.trim).n_rows
-    return sum(milliseconds(costs, case.strategy, tally, n_rows) for tally in tallies)
+    return milliseconds(costs, case.strategy, tally, n_rows)
 
 
 def main() -> int:
@@ -108,27 +109,35 @@ def main() -> int:
     texts = record(model, prompts, trims, args.n_max, args.predict)
     context = texts[0].prompt + texts[0].ids[: args.predict // 2]
     table = cases(trims)
-    samples: list[Costs] = []
-    spent: dict[str, list[list[float]]] = {case.name: [[] for _ in texts] for case in table}
+    heads = [trim.head for trim in trims]
+
+    def measured(warm: bool = False) -> Costs:
+        return measure_costs(model, context, heads, args.n_max, 1, warm=warm).costs
+
+    rates: dict[str, list[tuple[float, float]]] = {case.name: [] for case in table}
+    before = measured(warm=True)
     for i in range(args.repeats):
-        for k, text in enumerate(texts):
-            samples += measure_costs(model, context, [t.head for t in trims], args.n_max, 1, warm=not samples).samples
+        for text in texts:
+            turn = []
             for case in table:
                 ms, tally = run(model, case, text, trims)
-                spent[case.name][k].append(ms)
                 assert tally == replay(text, case.setting), f"{case.name}: the run's counts differ from the plan's"
+                turn.append((case, ms, tally))
+            after = measured()
+            costs, before = mean_costs(before, after), after
+            for case, ms, tally in turn:
+                rates[case.name].append((tally.n_tokens / planned(costs, case, tally, trims), tally.n_tokens / ms))
         print(f"repeat {i + 1} of {args.repeats}", file=sys.stderr, flush=True)
-    costs = fastest(samples)
     n_tokens = sum(len(text.ids) - text.n_before for text in texts)
     print(f"{args.model or 'embedded tiny model'}: {len(texts)} prompts, {n_tokens} tokens, {args.repeats} repeats")
     print(f"{'setting':28s} {'planned t/s':>12s} {'run t/s':>9s} {'off':>7s}")
     worst = 0.0
     for case in table:
-        expected = [replay(text, case.setting) for text in texts]
-        plan_ms, run_ms = planned(costs, case, expected, trims), sum(map(min, spent[case.name]))
-        off = run_ms / plan_ms - 1
+        own = rates[case.name]
+        off = statistics.median(plan / real for plan, real in own) - 1
         worst = max(worst, abs(off))
-        print(f"{case.name:28s} {1000 * n_tokens / plan_ms:12.1f} {1000 * n_tokens / run_ms:9.1f} {100 * off:+6.1f}%")
+        plan, real = (1000 * statistics.median(values) for values in zip(*own, strict=True))
+        print(f"{case.name:28s} {plan:12.1f} {real:9.1f} {100 * off:+6.1f}%")
     print(f"largest difference: {100 * worst:.1f} %; counts equal in every run")
     return int(worst > 0.10)
 

@@ -1,7 +1,8 @@
 """Measuring the passes of a loop, each as the loop itself makes it, in turn and several times.
 
-Owns what is timed and from which state. Every pass starts from the same state, which is restored outside the timing.
-What it finds is the cost at one length of context, on this machine, now.
+Owns what is timed and from which state. Every pass starts from the same state, which is restored outside the timing,
+and behind a pass of the other part of the model (trunk or head), as in the loop: a pass that follows itself finds its
+weights in the cache. What it finds is the cost at one length of context, on this machine, now.
 """
 
 import time
@@ -13,14 +14,15 @@ from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingCo
 from mtpref.decode.sampling import Judge, Sampler
 from mtpref.decode.statistics import margin
 from mtpref.errors import MtprefError
-from mtpref.events import PromptProgress, Token
+from mtpref.events import Token
 from mtpref.model import Model
 from mtpref.state import ModelState
 
 N_SAMPLES = 5
 MIN_SECONDS = 0.02  # a shorter pass is repeated within a sample
 N_CHAIN = 3  # draft steps timed together
-N_PLAIN_RUN = 8  # tokens of the plain run that says what a round costs beside its passes
+N_PLAIN_RUN = 24  # tokens of the plain run that says what a round costs beside its passes; fewer where they are slow
+SLOW_MS = 20.0
 Progress = Callable[[int, int], None]
 
 
@@ -44,17 +46,25 @@ class _Bench:
         self.base = self.state.checkpoint()
         self.sampler = Sampler(self.model, SamplingConfig())
 
-    def _ms(self, run: Callable[[], object], restore: bool = True) -> float:
-        """Milliseconds of `run` from the base state: the mean of as many runs as MIN_SECONDS needs."""
+    def _ms(self, run: Callable[[], object], before: Callable[[], object] = int) -> float:
+        """Milliseconds of `run` from the base state: the mean of as many runs as MIN_SECONDS needs. before: untimed."""
         total, n = 0.0, 0
         while total < MIN_SECONDS:
+            before()
+            self.state.restore(self.base)
             start = time.perf_counter()
             run()
             total += time.perf_counter() - start
             n += 1
-            if restore:
-                self.state.restore(self.base)
+        self.state.restore(self.base)
         return 1000 * total / n
+
+    def _trunk_pass(self) -> None:
+        self.model.trunk(self.state, self.ids[-1:], n_logits=1)
+
+    def _head_pass(self) -> None:
+        if self.heads:
+            self.model.mtp(self.state, self.ids[-1:], self.base.pending_h[None], self.base.n_past, n_logits=1)
 
     def trunk(self, n: int, *, keep: int, with_logits: bool = True) -> float:
         """A trunk pass of n tokens, and the choice of a token at each row where there are logits."""
@@ -65,11 +75,11 @@ class _Bench:
             if with_logits:
                 Judge(self.sampler, ids[1:], (), self.state.n_past).see(out.logits)
 
-        return self._ms(run)
+        return self._ms(run, self._head_pass)
 
     def draft(self, head: Model) -> float:
         drafter = MtpDrafter(head, PolicyConfig(n_max=N_CHAIN), Statistics(), None, self.sampler)
-        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], N_CHAIN)) / N_CHAIN
+        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], N_CHAIN), self._trunk_pass) / N_CHAIN
 
     def catch_up(self, n: int) -> float:
         ids, state, steps = self._next(n), self.state, self.model.recipe.steps
@@ -77,7 +87,7 @@ class _Bench:
         rows = steps.pair_hidden(steps.target_hidden(hidden, self.model.recipe.contract), self.base.pending_h)
         pos0 = self.base.n_past
         state.restore(self.base)
-        return self._ms(lambda: self.model.mtp(state, ids, rows, pos0, n_logits=0))
+        return self._ms(lambda: self.model.mtp(state, ids, rows, pos0, n_logits=0), self._trunk_pass)
 
     def choose(self) -> float:
         """Choosing a plane; the pass that kept them is outside the timing."""
@@ -92,26 +102,27 @@ class _Bench:
         return 1000 * total / n
 
     def checkpoint(self) -> float:
-        return self._ms(self.state.checkpoint, restore=False)
+        return self._ms(self.state.checkpoint)
 
     def restore(self) -> float:
-        return self._ms(lambda: self.state.restore(self.base), restore=False)
+        return self._ms(lambda: self.state.restore(self.base))
 
     def token(self) -> float:
         """The margin, which is taken at every row that is kept."""
         row = self.model.trunk(self.state, self._next(1), n_logits=1).logits[0]
         self.state.restore(self.base)
-        return self._ms(lambda: margin(row), restore=False)
+        return self._ms(lambda: margin(row))
 
-    def plain_run(self) -> float:
-        """Milliseconds per token of a real plain run at this context, the prompt apart."""
-        run = Decoder(self.model, self.model.new_state(self.n_ctx), Options(N_PLAIN_RUN, "none")).run(self.ids)
-        last, n = 0.0, 0
+    def plain_run(self, n_tokens: int) -> float:
+        """Milliseconds per token of a real plain run at this context, the prompt and the first token apart: what
+        follows a prompt starts with cold caches."""
+        run = Decoder(self.model, self.model.new_state(self.n_ctx), Options(n_tokens, "none")).run(self.ids)
+        first, n = 0.0, 0
         for event in run:
-            if isinstance(event, PromptProgress):
-                last = time.perf_counter()
-            n += isinstance(event, Token)
-        return 1000 * (time.perf_counter() - last) / max(1, n)
+            if isinstance(event, Token):
+                n += 1
+                first = first or time.perf_counter()
+        return 1000 * (time.perf_counter() - first) / max(1, n - 1)
 
     def _next(self, n: int) -> list[int]:
         """n tokens to run; which ones does not matter for their cost."""
@@ -167,6 +178,6 @@ def _sample(bench: _Bench) -> Costs:
         checkpoint=bench.checkpoint(),
         restore=bench.restore(),
         token=token,
-        round=max(0.0, bench.plain_run() - bench.trunk(1, keep=1) - token),
+        round=max(0.0, bench.plain_run(N_PLAIN_RUN if plain < SLOW_MS else 4) - bench.trunk(1, keep=1) - token),
     )
     return costs
