@@ -42,7 +42,7 @@ def print_assembly() -> None:
     import numba
     from numba.core import types
 
-    from mtpref.kernels import compile, tiles
+    from mtpref.kernels import blocks, compile
 
     floats, words = compile.source(types.float32, 2), compile.source(types.int32, 2)
     signature = compile.source(types.uint8, 1), words, floats, words, compile.target(types.float32, 2)
@@ -55,8 +55,8 @@ def print_assembly() -> None:
         call.compile(signature)
         print("\n".join(call.inspect_asm().values()))
 
-    for name in tiles.TILES:
-        for tile in tiles.TILES[name]:
+    for name in blocks.TILES:
+        for tile in blocks.TILES[name]:
             print_one(tile)
 
 

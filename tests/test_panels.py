@@ -14,8 +14,8 @@ from tests.test_kernels import SCALES, assert_same, matrix, unit_values, values
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="NUMBA_DISABLE_JIT is set: no kernels to compare")
 
-TYPES = ("Q8_0",)
-N_IN = {"Q8_0": 96}
+TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
+N_IN = {"Q8_0": 96, "Q4_0": 96, "Q4_K": 256, "Q5_K": 512, "Q6_K": 512}
 MICRO = Path(__file__).parent / "data" / "micro" / "micro-60-q8_0.gguf"
 
 

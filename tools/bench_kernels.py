@@ -19,6 +19,8 @@ import numpy as np
 from mtpref import kernels, quants, spec
 from mtpref.kernels import compile
 
+# Where d and dmin lie in the blocks of types without an encoder.
+HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 DEFAULT_TYPES = "Q8_0,Q4_0,Q4_K,Q5_K,Q6_K,F16,BF16,F32"
 
 
@@ -38,10 +40,17 @@ def _read_all(values: np.ndarray, out: np.ndarray) -> None:
 
 
 def random_matrix(type_name: str, n_out: int, n_in: int) -> spec.Matrix:
-    """A few random rows, repeated: encoders of K-quants would take minutes for all."""
+    """A few random rows, repeated; random codes with a scale of 1 / 64 where there is no encoder."""
     rng = np.random.default_rng(1)
     few = min(n_out, 64)
-    rows = quants.quantize(type_name, rng.standard_normal((few, n_in)).astype(np.float32)).reshape(few, -1)
+    if type_name in HALVES:
+        n_bytes = quants.row_bytes(type_name, 256)
+        blocks = rng.integers(0, 256, (few * n_in // 256, n_bytes), np.uint8)
+        for start in HALVES[type_name]:
+            blocks[:, start : start + 2] = np.array([1 / 64], np.float16).view(np.uint8)
+        rows = blocks.reshape(few, -1)
+    else:
+        rows = quants.quantize(type_name, rng.standard_normal((few, n_in)).astype(np.float32)).reshape(few, -1)
     raw = np.resize(rows.view(np.uint8), (n_out, rows.view(np.uint8).shape[1]))
     return spec.Matrix("w", type_name, n_out, n_in, raw.reshape(-1))
 

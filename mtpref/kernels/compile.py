@@ -102,6 +102,15 @@ def helper(py_func: Callable[..., Any]) -> Any:
     return _njit(py_func, False)
 
 
+def name_symbol(py_func: Callable[..., Any], name: str) -> None:
+    """Give a function that `compile_internal` compiles a name of its own in the machine code.
+
+    Numba tells functions of one name apart by a number that starts anew in each process. Kernels from the cache would
+    take each other's functions for their own.
+    """
+    py_func.__qualname__ = name
+
+
 _n_threads: int = settings.NUMBA_NUM_THREADS
 _n_applied = 0
 

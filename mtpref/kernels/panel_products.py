@@ -5,7 +5,7 @@ Owns the preparation of activations for the tiles, the order in which tiles are 
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -13,8 +13,9 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from mtpref.kernels import activations, compile, tiles
-from mtpref.kernels.compile import INT, helper, kernel, source, target
+from mtpref.kernels import activations, compile
+from mtpref.kernels.blocks import TILES
+from mtpref.kernels.compile import FLAG, INT, Kernel, helper, kernel, source, target
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.vectors import GROUP, ROWS
 
@@ -26,33 +27,45 @@ PARALLEL_FROM = 1 << 20
 # stay in the second-level cache beside a panel.
 WORDS_IN_CACHE = 1 << 18
 
-_quantize_q8_1 = activations.quantize_q8_1.dispatcher
+# Tokens from which on all threads prepare them.
+PARALLEL_TOKENS = 8
+
+_quantize_q8_1, _quantize_q8_k = activations.quantize_q8_1.dispatcher, activations.quantize_q8_k.dispatcher
 
 
 # ACTIVATIONS
 
 
 @helper
-def _spread(codes, words):
-    """Words of int16 pairs (GROUP 2) or of four int8 (GROUP 4) of consecutive codes."""
+def _spread(codes, is_unsigned, words):
+    """A token's codes as words. GROUP 4: four int8. GROUP 2: two int16, or where the weights' codes are unsigned the
+    two int8 twice."""
+    out, out16 = words.view(np.int8), words.view(np.int16)
     if GROUP == 4:
-        out = words.view(np.int8)
         for i in range(len(codes)):
             out[i] = codes[i]
+    elif is_unsigned:
+        pairs = codes.view(np.int16)
+        for i in range(len(pairs)):
+            out16[2 * i] = pairs[i]
+            out16[2 * i + 1] = pairs[i]
     else:
-        out16 = words.view(np.int16)
         for i in range(len(codes)):
             out16[i] = codes[i]
 
 
-@kernel(source(types.float32, 2), target(types.int32, 2), target(types.float32, 2), target(types.int32, 2), INT, INT)
-def prepare_q8_0(x, words, scales, sums, first, last):
+_X, _OUT = source(types.float32, 2), target(types.float32, 2)
+_WORDS, _SUMS = target(types.int32, 2), target(types.int32, 2)
+
+
+@kernel(_X, FLAG, _WORDS, _OUT, _SUMS, INT, INT)
+def prepare_q8_0(x, is_unsigned, words, scales, sums, first, last):
     """S5. Tokens first .. last - 1 in Q8_0: words (T, n / GROUP), scales (T, n / 32), sums of 32 codes (T, n / 32)."""
     n = x.shape[1]
     codes, unused = np.empty(n, np.int8), np.empty(n // 32, np.float32)
     for t in range(first, last):
         _quantize_q8_1(x[t], codes, scales[t], unused)
-        _spread(codes, words[t])
+        _spread(codes, is_unsigned, words[t])
         for b in range(n // 32):
             total = np.int32(0)
             for i in range(32):
@@ -60,11 +73,30 @@ def prepare_q8_0(x, words, scales, sums, first, last):
             sums[t, b] = total
 
 
+@kernel(_X, FLAG, _WORDS, _OUT, _SUMS, INT, INT)
+def prepare_q8_k(x, is_unsigned, words, scales, sums, first, last):
+    """S5. Tokens first .. last - 1 in Q8_K: words (T, n / GROUP), scales (T, n / 256), and the sums of the codes of
+    sub-blocks, two int16 in a word: of 32 (T, n / 64) or 16 columns (T, n / 32)."""
+    n = x.shape[1]
+    codes, of_16 = np.empty(n, np.int8), np.empty(n // 16, np.int32)
+    n_added = n // 32 // sums.shape[1]
+    for t in range(first, last):
+        _quantize_q8_k(x[t], codes, scales[t], of_16)
+        _spread(codes, is_unsigned, words[t])
+        out = sums[t].view(np.int16)
+        for j in range(len(out)):
+            total = np.int32(0)
+            for i in range(n_added):
+                total += of_16[n_added * j + i]
+            out[j] = total
+
+
 # ROWS
 
 
-def _rows_by(tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
+def _rows_of(name: str) -> Any:
     """An intrinsic (panels, words, scales, sums, y, first, last): panels first .. last - 1 times all tokens."""
+    tile_4, tile_2, tile_1 = TILES[name]
 
     def rows(panels, words, scales, sums, y, first, last):
         n_tokens, n_out = y.shape
@@ -95,6 +127,8 @@ def _rows_by(tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
                                 y[t + i, ROWS * p + r] = spare[i, r]
                     t += width
 
+    compile.name_symbol(rows, f"rows_of_{name}")
+
     @intrinsic
     def call(typingctx, panels, words, scales, sums, y, first, last):
         def codegen(context, builder, sig, args):
@@ -105,40 +139,141 @@ def _rows_by(tile_4: Any, tile_2: Any, tile_1: Any) -> Any:
     return call
 
 
-_rows_of_q8_0 = _rows_by(tiles.q8_0_4, tiles.q8_0_2, tiles.q8_0_1)
+_rows_of_q8_0, _rows_of_q4_0 = _rows_of("Q8_0"), _rows_of("Q4_0")
+_rows_of_q4_k, _rows_of_q5_k, _rows_of_q6_k = (_rows_of(name) for name in ("Q4_K", "Q5_K", "Q6_K"))
 
-_PANELS, _X, _OUT = source(types.uint8, 1), source(types.float32, 2), target(types.float32, 2)
-_PREPARED = (_PANELS, source(types.int32, 2), source(types.float32, 2), source(types.int32, 2))
+_PANELS, _READ = source(types.uint8, 1), source(types.int32, 2)
+_ROWS = (_PANELS, _READ, _X, _READ, _OUT, INT, INT)
+_ALL_ROWS = (_PANELS, _X, _WORDS, _OUT, _SUMS, _OUT, INT)
 
 
-@kernel(*_PREPARED, _OUT, INT, INT)
+@kernel(*_ROWS)
 def rows_q8_0(panels, words, scales, sums, y, first, last):
-    """Panels first .. last - 1 of Q8_0."""
+    """Panels first .. last - 1 of Q8_0 times all tokens."""
     _rows_of_q8_0(panels, words, scales, sums, y, first, last)
 
 
-_rows_q8_0, _prepare_q8_0 = rows_q8_0.dispatcher, prepare_q8_0.dispatcher
+@kernel(*_ROWS)
+def rows_q4_0(panels, words, scales, sums, y, first, last):
+    """Panels first .. last - 1 of Q4_0 times all tokens."""
+    _rows_of_q4_0(panels, words, scales, sums, y, first, last)
 
 
-@kernel(_PANELS, _X, target(types.int32, 2), target(types.float32, 2), target(types.int32, 2), _OUT, INT, parallel=True)
+@kernel(*_ROWS)
+def rows_q4_k(panels, words, scales, sums, y, first, last):
+    """Panels first .. last - 1 of Q4_K times all tokens."""
+    _rows_of_q4_k(panels, words, scales, sums, y, first, last)
+
+
+@kernel(*_ROWS)
+def rows_q5_k(panels, words, scales, sums, y, first, last):
+    """Panels first .. last - 1 of Q5_K times all tokens."""
+    _rows_of_q5_k(panels, words, scales, sums, y, first, last)
+
+
+@kernel(*_ROWS)
+def rows_q6_k(panels, words, scales, sums, y, first, last):
+    """Panels first .. last - 1 of Q6_K times all tokens."""
+    _rows_of_q6_k(panels, words, scales, sums, y, first, last)
+
+
+_prepare_q8_0, _prepare_q8_k = prepare_q8_0.dispatcher, prepare_q8_k.dispatcher
+_serial_q8_0 = rows_q8_0.dispatcher
+_serial_q4_0 = rows_q4_0.dispatcher
+_serial_q4_k = rows_q4_k.dispatcher
+_serial_q5_k = rows_q5_k.dispatcher
+_serial_q6_k = rows_q6_k.dispatcher
+
+
+@kernel(*_ALL_ROWS, parallel=True)
 def all_rows_q8_0(panels, x, words, scales, sums, y, n_parts):
     n_tokens, n = len(x), -(-y.shape[1] // ROWS)
+    if n_tokens < PARALLEL_TOKENS:
+        _prepare_q8_0(x, False, words, scales, sums, 0, n_tokens)
+    else:
+        for p in prange(n_parts):
+            _prepare_q8_0(x, False, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
     for p in prange(n_parts):
-        _prepare_q8_0(x, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
+        _serial_q8_0(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+
+
+@kernel(*_ALL_ROWS, parallel=True)
+def all_rows_q4_0(panels, x, words, scales, sums, y, n_parts):
+    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
+    if n_tokens < PARALLEL_TOKENS:
+        _prepare_q8_0(x, True, words, scales, sums, 0, n_tokens)
+    else:
+        for p in prange(n_parts):
+            _prepare_q8_0(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
     for p in prange(n_parts):
-        _rows_q8_0(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _serial_q4_0(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+
+
+@kernel(*_ALL_ROWS, parallel=True)
+def all_rows_q4_k(panels, x, words, scales, sums, y, n_parts):
+    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
+    if n_tokens < PARALLEL_TOKENS:
+        _prepare_q8_k(x, True, words, scales, sums, 0, n_tokens)
+    else:
+        for p in prange(n_parts):
+            _prepare_q8_k(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
+    for p in prange(n_parts):
+        _serial_q4_k(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+
+
+@kernel(*_ALL_ROWS, parallel=True)
+def all_rows_q5_k(panels, x, words, scales, sums, y, n_parts):
+    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
+    if n_tokens < PARALLEL_TOKENS:
+        _prepare_q8_k(x, True, words, scales, sums, 0, n_tokens)
+    else:
+        for p in prange(n_parts):
+            _prepare_q8_k(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
+    for p in prange(n_parts):
+        _serial_q5_k(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+
+
+@kernel(*_ALL_ROWS, parallel=True)
+def all_rows_q6_k(panels, x, words, scales, sums, y, n_parts):
+    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
+    if n_tokens < PARALLEL_TOKENS:
+        _prepare_q8_k(x, True, words, scales, sums, 0, n_tokens)
+    else:
+        for p in prange(n_parts):
+            _prepare_q8_k(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
+    for p in prange(n_parts):
+        _serial_q6_k(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+
+
+class Product(NamedTuple):
+    """How a type is multiplied: columns of a block and of a word of sums, whether codes are unsigned, kernels."""
+
+    n_block: int
+    n_sum: int
+    is_unsigned: bool
+    prepare: Kernel
+    rows: Kernel
+    all_rows: Kernel
+
+
+PRODUCTS = {
+    "Q8_0": Product(32, 32, False, prepare_q8_0, rows_q8_0, all_rows_q8_0),
+    "Q4_0": Product(32, 32, True, prepare_q8_0, rows_q4_0, all_rows_q4_0),
+    "Q4_K": Product(256, 64, True, prepare_q8_k, rows_q4_k, all_rows_q4_k),
+    "Q5_K": Product(256, 64, True, prepare_q8_k, rows_q5_k, all_rows_q5_k),
+    "Q6_K": Product(256, 32, True, prepare_q8_k, rows_q6_k, all_rows_q6_k),
+}
 
 
 def mul_mat(w: PackedMatrix, x: F32) -> F32:
     """S6. y = W x, (T, n_in) -> (T, n_out), in `ggml` numerics, for a matrix that has panels."""
+    product = PRODUCTS[w.type_name]
     n_tokens, n_in = x.shape
-    n_blocks = n_in // 32
-    y = np.empty((n_tokens, w.n_out), np.float32)
-    words = np.empty((n_tokens, n_in // GROUP), np.int32)
-    scales, sums = np.empty((n_tokens, n_blocks), np.float32), np.empty((n_tokens, n_blocks), np.int32)
+    y, scales = (np.empty((n_tokens, n), np.float32) for n in (w.n_out, n_in // product.n_block))
+    words, sums = (np.empty((n_tokens, n_in // n), np.int32) for n in (GROUP, product.n_sum))
     if compile.n_threads() == 1 or w.n_out * n_in * n_tokens < PARALLEL_FROM:
-        prepare_q8_0(x, words, scales, sums, 0, n_tokens)
-        rows_q8_0(w.panels, words, scales, sums, y, 0, -(-w.n_out // ROWS))
+        product.prepare(x, product.is_unsigned, words, scales, sums, 0, n_tokens)
+        product.rows(w.panels, words, scales, sums, y, 0, -(-w.n_out // ROWS))
     else:
-        all_rows_q8_0(w.panels, x, words, scales, sums, y, compile.start_threads())
+        product.all_rows(w.panels, x, words, scales, sums, y, compile.start_threads())
     return y

@@ -16,20 +16,28 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels import compile
-from mtpref.kernels.compile import INT, kernel, source, target
+from mtpref.kernels.compile import INT, helper, kernel, source, target
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.scalars import copy_unit
-from mtpref.kernels.vectors import GROUP, HAS_DOT4, ROWS
+from mtpref.kernels.unpack import six_bit_scale
+from mtpref.kernels.vectors import CODE_ORDER, GROUP, HAS_DOT4, ROWS
 from mtpref.spec.products import Matrix
+
+SIX_BIT = 0  # in place of a unit: 12 bytes that hold 8 scales and 8 minima become 16 bytes
 
 
 class Field(NamedTuple):
-    """A part of a raw block: its first byte, its length, the bytes of a unit, and what every byte is xored with."""
+    """A part of a raw block: its first byte, its bytes in a panel, and those of a unit.
+
+    flip         what every byte is xored with
+    is_unsigned  rows of unsigned codes lie in CODE_ORDER
+    """
 
     start: int
     n_bytes: int
     unit: int
     flip: int = 0
+    is_unsigned: bool = False
 
 
 class Layout(NamedTuple):
@@ -45,16 +53,40 @@ class Layout(NamedTuple):
         return ROWS * sum(field.n_bytes for field in self.fields)
 
 
-# Where codes are multiplied as uint8, those of Q8_0 are stored 128 greater.
+def _codes(start: int, n_bytes: int) -> Field:
+    return Field(start, n_bytes, GROUP, 0, True)
+
+
+def _halves(*starts: int) -> tuple[Field, ...]:
+    return tuple(Field(start, 2, 2) for start in starts)
+
+
+# Where codes are multiplied as uint8, those of Q8_0 are stored 128 greater. Scales of sub-blocks lie in pairs.
 LAYOUTS = {
-    "Q8_0": Layout(32, 34, (Field(2, 32, GROUP, 128 if HAS_DOT4 else 0), Field(0, 2, 2))),
+    "Q8_0": Layout(32, 34, (Field(2, 32, GROUP, 128 if HAS_DOT4 else 0), *_halves(0))),
+    "Q4_0": Layout(32, 18, (_codes(2, 16), *_halves(0))),
+    "Q4_K": Layout(256, 144, (_codes(16, 128), Field(0, 16, SIX_BIT), *_halves(0, 2))),
+    "Q5_K": Layout(256, 176, (_codes(48, 128), _codes(16, 32), Field(0, 16, SIX_BIT), *_halves(0, 2))),
+    "Q6_K": Layout(256, 210, (_codes(0, 128), _codes(128, 64), Field(192, 16, 2), *_halves(208))),
 }
+
+# The place of each row among unsigned codes.
+CODE_PLACES = tuple(CODE_ORDER.index(r) for r in range(ROWS))
 
 _RAW, _PANELS, _FIELDS = source(types.uint8, 1), target(types.uint8, 1), source(types.int64, 2)
 
 
 def _field_table(layout: Layout) -> NDArray[np.int64]:
     return np.array(layout.fields, np.int64)
+
+
+@helper
+def _copy_scales(raw, block, panels, to):
+    """The 8 scales of a row, two for each pair of sub-blocks, then its 8 minima."""
+    for j in range(8):
+        scale, minimum = six_bit_scale(raw, block, j)
+        at = to + j // 2 * 2 * ROWS + j % 2
+        panels[at], panels[at + 8 * ROWS] = scale, minimum
 
 
 @kernel(_RAW, INT, INT, INT, _FIELDS, _PANELS, INT, INT)
@@ -65,12 +97,18 @@ def _make_panels(raw, n_out, row_bytes, block_bytes, fields, panels, first, last
         n_rows = min(ROWS, n_out - ROWS * p)
         for block in range(ROWS * p * row_bytes, (ROWS * p + 1) * row_bytes, block_bytes):
             for f in range(len(fields)):
-                start, n_bytes, unit, flip = fields[f]
+                start, n_bytes, unit, flip, is_unsigned = fields[f]
+                if n_rows < ROWS:
+                    panels[to : to + ROWS * n_bytes] = 0
+                if unit == SIX_BIT:
+                    for r in range(n_rows):
+                        _copy_scales(raw, block + r * row_bytes, panels, to + 2 * r)
+                    to += ROWS * n_bytes
+                    continue
                 for u in range(start, start + n_bytes, unit):
                     for r in range(n_rows):
-                        copy_unit(raw, block + r * row_bytes + u, panels, to + r * unit, unit, flip)
-                    for i in range(to + n_rows * unit, to + ROWS * unit):
-                        panels[i] = 0
+                        place = CODE_PLACES[r] if is_unsigned else r
+                        copy_unit(raw, block + r * row_bytes + u, panels, to + place * unit, unit, flip)
                     to += ROWS * unit
 
 

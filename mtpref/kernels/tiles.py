@@ -16,21 +16,21 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mtpref.kernels import vectors
-from mtpref.kernels.scalars import FLOAT, I32, I64, emit_fma32, pointer_to, splat
-from mtpref.kernels.vectors import FLOATS, INTS, LANES, PIECES, ROWS, Pieces, broadcast, load, offset, zeros
+from mtpref.kernels import compile, vectors
+from mtpref.kernels.scalars import I64, emit_fma32, pointer_to
+from mtpref.kernels.vectors import FLOATS, INTS, LANES, PIECES, Pieces, broadcast, load, offset, zeros
 
 WIDTHS = (4, 2, 1)  # tokens of a tile
 UNROLLED = 2  # words of an activation in one round of a loop
 
 
 class Sums:
-    """A vector of each piece and token that a loop changes; LLVM keeps them in registers."""
+    """Vectors of each token that a loop changes, 0 at first; LLVM keeps them in registers."""
 
-    def __init__(self, builder: ir.IRBuilder, kind: ir.VectorType, n_tokens: int) -> None:
+    def __init__(self, builder: ir.IRBuilder, kind: ir.VectorType, n_tokens: int, n_pieces: int = PIECES) -> None:
         self.builder = builder
-        self.slots = [[cgutils.alloca_once(builder, kind) for _ in range(PIECES)] for _ in range(n_tokens)]
-        self.put([zeros(kind)] * n_tokens)
+        self.slots = [[cgutils.alloca_once(builder, kind) for _ in range(n_pieces)] for _ in range(n_tokens)]
+        self.put([zeros(kind, n_pieces)] * n_tokens)
 
     def get(self) -> list[Pieces]:
         return [[self.builder.load(slot) for slot in slots] for slots in self.slots]
@@ -60,36 +60,45 @@ class Tile:
     n_words: ir.Value
     n_sums: ir.Value
 
-    def word(self, t: int, i: ir.Value) -> ir.Value:
+    def word(self, t: int, i: ir.Value, kind: ir.VectorType = INTS) -> ir.Value:
         """Word i of the block, of token t, in every lane."""
-        return self._broadcast(self.words, t, self.n_words, i, I32)
+        return self._broadcast(self.words, t, self.n_words, i, kind)
 
     def scale(self, t: int) -> ir.Value:
-        return self._broadcast(self.scales, t, I64(1), I64(0), FLOAT)
+        return self._broadcast(self.scales, t, I64(1), I64(0), FLOATS)
 
     def sum(self, t: int, i: ir.Value) -> ir.Value:
-        return self._broadcast(self.sums, t, self.n_sums, i, I32)
+        return self._broadcast(self.sums, t, self.n_sums, i, INTS)
 
-    def _broadcast(self, start: ir.Value, t: int, n: ir.Value, i: ir.Value, kind: ir.Type) -> ir.Value:
+    def _broadcast(self, start: ir.Value, t: int, n: ir.Value, i: ir.Value, kind: ir.VectorType) -> ir.Value:
         builder = self.builder
         at = builder.add(builder.mul(builder.add(builder.mul(self.n_blocks, I64(t)), self.block), n), i)
-        value = load(builder, offset(builder, start, builder.mul(at, I64(4))), kind)
-        return broadcast(builder, value, INTS if kind == I32 else FLOATS)
+        value = load(builder, offset(builder, start, builder.mul(at, I64(4))), kind.element)
+        return broadcast(builder, value, kind)
+
+    def rounds(self, n_words: int) -> ir.Value:
+        """How many times n_words go into the words of a block, as a number that LLVM does not know."""
+        return self.builder.udiv(self.n_words, I64(n_words))
 
     @contextmanager
-    def each_word(self, n: ir.Value) -> Iterator[list[ir.Value]]:
-        """A loop over n words; its body gets the numbers of UNROLLED of them."""
-        builder = self.builder
-        with cgutils.for_range(builder, builder.udiv(n, I64(UNROLLED))) as loop:
-            first = builder.mul(loop.index, I64(UNROLLED))
-            yield [builder.add(first, I64(u)) for u in range(UNROLLED)]
+    def loop(self, n: ir.Value) -> Iterator[ir.Value]:
+        """A loop over 0 .. n - 1; its body gets the number."""
+        with cgutils.for_range(self.builder, n) as loop:
+            yield loop.index
+
+    @contextmanager
+    def each_of(self, n: ir.Value) -> Iterator[list[ir.Value]]:
+        """A loop over 0 .. n - 1; its body gets UNROLLED numbers at once."""
+        with self.loop(self.builder.udiv(n, I64(UNROLLED))) as i:
+            first = self.builder.mul(i, I64(UNROLLED))
+            yield [self.builder.add(first, I64(u)) for u in range(UNROLLED)]
 
 
 # (tile, pointer to the block, sums so far) -> the sums after it.
 Step = Callable[[Tile, ir.Value, list[Pieces]], list[Pieces]]
 
 
-def tile_of(step: Step, block_bytes: int, n_tokens: int) -> Any:
+def tile_of(name: str, step: Step, block_bytes: int, n_tokens: int) -> Any:
     """An intrinsic (panels, at, words, scales, sums, t, y, k, y_step): a panel's rows times n_tokens tokens from t on.
 
     panels   its blocks, of block_bytes, begin at panels.flat[at]; scales (T, n_blocks) says how many there are
@@ -121,6 +130,8 @@ def tile_of(step: Step, block_bytes: int, n_tokens: int) -> Any:
 
     def function(panels, at, words, scales, sums, t, y, k, y_step):  # type: ignore[no-untyped-def]
         emitted(panels, at, words, scales, sums, t, y, k, y_step)
+
+    compile.name_symbol(function, f"tile_{name}_{n_tokens}")
 
     @intrinsic
     def tile(typingctx: Any, panels: Any, at: Any, words: Any, scales: Any, sums: Any, t: Any, y: Any, k: Any,
@@ -154,26 +165,3 @@ def add_scaled(builder: ir.IRBuilder, integers: Pieces, scales: Pieces, scale_x:
         emit_fma32(builder, builder.sitofp(integer, FLOATS), builder.fmul(scale, scale_x), total)
         for integer, scale, total in zip(integers, scales, totals, strict=True)
     ]
-
-
-def step_q8_0(tile: Tile, block: ir.Value, totals: list[Pieces]) -> list[Pieces]:
-    """The block's codes, 16 rows of one word after the other, then the float16 scales of the rows."""
-    builder = tile.builder
-    integers = Sums(builder, INTS, tile.n_tokens)
-    if vectors.HAS_DOT4:
-        integers.put([[builder.mul(tile.sum(t, I64(0)), splat(-128, INTS))] for t in range(tile.n_tokens)])
-    with tile.each_word(tile.n_words) as words:
-        now = integers.get()
-        for i in words:
-            rows = offset(builder, block, builder.mul(i, I64(vectors.GROUP * ROWS)))
-            now = [vectors.add_signed(builder, now[t], rows, tile.word(t, i)) for t in range(tile.n_tokens)]
-        integers.put(now)
-    scales = vectors.floats_of_halves(builder, offset(builder, block, 32 * ROWS))
-    return [add_scaled(builder, integer, scales, tile.scale(t), totals[t]) for t, integer in enumerate(integers.get())]
-
-
-Q8_0_BYTES = 34 * ROWS
-q8_0_4, q8_0_2, q8_0_1 = (tile_of(step_q8_0, Q8_0_BYTES, n) for n in WIDTHS)
-
-# Type -> its tiles, in the order of WIDTHS.
-TILES = {"Q8_0": (q8_0_4, q8_0_2, q8_0_1)}

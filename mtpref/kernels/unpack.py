@@ -134,7 +134,7 @@ def _q6_k_codes(raw, block, codes, first):
 
 
 @helper
-def _six_bit_scale(raw, block, j):
+def six_bit_scale(raw, block, j):
     """Scale and minimum of sub-block j (0 .. 7) of a Q4_K or Q5_K block: 6 bits each, see `quants.q4_k_scales`."""
     s = block + 4
     if j < 4:
@@ -147,7 +147,7 @@ def _six_bit_scale(raw, block, j):
 def _scale_and_minimum(type_code, raw, block, j):
     """Of sub-block j (0 .. 15, of 16 elements) of a K-quant block; the minimum is 0 where there is none."""
     if type_code in (Q4_K, Q5_K):
-        scale, minimum = _six_bit_scale(raw, block, j // 2)
+        scale, minimum = six_bit_scale(raw, block, j // 2)
         return np.int32(scale), np.int32(minimum)
     if type_code == Q2_K:
         packed = at(raw, block + j)

@@ -22,7 +22,15 @@ PIECES = ROWS // LANES
 
 BYTE_POINTER = I8.as_pointer()
 INTS, FLOATS = ir.VectorType(I32, LANES), ir.VectorType(FLOAT, LANES)
-SHORTS = ir.VectorType(I16, 2 * LANES)
+PAIRS = ir.VectorType(I16, 2 * LANES)  # two int16 in each int32 lane
+
+# Unsigned codes of a group: 16 rows of GROUP bytes, in as many vectors as hold them.
+CODE_BYTES = 16 * GROUP if LANES >= 8 else 16
+CODE_PIECES = ROWS * GROUP // CODE_BYTES
+CODES, CODE_SHORTS = ir.VectorType(I8, CODE_BYTES), ir.VectorType(I16, CODE_BYTES // 2)
+
+# Rows lie in this order among unsigned codes: `interleave` of AVX2 works in halves of 128 bits and undoes it.
+CODE_ORDER = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15) if LANES == 8 else tuple(range(ROWS))
 
 Pieces = list[ir.Value]
 
@@ -78,9 +86,9 @@ def add_signed(builder: ir.IRBuilder, totals: Pieces, rows: ir.Value, word: ir.V
         codes = load(builder, rows, INTS)
         return [call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, totals[0], codes, word)]
     narrow = ir.VectorType(I8, 2 * LANES)
-    shorts = builder.bitcast(word, SHORTS)
+    shorts = builder.bitcast(word, PAIRS)
     parts = [load(builder, offset(builder, rows, 2 * LANES * n), narrow) for n in range(PIECES)]
-    products = [add_pairs(builder, builder.sext(part, SHORTS), shorts) for part in parts]
+    products = [add_pairs(builder, builder.sext(part, PAIRS), shorts) for part in parts]
     return [builder.add(total, product) for total, product in zip(totals, products, strict=True)]
 
 
@@ -96,5 +104,97 @@ def _to_floats(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return emit_f32_of_f16(builder, builder.zext(bits, INTS))
 
 
-def zeros(kind: ir.VectorType) -> Pieces:
-    return [splat(0.0 if kind == FLOATS else 0, kind)] * PIECES
+def zeros(kind: ir.VectorType, n_pieces: int = PIECES) -> Pieces:
+    return [splat(0.0 if kind == FLOATS else 0, kind)] * n_pieces
+
+
+# UNSIGNED CODES
+
+
+def load_codes(builder: ir.IRBuilder, pointer: ir.Value) -> Pieces:
+    """The uint8 of a group at a byte pointer."""
+    return [load(builder, offset(builder, pointer, CODE_BYTES * n), CODES) for n in range(CODE_PIECES)]
+
+
+def masked(builder: ir.IRBuilder, codes: Pieces, mask: int) -> Pieces:
+    return [builder.and_(piece, splat(mask, CODES)) for piece in codes]
+
+
+def shifted_right(builder: ir.IRBuilder, codes: Pieces, n: int | ir.Value) -> Pieces:
+    """Codes shifted in pairs: of each byte only the bits that cannot come from its neighbour have a meaning."""
+    by = splat(n, CODE_SHORTS) if isinstance(n, int) else broadcast(builder, builder.trunc(n, I16), CODE_SHORTS)
+    return [builder.bitcast(builder.lshr(builder.bitcast(piece, CODE_SHORTS), by), CODES) for piece in codes]
+
+
+def shifted_left(builder: ir.IRBuilder, codes: Pieces, n: int) -> Pieces:
+    return [
+        builder.bitcast(builder.shl(builder.bitcast(piece, CODE_SHORTS), splat(n, CODE_SHORTS)), CODES)
+        for piece in codes
+    ]
+
+
+def joined(builder: ir.IRBuilder, a: Pieces, b: Pieces) -> Pieces:
+    return [builder.or_(x, y) for x, y in zip(a, b, strict=True)]
+
+
+def add_unsigned(builder: ir.IRBuilder, totals: Pieces, codes: Pieces, word: ir.Value) -> Pieces:
+    """total + the products of a group of unsigned codes with one word of the activation.
+
+    GROUP 2  int16 totals; the word holds x0, x1, x0, x1 as int8. A product of codes below 64 is exact.
+    GROUP 4  int32 totals; the word holds four int8
+    """
+    if HAS_DOT4:
+        bits = builder.bitcast(codes[0], INTS)
+        return [call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, totals[0], bits, word)]
+    products = [_products_of_bytes(builder, piece, builder.bitcast(word, CODES)) for piece in codes]
+    return [builder.add(total, product) for total, product in zip(totals, products, strict=True)]
+
+
+def _products_of_bytes(builder: ir.IRBuilder, codes: ir.Value, x: ir.Value) -> ir.Value:
+    """codes[2 l] x[2 l] + codes[2 l + 1] x[2 l + 1], unsigned times signed, as int16 lane l."""
+    if CODE_BYTES == 32:
+        return call(builder, "llvm.x86.avx2.pmadd.ub.sw", CODE_SHORTS, codes, x)
+    if target_has("ssse3"):
+        return call(builder, "llvm.x86.ssse3.pmadd.ub.sw.128", CODE_SHORTS, codes, x)
+    codes, x, eight = builder.bitcast(codes, CODE_SHORTS), builder.bitcast(x, CODE_SHORTS), splat(8, CODE_SHORTS)
+    even = builder.mul(builder.and_(codes, splat(255, CODE_SHORTS)), builder.ashr(builder.shl(x, eight), eight))
+    return builder.add(even, builder.mul(builder.lshr(codes, eight), builder.ashr(x, eight)))
+
+
+def interleave(builder: ir.IRBuilder, a: Pieces, b: Pieces) -> Pieces:
+    """(a, b) of each row as the two int16 of its lane; rows of a and b lie in CODE_ORDER."""
+    if LANES == 16:
+        lanes = [[lane + half for lane in range(16) for half in (0, 16)]]
+    elif LANES == 8:
+        lanes = [[lane + half for lane in first for half in (0, 16)]
+                 for first in ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))]  # fmt: skip
+    else:
+        lanes = [[lane + half for lane in range(start, start + 4) for half in (0, 8)] for start in (0, 4)]
+    masks = [ir.Constant(ir.VectorType(I32, 2 * LANES), order) for order in lanes]
+    return [builder.shuffle_vector(x, y, mask) for x, y in zip(a, b, strict=True) for mask in masks]
+
+
+def pairs_at(builder: ir.IRBuilder, pointer: ir.Value, *, is_signed: bool) -> Pieces:
+    """Two bytes of each of 16 rows at a byte pointer, widened to the two int16 of the row's lane."""
+    kind = ir.VectorType(I8, 2 * LANES)
+    parts = [load(builder, offset(builder, pointer, 2 * LANES * n), kind) for n in range(PIECES)]
+    return [builder.sext(part, PAIRS) if is_signed else builder.zext(part, PAIRS) for part in parts]
+
+
+def add_pair_products(builder: ir.IRBuilder, totals: Pieces, a: Pieces, b: Pieces) -> Pieces:
+    """total + the products of both int16 of each lane."""
+    return [builder.add(total, add_pairs(builder, x, y)) for total, x, y in zip(totals, a, b, strict=True)]
+
+
+def one_of_pair(builder: ir.IRBuilder, pairs: Pieces, which: int | ir.Value) -> Pieces:
+    """The first (0) or second (1) int16 of each lane: as both int16 of the lane, or as an int32 (GROUP 4)."""
+    which = I32(which) if isinstance(which, int) else builder.trunc(which, I32)
+    bits = [builder.bitcast(pair, INTS) for pair in pairs]
+    sixteen = splat(16, INTS)
+    up = broadcast(builder, builder.mul(builder.sub(I32(1), which), I32(16)), INTS)
+    high = [builder.shl(value, up) for value in bits]  # the one meant, in the upper half
+    if HAS_DOT4:
+        return [builder.ashr(value, sixteen) for value in high]
+    low = [builder.lshr(value, sixteen) for value in high]
+    upper = [builder.and_(value, splat(-65536, INTS)) for value in high]
+    return [builder.bitcast(builder.or_(x, y), PAIRS) for x, y in zip(low, upper, strict=True)]
