@@ -51,6 +51,7 @@ STAND_INS = {
     "TEXT": "chat.txt", "TEXT...": "chat.txt", "...": "import os", "Q4_K_M": "Q4_0", "ffn_down=Q8_0": "ffn_down=Q8_0",
 }  # fmt: skip
 FEWER = {
+    "bench": ["-p", "16", "-n", "6", "-r", "1"],
     "check": ["--positions", "64"],
     "plan": ["--prompts", "2", "-n", "8", "--samples", "1", "--spec-draft-n-max", "2"],
 }

@@ -85,7 +85,7 @@ ALLOWED: dict[str, set[str]] = {
         "tensor_files",
         "vocab",
     },
-    "bench": {"decode", "errors", "events", "gguf", "model", "state"},
+    "bench": {"decode", "errors", "events", "gguf", "kernels", "model", "spec", "state"},
     "plan": {
         "adaptive",
         "bench",
@@ -182,7 +182,7 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["cli"] = set(ALLOWED)
 
 # The recipe chooses them; the command line sets threads and says what it waits for; the self test varies both.
-KERNEL_USERS = {"recipe", "cli", "selftest"}
+KERNEL_USERS = {"recipe", "cli", "selftest", "bench"}
 FAULT_USERS = {"cli", "diagnose", "learn"}
 
 

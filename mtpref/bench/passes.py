@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class _Bench:
+class Passes:
     """One model at one state, from which every pass starts."""
 
     model: Model
@@ -89,13 +89,13 @@ class _Bench:
         state.restore(self.base)
         return self._ms(lambda: self.model.mtp(state, ids, rows, pos0, n_logits=0), self._trunk_pass)
 
-    def choose(self) -> float:
-        """Choosing a plane; the pass that kept them is outside the timing."""
-        ids, total, n = self._next(self.n_max + 1), 0.0, 0
+    def choose(self, n_drop: int) -> float:
+        """Choosing the plane of n_drop tokens before; the pass that kept them is outside the timing."""
+        ids, total, n = self._next(n_drop + 1), 0.0, 0
         while total < MIN_SECONDS and n < 10:
             self.model.trunk(self.state, ids, n_logits=0, keep=len(ids))
             start = time.perf_counter()
-            self.model.recipe.steps.choose_plane(self.state, self.n_max)
+            self.model.recipe.steps.choose_plane(self.state, n_drop)
             total += time.perf_counter() - start
             n += 1
             self.state.restore(self.base)
@@ -151,33 +151,33 @@ def measure_costs(
     """
     if len(ids) < 2:
         raise MtprefError(f"costs: a prompt of {len(ids)} tokens, expected at least 2")
-    bench = _Bench(model, heads, list(ids), n_max)
+    passes = Passes(model, heads, list(ids), n_max)
     if warm:
-        _sample(bench)
+        _sample(passes)
     samples = []
     for i in range(n_samples):
-        samples.append(_sample(bench))
+        samples.append(_sample(passes))
         if progress is not None:
             progress(i + 1, n_samples)
     found = tuple(samples)
     return CostSet(median_costs(found), found, "mtpref", about)
 
 
-def _sample(bench: _Bench) -> Costs:
-    widths, kept = range(2, bench.n_max + 2), range(1, bench.n_max + 2)
-    plain = bench.trunk(1, keep=1)
-    token = bench.token()
+def _sample(passes: Passes) -> Costs:
+    widths, kept = range(2, passes.n_max + 2), range(1, passes.n_max + 2)
+    plain = passes.trunk(1, keep=1)
+    token = passes.token()
     costs = Costs(
         plain=plain,
-        verify={n: bench.trunk(n, keep=1) for n in widths},
-        verify_keep={n: bench.trunk(n, keep=n) for n in widths},
-        replay={n: bench.trunk(n, keep=1, with_logits=False) for n in range(1, bench.n_max + 1)},
-        draft={head.n_head_rows: bench.draft(head) for head in bench.heads} or {1: 0.0},
-        catch_up={n: bench.catch_up(n) for n in kept} if bench.heads else {},
-        choose=bench.choose(),
-        checkpoint=bench.checkpoint(),
-        restore=bench.restore(),
+        verify={n: passes.trunk(n, keep=1) for n in widths},
+        verify_keep={n: passes.trunk(n, keep=n) for n in widths},
+        replay={n: passes.trunk(n, keep=1, with_logits=False) for n in range(1, passes.n_max + 1)},
+        draft={head.n_head_rows: passes.draft(head) for head in passes.heads} or {1: 0.0},
+        catch_up={n: passes.catch_up(n) for n in kept} if passes.heads else {},
+        choose=passes.choose(passes.n_max),
+        checkpoint=passes.checkpoint(),
+        restore=passes.restore(),
         token=token,
-        round=max(0.0, bench.plain_run(N_PLAIN_RUN if plain < SLOW_MS else 4) - bench.trunk(1, keep=1) - token),
+        round=max(0.0, passes.plain_run(N_PLAIN_RUN if plain < SLOW_MS else 4) - passes.trunk(1, keep=1) - token),
     )
     return costs

@@ -42,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     from mtpref.cli import (
+        bench,
         check,
         compare,
         compare_log,
@@ -72,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
     files, runs = (
         (inspect, check, heads, convert, quantize, dump, compare, compare_log),
-        (golden, probe, plan, draft_vocab, diagnose, faults, story, selftest),
+        (golden, probe, plan, bench, draft_vocab, diagnose, faults, story, selftest),
     )
     for module in (generate, trace, *files, *runs, learn):
         module.add_parser(verbs)

@@ -40,6 +40,7 @@ _HOMES = {
     "attention": "attend",
     "argmax": "choices",
     "top_candidates": "choices",
+    "read_all": "reading",
     "set_threads": "compile",
     "n_threads": "compile",
     "threading_layer": "compile",
