@@ -3,23 +3,22 @@
     python tools/check_plan.py [-m MODEL] [-f FILE ...] [--prompts N] [--predict N] [--repeats N]
 
 Costs are measured, the settings below are planned, and each is run on the same prompts, all of them in turn. The counts
-(rounds, drafted, accepted, draft steps) must be equal. Rates are compared: `off` is planned / run - 1, the median over
-all runs, each against the mean of the costs measured right before and right after its turn, since the speed of a shared
-machine drifts by more than a plan may be off.
+(rounds, drafted, accepted, draft steps) must be equal. Rates are compared: `off` is planned / run - 1, of the whole time
+of all runs, each planned with the mean of the costs measured right before and right after its turn, since the speed of
+a shared machine drifts by more than a plan may be off.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import mtpref
 from mtpref.adaptive import AdaptiveConfig
 from mtpref.bench import Costs, measure_costs
+from mtpref.bench.costs import mean_costs
 from mtpref.cli.options import set_threads
 from mtpref.decode import Decoder, Options, PolicyConfig
 from mtpref.events import PromptProgress, Verified
@@ -76,16 +75,6 @@ def run(model: Model, case: Case, text: Continuation, trims: Sequence[Trim]) -> 
     return ms, Tally(n_tokens, rounds, s.passes["mtp_draft"], s.n_cooldown_rounds, policy.n_max > 0)
 
 
-def mean_costs(a: Costs, b: Costs) -> Costs:
-    """Every number's mean."""
-    first, second = asdict(a), asdict(b)
-    values: dict[str, Any] = {}
-    for name, x in first.items():
-        y = second[name]
-        values[name] = {k: (x[k] + y[k]) / 2 for k in x} if isinstance(x, dict) else (x + y) / 2
-    return Costs(**values)
-
-
 def planned(costs: Costs, case: Case, tally: Tally, trims: Sequence[Trim]) -> float:
     n_rows = next(t for t in trims if t.name == case.setting.trim).n_rows
     return milliseconds(costs, case.strategy, tally, n_rows)
@@ -114,7 +103,7 @@ def main() -> int:
     def measured(warm: bool = False) -> Costs:
         return measure_costs(model, context, heads, args.n_max, 1, warm=warm).costs
 
-    rates: dict[str, list[tuple[float, float]]] = {case.name: [] for case in table}
+    spent: dict[str, list[tuple[float, float]]] = {case.name: [] for case in table}
     before = measured(warm=True)
     for i in range(args.repeats):
         for text in texts:
@@ -124,19 +113,19 @@ def main() -> int:
                 assert tally == replay(text, case.setting), f"{case.name}: the run's counts differ from the plan's"
                 turn.append((case, ms, tally))
             after = measured()
-            costs, before = mean_costs(before, after), after
+            costs, before = mean_costs((before, after)), after
             for case, ms, tally in turn:
-                rates[case.name].append((tally.n_tokens / planned(costs, case, tally, trims), tally.n_tokens / ms))
+                spent[case.name].append((planned(costs, case, tally, trims), ms))
         print(f"repeat {i + 1} of {args.repeats}", file=sys.stderr, flush=True)
     n_tokens = sum(len(text.ids) - text.n_before for text in texts)
     print(f"{args.model or 'embedded tiny model'}: {len(texts)} prompts, {n_tokens} tokens, {args.repeats} repeats")
     print(f"{'setting':28s} {'planned t/s':>12s} {'run t/s':>9s} {'off':>7s}")
     worst = 0.0
     for case in table:
-        own = rates[case.name]
-        off = statistics.median(plan / real for plan, real in own) - 1
+        plan_ms, run_ms = (sum(values) / args.repeats for values in zip(*spent[case.name], strict=True))
+        off = run_ms / plan_ms - 1
         worst = max(worst, abs(off))
-        plan, real = (1000 * statistics.median(values) for values in zip(*own, strict=True))
+        plan, real = 1000 * n_tokens / plan_ms, 1000 * n_tokens / run_ms
         print(f"{case.name:28s} {plan:12.1f} {real:9.1f} {100 * off:+6.1f}%")
     print(f"largest difference: {100 * worst:.1f} %; counts equal in every run")
     return int(worst > 0.10)

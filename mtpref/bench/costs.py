@@ -6,10 +6,11 @@ It must not know whose costs they are: docs/plan.md asks other engines for the s
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mtpref.errors import MtprefError
@@ -77,7 +78,7 @@ class Costs:
 class CostSet:
     """Costs, and how far they can be trusted.
 
-    costs    the median of the samples
+    costs    the mean of the samples
     samples  the same, measured several times in turn; at least one
     engine, about   what was measured, in words;  assumed: what stands in for numbers that are not there
     """
@@ -105,22 +106,16 @@ def between(table: Mapping[int, float], n: int) -> float:
     return max(0.0, y0 + (y1 - y0) * (n - x0) / (x1 - x0))
 
 
-def median_costs(samples: tuple[Costs, ...]) -> Costs:
-    """Every number's median."""
+def mean_costs(samples: Sequence[Costs]) -> Costs:
+    """Every number's mean: a run pays for the slow passes too."""
     values: dict[str, Any] = {}
     for entry in fields(Costs):
         parts = [getattr(sample, entry.name) for sample in samples]
         if isinstance(parts[0], Mapping):
-            values[entry.name] = {key: _median([part[key] for part in parts]) for key in parts[0]}
+            values[entry.name] = {key: fmean(part[key] for part in parts) for key in parts[0]}
         else:
-            values[entry.name] = _median(parts)
+            values[entry.name] = fmean(parts)
     return Costs(**values)
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def ideal_costs() -> Costs:

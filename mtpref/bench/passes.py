@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mtpref.bench.costs import Costs, CostSet, median_costs
+from mtpref.bench.costs import Costs, CostSet, mean_costs
 from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, Statistics
 from mtpref.decode.sampling import Judge, Sampler
 from mtpref.decode.statistics import margin
@@ -146,7 +146,7 @@ def measure_costs(
     heads    the model with each head vocabulary to measure; none: no head is measured
     warm     one sample more beforehand, not counted: it compiles, and fills caches
     n_max    longest draft: verify passes of 2 .. n_max + 1 tokens are measured
-    Rule     all passes once, in turn, n_samples times; the result's costs are the medians
+    Rule     all passes once, in turn, n_samples times; the result's costs are the means
     Errors   MtprefError for a prompt of fewer than 2 tokens
     """
     if len(ids) < 2:
@@ -160,7 +160,7 @@ def measure_costs(
         if progress is not None:
             progress(i + 1, n_samples)
     found = tuple(samples)
-    return CostSet(median_costs(found), found, "mtpref", about)
+    return CostSet(mean_costs(found), found, "mtpref", about)
 
 
 def _sample(passes: Passes) -> Costs:

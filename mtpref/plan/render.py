@@ -21,7 +21,7 @@ def _costs(found: Plan) -> list[str]:
     costs, n = found.costs.costs, found.settings.n_max
     about = f", {found.costs.about}" if found.costs.about else ""
     n_samples = len(found.costs.samples)
-    how = "one sample" if n_samples == 1 else f"medians of {n_samples} samples"
+    how = "one sample" if n_samples == 1 else f"means of {n_samples} samples"
     head = f"costs of {found.costs.engine}{about}: milliseconds, {how}"
     out = [head, *table(["tokens", "verify", "keeping states", "without logits", "head"], _passes(costs, n))]
     drafts = ", ".join(f"{trim.name} ({trim.n_rows} rows) {costs.draft_at(trim.n_rows):.3f}" for trim in found.trims)

@@ -264,13 +264,13 @@ def _rate(sums: Floats) -> Floats:
 
 
 def _with_costs(estimate: Estimate, samples: Sequence[float]) -> Estimate:
-    """The interval widened by what the median of the cost samples leaves open.
+    """The interval widened by what the mean of the cost samples leaves open.
 
-    Formula   half^2 = half_texts^2 + (1.96 * 1.2533 sd / sqrt n)^2, the standard error of a median of n samples
+    Formula   half^2 = half_texts^2 + (1.96 sd / sqrt n)^2, the standard error of a mean of n samples
     """
     if estimate.value is None or estimate.low is None or estimate.high is None or len(samples) < 2:
         return estimate
-    error = Z_95 * 1.2533 * float(np.std(samples, ddof=1)) / len(samples) ** 0.5
+    error = Z_95 * float(np.std(samples, ddof=1)) / len(samples) ** 0.5
     half = float(np.hypot((estimate.high - estimate.low) / 2, error))
     return Estimate(estimate.value, max(0.0, estimate.value - half), estimate.value + half)
 
