@@ -2,8 +2,8 @@
 
     python tools/check_plan.py [-m MODEL] [-f FILE ...] [--prompts N] [--predict N] [--repeats N]
 
-Costs are measured, the settings below are planned, and each is run on the same prompts, all of them in turn. The counts
-(rounds, drafted, accepted, draft steps) must be equal. Rates are compared: `off` is planned / run - 1, of the whole time
+Costs are measured, the settings below are planned, and each is run on the same prompts, all in turn. The counts
+(rounds, drafted, accepted, draft steps) must be equal. Rates are compared: `off` is planned / run - 1 of the whole time
 of all runs, each planned with the mean of the costs measured right before and right after its turn, since the speed of
 a shared machine drifts by more than a plan may be off.
 """
