@@ -183,3 +183,16 @@ def test_the_raw_pages_are_given_back() -> None:
     assert size > 1000
     assert resident < size / 2
     assert model.core.weights.output.raw.any()  # and are there again when they are read
+
+
+# ------------------------------------------------------------------------------------- sixteen-bit floats
+
+
+@pytest.mark.parametrize("n_in", [31, 1056, 2100])
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
+def test_float_rows_in_pieces_are_the_specifications(rng: np.random.Generator, type_name: str, n_in: int) -> None:
+    """Rows longer than a piece, more rows than wait at once, a tail of columns, every number of tokens."""
+    for i, n_tokens in enumerate(range(1, 10)):
+        w, x = matrix(rng, type_name, 19, n_in, SCALES[i % len(SCALES)]), values(rng, (n_tokens, n_in), "unit")
+        with np.errstate(all="ignore"):
+            assert_same(spec.mul_mat_ggml(w, x), kernels.mul_mat_ggml(w, x))

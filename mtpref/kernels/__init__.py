@@ -5,8 +5,8 @@ not). Importing this package is cheap; Numba is imported when a kernel is first 
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
 Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul; panels,
-vectors, tiles, blocks and panel_products (weights laid out anew); then the layers in delta, attend, norms, rotary, and
-choices. docs/kernels.md has the rules.
+vectors, tiles, blocks and panel_products (weights laid out anew); float_rows; then the layers in delta, attend, norms,
+rotary, and choices. docs/kernels.md has the rules.
 """
 
 import hashlib

@@ -84,6 +84,17 @@ def f32_at(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def lanes_of(typingctx: Any, array: Any, i: Any) -> Any:
+    """The 32 float32 lanes at array.flat[i]."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = pointer_to(context, builder, sig.args[0], *args)
+        return builder.load(builder.bitcast(pointer, LANES32.vector.as_pointer()), align=4)
+
+    return LANES32(array, types.intp), codegen
+
+
+@intrinsic
 def add_products32(typingctx: Any, lanes: Any, a: Any, b: Any) -> Any:
     """Lane l becomes fma32(a[l], b[l], lane l), l = 0 .. 31; a, b: addresses of float32."""
 

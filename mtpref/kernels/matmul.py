@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mtpref.kernels import activations, compile, panel_products, rows
+from mtpref.kernels import activations, compile, float_rows, panel_products, rows
 from mtpref.kernels.compile import INT, kernel
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.unpack import TYPE_CODES
@@ -30,10 +30,10 @@ _rows_k_32, _rows_k_16 = rows.rows_k_32.dispatcher, rows.rows_k_16.dispatcher
 
 
 @kernel(*rows.FLOAT_ARGS, INT, parallel=True)
-def _all_rows_float(type_code, raw, row_bytes, x, wide, y, n_parts):
+def _all_rows_float(type_code, raw, row_bytes, x, y, n_parts):
     n = y.shape[1]
     for p in prange(n_parts):
-        _rows_float(type_code, raw, row_bytes, x, wide, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _rows_float(type_code, raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts)
 
 
 @kernel(*rows.BLOCKS_ARGS, INT, parallel=True)
@@ -76,10 +76,15 @@ _PARALLEL = (_all_rows_float, _all_rows_blocks, _all_rows_q8_0, _all_rows_legacy
 _FLOAT, _BLOCKS, _Q8_0, _LEGACY, _K_32, _K_16 = range(6)
 
 
+def _is_small(w: Matrix, n_tokens: int) -> bool:
+    """Whether one thread does the whole product."""
+    return compile.n_threads() == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM
+
+
 def _run(family: int, w: Matrix, n_tokens: int, *args: Any) -> F32:
     """Run a family's row kernel over all rows."""
     y = np.empty((n_tokens, w.n_out), np.float32)
-    if compile.n_threads() == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM:
+    if _is_small(w, n_tokens):
         _SERIAL[family](*args, y, 0, w.n_out)
     else:
         _PARALLEL[family](*args, y, compile.start_threads())
@@ -127,7 +132,15 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
 
 
 def _mul_mat_float(w: Matrix, x: F32, wide: bool) -> F32:
-    return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x, wide)
+    if wide:
+        return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
+    serial, parallel = float_rows.KERNELS[w.type_name]
+    y = np.empty((x.shape[0], w.n_out), np.float32)
+    if _is_small(w, x.shape[0]):
+        serial(w.raw, w.row_bytes, x, y, 0, w.n_out)
+    else:
+        parallel(w.raw, w.row_bytes, x, y, compile.start_threads())
+    return y
 
 
 def _mul_mat_tiles(w: Matrix, x: F32, wide: bool) -> F32:

@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from mtpref.kernels import activations, compile
+from mtpref.kernels.arith import round_f16
 from mtpref.kernels.blocks import TILES
 from mtpref.kernels.compile import FLAG, INT, Kernel, helper, kernel, source, target
 from mtpref.kernels.packed import PackedMatrix
@@ -30,7 +31,7 @@ WORDS_IN_CACHE = 1 << 18
 # Tokens from which on all threads prepare them.
 PARALLEL_TOKENS = 8
 
-_quantize_q8_1, _quantize_q8_k = activations.quantize_q8_1.dispatcher, activations.quantize_q8_k.dispatcher
+_quantize_q8_k = activations.quantize_q8_k.dispatcher
 
 
 # ACTIVATIONS
@@ -62,15 +63,12 @@ _WORDS, _SUMS = target(types.int32, 2), target(types.int32, 2)
 def prepare_q8_0(x, is_unsigned, words, scales, sums, first, last):
     """S5. Tokens first .. last - 1 in Q8_0: words (T, n / GROUP), scales (T, n / 32), sums of 32 codes (T, n / 32)."""
     n = x.shape[1]
-    codes, unused = np.empty(n, np.int8), np.empty(n // 32, np.float32)
+    codes = np.empty(n, np.int8)
     for t in range(first, last):
-        _quantize_q8_1(x[t], codes, scales[t], unused)
-        _spread(codes, is_unsigned, words[t])
         for b in range(n // 32):
-            total = np.int32(0)
-            for i in range(32):
-                total += np.int32(codes[32 * b + i])
-            sums[t, b] = total
+            d, sums[t, b] = activations.quantize_32(x[t], codes, 32 * b)
+            scales[t, b] = round_f16(d)
+        _spread(codes, is_unsigned, words[t])
 
 
 @kernel(_X, FLAG, _WORDS, _OUT, _SUMS, INT, INT)

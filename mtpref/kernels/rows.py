@@ -9,14 +9,14 @@ sums of the activations come from activations.py.
 import numpy as np
 from numba.core import types
 
-from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
+from mtpref.kernels.compile import INT, helper, kernel, source, target
 from mtpref.kernels.lanes import dot, int_dot_16, int_dot_32
 from mtpref.kernels.scalars import at, fma32
 from mtpref.kernels.unpack import Q8_0, decode_float, half, has_minimum, unpack_k, unpack_legacy
 
 _RAW, _MATRIX = source(types.uint8, 1), source(types.float32, 2)
 _CODES, _OUT = source(types.int8, 2), target(types.float32, 2)
-FLOAT_ARGS = (INT, _RAW, INT, _MATRIX, FLAG, _OUT)
+FLOAT_ARGS = (INT, _RAW, INT, _MATRIX, _OUT)
 BLOCKS_ARGS = (INT, _RAW, INT, _MATRIX, _OUT)
 Q8_0_ARGS = (_RAW, INT, _CODES, _MATRIX, _OUT)
 LEGACY_ARGS = (INT, _RAW, INT, _CODES, _MATRIX, _MATRIX, _OUT)
@@ -24,14 +24,14 @@ K_ARGS = (INT, _RAW, INT, _CODES, _MATRIX, source(types.int32, 2), _OUT)
 
 
 @kernel(*FLOAT_ARGS, INT, INT)
-def rows_float(type_code, raw, row_bytes, x, wide, y, first, last):
-    """S6. y[t, r] = dot(row r, x[t]) for r in first .. last - 1 of F32, F16 and BF16, exact or ggml numerics."""
+def rows_float(type_code, raw, row_bytes, x, y, first, last):
+    """S6. y[t, r] = dot64(row r, x[t]) for r in first .. last - 1 of F32, F16 and BF16: exact numerics."""
     n_tokens, n = x.shape
     row = np.empty(n, np.float32)
     for r in range(first, last):
         decode_float(type_code, raw, r * row_bytes, n, row)
         for t in range(n_tokens):
-            y[t, r] = dot(row, 0, x, t * n, n, wide)
+            y[t, r] = dot(row, 0, x, t * n, n, True)
 
 
 @helper
