@@ -3,7 +3,7 @@
 Owns the choice between the readable spec and the Numba kernels. Nothing else chooses kernels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,7 +16,7 @@ from mtpref.steps import Step, Steps
 
 NUMERICS = ("ggml", "exact")
 
-Pack = Callable[[Sequence[Matrix]], list[Matrix]]
+Pack = Callable[..., list[Matrix]]  # kernels.pack
 
 
 @dataclass(frozen=True)

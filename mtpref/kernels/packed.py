@@ -4,7 +4,7 @@ Owns what such a matrix is: a `spec.Matrix` that everything else takes as one. I
 read; Numba is imported when the first are made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,11 +40,13 @@ class PackedMatrix(Matrix):
         return PackedMatrix(part.name, part.type_name, part.n_out, part.n_in, part.raw).with_panels(of_part)
 
 
-def pack(matrices: Sequence[Matrix]) -> list[Matrix]:
+def pack(matrices: Sequence[Matrix], done: Callable[[Matrix], None] = lambda w: None) -> list[Matrix]:
     """The matrices, those of a type with a layout as PackedMatrix, in the same order. The raw bytes stay what they are.
+
+    done   called behind each matrix, when its raw bytes are not needed for now
 
     Cost   reads each once, in all threads; as much memory again (a little more for types with packed scales)
     """
     from mtpref.kernels import panels
 
-    return panels.pack(matrices)
+    return panels.pack(matrices, done)

@@ -7,7 +7,7 @@ a product reads all of it in one stream. A row that the last panel lacks is zero
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from mtpref.kernels.compile import INT, helper, kernel, source, target
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.scalars import copy_unit
 from mtpref.kernels.unpack import six_bit_scale
-from mtpref.kernels.vectors import CODE_ORDER, GROUP, HAS_DOT4, ROWS
+from mtpref.kernels.vectors import CODE_PLACES, GROUP, HAS_DOT4, ROWS, copy_codes, copy_groups
 from mtpref.spec.products import Matrix
 
 SIX_BIT = 0  # in place of a unit: 12 bytes that hold 8 scales and 8 minima become 16 bytes
@@ -70,9 +70,6 @@ LAYOUTS = {
     "Q6_K": Layout(256, 210, (_codes(0, 128), _codes(128, 64), Field(192, 16, 2), *_halves(208))),
 }
 
-# The place of each row among unsigned codes.
-CODE_PLACES = tuple(CODE_ORDER.index(r) for r in range(ROWS))
-
 _RAW, _PANELS, _FIELDS = source(types.uint8, 1), target(types.uint8, 1), source(types.int64, 2)
 
 
@@ -105,6 +102,14 @@ def _make_panels(raw, n_out, row_bytes, block_bytes, fields, panels, first, last
                         _copy_scales(raw, block + r * row_bytes, panels, to + 2 * r)
                     to += ROWS * n_bytes
                     continue
+                if n_rows == ROWS and unit == GROUP:
+                    for u in range(block + start, block + start + n_bytes, unit):
+                        if is_unsigned:
+                            copy_codes(raw, u, row_bytes, panels, to, flip)
+                        else:
+                            copy_groups(raw, u, row_bytes, panels, to, flip)
+                        to += ROWS * unit
+                    continue
                 for u in range(start, start + n_bytes, unit):
                     for r in range(n_rows):
                         place = CODE_PLACES[r] if is_unsigned else r
@@ -126,16 +131,17 @@ ALIGNMENT = 64
 PARALLEL_FROM = 1 << 20  # bytes
 
 
-def pack(matrices: Sequence[Matrix]) -> list[Matrix]:
+def pack(matrices: Sequence[Matrix], done: Callable[[Matrix], None]) -> list[Matrix]:
     """`kernels.pack`. One piece of memory for all, since the system gives large pages to large pieces."""
     sizes = [_panel_bytes(w) for w in matrices]
     ends = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)])
     memory = np.empty(ends[-1] + ALIGNMENT, np.uint8)
     memory = memory[-memory.ctypes.data % ALIGNMENT :]
-    return [
-        _packed(w, memory[start : start + size]) if size else w
-        for w, start, size in zip(matrices, ends, sizes, strict=False)
-    ]
+    made = []
+    for w, start, size in zip(matrices, ends, sizes, strict=False):
+        made.append(_packed(w, memory[start : start + size]) if size else w)
+        done(w)
+    return made
 
 
 def _panel_bytes(w: Matrix) -> int:

@@ -7,9 +7,10 @@ target's registers hold (`PIECES` of them); integers are exact, so that choice c
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
-from mtpref.kernels.scalars import FLOAT, I8, I16, I32, I64, emit_f32_of_f16, splat
+from mtpref.kernels.scalars import FLOAT, I8, I16, I32, I64, emit_f32_of_f16, pointer_to, splat
 from mtpref.kernels.target import target_has, target_is_x86
 
 ROWS = 16  # of a panel
@@ -106,6 +107,32 @@ def _to_floats(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
 
 def zeros(kind: ir.VectorType, n_pieces: int = PIECES) -> Pieces:
     return [splat(0.0 if kind == FLOATS else 0, kind)] * n_pieces
+
+
+def _copy_units(n_bytes: int, places: tuple[int, ...]) -> Any:
+    """An intrinsic (raw, i, row_bytes, out, j, flip): a unit of n_bytes of each of 16 rows, which begin at raw.flat[i]
+    and row_bytes apart, to its place among the 16 units at out.flat[j], every byte xored with flip."""
+
+    @intrinsic
+    def copy(typingctx: Any, raw: Any, i: Any, row_bytes: Any, out: Any, j: Any, flip: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            kind = ir.IntType(8 * n_bytes)
+            start, to = (pointer_to(context, builder, sig.args[n], args[n], args[n + 1]) for n in (0, 3))
+            mask = builder.mul(builder.trunc(args[5], kind), kind(int("01" * n_bytes, 16)))
+            for r, place in enumerate(places):
+                unit = load(builder, offset(builder, start, builder.mul(args[2], I64(r))), kind)
+                store(builder, builder.xor(unit, mask), offset(builder, to, n_bytes * place))
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(raw, n, n, out, n, n), codegen
+
+    return copy
+
+
+# The place of each row among unsigned codes.
+CODE_PLACES = tuple(CODE_ORDER.index(r) for r in range(ROWS))
+copy_codes, copy_groups = _copy_units(GROUP, CODE_PLACES), _copy_units(GROUP, tuple(range(ROWS)))
 
 
 # UNSIGNED CODES

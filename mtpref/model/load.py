@@ -5,6 +5,7 @@ silently.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mtpref.model.model import Layer, Model
 from mtpref.model.read import read_block
 from mtpref.recipe import Recipe, make_recipe
 from mtpref.rope_scaling import RopeOverrides
+from mtpref.spec import Matrix
 from mtpref.state import KV_DTYPES
 from mtpref.vocab import load_vocab
 from mtpref.weights import TensorFinder, Weights
@@ -71,8 +73,7 @@ def load(
     if check_tensors:
         _check(finder, head)
     if recipe.pack is not None:
-        weights = weights.packed(recipe.pack)
-        _release(finder, head)
+        weights = weights.packed(partial(recipe.pack, done=partial(_release, finder, head)))
     return Model(
         config=config,
         arch=arch,
@@ -106,12 +107,11 @@ def _check(finder: TensorFinder, head: Head) -> None:
             check_tensors_of(one.file, [name for name in one.file.tensors if name in one.read])
 
 
-def _release(finder: TensorFinder, head: Head) -> None:
-    """Give back the mapped pages of everything read so far; what is still read in place comes back when it is used."""
+def _release(finder: TensorFinder, head: Head, w: Matrix) -> None:
+    """Give back the mapped pages of a matrix; what is still read in place comes back when it is used."""
     for one in (finder, head.finder):
-        if one is not None:
-            for name in one.read:
-                one.file.release(one.file.tensors[name])
+        if one is not None and w.name in one.read:
+            one.file.release(one.file.tensors[w.name])
 
 
 def _read_trunk(
