@@ -62,6 +62,7 @@ class Kernel:
         self.dispatcher = _njit(py_func, parallel)
         self.signature = signature
         self._ready: Any = None
+        self._address = 0
 
     def compile(self) -> None:
         """Compile now, or load from the cache."""
@@ -70,6 +71,15 @@ class Kernel:
         # From here on writable arrays convert to the read-only type of the signature; nothing compiles twice.
         self.dispatcher.disable_compile()
         self._ready = self.dispatcher
+
+    def address(self) -> int:
+        """Where its machine code is, for calls.py."""
+        if not self._address:
+            if self._ready is None:
+                self.compile()
+            found = self.dispatcher.overloads[self.signature]
+            self._address = int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
+        return self._address
 
     def __call__(self, *args: Any) -> Any:
         if self._ready is None:

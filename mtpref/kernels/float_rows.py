@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 
 from mtpref.kernels import compile
 from mtpref.kernels.arith import f32_of_bf16
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import INT, helper, kernel, source, target
 from mtpref.kernels.lanes import N_LANES, add_lanes, lanes_of
 from mtpref.kernels.scalars import (
@@ -204,33 +205,15 @@ def rows_bf16(raw, row_bytes, x, y, first, last):
     _rows_of_bf16(raw, row_bytes, x, y, first, last)
 
 
-_serial_f32, _serial_f16, _serial_bf16 = rows_f32.dispatcher, rows_f16.dispatcher, rows_bf16.dispatcher
+_call_rows = caller(*ARGS, INT, INT)
 
 
-@kernel(*ARGS, INT, parallel=True)
-def all_rows_f32(raw, row_bytes, x, y, n_parts):
+@kernel(INT, *ARGS, INT, parallel=True)
+def all_rows(rows, raw, row_bytes, x, y, n_parts):
+    """All rows, with the kernel at this address."""
     n = y.shape[1]
     for p in prange(n_parts):
-        _serial_f32(raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _call_rows(rows, (raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts))
 
 
-@kernel(*ARGS, INT, parallel=True)
-def all_rows_f16(raw, row_bytes, x, y, n_parts):
-    n = y.shape[1]
-    for p in prange(n_parts):
-        _serial_f16(raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-@kernel(*ARGS, INT, parallel=True)
-def all_rows_bf16(raw, row_bytes, x, y, n_parts):
-    n = y.shape[1]
-    for p in prange(n_parts):
-        _serial_bf16(raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-# Weight type -> serial and parallel kernel.
-KERNELS = {
-    "F32": (rows_f32, all_rows_f32),
-    "F16": (rows_f16, all_rows_f16),
-    "BF16": (rows_bf16, all_rows_bf16),
-}
+KERNELS = {"F32": rows_f32, "F16": rows_f16, "BF16": rows_bf16}

@@ -134,12 +134,12 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
 def _mul_mat_float(w: Matrix, x: F32, wide: bool) -> F32:
     if wide:
         return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
-    serial, parallel = float_rows.KERNELS[w.type_name]
+    rows_kernel = float_rows.KERNELS[w.type_name]
     y = np.empty((x.shape[0], w.n_out), np.float32)
     if _is_small(w, x.shape[0]):
-        serial(w.raw, w.row_bytes, x, y, 0, w.n_out)
+        rows_kernel(w.raw, w.row_bytes, x, y, 0, w.n_out)
     else:
-        parallel(w.raw, w.row_bytes, x, y, compile.start_threads())
+        float_rows.all_rows(rows_kernel.address(), w.raw, w.row_bytes, x, y, compile.start_threads())
     return y
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mtpref.kernels import activations, compile
 from mtpref.kernels.arith import round_f16
 from mtpref.kernels.blocks import TILES
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import FLAG, INT, Kernel, helper, kernel, source, target
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.vectors import GROUP, ROWS
@@ -57,9 +58,10 @@ def _spread(codes, is_unsigned, words):
 
 _X, _OUT = source(types.float32, 2), target(types.float32, 2)
 _WORDS, _SUMS = target(types.int32, 2), target(types.int32, 2)
+_PREPARE = (_X, FLAG, _WORDS, _OUT, _SUMS, INT, INT)
 
 
-@kernel(_X, FLAG, _WORDS, _OUT, _SUMS, INT, INT)
+@kernel(*_PREPARE)
 def prepare_q8_0(x, is_unsigned, words, scales, sums, first, last):
     """S5. Tokens first .. last - 1 in Q8_0: words (T, n / GROUP), scales (T, n / 32), sums of 32 codes (T, n / 32)."""
     n = x.shape[1]
@@ -71,7 +73,7 @@ def prepare_q8_0(x, is_unsigned, words, scales, sums, first, last):
         _spread(codes, is_unsigned, words[t])
 
 
-@kernel(_X, FLAG, _WORDS, _OUT, _SUMS, INT, INT)
+@kernel(*_PREPARE)
 def prepare_q8_k(x, is_unsigned, words, scales, sums, first, last):
     """S5. Tokens first .. last - 1 in Q8_K: words (T, n / GROUP), scales (T, n / 256), and the sums of the codes of
     sub-blocks, two int16 in a word: of 32 (T, n / 64) or 16 columns (T, n / 32)."""
@@ -142,7 +144,6 @@ _rows_of_q4_k, _rows_of_q5_k, _rows_of_q6_k = (_rows_of(name) for name in ("Q4_K
 
 _PANELS, _READ = source(types.uint8, 1), source(types.int32, 2)
 _ROWS = (_PANELS, _READ, _X, _READ, _OUT, INT, INT)
-_ALL_ROWS = (_PANELS, _X, _WORDS, _OUT, _SUMS, _OUT, INT)
 
 
 @kernel(*_ROWS)
@@ -175,72 +176,21 @@ def rows_q6_k(panels, words, scales, sums, y, first, last):
     _rows_of_q6_k(panels, words, scales, sums, y, first, last)
 
 
-_prepare_q8_0, _prepare_q8_k = prepare_q8_0.dispatcher, prepare_q8_k.dispatcher
-_serial_q8_0 = rows_q8_0.dispatcher
-_serial_q4_0 = rows_q4_0.dispatcher
-_serial_q4_k = rows_q4_k.dispatcher
-_serial_q5_k = rows_q5_k.dispatcher
-_serial_q6_k = rows_q6_k.dispatcher
+_call_prepare, _call_rows = caller(*_PREPARE), caller(*_ROWS)
 
 
-@kernel(*_ALL_ROWS, parallel=True)
-def all_rows_q8_0(panels, x, words, scales, sums, y, n_parts):
+@kernel(INT, INT, FLAG, _PANELS, _X, _WORDS, _OUT, _SUMS, _OUT, INT, parallel=True)
+def all_rows(prepare, rows, is_unsigned, panels, x, words, scales, sums, y, n_parts):
+    """Prepare the activations, then multiply all panels: with the kernels at these two addresses."""
     n_tokens, n = len(x), -(-y.shape[1] // ROWS)
     if n_tokens < PARALLEL_TOKENS:
-        _prepare_q8_0(x, False, words, scales, sums, 0, n_tokens)
+        _call_prepare(prepare, (x, is_unsigned, words, scales, sums, 0, n_tokens))
     else:
         for p in prange(n_parts):
-            _prepare_q8_0(x, False, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
+            first, last = p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts
+            _call_prepare(prepare, (x, is_unsigned, words, scales, sums, first, last))
     for p in prange(n_parts):
-        _serial_q8_0(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-@kernel(*_ALL_ROWS, parallel=True)
-def all_rows_q4_0(panels, x, words, scales, sums, y, n_parts):
-    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
-    if n_tokens < PARALLEL_TOKENS:
-        _prepare_q8_0(x, True, words, scales, sums, 0, n_tokens)
-    else:
-        for p in prange(n_parts):
-            _prepare_q8_0(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
-    for p in prange(n_parts):
-        _serial_q4_0(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-@kernel(*_ALL_ROWS, parallel=True)
-def all_rows_q4_k(panels, x, words, scales, sums, y, n_parts):
-    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
-    if n_tokens < PARALLEL_TOKENS:
-        _prepare_q8_k(x, True, words, scales, sums, 0, n_tokens)
-    else:
-        for p in prange(n_parts):
-            _prepare_q8_k(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
-    for p in prange(n_parts):
-        _serial_q4_k(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-@kernel(*_ALL_ROWS, parallel=True)
-def all_rows_q5_k(panels, x, words, scales, sums, y, n_parts):
-    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
-    if n_tokens < PARALLEL_TOKENS:
-        _prepare_q8_k(x, True, words, scales, sums, 0, n_tokens)
-    else:
-        for p in prange(n_parts):
-            _prepare_q8_k(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
-    for p in prange(n_parts):
-        _serial_q5_k(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-@kernel(*_ALL_ROWS, parallel=True)
-def all_rows_q6_k(panels, x, words, scales, sums, y, n_parts):
-    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
-    if n_tokens < PARALLEL_TOKENS:
-        _prepare_q8_k(x, True, words, scales, sums, 0, n_tokens)
-    else:
-        for p in prange(n_parts):
-            _prepare_q8_k(x, True, words, scales, sums, p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts)
-    for p in prange(n_parts):
-        _serial_q6_k(panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _call_rows(rows, (panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts))
 
 
 class Product(NamedTuple):
@@ -251,15 +201,14 @@ class Product(NamedTuple):
     is_unsigned: bool
     prepare: Kernel
     rows: Kernel
-    all_rows: Kernel
 
 
 PRODUCTS = {
-    "Q8_0": Product(32, 32, False, prepare_q8_0, rows_q8_0, all_rows_q8_0),
-    "Q4_0": Product(32, 32, True, prepare_q8_0, rows_q4_0, all_rows_q4_0),
-    "Q4_K": Product(256, 64, True, prepare_q8_k, rows_q4_k, all_rows_q4_k),
-    "Q5_K": Product(256, 64, True, prepare_q8_k, rows_q5_k, all_rows_q5_k),
-    "Q6_K": Product(256, 32, True, prepare_q8_k, rows_q6_k, all_rows_q6_k),
+    "Q8_0": Product(32, 32, False, prepare_q8_0, rows_q8_0),
+    "Q4_0": Product(32, 32, True, prepare_q8_0, rows_q4_0),
+    "Q4_K": Product(256, 64, True, prepare_q8_k, rows_q4_k),
+    "Q5_K": Product(256, 64, True, prepare_q8_k, rows_q5_k),
+    "Q6_K": Product(256, 32, True, prepare_q8_k, rows_q6_k),
 }
 
 
@@ -273,5 +222,6 @@ def mul_mat(w: PackedMatrix, x: F32) -> F32:
         product.prepare(x, product.is_unsigned, words, scales, sums, 0, n_tokens)
         product.rows(w.panels, words, scales, sums, y, 0, -(-w.n_out // ROWS))
     else:
-        product.all_rows(w.panels, x, words, scales, sums, y, compile.start_threads())
+        addresses = product.prepare.address(), product.rows.address()
+        all_rows(*addresses, product.is_unsigned, w.panels, x, words, scales, sums, y, compile.start_threads())
     return y

@@ -16,6 +16,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels import compile
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import INT, helper, kernel, source, target
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.scalars import copy_unit
@@ -117,14 +118,16 @@ def _make_panels(raw, n_out, row_bytes, block_bytes, fields, panels, first, last
                     to += ROWS * unit
 
 
-_make_some = _make_panels.dispatcher
+_call_make = caller(_RAW, INT, INT, INT, _FIELDS, _PANELS, INT, INT)
 
 
-@kernel(_RAW, INT, INT, INT, _FIELDS, _PANELS, INT, parallel=True)
-def _make_all_panels(raw, n_out, row_bytes, block_bytes, fields, panels, n_parts):
+@kernel(INT, _RAW, INT, INT, INT, _FIELDS, _PANELS, INT, parallel=True)
+def _make_all_panels(make, raw, n_out, row_bytes, block_bytes, fields, panels, n_parts):
+    """All panels, with the kernel at this address."""
     n = -(-n_out // ROWS)
     for p in prange(n_parts):
-        _make_some(raw, n_out, row_bytes, block_bytes, fields, panels, p * n // n_parts, (p + 1) * n // n_parts)
+        first, last = p * n // n_parts, (p + 1) * n // n_parts
+        _call_make(make, (raw, n_out, row_bytes, block_bytes, fields, panels, first, last))
 
 
 ALIGNMENT = 64
@@ -158,5 +161,5 @@ def _packed(w: Matrix, panels: NDArray[np.uint8]) -> PackedMatrix:
     if compile.n_threads() == 1 or w.raw.size < PARALLEL_FROM:
         _make_panels(*args, 0, -(-w.n_out // ROWS))
     else:
-        _make_all_panels(*args, compile.start_threads())
+        _make_all_panels(_make_panels.address(), *args, compile.start_threads())
     return PackedMatrix(w.name, w.type_name, w.n_out, w.n_in, w.raw).with_panels(panels)
