@@ -44,6 +44,9 @@ N_TOKENS = 4
 # Blocks of 32 columns of a piece: 16 KiB of activations of 4 tokens.
 PIECE = 32
 
+# Multiplications and additions below which one thread does the whole product: some tens of microseconds.
+PARALLEL_FROM = 1 << 20
+
 # Loads a vector of float32 at a byte pointer.
 Load = Callable[[ir.IRBuilder, ir.Value, ir.VectorType], ir.Value]
 

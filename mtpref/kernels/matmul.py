@@ -76,15 +76,10 @@ _PARALLEL = (_all_rows_float, _all_rows_blocks, _all_rows_q8_0, _all_rows_legacy
 _FLOAT, _BLOCKS, _Q8_0, _LEGACY, _K_32, _K_16 = range(6)
 
 
-def _is_small(w: Matrix, n_tokens: int) -> bool:
-    """Whether one thread does the whole product."""
-    return compile.n_threads() == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM
-
-
 def _run(family: int, w: Matrix, n_tokens: int, *args: Any) -> F32:
     """Run a family's row kernel over all rows."""
     y = np.empty((n_tokens, w.n_out), np.float32)
-    if _is_small(w, n_tokens):
+    if compile.n_threads() == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM:
         _SERIAL[family](*args, y, 0, w.n_out)
     else:
         _PARALLEL[family](*args, y, compile.start_threads())
@@ -136,7 +131,7 @@ def _mul_mat_float(w: Matrix, x: F32, wide: bool) -> F32:
         return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
     rows_kernel = float_rows.KERNELS[w.type_name]
     y = np.empty((x.shape[0], w.n_out), np.float32)
-    if _is_small(w, x.shape[0]):
+    if compile.n_threads() == 1 or w.n_out * w.n_in * x.shape[0] < float_rows.PARALLEL_FROM:
         rows_kernel(w.raw, w.row_bytes, x, y, 0, w.n_out)
     else:
         float_rows.all_rows(rows_kernel.address(), w.raw, w.row_bytes, x, y, compile.start_threads())
