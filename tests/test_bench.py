@@ -1,7 +1,9 @@
 """The benchmark: what it counts, what it prints, the llama-bench beside it, and refusals. No time is judged."""
 
 import json
+import os
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -140,6 +142,16 @@ def test_reading_reads_every_word():
         for at in {0, n // 2, n - 1}:
             values[at] = 1 << (at % 60)
         assert kernels.read_all(values) == np.bitwise_or.reduce(values)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(own, expected):
+    code = "import os, mtpref.kernels; print(os.environ.get('GOMP_SPINCOUNT'))"
+    settings = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | own
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(expected)
 
 
 # ----------------------------------------------------------------------------------------- llama-bench
