@@ -21,7 +21,7 @@ from typing import Any
 from mtpref.errors import MtprefError
 
 # A thread that waits for others spins so many times before it sleeps. libgomp's own 300000 keep a core busy for as long
-# as it takes the scheduler to run the last thread: 10 ms for each parallel region as soon as another job wants the core.
+# as it takes the scheduler to run the last thread: 10 ms for each parallel region once another job wants the core.
 # libgomp reads it when it is loaded, with Numba, so it is set here; a user's own setting wins.
 SPIN_COUNT = "1000"
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
