@@ -91,4 +91,5 @@ def kernel_ops(numerics: str) -> Ops:
         swiglu=kernels.swiglu,
         argmax=kernels.argmax,
         top_candidates=kernels.top_candidates,
+        delta_layer=partial(kernels.delta_layer, wide=wide),
     )

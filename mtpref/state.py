@@ -44,11 +44,12 @@ class StateSpec:
 
 @dataclass
 class LayerState:
-    """The arrays of one layer; `planes` hold the recurrent ones after each of the last tokens of a batch."""
+    """The arrays of one layer; `planes` hold the recurrent ones after each of the last tokens of a batch: an array, or
+    an object with its shape, nbytes and [i] that makes a plane when it is asked for one."""
 
     specs: tuple[StateSpec, ...]
     arrays: dict[str, NDArray] = field(default_factory=dict)
-    planes: dict[str, NDArray] = field(default_factory=dict)
+    planes: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for spec in self.specs:

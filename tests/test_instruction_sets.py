@@ -11,7 +11,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,8 +73,34 @@ def hash_kernels() -> dict[str, str]:
         for kv_type in ("F32", "F16", "BF16"):
             cache = spec.store_kv(cells, kv_type)
             hashes[f"attention {name} {kv_type}"] = digest(kernels.attention(v, cache, cache, kv_type, 67, wide))
+    hashes |= hash_delta_rows(some)
     hashes["argmax"], hashes["top_candidates"] = digest(kernels.argmax(x)), digest(*kernels.top_candidates(x[0]))
     return hashes
+
+
+def hash_delta_rows(some: Callable[..., np.ndarray]) -> dict[str, str]:
+    """Heads of a multiple of 32, and the kernel of a whole DeltaNet layer, whose states are made late."""
+    from mtpref.config import DeltaConfig
+    from mtpref.ops import discard
+    from mtpref.recipe import make_recipe
+
+    q, v, g, state = some(3, 2, 32), some(3, 4, 32), some(3, 4), some(4, 32, 32)
+    cfg = DeltaConfig(n_embd=64, d_conv=4, d_state=32, n_k_heads=2, n_v_heads=4, rms_eps=1e-6)
+    rows = {"attn_qkv": 256, "attn_gate": 128, "ssm_beta": 4, "ssm_alpha": 4}
+    w: dict[str, Any] = {f"{name}.weight": matrix(some(n, 64)) for name, n in rows.items()}
+    w |= {"ssm_out.weight": matrix(some(64, 128)), "ssm_conv1d.weight": some(256, 4), "ssm_dt.bias": some(4)}
+    w |= {"ssm_a": -np.abs(some(4)), "ssm_norm.weight": some(32)}
+    x, conv, hashes = some(5, 64), some(3, 256), {}
+    for name, wide in (("ggml", False), ("exact", True)):
+        hashes[f"delta_rule 32 {name}"] = digest(*kernels.delta_rule(q, q, v, -np.abs(g), g, state, 2, wide))
+        ops = make_recipe(name).ops
+        y, windows, states = ops.delta_layer(ops, w, cfg, x, conv, state, 5, discard)
+        hashes[f"delta_layer {name}"] = digest(y, *windows, *states)
+    return hashes
+
+
+def matrix(weights: np.ndarray) -> spec.Matrix:
+    return spec.Matrix("w", "F32", *weights.shape, weights.view(np.uint8).reshape(-1))
 
 
 def hash_models() -> dict[str, str]:

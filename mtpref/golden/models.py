@@ -21,7 +21,7 @@ from mtpref.golden.format import Case, Suite
 from mtpref.golden.port import Inputs, Outputs, answer
 from mtpref.golden.taps import Tap, tap_of
 from mtpref.model import Model, load
-from mtpref.model.model import discard
+from mtpref.ops import discard
 from mtpref.recipe import Recipe, make_recipe
 
 GIVEN = "given"  # the model of a case that is not in the folder

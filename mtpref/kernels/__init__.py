@@ -45,6 +45,7 @@ _HOMES = {
     "conv_silu": "delta",
     "delta_rule": "delta",
     "attention": "attend",
+    "delta_layer": "delta_mixer",
     "argmax": "choices",
     "top_candidates": "choices",
     "read_all": "reading",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mtpref.kernels import compile
 from mtpref.kernels.arith import exp, silu
 from mtpref.kernels.compile import FLAG, INT, kernel, source, target
+from mtpref.kernels.delta_rows import delta_tokens
 from mtpref.kernels.lanes import dot
 from mtpref.kernels.scalars import fma32
 from mtpref.spec.arith import rsqrt64
@@ -21,7 +22,9 @@ from mtpref.spec.arith import rsqrt64
 F32 = NDArray[np.float32]
 
 # Multiplications and additions of all tokens below which one thread does all heads.
-PARALLEL_FROM = 1 << 20
+PARALLEL_FROM = 1 << 17
+# Tokens that go through all rows of a head before the next do: their keys and queries stay in the first-level cache.
+TOKENS_IN_CACHE = 16
 
 _MATRIX, _HEADS = source(types.float32, 2), source(types.float32, 3)
 
@@ -65,11 +68,20 @@ _DELTA_ARGS = (
 def _delta_heads(q, k, v, g, beta, state, wide, scale, out, states, first, last):
     """Value heads first .. last - 1, all tokens. `states` holds the matrices after the last tokens."""
     n_tokens, size = v.shape[0], v.shape[2]
-    n_k_heads, n_kept = q.shape[1], states.shape[0]
-    row, decay = np.empty(size, np.float32), np.empty(n_tokens, np.float32)
+    n_k_heads, n_kept, n_heads = q.shape[1], states.shape[0], v.shape[1]
+    row, decay, strength = np.empty(size, np.float32), np.empty(n_tokens, np.float32), np.empty(n_tokens, np.float32)
+    step = (n_k_heads * size, n_heads * size)
     for h in range(first, last):
         for t in range(n_tokens):
-            decay[t] = exp(g[t, h])
+            decay[t], strength[t] = exp(g[t, h]), beta[t, h]
+        if size % 32 == 0:
+            flat = out.reshape(-1)
+            for start in range(0, n_tokens, TOKENS_IN_CACHE):
+                end = min(n_tokens, start + TOKENS_IN_CACHE)
+                at_k, at_v = start * step[0] + h % n_k_heads * size, start * step[1] + h * size
+                delta_tokens(state, states, h, start, end, n_tokens, q, k, v, step, at_k, at_v, decay[start:end],
+                             strength[start:end], wide, scale, flat, h * size, step[1])  # fmt: skip
+            continue
         for j in range(size):
             for i in range(size):
                 row[i] = state[h, j, i]

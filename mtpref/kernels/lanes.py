@@ -32,10 +32,10 @@ N_LANES = 32
 
 
 class LaneType(types.Type):
-    """32 lanes of float32 or float64, as a Numba type."""
+    """32 (or another number of) lanes of float32 or float64, as a Numba type."""
 
-    def __init__(self, name: str, element: ir.Type) -> None:
-        self.vector = ir.VectorType(element, N_LANES)
+    def __init__(self, name: str, element: ir.Type, n_lanes: int = N_LANES) -> None:
+        self.vector = ir.VectorType(element, n_lanes)
         super().__init__(name=name)
 
 

@@ -21,7 +21,7 @@ _OUT1, _OUT2 = target(types.float32, 1), target(types.float32, 2)
 
 
 @helper
-def _scale32(square, eps):
+def scale32(square, eps):
     """1 / sqrt(square + eps) in float64, rounded to float32. Division by zero gives infinity."""
     return np.float32(1.0 / np.sqrt(square + np.float64(np.float32(eps))))
 
@@ -30,7 +30,7 @@ def _scale32(square, eps):
 def _rms_norm(x, weight, eps, out):
     n_rows, n = x.shape
     for r in range(n_rows):
-        scale = _scale32(lane_sum_products(x, r * n, x, r * n, n) / np.float64(n), eps)
+        scale = scale32(lane_sum_products(x, r * n, x, r * n, n) / np.float64(n), eps)
         for i in range(n):
             out[r, i] = x[r, i] * scale * weight[i]
 
@@ -39,7 +39,7 @@ def _rms_norm(x, weight, eps, out):
 def _l2_norm(x, eps, out):
     n_rows, n = x.shape
     for r in range(n_rows):
-        scale = _scale32(lane_sum_products(x, r * n, x, r * n, n), eps)
+        scale = scale32(lane_sum_products(x, r * n, x, r * n, n), eps)
         for i in range(n):
             out[r, i] = x[r, i] * scale
 
@@ -48,7 +48,7 @@ def _l2_norm(x, eps, out):
 def _gated_norm(o, z, weight, eps, out):
     n_rows, n = o.shape
     for r in range(n_rows):
-        scale = _scale32(lane_sum_products(o, r * n, o, r * n, n) / np.float64(n), eps)
+        scale = scale32(lane_sum_products(o, r * n, o, r * n, n) / np.float64(n), eps)
         for i in range(n):
             out[r, i] = o[r, i] * scale * weight[i] * silu(z[r, i])
 

@@ -6,7 +6,6 @@ what to keep and what to throw away is the caller's (mtpref/decode). Loading sta
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from mtpref.draft_vocab import check_draft_ids
 from mtpref.errors import MtprefError
 from mtpref.model.architectures import Architecture
 from mtpref.model.kinds import LayerKind, Span
-from mtpref.ops import LayerTap
+from mtpref.ops import LayerTap, discard
 from mtpref.recipe import Recipe
 from mtpref.state import LayerState, ModelState
 from mtpref.steps import Hidden
@@ -26,10 +25,6 @@ from mtpref.weights import Weights
 
 F32 = NDArray[np.float32]
 Tap = Callable[[str, NDArray], None]
-
-
-def discard(name: str, array: NDArray) -> None:
-    """The tap that keeps nothing."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ class Model:
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
-            x = self._block(layer, lw, x, state.layers[il], span, partial(_tap_layer, tap, il))
+            x = self._block(layer, lw, x, state.layers[il], span, _layer_tap(tap, il))
         state.n_past += len(tokens)
         post = ops.rms_norm(x, w.output_norm, self.config.rms_eps)
         tap("h_nextn", post)
@@ -166,7 +161,7 @@ class Model:
         steps.place_mtp(state, first_pos)
         tokens, ops = self._checked(ids), self.recipe.head_ops
         state.reserve_mtp(len(tokens))
-        tap_il = partial(_tap_mtp, tap, self.config.n_layer)
+        tap_il = _mtp_tap(tap, self.config.n_layer)
 
         # EMBED
         embd = steps.mtp_embedding(ops.get_rows(mw.embed_tokens, tokens), first_pos, contract)
@@ -221,9 +216,11 @@ def _no_logits() -> F32:
 MTP_NAMES = {"attn_output": "attn_out", "gate_reshaped": "gate"}
 
 
-def _tap_layer(tap: Tap, il: int, name: str, array: NDArray) -> None:
-    tap(f"{name}-{il}", array)
+def _layer_tap(tap: Tap, il: int) -> LayerTap:
+    """The tap of a trunk layer."""
+    return tap if tap is discard else lambda name, array: tap(f"{name}-{il}", array)
 
 
-def _tap_mtp(tap: Tap, il: int, name: str, array: NDArray) -> None:
-    tap(f"mtp_{MTP_NAMES.get(name, name)}-{il}", array)
+def _mtp_tap(tap: Tap, il: int) -> LayerTap:
+    """The tap of the MTP block."""
+    return tap if tap is discard else lambda name, array: tap(f"mtp_{MTP_NAMES.get(name, name)}-{il}", array)

@@ -2,8 +2,8 @@
 the table that runs the readable specification.
 """
 
-from mtpref.ops.compose import LayerTap, LayerWeights
+from mtpref.ops.compose import LayerTap, LayerWeights, discard
 from mtpref.ops.reference import spec_ops
 from mtpref.ops.table import FINE, PARTS, Op, Ops
 
-__all__ = ["FINE", "PARTS", "LayerTap", "LayerWeights", "Op", "Ops", "spec_ops"]
+__all__ = ["FINE", "PARTS", "LayerTap", "LayerWeights", "Op", "Ops", "discard", "spec_ops"]

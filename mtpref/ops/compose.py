@@ -21,6 +21,10 @@ LayerTap = Callable[[str, NDArray], None]
 LayerWeights = Mapping[str, Any]  # GGUF name without "blk.N." -> Matrix or float32 vector
 
 
+def discard(name: str, array: NDArray) -> None:
+    """The tap that keeps nothing. Fused entries look for it: whoever listens gets the composition, result by result."""
+
+
 def delta_layer(
     ops: Ops, w: LayerWeights, cfg: DeltaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap
 ) -> tuple[F32, F32, F32]:

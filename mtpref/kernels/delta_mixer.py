@@ -1,0 +1,209 @@
+"""S11, S9, S12, S13, S14 in one kernel: what a gated DeltaNet layer does between its products.
+
+Owns the fused twin of `mtpref.ops.compose.delta_layer`. One task is a key head with the value heads that read it: its
+channels are convolved, normalised, run through the rule and gated a few tokens at a time, while they are in the cache.
+Tasks do not read each other, so they are split over threads: one parallel region per layer.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numba.core import types
+from numpy.typing import NDArray
+
+from mtpref.kernels import compile
+from mtpref.kernels.arith import exp, sigmoid, softplus
+from mtpref.kernels.compile import F64, FLAG, INT, helper, kernel, source, target
+from mtpref.kernels.delta import PARALLEL_FROM, TOKENS_IN_CACHE
+from mtpref.kernels.delta_rows import delta_tokens
+from mtpref.kernels.floats import N_FLOATS, four_taps, load16, silu16, store, times
+from mtpref.kernels.lanes import lane_sum_products
+from mtpref.kernels.norms import scale32
+from mtpref.kernels.scalars import never_inline
+from mtpref.ops.compose import discard
+from mtpref.spec.arith import rsqrt64
+
+F32 = NDArray[np.float32]
+
+N_TAPS = 4
+# Tokens of a batch up to which states between tokens are made when asked for.
+MOST_LATE = 64
+
+
+@helper
+def _convolve(qkv, conv, weight, channel, first, last, wide, out):
+    """S11. out[t - first] = conv_silu of the channels from `channel` on, for tokens first .. last - 1: out (n, S)."""
+    never_inline()
+    n_channels, size = qkv.shape[1], out.shape[1]
+    for t in range(first, last):
+        for i in range(0, size, N_FLOATS):
+            c = channel + i
+            # Rows t - 3 .. t of the window: those before the batch are the state's.
+            x0 = load16(conv, t * n_channels + c) if t < 3 else load16(qkv, (t - 3) * n_channels + c)
+            x1 = load16(conv, (t + 1) * n_channels + c) if t < 2 else load16(qkv, (t - 2) * n_channels + c)
+            x2 = load16(conv, (t + 2) * n_channels + c) if t < 1 else load16(qkv, (t - 1) * n_channels + c)
+            x3 = load16(qkv, t * n_channels + c)
+            store(out, (t - first) * size + i, silu16(four_taps(x0, x1, x2, x3, weight, c, wide)))
+
+
+@helper
+def _normalise(rows, n, eps):
+    """S9. l2_norm of the first n rows, in place."""
+    size = rows.shape[1]
+    for r in range(n):
+        scale = scale32(lane_sum_products(rows, r * size, rows, r * size, size), eps)
+        for i in range(0, size, N_FLOATS):
+            store(rows, r * size + i, times(load16(rows, r * size + i), scale))
+
+
+@helper
+def _gate_outputs(out, z, at, step, weight, first, last, eps):
+    """S14. gated_norm of one head's outputs, in place; token t's begin at out.flat[at + t * step]."""
+    never_inline()
+    size = len(weight)
+    for t in range(first, last):
+        k = at + t * step
+        scale = scale32(lane_sum_products(out, k, out, k, size) / np.float64(size), eps)
+        for i in range(0, size, N_FLOATS):
+            normed = times(times(load16(out, k + i), scale), load16(weight, i))
+            store(out, k + i, times(normed, silu16(load16(z, k + i))))
+
+
+_MATRIX, _VECTOR = source(types.float32, 2), source(types.float32, 1)
+_ARGS = (
+    *(_MATRIX, _MATRIX, _MATRIX, _MATRIX, _MATRIX, _MATRIX),
+    *(_VECTOR, _VECTOR, _VECTOR, source(types.float32, 3), INT, F64, FLAG, types.float32),
+    *(target(types.float32, 2), target(types.float32, 4)),
+)
+
+
+@kernel(*_ARGS, INT, INT)
+def _delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, wide,
+                  scale, out, states, first, last):  # fmt: skip
+    """Key heads first .. last - 1 with their value heads, all tokens."""
+    n_tokens, n_heads, size = len(qkv), state.shape[0], state.shape[2]
+    q, k, v = (
+        np.empty((TOKENS_IN_CACHE, size), np.float32),
+        np.empty((TOKENS_IN_CACHE, size), np.float32),
+        np.empty((TOKENS_IN_CACHE, size), np.float32),
+    )
+    decay, strength = np.empty(TOKENS_IN_CACHE, np.float32), np.empty(TOKENS_IN_CACHE, np.float32)
+    step = n_heads * size
+    for k_head in range(first, last):
+        for start in range(0, n_tokens, TOKENS_IN_CACHE):
+            end = min(n_tokens, start + TOKENS_IN_CACHE)
+            _convolve(qkv, conv, conv_weight, k_head * size, start, end, wide, q)
+            _convolve(qkv, conv, conv_weight, (n_k_heads + k_head) * size, start, end, wide, k)
+            _normalise(q, end - start, eps)
+            _normalise(k, end - start, eps)
+            for h in range(k_head, n_heads, n_k_heads):
+                _convolve(qkv, conv, conv_weight, (2 * n_k_heads + h) * size, start, end, wide, v)
+                for t in range(start, end):
+                    decay[t - start] = exp(softplus(alpha[t, h] + dt_bias[h]) * ssm_a[h])
+                    strength[t - start] = sigmoid(beta_raw[t, h])
+                delta_tokens(state, states, h, start, end, n_tokens, q, k, v, (size, size), 0, 0, decay, strength, wide,
+                             scale, out, h * size, step)  # fmt: skip
+                _gate_outputs(out, z, h * size, step, norm_weight, start, end, eps)
+
+
+_groups = _delta_groups.dispatcher
+
+
+@kernel(*_ARGS, INT, parallel=True)
+def _all_delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps,
+                      wide, scale, out, states, n_parts):  # fmt: skip
+    for p in prange(n_parts):
+        _groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, wide,
+                scale, out, states, p * n_k_heads // n_parts, (p + 1) * n_k_heads // n_parts)  # fmt: skip
+
+
+class LatePlanes:
+    """States after each of the last `keep` tokens, each made when it is asked for: planes[i] is a float32 array.
+
+    Writing all of them costs more memory traffic than the layer itself, and most are never read. Plane -1 is there
+    already; another one is made by running the tokens up to it again, which gives the same bits.
+    """
+
+    def __init__(self, last: F32, keep: int, make: Callable[[int], F32], n_bytes_behind: int) -> None:
+        """make(n): the state without the last n tokens, from arrays of n_bytes_behind bytes."""
+        self.shape, self.dtype, self.ndim = (keep, *last.shape), last.dtype, 1 + last.ndim
+        self._last, self._make = last, make
+        self.nbytes = last.nbytes + n_bytes_behind
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, i: int) -> F32:
+        keep = len(self)
+        if not -keep <= i < keep:
+            raise IndexError(f"plane {i} of {keep}")
+        n_dropped = keep - 1 - i % keep
+        return self._last if n_dropped == 0 else self._make(n_dropped)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(np.stack([self[i] for i in range(len(self))]), dtype)
+
+
+def _window(conv: F32, qkv: F32, n_dropped: int) -> F32:
+    """The raw rows that precede the next token, without the last n_dropped tokens."""
+    end = len(qkv) - n_dropped
+    if end >= len(conv):
+        return qkv[end - len(conv) : end].copy()
+    return np.concatenate([conv[end:], qkv[:end]])
+
+
+def delta_layer(
+    ops: Any, w: Any, cfg: Any, x: F32, conv: F32, ssm: F32, keep: int, tap: Any, *, wide: bool
+) -> tuple[F32, Any, Any]:
+    """The bits of `compose.delta_layer`. Where a tap looks on, or for sizes that do not occur, the composition runs.
+
+    The states of a short batch are LatePlanes: a long one would have to keep its projections for them.
+    """
+    n_k, n_v, size = cfg.n_k_heads, cfg.n_v_heads, cfg.d_state
+    n_tokens = len(x)
+    is_usual = cfg.d_conv == N_TAPS and size % 32 == 0 and n_v % n_k == 0 and 1 <= keep <= n_tokens
+    if tap is not discard or not is_usual:
+        y, windows, states = ops.composed["delta_layer"](ops, w, cfg, x, conv, ssm, keep, tap)
+        return y, windows, states
+    qkv, z = ops.mul_mat(w["attn_qkv.weight"], x), ops.mul_mat(w["attn_gate.weight"], x)
+    beta_raw, alpha = ops.mul_mat(w["ssm_beta.weight"], x), ops.mul_mat(w["ssm_alpha.weight"], x)
+    conv, ssm = np.ascontiguousarray(conv), np.ascontiguousarray(ssm)
+    weights = w["ssm_conv1d.weight"], w["ssm_dt.bias"], w["ssm_a"], w["ssm_norm.weight"]
+    scale = np.float32(rsqrt64(np.array(size, np.float64)))
+
+    def mix(n: int, n_kept: int) -> tuple[F32, F32]:
+        """The first n tokens: what goes to the output projection, and the states after the last of them."""
+        out, states = np.empty((n, n_v * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
+        args = (
+            qkv[:n],
+            z[:n],
+            beta_raw[:n],
+            alpha[:n],
+            conv,
+            *weights,
+            ssm,
+            n_k,
+            cfg.rms_eps,
+            wide,
+            scale,
+            out,
+            states,
+        )
+        if compile.n_threads() == 1 or n * n_v * size * size < PARALLEL_FROM:
+            _delta_groups(*args, 0, n_k)
+        else:
+            _all_delta_groups(*args, compile.start_threads())
+        return out, states
+
+    is_late = keep > 1 and n_tokens <= MOST_LATE
+    out, states = mix(n_tokens, 1 if is_late else keep)
+    y = ops.mul_mat(w["ssm_out.weight"], out)
+    if not is_late:
+        return y, np.stack([_window(conv, qkv, n) for n in range(keep - 1, -1, -1)]), states
+    n_behind = ssm.nbytes + qkv.nbytes + z.nbytes + beta_raw.nbytes + alpha.nbytes
+    windows = LatePlanes(_window(conv, qkv, 0), keep, lambda n: _window(conv, qkv, n), conv.nbytes)
+    return y, windows, LatePlanes(states[0], keep, lambda n: mix(n_tokens - n, 1)[1][0], n_behind)
