@@ -349,7 +349,7 @@ def test_delta_rule_refuses_what_the_specification_refuses(rng: np.random.Genera
 @pytest.mark.parametrize("scale", SCALES)
 def test_attention_is_the_specifications(rng: np.random.Generator, scale: str, kv_type: str, dot: object,
                                          wide: bool) -> None:  # fmt: skip
-    for n_tokens, first, size in ((1, 0, 16), (2, 31, 40), (3, 64, 33), (8, 90, 64)):
+    for n_tokens, first, size in ((1, 0, 16), (2, 31, 40), (3, 64, 33), (8, 90, 64), (19, 5, 32)):
         q = values(rng, (n_tokens, 4, size), scale)
         with np.errstate(all="ignore"):
             k = spec.store_kv(values(rng, (first + n_tokens, 2, size), scale), kv_type)
@@ -386,12 +386,12 @@ def test_rows_of_nothing_but_nan_or_minus_infinity_choose_the_lowest_ids() -> No
 @pytest.fixture
 def always_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product, however small, takes the parallel path when more than one thread is set."""
-    from mtpref.kernels import attend, compile, delta, float_rows, matmul
+    from mtpref.kernels import attend, compile, delta, delta_mixer, float_rows, matmul, norms
 
     if compile.settings.NUMBA_NUM_THREADS < 2:
         pytest.skip("Numba has one thread here: nothing to split")
     before = kernels.n_threads()
-    for module in (attend, delta, float_rows, matmul):
+    for module in (attend, delta, delta_mixer, float_rows, matmul, norms):
         monkeypatch.setattr(module, "PARALLEL_FROM", 0)
     yield
     kernels.set_threads(before)
@@ -412,6 +412,9 @@ def test_the_number_of_threads_changes_no_bit(rng: np.random.Generator, n_thread
     check("delta_rule", q, q, v, -g * g, g, unit_values(rng, 3, 32, 32), 2, dot=spec.dot32, wide=False)
     cells = unit_values(rng, 40, 1, 32)
     check("attention", q, cells, cells, "F32", 37, dot=spec.dot32, wide=False)
+    check("attention", q, cells, cells, "F32", 37, dot=spec.dot64, wide=True)
+    check("swiglu", x, x + 1)
+    check("rms_norm", x, x[0], 1e-6)
 
 
 @pytest.mark.parametrize(("dot", "wide"), NUMERICS)

@@ -3,8 +3,8 @@
 Usage: python tools/bench_forward.py -m MODEL [-t N] [--tokens 1,2,4,8,512] [--past N] [--rounds N] [--profile]
 
 Prints, for each number of tokens T, the fastest of --rounds passes of T tokens behind --past cells: milliseconds in
-all, in matrix products (everything below `mul_mat`), and in the rest. A pass of 2 to 16 tokens keeps the recurrent state of
-each token, as a verify pass does, and computes all logits; a longer one keeps the last and computes one row of logits.
+all, in matrix products (everything below `mul_mat`), and in the rest. A pass of 2 to 16 tokens keeps the recurrent
+state of each token, as a verify pass does, and computes all logits; a longer one the last, and one row of logits.
 """
 
 import argparse

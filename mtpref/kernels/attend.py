@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref.kernels import activations, compile
 from mtpref.kernels.arith import exp, f32_of_bf16
+from mtpref.kernels.attend_tiles import TOKENS, attend
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
 from mtpref.kernels.lanes import N_LANES, dot
 from mtpref.kernels.scalars import f32_of_f16, fma32, never_inline
@@ -23,7 +24,7 @@ F32 = NDArray[np.float32]
 KINDS = {"F32": activations.KEEP, "F16": activations.TO_F16, "BF16": activations.TO_BF16}
 
 # Multiplications and additions below which one thread does all tasks.
-PARALLEL_FROM = 1 << 20
+PARALLEL_FROM = 1 << 19
 
 
 @helper
@@ -123,7 +124,25 @@ def _attention_tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale
                 _add_value_lanes(lanes32[h].reshape(-1), head_out, total)
 
 
-_tasks = _attention_tasks.dispatcher
+@kernel(*_ARGS, INT, INT)
+def _attention_tiles(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, part, n_parts):
+    """Every n_parts-th block of tokens of each kv-head, from `part` on: later tokens have more cells."""
+    n_kv_heads = max(k_wide.shape[1], k_half.shape[1])
+    n_tokens = len(q)
+    n_tasks = n_kv_heads * ((n_tokens + TOKENS - 1) // TOKENS)
+    for task in range(part, n_tasks, n_parts):
+        begin = task // n_kv_heads * TOKENS
+        end = min(n_tokens, begin + TOKENS)
+        attend(q, k_wide, k_half, v_wide, v_half, kind, task % n_kv_heads, first, begin, end, scale, out)
+
+
+_tasks, _tiles = _attention_tasks.dispatcher, _attention_tiles.dispatcher
+
+
+@kernel(*_ARGS, INT, parallel=True)
+def _all_attention_tiles(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, n_parts):
+    for p in prange(n_parts):
+        _tiles(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, p, n_parts)
 
 
 @kernel(*_ARGS, INT, parallel=True)
@@ -154,7 +173,13 @@ def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: i
     n_tokens, n_head, size = q.shape
     scale = np.float32(rsqrt64(np.array(size, np.float64)))
     out = np.empty_like(q)
-    if compile.n_threads() == 1 or 2 * n_tokens * n_head * size * (first + n_tokens) < PARALLEL_FROM:
+    is_serial = compile.n_threads() == 1 or 2 * n_tokens * n_head * size * (first + n_tokens) < PARALLEL_FROM
+    if not wide and size % N_LANES == 0:
+        if is_serial:
+            _attention_tiles(q, *caches, kind, first, wide, scale, out, 0, 1)
+        else:
+            _all_attention_tiles(q, *caches, kind, first, wide, scale, out, compile.start_threads())
+    elif is_serial:
         _attention_tasks(q, *caches, kind, first, wide, scale, out, 0, n_tokens * k_cache.shape[1])
     else:
         _all_attention_tasks(q, *caches, kind, first, wide, scale, out, compile.start_threads())

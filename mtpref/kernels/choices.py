@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mtpref.kernels.arith import exp64
 from mtpref.kernels.compile import kernel, source, target
+from mtpref.kernels.floats import N_SCANNED, any_above
 from mtpref.spec.mtp import N_TOP
 
 F32 = NDArray[np.float32]
@@ -22,7 +23,13 @@ def _argmax(logits, ids):
     for t in range(logits.shape[0]):
         row = logits[t]
         best, best_id = np.float32(-np.inf), 0
-        for i in range(len(row)):
+        whole = len(row) // N_SCANNED * N_SCANNED
+        for start in range(0, whole, N_SCANNED):
+            if any_above(row, start, best):
+                for i in range(start, start + N_SCANNED):
+                    if row[i] > best:
+                        best, best_id = row[i], i
+        for i in range(whole, len(row)):
             if row[i] > best:
                 best, best_id = row[i], i
         ids[t] = best_id
@@ -33,18 +40,22 @@ def _top_candidates(logits, ids, weights):
     """The n greatest by insertion: an equal value with a higher id stays behind. NaN counts as -infinity."""
     n_top, n = len(ids), 0
     best = np.empty(n_top, np.float32)
-    for i in range(len(logits)):
-        value = logits[i]
-        if n == n_top and not value > best[n_top - 1]:
+    for start in range(0, len(logits), N_SCANNED):
+        end = min(len(logits), start + N_SCANNED)
+        if n == n_top and end - start == N_SCANNED and not any_above(logits, start, best[n_top - 1]):
             continue
-        if value != value:
-            value = np.float32(-np.inf)
-        place = n if n < n_top else n_top - 1
-        while place > 0 and value > best[place - 1]:
-            best[place], ids[place] = best[place - 1], ids[place - 1]
-            place -= 1
-        best[place], ids[place] = value, i
-        n = min(n + 1, n_top)
+        for i in range(start, end):
+            value = logits[i]
+            if n == n_top and not value > best[n_top - 1]:
+                continue
+            if value != value:
+                value = np.float32(-np.inf)
+            place = n if n < n_top else n_top - 1
+            while place > 0 and value > best[place - 1]:
+                best[place], ids[place] = best[place - 1], ids[place - 1]
+                place -= 1
+            best[place], ids[place] = value, i
+            n = min(n + 1, n_top)
     total = 0.0
     for i in range(n_top):
         weights[i] = exp64(np.float64(best[i]) - np.float64(best[0]))

@@ -38,6 +38,7 @@ from mtpref.kernels.scalars import (
 from mtpref.kernels.target import target_has
 
 N_FLOATS = 16
+N_SCANNED = 64
 
 FLOATS16 = LaneType("floats16", FLOAT, N_FLOATS)
 DOUBLES16 = ir.VectorType(DOUBLE, N_FLOATS)
@@ -152,6 +153,7 @@ def _broadcast(builder: Any, values: Any) -> list[ir.Value]:
 
 plus = _lanewise(lambda builder, a, b: builder.fadd(a, b))
 times = _lanewise(lambda builder, a, b: builder.fmul(a, b))
+divided = _lanewise(lambda builder, a, b: builder.fdiv(a, b))
 
 
 @intrinsic
@@ -175,6 +177,21 @@ def fused64(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return builder.fadd(args[2], builder.fmul(x, y))
 
     return LANES64(LANES32, LANES32, LANES64), codegen
+
+
+@intrinsic
+def any_above(typingctx: Any, array: Any, i: Any, bound: Any) -> Any:
+    """Whether one of the 64 float32 at array.flat[i] is greater than the bound. A NaN is not."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.VectorType(FLOAT, N_SCANNED)
+        values = builder.load(_vector_pointer(context, builder, sig, args, kind), align=4)
+        first = builder.insert_element(ir.Constant(kind, ir.Undefined), args[2], I32(0))
+        bounds = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, N_SCANNED), [0] * N_SCANNED))
+        bits = builder.bitcast(builder.fcmp_ordered(">", values, bounds), I64)
+        return builder.icmp_unsigned("!=", bits, I64(0))
+
+    return types.boolean(array, types.intp, types.float32), codegen
 
 
 # S3, S4

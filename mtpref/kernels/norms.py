@@ -1,20 +1,26 @@
 """S8, S9, S12, S14, S17, S18: norms and element-wise operations.
 
-Owns the kernels that look at one row or one element at a time. They run in the calling thread: they
-touch little memory, and starting threads costs more than they take for the tokens of a draft.
+Owns the kernels that look at one row or one element at a time. They run in the calling thread for the tokens of a
+draft: they touch little memory, and starting threads would cost more than they take.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 import numpy as np
+from numba import prange
 from numba.core import types
 from numpy.typing import NDArray
 
+from mtpref.kernels import compile
 from mtpref.kernels.arith import sigmoid, silu, softplus
-from mtpref.kernels.compile import F64, helper, kernel, source, target
+from mtpref.kernels.compile import F64, INT, helper, kernel, source, target
+from mtpref.kernels.floats import N_FLOATS, load16, sigmoid16, silu16, store, times
 from mtpref.kernels.lanes import lane_sum_products
 
 F32 = NDArray[np.float32]
+
+# Elements from which on all threads take part.
+PARALLEL_FROM = 1 << 16
 
 _VECTOR, _MATRIX = source(types.float32, 1), source(types.float32, 2)
 _OUT1, _OUT2 = target(types.float32, 1), target(types.float32, 2)
@@ -26,10 +32,10 @@ def scale32(square, eps):
     return np.float32(1.0 / np.sqrt(square + np.float64(np.float32(eps))))
 
 
-@kernel(_MATRIX, _VECTOR, F64, _OUT2)
-def _rms_norm(x, weight, eps, out):
-    n_rows, n = x.shape
-    for r in range(n_rows):
+@kernel(_MATRIX, _VECTOR, F64, _OUT2, INT, INT)
+def _rms_norm(x, weight, eps, out, first, last):
+    n = x.shape[1]
+    for r in range(first, last):
         scale = scale32(lane_sum_products(x, r * n, x, r * n, n) / np.float64(n), eps)
         for i in range(n):
             out[r, i] = x[r, i] * scale * weight[i]
@@ -64,21 +70,46 @@ def _delta_gates(alpha, beta, dt_bias, ssm_a, g, strength):
 
 @kernel(_VECTOR, _VECTOR, _OUT1)
 def _attn_gate(o, gate, out):
-    for i in range(len(o)):
+    whole = len(o) // N_FLOATS * N_FLOATS
+    for i in range(0, whole, N_FLOATS):
+        store(out, i, times(load16(o, i), sigmoid16(load16(gate, i))))
+    for i in range(whole, len(o)):
         out[i] = o[i] * sigmoid(gate[i])
 
 
-@kernel(_VECTOR, _VECTOR, _OUT1)
-def _swiglu(gate, up, out):
-    for i in range(len(gate)):
+@kernel(_VECTOR, _VECTOR, _OUT1, INT, INT)
+def _swiglu(gate, up, out, first, last):
+    whole = first + (last - first) // N_FLOATS * N_FLOATS
+    for i in range(first, whole, N_FLOATS):
+        store(out, i, times(silu16(load16(gate, i)), load16(up, i)))
+    for i in range(whole, last):
         out[i] = silu(gate[i]) * up[i]
+
+
+_some_swiglu, _some_rms_norm = _swiglu.dispatcher, _rms_norm.dispatcher
+
+
+@kernel(_VECTOR, _VECTOR, _OUT1, INT, parallel=True)
+def _all_swiglu(gate, up, out, n_parts):
+    for p in prange(n_parts):
+        _some_swiglu(gate, up, out, p * len(out) // n_parts, (p + 1) * len(out) // n_parts)
+
+
+@kernel(_MATRIX, _VECTOR, F64, _OUT2, INT, parallel=True)
+def _all_rms_norm(x, weight, eps, out, n_parts):
+    for p in prange(n_parts):
+        _some_rms_norm(x, weight, eps, out, p * len(x) // n_parts, (p + 1) * len(x) // n_parts)
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """S8. The bits of `spec.rms_norm`: x (..., n), weight (n,) -> (..., n)."""
     x = np.ascontiguousarray(x)
     out, n = np.empty_like(x), x.shape[-1]
-    _rms_norm(x.reshape(-1, n), weight, eps, out.reshape(-1, n))
+    rows, out_rows = x.reshape(-1, n), out.reshape(-1, n)
+    if compile.n_threads() == 1 or x.size < PARALLEL_FROM:
+        _rms_norm(rows, weight, eps, out_rows, 0, len(rows))
+    else:
+        _all_rms_norm(rows, weight, eps, out_rows, compile.start_threads())
     return out
 
 
@@ -116,5 +147,9 @@ def attn_gate(o: F32, gate: F32) -> F32:
 def swiglu(gate: F32, up: F32) -> F32:
     """S18. The bits of `spec.swiglu`: any equal shapes."""
     out = np.empty(gate.shape, np.float32)
-    _swiglu(gate.reshape(-1), up.reshape(-1), out.reshape(-1))
+    flat = gate.reshape(-1), up.reshape(-1), out.reshape(-1)
+    if compile.n_threads() == 1 or out.size < PARALLEL_FROM:
+        _swiglu(*flat, 0, out.size)
+    else:
+        _all_swiglu(*flat, compile.start_threads())
     return out
