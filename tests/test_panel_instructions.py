@@ -59,14 +59,22 @@ def print_assembly() -> None:
         print_one(blocks.TILES[name][-1])
 
 
-def emulate_vnni() -> None:
-    """Make the vector room believe in AVX-512 VNNI, and give its instructions as plain vector code."""
+# What the vector room is made to believe in -> x86 features that this machine may lack.
+EMULATED = {"vnni": ("avx512bw", "avx512vnni"), "avx512": ("avx512bw",), "not x86": ()}
+
+
+def emulate(name: str) -> None:
+    """Make the vector room believe in another processor, and give AVX-512's instructions as plain vector code."""
     from llvmlite import ir
 
     from mtpref.kernels import target
 
     has: Callable[[str], bool] = target.target_has
-    target.target_has = lambda feature: feature in ("avx512bw", "avx512vnni") or has(feature)
+    if name == "not x86":
+        target.target_has, target.target_is_x86 = (lambda feature: False), (lambda: False)
+    else:
+        denied = {"avx512bw", "avx512vnni"}
+        target.target_has = lambda f: f in EMULATED[name] or (f not in denied and has(f))
 
     from mtpref.kernels import vectors
 
@@ -94,31 +102,31 @@ def emulate_vnni() -> None:
     vectors.call = call
 
 
-def print_same() -> None:
-    """For every type with a layout: whether panels give the specification's bits."""
-    emulate_vnni()
+def print_same(emulated: str, *types: str) -> None:
+    """For these types, or all with a layout: that panels give the specification's bits; then the room's constants."""
+    if emulated:
+        emulate(emulated)
     from mtpref.kernels.panels import LAYOUTS
-    from mtpref.kernels.vectors import GROUP
+    from mtpref.kernels.vectors import CODE_BYTES, GROUP, LANES
     from tests.test_kernels import assert_same, matrix, values
 
-    rng, same = np.random.default_rng(5), {}
-    for type_name in LAYOUTS:
+    rng = np.random.default_rng(5)
+    for type_name in types or LAYOUTS:
         for n_tokens, scale in ((1, "unit"), (2, "mixed"), (7, "tiny")):
             w, x = matrix(rng, type_name, 37, 768, scale), values(rng, (n_tokens, 768), scale)
             with np.errstate(all="ignore"):
                 assert_same(spec.mul_mat_ggml(w, x), kernels.mul_mat_ggml(kernels.pack([w])[0], x))
-        same[type_name] = GROUP
-    print(json.dumps(same))
+    print(json.dumps([GROUP, LANES, CODE_BYTES]))
 
 
-def run(what: str, **environment: str) -> str:
+def run(*arguments: str, **environment: str) -> str:
     if not kernels.available():
         pytest.skip("NUMBA_DISABLE_JIT is set: no kernels to compile")
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip(f"instruction sets are varied on x86-64 only, this is {platform.machine()}")
     unset = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")}
     env = {**unset, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run([sys.executable, __file__, what], env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, __file__, *arguments], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -136,11 +144,26 @@ def test_each_target_has_its_instructions_and_no_others(name: str) -> None:
     assert "__extendhfsf2" not in text
 
 
-def test_vnnis_layout_gives_the_specifications_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "types", "constants"),
+    [
+        ("vnni", (), [4, 16, 64]),
+        ("avx512", ("Q8_0", "Q6_K"), [2, 16, 32]),
+        ("not x86", ("Q8_0", "Q6_K"), [2, 4, 16]),
+    ],
+)
+def test_what_other_processors_compute_is_the_specifications(
+    tmp_path: Path, name: str, types: tuple[str, ...], constants: list[int]
+) -> None:
     """In a cache folder of its own: the target's name does not tell the emulation from this machine."""
-    same = json.loads(run("same", NUMBA_CACHE_DIR=str(tmp_path)).splitlines()[-1])
-    assert set(same.values()) == {4}
+    printed = run("same", name, *types, NUMBA_CACHE_DIR=str(tmp_path))
+    assert json.loads(printed.splitlines()[-1]) == constants
+
+
+def test_ssse3_computes_the_specifications_bits() -> None:
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+sse3,+ssse3"}
+    assert json.loads(run("same", "", "Q8_0", "Q4_K", **environment).splitlines()[-1]) == [2, 4, 16]
 
 
 if __name__ == "__main__":
-    {"assembly": print_assembly, "same": print_same}[sys.argv[1]]()
+    {"assembly": print_assembly, "same": print_same}[sys.argv[1]](*sys.argv[2:])
