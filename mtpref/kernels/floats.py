@@ -89,14 +89,20 @@ def address(typingctx: Any, array: Any, i: Any) -> Any:
     return types.intp(array, types.intp), codegen
 
 
-@intrinsic
-def load32_at(typingctx: Any, start: Any) -> Any:
-    """The 32 float32 at an address."""
+def _load_at(kind: LaneType) -> Any:
+    @intrinsic
+    def load(typingctx: Any, start: Any) -> Any:
+        """The vector at an address."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(builder.inttoptr(args[0], LANES32.vector.as_pointer()), align=4)
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.load(builder.inttoptr(args[0], kind.vector.as_pointer()), align=4)
 
-    return LANES32(types.intp), codegen
+        return kind(types.intp), codegen
+
+    return load
+
+
+load32_at, load16_at = _load_at(LANES32), _load_at(FLOATS16)
 
 
 @intrinsic
@@ -164,6 +170,31 @@ def fused(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
         return emit_fma32(builder, *_broadcast(builder, args))
 
     return c(a, b, c), codegen
+
+
+@intrinsic
+def zeros16(typingctx: Any) -> Any:
+    """16 float32 lanes of +0."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return splat(0.0, FLOATS16.vector)
+
+    return FLOATS16(), codegen
+
+
+@intrinsic
+def add_16(typingctx: Any, lanes: Any) -> Any:
+    """The rest of S2's tree, once lanes l and l + 16 have been added: l and l + 8, 4, 2, 1."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, half = args[0], N_FLOATS // 2
+        while half:
+            picks = [ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half)]
+            value = builder.fadd(*(builder.shuffle_vector(value, value, pick) for pick in picks))
+            half //= 2
+        return builder.extract_element(value, I32(0))
+
+    return types.float32(FLOATS16), codegen
 
 
 @intrinsic
