@@ -168,7 +168,8 @@ def _parts(k: KQuant, tile: Tile, block: ir.Value, i: ir.Value, runs: Runs) -> I
             codes = k.codes(builder, block, i, unit)
             _add(tile, sums, codes, (builder.add(firsts[0], unit), builder.add(firsts[1], unit)))
 
-        if n_words <= 2:
+        # Straight code where registers hold its sums: short loops cost more than their bodies.
+        if n_words <= (4 if tile.n_tokens <= 2 else 2):
             for u in range(start, start + n_words):
                 add(I64(u))
         else:
