@@ -203,7 +203,8 @@ def delta_layer(
     out, states = mix(n_tokens, 1 if is_late else keep)
     y = ops.mul_mat(w["ssm_out.weight"], out)
     if not is_late:
-        return y, np.stack([_window(conv, qkv, n) for n in range(keep - 1, -1, -1)]), states
+        windows = [_window(conv, qkv, n) for n in range(keep - 1, -1, -1)]
+        return y, windows[0][None] if keep == 1 else np.stack(windows), states
     n_behind = ssm.nbytes + qkv.nbytes + z.nbytes + beta_raw.nbytes + alpha.nbytes
     windows = LatePlanes(_window(conv, qkv, 0), keep, lambda n: _window(conv, qkv, n), conv.nbytes)
     return y, windows, LatePlanes(states[0], keep, lambda n: mix(n_tokens - n, 1)[1][0], n_behind)
