@@ -372,3 +372,9 @@ def test_a_failed_save_leaves_the_older_file(tmp_path, monkeypatch):
         session.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_state_belongs_to_the_model_whether_its_weights_are_laid_out_anew_or_not():
+    packed, in_place = (api.load(repack=repack).core for repack in (True, False))
+    assert trunk_id(packed) == trunk_id(in_place)
+    assert head_id(packed) == head_id(in_place)

@@ -59,14 +59,18 @@ def _text(*values: Any) -> bytes:
 
 
 def _add(sha: Any, name: str, value: Any) -> None:
-    """Walk records, tables and lists down to arrays and plain values."""
+    """Walk records, tables and lists down to arrays and plain values.
+
+    A field that takes no part in comparisons is passed over: a matrix laid out anew for the kernels is the same matrix.
+    """
     if isinstance(value, np.ndarray):
         sha.update(_text(name, str(value.dtype), value.shape))
         for block in _blocks(value):
             sha.update(block)
     elif is_dataclass(value) and not isinstance(value, type):
         for part in fields(value):
-            _add(sha, f"{name}.{part.name}", getattr(value, part.name))
+            if part.compare:
+                _add(sha, f"{name}.{part.name}", getattr(value, part.name))
     elif isinstance(value, dict):
         for key in sorted(value):
             _add(sha, f"{name}.{key}", value[key])
