@@ -92,7 +92,9 @@ def changed_entries(a: Model, b: Model) -> set[str]:
     for table, old_table, new_table in tables:
         for f in (f for f in fields(old_table) if f.name != "composed"):
             old, new = getattr(old_table, f.name), getattr(new_table, f.name)
-            if old is not new and old != new:
+            # A fused twin that falls back to its composition, because one of its parts is replaced, is no replacement.
+            falls_back = table != "steps" and table != "contract" and new is old_table.composed.get(f.name)
+            if old is not new and old != new and not falls_back:
                 out.add(f"{table}.{f.name}")
     out |= {
         f"weights.{f.name}" for f in fields(a.weights) if getattr(a.weights, f.name) is not getattr(b.weights, f.name)

@@ -165,7 +165,8 @@ def delta_layer(
     """
     n_k, n_v, size = cfg.n_k_heads, cfg.n_v_heads, cfg.d_state
     n_tokens = len(x)
-    is_usual = cfg.d_conv == N_TAPS and size % 32 == 0 and n_v % n_k == 0 and 1 <= keep <= n_tokens
+    n_taps = w["ssm_conv1d.weight"].shape[1]
+    is_usual = n_taps == N_TAPS and size % 32 == 0 and n_v % n_k == 0 and 1 <= keep <= n_tokens
     if tap is not discard or not is_usual:
         y, windows, states = ops.composed["delta_layer"](ops, w, cfg, x, conv, ssm, keep, tap)
         return y, windows, states
