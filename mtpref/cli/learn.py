@@ -39,7 +39,8 @@ def run_learn(args: argparse.Namespace) -> int:
         return 0
     chapter = find_chapter(args.chapter)
     if kernels.available():
-        kernels.when_compiling(lambda: Notes().line("compiling kernels for this machine: once, up to half a minute"))
+        args.ops = None
+        Notes().when_compiling(args)
     for cell in run_chapter(chapter):
         print(terminal(cell) + "\n")
         sys.stdout.flush()
