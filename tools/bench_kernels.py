@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numba
 import numpy as np
 
 from mtpref import kernels, quants, spec
@@ -22,21 +21,6 @@ from mtpref.kernels import compile
 # Where d and dmin lie in the blocks of types without an encoder.
 HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 DEFAULT_TYPES = "Q8_0,Q4_0,Q4_K,Q5_K,Q6_K,F16,BF16,F32"
-
-
-@numba.njit(nogil=True)
-def _read(values: np.ndarray, first: int, last: int) -> int:
-    total = 0
-    for i in range(first, last):
-        total |= values[i]
-    return total
-
-
-@numba.njit(parallel=True)
-def _read_all(values: np.ndarray, out: np.ndarray) -> None:
-    n = len(out)
-    for p in numba.prange(n):
-        out[p] = _read(values, p * len(values) // n, (p + 1) * len(values) // n)
 
 
 def random_matrix(type_name: str, n_out: int, n_in: int) -> spec.Matrix:
@@ -61,14 +45,13 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(type_name: str, shape: tuple[int, int], tokens: list[int], rounds: int, n_threads: int) -> None:
+def measure(type_name: str, shape: tuple[int, int], tokens: list[int], rounds: int) -> None:
     w = random_matrix(type_name, *shape)
     packed = kernels.pack([w])[0]
     pack_s = statistics.median(seconds(lambda: kernels.pack([w])) for _ in range(3))
     has_panels = packed is not w
     memory = np.ones(max(w.raw.size, 1 << 26) // 8, np.int64)
-    out = np.zeros(n_threads, np.int64)
-    _read_all(memory, out)
+    kernels.read_all(memory)
     for n_tokens in tokens:
         x = np.random.default_rng(2).standard_normal((n_tokens, shape[1])).astype(np.float32)
         same = np.array_equal(kernels.mul_mat_ggml(w, x).view(np.int32), kernels.mul_mat_ggml(packed, x).view(np.int32))
@@ -77,7 +60,7 @@ def measure(type_name: str, shape: tuple[int, int], tokens: list[int], rounds: i
             old.append(seconds(lambda: kernels.mul_mat_ggml(w, x)))  # noqa: B023
             if has_panels:
                 new.append(seconds(lambda: kernels.mul_mat_ggml(packed, x)))  # noqa: B023
-            read.append(seconds(lambda: _read_all(memory, out)))
+            read.append(seconds(lambda: kernels.read_all(memory)))
         read_gb = memory.nbytes / statistics.median(read) / 1e9
         line = f"{type_name:5} {n_tokens:4}  read {read_gb:5.1f} GB/s "
         macs = shape[0] * shape[1] * n_tokens / 1e9
@@ -107,7 +90,7 @@ def main() -> None:
     n_out, n_in = map(int, args.shape.split("x"))
     print(f"{n_out} x {n_in}, {n_threads} threads, {kernels.effective_target()[1]}, medians of {args.rounds}")
     for type_name in args.types.split(","):
-        measure(type_name, (n_out, n_in), [int(t) for t in args.tokens.split(",")], args.rounds, n_threads)
+        measure(type_name, (n_out, n_in), [int(t) for t in args.tokens.split(",")], args.rounds)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def _sample(passes: Passes) -> Costs:
     widths, kept = range(2, passes.n_max + 2), range(1, passes.n_max + 2)
     plain = passes.trunk(1, keep=1)
     token = passes.token()
-    costs = Costs(
+    return Costs(
         plain=plain,
         verify={n: passes.trunk(n, keep=1) for n in widths},
         verify_keep={n: passes.trunk(n, keep=n) for n in widths},
@@ -180,4 +180,3 @@ def _sample(passes: Passes) -> Costs:
         token=token,
         round=max(0.0, passes.plain_run(N_PLAIN_RUN if plain < SLOW_MS else 4) - passes.trunk(1, keep=1) - token),
     )
-    return costs

@@ -163,17 +163,15 @@ class _Measured:
         self.passes = Passes(model, [head for _, head in heads], self.ids, n_max)
         self.rows: dict[str, Row] = {}
         self.n_bytes = trunk_bytes(model)
-        self._text: list[int] = []
 
     def clear(self) -> None:
         for row in self.rows.values():
             row.ms.clear()
             row.theirs.clear()
 
-    def _put(self, part: str, name: str, n_tokens: float, ms: float, n_bytes: int = 0) -> Row:
+    def _put(self, part: str, name: str, n_tokens: float, ms: float, n_bytes: int = 0) -> None:
         row = self.rows.setdefault(f"{part} {name}", Row(part, name, n_tokens, n_bytes))
         row.ms.append(ms)
-        return row
 
     def round(self) -> None:
         s = self.settings
@@ -192,8 +190,8 @@ class _Measured:
         self._put("prompt", str(n), n, 1000 * (time.perf_counter() - start))
 
     def _decode(self) -> None:
-        ms, self._text = self._run(Options(self.settings.n_gen, "none"), None)
-        self._put("decode", "1", len(self._text), ms, self.n_bytes * len(self._text))
+        ms, text = self._run(Options(self.settings.n_gen, "none"), None)
+        self._put("decode", "1", len(text), ms, self.n_bytes * len(text))
 
     def _verify(self) -> None:
         for n in self.settings.widths:

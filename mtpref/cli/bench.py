@@ -2,17 +2,14 @@
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import time
 from typing import Any
 
-from mtpref.cli.options import add_model, load_model
+from mtpref.cli.options import add_model, load_model, threads_in_use, whole_numbers
 from mtpref.cli.output import Notes
 from mtpref.errors import MtprefError
-
-TRIM_FROM, TRIM_TO = 65536, 32768
 
 
 def add_parser(verbs: Any) -> None:
@@ -63,19 +60,19 @@ def add_parser(verbs: Any) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    from mtpref import kernels
     from mtpref.api import tiny_path
     from mtpref.bench.llama import LlamaBench
     from mtpref.bench.render import lines
     from mtpref.bench.report import Settings, bench
+    from mtpref.plan.record import default_trims, trims_of
 
     settings = Settings(
         tuple(args.parts.split(",")),
         args.n_prompt,
         args.n_gen,
-        _counts(args.widths, "--widths"),
+        whole_numbers(args.widths, "--widths", 7, "2,4,8"),
         args.n_depth,
-        _counts(args.drafts, "--drafts"),
+        whole_numbers(args.drafts, "--drafts", 7, "2,4,8"),
         args.acceptance,
         args.repetitions,
     )
@@ -86,16 +83,13 @@ def run_bench(args: argparse.Namespace) -> int:
     if n_needed > n_ctx:
         raise MtprefError(f"bench: {n_needed} positions, expected at most {n_ctx}, the model's context; use a smaller "
                           "-p, -n or -d")  # fmt: skip
-    n_threads = kernels.n_threads() if kernels.available() else 1
+    n_threads = threads_in_use()
     llama = None
     if args.vs_llama_bench is not None:
         extra = shlex.split(args.llama_args)
         llama = LlamaBench(args.vs_llama_bench, str(args.model or tiny_path()), n_threads, extra)
-    heads = [("full", model)] if model.has_mtp else []
-    n_trim = TRIM_TO if model.n_head_rows >= TRIM_FROM else max(1, model.n_head_rows // 4)
-    if model.has_mtp:
-        rows = range(n_trim) if model.d2t is None else model.d2t[:n_trim].tolist()
-        heads.append((f"first {n_trim}", model.with_draft_ids(tuple(rows))))
+    trims = trims_of(model, default_trims(model.n_head_rows)) if model.has_mtp else []
+    heads = [(trim.name, trim.head) for trim in trims]
     say.line(f"model: {args.model or 'embedded tiny model'}; the first round, which warms up, is not counted")
     found = bench(model, heads, settings, n_threads, llama, _progress(say))
     if args.json:
@@ -109,13 +103,6 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def _progress(say: Notes) -> Any:
     return lambda i, n: say.line(f"round {i} of {n}") if not sys.stderr.isatty() or i == n else None
-
-
-def _counts(text: str, flag: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(re.fullmatch(r"[0-9]{1,7}", part) for part in parts):
-        raise MtprefError(f"{flag}: {text[:60]!r} is no list of whole numbers, expected some such as 2,4,8")
-    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def run_warmup(args: argparse.Namespace) -> int:

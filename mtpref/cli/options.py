@@ -200,6 +200,21 @@ def set_threads(n: int | None) -> None:
     kernels.set_threads(n)
 
 
+def threads_in_use() -> int:
+    """Threads of the kernels; the specification has one."""
+    from mtpref import kernels
+
+    return kernels.n_threads() if kernels.available() else 1
+
+
+def whole_numbers(text: str, flag: str, n_digits: int, example: str) -> tuple[int, ...]:
+    """A list of whole numbers, joined by commas, each once: at most n_digits digits each."""
+    parts = text.split(",")
+    if not all(re.fullmatch(rf"[0-9]{{1,{n_digits}}}", part) for part in parts):
+        raise MtprefError(f"{flag}: {text[:60]!r} is no list of whole numbers, expected some such as {example}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
 def _one_type(flags: str, key: str | None, value: str | None) -> str | None:
     if key is not None and value is not None and key != value:
         raise MtprefError(f"{flags}: {key} and {value} differ, expected the same type for keys and values")

@@ -5,13 +5,11 @@ import json
 import re
 from typing import Any
 
-from mtpref.cli.options import add_model, load_model
+from mtpref.cli.options import add_model, load_model, threads_in_use, whole_numbers
 from mtpref.cli.output import Notes
 from mtpref.cli.probe import Progress, add_texts
 from mtpref.cli.sampling_options import add_sampling, sampling_config
 from mtpref.errors import MtprefError
-
-TRIM_FROM, TRIM_TO = 65536, 32768  # a vocabulary of so many ids is planned with a head of 32768 rows, too
 
 
 def add_parser(verbs: Any) -> None:
@@ -59,13 +57,15 @@ def run_plan(args: argparse.Namespace) -> int:
     from mtpref.bench import measure_costs, read_costs, write_costs
     from mtpref.plan import plan, prompts_of, record
     from mtpref.plan.plot import write_plot
-    from mtpref.plan.record import trims_of
+    from mtpref.plan.record import default_trims, trims_of
     from mtpref.plan.render import lines
     from mtpref.plan.report import Settings
     from mtpref.probe import read_texts
     from mtpref.probe.plot import check_plot
 
-    settings = Settings(args.n_max, _numbers(args.p_mins, "--p-mins"), _counts(args.cooldowns, "--cooldowns"))
+    settings = Settings(
+        args.n_max, _numbers(args.p_mins, "--p-mins"), whole_numbers(args.cooldowns, "--cooldowns", 4, "1,2")
+    )
     for flag, value, low in (
         ("--prompts", args.prompts, 1),
         ("--prompt-tokens", args.prompt_tokens, 2),
@@ -87,14 +87,14 @@ def run_plan(args: argparse.Namespace) -> int:
     if not model.has_mtp:
         raise MtprefError("plan: the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
                           "stand-alone head with -md")  # fmt: skip
-    trims = trims_of(model, (args.trims or _default_trims(model.n_head_rows)).split(","))
+    trims = trims_of(model, args.trims.split(",") if args.trims else default_trims(model.n_head_rows))
     prompts = prompts_of(read_texts(args.file, model.vocab), args.prompts, args.prompt_tokens)
     say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens behind each")
     texts = record(model, prompts, trims, args.n_max, args.predict, sampling, Progress("plan"))
     if given is None:
         context = max((text.prompt + text.ids[: args.predict // 2] for text in texts), key=len)
         say.line(f"costs: {args.samples} samples of every pass, behind {len(context)} tokens")
-        about = f"{_n_threads()} threads, behind {len(context)} tokens"
+        about = f"{threads_in_use()} threads, behind {len(context)} tokens"
         given = measure_costs(model, context, [t.head for t in trims], args.n_max, args.samples, about=about)
         if args.save_costs is not None:
             write_costs(given, args.save_costs)
@@ -111,25 +111,8 @@ def run_plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _default_trims(n_rows: int) -> str:
-    return f"full,{TRIM_TO if n_rows >= TRIM_FROM else max(1, n_rows // 4)}"
-
-
-def _n_threads() -> int:
-    from mtpref import kernels
-
-    return kernels.n_threads() if kernels.available() else 1
-
-
 def _numbers(text: str, flag: str) -> tuple[float, ...]:
     parts = text.split(",")
     if not all(re.fullmatch(r"[0-9]{1,4}(\.[0-9]{0,9})?", part) for part in parts):
         raise MtprefError(f"{flag}: {text[:60]!r} is no list of numbers, expected some such as 0,0.5")
     return tuple(dict.fromkeys(float(part) for part in parts))
-
-
-def _counts(text: str, flag: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(re.fullmatch(r"[0-9]{1,4}", part) for part in parts):
-        raise MtprefError(f"{flag}: {text[:60]!r} is no list of whole numbers, expected some such as 1,2")
-    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -21,6 +21,7 @@ from mtpref.spec import fixed_probability
 from mtpref.state import ModelState
 
 MIN_PROMPT = 2
+TRIM_FROM, TRIM_TO = 65536, 32768
 Progress = Callable[[int, int], None]
 
 
@@ -61,6 +62,11 @@ class Continuation:
     budget: int
     eog_ids: frozenset[int]
     drafts: dict[str, Drafted]
+
+
+def default_trims(n_rows: int) -> list[str]:
+    """The whole head, and a quarter of its rows, or 32768 of 65536 and more."""
+    return ["full", str(TRIM_TO if n_rows >= TRIM_FROM else max(1, n_rows // 4))]
 
 
 def trims_of(model: Model, wanted: Sequence[str]) -> list[Trim]:

@@ -231,13 +231,11 @@ class _Pricer:
 
     def is_above(self, a: Line, b: Line) -> bool:
         """Whether a is faster than b beyond the chance of texts and of measured costs."""
-        low = self._ratio(a, b).low
+        low = self.speed_up(a, b).low
         return low is not None and low > 1.0
 
     def speed_up(self, a: Line, b: Line) -> Estimate:
-        return self._ratio(a, b)
-
-    def _ratio(self, a: Line, b: Line) -> Estimate:
+        """How many times as fast a is as b, by the same texts and costs."""
         (sums_a, samples_a), (sums_b, samples_b) = (self._sums(x.setting, x.strategy) for x in (a, b))
         both = np.stack([sums_a, sums_b], axis=1)
         return _with_costs(
