@@ -15,7 +15,7 @@ from llvmlite import ir
 
 from mtpref.kernels import vectors
 from mtpref.kernels.scalars import I64, splat
-from mtpref.kernels.tiles import WIDTHS, Step, Sums, Tile, add_scaled, tile_of
+from mtpref.kernels.tiles import UNROLLED, WIDTHS, Step, Sums, Tile, add_scaled, tile_of
 from mtpref.kernels.vectors import CODE_BYTES, CODE_PIECES, CODE_SHORTS, GROUP, HAS_DOT4, INTS, ROWS, Pieces, offset
 
 UNIT_BYTES = ROWS * GROUP  # a group of codes of all rows
@@ -48,6 +48,7 @@ def _step_q8_0(tile: Tile, block: ir.Value, totals: list[Pieces]) -> list[Pieces
     if HAS_DOT4:
         integers.put([[builder.mul(tile.sum(t, I64(0)), splat(-128, INTS))] for t in range(tile.n_tokens)])
     with tile.each_of(tile.n_words) as words:
+        tile.prefetch(block, builder.udiv(words[0], I64(UNROLLED)), 32 // GROUP // UNROLLED)
         now = integers.get()
         for i in words:
             rows = _at(builder, block, i, UNIT_BYTES)
@@ -62,6 +63,7 @@ def _step_q4_0(tile: Tile, block: ir.Value, totals: list[Pieces]) -> list[Pieces
     first_high = 16 // GROUP
     sums = [Sums(builder, TOTALS, tile.n_tokens, N_TOTALS) for _ in range(2)]
     with tile.each_of(tile.rounds(2)) as units:
+        tile.prefetch(block, builder.udiv(units[0], I64(UNROLLED)), first_high // UNROLLED)
         for i in units:
             codes = _halves(builder, vectors.load_codes(builder, _at(builder, block, i, UNIT_BYTES)))
             _add(tile, sums, codes, (i, builder.add(i, I64(first_high))))
@@ -125,6 +127,7 @@ def _step_k(k: KQuant, tile: Tile, block: ir.Value, totals: list[Pieces]) -> lis
     builder, tokens = tile.builder, range(tile.n_tokens)
     integers = Sums(builder, INTS, tile.n_tokens)
     with tile.loop(tile.rounds(2 * k.n_columns // GROUP)) as i:
+        tile.prefetch(block, i, 256 // (2 * k.n_columns))
         runs = k.runs(builder, i)
         scales = []
         for _, pair, which in runs:

@@ -22,6 +22,10 @@ from mtpref.kernels.vectors import FLOATS, INTS, LANES, PIECES, Pieces, broadcas
 
 WIDTHS = (4, 2, 1)  # tokens of a tile
 UNROLLED = 2  # words of an activation in one round of a loop
+# A tile reads its panels in one stream, but the fields of a block by turns, which no hardware follows: it asks for what
+# lies so many bytes ahead, a share in each round of a block's loop.
+AHEAD = 4096
+LINE = 64
 
 
 class Sums:
@@ -48,6 +52,8 @@ class Tile:
     words   codes, grouped as the target's instruction wants them, `n_words` int32 for a block
     scales  d_x, one float32 for a block
     sums    of the codes, `n_sums` int32 for a block
+
+    block_bytes   of a panel
     """
 
     builder: ir.IRBuilder
@@ -59,6 +65,15 @@ class Tile:
     n_blocks: ir.Value
     n_words: ir.Value
     n_sums: ir.Value
+    block_bytes: int
+
+    def prefetch(self, block: ir.Value, i: ir.Value, n_rounds: int) -> None:
+        """Ask for the share of round i in as many bytes as a block has, AHEAD of this one."""
+        n_lines = -(-self.block_bytes // (LINE * n_rounds))
+        step = self.block_bytes // (n_rounds * n_lines)
+        share = offset(self.builder, block, self.builder.mul(i, I64(step * n_lines)))
+        for line in range(n_lines):
+            vectors.prefetch(self.builder, offset(self.builder, share, AHEAD + line * step))
 
     def word(self, t: int, i: ir.Value, kind: ir.VectorType = INTS) -> ir.Value:
         """Word i of the block, of token t, in every lane."""
@@ -118,7 +133,8 @@ def tile_of(name: str, step: Step, block_bytes: int, n_tokens: int) -> Any:
             totals = Sums(builder, FLOATS, n_tokens)
             with cgutils.for_range(builder, n_blocks) as loop:
                 block = offset(builder, starts[0], builder.mul(loop.index, I64(block_bytes)))
-                one = Tile(builder, n_tokens, starts[2], starts[3], starts[4], loop.index, n_blocks, n_words, n_sums)
+                reads = starts[2], starts[3], starts[4], loop.index, n_blocks, n_words, n_sums
+                one = Tile(builder, n_tokens, *reads, block_bytes)
                 totals.put(step(one, block, totals.get()))
             for i, pieces in enumerate(totals.get()):
                 row = offset(builder, starts[6], builder.mul(args[8], I64(4 * i)))

@@ -66,6 +66,14 @@ def call(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> 
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
+def prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Ask for the cache line at a byte pointer; where no memory is, nothing happens."""
+    for_reading, keep, data = I32(0), I32(3), I32(1)
+    kind = ir.FunctionType(ir.VoidType(), [BYTE_POINTER, I32, I32, I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, for_reading, keep, data])
+
+
 def add_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """a[2 l] b[2 l] + a[2 l + 1] b[2 l + 1] of int16 vectors, as int32 lane l."""
     if target_is_x86():
