@@ -1,8 +1,9 @@
-"""S6 for F32, F16 and BF16 in `ggml` numerics: a weight is decoded once, in registers, for up to 4 tokens.
+"""S6 for F32, F16 and BF16 in `ggml` numerics: a weight is decoded once, in registers, for up to 8 tokens.
 
 Owns the order in which rows, columns and tokens are visited; sums are `spec.dot32`: 32 lanes, then the tree. The lanes
-of 16 rows and 4 tokens wait in memory between pieces of a row, so that the activations of a piece stay in the
-first-level cache. Weights are read in place.
+of 16 rows and 8 tokens wait in memory between pieces of a row, so that the activations of a piece stay in the
+first-level cache. Those are copied first, block beside block: rows of tokens that are a power of two apart would drive
+each other out of it. Weights are read in place.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -20,6 +21,8 @@ from mtpref.kernels import compile
 from mtpref.kernels.arith import f32_of_bf16
 from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import INT, helper, kernel, source, target
+from mtpref.kernels.floats import N_FLOATS, load16
+from mtpref.kernels.floats import store as store_floats
 from mtpref.kernels.lanes import N_LANES, add_lanes, lanes_of
 from mtpref.kernels.scalars import (
     FLOAT,
@@ -36,13 +39,16 @@ from mtpref.kernels.scalars import (
     u16_in,
 )
 from mtpref.kernels.target import target_has
+from mtpref.kernels.tiles import LINE
 from mtpref.kernels.unpack import half
-from mtpref.kernels.vectors import BYTE_POINTER, load, offset, store
+from mtpref.kernels.vectors import BYTE_POINTER, LANES, load, offset, prefetch, store
 
 N_ROWS = 16  # whose lanes wait at once
-N_TOKENS = 4
-# Blocks of 32 columns of a piece: 16 KiB of activations of 4 tokens.
-PIECE = 32
+N_TOKENS = 8
+N_SUMS = 8  # vectors that a tile adds to at once
+AHEAD = 2048  # bytes that a tile asks for before it needs them
+# Blocks of 32 columns of a piece: 16 KiB of activations of 8 tokens.
+PIECE = 16
 
 # Multiplications and additions below which one thread does the whole product: some tens of microseconds.
 PARALLEL_FROM = 1 << 20
@@ -69,21 +75,22 @@ def _load_bf16(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.VectorType) ->
 
 
 def _tile(name: str, load_weights: Load, size: int, n_tokens: int) -> Any:
-    """An intrinsic (raw, i, x, j, step, n_blocks, lanes, k): products of n_blocks blocks of 32 columns of a row, which
-    begins at raw.flat[i], with the tokens at x.flat[j + t step], added to the lanes at lanes.flat[k + 32 t].
+    """An intrinsic (raw, i, x, j, n_blocks, lanes, k): products of n_blocks blocks of 32 columns of a row, which begins
+    at raw.flat[i], with those of n_tokens tokens, which lie block beside block from x.flat[j] on, added to the lanes at
+    lanes.flat[k + 32 t].
 
-    Four tokens are taken in two passes of 16 lanes each: more sums than that have no registers.
+    So few lanes are taken at once that their sums have registers.
     """
-    n_lanes = N_LANES if n_tokens < N_TOKENS else N_LANES // 2
+    n_lanes = min(N_LANES, N_SUMS // n_tokens * LANES)
     kind = ir.VectorType(FLOAT, n_lanes)
 
     @intrinsic
-    def emitted(typingctx, raw, i, x, j, step, n_blocks, lanes, k):
+    def emitted(typingctx, raw, i, x, j, n_blocks, lanes, k):
         def codegen(context, builder, sig, args):
             builder.function.attributes.add("noinline")
             row, first, out = (
                 builder.bitcast(pointer_to(context, builder, sig.args[n], args[n], args[n + 1]), BYTE_POINTER)
-                for n in (0, 2, 6)
+                for n in (0, 2, 5)
             )
             for start in range(0, N_LANES, n_lanes):
                 slots, ends = [], []
@@ -91,12 +98,16 @@ def _tile(name: str, load_weights: Load, size: int, n_tokens: int) -> Any:
                     ends.append(offset(builder, out, 4 * (N_LANES * t + start)))
                     slots.append(cgutils.alloca_once(builder, kind))
                     builder.store(load(builder, ends[t], kind), slots[t])
-                with cgutils.for_range(builder, args[5]) as loop:
+                with cgutils.for_range(builder, args[4]) as loop:
                     column = builder.add(builder.mul(loop.index, I64(N_LANES)), I64(start))
-                    w = load_weights(builder, offset(builder, row, builder.mul(column, I64(size))), kind)
+                    place = offset(builder, row, builder.mul(column, I64(size)))
+                    if start == 0:
+                        for line in range(0, size * N_LANES, LINE):
+                            prefetch(builder, offset(builder, place, AHEAD + line))
+                    w = load_weights(builder, place, kind)
+                    block = offset(builder, first, builder.mul(loop.index, I64(4 * N_LANES * n_tokens)))
                     for t, slot in enumerate(slots):
-                        place = builder.add(column, builder.mul(args[4], I64(t)))
-                        values = load(builder, offset(builder, first, builder.mul(place, I64(4))), kind)
+                        values = load(builder, offset(builder, block, 4 * (N_LANES * t + start)), kind)
                         builder.store(emit_fma32(builder, w, values, builder.load(slot)), slot)
                 for slot, end in zip(slots, ends, strict=True):
                     store(builder, builder.load(slot), end)
@@ -104,13 +115,13 @@ def _tile(name: str, load_weights: Load, size: int, n_tokens: int) -> Any:
 
         return _signature(raw, x, lanes), codegen
 
-    def function(raw, i, x, j, step, n_blocks, lanes, k):
-        emitted(raw, i, x, j, step, n_blocks, lanes, k)
+    def function(raw, i, x, j, n_blocks, lanes, k):
+        emitted(raw, i, x, j, n_blocks, lanes, k)
 
     compile.name_symbol(function, f"float_tile_{name}_{n_tokens}")
 
     @intrinsic
-    def tile(typingctx, raw, i, x, j, step, n_blocks, lanes, k):
+    def tile(typingctx, raw, i, x, j, n_blocks, lanes, k):
         def codegen(context, builder, sig, args):
             return context.compile_internal(builder, function, sig, args)
 
@@ -121,7 +132,7 @@ def _tile(name: str, load_weights: Load, size: int, n_tokens: int) -> Any:
 
 def _signature(raw, x, lanes):
     n = types.intp
-    return types.none(raw, n, x, n, n, n, lanes, n)
+    return types.none(raw, n, x, n, n, lanes, n)
 
 
 @helper
@@ -134,40 +145,59 @@ def _bf16_at(raw, i):
     return f32_of_bf16(u16_in(raw, i))
 
 
+@helper
+def _width(n_tokens):
+    """Tokens of the next tile, of as many that are left."""
+    return 8 if n_tokens >= 8 else 4 if n_tokens >= 4 else 2 if n_tokens >= 2 else 1
+
+
 def _rows_of(name: str, load_weights: Load, value_at: Any, size: int) -> Any:
     """An intrinsic (raw, row_bytes, x, y, first, last): y[t, r] = dot32(row r, x[t]) for r in first .. last - 1."""
-    tile_4, tile_2, tile_1 = (_tile(name, load_weights, size, n) for n in (4, 2, 1))
+    tile_8, tile_4, tile_2, tile_1 = (_tile(name, load_weights, size, n) for n in (8, 4, 2, 1))
 
     def rows(raw, row_bytes, x, y, first, last):
         n_tokens, n = x.shape
         n_blocks = n // N_LANES
         piece = n_blocks if n_blocks > 0 and n_tokens * n_blocks <= N_TOKENS * PIECE else PIECE
         lanes = np.empty((N_ROWS * N_TOKENS, N_LANES), np.float32)
+        packed = np.empty(n_tokens * n_blocks * N_LANES, np.float32)
+        t = 0
+        while t < n_tokens:
+            width = _width(n_tokens - t)
+            for b in range(n_blocks):
+                for i in range(width):
+                    for l in range(0, N_LANES, N_FLOATS):  # noqa: E741
+                        k = N_LANES * (t * n_blocks + b * width + i) + l
+                        store_floats(packed, k, load16(x, (t + i) * n + N_LANES * b + l))
+            t += width
         for start in range(first, last, N_ROWS):
             end = start + N_ROWS if start + N_ROWS < last else last
             t = 0
             while t < n_tokens:
-                width = 4 if n_tokens - t >= 4 else 2 if n_tokens - t >= 2 else 1
+                width = _width(n_tokens - t)
                 for i in range(N_ROWS * N_TOKENS):
                     for l in range(N_LANES):  # noqa: E741
                         lanes[i, l] = np.float32(0)
                 for b in range(0, n_blocks, piece):
                     n_now = piece if b + piece < n_blocks else n_blocks - b
                     for r in range(start, end):
-                        i, j, k = r * row_bytes + b * N_LANES * size, t * n + N_LANES * b, (r - start) * 4 * N_LANES
-                        if width == 4:
-                            tile_4(raw, i, x, j, n, n_now, lanes, k)
+                        i, j = r * row_bytes + b * N_LANES * size, N_LANES * (t * n_blocks + b * width)
+                        k = (r - start) * N_TOKENS * N_LANES
+                        if width == 8:
+                            tile_8(raw, i, packed, j, n_now, lanes, k)
+                        elif width == 4:
+                            tile_4(raw, i, packed, j, n_now, lanes, k)
                         elif width == 2:
-                            tile_2(raw, i, x, j, n, n_now, lanes, k)
+                            tile_2(raw, i, packed, j, n_now, lanes, k)
                         else:
-                            tile_1(raw, i, x, j, n, n_now, lanes, k)
+                            tile_1(raw, i, packed, j, n_now, lanes, k)
                 for r in range(start, end):
                     for i in range(width):
                         for l in range(n - N_LANES * n_blocks):  # noqa: E741
                             k = N_LANES * n_blocks + l
-                            w, row = value_at(raw, r * row_bytes + size * k), 4 * (r - start) + i
+                            w, row = value_at(raw, r * row_bytes + size * k), N_TOKENS * (r - start) + i
                             lanes[row, l] = fma32(w, at(x, (t + i) * n + k), lanes[row, l])
-                        y[t + i, r] = add_lanes(lanes_of(lanes, (4 * (r - start) + i) * N_LANES))
+                        y[t + i, r] = add_lanes(lanes_of(lanes, (N_TOKENS * (r - start) + i) * N_LANES))
                 t += width
 
     compile.name_symbol(rows, f"float_rows_of_{name}")
