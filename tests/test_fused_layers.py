@@ -10,6 +10,7 @@ from mtpref.config import DeltaConfig
 from mtpref.ops import compose, discard, spec_ops
 from mtpref.recipe import NUMERICS, make_recipe
 from tests.test_kernels import SCALES, assert_same, values
+from tests.test_kernels import matrix as quantised
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="NUMBA_DISABLE_JIT is set: no kernels to compare")
 
@@ -116,3 +117,76 @@ def test_other_sizes_take_the_composition(rng: np.random.Generator) -> None:
         watched.delta_layer(watched, w, cfg, x, conv, values(rng, (1, size, size), "unit"), 1, discard)
         assert calls == ([] if is_usual else ["composed"])
         calls.clear()
+
+
+# FEED-FORWARD, SEVERAL MATRICES AT ONCE
+
+
+@pytest.fixture
+def all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the product is, it is split; with one thread there is nothing to split."""
+    from mtpref.kernels import compile, panel_layers
+
+    if compile.settings.NUMBA_NUM_THREADS == 1:
+        pytest.skip("Numba has one thread here: nothing to split")
+    monkeypatch.setattr(panel_layers, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(compile, "_n_threads", 2)
+
+
+def ffn_weights(rng: np.random.Generator, types: tuple[str, str, str], n_ff: int, scale: str) -> dict[str, object]:
+    sizes = (n_ff, 256), (n_ff, 256), (40, n_ff)
+    names = "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"
+    return {name: quantised(rng, t, *size, scale) for name, t, size in zip(names, types, sizes, strict=True)}
+
+
+@pytest.mark.usefixtures("all_threads")
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_feed_forward_network_is_the_composition(rng: np.random.Generator, scale: str) -> None:
+    """Types with and without a layout, mixed; rows that do not fill a panel; tokens that one or all threads prepare."""
+    table, fused = spec_ops("ggml"), make_recipe("ggml").ops
+    for types in (("Q8_0",) * 3, ("Q4_K",) * 3, ("Q4_K", "Q4_K", "Q6_K"), ("Q4_K", "Q6_K", "Q8_0"), ("F16",) * 3):
+        for n_ff, n_tokens in ((256, 1), (512, 3), (256, 9)):
+            w, x = ffn_weights(rng, types, n_ff, scale), values(rng, (n_tokens, 256), scale)
+            with np.errstate(all="ignore"):
+                expected = table.ffn(table, w, x, discard)
+            packed = dict(zip(w, kernels.pack(list(w.values())), strict=True))
+            assert_same(expected, fused.ffn(fused, packed, x, discard))
+            assert_same(expected, fused.ffn(fused, w, x, discard))
+
+
+@pytest.mark.usefixtures("all_threads")
+def test_a_tap_sees_every_result_of_a_feed_forward_network(rng: np.random.Generator) -> None:
+    ops, seen = make_recipe("ggml").ops, []
+    w, x = ffn_weights(rng, ("Q8_0",) * 3, 64, "unit"), values(rng, (2, 256), "unit")
+    w = dict(zip(w, kernels.pack(list(w.values())), strict=True))
+    y = ops.ffn(ops, w, x, lambda name, array: seen.append(name))
+    assert seen == ["ffn_gate", "ffn_up", "ffn_swiglu", "ffn_out"]
+    assert_same(y, ops.ffn(ops, w, x, discard))
+
+
+def test_another_product_or_swiglu_is_what_runs(rng: np.random.Generator) -> None:
+    ops = make_recipe("ggml").ops
+    w, x = ffn_weights(rng, ("Q8_0",) * 3, 64, "unit"), values(rng, (2, 256), "unit")
+    w = dict(zip(w, kernels.pack(list(w.values())), strict=True))
+    other = ops.replaced(swiglu=lambda gate, up: np.zeros_like(gate))
+    assert not np.any(other.ffn(other, w, x, discard))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_several_matrices_give_each_its_product(rng: np.random.Generator, n_threads: int,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    from mtpref.kernels import compile, panel_layers
+
+    if n_threads > compile.settings.NUMBA_NUM_THREADS:
+        pytest.skip("Numba has one thread here: nothing to split")
+    monkeypatch.setattr(panel_layers, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(compile, "_n_threads", n_threads)
+    ops = make_recipe("ggml").ops
+    types = "Q6_K", "Q4_K", "Q6_K", "F32", "Q6_K", "Q6_K"
+    raw = [quantised(rng, t, n_out, 512, "unit") for t, n_out in zip(types, (33, 16, 1, 20, 48, 7), strict=True)]
+    for n_tokens in (1, 9):
+        x = values(rng, (2 * n_tokens, 512), "unit")[::2]
+        for matrices in (raw, kernels.pack(raw), kernels.pack(raw)[:1]):
+            found = panel_layers.mul_mats(ops, matrices, x)
+            for w, y in zip(matrices, found, strict=True):
+                assert_same(spec.mul_mat_ggml(w, x), y)

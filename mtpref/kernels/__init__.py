@@ -5,8 +5,8 @@ not). Importing this package is cheap; Numba is imported when a kernel is first 
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
 Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul; panels,
-vectors, tiles, blocks and panel_products (weights laid out anew); float_rows; then the layers in delta, attend, norms,
-rotary, and choices. docs/kernels.md has the rules.
+vectors, tiles, blocks, panel_products and panel_layers (weights laid out anew); float_rows; then the layers in delta,
+attend, norms, rotary, and choices. docs/kernels.md has the rules.
 """
 
 import hashlib
@@ -46,6 +46,7 @@ _HOMES = {
     "delta_rule": "delta",
     "attention": "attend",
     "delta_layer": "delta_mixer",
+    "ffn": "panel_layers",
     "argmax": "choices",
     "top_candidates": "choices",
     "read_all": "reading",

@@ -23,6 +23,7 @@ from mtpref.kernels.delta_rows import delta_tokens
 from mtpref.kernels.floats import N_FLOATS, four_taps, load16, silu16, store, times
 from mtpref.kernels.lanes import lane_sum_products
 from mtpref.kernels.norms import scale32
+from mtpref.kernels.panel_layers import mul_mats
 from mtpref.kernels.scalars import never_inline
 from mtpref.ops.compose import discard
 from mtpref.spec.arith import rsqrt64
@@ -170,8 +171,8 @@ def delta_layer(
     if tap is not discard or not is_usual:
         y, windows, states = ops.composed["delta_layer"](ops, w, cfg, x, conv, ssm, keep, tap)
         return y, windows, states
-    qkv, z = ops.mul_mat(w["attn_qkv.weight"], x), ops.mul_mat(w["attn_gate.weight"], x)
-    beta_raw, alpha = ops.mul_mat(w["ssm_beta.weight"], x), ops.mul_mat(w["ssm_alpha.weight"], x)
+    names = "attn_qkv.weight", "attn_gate.weight", "ssm_beta.weight", "ssm_alpha.weight"
+    qkv, z, beta_raw, alpha = mul_mats(ops, [w[name] for name in names], x)
     conv, ssm = np.ascontiguousarray(conv), np.ascontiguousarray(ssm)
     weights = w["ssm_conv1d.weight"], w["ssm_dt.bias"], w["ssm_a"], w["ssm_norm.weight"]
     scale = np.float32(rsqrt64(np.array(size, np.float64)))

@@ -13,9 +13,8 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mtpref.kernels import activations, compile, float_rows, panel_products, rows
+from mtpref.kernels import activations, compile, float_rows, panel_layers, rows
 from mtpref.kernels.compile import INT, kernel
-from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.unpack import TYPE_CODES
 from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES, Matrix, check_type
 
@@ -105,10 +104,10 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
 
     Errors   MtprefError for a weight type without a rule
     """
-    check_type(w)
     x = np.ascontiguousarray(x)
-    if isinstance(w, PackedMatrix) and w.panels is not None:
-        return panel_products.mul_mat(w, x)
+    if panel_layers.has_panels(w):
+        return panel_layers.mul_mat(w, x)
+    check_type(w)
     kind = ACTIVATION_TYPES[w.type_name]
     if w.type_name in TILE_TYPES:
         codes, scales = quantize_q8_0(x) if kind == "Q8_0" else quantize_q8_k(x)[:2]

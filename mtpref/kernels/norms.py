@@ -86,13 +86,13 @@ def _swiglu(gate, up, out, first, last):
         out[i] = silu(gate[i]) * up[i]
 
 
-_some_swiglu, _some_rms_norm = _swiglu.dispatcher, _rms_norm.dispatcher
+swiglu_part, _some_rms_norm = _swiglu.dispatcher, _rms_norm.dispatcher
 
 
 @kernel(_VECTOR, _VECTOR, _OUT1, INT, parallel=True)
 def _all_swiglu(gate, up, out, n_parts):
     for p in prange(n_parts):
-        _some_swiglu(gate, up, out, p * len(out) // n_parts, (p + 1) * len(out) // n_parts)
+        swiglu_part(gate, up, out, p * len(out) // n_parts, (p + 1) * len(out) // n_parts)
 
 
 @kernel(_MATRIX, _VECTOR, F64, _OUT2, INT, parallel=True)

@@ -8,7 +8,6 @@ Owns the preparation of activations for the tiles, the order in which tiles are 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -18,19 +17,13 @@ from mtpref.kernels.arith import round_f16
 from mtpref.kernels.blocks import TILES
 from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import FLAG, INT, Kernel, helper, kernel, source, target
-from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.vectors import GROUP, ROWS
 
 F32 = NDArray[np.float32]
 
-# Multiplications and additions below which one thread does the whole product: some tens of microseconds.
-PARALLEL_FROM = 1 << 20
 # Bytes of the words of the tokens that a thread takes through all its panels before it turns to the next tokens: they
 # stay in the second-level cache beside a panel.
 WORDS_IN_CACHE = 1 << 18
-
-# Tokens from which on all threads prepare them.
-PARALLEL_TOKENS = 8
 
 _quantize_q8_k = activations.quantize_q8_k.dispatcher
 
@@ -176,21 +169,7 @@ def rows_q6_k(panels, words, scales, sums, y, first, last):
     _rows_of_q6_k(panels, words, scales, sums, y, first, last)
 
 
-_call_prepare, _call_rows = caller(*_PREPARE), caller(*_ROWS)
-
-
-@kernel(INT, INT, FLAG, _PANELS, _X, _WORDS, _OUT, _SUMS, _OUT, INT, parallel=True)
-def all_rows(prepare, rows, is_unsigned, panels, x, words, scales, sums, y, n_parts):
-    """Prepare the activations, then multiply all panels: with the kernels at these two addresses."""
-    n_tokens, n = len(x), -(-y.shape[1] // ROWS)
-    if n_tokens < PARALLEL_TOKENS:
-        _call_prepare(prepare, (x, is_unsigned, words, scales, sums, 0, n_tokens))
-    else:
-        for p in prange(n_parts):
-            first, last = p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts
-            _call_prepare(prepare, (x, is_unsigned, words, scales, sums, first, last))
-    for p in prange(n_parts):
-        _call_rows(rows, (panels, words, scales, sums, y, p * n // n_parts, (p + 1) * n // n_parts))
+call_prepare, call_rows = caller(*_PREPARE), caller(*_ROWS)
 
 
 class Product(NamedTuple):
@@ -210,18 +189,3 @@ PRODUCTS = {
     "Q5_K": Product(256, 64, True, prepare_q8_k, rows_q5_k),
     "Q6_K": Product(256, 32, True, prepare_q8_k, rows_q6_k),
 }
-
-
-def mul_mat(w: PackedMatrix, x: F32) -> F32:
-    """S6. y = W x, (T, n_in) -> (T, n_out), in `ggml` numerics, for a matrix that has panels."""
-    product = PRODUCTS[w.type_name]
-    n_tokens, n_in = x.shape
-    y, scales = (np.empty((n_tokens, n), np.float32) for n in (w.n_out, n_in // product.n_block))
-    words, sums = (np.empty((n_tokens, n_in // n), np.int32) for n in (GROUP, product.n_sum))
-    if compile.n_threads() == 1 or w.n_out * n_in * n_tokens < PARALLEL_FROM:
-        product.prepare(x, product.is_unsigned, words, scales, sums, 0, n_tokens)
-        product.rows(w.panels, words, scales, sums, y, 0, -(-w.n_out // ROWS))
-    else:
-        addresses = product.prepare.address(), product.rows.address()
-        all_rows(*addresses, product.is_unsigned, w.panels, x, words, scales, sums, y, compile.start_threads())
-    return y
