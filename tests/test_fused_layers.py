@@ -22,6 +22,17 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20261128)
 
 
+@pytest.fixture
+def all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the product is, it is split; with one thread there is nothing to split."""
+    from mtpref.kernels import compile, panel_layers
+
+    if compile.settings.NUMBA_NUM_THREADS == 1:
+        pytest.skip("Numba has one thread here: nothing to split")
+    monkeypatch.setattr(panel_layers, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(compile, "_n_threads", 2)
+
+
 def matrix(rng: np.random.Generator, n_out: int, n_in: int, scale: str = "unit") -> spec.Matrix:
     weights = values(rng, (n_out, n_in), scale) / np.float32(8 if scale == "unit" else 1)
     return spec.Matrix("w", "F32", n_out, n_in, weights.view(np.uint8).reshape(-1))
@@ -77,6 +88,35 @@ def test_a_delta_layer_is_the_composition(rng: np.random.Generator, scale: str, 
         assert found_states.shape == states.shape
 
 
+@pytest.mark.usefixtures("all_threads")
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_delta_layer_of_panels_is_the_composition(rng: np.random.Generator, scale: str) -> None:
+    """The projections in the same call: one type, two, or three, where the products are calls of their own."""
+    from mtpref.kernels import delta_mixer
+
+    table, fused, cfg = spec_ops("ggml"), make_recipe("ggml").ops, delta_config(2, 4, 64)
+    channels, inner = 8 * 64, 4 * 64
+    sizes = {"attn_qkv": channels, "attn_gate": inner, "ssm_beta": 4, "ssm_alpha": 4, "ssm_out": 48}
+    for types, is_whole in ((("Q8_0",) * 5, True), (("Q6_K", "Q4_K", "Q4_K", "Q4_K", "Q5_K"), True),
+                            (("Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q8_0"), False)):  # fmt: skip
+        w = delta_weights(rng, cfg, scale)
+        for (name, n_out), type_name in zip(sizes.items(), types, strict=True):
+            w[f"{name}.weight"] = quantised(rng, type_name, n_out, 256, "unit")
+        names = [f"{name}.weight" for name in sizes]
+        packed = {**w, **dict(zip(names, kernels.pack([w[name] for name in names]), strict=True))}
+        assert delta_mixer._is_whole([packed[name] for name in names], np.empty((1, 256))) is is_whole
+        for n_tokens, keep in ((1, 1), (2, 2), (5, 3), (70, 2)):
+            x, state = values(rng, (n_tokens, 256), "unit"), values(rng, (4, 64, 64), scale)
+            args = cfg, x, values(rng, (3, channels), scale), state, keep, discard
+            with np.errstate(all="ignore"):
+                y, windows, states = table.delta_layer(table, w, *args)
+            found_y, found_windows, found_states = fused.delta_layer(fused, packed, *args)
+            assert_same(y, found_y)
+            for i in range(-keep, keep):
+                assert_same(windows[i], found_windows[i])
+                assert_same(states[i], found_states[i])
+
+
 def test_planes_made_late_are_those_of_the_composition_and_hold_two_states(rng: np.random.Generator) -> None:
     ops, cfg = make_recipe("ggml").ops, delta_config(2, 4, 32)
     w, x = delta_weights(rng, cfg, "unit"), values(rng, (6, N_EMBD), "unit")
@@ -120,17 +160,6 @@ def test_other_sizes_take_the_composition(rng: np.random.Generator) -> None:
 
 
 # FEED-FORWARD, SEVERAL MATRICES AT ONCE
-
-
-@pytest.fixture
-def all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the product is, it is split; with one thread there is nothing to split."""
-    from mtpref.kernels import compile, panel_layers
-
-    if compile.settings.NUMBA_NUM_THREADS == 1:
-        pytest.skip("Numba has one thread here: nothing to split")
-    monkeypatch.setattr(panel_layers, "PARALLEL_FROM", 0)
-    monkeypatch.setattr(compile, "_n_threads", 2)
 
 
 def ffn_weights(rng: np.random.Generator, types: tuple[str, str, str], n_ff: int, scale: str) -> dict[str, object]:

@@ -38,7 +38,7 @@ class Stopwatch:
             self.found[kernel.dispatcher.py_func.__name__].append(time.perf_counter() - start)
             return result
 
-        Kernel.__call__ = timed  # type: ignore[method-assign]
+        Kernel.__call__ = timed  # type: ignore[assignment,method-assign]
 
 
 def measure(model: Model, watch: Stopwatch, n_tokens: int, n_past: int, rounds: int, python: bool) -> None:

@@ -1,13 +1,15 @@
 """S11, S9, S12, S13, S14 in one kernel: what a gated DeltaNet layer does between its products.
 
-Owns the fused twin of `mtpref.ops.compose.delta_layer`. One task is a key head with the value heads that read it: its
+Owns the fused twin of `mtpref.ops.compose.delta_layer`; where matrices have panels, its products are in the same call.
+One task is a key head with the value heads that read it: its
 channels are convolved, normalised, run through the rule and gated a few tokens at a time, while they are in the cache.
 Tasks do not read each other, so they are split over threads: one parallel region per layer.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from numba import prange
 from numba.core import types
 from numpy.typing import NDArray
 
-from mtpref.kernels import compile
+from mtpref.kernels import compile, panel_layers
 from mtpref.kernels.arith import exp, sigmoid, softplus
 from mtpref.kernels.compile import F64, FLAG, INT, helper, kernel, source, target
 from mtpref.kernels.delta import PARALLEL_FROM, TOKENS_IN_CACHE
@@ -23,7 +25,7 @@ from mtpref.kernels.delta_rows import delta_tokens
 from mtpref.kernels.floats import N_FLOATS, four_taps, load16, silu16, store, times
 from mtpref.kernels.lanes import lane_sum_products
 from mtpref.kernels.norms import scale32
-from mtpref.kernels.panel_layers import mul_mats
+from mtpref.kernels.panel_layers import HOW, PANELS, has_panels, how, mul_mats, products_of
 from mtpref.kernels.scalars import never_inline
 from mtpref.ops.compose import discard
 from mtpref.spec.arith import rsqrt64
@@ -33,6 +35,7 @@ F32 = NDArray[np.float32]
 N_TAPS = 4
 # Tokens of a batch up to which states between tokens are made when asked for.
 MOST_LATE = 64
+MATRICES = "attn_qkv.weight", "attn_gate.weight", "ssm_beta.weight", "ssm_alpha.weight", "ssm_out.weight"
 
 
 @helper
@@ -122,6 +125,42 @@ def _all_delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a
                 scale, out, states, p * n_k_heads // n_parts, (p + 1) * n_k_heads // n_parts)  # fmt: skip
 
 
+@helper
+def _cut(room, n_tokens, n_channels, n_heads, size):
+    """The parts of a layer's room: qkv, z, beta, alpha, and what goes to the output projection."""
+    n_qkv, n_z, n_gates = n_tokens * n_channels, n_tokens * n_heads * size, n_tokens * n_heads
+    ends = n_qkv, n_qkv + n_z, n_qkv + n_z + n_gates, n_qkv + n_z + 2 * n_gates
+    return (room[: ends[0]].reshape((n_tokens, n_channels)),
+            room[ends[0] : ends[1]].reshape((n_tokens, n_heads * size)),
+            room[ends[1] : ends[2]].reshape((n_tokens, n_heads)),
+            room[ends[2] : ends[3]].reshape((n_tokens, n_heads)),
+            room[ends[3] :].reshape((n_tokens, n_heads * size)))  # fmt: skip
+
+
+_groups_of = _all_delta_groups.dispatcher
+
+
+@kernel(*(HOW, HOW, HOW, PANELS, PANELS, PANELS, PANELS, PANELS, _MATRIX, _MATRIX, _MATRIX),
+        *(_VECTOR, _VECTOR, _VECTOR, source(types.float32, 3), INT, F64, types.float32),
+        *(target(types.float32, 1), target(types.float32, 2), target(types.float32, 4), target(types.float32, 2), INT))  # fmt: skip
+def _whole_layer(how_qkv, how_gates, how_out, w_qkv, w_z, w_beta, w_alpha, w_out, x, conv, conv_weight, dt_bias, ssm_a,
+                 norm_weight, state, n_k_heads, eps, scale, room, window, states, y, n_parts):  # fmt: skip
+    """All of a layer whose matrices have panels, in all threads; window is what `_window` gives for all tokens."""
+    n_tokens, n_before = len(x), len(conv)
+    qkv, z, beta_raw, alpha, out = _cut(room, n_tokens, conv.shape[1], state.shape[0], state.shape[2])
+    if how_qkv[1] == how_gates[1]:
+        products_of(how_qkv, 4, (w_qkv, w_z, w_beta, w_alpha), x, (qkv, z, beta_raw, alpha), n_parts)
+    else:
+        products_of(how_qkv, 1, (w_qkv, w_qkv, w_qkv, w_qkv), x, (qkv, qkv, qkv, qkv), n_parts)
+        products_of(how_gates, 3, (w_z, w_beta, w_alpha, w_alpha), x, (z, beta_raw, alpha, alpha), n_parts)
+    _groups_of(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, False,
+               scale, out, states, n_parts)  # fmt: skip
+    for i in range(n_before):
+        t = n_tokens - n_before + i
+        window[i] = qkv[t] if t >= 0 else conv[n_before + t]
+    products_of(how_out, 1, (w_out, w_out, w_out, w_out), out, (y, y, y, y), n_parts)
+
+
 class LatePlanes:
     """States after each of the last `keep` tokens, each made when it is asked for: planes[i] is a float32 array.
 
@@ -171,42 +210,63 @@ def delta_layer(
     if tap is not discard or not is_usual:
         y, windows, states = ops.composed["delta_layer"](ops, w, cfg, x, conv, ssm, keep, tap)
         return y, windows, states
-    names = "attn_qkv.weight", "attn_gate.weight", "ssm_beta.weight", "ssm_alpha.weight"
-    qkv, z, beta_raw, alpha = mul_mats(ops, [w[name] for name in names], x)
     conv, ssm = np.ascontiguousarray(conv), np.ascontiguousarray(ssm)
     weights = w["ssm_conv1d.weight"], w["ssm_dt.bias"], w["ssm_a"], w["ssm_norm.weight"]
-    scale = np.float32(rsqrt64(np.array(size, np.float64)))
-
-    def mix(n: int, n_kept: int) -> tuple[F32, F32]:
-        """The first n tokens: what goes to the output projection, and the states after the last of them."""
-        out, states = np.empty((n, n_v * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
-        args = (
-            qkv[:n],
-            z[:n],
-            beta_raw[:n],
-            alpha[:n],
-            conv,
-            *weights,
-            ssm,
-            n_k,
-            cfg.rms_eps,
-            wide,
-            scale,
-            out,
-            states,
-        )
-        if compile.n_threads() == 1 or n * n_v * size * size < PARALLEL_FROM:
-            _delta_groups(*args, 0, n_k)
-        else:
-            _all_delta_groups(*args, compile.start_threads())
-        return out, states
-
     is_late = keep > 1 and n_tokens <= MOST_LATE
-    out, states = mix(n_tokens, 1 if is_late else keep)
-    y = ops.mul_mat(w["ssm_out.weight"], out)
+    n_kept = 1 if is_late else keep
+    matrices = [w[name] for name in MATRICES]
+    if not wide and _is_whole(matrices, x):
+        room = np.empty(n_tokens * (conv.shape[1] + 2 * n_v * (size + 1)), np.float32)
+        states, window = np.empty((n_kept, *ssm.shape), np.float32), np.empty_like(conv)
+        y = np.empty((n_tokens, matrices[-1].n_out), np.float32)
+        hows = [how(matrices[i].type_name) for i in (0, 1, 4)]
+        panels = [m.panels for m in matrices]
+        _whole_layer(*hows, *panels, np.ascontiguousarray(x), conv, *weights, ssm, n_k, cfg.rms_eps, _scale(size), room,
+                     window, states, y, compile.start_threads())  # fmt: skip
+        if keep == 1:
+            return y, window[None], states
+        projections = _cut.py_func(room, n_tokens, conv.shape[1], n_v, size)[:4]
+    else:
+        projections = tuple(mul_mats(ops, matrices[:4], x))
+        out, states = _mix(projections, conv, weights, ssm, n_k, cfg.rms_eps, wide, n_tokens, n_kept)
+        window = _window(conv, projections[0], 0)
+        y = ops.mul_mat(matrices[-1], out)
+        if keep == 1:
+            return y, window[None], states
+    qkv = projections[0]
     if not is_late:
-        windows = [_window(conv, qkv, n) for n in range(keep - 1, -1, -1)]
-        return y, windows[0][None] if keep == 1 else np.stack(windows), states
-    n_behind = ssm.nbytes + qkv.nbytes + z.nbytes + beta_raw.nbytes + alpha.nbytes
-    windows = LatePlanes(_window(conv, qkv, 0), keep, lambda n: _window(conv, qkv, n), conv.nbytes)
-    return y, windows, LatePlanes(states[0], keep, lambda n: mix(n_tokens - n, 1)[1][0], n_behind)
+        return y, np.stack([_window(conv, qkv, n) for n in range(keep - 1, -1, -1)]), states
+    n_behind = ssm.nbytes + sum(projection.nbytes for projection in projections)
+
+    def without(n: int) -> F32:
+        return _mix(projections, conv, weights, ssm, n_k, cfg.rms_eps, wide, n_tokens - n, 1)[1][0]
+
+    windows = LatePlanes(window, keep, lambda n: _window(conv, qkv, n), conv.nbytes)
+    return y, windows, LatePlanes(states[0], keep, without, n_behind)
+
+
+def _is_whole(matrices: Sequence[Any], x: F32) -> bool:
+    """Whether one kernel takes the whole layer: all has panels, and is worth all threads."""
+    if not all(has_panels(m) for m in matrices) or len({m.type_name for m in matrices[1:4]}) > 1:
+        return False
+    return compile.n_threads() > 1 and matrices[0].n_out * x.size >= panel_layers.PARALLEL_FROM
+
+
+@cache
+def _scale(size: int) -> np.float32:
+    """1 / sqrt(size)."""
+    return np.float32(rsqrt64(np.array(size, np.float64)))
+
+
+def _mix(projections: Sequence[F32], conv: F32, weights: Sequence[F32], ssm: F32, n_k: int, eps: float, wide: bool,
+         n: int, n_kept: int) -> tuple[F32, F32]:  # fmt: skip
+    """The first n tokens: what goes to the output projection, and the states after the last n_kept of them."""
+    n_heads, size = ssm.shape[0], ssm.shape[2]
+    out, states = np.empty((n, n_heads * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
+    parts = (projection[:n] for projection in projections)
+    args = *parts, conv, *weights, ssm, n_k, eps, wide, _scale(size), out, states
+    if compile.n_threads() == 1 or n * ssm.size < PARALLEL_FROM:
+        _delta_groups(*args, 0, n_k)
+    else:
+        _all_delta_groups(*args, compile.start_threads())
+    return out, states

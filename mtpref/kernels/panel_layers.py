@@ -32,9 +32,9 @@ PARALLEL_FROM = 1 << 20
 PARALLEL_TOKENS = 8
 
 # Addresses of the kernels that prepare and multiply; is_unsigned, n_block and n_sum of a Product.
-_HOW = types.UniTuple(types.int64, 5)
-_PANELS, _X, _OUT = source(types.uint8, 1), source(types.float32, 2), target(types.float32, 2)
-_ARGS = (_HOW, INT, types.UniTuple(_PANELS, MOST), _X, types.UniTuple(_OUT, MOST))
+HOW = types.UniTuple(types.int64, 5)
+PANELS, _X, _OUT = source(types.uint8, 1), source(types.float32, 2), target(types.float32, 2)
+_ARGS = (HOW, INT, types.UniTuple(PANELS, MOST), _X, types.UniTuple(_OUT, MOST))
 
 
 @helper
@@ -71,21 +71,21 @@ def _all_products(how, n, panels, x, ys, n_parts):
             call_rows(how[1], (panels[i], words, scales, sums, ys[i], first, last))
 
 
-_products_of = _all_products.dispatcher
+products_of = _all_products.dispatcher
 
 
-@kernel(_HOW, _HOW, _PANELS, _PANELS, _PANELS, _X, _OUT, _OUT, _OUT, INT, parallel=True)
+@kernel(HOW, HOW, PANELS, PANELS, PANELS, _X, _OUT, _OUT, _OUT, INT, parallel=True)
 def _all_ffn(how_in, how_out, gate, up, down, x, gated, upped, y, n_parts):
     """S6, S18, S6: y = down(swiglu(gate(x), up(x))), in all threads; gated and upped are room for what is between."""
-    _products_of(how_in, 2, (gate, up, up, up), x, (gated, upped, upped, upped), n_parts)
+    products_of(how_in, 2, (gate, up, up, up), x, (gated, upped, upped, upped), n_parts)
     n, flat, other = gated.size, gated.reshape(-1), upped.reshape(-1)
     for p in prange(n_parts):
         swiglu_part(flat, other, flat, p * n // n_parts, (p + 1) * n // n_parts)
-    _products_of(how_out, 1, (down, down, down, down), gated, (y, y, y, y), n_parts)
+    products_of(how_out, 1, (down, down, down, down), gated, (y, y, y, y), n_parts)
 
 
 @cache
-def _how(type_name: str) -> tuple[int, ...]:
+def how(type_name: str) -> tuple[int, ...]:
     product = PRODUCTS[type_name]
     return product.prepare.address(), product.rows.address(), product.is_unsigned, product.n_block, product.n_sum
 
@@ -118,7 +118,7 @@ def _of_a_type(matrices: tuple[PackedMatrix, ...], x: F32) -> list[F32]:
     ys = [np.empty((n_tokens, w.n_out), np.float32) for w in matrices]
     spare = MOST - n
     panels = tuple(w.panels for w in matrices) + (matrices[0].panels,) * spare
-    args = _how(matrices[0].type_name), n, panels, x, (*ys, *ys[:1] * spare)
+    args = how(matrices[0].type_name), n, panels, x, (*ys, *ys[:1] * spare)
     if compile.n_threads() == 1 or sum(w.n_out for w in matrices) * x.size < PARALLEL_FROM:
         _products(*args)
     else:
@@ -136,7 +136,7 @@ def ffn(ops: Any, w: Any, x: F32, tap: Any) -> F32:
         result: F32 = ops.composed["ffn"](ops, w, x, tap)
         return result
     room, y = np.empty((2, n_tokens, n_ff), np.float32), np.empty((n_tokens, down.n_out), np.float32)
-    hows = _how(gate.type_name), _how(down.type_name)
+    hows = how(gate.type_name), how(down.type_name)
     x = np.ascontiguousarray(x)
     _all_ffn(*hows, gate.panels, up.panels, down.panels, x, room[0], room[1], y, compile.start_threads())
     return y
