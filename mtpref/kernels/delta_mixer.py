@@ -142,7 +142,8 @@ _groups_of = _all_delta_groups.dispatcher
 
 @kernel(*(HOW, HOW, HOW, PANELS, PANELS, PANELS, PANELS, PANELS, _MATRIX, _MATRIX, _MATRIX),
         *(_VECTOR, _VECTOR, _VECTOR, source(types.float32, 3), INT, F64, types.float32),
-        *(target(types.float32, 1), target(types.float32, 2), target(types.float32, 4), target(types.float32, 2), INT))  # fmt: skip
+        *(target(types.float32, 1), target(types.float32, 2), target(types.float32, 4), target(types.float32, 2)),
+        INT)  # fmt: skip
 def _whole_layer(how_qkv, how_gates, how_out, w_qkv, w_z, w_beta, w_alpha, w_out, x, conv, conv_weight, dt_bias, ssm_a,
                  norm_weight, state, n_k_heads, eps, scale, room, window, states, y, n_parts):  # fmt: skip
     """All of a layer whose matrices have panels, in all threads; window is what `_window` gives for all tokens."""
