@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mtpref.kernels import activations, compile
 from mtpref.kernels.arith import exp, f32_of_bf16
 from mtpref.kernels.attend_tiles import TOKENS, attend
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
 from mtpref.kernels.lanes import N_LANES, dot
 from mtpref.kernels.scalars import f32_of_f16, fma32, never_inline
@@ -136,21 +137,23 @@ def _attention_tiles(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale
         attend(q, k_wide, k_half, v_wide, v_half, kind, task % n_kv_heads, first, begin, end, scale, out)
 
 
-_tasks, _tiles = _attention_tasks.dispatcher, _attention_tiles.dispatcher
+_call = caller(*_ARGS, INT, INT)
 
 
-@kernel(*_ARGS, INT, parallel=True)
-def _all_attention_tiles(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, n_parts):
+@kernel(INT, *_ARGS, INT, parallel=True)
+def _all_attention_tiles(tiles, q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, n_parts):
+    """All tiles, with the kernel at this address."""
     for p in prange(n_parts):
-        _tiles(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, p, n_parts)
+        _call(tiles, (q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, p, n_parts))
 
 
-@kernel(*_ARGS, INT, parallel=True)
-def _all_attention_tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, n_parts):
+@kernel(INT, *_ARGS, INT, parallel=True)
+def _all_attention_tasks(tasks, q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, n_parts):
+    """All tasks, with the kernel at this address."""
     n = q.shape[0] * max(k_wide.shape[1], k_half.shape[1])
     for p in prange(n_parts):
         begin, end = p * n // n_parts, (p + 1) * n // n_parts
-        _tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, begin, end)
+        _call(tasks, (q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale, out, begin, end))
 
 
 _NO_WIDE, _NO_HALF = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.uint16)
@@ -178,9 +181,13 @@ def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: i
         if is_serial:
             _attention_tiles(q, *caches, kind, first, wide, scale, out, 0, 1)
         else:
-            _all_attention_tiles(q, *caches, kind, first, wide, scale, out, compile.start_threads())
+            _all_attention_tiles(
+                _attention_tiles.address(), q, *caches, kind, first, wide, scale, out, compile.start_threads()
+            )
     elif is_serial:
         _attention_tasks(q, *caches, kind, first, wide, scale, out, 0, n_tokens * k_cache.shape[1])
     else:
-        _all_attention_tasks(q, *caches, kind, first, wide, scale, out, compile.start_threads())
+        _all_attention_tasks(
+            _attention_tasks.address(), q, *caches, kind, first, wide, scale, out, compile.start_threads()
+        )
     return out

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from mtpref.kernels import compile, panel_layers
 from mtpref.kernels.arith import exp, sigmoid, softplus
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import F64, FLAG, INT, helper, kernel, source, target
 from mtpref.kernels.delta import PARALLEL_FROM, TOKENS_IN_CACHE
 from mtpref.kernels.delta_rows import delta_tokens
 from mtpref.kernels.floats import N_FLOATS, four_taps, load16, silu16, store, times
 from mtpref.kernels.lanes import lane_sum_products
 from mtpref.kernels.norms import scale32
-from mtpref.kernels.panel_layers import HOW, PANELS, has_panels, how, mul_mats, products_of
+from mtpref.kernels.panel_layers import HOW, PANELS, call_products, has_panels, how, mul_mats
 from mtpref.kernels.scalars import never_inline
 from mtpref.ops.compose import discard
 from mtpref.spec.arith import rsqrt64
@@ -114,52 +115,48 @@ def _delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, no
                 _gate_outputs(out, z, h * size, step, norm_weight, start, end, eps)
 
 
-_groups = _delta_groups.dispatcher
+_call_groups = caller(*_ARGS, INT, INT)
 
 
-@kernel(*_ARGS, INT, parallel=True)
-def _all_delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps,
-                      wide, scale, out, states, n_parts):  # fmt: skip
+@kernel(INT, *_ARGS, INT, parallel=True)
+def _all_delta_groups(groups, qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads,
+                      eps, wide, scale, out, states, n_parts):  # fmt: skip
+    """All key heads, with the kernel at this address."""
     for p in prange(n_parts):
-        _groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, wide,
-                scale, out, states, p * n_k_heads // n_parts, (p + 1) * n_k_heads // n_parts)  # fmt: skip
+        _call_groups(groups, (qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads,
+                              eps, wide, scale, out, states, p * n_k_heads // n_parts,
+                              (p + 1) * n_k_heads // n_parts))  # fmt: skip
 
 
-@helper
-def _cut(room, n_tokens, n_channels, n_heads, size):
-    """The parts of a layer's room: qkv, z, beta, alpha, and what goes to the output projection."""
-    n_qkv, n_z, n_gates = n_tokens * n_channels, n_tokens * n_heads * size, n_tokens * n_heads
-    ends = n_qkv, n_qkv + n_z, n_qkv + n_z + n_gates, n_qkv + n_z + 2 * n_gates
-    return (room[: ends[0]].reshape((n_tokens, n_channels)),
-            room[ends[0] : ends[1]].reshape((n_tokens, n_heads * size)),
-            room[ends[1] : ends[2]].reshape((n_tokens, n_heads)),
-            room[ends[2] : ends[3]].reshape((n_tokens, n_heads)),
-            room[ends[3] :].reshape((n_tokens, n_heads * size)))  # fmt: skip
+_call_all_groups = caller(INT, *_ARGS, INT)
 
 
-_groups_of = _all_delta_groups.dispatcher
+_OUT = target(types.float32, 2)
 
 
-@kernel(*(HOW, HOW, HOW, PANELS, PANELS, PANELS, PANELS, PANELS, _MATRIX, _MATRIX, _MATRIX),
+@kernel(*(INT, INT, INT, HOW, HOW, HOW, PANELS, PANELS, PANELS, PANELS, PANELS, _MATRIX, _MATRIX, _MATRIX),
         *(_VECTOR, _VECTOR, _VECTOR, source(types.float32, 3), INT, F64, types.float32),
-        *(target(types.float32, 1), target(types.float32, 2), target(types.float32, 4), target(types.float32, 2)),
-        INT)  # fmt: skip
-def _whole_layer(how_qkv, how_gates, how_out, w_qkv, w_z, w_beta, w_alpha, w_out, x, conv, conv_weight, dt_bias, ssm_a,
-                 norm_weight, state, n_k_heads, eps, scale, room, window, states, y, n_parts):  # fmt: skip
-    """All of a layer whose matrices have panels, in all threads; window is what `_window` gives for all tokens."""
+        *(_OUT, _OUT, _OUT, _OUT, _OUT, _OUT, target(types.float32, 4), _OUT, INT))  # fmt: skip
+def _whole_layer(products, all_groups, groups, how_qkv, how_gates, how_out, w_qkv, w_z, w_beta, w_alpha, w_out, x, conv,
+                 conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, scale, qkv, z, beta_raw, alpha, out,
+                 window, states, y, n_parts):  # fmt: skip
+    """All of a layer whose matrices have panels, in all threads, with the kernels at the first three addresses; window
+    is what `_window` gives for all tokens."""
     n_tokens, n_before = len(x), len(conv)
-    qkv, z, beta_raw, alpha, out = _cut(room, n_tokens, conv.shape[1], state.shape[0], state.shape[2])
     if how_qkv[1] == how_gates[1]:
-        products_of(how_qkv, 4, (w_qkv, w_z, w_beta, w_alpha), x, (qkv, z, beta_raw, alpha), n_parts)
+        call_products(products, (how_qkv, 4, (w_qkv, w_z, w_beta, w_alpha), x, (qkv, z, beta_raw, alpha), n_parts))
     else:
-        products_of(how_qkv, 1, (w_qkv, w_qkv, w_qkv, w_qkv), x, (qkv, qkv, qkv, qkv), n_parts)
-        products_of(how_gates, 3, (w_z, w_beta, w_alpha, w_alpha), x, (z, beta_raw, alpha, alpha), n_parts)
-    _groups_of(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, False,
-               scale, out, states, n_parts)  # fmt: skip
+        call_products(products, (how_qkv, 1, (w_qkv, w_qkv, w_qkv, w_qkv), x, (qkv, qkv, qkv, qkv), n_parts))
+        call_products(
+            products, (how_gates, 3, (w_z, w_beta, w_alpha, w_alpha), x, (z, beta_raw, alpha, alpha), n_parts)
+        )
+    _call_all_groups(all_groups, (groups, qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight,
+                                  state, n_k_heads, eps, False, scale, out, states, n_parts))  # fmt: skip
     for i in range(n_before):
         t = n_tokens - n_before + i
-        window[i] = qkv[t] if t >= 0 else conv[n_before + t]
-    products_of(how_out, 1, (w_out, w_out, w_out, w_out), out, (y, y, y, y), n_parts)
+        for c in range(conv.shape[1]):
+            window[i, c] = qkv[t, c] if t >= 0 else conv[n_before + t, c]
+    call_products(products, (how_out, 1, (w_out, w_out, w_out, w_out), out, (y, y, y, y), n_parts))
 
 
 class LatePlanes:
@@ -217,23 +214,21 @@ def delta_layer(
     n_kept = 1 if is_late else keep
     matrices = [w[name] for name in MATRICES]
     if not wide and _is_whole(matrices, x):
-        room = np.empty(n_tokens * (conv.shape[1] + 2 * n_v * (size + 1)), np.float32)
-        states, window = np.empty((n_kept, *ssm.shape), np.float32), np.empty_like(conv)
-        y = np.empty((n_tokens, matrices[-1].n_out), np.float32)
-        hows = [how(matrices[i].type_name) for i in (0, 1, 4)]
-        panels = [m.panels for m in matrices]
-        _whole_layer(*hows, *panels, np.ascontiguousarray(x), conv, *weights, ssm, n_k, cfg.rms_eps, _scale(size), room,
-                     window, states, y, compile.start_threads())  # fmt: skip
-        if keep == 1:
-            return y, window[None], states
-        projections = _cut.py_func(room, n_tokens, conv.shape[1], n_v, size)[:4]
+        made = [np.empty((n_tokens, m.n_out), np.float32) for m in matrices]
+        *projections, y = made
+        out, states = np.empty((n_tokens, n_v * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
+        window = np.empty_like(conv)
+        kernels_at = panel_layers.all_products.address(), _all_delta_groups.address(), _delta_groups.address()
+        args = *(how(matrices[i].type_name) for i in (0, 1, 4)), *(m.panels for m in matrices)
+        given = np.ascontiguousarray(x), conv, *weights, ssm, n_k, cfg.rms_eps, _scale(size)
+        _whole_layer(*kernels_at, *args, *given, *projections, out, window, states, y, compile.start_threads())
     else:
-        projections = tuple(mul_mats(ops, matrices[:4], x))
+        projections = mul_mats(ops, matrices[:4], x)
         out, states = _mix(projections, conv, weights, ssm, n_k, cfg.rms_eps, wide, n_tokens, n_kept)
         window = _window(conv, projections[0], 0)
         y = ops.mul_mat(matrices[-1], out)
-        if keep == 1:
-            return y, window[None], states
+    if keep == 1:
+        return y, window[None], states
     qkv = projections[0]
     if not is_late:
         return y, np.stack([_window(conv, qkv, n) for n in range(keep - 1, -1, -1)]), states
@@ -269,5 +264,5 @@ def _mix(projections: Sequence[F32], conv: F32, weights: Sequence[F32], ssm: F32
     if compile.n_threads() == 1 or n * ssm.size < PARALLEL_FROM:
         _delta_groups(*args, 0, n_k)
     else:
-        _all_delta_groups(*args, compile.start_threads())
+        _all_delta_groups(_delta_groups.address(), *args, compile.start_threads())
     return out, states

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref.kernels import compile
 from mtpref.kernels.arith import sigmoid, silu, softplus
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import F64, INT, helper, kernel, source, target
 from mtpref.kernels.floats import N_FLOATS, load16, sigmoid16, silu16, store, times
 from mtpref.kernels.lanes import lane_sum_products
@@ -78,7 +79,7 @@ def _attn_gate(o, gate, out):
 
 
 @kernel(_VECTOR, _VECTOR, _OUT1, INT, INT)
-def _swiglu(gate, up, out, first, last):
+def swiglu_part(gate, up, out, first, last):
     whole = first + (last - first) // N_FLOATS * N_FLOATS
     for i in range(first, whole, N_FLOATS):
         store(out, i, times(silu16(load16(gate, i)), load16(up, i)))
@@ -86,19 +87,21 @@ def _swiglu(gate, up, out, first, last):
         out[i] = silu(gate[i]) * up[i]
 
 
-swiglu_part, _some_rms_norm = _swiglu.dispatcher, _rms_norm.dispatcher
+call_swiglu, _call_rms_norm = caller(_VECTOR, _VECTOR, _OUT1, INT, INT), caller(_MATRIX, _VECTOR, F64, _OUT2, INT, INT)
 
 
-@kernel(_VECTOR, _VECTOR, _OUT1, INT, parallel=True)
-def _all_swiglu(gate, up, out, n_parts):
+@kernel(INT, _VECTOR, _VECTOR, _OUT1, INT, parallel=True)
+def _all_swiglu(some, gate, up, out, n_parts):
+    """All elements, with the kernel at this address."""
     for p in prange(n_parts):
-        swiglu_part(gate, up, out, p * len(out) // n_parts, (p + 1) * len(out) // n_parts)
+        call_swiglu(some, (gate, up, out, p * len(out) // n_parts, (p + 1) * len(out) // n_parts))
 
 
-@kernel(_MATRIX, _VECTOR, F64, _OUT2, INT, parallel=True)
-def _all_rms_norm(x, weight, eps, out, n_parts):
+@kernel(INT, _MATRIX, _VECTOR, F64, _OUT2, INT, parallel=True)
+def _all_rms_norm(some, x, weight, eps, out, n_parts):
+    """All rows, with the kernel at this address."""
     for p in prange(n_parts):
-        _some_rms_norm(x, weight, eps, out, p * len(x) // n_parts, (p + 1) * len(x) // n_parts)
+        _call_rms_norm(some, (x, weight, eps, out, p * len(x) // n_parts, (p + 1) * len(x) // n_parts))
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
@@ -109,7 +112,7 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     if compile.n_threads() == 1 or x.size < PARALLEL_FROM:
         _rms_norm(rows, weight, eps, out_rows, 0, len(rows))
     else:
-        _all_rms_norm(rows, weight, eps, out_rows, compile.start_threads())
+        _all_rms_norm(_rms_norm.address(), rows, weight, eps, out_rows, compile.start_threads())
     return out
 
 
@@ -149,7 +152,7 @@ def swiglu(gate: F32, up: F32) -> F32:
     out = np.empty(gate.shape, np.float32)
     flat = gate.reshape(-1), up.reshape(-1), out.reshape(-1)
     if compile.n_threads() == 1 or out.size < PARALLEL_FROM:
-        _swiglu(*flat, 0, out.size)
+        swiglu_part(*flat, 0, out.size)
     else:
-        _all_swiglu(*flat, compile.start_threads())
+        _all_swiglu(swiglu_part.address(), *flat, compile.start_threads())
     return out

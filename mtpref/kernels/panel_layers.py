@@ -16,8 +16,9 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels import compile
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import INT, helper, kernel, source, target
-from mtpref.kernels.norms import swiglu_part
+from mtpref.kernels.norms import call_swiglu, swiglu_part
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.panel_products import PRODUCTS, call_prepare, call_rows
 from mtpref.kernels.vectors import GROUP, ROWS
@@ -54,7 +55,7 @@ def _products(how, n, panels, x, ys):
 
 
 @kernel(*_ARGS, INT, parallel=True)
-def _all_products(how, n, panels, x, ys, n_parts):
+def all_products(how, n, panels, x, ys, n_parts):
     """As `_products`, in all threads."""
     n_tokens = len(x)
     words, scales, sums = _room(how, *x.shape)
@@ -71,17 +72,17 @@ def _all_products(how, n, panels, x, ys, n_parts):
             call_rows(how[1], (panels[i], words, scales, sums, ys[i], first, last))
 
 
-products_of = _all_products.dispatcher
+call_products = caller(*_ARGS, INT)
 
 
-@kernel(HOW, HOW, PANELS, PANELS, PANELS, _X, _OUT, _OUT, _OUT, INT, parallel=True)
-def _all_ffn(how_in, how_out, gate, up, down, x, gated, upped, y, n_parts):
+@kernel(INT, INT, HOW, HOW, PANELS, PANELS, PANELS, _X, _OUT, _OUT, _OUT, INT, parallel=True)
+def _all_ffn(products, swiglu, how_in, how_out, gate, up, down, x, gated, upped, y, n_parts):
     """S6, S18, S6: y = down(swiglu(gate(x), up(x))), in all threads; gated and upped are room for what is between."""
-    products_of(how_in, 2, (gate, up, up, up), x, (gated, upped, upped, upped), n_parts)
+    call_products(products, (how_in, 2, (gate, up, up, up), x, (gated, upped, upped, upped), n_parts))
     n, flat, other = gated.size, gated.reshape(-1), upped.reshape(-1)
     for p in prange(n_parts):
-        swiglu_part(flat, other, flat, p * n // n_parts, (p + 1) * n // n_parts)
-    products_of(how_out, 1, (down, down, down, down), gated, (y, y, y, y), n_parts)
+        call_swiglu(swiglu, (flat, other, flat, p * n // n_parts, (p + 1) * n // n_parts))
+    call_products(products, (how_out, 1, (down, down, down, down), gated, (y, y, y, y), n_parts))
 
 
 @cache
@@ -122,7 +123,7 @@ def _of_a_type(matrices: tuple[PackedMatrix, ...], x: F32) -> list[F32]:
     if compile.n_threads() == 1 or sum(w.n_out for w in matrices) * x.size < PARALLEL_FROM:
         _products(*args)
     else:
-        _all_products(*args, compile.start_threads())
+        all_products(*args, compile.start_threads())
     return ys
 
 
@@ -136,7 +137,7 @@ def ffn(ops: Any, w: Any, x: F32, tap: Any) -> F32:
         result: F32 = ops.composed["ffn"](ops, w, x, tap)
         return result
     room, y = np.empty((2, n_tokens, n_ff), np.float32), np.empty((n_tokens, down.n_out), np.float32)
-    hows = how(gate.type_name), how(down.type_name)
-    x = np.ascontiguousarray(x)
-    _all_ffn(*hows, gate.panels, up.panels, down.panels, x, room[0], room[1], y, compile.start_threads())
+    kernels_at = all_products.address(), swiglu_part.address()
+    hows, panels = (how(gate.type_name), how(down.type_name)), (gate.panels, up.panels, down.panels)
+    _all_ffn(*kernels_at, *hows, *panels, np.ascontiguousarray(x), room[0], room[1], y, compile.start_threads())
     return y
