@@ -267,6 +267,20 @@ def test_a_cold_start_says_what_it_waits_for_and_a_warm_one_does_not(tmp_path):
     assert cold.stdout == warm.stdout
 
 
+@pytest.mark.parametrize("missing", [(), ("omppool",), ("omppool", "tbbpool")])
+def test_where_only_numbas_own_queue_is_a_note_says_what_to_install(monkeypatch, capfd, missing):
+    from mtpref import kernels
+
+    if not kernels.available():
+        pytest.skip("Numba's JIT is off: there are no threads")
+    for pool in ("omppool", "tbbpool"):
+        module = None if pool in missing else sys  # None in sys.modules makes an import fail
+        monkeypatch.setitem(sys.modules, f"numba.np.ufunc.{pool}", module)
+    monkeypatch.setattr(kernels, "n_threads", lambda: 2)
+    assert main(["generate", "-p", "x", "-n", "1", "--spec-type", "none"]) == 0
+    assert ("libgomp1" in capfd.readouterr().err) == (len(missing) == 2)
+
+
 # ----------------------------------------------------------------------------------------------- faults
 
 

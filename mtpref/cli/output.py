@@ -70,7 +70,7 @@ class Notes:
             f"model: {name} ({core.config.arch}, {core.config.n_layer} layers, {core.n_vocab} tokens); "
             f"numerics {core.recipe.numerics}, KV {core.kv_type.lower()}"
         )
-        for note in (*core.notes, *core.vocab.notes):
+        for note in (*core.notes, *core.vocab.notes, *_slow_threads(args)):
             self.line(f"note: {note}")
         self._mtp(core, options)
         if not options.sampling.is_greedy:
@@ -136,3 +136,13 @@ def _origins(mtp: Any) -> str:
               if part not in mtp.borrowed and ".nextn." not in name]  # fmt: skip
     from_file = f"; head of {mtp.file}" + (f" with its {', '.join(others)}" if others else "") if mtp.file else ""
     return from_file + (f"; shared with the trunk: {', '.join(shared)}" if shared else "")
+
+
+def _slow_threads(args: argparse.Namespace) -> list[str]:
+    """What to do where parallel loops are dear."""
+    from mtpref import kernels
+
+    if args.ops == "spec" or not kernels.available() or kernels.n_threads() == 1 or not kernels.has_only_workqueue():
+        return []
+    return ["Numba finds neither OpenMP nor TBB (threading layer workqueue), so each parallel loop costs some 100 us; "
+            "install libgomp1 or the package tbb, or use -t 1"]  # fmt: skip

@@ -53,6 +53,7 @@ _HOMES = {
     "set_threads": "compile",
     "n_threads": "compile",
     "threading_layer": "compile",
+    "has_only_workqueue": "compile",
     "when_compiling": "compile",
     "effective_target": "target",
 }

@@ -5,6 +5,7 @@ the cache folder, when it is first called. No kernel uses fastmath; division fol
 """
 
 import contextlib
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -151,3 +152,15 @@ def threading_layer() -> str:
         return str(numba.threading_layer())  # type: ignore[attr-defined]
     except ValueError:
         return "none"
+
+
+def has_only_workqueue() -> bool:
+    """Whether Numba finds neither OpenMP nor TBB, and would run parallel loops by its own queue, without being told to:
+    a loop costs some 100 us there, where OpenMP takes 2."""
+    if settings.THREADING_LAYER not in ("default", "safe", "threadsafe", "forksafe"):
+        return False
+    for pool in ("omppool", "tbbpool"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"numba.np.ufunc.{pool}")
+            return False
+    return True
