@@ -175,9 +175,10 @@ def _rows_of(name: str, load_weights: Load, value_at: Any, size: int) -> Any:
             t = 0
             while t < n_tokens:
                 width = _width(n_tokens - t)
-                for i in range(N_ROWS * N_TOKENS):
-                    for l in range(N_LANES):  # noqa: E741
-                        lanes[i, l] = np.float32(0)
+                for r in range(end - start):
+                    for i in range(r * N_TOKENS, r * N_TOKENS + width):
+                        for l in range(N_LANES):  # noqa: E741
+                            lanes[i, l] = np.float32(0)
                 for b in range(0, n_blocks, piece):
                     n_now = piece if b + piece < n_blocks else n_blocks - b
                     for r in range(start, end):
