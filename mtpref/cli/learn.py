@@ -26,7 +26,6 @@ def add_parser(verbs: Any) -> None:
 
 
 def run_learn(args: argparse.Namespace) -> int:
-    from mtpref import kernels
     from mtpref.cli.output import Notes
     from mtpref.learn import CHAPTERS, find_chapter, run_chapter
     from mtpref.learn.render import terminal
@@ -38,9 +37,8 @@ def run_learn(args: argparse.Namespace) -> int:
         print("\nmtpref learn N shows one")
         return 0
     chapter = find_chapter(args.chapter)
-    if kernels.available():
-        args.ops = None
-        Notes().when_compiling(args)
+    args.ops = None
+    Notes().when_compiling(args)
     for cell in run_chapter(chapter):
         print(terminal(cell) + "\n")
         sys.stdout.flush()
