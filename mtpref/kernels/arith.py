@@ -7,6 +7,8 @@ the same order; constants are the specification's own. Without fastmath, LLVM ne
 # Kernels are typed by Numba, not by annotations.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
+from functools import cache
+
 import numpy as np
 
 from mtpref.kernels.compile import helper
@@ -26,6 +28,12 @@ EXP_DEGREE, SIN_DEGREE, COS_DEGREE, LOG_TERMS = (
     spec.COS_DEGREE,
     spec.LOG_TERMS,
 )
+
+
+@cache
+def one_over_root(size: int) -> np.float32:
+    """1 / sqrt(size), as scores of attention and of the delta rule are scaled."""
+    return np.float32(spec.rsqrt64(np.array(size, np.float64)))
 
 
 @helper

@@ -12,13 +12,12 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels import activations, compile
-from mtpref.kernels.arith import exp, f32_of_bf16
+from mtpref.kernels.arith import exp, f32_of_bf16, one_over_root
 from mtpref.kernels.attend_tiles import TOKENS, attend
 from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
 from mtpref.kernels.lanes import N_LANES, dot
 from mtpref.kernels.scalars import f32_of_f16, fma32, never_inline
-from mtpref.spec.arith import rsqrt64
 
 F32 = NDArray[np.float32]
 
@@ -174,7 +173,7 @@ def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: i
         activations.round_to(q.reshape(-1), kind, rounded.reshape(-1))
         q = rounded
     n_tokens, n_head, size = q.shape
-    scale = np.float32(rsqrt64(np.array(size, np.float64)))
+    scale = one_over_root(size)
     out = np.empty_like(q)
     is_serial = compile.n_threads() == 1 or 2 * n_tokens * n_head * size * (first + n_tokens) < PARALLEL_FROM
     if not wide and size % N_LANES == 0:

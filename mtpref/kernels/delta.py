@@ -12,12 +12,12 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels import compile
-from mtpref.kernels.arith import exp, silu
+from mtpref.kernels.arith import exp, one_over_root, silu
+from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import FLAG, INT, kernel, source, target
 from mtpref.kernels.delta_rows import delta_tokens
 from mtpref.kernels.lanes import dot
 from mtpref.kernels.scalars import fma32
-from mtpref.spec.arith import rsqrt64
 
 F32 = NDArray[np.float32]
 
@@ -101,15 +101,16 @@ def _delta_heads(q, k, v, g, beta, state, wide, scale, out, states, first, last)
                         kept[i] = row[i]
 
 
-_heads = _delta_heads.dispatcher
+_call_heads = caller(*_DELTA_ARGS, INT, INT)
 
 
-@kernel(*_DELTA_ARGS, INT, parallel=True)
-def _all_delta_heads(q, k, v, g, beta, state, wide, scale, out, states, n_parts):
+@kernel(INT, *_DELTA_ARGS, INT, parallel=True)
+def _all_delta_heads(heads, q, k, v, g, beta, state, wide, scale, out, states, n_parts):
+    """All value heads, with the kernel at this address."""
     n = v.shape[1]
     for p in prange(n_parts):
         first, last = p * n // n_parts, (p + 1) * n // n_parts
-        _heads(q, k, v, g, beta, state, wide, scale, out, states, first, last)
+        _call_heads(heads, (q, k, v, g, beta, state, wide, scale, out, states, first, last))
 
 
 def conv_silu(window: F32, weight: F32, wide: bool) -> F32:
@@ -128,11 +129,11 @@ def delta_rule(q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, keep: int,
     n_tokens, n_v_heads, size = v.shape
     if n_v_heads % q.shape[1] or not 1 <= keep <= n_tokens:
         raise ValueError(f"delta_rule: H_v {n_v_heads}, H_k {q.shape[1]}, keep {keep} of {n_tokens} tokens")
-    scale = np.float32(rsqrt64(np.array(size, np.float64)))
+    scale = one_over_root(size)
     out, states = np.empty(v.shape, np.float32), np.empty((keep, *state.shape), np.float32)
     arrays = [np.ascontiguousarray(a) for a in (q, k, v, g, beta, state)]
     if compile.n_threads() == 1 or n_tokens * n_v_heads * size * size < PARALLEL_FROM:
         _delta_heads(*arrays, wide, scale, out, states, 0, n_v_heads)
     else:
-        _all_delta_heads(*arrays, wide, scale, out, states, compile.start_threads())
+        _all_delta_heads(_delta_heads.address(), *arrays, wide, scale, out, states, compile.start_threads())
     return out, states

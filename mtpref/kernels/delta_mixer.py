@@ -1,15 +1,14 @@
 """S11, S9, S12, S13, S14 in one kernel: what a gated DeltaNet layer does between its products.
 
 Owns the fused twin of `mtpref.ops.compose.delta_layer`; where matrices have panels, its products are in the same call.
-One task is a key head with the value heads that read it: its
-channels are convolved, normalised, run through the rule and gated a few tokens at a time, while they are in the cache.
-Tasks do not read each other, so they are split over threads: one parallel region per layer.
+One task is a key head with the value heads that read it: its channels are convolved, normalised, run through the rule
+and gated a few tokens at a time, while they are in the cache. Tasks do not read each other, so they are split over
+threads in one parallel region.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels import compile, panel_layers
-from mtpref.kernels.arith import exp, sigmoid, softplus
+from mtpref.kernels.arith import exp, one_over_root, sigmoid, softplus
 from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import F64, FLAG, INT, helper, kernel, source, target
 from mtpref.kernels.delta import PARALLEL_FROM, TOKENS_IN_CACHE
@@ -29,7 +28,6 @@ from mtpref.kernels.norms import scale32
 from mtpref.kernels.panel_layers import HOW, PANELS, call_products, has_panels, how, mul_mats
 from mtpref.kernels.scalars import never_inline
 from mtpref.ops.compose import discard
-from mtpref.spec.arith import rsqrt64
 
 F32 = NDArray[np.float32]
 
@@ -129,8 +127,6 @@ def _all_delta_groups(groups, qkv, z, beta_raw, alpha, conv, conv_weight, dt_bia
 
 
 _call_all_groups = caller(INT, *_ARGS, INT)
-
-
 _OUT = target(types.float32, 2)
 
 
@@ -214,13 +210,12 @@ def delta_layer(
     n_kept = 1 if is_late else keep
     matrices = [w[name] for name in MATRICES]
     if not wide and _is_whole(matrices, x):
-        made = [np.empty((n_tokens, m.n_out), np.float32) for m in matrices]
-        *projections, y = made
+        *projections, y = (np.empty((n_tokens, m.n_out), np.float32) for m in matrices)
         out, states = np.empty((n_tokens, n_v * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
         window = np.empty_like(conv)
         kernels_at = panel_layers.all_products.address(), _all_delta_groups.address(), _delta_groups.address()
         args = *(how(matrices[i].type_name) for i in (0, 1, 4)), *(m.panels for m in matrices)
-        given = np.ascontiguousarray(x), conv, *weights, ssm, n_k, cfg.rms_eps, _scale(size)
+        given = np.ascontiguousarray(x), conv, *weights, ssm, n_k, cfg.rms_eps, one_over_root(size)
         _whole_layer(*kernels_at, *args, *given, *projections, out, window, states, y, compile.start_threads())
     else:
         projections = mul_mats(ops, matrices[:4], x)
@@ -248,19 +243,13 @@ def _is_whole(matrices: Sequence[Any], x: F32) -> bool:
     return compile.n_threads() > 1 and matrices[0].n_out * x.size >= panel_layers.PARALLEL_FROM
 
 
-@cache
-def _scale(size: int) -> np.float32:
-    """1 / sqrt(size)."""
-    return np.float32(rsqrt64(np.array(size, np.float64)))
-
-
 def _mix(projections: Sequence[F32], conv: F32, weights: Sequence[F32], ssm: F32, n_k: int, eps: float, wide: bool,
          n: int, n_kept: int) -> tuple[F32, F32]:  # fmt: skip
     """The first n tokens: what goes to the output projection, and the states after the last n_kept of them."""
     n_heads, size = ssm.shape[0], ssm.shape[2]
     out, states = np.empty((n, n_heads * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
     parts = (projection[:n] for projection in projections)
-    args = *parts, conv, *weights, ssm, n_k, eps, wide, _scale(size), out, states
+    args = *parts, conv, *weights, ssm, n_k, eps, wide, one_over_root(size), out, states
     if compile.n_threads() == 1 or n * ssm.size < PARALLEL_FROM:
         _delta_groups(*args, 0, n_k)
     else:
