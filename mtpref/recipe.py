@@ -92,5 +92,5 @@ def kernel_ops(numerics: str) -> Ops:
         argmax=kernels.argmax,
         top_candidates=kernels.top_candidates,
         delta_layer=partial(kernels.delta_layer, wide=wide),
-        ffn=kernels.ffn,
+        ffn=partial(kernels.ffn, wide=wide),
     )

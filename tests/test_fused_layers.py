@@ -25,11 +25,11 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the product is, it is split; with one thread there is nothing to split."""
-    from mtpref.kernels import compile, panel_layers
+    from mtpref.kernels import compile, mul_mats
 
     if compile.settings.NUMBA_NUM_THREADS == 1:
         pytest.skip("Numba has one thread here: nothing to split")
-    monkeypatch.setattr(panel_layers, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(mul_mats, "PARALLEL_FROM", 0)
     monkeypatch.setattr(compile, "_n_threads", 2)
 
 
@@ -204,11 +204,11 @@ def test_another_product_or_swiglu_is_what_runs(rng: np.random.Generator) -> Non
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_several_matrices_give_each_its_product(rng: np.random.Generator, n_threads: int,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from mtpref.kernels import compile, panel_layers
+    from mtpref.kernels import compile, mul_mats
 
     if n_threads > compile.settings.NUMBA_NUM_THREADS:
         pytest.skip("Numba has one thread here: nothing to split")
-    monkeypatch.setattr(panel_layers, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(mul_mats, "PARALLEL_FROM", 0)
     monkeypatch.setattr(compile, "_n_threads", n_threads)
     ops = make_recipe("ggml").ops
     types = "Q6_K", "Q4_K", "Q6_K", "F32", "Q6_K", "Q6_K"
@@ -216,6 +216,6 @@ def test_several_matrices_give_each_its_product(rng: np.random.Generator, n_thre
     for n_tokens in (1, 9):
         x = values(rng, (2 * n_tokens, 512), "unit")[::2]
         for matrices in (raw, kernels.pack(raw), kernels.pack(raw)[:1]):
-            found = panel_layers.mul_mats(ops, matrices, x)
+            found = mul_mats.mul_mats(ops, matrices, x)
             for w, y in zip(matrices, found, strict=True):
                 assert_same(spec.mul_mat_ggml(w, x), y)

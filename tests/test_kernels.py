@@ -386,12 +386,12 @@ def test_rows_of_nothing_but_nan_or_minus_infinity_choose_the_lowest_ids() -> No
 @pytest.fixture
 def always_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product, however small, takes the parallel path when more than one thread is set."""
-    from mtpref.kernels import attend, compile, delta, delta_mixer, float_rows, matmul, norms
+    from mtpref.kernels import attend, compile, delta, delta_mixer, matmul, mul_mats, norms
 
     if compile.settings.NUMBA_NUM_THREADS < 2:
         pytest.skip("Numba has one thread here: nothing to split")
     before = kernels.n_threads()
-    for module in (attend, delta, delta_mixer, float_rows, matmul, norms):
+    for module in (attend, delta, delta_mixer, matmul, mul_mats, norms):
         monkeypatch.setattr(module, "PARALLEL_FROM", 0)
     yield
     kernels.set_threads(before)

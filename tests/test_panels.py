@@ -79,11 +79,11 @@ def test_more_tokens_than_a_thread_takes_at_once(rng: np.random.Generator, type_
 @pytest.mark.parametrize("type_name", TYPES)
 def test_threads_change_no_bit_of_panels_or_products(rng: np.random.Generator, type_name: str, n_threads: int,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from mtpref.kernels import compile, panel_layers, panels
+    from mtpref.kernels import compile, mul_mats, panels
 
     if n_threads > compile.settings.NUMBA_NUM_THREADS:
         pytest.skip("Numba has one thread here: nothing to split")
-    monkeypatch.setattr(panel_layers, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(mul_mats, "PARALLEL_FROM", 0)
     monkeypatch.setattr(panels, "PARALLEL_FROM", 0)
     before = kernels.n_threads()
     kernels.set_threads(n_threads)

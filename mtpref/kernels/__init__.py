@@ -5,7 +5,7 @@ not). Importing this package is cheap; Numba is imported when a kernel is first 
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
 Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul; panels,
-vectors, tiles, blocks, panel_products and panel_layers (weights laid out anew); float_rows; then the layers in delta,
+vectors, tiles, blocks, panel_products and mul_mats (weights laid out anew); float_rows; then the layers in delta,
 attend, norms, rotary, and choices. docs/kernels.md has the rules.
 """
 
@@ -46,7 +46,7 @@ _HOMES = {
     "delta_rule": "delta",
     "attention": "attend",
     "delta_layer": "delta_mixer",
-    "ffn": "panel_layers",
+    "ffn": "mul_mats",
     "argmax": "choices",
     "top_candidates": "choices",
     "read_all": "reading",

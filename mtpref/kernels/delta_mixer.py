@@ -1,6 +1,6 @@
 """S11, S9, S12, S13, S14 in one kernel: what a gated DeltaNet layer does between its products.
 
-Owns the fused twin of `mtpref.ops.compose.delta_layer`; where matrices have panels, its products are in the same call.
+Owns the fused twin of `mtpref.ops.compose.delta_layer`; where mul_mats.py has the products, they are in the same call.
 One task is a key head with the value heads that read it: its channels are convolved, normalised, run through the rule
 and gated a few tokens at a time, while they are in the cache. Tasks do not read each other, so they are split over
 threads in one parallel region.
@@ -16,7 +16,7 @@ from numba import prange
 from numba.core import types
 from numpy.typing import NDArray
 
-from mtpref.kernels import compile, panel_layers
+from mtpref.kernels import compile, mul_mats
 from mtpref.kernels.arith import exp, one_over_root, sigmoid, softplus
 from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import F64, FLAG, INT, helper, kernel, source, target
@@ -24,8 +24,9 @@ from mtpref.kernels.delta import PARALLEL_FROM, TOKENS_IN_CACHE
 from mtpref.kernels.delta_rows import delta_tokens
 from mtpref.kernels.floats import N_FLOATS, four_taps, load16, silu16, store, times
 from mtpref.kernels.lanes import lane_sum_products
+from mtpref.kernels.mul_mats import HOW, all_products, call_products, how, weights_of
 from mtpref.kernels.norms import scale32
-from mtpref.kernels.panel_layers import HOW, PANELS, call_products, has_panels, how, mul_mats
+from mtpref.kernels.products import WEIGHTS
 from mtpref.kernels.scalars import never_inline
 from mtpref.ops.compose import discard
 
@@ -130,13 +131,13 @@ _call_all_groups = caller(INT, *_ARGS, INT)
 _OUT = target(types.float32, 2)
 
 
-@kernel(*(INT, INT, INT, HOW, HOW, HOW, PANELS, PANELS, PANELS, PANELS, PANELS, _MATRIX, _MATRIX, _MATRIX),
+@kernel(*(INT, INT, INT, HOW, HOW, HOW, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, WEIGHTS, _MATRIX, _MATRIX, _MATRIX),
         *(_VECTOR, _VECTOR, _VECTOR, source(types.float32, 3), INT, F64, types.float32),
         *(_OUT, _OUT, _OUT, _OUT, _OUT, _OUT, target(types.float32, 4), _OUT, INT))  # fmt: skip
 def _whole_layer(products, all_groups, groups, how_qkv, how_gates, how_out, w_qkv, w_z, w_beta, w_alpha, w_out, x, conv,
                  conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, scale, qkv, z, beta_raw, alpha, out,
                  window, states, y, n_parts):  # fmt: skip
-    """All of a layer whose matrices have panels, in all threads, with the kernels at the first three addresses; window
+    """All of a layer, in all threads, with the kernels at the first three addresses; window
     is what `_window` gives for all tokens."""
     n_tokens, n_before = len(x), len(conv)
     if how_qkv[1] == how_gates[1]:
@@ -209,16 +210,18 @@ def delta_layer(
     is_late = keep > 1 and n_tokens <= MOST_LATE
     n_kept = 1 if is_late else keep
     matrices = [w[name] for name in MATRICES]
-    if not wide and _is_whole(matrices, x):
+    read = [weights_of(m) for m in matrices]
+    if not wide and all(m is not None for m in read) and _is_whole(matrices, x):
         *projections, y = (np.empty((n_tokens, m.n_out), np.float32) for m in matrices)
         out, states = np.empty((n_tokens, n_v * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
         window = np.empty_like(conv)
-        kernels_at = panel_layers.all_products.address(), _all_delta_groups.address(), _delta_groups.address()
-        args = *(how(matrices[i].type_name) for i in (0, 1, 4)), *(m.panels for m in matrices)
+        kernels_at = all_products.address(), _all_delta_groups.address(), _delta_groups.address()
+        args = *(how(matrices[i].type_name) for i in (0, 1, 4)), *read
         given = np.ascontiguousarray(x), conv, *weights, ssm, n_k, cfg.rms_eps, one_over_root(size)
         _whole_layer(*kernels_at, *args, *given, *projections, out, window, states, y, compile.start_threads())
     else:
-        projections = mul_mats(ops, matrices[:4], x)
+        first = matrices[:4]
+        projections = [ops.mul_mat(m, x) for m in first] if wide else mul_mats.mul_mats(ops, first, x)
         out, states = _mix(projections, conv, weights, ssm, n_k, cfg.rms_eps, wide, n_tokens, n_kept)
         window = _window(conv, projections[0], 0)
         y = ops.mul_mat(matrices[-1], out)
@@ -237,10 +240,10 @@ def delta_layer(
 
 
 def _is_whole(matrices: Sequence[Any], x: F32) -> bool:
-    """Whether one kernel takes the whole layer: all has panels, and is worth all threads."""
-    if not all(has_panels(m) for m in matrices) or len({m.type_name for m in matrices[1:4]}) > 1:
+    """Whether one kernel takes the whole layer: the gates are of one type, and it is worth all threads."""
+    if len({m.type_name for m in matrices[1:4]}) > 1:
         return False
-    return compile.n_threads() > 1 and matrices[0].n_out * x.size >= panel_layers.PARALLEL_FROM
+    return compile.n_threads() > 1 and matrices[0].n_out * x.size >= mul_mats.PARALLEL_FROM
 
 
 def _mix(projections: Sequence[F32], conv: F32, weights: Sequence[F32], ssm: F32, n_k: int, eps: float, wide: bool,

@@ -13,7 +13,7 @@ import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mtpref.kernels import activations, compile, float_rows, panel_layers, rows
+from mtpref.kernels import activations, compile, mul_mats, rows
 from mtpref.kernels.compile import INT, kernel
 from mtpref.kernels.unpack import TYPE_CODES
 from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES, Matrix, check_type
@@ -93,7 +93,7 @@ def mul_mat_exact(w: Matrix, x: F32) -> F32:
     check_type(w)
     x = np.ascontiguousarray(x)
     if w.type_name in ("F32", "F16", "BF16"):
-        return _mul_mat_float(w, x, True)
+        return _mul_mat_float(w, x)
     if w.type_name in TILE_TYPES:
         return _mul_mat_tiles(w, x, True)
     return _run(_BLOCKS, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
@@ -105,8 +105,8 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
     Errors   MtprefError for a weight type without a rule
     """
     x = np.ascontiguousarray(x)
-    if panel_layers.has_panels(w):
-        return panel_layers.mul_mat(w, x)
+    if mul_mats.weights_of(w) is not None:
+        return mul_mats.mul_mat(w, x)
     check_type(w)
     kind = ACTIVATION_TYPES[w.type_name]
     if w.type_name in TILE_TYPES:
@@ -115,26 +115,11 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
         with np.errstate(over="ignore", invalid="ignore"):
             x = codes.astype(np.float32) * np.repeat(scales, x.shape[1] // scales.shape[1], axis=1)
         return _mul_mat_tiles(w, x, False)
-    if kind == "F16" or kind == "BF16":
-        rounded = np.empty_like(x)
-        to = activations.TO_F16 if kind == "F16" else activations.TO_BF16
-        activations.round_to(x.reshape(-1), to, rounded.reshape(-1))
-        x = rounded
-    if kind in ("F32", "F16", "BF16"):
-        return _mul_mat_float(w, x, False)
     return _mul_mat_k(w, x) if kind == "Q8_K" else _mul_mat_legacy(w, x)
 
 
-def _mul_mat_float(w: Matrix, x: F32, wide: bool) -> F32:
-    if wide:
-        return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
-    rows_kernel = float_rows.KERNELS[w.type_name]
-    y = np.empty((x.shape[0], w.n_out), np.float32)
-    if compile.n_threads() == 1 or w.n_out * w.n_in * x.shape[0] < float_rows.PARALLEL_FROM:
-        rows_kernel(w.raw, w.row_bytes, x, y, 0, w.n_out)
-    else:
-        float_rows.all_rows(rows_kernel.address(), w.raw, w.row_bytes, x, y, compile.start_threads())
-    return y
+def _mul_mat_float(w: Matrix, x: F32) -> F32:
+    return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
 
 
 def _mul_mat_tiles(w: Matrix, x: F32, wide: bool) -> F32:
@@ -143,7 +128,7 @@ def _mul_mat_tiles(w: Matrix, x: F32, wide: bool) -> F32:
     for first, tile in w.tiles():
         raw = tile.dequantize().reshape(-1).view(np.uint8)
         as_float = Matrix(w.name, "F32", tile.n_out, w.n_in, raw)
-        y[:, first : first + tile.n_out] = _mul_mat_float(as_float, x, wide)
+        y[:, first : first + tile.n_out] = _mul_mat_float(as_float, x) if wide else mul_mats.mul_mat(as_float, x)
     return y
 
 

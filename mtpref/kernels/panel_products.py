@@ -1,25 +1,22 @@
 """S6 on panels: the matrix products of PackedMatrix, the bits of `spec.mul_mat_ggml`.
 
-Owns the preparation of activations for the tiles, the order in which tiles are visited, and the split over threads.
+Owns the preparation of activations for the tiles, and the order in which tiles are visited.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 from mtpref.kernels import activations, compile
 from mtpref.kernels.arith import round_f16
 from mtpref.kernels.blocks import TILES
-from mtpref.kernels.calls import caller
-from mtpref.kernels.compile import FLAG, INT, Kernel, helper, kernel, source, target
+from mtpref.kernels.compile import helper, kernel
+from mtpref.kernels.products import PREPARE, ROWS_ARGS, Product
 from mtpref.kernels.vectors import GROUP, ROWS
-
-F32 = NDArray[np.float32]
 
 # Bytes of the words of the tokens that a thread takes through all its panels before it turns to the next tokens: they
 # stay in the second-level cache beside a panel.
@@ -49,12 +46,7 @@ def _spread(codes, is_unsigned, words):
             out16[i] = codes[i]
 
 
-_X, _OUT = source(types.float32, 2), target(types.float32, 2)
-_WORDS, _SUMS = target(types.int32, 2), target(types.int32, 2)
-_PREPARE = (_X, FLAG, _WORDS, _OUT, _SUMS, INT, INT)
-
-
-@kernel(*_PREPARE)
+@kernel(*PREPARE)
 def prepare_q8_0(x, is_unsigned, words, scales, sums, first, last):
     """S5. Tokens first .. last - 1 in Q8_0: words (T, n / GROUP), scales (T, n / 32), sums of 32 codes (T, n / 32)."""
     n = x.shape[1]
@@ -66,7 +58,7 @@ def prepare_q8_0(x, is_unsigned, words, scales, sums, first, last):
         _spread(codes, is_unsigned, words[t])
 
 
-@kernel(*_PREPARE)
+@kernel(*PREPARE)
 def prepare_q8_k(x, is_unsigned, words, scales, sums, first, last):
     """S5. Tokens first .. last - 1 in Q8_K: words (T, n / GROUP), scales (T, n / 256), and the sums of the codes of
     sub-blocks, two int16 in a word: of 32 (T, n / 64) or 16 columns (T, n / 32)."""
@@ -135,57 +127,41 @@ def _rows_of(name: str) -> Any:
 _rows_of_q8_0, _rows_of_q4_0 = _rows_of("Q8_0"), _rows_of("Q4_0")
 _rows_of_q4_k, _rows_of_q5_k, _rows_of_q6_k = (_rows_of(name) for name in ("Q4_K", "Q5_K", "Q6_K"))
 
-_PANELS, _READ = source(types.uint8, 1), source(types.int32, 2)
-_ROWS = (_PANELS, _READ, _X, _READ, _OUT, INT, INT)
 
-
-@kernel(*_ROWS)
+@kernel(*ROWS_ARGS)
 def rows_q8_0(panels, words, scales, sums, y, first, last):
     """Panels first .. last - 1 of Q8_0 times all tokens."""
     _rows_of_q8_0(panels, words, scales, sums, y, first, last)
 
 
-@kernel(*_ROWS)
+@kernel(*ROWS_ARGS)
 def rows_q4_0(panels, words, scales, sums, y, first, last):
     """Panels first .. last - 1 of Q4_0 times all tokens."""
     _rows_of_q4_0(panels, words, scales, sums, y, first, last)
 
 
-@kernel(*_ROWS)
+@kernel(*ROWS_ARGS)
 def rows_q4_k(panels, words, scales, sums, y, first, last):
     """Panels first .. last - 1 of Q4_K times all tokens."""
     _rows_of_q4_k(panels, words, scales, sums, y, first, last)
 
 
-@kernel(*_ROWS)
+@kernel(*ROWS_ARGS)
 def rows_q5_k(panels, words, scales, sums, y, first, last):
     """Panels first .. last - 1 of Q5_K times all tokens."""
     _rows_of_q5_k(panels, words, scales, sums, y, first, last)
 
 
-@kernel(*_ROWS)
+@kernel(*ROWS_ARGS)
 def rows_q6_k(panels, words, scales, sums, y, first, last):
     """Panels first .. last - 1 of Q6_K times all tokens."""
     _rows_of_q6_k(panels, words, scales, sums, y, first, last)
 
 
-call_prepare, call_rows = caller(*_PREPARE), caller(*_ROWS)
-
-
-class Product(NamedTuple):
-    """How a type is multiplied: columns of a block and of a word of sums, whether codes are unsigned, kernels."""
-
-    n_block: int
-    n_sum: int
-    is_unsigned: bool
-    prepare: Kernel
-    rows: Kernel
-
-
 PRODUCTS = {
-    "Q8_0": Product(32, 32, False, prepare_q8_0, rows_q8_0),
-    "Q4_0": Product(32, 32, True, prepare_q8_0, rows_q4_0),
-    "Q4_K": Product(256, 64, True, prepare_q8_k, rows_q4_k),
-    "Q5_K": Product(256, 64, True, prepare_q8_k, rows_q5_k),
-    "Q6_K": Product(256, 32, True, prepare_q8_k, rows_q6_k),
+    "Q8_0": Product(GROUP, 32, 32, False, prepare_q8_0, rows_q8_0),
+    "Q4_0": Product(GROUP, 32, 32, True, prepare_q8_0, rows_q4_0),
+    "Q4_K": Product(GROUP, 256, 64, True, prepare_q8_k, rows_q4_k),
+    "Q5_K": Product(GROUP, 256, 64, True, prepare_q8_k, rows_q5_k),
+    "Q6_K": Product(GROUP, 256, 32, True, prepare_q8_k, rows_q6_k),
 }
