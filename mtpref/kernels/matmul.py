@@ -14,7 +14,8 @@ from numba import prange
 from numpy.typing import NDArray
 
 from mtpref.kernels import activations, compile, mul_mats, rows
-from mtpref.kernels.compile import INT, kernel
+from mtpref.kernels.calls import caller
+from mtpref.kernels.compile import INT, Kernel, kernel
 from mtpref.kernels.unpack import TYPE_CODES
 from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES, Matrix, check_type
 
@@ -23,65 +24,48 @@ F32 = NDArray[np.float32]
 # Multiplications and additions below which one thread does the whole product: a third of a millisecond or so.
 PARALLEL_FROM = 3 << 20
 
-_rows_float, _rows_blocks = rows.rows_float.dispatcher, rows.rows_blocks.dispatcher
-_rows_q8_0, _rows_legacy = rows.rows_q8_0.dispatcher, rows.rows_legacy.dispatcher
-_rows_k_32, _rows_k_16 = rows.rows_k_32.dispatcher, rows.rows_k_16.dispatcher
+_call_exact, _call_q8_0 = caller(*rows.EXACT_ARGS, INT, INT), caller(*rows.Q8_0_ARGS, INT, INT)
+_call_legacy, _call_k = caller(*rows.LEGACY_ARGS, INT, INT), caller(*rows.K_ARGS, INT, INT)
 
 
-@kernel(*rows.FLOAT_ARGS, INT, parallel=True)
-def _all_rows_float(type_code, raw, row_bytes, x, y, n_parts):
+@kernel(INT, *rows.EXACT_ARGS, INT, parallel=True)
+def _all_rows_exact(some, type_code, raw, row_bytes, x, y, n_parts):
+    """All rows, as the next three: with the kernel at this address."""
     n = y.shape[1]
     for p in prange(n_parts):
-        _rows_float(type_code, raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _call_exact(some, (type_code, raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts))
 
 
-@kernel(*rows.BLOCKS_ARGS, INT, parallel=True)
-def _all_rows_blocks(type_code, raw, row_bytes, x, y, n_parts):
+@kernel(INT, *rows.Q8_0_ARGS, INT, parallel=True)
+def _all_rows_q8_0(some, raw, row_bytes, codes_x, d_x, y, n_parts):
     n = y.shape[1]
     for p in prange(n_parts):
-        _rows_blocks(type_code, raw, row_bytes, x, y, p * n // n_parts, (p + 1) * n // n_parts)
+        _call_q8_0(some, (raw, row_bytes, codes_x, d_x, y, p * n // n_parts, (p + 1) * n // n_parts))
 
 
-@kernel(*rows.Q8_0_ARGS, INT, parallel=True)
-def _all_rows_q8_0(raw, row_bytes, codes_x, d_x, y, n_parts):
+@kernel(INT, *rows.LEGACY_ARGS, INT, parallel=True)
+def _all_rows_legacy(some, type_code, raw, row_bytes, codes_x, d_x, s_x, y, n_parts):
     n = y.shape[1]
     for p in prange(n_parts):
-        _rows_q8_0(raw, row_bytes, codes_x, d_x, y, p * n // n_parts, (p + 1) * n // n_parts)
+        part = p * n // n_parts, (p + 1) * n // n_parts
+        _call_legacy(some, (type_code, raw, row_bytes, codes_x, d_x, s_x, y, part[0], part[1]))
 
 
-@kernel(*rows.LEGACY_ARGS, INT, parallel=True)
-def _all_rows_legacy(type_code, raw, row_bytes, codes_x, d_x, s_x, y, n_parts):
+@kernel(INT, *rows.K_ARGS, INT, parallel=True)
+def _all_rows_k(some, type_code, raw, row_bytes, codes_x, d_x, sums, y, n_parts):
     n = y.shape[1]
     for p in prange(n_parts):
-        _rows_legacy(type_code, raw, row_bytes, codes_x, d_x, s_x, y, p * n // n_parts, (p + 1) * n // n_parts)
+        part = p * n // n_parts, (p + 1) * n // n_parts
+        _call_k(some, (type_code, raw, row_bytes, codes_x, d_x, sums, y, part[0], part[1]))
 
 
-@kernel(*rows.K_ARGS, INT, parallel=True)
-def _all_rows_k_32(type_code, raw, row_bytes, codes_x, d_x, sums, y, n_parts):
-    n = y.shape[1]
-    for p in prange(n_parts):
-        _rows_k_32(type_code, raw, row_bytes, codes_x, d_x, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-@kernel(*rows.K_ARGS, INT, parallel=True)
-def _all_rows_k_16(type_code, raw, row_bytes, codes_x, d_x, sums, y, n_parts):
-    n = y.shape[1]
-    for p in prange(n_parts):
-        _rows_k_16(type_code, raw, row_bytes, codes_x, d_x, sums, y, p * n // n_parts, (p + 1) * n // n_parts)
-
-
-_SERIAL = (rows.rows_float, rows.rows_blocks, rows.rows_q8_0, rows.rows_legacy, rows.rows_k_32, rows.rows_k_16)
-_PARALLEL = (_all_rows_float, _all_rows_blocks, _all_rows_q8_0, _all_rows_legacy, _all_rows_k_32, _all_rows_k_16)
-_FLOAT, _BLOCKS, _Q8_0, _LEGACY, _K_32, _K_16 = range(6)
-
-
-def _run(family: int, w: Matrix, n_tokens: int, *args: Any) -> F32:
-    """Run a family's row kernel over all rows."""
+def _run(rows_kernel: Kernel, all_rows: Kernel, w: Matrix, n_tokens: int, *args: Any) -> F32:
+    """Run a row kernel over all rows, in the calling thread or by its parallel loop."""
     y = np.empty((n_tokens, w.n_out), np.float32)
     if compile.n_threads() == 1 or w.n_out * w.n_in * n_tokens < PARALLEL_FROM:
-        _SERIAL[family](*args, y, 0, w.n_out)
+        rows_kernel(*args, y, 0, w.n_out)
     else:
-        _PARALLEL[family](*args, y, compile.start_threads())
+        all_rows(rows_kernel.address(), *args, y, compile.start_threads())
     return y
 
 
@@ -92,11 +76,9 @@ def mul_mat_exact(w: Matrix, x: F32) -> F32:
     """
     check_type(w)
     x = np.ascontiguousarray(x)
-    if w.type_name in ("F32", "F16", "BF16"):
-        return _mul_mat_float(w, x)
     if w.type_name in TILE_TYPES:
         return _mul_mat_tiles(w, x, True)
-    return _run(_BLOCKS, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
+    return _mul_mat_rows(w, x)
 
 
 def mul_mat_ggml(w: Matrix, x: F32) -> F32:
@@ -118,8 +100,9 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
     return _mul_mat_k(w, x) if kind == "Q8_K" else _mul_mat_legacy(w, x)
 
 
-def _mul_mat_float(w: Matrix, x: F32) -> F32:
-    return _run(_FLOAT, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
+def _mul_mat_rows(w: Matrix, x: F32) -> F32:
+    rows_kernel = rows.rows_float if w.type_name in ("F32", "F16", "BF16") else rows.rows_blocks
+    return _run(rows_kernel, _all_rows_exact, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
 
 
 def _mul_mat_tiles(w: Matrix, x: F32, wide: bool) -> F32:
@@ -128,24 +111,26 @@ def _mul_mat_tiles(w: Matrix, x: F32, wide: bool) -> F32:
     for first, tile in w.tiles():
         raw = tile.dequantize().reshape(-1).view(np.uint8)
         as_float = Matrix(w.name, "F32", tile.n_out, w.n_in, raw)
-        y[:, first : first + tile.n_out] = _mul_mat_float(as_float, x) if wide else mul_mats.mul_mat(as_float, x)
+        y[:, first : first + tile.n_out] = _mul_mat_rows(as_float, x) if wide else mul_mats.mul_mat(as_float, x)
     return y
 
 
 def _mul_mat_legacy(w: Matrix, x: F32) -> F32:
     if w.type_name == "Q8_0":
         codes, scales = quantize_q8_0(x)
-        return _run(_Q8_0, w, x.shape[0], w.raw, w.row_bytes, codes, scales)
+        return _run(rows.rows_q8_0, _all_rows_q8_0, w, x.shape[0], w.raw, w.row_bytes, codes, scales)
     codes, scales, sums = quantize_q8_1(x)
-    return _run(_LEGACY, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, codes, scales, sums)
+    args = TYPE_CODES[w.type_name], w.raw, w.row_bytes, codes, scales, sums
+    return _run(rows.rows_legacy, _all_rows_legacy, w, x.shape[0], *args)
 
 
 def _mul_mat_k(w: Matrix, x: F32) -> F32:
     codes, scales, sums = quantize_q8_k(x)
-    family = _K_16
+    rows_kernel = rows.rows_k_16
     if w.type_name in ("Q4_K", "Q5_K"):
-        family, sums = _K_32, sums[:, 0::2] + sums[:, 1::2]
-    return _run(family, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, codes, scales, sums)
+        rows_kernel, sums = rows.rows_k_32, sums[:, 0::2] + sums[:, 1::2]
+    args = TYPE_CODES[w.type_name], w.raw, w.row_bytes, codes, scales, sums
+    return _run(rows_kernel, _all_rows_k, w, x.shape[0], *args)
 
 
 def quantize_q8_0(x: F32) -> tuple[NDArray[np.int8], F32]:

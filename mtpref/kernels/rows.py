@@ -16,14 +16,13 @@ from mtpref.kernels.unpack import Q8_0, decode_float, half, has_minimum, unpack_
 
 _RAW, _MATRIX = source(types.uint8, 1), source(types.float32, 2)
 _CODES, _OUT = source(types.int8, 2), target(types.float32, 2)
-FLOAT_ARGS = (INT, _RAW, INT, _MATRIX, _OUT)
-BLOCKS_ARGS = (INT, _RAW, INT, _MATRIX, _OUT)
+EXACT_ARGS = (INT, _RAW, INT, _MATRIX, _OUT)
 Q8_0_ARGS = (_RAW, INT, _CODES, _MATRIX, _OUT)
 LEGACY_ARGS = (INT, _RAW, INT, _CODES, _MATRIX, _MATRIX, _OUT)
 K_ARGS = (INT, _RAW, INT, _CODES, _MATRIX, source(types.int32, 2), _OUT)
 
 
-@kernel(*FLOAT_ARGS, INT, INT)
+@kernel(*EXACT_ARGS, INT, INT)
 def rows_float(type_code, raw, row_bytes, x, y, first, last):
     """S6. y[t, r] = dot64(row r, x[t]) for r in first .. last - 1 of F32, F16 and BF16: exact numerics."""
     n_tokens, n = x.shape
@@ -52,7 +51,7 @@ def _decode_blocks(codes, size, step, low, with_low, out):
                 values[i] = scale * np.float32(part[i])
 
 
-@kernel(*BLOCKS_ARGS, INT, INT)
+@kernel(*EXACT_ARGS, INT, INT)
 def rows_blocks(type_code, raw, row_bytes, x, y, first, last):
     """S6. y[t, r] = dot64(dequantised row r, x[t]) for r in first .. last - 1 of quantised types: exact numerics."""
     n_tokens, n = x.shape
