@@ -174,6 +174,7 @@ def load_model(args: argparse.Namespace) -> Any:
     kv_type = _one_type("-ctk/-ctv", args.cache_type_k, args.cache_type_v)
     kv_type_draft = _one_type("-ctkd/-ctvd", args.cache_type_k_draft, args.cache_type_v_draft)
     set_threads(args.threads)
+    _compile_ahead(args, (kv_type, kv_type_draft))
     model = api.load(
         args.model,
         numerics=args.numerics,
@@ -188,6 +189,32 @@ def load_model(args: argparse.Namespace) -> Any:
         check_tensors=args.check_tensors,
     )
     return api.LanguageModel(apply_faults(args, model.core))
+
+
+def _compile_ahead(args: argparse.Namespace, kv_types: tuple[str | None, ...]) -> None:
+    """Where no kernel is in the cache yet, other processes compile what the files need while they are loaded.
+
+    Only there: starting a process takes as long as compiling two or three kernels.
+    """
+    from mtpref import api, kernels
+    from mtpref.gguf import open_gguf
+
+    if args.ops == "spec" or not kernels.available() or kernels.n_threads() == 1 or not kernels.is_cold():
+        return
+    wide = args.numerics == "exact"
+    types: set[str] = set()
+    try:
+        for path in filter(None, (args.model or api.tiny_path(), args.model_draft)):
+            with open_gguf(path) as file:
+                # Every other tensor of two dimensions is the matrix of a product.
+                types.update(
+                    t.type_name for name, t in file.tensors.items() if len(t.shape) == 2 and "conv1d" not in name
+                )
+    except (MtprefError, OSError):
+        return  # loading says what is wrong
+    kv = {kv_type or ("F32" if wide else "F16") for kv_type in kv_types}
+    repack, n_threads = not args.no_repack, kernels.n_threads()
+    kernels.compile_ahead(kernels.needed_kernels(types, kv, wide=wide, repack=repack, n_threads=n_threads))
 
 
 def set_threads(n: int | None) -> None:

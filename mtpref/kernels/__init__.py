@@ -5,8 +5,9 @@ not). Importing this package is cheap; Numba is imported when a kernel is first 
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
 Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul; panels,
-vectors, tiles, blocks, panel_products and mul_mats (weights laid out anew); float_rows; then the layers in delta,
-attend, norms, rotary, and choices. docs/kernels.md has the rules.
+vectors, tiles and blocks (weights laid out anew); products, panel_products, float_rows and mul_mats; then the layers in
+delta, attend, norms, rotary, and choices; last needed and ahead (a first run compiles in several processes).
+docs/kernels.md has the rules.
 """
 
 import hashlib
@@ -55,6 +56,8 @@ _HOMES = {
     "threading_layer": "compile",
     "has_only_workqueue": "compile",
     "when_compiling": "compile",
+    "compile_ahead": "ahead",
+    "needed_kernels": "needed",
     "effective_target": "target",
 }
 

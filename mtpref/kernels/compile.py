@@ -36,7 +36,7 @@ def target(dtype: types.Type, ndim: int) -> types.Array:
     return types.Array(dtype, ndim, "C")
 
 
-def _njit(py_func: Callable[..., Any], parallel: bool) -> Any:
+def _cached(py_func: Callable[..., Any], parallel: bool) -> Any:
     """Numba's decorator, with the cache in our folder: Numba reads the folder when a function is decorated."""
     before = settings.CACHE_DIR
     settings.CACHE_DIR = str(kernels.cache_folder())
@@ -56,18 +56,30 @@ def when_compiling(listener: Callable[[], None] | None) -> None:
     _listener = listener
 
 
+_helpers: Callable[[str], None] | None = None
+
+
+def when_needed(helpers: Callable[[str], None] | None) -> None:
+    """Call `helpers` with a kernel's name before it is compiled here: another process may be at it (ahead.py)."""
+    global _helpers
+    _helpers = helpers
+
+
 class Kernel:
     """A compiled function of one signature, compiled at its first call."""
 
     def __init__(self, py_func: Callable[..., Any], signature: tuple[types.Type, ...], parallel: bool) -> None:
-        self.dispatcher = _njit(py_func, parallel)
+        self.dispatcher = _cached(py_func, parallel)
+        self.name = f"{py_func.__module__.rpartition('.')[2]}.{py_func.__name__}"
         self.signature = signature
         self._ready: Any = None
         self._address = 0
 
     def compile(self) -> None:
-        """Compile now, or load from the cache."""
+        """Compile now, or load from the cache, which another process may be filling (`when_needed`)."""
         with _notice():
+            if _helpers is not None:
+                _helpers(self.name)
             self.dispatcher.compile(self.signature)
         # From here on writable arrays convert to the read-only type of the signature; nothing compiles twice.
         self.dispatcher.disable_compile()
@@ -109,8 +121,12 @@ def kernel(*signature: types.Type, parallel: bool = False) -> Callable[[Callable
 
 
 def helper(py_func: Callable[..., Any]) -> Any:
-    """Decorator: a function that only kernels call; its signature follows from the call."""
-    return _njit(py_func, False)
+    """Decorator: a function that only kernels call; its signature follows from the call.
+
+    It is in the cache as part of kernels, not on its own: Numba numbers the files of a function's signatures, and
+    two processes that compile two of them at the same time give both the same number.
+    """
+    return numba.njit(nogil=True, error_model="numpy")(py_func)
 
 
 def name_symbol(py_func: Callable[..., Any], name: str) -> None:

@@ -1,0 +1,86 @@
+"""Which kernels a model will run, told from what its file says.
+
+Owns the list for ahead.py. It is a forecast: a kernel that is missing here is compiled when it is called, one too many
+is compiled for nothing. It imports no kernel, so that helpers start at once; tests/test_ahead.py compares it with runs.
+"""
+
+from collections.abc import Iterable
+
+# The slowest to compile, seconds first: helpers begin with them. Others take less than a second.
+SLOWEST = (
+    "attend._attention_tiles",
+    "delta_mixer._delta_groups",
+    "mul_mats.all_products",
+    "panel_products.prepare_q8_0",
+    "panel_products.prepare_q8_k",
+    "attend._attention_tasks",
+)
+PANEL_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
+FLOAT_TYPES = ("F32", "F16", "BF16")
+
+_ALWAYS = (
+    *("delta_mixer._delta_groups", "norms._rms_norm", "norms._attn_gate", "norms.swiglu_part", "rotary._rope"),
+    *("rotary._rope_table", "choices._argmax", "choices._top_candidates"),
+)
+_LOOPS = ("delta_mixer._all_delta_groups", "norms._all_rms_norm")
+
+
+def needed_kernels(
+    types: Iterable[str], kv_types: Iterable[str], *, wide: bool, repack: bool, n_threads: int
+) -> list[str]:
+    """Names of kernels ("module.function"), the slowest first.
+
+    types     of the weight matrices
+    kv_types  of the KV cells, trunk and head
+    wide      `exact` numerics
+    repack    whether weights get panels
+    """
+    serial, loops = set(_ALWAYS), set(_LOOPS)
+    serial.add("attend._attention_tasks" if wide else "attend._attention_tiles")
+    loops.add("attend._all_attention_tasks" if wide else "attend._all_attention_tiles")
+    if set(kv_types) - {"F32"}:
+        serial.add("activations.round_to")
+    for name in types:
+        one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
+        serial.update(one[0])
+        loops.update(one[1])
+    found = serial | loops if n_threads > 1 else serial
+    return sorted(found, key=lambda name: (SLOWEST.index(name) if name in SLOWEST else len(SLOWEST), name))
+
+
+_Names = tuple[tuple[str, ...], tuple[str, ...]]  # kernels of one thread; parallel loops
+
+
+# Of a layer in one call.
+_WHOLE = ("mul_mats.all_products", "mul_mats._all_ffn", "delta_mixer._whole_layer")
+# Of a layer in more than one.
+_PARTS = ("norms._all_swiglu",)
+
+
+def _in_panels(name: str) -> _Names:
+    prepare = "panel_products.prepare_q8_k" if name.endswith("_K") else "panel_products.prepare_q8_0"
+    serial = ("panels._make_panels", "mul_mats._products", prepare, f"panel_products.rows_{name.lower()}")
+    return serial, ("panels._make_all_panels", *_WHOLE)
+
+
+def _floats(name: str) -> tuple[str, ...]:
+    return "mul_mats._products", f"float_rows.prepare_{name.lower()}", f"float_rows.rows_{name.lower()}"
+
+
+def _in_place(name: str) -> _Names:
+    if name in FLOAT_TYPES:
+        return _floats(name), _WHOLE
+    if name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
+        family = "k_32" if name in ("Q4_K", "Q5_K") else "k_16"
+        return (f"rows.rows_{family}", "activations.quantize_q8_k"), ("matmul._all_rows_k", *_PARTS)
+    if name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"):
+        family = "q8_0" if name == "Q8_0" else "legacy"
+        return (f"rows.rows_{family}", "activations.quantize_q8_1"), (f"matmul._all_rows_{family}", *_PARTS)
+    # A tile of rows is dequantised and goes through the F32 kernel.
+    return _floats("F32"), ("mul_mats.all_products", *_PARTS)
+
+
+def _exact(name: str) -> _Names:
+    is_block = name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+    family = "blocks" if is_block else "float"
+    return (f"rows.rows_{family}",), ("matmul._all_rows_exact", *_PARTS)
