@@ -265,6 +265,42 @@ def test_a_cold_start_says_what_it_waits_for_and_a_warm_one_does_not(tmp_path):
     assert cold.stderr.count("compiling kernels") == 1
     assert "compiling kernels" not in warm.stderr
     assert cold.stdout == warm.stdout
+    # A second signature of a function in the cache: processes that compile at the same time would confuse the two.
+    assert list(tmp_path.rglob("*.1.nbc"))
+    assert not list(tmp_path.rglob("*.2.nbc"))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
+@pytest.mark.parametrize("how", ["INT", "TERM", "KILL"])
+def test_no_helper_outlives_a_cold_start_that_is_ended(tmp_path, how):
+    from mtpref import kernels
+
+    if not kernels.available() or kernels.n_threads() == 1:
+        pytest.skip("no JIT, or one processor: no helper is started")
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "mtpref", "generate", "-p", "x", "-n", "1"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
+    end = time.monotonic() + 60
+    while len(in_group(process.pid)) < 2:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    if how == "INT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.send_signal(getattr(signal, "SIG" + how))
+    process.communicate(timeout=60)
+    end = time.monotonic() + 20
+    while in_group(process.pid):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def in_group(group):
+    """Processes of a group."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.split()[0] == str(group) and "Z" not in line.split()[1]]
 
 
 @pytest.mark.parametrize("missing", [(), ("omppool",), ("omppool", "tbbpool")])

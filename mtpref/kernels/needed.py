@@ -40,7 +40,7 @@ def needed_kernels(
     loops.add("attend._all_attention_tasks" if wide else "attend._all_attention_tiles")
     if set(kv_types) - {"F32"}:
         serial.add("activations.round_to")
-    for name in types:
+    for name in set(types):
         one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
         serial.update(one[0])
         loops.update(one[1])
