@@ -44,6 +44,8 @@ def needed_kernels(
         one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
         serial.update(one[0])
         loops.update(one[1])
+    if "mul_mats._all_ffn" not in loops:
+        loops.add("norms._all_swiglu")
     found = serial | loops if n_threads > 1 else serial
     return sorted(found, key=lambda name: (SLOWEST.index(name) if name in SLOWEST else len(SLOWEST), name))
 
@@ -53,8 +55,6 @@ _Names = tuple[tuple[str, ...], tuple[str, ...]]  # kernels of one thread; paral
 
 # Of a layer in one call.
 _WHOLE = ("mul_mats.all_products", "mul_mats._all_ffn", "delta_mixer._whole_layer")
-# Of a layer in more than one.
-_PARTS = ("norms._all_swiglu",)
 
 
 def _in_panels(name: str) -> _Names:
@@ -72,15 +72,15 @@ def _in_place(name: str) -> _Names:
         return _floats(name), _WHOLE
     if name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
         family = "k_32" if name in ("Q4_K", "Q5_K") else "k_16"
-        return (f"rows.rows_{family}", "activations.quantize_q8_k"), ("matmul._all_rows_k", *_PARTS)
+        return (f"rows.rows_{family}", "activations.quantize_q8_k"), ("matmul._all_rows_k",)
     if name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"):
         family = "q8_0" if name == "Q8_0" else "legacy"
-        return (f"rows.rows_{family}", "activations.quantize_q8_1"), (f"matmul._all_rows_{family}", *_PARTS)
+        return (f"rows.rows_{family}", "activations.quantize_q8_1"), (f"matmul._all_rows_{family}",)
     # A tile of rows is dequantised and goes through the F32 kernel.
-    return _floats("F32"), ("mul_mats.all_products", *_PARTS)
+    return _floats("F32"), ("mul_mats.all_products",)
 
 
 def _exact(name: str) -> _Names:
     is_block = name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
     family = "blocks" if is_block else "float"
-    return (f"rows.rows_{family}",), ("matmul._all_rows_exact", *_PARTS)
+    return (f"rows.rows_{family}",), ("matmul._all_rows_exact",)
