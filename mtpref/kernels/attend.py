@@ -12,8 +12,8 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels import activations, compile
-from mtpref.kernels.arith import exp, f32_of_bf16, one_over_root
-from mtpref.kernels.attend_tiles import TOKENS, attend
+from mtpref.kernels.arith import f32_of_bf16, one_over_root
+from mtpref.kernels.attend_tiles import TOKENS, attend, numerators
 from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import FLAG, INT, helper, kernel, source, target
 from mtpref.kernels.lanes import N_LANES, dot
@@ -43,18 +43,6 @@ def _load_cell(wide_cache, half_cache, kind, j, head, out):
         half = half_cache[j, head]
         for i in range(len(out)):
             out[i] = f32_of_bf16(half[i])
-
-
-@helper
-def _softmax_numerators(score, n_cells):
-    """score[j] becomes exp(score[j] - max); a NaN makes all NaN, as it does for np.max."""
-    never_inline()
-    greatest = score[0]
-    for j in range(1, n_cells):
-        if score[j] > greatest or score[j] != score[j]:
-            greatest = score[j]
-    for j in range(n_cells):
-        score[j] = exp(score[j] - greatest)
 
 
 @helper
@@ -98,7 +86,7 @@ def _attention_tasks(q, k_wide, k_half, v_wide, v_half, kind, first, wide, scale
                 at_query = (t * n_heads + kv_head * group + h) * size
                 score[h, j] = dot(q, at_query, cell, 0, size, wide) * scale
         for h in range(group):
-            _softmax_numerators(score[h], n_cells)
+            numerators(score[h], n_cells)
         lanes32[:] = np.float32(0)
         lanes64[:] = 0.0
         # Cell j is in lane j % 32. Lane by lane, so that the sums of one lane stay in the cache.

@@ -64,7 +64,7 @@ def _scores(q, k_wide, k_half, kind, kv_head, n_kv_heads, group, first, begin, e
 
 
 @helper
-def _numerators(score, n):
+def numerators(score, n):
     """score[j] becomes exp(score[j] - max); a NaN makes all NaN, as it does for np.max."""
     never_inline()
     greatest = score[0]
@@ -131,6 +131,6 @@ def attend(q, k_wide, k_half, v_wide, v_half, kind, kv_head, first, begin, end, 
     _scores(q, k_wide, k_half, kind, kv_head, n_kv_heads, group, first, begin, end, scale, score)
     for row in range(n_rows):
         n_cells = first + begin + row // group + 1
-        _numerators(score[row], n_cells)
+        numerators(score[row], n_cells)
         totals[row] = dot32(score, row * most, ones, 0, n_cells)
     _values(v_wide, v_half, kind, kv_head, n_kv_heads, group, first, begin, end, score, totals, out)

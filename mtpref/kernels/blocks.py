@@ -47,8 +47,8 @@ def _step_q8_0(tile: Tile, block: ir.Value, totals: list[Pieces]) -> list[Pieces
     integers = Sums(builder, INTS, tile.n_tokens)
     if HAS_DOT4:
         integers.put([[builder.mul(tile.sum(t, I64(0)), splat(-128, INTS))] for t in range(tile.n_tokens)])
-    with tile.each_of(tile.n_words) as words:
-        tile.prefetch(block, builder.udiv(words[0], I64(UNROLLED)), 32 // GROUP // UNROLLED)
+    with tile.each_of(tile.n_words) as (i_round, words):
+        tile.prefetch(block, i_round, 32 // GROUP // UNROLLED)
         now = integers.get()
         for i in words:
             rows = _at(builder, block, i, UNIT_BYTES)
@@ -62,8 +62,8 @@ def _step_q4_0(tile: Tile, block: ir.Value, totals: list[Pieces]) -> list[Pieces
     builder = tile.builder
     first_high = 16 // GROUP
     sums = [Sums(builder, TOTALS, tile.n_tokens, N_TOTALS) for _ in range(2)]
-    with tile.each_of(tile.rounds(2)) as units:
-        tile.prefetch(block, builder.udiv(units[0], I64(UNROLLED)), first_high // UNROLLED)
+    with tile.each_of(tile.rounds(2)) as (i_round, units):
+        tile.prefetch(block, i_round, first_high // UNROLLED)
         for i in units:
             codes = _halves(builder, vectors.load_codes(builder, _at(builder, block, i, UNIT_BYTES)))
             _add(tile, sums, codes, (i, builder.add(i, I64(first_high))))
@@ -176,7 +176,7 @@ def _parts(k: KQuant, tile: Tile, block: ir.Value, i: ir.Value, runs: Runs) -> I
             for u in range(start, start + n_words):
                 add(I64(u))
         else:
-            with tile.each_of(tile.rounds(256 // GROUP // n_words)) as units:
+            with tile.each_of(tile.rounds(256 // GROUP // n_words)) as (_, units):
                 for unit in units:
                     add(builder.add(unit, I64(start)))
         made.append([s.get() for s in sums])

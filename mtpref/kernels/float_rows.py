@@ -26,17 +26,15 @@ from mtpref.kernels.products import PREPARE, ROWS_ARGS, Product
 from mtpref.kernels.scalars import (
     FLOAT,
     I16,
-    I32,
     I64,
     at,
-    emit_f32_of_f16,
+    emit_bf16s,
+    emit_f16s,
     emit_fma32,
     f32_in,
     fma32,
-    splat,
     u16_in,
 )
-from mtpref.kernels.target import target_has
 from mtpref.kernels.tiles import LINE
 from mtpref.kernels.unpack import half
 from mtpref.kernels.vectors import BYTE_POINTER, LANES, ROWS, load, offset, prefetch, store
@@ -59,16 +57,11 @@ def _load_f32(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.VectorType) -> 
 
 
 def _load_f16(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.VectorType) -> ir.Value:
-    bits = load(builder, pointer, ir.VectorType(I16, kind.count))
-    if target_has("f16c"):
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), kind.count)), kind)
-    return emit_f32_of_f16(builder, builder.zext(bits, ir.VectorType(I32, kind.count)))
+    return emit_f16s(builder, load(builder, pointer, ir.VectorType(I16, kind.count)))
 
 
 def _load_bf16(builder: ir.IRBuilder, pointer: ir.Value, kind: ir.VectorType) -> ir.Value:
-    wide = ir.VectorType(I32, kind.count)
-    bits = builder.zext(load(builder, pointer, ir.VectorType(I16, kind.count)), wide)
-    return builder.bitcast(builder.shl(bits, splat(16, wide)), kind)
+    return emit_bf16s(builder, load(builder, pointer, ir.VectorType(I16, kind.count)))
 
 
 def _tile(name: str, load_weights: Load, size: int, n_rows: int, n_tokens: int) -> Any:

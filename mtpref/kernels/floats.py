@@ -21,21 +21,19 @@ from mtpref.kernels.arith import (
     ROUND_MAGIC,
     ROUND_MAGIC_BITS,
 )
-from mtpref.kernels.compile import HAS_FMA
-from mtpref.kernels.lanes import LANES32, LANES64, LaneType
+from mtpref.kernels.lanes import LANES32, LANES64, LaneType, emit_add_product64, emit_tree
 from mtpref.kernels.scalars import (
     DOUBLE,
     FLOAT,
     I16,
     I32,
     I64,
-    emit_f32_of_f16,
+    emit_bf16s,
+    emit_f16s,
     emit_fma32,
-    intrinsic_call,
     pointer_to,
     splat,
 )
-from mtpref.kernels.target import target_has
 
 N_FLOATS = 16
 N_SCANNED = 64
@@ -187,12 +185,7 @@ def add_16(typingctx: Any, lanes: Any) -> Any:
     """The rest of S2's tree, once lanes l and l + 16 have been added: l and l + 8, 4, 2, 1."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value, half = args[0], N_FLOATS // 2
-        while half:
-            picks = [ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half)]
-            value = builder.fadd(*(builder.shuffle_vector(value, value, pick) for pick in picks))
-            half //= 2
-        return builder.extract_element(value, I32(0))
+        return emit_tree(builder, args[0])
 
     return types.float32(FLOATS16), codegen
 
@@ -202,10 +195,7 @@ def fused64(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """c + a * b of 32 lanes in float64; a, b: float32, so that the product is exact."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        x, y = (builder.fpext(value, LANES64.vector) for value in args[:2])
-        if HAS_FMA:
-            return intrinsic_call(builder, "fma", LANES64.vector, [x, y, args[2]])
-        return builder.fadd(args[2], builder.fmul(x, y))
+        return emit_add_product64(builder, *args)
 
     return LANES64(LANES32, LANES32, LANES64), codegen
 
@@ -313,12 +303,6 @@ def four_taps(typingctx: Any, x0: Any, x1: Any, x2: Any, x3: Any, weight: Any, c
 # S5
 
 
-def _emit_halves(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    if target_has("f16c"):
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), N_FLOATS)), FLOATS16.vector)
-    return emit_f32_of_f16(builder, builder.zext(bits, ir.VectorType(I32, N_FLOATS)))
-
-
 def _load_halves(emit: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     @intrinsic
     def load(typingctx: Any, array: Any, i: Any) -> Any:
@@ -333,9 +317,4 @@ def _load_halves(emit: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
     return load
 
 
-def _emit_bf16(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    wide = ir.VectorType(I32, N_FLOATS)
-    return builder.bitcast(builder.shl(builder.zext(bits, wide), splat(16, wide)), FLOATS16.vector)
-
-
-load_f16, load_bf16 = _load_halves(_emit_halves), _load_halves(_emit_bf16)
+load_f16, load_bf16 = _load_halves(emit_f16s), _load_halves(emit_bf16s)

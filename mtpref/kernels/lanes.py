@@ -105,16 +105,31 @@ def add_products32(typingctx: Any, lanes: Any, a: Any, b: Any) -> Any:
     return LANES32(LANES32, types.intp, types.intp), codegen
 
 
+def emit_add_product64(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, total: ir.Value) -> ir.Value:
+    """total + a * b of 32 lanes in float64; a, b: float32, so that the product is exact and fusing changes no bit."""
+    x, y = (builder.fpext(value, LANES64.vector) for value in (a, b))
+    if HAS_FMA:
+        return intrinsic_call(builder, "fma", LANES64.vector, [x, y, total])
+    return builder.fadd(total, builder.fmul(x, y))
+
+
+def emit_tree(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """S2's tree over a power of two of lanes: each lane of the lower half and its fellow of the upper, and so on."""
+    half = value.type.count // 2
+    while half:
+        picks = [ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half)]
+        value = builder.fadd(*(builder.shuffle_vector(value, value, pick) for pick in picks))
+        half //= 2
+    return builder.extract_element(value, I32(0))
+
+
 @intrinsic
 def add_products64(typingctx: Any, lanes: Any, a: Any, b: Any) -> Any:
     """Lane l becomes lane l + a[l] * b[l] in float64, l = 0 .. 31; a, b: addresses of float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        parts = (_load_at(builder, address, LANES32.vector, 4) for address in args[1:])
-        x, y = (builder.fpext(part, LANES64.vector) for part in parts)
-        if HAS_FMA:  # the product is exact, so fusing changes no bit
-            return intrinsic_call(builder, "fma", LANES64.vector, [x, y, args[0]])
-        return builder.fadd(args[0], builder.fmul(x, y))
+        x, y = (_load_at(builder, address, LANES32.vector, 4) for address in args[1:])
+        return emit_add_product64(builder, x, y, args[0])
 
     return LANES64(LANES64, types.intp, types.intp), codegen
 
@@ -144,13 +159,7 @@ def add_lanes(typingctx: Any, lanes: Any) -> Any:
     """The final tree: lanes l and l + 16 are added, then l and l + 8, 4, 2, 1."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        value, half = args[0], N_LANES // 2
-        while half:
-            picks = [ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half)]
-            parts = [builder.shuffle_vector(value, value, pick) for pick in picks]
-            value = builder.fadd(*parts)
-            half //= 2
-        return builder.extract_element(value, I32(0))
+        return emit_tree(builder, args[0])
 
     return (types.float32 if lanes == LANES32 else types.float64)(lanes), codegen
 

@@ -11,6 +11,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from mtpref.kernels.compile import HAS_FMA
+from mtpref.kernels.target import target_has
 
 I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -128,6 +129,22 @@ def emit_f32_of_f16(builder: ir.IRBuilder, half32: ir.Value) -> ir.Value:
     bits = builder.select(is_small, small, builder.select(is_special, special, bits))
     sign = builder.shl(builder.and_(half32, constant(0x8000)), constant(16))
     return builder.bitcast(builder.or_(bits, sign), real)
+
+
+def emit_f16s(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """The float32 values of a vector of float16 bits."""
+    n = bits.type.count
+    if target_has("f16c"):
+        halves = builder.bitcast(bits, ir.VectorType(ir.HalfType(), n))
+        return builder.fpext(halves, ir.VectorType(FLOAT, n))
+    return emit_f32_of_f16(builder, builder.zext(bits, ir.VectorType(I32, n)))
+
+
+def emit_bf16s(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """The float32 values of a vector of bfloat16 bits."""
+    wide = ir.VectorType(I32, bits.type.count)
+    shifted = builder.shl(builder.zext(bits, wide), splat(16, wide))
+    return builder.bitcast(shifted, ir.VectorType(FLOAT, wide.count))
 
 
 @intrinsic

@@ -102,11 +102,11 @@ class Tile:
             yield loop.index
 
     @contextmanager
-    def each_of(self, n: ir.Value) -> Iterator[list[ir.Value]]:
-        """A loop over 0 .. n - 1; its body gets UNROLLED numbers at once."""
+    def each_of(self, n: ir.Value) -> Iterator[tuple[ir.Value, list[ir.Value]]]:
+        """A loop over 0 .. n - 1; its body gets the number of the round, and UNROLLED numbers at once."""
         with self.loop(self.builder.udiv(n, I64(UNROLLED))) as i:
             first = self.builder.mul(i, I64(UNROLLED))
-            yield [self.builder.add(first, I64(u)) for u in range(UNROLLED)]
+            yield i, [self.builder.add(first, I64(u)) for u in range(UNROLLED)]
 
 
 # (tile, pointer to the block, sums so far) -> the sums after it.

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mtpref.kernels.scalars import FLOAT, I8, I16, I32, I64, emit_f32_of_f16, pointer_to, splat
+from mtpref.kernels.scalars import FLOAT, I8, I16, I32, I64, emit_f16s, pointer_to, splat
 from mtpref.kernels.target import target_has, target_is_x86
 
 ROWS = 16  # of a panel
@@ -104,13 +104,7 @@ def add_signed(builder: ir.IRBuilder, totals: Pieces, rows: ir.Value, word: ir.V
 def floats_of_halves(builder: ir.IRBuilder, pointer: ir.Value) -> Pieces:
     """The 16 float16 at a pointer as float32."""
     kind = ir.VectorType(I16, LANES)
-    return [_to_floats(builder, load(builder, offset(builder, pointer, 2 * LANES * n), kind)) for n in range(PIECES)]
-
-
-def _to_floats(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    if target_has("f16c"):
-        return builder.fpext(builder.bitcast(bits, ir.VectorType(ir.HalfType(), LANES)), FLOATS)
-    return emit_f32_of_f16(builder, builder.zext(bits, INTS))
+    return [emit_f16s(builder, load(builder, offset(builder, pointer, 2 * LANES * n), kind)) for n in range(PIECES)]
 
 
 def zeros(kind: ir.VectorType, n_pieces: int = PIECES) -> Pieces:
