@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,9 @@ def files(tmp_path_factory):
     for name in ("Q8_0", "BF16", "F16"):
         found[name] = str(folder / f"{name}.gguf")
         assert make_random.main(["-o", found[name], "--type", name, *SHAPE, *SIZES]) == 0
-    found["Q4_K_M"] = str(folder / "Q4_K_M.gguf")
-    assert cli.main(["quantize", found["BF16"], found["Q4_K_M"], "Q4_K_M"]) == 0
+    if find_spec("libgguf"):
+        found["Q4_K_M"] = str(folder / "Q4_K_M.gguf")
+        assert cli.main(["quantize", found["BF16"], found["Q4_K_M"], "Q4_K_M"]) == 0
     return found
 
 
@@ -85,6 +87,8 @@ CASES = [
 def test_the_list_is_what_a_run_calls(monkeypatch, files, name, options):
     if compile.n_threads() == 1:
         pytest.skip("one processor: no parallel loops")
+    if name is not None and name not in files:
+        pytest.skip(f"{name} needs the extra quantize")
     listed, used = listed_and_used(monkeypatch, [*(("-m", files[name]) if name else ()), *options])
     assert set(listed) == used
     assert len(listed) == len(set(listed))

@@ -196,3 +196,22 @@ def test_float_rows_in_pieces_are_the_specifications(rng: np.random.Generator, t
         w, x = matrix(rng, type_name, 19, n_in, SCALES[i % len(SCALES)]), values(rng, (n_tokens, n_in), "unit")
         with np.errstate(all="ignore"):
             assert_same(spec.mul_mat_ggml(w, x), kernels.mul_mat_ggml(w, x))
+
+
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
+def test_threads_share_rows_and_tokens_of_floats(rng: np.random.Generator, type_name: str,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Where a thread's tokens begin within a tile, and its rows within those that wait together."""
+    from mtpref.kernels import compile, mul_mats
+
+    if compile.settings.NUMBA_NUM_THREADS < 2:
+        pytest.skip("Numba has one thread here: nothing to split")
+    monkeypatch.setattr(mul_mats, "PARALLEL_FROM", 0)
+    before = kernels.n_threads()
+    kernels.set_threads(2)
+    try:
+        for n_out, n_tokens in ((1, 8), (40, 11), (77, 21)):
+            w, x = matrix(rng, type_name, n_out, 600), unit_values(rng, n_tokens, 600)
+            assert_same(spec.mul_mat_ggml(w, x), kernels.mul_mat_ggml(w, x))
+    finally:
+        kernels.set_threads(before)

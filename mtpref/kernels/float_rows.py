@@ -156,7 +156,7 @@ def _prepare_of(name: str, rounded: Any) -> Any:
         for t in range(first, last):
             for i in range(n):
                 row[i] = rounded(x[t, i])
-            start = min(t, n_tokens // N_TOKENS * N_TOKENS) // N_TOKENS * N_TOKENS
+            start = t // N_TOKENS * N_TOKENS
             width = _width(n_tokens - start)
             while t >= start + width:
                 start += width
