@@ -198,10 +198,10 @@ def _compile_ahead(args: argparse.Namespace, kv_types: tuple[str | None, ...]) -
     """
     from mtpref import api, kernels
     from mtpref.gguf import open_gguf
+    from mtpref.model.load import default_kv_type
 
     if args.ops == "spec" or not kernels.available() or kernels.n_threads() == 1 or not kernels.is_cold():
         return
-    wide = args.numerics == "exact"
     types: set[str] = set()
     try:
         for path in filter(None, (args.model or api.tiny_path(), args.model_draft)):
@@ -212,8 +212,8 @@ def _compile_ahead(args: argparse.Namespace, kv_types: tuple[str | None, ...]) -
                 )
     except (MtprefError, OSError):
         return  # loading says what is wrong
-    kv = {kv_type or ("F32" if wide else "F16") for kv_type in kv_types}
-    repack, n_threads = not args.no_repack, kernels.n_threads()
+    kv = {kv_type or default_kv_type(args.numerics) for kv_type in kv_types}
+    wide, repack, n_threads = args.numerics == "exact", not args.no_repack, kernels.n_threads()
     kernels.compile_ahead(kernels.needed_kernels(types, kv, wide=wide, repack=repack, n_threads=n_threads))
 
 

@@ -36,12 +36,15 @@ def target(dtype: types.Type, ndim: int) -> types.Array:
     return types.Array(dtype, ndim, "C")
 
 
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
+
+
 def _cached(py_func: Callable[..., Any], parallel: bool) -> Any:
     """Numba's decorator, with the cache in our folder: Numba reads the folder when a function is decorated."""
     before = settings.CACHE_DIR
     settings.CACHE_DIR = str(kernels.cache_folder())
     try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy", parallel=parallel)(py_func)
+        return numba.njit(cache=True, parallel=parallel, **_OPTIONS)(py_func)
     finally:
         settings.CACHE_DIR = before
 
@@ -126,7 +129,7 @@ def helper(py_func: Callable[..., Any]) -> Any:
     It is in the cache as part of kernels, not on its own: Numba numbers the files of a function's signatures, and
     two processes that compile two of them at the same time give both the same number.
     """
-    return numba.njit(nogil=True, error_model="numpy")(py_func)
+    return numba.njit(**_OPTIONS)(py_func)
 
 
 def name_symbol(py_func: Callable[..., Any], name: str) -> None:

@@ -137,8 +137,8 @@ _OUT = target(types.float32, 2)
 def _whole_layer(products, all_groups, groups, how_qkv, how_gates, how_out, w_qkv, w_z, w_beta, w_alpha, w_out, x, conv,
                  conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, scale, qkv, z, beta_raw, alpha, out,
                  window, states, y, n_parts):  # fmt: skip
-    """All of a layer, in all threads, with the kernels at the first three addresses; window
-    is what `_window` gives for all tokens."""
+    """All of a layer, in all threads, with the kernels at the first three addresses; window is what `_window` gives
+    for all tokens."""
     n_tokens, n_before = len(x), len(conv)
     if how_qkv[1] == how_gates[1]:
         call_products(products, (how_qkv, 4, (w_qkv, w_z, w_beta, w_alpha), x, (qkv, z, beta_raw, alpha), n_parts))

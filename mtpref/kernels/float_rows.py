@@ -16,8 +16,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from mtpref.kernels import compile
-from mtpref.kernels.arith import f32_of_bf16, round_bf16, round_f16
+from mtpref.kernels import activations, compile
+from mtpref.kernels.arith import f32_of_bf16
 from mtpref.kernels.compile import helper, kernel
 from mtpref.kernels.floats import N_FLOATS, address, load16
 from mtpref.kernels.floats import store as store_floats
@@ -43,10 +43,11 @@ N_TOKENS = 4  # of the widest tile
 N_ROWS = 3  # of that tile: a value that is loaded serves all rows, or all tokens
 N_WAITING = 12  # rows whose lanes wait at once
 N_SUMS = 12  # vectors that a tile adds to at once
-
 PIECE = 16  # blocks of 32 columns: 8 KiB of activations of 4 tokens
 BLOCKS_IN_CACHE = 128  # of a tile, up to which its rows are not cut into pieces
 AHEAD = 64  # blocks that a tile asks for before they are needed
+
+_round_to = activations.round_to.dispatcher
 
 # Loads a vector of float32 at a byte pointer.
 Load = Callable[[ir.IRBuilder, ir.Value, ir.VectorType], ir.Value]
@@ -144,45 +145,35 @@ def _width(n_tokens):
     return 4 if n_tokens >= 4 else 2 if n_tokens >= 2 else 1
 
 
-def _prepare_of(name: str, rounded: Any) -> Any:
-    """An intrinsic (x, packed, first, last): tokens first .. last - 1, rounded, as tiles read them: the blocks of 32
-    columns of a tile's tokens beside each other; columns that fill no block follow those of all tokens, by token."""
-
-    def prepare(x, packed, first, last):
-        n_tokens, n = x.shape
-        n_blocks = n // N_LANES
-        n_tail = n - N_LANES * n_blocks
-        row, flat = np.empty(n, np.float32), packed.reshape(-1)
-        for t in range(first, last):
-            for i in range(n):
-                row[i] = rounded(x[t, i])
-            start = t // N_TOKENS * N_TOKENS
+@helper
+def _prepare(x, kind, packed, first, last):
+    """Tokens first .. last - 1, rounded, as tiles read them: the blocks of 32 columns of a tile's tokens beside each
+    other; columns that fill no block follow those of all tokens, by token."""
+    n_tokens, n = x.shape
+    n_blocks = n // N_LANES
+    n_tail = n - N_LANES * n_blocks
+    row, flat = np.empty(n, np.float32), packed.reshape(-1)
+    for t in range(first, last):
+        if kind == activations.KEEP:
+            row[:] = x[t]
+        else:
+            _round_to(x[t], kind, row)
+        start = t // N_TOKENS * N_TOKENS
+        width = _width(n_tokens - start)
+        while t >= start + width:
+            start += width
             width = _width(n_tokens - start)
-            while t >= start + width:
-                start += width
-                width = _width(n_tokens - start)
-            for b in range(n_blocks):
-                k = N_LANES * (start * n_blocks + b * width + t - start)
-                for l in range(0, N_LANES, N_FLOATS):  # noqa: E741
-                    store_floats(flat, k + l, load16(row, N_LANES * b + l))
-            for l in range(n_tail):  # noqa: E741
-                flat[n_tokens * N_LANES * n_blocks + t * n_tail + l] = row[N_LANES * n_blocks + l]
-
-    compile.name_symbol(prepare, f"prepare_{name}")
-
-    @intrinsic
-    def call(typingctx, x, packed, first, last):
-        def codegen(context, builder, sig, args):
-            return context.compile_internal(builder, prepare, sig, args)
-
-        return types.none(x, packed, types.intp, types.intp), codegen
-
-    return call
+        for b in range(n_blocks):
+            k = N_LANES * (start * n_blocks + b * width + t - start)
+            for l in range(0, N_LANES, N_FLOATS):  # noqa: E741
+                store_floats(flat, k + l, load16(row, N_LANES * b + l))
+        for l in range(n_tail):  # noqa: E741
+            flat[n_tokens * N_LANES * n_blocks + t * n_tail + l] = row[N_LANES * n_blocks + l]
 
 
 def _rows_of(name: str, load_weights: Load, value_at: Any, size: int) -> Any:
     """An intrinsic (raw, x, y, first, last): y[t, r] = dot32(row r, x[t]) for rows of groups first .. last - 1; x is
-    what `_prepare_of` has made."""
+    what `_prepare` has made."""
     tile_3_4 = _tile(name, load_weights, size, N_ROWS, N_TOKENS)
     tile_4, tile_2, tile_1 = (_tile(name, load_weights, size, 1, n) for n in (4, 2, 1))
 
@@ -257,32 +248,27 @@ def _rows_of(name: str, load_weights: Load, value_at: Any, size: int) -> Any:
     return call
 
 
-@helper
-def _same(x):
-    return x
-
-
-_prepare_f32, _rows_of_f32 = _prepare_of("f32", _same), _rows_of("f32", _load_f32, _f32_at, 4)
-_prepare_f16, _rows_of_f16 = _prepare_of("f16", round_f16), _rows_of("f16", _load_f16, half, 2)
-_prepare_bf16, _rows_of_bf16 = _prepare_of("bf16", round_bf16), _rows_of("bf16", _load_bf16, _bf16_at, 2)
+_rows_of_f32 = _rows_of("f32", _load_f32, _f32_at, 4)
+_rows_of_f16 = _rows_of("f16", _load_f16, half, 2)
+_rows_of_bf16 = _rows_of("bf16", _load_bf16, _bf16_at, 2)
 
 
 @kernel(*PREPARE)
 def prepare_f32(x, is_unsigned, words, packed, sums, first, last):
     """S5. Tokens first .. last - 1 as the tiles of F32 read them; words and sums are not used."""
-    _prepare_f32(x, packed, first, last)
+    _prepare(x, activations.KEEP, packed, first, last)
 
 
 @kernel(*PREPARE)
 def prepare_f16(x, is_unsigned, words, packed, sums, first, last):
     """S5. Tokens first .. last - 1, rounded to float16, as tiles read them; words and sums are not used."""
-    _prepare_f16(x, packed, first, last)
+    _prepare(x, activations.TO_F16, packed, first, last)
 
 
 @kernel(*PREPARE)
 def prepare_bf16(x, is_unsigned, words, packed, sums, first, last):
     """S5. Tokens first .. last - 1, rounded to bfloat16, as tiles read them; words and sums are not used."""
-    _prepare_bf16(x, packed, first, last)
+    _prepare(x, activations.TO_BF16, packed, first, last)
 
 
 @kernel(*ROWS_ARGS)

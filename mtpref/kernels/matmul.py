@@ -7,13 +7,14 @@ an idle machine and milliseconds on a busy one.
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import prange
 from numpy.typing import NDArray
 
-from mtpref.kernels import activations, compile, mul_mats, rows
+from mtpref.kernels import activations, compile, float_rows, mul_mats, rows
 from mtpref.kernels.calls import caller
 from mtpref.kernels.compile import INT, Kernel, kernel
 from mtpref.kernels.unpack import TYPE_CODES
@@ -77,8 +78,9 @@ def mul_mat_exact(w: Matrix, x: F32) -> F32:
     check_type(w)
     x = np.ascontiguousarray(x)
     if w.type_name in TILE_TYPES:
-        return _mul_mat_tiles(w, x, True)
-    return _mul_mat_rows(w, x)
+        return _mul_mat_tiles(mul_mat_exact, w, x)
+    rows_kernel = rows.rows_float if w.type_name in float_rows.PRODUCTS else rows.rows_blocks
+    return _run(rows_kernel, _all_rows_exact, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
 
 
 def mul_mat_ggml(w: Matrix, x: F32) -> F32:
@@ -87,8 +89,9 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
     Errors   MtprefError for a weight type without a rule
     """
     x = np.ascontiguousarray(x)
-    if mul_mats.weights_of(w) is not None:
-        return mul_mats.mul_mat(w, x)
+    y = mul_mats.mul_mat(w, x)
+    if y is not None:
+        return y
     check_type(w)
     kind = ACTIVATION_TYPES[w.type_name]
     if w.type_name in TILE_TYPES:
@@ -96,22 +99,17 @@ def mul_mat_ggml(w: Matrix, x: F32) -> F32:
         # Beside an infinite or NaN scale this warns in NumPy only; the value is defined.
         with np.errstate(over="ignore", invalid="ignore"):
             x = codes.astype(np.float32) * np.repeat(scales, x.shape[1] // scales.shape[1], axis=1)
-        return _mul_mat_tiles(w, x, False)
+        return _mul_mat_tiles(mul_mat_ggml, w, x)
     return _mul_mat_k(w, x) if kind == "Q8_K" else _mul_mat_legacy(w, x)
 
 
-def _mul_mat_rows(w: Matrix, x: F32) -> F32:
-    rows_kernel = rows.rows_float if w.type_name in ("F32", "F16", "BF16") else rows.rows_blocks
-    return _run(rows_kernel, _all_rows_exact, w, x.shape[0], TYPE_CODES[w.type_name], w.raw, w.row_bytes, x)
-
-
-def _mul_mat_tiles(w: Matrix, x: F32, wide: bool) -> F32:
+def _mul_mat_tiles(mul_mat: Callable[[Matrix, F32], F32], w: Matrix, x: F32) -> F32:
     """One tile of rows after the other: dequantised to float32, multiplied, dropped."""
     y = np.empty((x.shape[0], w.n_out), np.float32)
     for first, tile in w.tiles():
         raw = tile.dequantize().reshape(-1).view(np.uint8)
         as_float = Matrix(w.name, "F32", tile.n_out, w.n_in, raw)
-        y[:, first : first + tile.n_out] = _mul_mat_rows(as_float, x) if wide else mul_mats.mul_mat(as_float, x)
+        y[:, first : first + tile.n_out] = mul_mat(as_float, x)
     return y
 
 

@@ -105,9 +105,10 @@ def weights_of(w: Matrix) -> U8 | None:
     return np.ascontiguousarray(w.raw[: w.n_out * w.row_bytes])
 
 
-def mul_mat(w: Matrix, x: F32) -> F32:
-    """S6. y = W x, (T, n_in) -> (T, n_out), in `ggml` numerics, for a matrix with panels or of floats."""
-    return _of_a_type((w,), x)[0]
+def mul_mat(w: Matrix, x: F32) -> F32 | None:
+    """S6. y = W x, (T, n_in) -> (T, n_out), in `ggml` numerics; None where `weights_of` gives nothing."""
+    found = _of_a_type([w], x)
+    return None if found is None else found[0]
 
 
 def mul_mats(ops: Any, matrices: Sequence[Matrix], x: F32) -> list[F32]:
@@ -115,19 +116,20 @@ def mul_mats(ops: Any, matrices: Sequence[Matrix], x: F32) -> list[F32]:
     found: dict[int, F32] = {}
     x = np.ascontiguousarray(x)
     for type_name in dict.fromkeys(w.type_name for w in matrices):
-        alike = [i for i, w in enumerate(matrices) if w.type_name == type_name]
-        if all(weights_of(matrices[i]) is not None for i in alike):
-            products = _of_a_type(tuple(matrices[i] for i in alike), x)
-        else:
-            products = [ops.mul_mat(matrices[i], x) for i in alike]
-        found.update(zip(alike, products, strict=True))
+        places = [i for i, w in enumerate(matrices) if w.type_name == type_name]
+        alike = [matrices[i] for i in places]
+        products = _of_a_type(alike, x) or [ops.mul_mat(w, x) for w in alike]
+        found.update(zip(places, products, strict=True))
     return [found[i] for i in range(len(matrices))]
 
 
-def _of_a_type(matrices: tuple[Matrix, ...], x: F32) -> list[F32]:
+def _of_a_type(matrices: Sequence[Matrix], x: F32) -> list[F32] | None:
+    """Matrices of one type, at most MOST of them; None where `weights_of` gives nothing for one."""
+    weights = [weights_of(w) for w in matrices]
+    if any(w is None for w in weights):
+        return None
     n, n_tokens = len(matrices), len(x)
     ys = [np.empty((n_tokens, w.n_out), np.float32) for w in matrices]
-    weights = [weights_of(w) for w in matrices]
     spare = MOST - n
     args = how(matrices[0].type_name), n, (*weights, *weights[:1] * spare), x, (*ys, *ys[:1] * spare)
     if compile.n_threads() == 1 or sum(w.n_out for w in matrices) * x.size < PARALLEL_FROM:

@@ -6,6 +6,8 @@ is compiled for nothing. It imports no kernel, so that helpers start at once; te
 
 from collections.abc import Iterable
 
+from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES
+
 # The slowest to compile, seconds first: helpers begin with them. Others take less than a second.
 SLOWEST = (
     "attend._attention_tiles",
@@ -58,7 +60,7 @@ _WHOLE = ("mul_mats.all_products", "mul_mats._all_ffn", "delta_mixer._whole_laye
 
 
 def _in_panels(name: str) -> _Names:
-    prepare = "panel_products.prepare_q8_k" if name.endswith("_K") else "panel_products.prepare_q8_0"
+    prepare = "panel_products.prepare_q8_k" if ACTIVATION_TYPES[name] == "Q8_K" else "panel_products.prepare_q8_0"
     serial = ("panels._make_panels", "mul_mats._products", prepare, f"panel_products.rows_{name.lower()}")
     return serial, ("panels._make_all_panels", *_WHOLE)
 
@@ -70,17 +72,20 @@ def _floats(name: str) -> tuple[str, ...]:
 def _in_place(name: str) -> _Names:
     if name in FLOAT_TYPES:
         return _floats(name), _WHOLE
-    if name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"):
+    if _is_tiled(name):  # a tile of rows is dequantised and goes through the F32 kernel
+        return _floats("F32"), ("mul_mats.all_products",)
+    if ACTIVATION_TYPES[name] == "Q8_K":
         family = "k_32" if name in ("Q4_K", "Q5_K") else "k_16"
         return (f"rows.rows_{family}", "activations.quantize_q8_k"), ("matmul._all_rows_k",)
-    if name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"):
-        family = "q8_0" if name == "Q8_0" else "legacy"
-        return (f"rows.rows_{family}", "activations.quantize_q8_1"), (f"matmul._all_rows_{family}",)
-    # A tile of rows is dequantised and goes through the F32 kernel.
-    return _floats("F32"), ("mul_mats.all_products",)
+    family = "q8_0" if name == "Q8_0" else "legacy"
+    return (f"rows.rows_{family}", "activations.quantize_q8_1"), (f"matmul._all_rows_{family}",)
 
 
 def _exact(name: str) -> _Names:
-    is_block = name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-    family = "blocks" if is_block else "float"
+    family = "float" if name in FLOAT_TYPES or _is_tiled(name) else "blocks"
     return (f"rows.rows_{family}",), ("matmul._all_rows_exact",)
+
+
+def _is_tiled(name: str) -> bool:
+    """A type that nobody knows counts as well: loading the file will say so."""
+    return name in TILE_TYPES or name not in ACTIVATION_TYPES

@@ -91,9 +91,13 @@ def load(
     )
 
 
+def default_kv_type(numerics: str) -> str:
+    """The type of KV cells where nobody asks for another."""
+    return "F32" if numerics == "exact" else "F16"
+
+
 def _kv_types(recipe: Recipe, *given: str | None) -> list[str]:
-    default = "F32" if recipe.numerics == "exact" else "F16"
-    kv_types = [t or default for t in given]
+    kv_types = [t or default_kv_type(recipe.numerics) for t in given]
     for kind in kv_types:
         if kind not in KV_DTYPES:
             raise MtprefError(f"KV type {kind!r} is not supported, expected one of {', '.join(KV_DTYPES)}")
