@@ -1,11 +1,12 @@
 """Hyper-parameters: read from GGUF metadata, checked once, then frozen.
 
-Owns the field names (llama.cpp's short ones; the GGUF key stands beside each) and their sanity limits. It
-must not read tensors. An architecture's layer kinds (mtpref/model) say which of these they need.
+Owns typed access to keys, the configurations of layer kinds and RoPE scaling. Which keys there are, their defaults and
+limits stand in the architecture's data sheet. It must not read tensors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mtpref import rope_scaling
 from mtpref.errors import MtprefError
@@ -58,6 +59,18 @@ class Metadata:
             raise self.bad(key, items[:4], f"an array of {length} integers")
         return [int(item) for item in items]
 
+    def is_array(self, key: str) -> bool:
+        value = self.kv.get(f"{self.arch}.{key}")
+        return isinstance(value, Sequence) and not isinstance(value, str)
+
+    def counts(self, key: str, length: int, *, low: int, high: int) -> list[int]:
+        """An array of `length` counts, each within limits."""
+        items = self.integers(key, length)
+        for i, item in enumerate(items):
+            if not low <= item <= high:
+                raise self.bad(key, item, f"integers from {low} to {high} (item {i})")
+        return items
+
     def text(self, key: str, default: str | None = None) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
@@ -76,16 +89,49 @@ class Metadata:
                            "try: mtpref inspect FILE")  # fmt: skip
 
 
+class Values(Mapping[str, Any]):
+    """The hyper-parameters of one model by the names of its data sheet, each read and checked when it is first asked for.
+
+    readers   name -> how it is read: (metadata, these values) -> value; a list has one item for each block
+    il        the block that lists are read for (`at`)
+    Errors    MtprefError from [name] for a key that is missing or out of range
+    """
+
+    def __init__(self, meta: Metadata, readers: Mapping[str, Callable[[Metadata, "Values"], Any]]) -> None:
+        self.meta = meta
+        self._readers = readers
+        self._found: dict[str, Any] = {}
+        self._il: int | None = None
+
+    def at(self, il: int) -> "Values":
+        """The values that block il has."""
+        one = Values(self.meta, self._readers)
+        one._found, one._il = self._found, il
+        return one
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._found:
+            self._found[name] = self._readers[name](self.meta, self)
+        value = self._found[name]
+        return value[self._il] if isinstance(value, list) and self._il is not None else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
 @dataclass(frozen=True)
 class DeltaConfig:
-    """A gated DeltaNet layer."""
+    """A gated DeltaNet layer; names and keys stand in the architecture's data sheet."""
 
-    n_embd: int  # embedding_length
-    d_conv: int  # ssm.conv_kernel
-    d_state: int  # ssm.state_size: S, the size of a key and of a value
-    n_k_heads: int  # ssm.group_count: H_k
-    n_v_heads: int  # ssm.time_step_rank: H_v
-    rms_eps: float  # attention.layer_norm_rms_epsilon
+    n_embd: int
+    d_conv: int
+    d_state: int  # S, the size of a key and of a value
+    n_k_heads: int  # H_k
+    n_v_heads: int  # H_v
+    rms_eps: float
 
     @property
     def d_inner(self) -> int:
@@ -98,25 +144,25 @@ class DeltaConfig:
 
 @dataclass(frozen=True)
 class AttnConfig:
-    """A gated attention layer."""
+    """A gated attention layer; names and keys stand in the architecture's data sheet."""
 
-    n_embd: int  # embedding_length
-    n_head: int  # attention.head_count
-    n_head_kv: int  # attention.head_count_kv
-    n_embd_head: int  # attention.key_length: D
-    n_rot: int  # rope.dimension_count
-    rope_sections: tuple[int, int, int, int]  # rope.dimension_sections
-    freq_base: float  # rope.freq_base
-    rms_eps: float  # attention.layer_norm_rms_epsilon
-    rope_scaling: RopeScaling = field(default_factory=RopeScaling)  # rope.scaling.*
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_embd_head: int  # D
+    n_rot: int
+    rope_sections: tuple[int, int, int, int]
+    freq_base: float
+    rms_eps: float
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
 
 
 @dataclass(frozen=True)
 class FfnConfig:
     """A dense feed-forward network."""
 
-    n_embd: int  # embedding_length
-    n_ff: int  # feed_forward_length
+    n_embd: int
+    n_ff: int
 
 
 @dataclass(frozen=True)
@@ -125,77 +171,26 @@ class ModelConfig:
 
     arch: str  # general.architecture
     name: str  # general.name
-    n_embd: int  # embedding_length
+    n_embd: int
     n_ctx_train: int  # context_length, or what an override of RoPE scaling makes of it
-    rms_eps: float  # attention.layer_norm_rms_epsilon
+    rms_eps: float
     n_layer: int  # block_count - nextn_predict_layers: the trunk's layers
     n_layer_nextn: int  # nextn_predict_layers
 
 
-def read_model_config(meta: Metadata) -> ModelConfig:
-    n_block = meta.u32("block_count", high=4096)
-    n_nextn = meta.u32("nextn_predict_layers", 0, low=0, high=n_block - 1)
+def read_model_config(v: Values) -> ModelConfig:
+    """Errors  MtprefError for counts that contradict each other, or a key that is missing"""
+    n_block = v["n_block"]
+    n_nextn = v.meta.u32("nextn_predict_layers", 0, low=0, high=n_block - 1)
     return ModelConfig(
-        arch=meta.arch,
-        name=str(meta.kv.get("general.name", "")),
-        n_embd=meta.u32("embedding_length"),
-        n_ctx_train=_n_ctx_train(meta),
-        rms_eps=read_rms_eps(meta),
+        arch=v.meta.arch,
+        name=str(v.meta.kv.get("general.name", "")),
+        n_embd=v["n_embd"],
+        n_ctx_train=_n_ctx_train(v.meta),
+        rms_eps=v["rms_eps"],
         n_layer=n_block - n_nextn,
         n_layer_nextn=n_nextn,
     )
-
-
-def read_rms_eps(meta: Metadata) -> float:
-    return meta.f32("attention.layer_norm_rms_epsilon", low=0.0, high=1.0)
-
-
-def read_delta_config(meta: Metadata) -> DeltaConfig:
-    cfg = DeltaConfig(
-        n_embd=meta.u32("embedding_length"),
-        d_conv=meta.u32("ssm.conv_kernel", low=2, high=32),
-        d_state=meta.u32("ssm.state_size", high=4096),
-        n_k_heads=meta.u32("ssm.group_count", high=4096),
-        n_v_heads=meta.u32("ssm.time_step_rank", high=4096),
-        rms_eps=read_rms_eps(meta),
-    )
-    if cfg.n_v_heads % cfg.n_k_heads:
-        raise MtprefError(f"{meta.source}: {meta.arch}.ssm.time_step_rank {cfg.n_v_heads} is no multiple of "
-                          f"{meta.arch}.ssm.group_count {cfg.n_k_heads}; is the file damaged?")  # fmt: skip
-    d_inner = meta.u32("ssm.inner_size")
-    if d_inner != cfg.d_inner:
-        raise MtprefError(f"{meta.source}: {meta.arch}.ssm.inner_size is {d_inner}, expected {cfg.d_inner} = "
-                          "state_size * time_step_rank; is the file damaged?")  # fmt: skip
-    return cfg
-
-
-def read_attn_config(meta: Metadata) -> AttnConfig:
-    n_embd, n_head = meta.u32("embedding_length"), meta.u32("attention.head_count", high=4096)
-    n_head_kv = meta.u32("attention.head_count_kv", n_head, high=4096)
-    d_head = meta.u32("attention.key_length", n_embd // n_head, high=4096)
-    d_value = meta.u32("attention.value_length", d_head, high=4096)
-    n_rot = meta.u32("rope.dimension_count", d_head, high=4096)
-    if n_head % n_head_kv or d_value != d_head or n_rot > d_head or n_rot % 2:
-        raise MtprefError(f"{meta.source}: attention shape head_count {n_head}, head_count_kv {n_head_kv}, "
-                          f"key_length {d_head}, value_length {d_value}, rope.dimension_count {n_rot}, expected "
-                          "a multiple of head_count_kv, equal lengths and an even dimension_count "
-                          "no larger than key_length")  # fmt: skip
-    t, h, w, e = meta.integers("rope.dimension_sections", 4)
-    return AttnConfig(
-        n_embd=n_embd,
-        n_head=n_head,
-        n_head_kv=n_head_kv,
-        n_embd_head=d_head,
-        n_rot=n_rot,
-        rope_sections=(t, h, w, e),
-        freq_base=_freq_base(meta),
-        rms_eps=read_rms_eps(meta),
-        rope_scaling=read_rope_scaling(meta),
-    )
-
-
-def read_ffn_config(meta: Metadata) -> FfnConfig:
-    return FfnConfig(n_embd=meta.u32("embedding_length"), n_ff=meta.u32("feed_forward_length"))
 
 
 # ------------------------------------------------------------------------------------------- RoPE scaling
@@ -210,9 +205,10 @@ YARN_KEYS = {
 }
 
 
-def read_rope_scaling(meta: Metadata, *, has_yarn_keys: bool = False) -> RopeScaling:
+def read_rope_scaling(meta: Metadata, freq_base: float, *, has_yarn_keys: bool = False) -> RopeScaling:
     """The RoPE scaling of a run, from `rope.scaling.*` and the caller's overrides.
 
+    freq_base      the base in use
     has_yarn_keys  whether the architecture reads the yarn_* keys; where it does not, llama.cpp's defaults hold and
                    `rope_notes` says so
     Errors         MtprefError for an unknown type, or a number that no scaling has, used or not
@@ -224,7 +220,7 @@ def read_rope_scaling(meta: Metadata, *, has_yarn_keys: bool = False) -> RopeSca
     if scaling.freq_scale * n_ctx > rope_scaling.MAX_ANGLE and scaling.freq_scale > 1.0:
         raise MtprefError(f"{meta.source}: RoPE frequencies times {scaling.freq_scale:g} over {n_ctx} positions, "
                           f"expected angles below {rope_scaling.MAX_ANGLE}; use a scale of 1 or less")  # fmt: skip
-    if scaling.ext_factor and _freq_base(meta) <= 1.0:
+    if scaling.ext_factor and freq_base <= 1.0:
         raise MtprefError(f"{meta.source}: {meta.arch}.rope.freq_base is 1, expected more than 1: YaRN needs "
                           "frequencies that differ; try --rope-freq-base 10000")  # fmt: skip
     return scaling
@@ -279,11 +275,6 @@ def rope_notes(meta: Metadata, scaling: RopeScaling) -> tuple[str, ...]:
         notes.append(f"{', '.join(ignored)}: not read, as in llama.cpp for {meta.arch}; "
                      "--yarn-ext-factor and its like set them")  # fmt: skip
     return tuple(notes)
-
-
-def _freq_base(meta: Metadata) -> float:
-    from_file = meta.f32("rope.freq_base", 10000.0, low=1.0, high=1e12)
-    return from_file if meta.rope.freq_base is None else meta.rope.freq_base
 
 
 def _n_ctx_train(meta: Metadata) -> int:

@@ -1,23 +1,26 @@
 """The gated DeltaNet layer kind. Its numerics are mtpref/ops/compose.py:delta_layer (S6, S9, S11 to S14)."""
 
-from mtpref.config import DeltaConfig, read_delta_config
-from mtpref.model.kinds import F32, LayerKind, Span, TensorSlot
+from mtpref.config import DeltaConfig, Values
+from mtpref.errors import MtprefError
+from mtpref.kinds.kind import F32, LayerKind, Span
 from mtpref.ops import LayerTap, LayerWeights
 from mtpref.state import LayerState, StateSpec
 
 
-def _tensors(cfg: DeltaConfig) -> tuple[TensorSlot, ...]:
-    return (
-        TensorSlot("attn_qkv.weight", (cfg.conv_dim, cfg.n_embd), True),
-        TensorSlot("attn_gate.weight", (cfg.d_inner, cfg.n_embd), True),
-        TensorSlot("ssm_conv1d.weight", (cfg.conv_dim, cfg.d_conv), False),
-        TensorSlot("ssm_dt.bias", (cfg.n_v_heads,), False),
-        TensorSlot("ssm_a", (cfg.n_v_heads,), False),
-        TensorSlot("ssm_beta.weight", (cfg.n_v_heads, cfg.n_embd), True),
-        TensorSlot("ssm_alpha.weight", (cfg.n_v_heads, cfg.n_embd), True),
-        TensorSlot("ssm_norm.weight", (cfg.d_state,), False),
-        TensorSlot("ssm_out.weight", (cfg.n_embd, cfg.d_inner), True),
-    )
+def _configure(v: Values) -> DeltaConfig:
+    cfg = DeltaConfig(v["n_embd"], v["d_conv"], v["d_state"], v["n_k_head"], v["n_v_head"], v["rms_eps"])
+    label = f"{v.meta.source}: {v.meta.arch}"
+    if cfg.n_v_heads % cfg.n_k_heads:
+        raise MtprefError(
+            f"{label}.ssm.time_step_rank {cfg.n_v_heads} is no multiple of {v.meta.arch}.ssm.group_count "
+            f"{cfg.n_k_heads}; is the file damaged?"
+        )
+    if v["d_inner"] != cfg.d_inner:
+        raise MtprefError(
+            f"{label}.ssm.inner_size is {v['d_inner']}, expected {cfg.d_inner} = state_size * time_step_rank; is the "
+            "file damaged?"
+        )
+    return cfg
 
 
 def _state(cfg: DeltaConfig, kv_type: str) -> tuple[StateSpec, ...]:
@@ -36,4 +39,4 @@ def _forward(w: LayerWeights, cfg: DeltaConfig, x: F32, state: LayerState, span:
     return y
 
 
-GATED_DELTA_NET = LayerKind("gated_delta_net", read_delta_config, _tensors, _state, _forward)
+GATED_DELTA_NET = LayerKind("gated_delta_net", _configure, _state, _forward)

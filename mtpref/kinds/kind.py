@@ -1,8 +1,8 @@
 """What a layer kind is: the seam through which architectures are put together.
 
-Owns the record of a kind (its hyper-parameters, tensors, state and forward) and what a forward is told
-about its batch. Kinds stand in files of their own (delta_net.py, gated_attention.py, ffn.py);
-architectures.py combines them.
+Owns the record of a kind (its hyper-parameters, state and forward) and what a forward is told about its batch. Kinds
+stand in files of their own (delta_net.py, gated_attention.py, ffn.py); a data sheet (mtpref/architectures) combines
+them and lists their tensors.
 """
 
 from collections.abc import Callable
@@ -14,24 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.config import AttnConfig, Metadata
+from mtpref.config import AttnConfig, Values
 from mtpref.ops import LayerTap, LayerWeights, Ops
 from mtpref.state import LayerState, StateSpec
 
 F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TensorSlot:
-    """A tensor that a layer reads: its GGUF name without "blk.N.", its NumPy shape, and how it is held.
-
-    is_matrix  True: a weight matrix, kept as it lies in the file; False: a float32 array
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    is_matrix: bool
-    required: bool = True
 
 
 @dataclass
@@ -41,13 +28,15 @@ class Span:
     pos     RoPE positions of the tokens, (T,) int32
     first   cells that the layer's positional state already holds
     keep    how many of the last tokens the recurrent state is kept for (at least 1)
+    target  the trunk's layers, for a head that reads their cells; None elsewhere
     """
 
     ops: Ops
     pos: NDArray[np.int32]
     first: int
     keep: int
-    _rope: dict[AttnConfig, tuple[F32, F32]] = field(default_factory=dict)
+    target: list[LayerState] | None = None
+    _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
     def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
         """The RoPE table of the batch, made once for all layers of the same shape."""
@@ -76,18 +65,16 @@ def rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.boo
 
 @dataclass(frozen=True)
 class LayerKind:
-    """A mixer or a feed-forward network: everything that the model needs to know of it.
+    """A mixer or a feed-forward network: everything that the model needs to know of it but its tensors' shapes.
 
-    read_config(metadata) -> the kind's frozen hyper-parameters
-    tensors(config) -> the tensors it reads
+    configure(values) -> the kind's frozen hyper-parameters, those of one block
     state(config, kv_type) -> the state that a sequence keeps for it
     forward(weights, config, x, state, span, tap) -> y, both (T, n_embd); x is normalised, y is added to the
-        residual stream by the caller; the state is advanced by T tokens
+        residual stream by the block; the state is advanced by T tokens
     """
 
     name: str
-    read_config: Callable[[Metadata], Any]
-    tensors: Callable[[Any], tuple[TensorSlot, ...]]
+    configure: Callable[[Values], Any]
     state: Callable[[Any, str], tuple[StateSpec, ...]]
     forward: Callable[[LayerWeights, Any, F32, LayerState, Span, LayerTap], F32]
 

@@ -1,0 +1,70 @@
+"""What data sheets share: the hyper-parameters that every architecture has, the tensors outside of blocks, nextn.*."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtpref.architectures.dims import Named
+from mtpref.architectures.sheet import OPTIONAL, Hyper, Tensor
+from mtpref.transforms import Change
+
+
+def _half(v: Mapping[str, Any]) -> int:
+    return int(v["n_embd"]) // int(v["n_head"])
+
+
+n_block = Hyper("n_block", "block_count", high=4096, hf="num_hidden_layers")
+n_ctx = Hyper("n_ctx", "context_length", hf="max_position_embeddings", hf_default=OPTIONAL)
+n_embd = Hyper("n_embd", "embedding_length", hf="hidden_size")
+n_ff = Hyper("n_ff", "feed_forward_length", hf="intermediate_size")
+n_head = Hyper("n_head", "attention.head_count", high=4096, hf="num_attention_heads")
+n_head_kv = Hyper(
+    "n_head_kv", "attention.head_count_kv", default=lambda v: v["n_head"], high=4096, hf="num_key_value_heads"
+)
+rms_eps = Hyper("rms_eps", "attention.layer_norm_rms_epsilon", "f32", low=0.0, high=1.0, hf="rms_norm_eps",
+                hf_default=1e-6)  # fmt: skip
+freq_base = Hyper("freq_base", "rope.freq_base", "f32", default=10000.0, low=1.0, high=1e12, hf="rope_theta",
+                  hf_default=OPTIONAL)  # fmt: skip
+n_embd_head = Hyper("n_embd_head", "attention.key_length", default=_half, high=4096, hf="head_dim", hf_default=OPTIONAL)
+n_embd_head_v = Hyper(
+    "n_embd_head_v",
+    "attention.value_length",
+    default=lambda v: v["n_embd_head"],
+    high=4096,
+    hf="head_dim",
+    hf_default=OPTIONAL,
+)
+# In the order in which llama.cpp's converter writes them for every architecture (conversion/base.py).
+base_hypers = (n_block, n_ctx, n_embd, n_ff, n_head, n_head_kv, freq_base, rms_eps, n_embd_head, n_embd_head_v)
+
+N_VOCAB = Named("n_vocab")  # the length of tokenizer.ggml.tokens
+N_DRAFT_VOCAB = Named("n_draft_vocab")  # the length of d2t
+# A head that its file has trimmed: d2t[row] is the token id of a row.
+D2T = Tensor("d2t", (N_DRAFT_VOCAB,))
+TOKEN_EMBD, OUTPUT_NORM, OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
+# What a stand-alone head's file has of the trunk.
+SHARED = (TOKEN_EMBD, OUTPUT_NORM, OUTPUT)
+
+
+def root_tensors(norm: Change) -> tuple[Tensor, ...]:
+    """The tensors outside of blocks, the output tied to the embedding where it is absent. norm: of the final norm"""
+    return (
+        Tensor(TOKEN_EMBD, (N_VOCAB, n_embd), "model.embed_tokens.weight", role="token_embd", cb="model.input_embed"),
+        Tensor(OUTPUT_NORM, (n_embd,), "model.norm.weight", norm, cb="result_norm"),
+        Tensor(OUTPUT, (N_VOCAB, n_embd), "lm_head.weight", fallback=(TOKEN_EMBD,), role="output", cb="result_output"),
+    )
+
+
+def eh_proj_tensors(norm: Change) -> tuple[Tensor, ...]:
+    """nextn.*: eh_proj([enorm(embedding) ; hnorm(hidden)]) before the block, a norm and an output after it."""
+    return (
+        # columns: embedding, then hidden
+        Tensor("nextn.eh_proj.weight", (n_embd, 2 * n_embd), "fc.weight", cb="eh_proj"),
+        Tensor("nextn.enorm.weight", (n_embd,), "pre_fc_norm_embedding.weight", norm, cb="enorm"),
+        Tensor("nextn.hnorm.weight", (n_embd,), "pre_fc_norm_hidden.weight", norm, cb="hnorm"),
+        Tensor("nextn.shared_head_norm.weight", (n_embd,), "norm.weight", norm, fallback=(OUTPUT_NORM,),
+               cb="shared_head_norm"),
+        Tensor("nextn.embed_tokens.weight", (N_VOCAB, n_embd), "embed_tokens.weight", fallback=(TOKEN_EMBD,),
+               cb="tok_embd"),
+        Tensor("nextn.shared_head_head.weight", (N_VOCAB, n_embd), "lm_head.weight", fallback=(OUTPUT, TOKEN_EMBD),
+               cb="result_output"),
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""Counts with names, and sums of products of them: how a data sheet writes a shape.
+
+`2 * n_head * n_embd_head` prints as it is written and has a value once its names have. Knows nothing of files or
+models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+Terms = tuple[tuple[int, tuple[str, ...]], ...]  # of each product: its number, and the names that it multiplies
+
+
+class Dim:
+    """A count, or a sum of products of counts."""
+
+    @property
+    def terms(self) -> Terms:
+        raise NotImplementedError
+
+    def __add__(self, other: Dim | int) -> Dim:
+        return _Sum(self.terms + _terms(other))
+
+    def __mul__(self, other: Dim | int) -> Dim:
+        return _Sum(tuple((m * n, a + b) for m, a in self.terms for n, b in _terms(other)))
+
+    def __rmul__(self, other: int) -> Dim:
+        return _Sum(tuple((other * n, names) for n, names in self.terms))
+
+    def __str__(self) -> str:
+        return " + ".join("*".join([str(n)] * (n != 1 or not names) + list(names)) for n, names in self.terms)
+
+    def value(self, values: Mapping[str, int]) -> int | None:
+        """The number; None where one of its names has none."""
+        if not all(name in values for _, names in self.terms for name in names):
+            return None
+        return sum(n * prod(values[name] for name in names) for n, names in self.terms)
+
+
+@dataclass(frozen=True)
+class _Sum(Dim):
+    sum: Terms
+
+    @property
+    def terms(self) -> Terms:
+        return self.sum
+
+    __str__ = Dim.__str__
+
+
+@dataclass(frozen=True)
+class Named(Dim):
+    """A count by its name."""
+
+    name: str
+
+    @property
+    def terms(self) -> Terms:
+        return ((1, (self.name,)),)
+
+    __str__ = Dim.__str__
+
+
+Shape = tuple[Dim, ...]
+
+
+def numbers(shape: Sequence[Dim], values: Mapping[str, int]) -> tuple[int, ...] | None:
+    """The shape in numbers; None where a name has none."""
+    found = [dim.value(values) for dim in shape]
+    return None if None in found else tuple(n for n in found if n is not None)
+
+
+def _terms(x: Dim | int) -> Terms:
+    return x.terms if isinstance(x, Dim) else ((x, ()),)

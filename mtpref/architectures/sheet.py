@@ -1,0 +1,272 @@
+"""The words of a data sheet: what an architecture's file says of itself, and everything else derives from.
+
+Owns the records. `qwen35.py` is the sheet to read beside it. A sheet names layer kinds and tensors; it computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.architectures.dims import Named, Shape
+from mtpref.config import MAX_DIM, Metadata, Values
+from mtpref.kinds import LayerKind, Residual
+from mtpref.transforms import AS_IS, Change
+
+Rows = NDArray[np.intp]
+OPTIONAL = object()  # a field of config.json that may be absent, and then no key is written
+
+
+@dataclass(frozen=True)
+class Hyper(Named):
+    """A hyper-parameter, and a count that shapes are written with.
+
+    name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
+    type      u32, f32, arr:i32, or u32/layer: one count, or one for each block
+    default   where the key is absent: a value, or a function of the values before it; None: the key is required
+    low, high what is legal
+    hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
+    length    items of an array that are read
+    hf_default  where config.json lacks it; OPTIONAL: no key; None: the field is required
+    """
+
+    key: str = ""
+    type: str = "u32"
+    default: Any = None
+    low: float = 1
+    high: float = MAX_DIM
+    hf: str | Callable[[Mapping[str, Any]], Any] = ""
+    hf_default: Any = None
+    length: int = 4
+
+    __str__ = Named.__str__
+
+    def read(self, meta: Metadata, values: Values) -> Any:
+        """The value of a file. Errors: MtprefError for a key that is missing or out of range"""
+        default = self.default
+        if callable(default) and not meta.has(self.key):
+            default = default(values)
+        if self.type == "f32":
+            return meta.f32(self.key, default, low=self.low, high=self.high)
+        if self.type == "arr:i32":
+            return meta.integers(self.key, self.length, default)
+        if self.type == "u32/layer" and meta.is_array(self.key):
+            return meta.counts(self.key, values["n_block"], low=int(self.low), high=int(self.high))
+        return meta.u32(self.key, default, low=int(self.low), high=int(self.high))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor, said once.
+
+    name      GGUF's; in a block without "blk.N."
+    shape     NumPy order, in the names of hyper-parameters; three dimensions are a stack of matrices (experts)
+    hf        the name in a checkpoint, below the prefix of its layer or head
+    change    what a conversion does to its values and rows
+    fallback  names that stand in for it, the first present wins
+    optional  whether it may be absent with nothing in its place
+    cb        llama.cpp's name of what the graph makes with it
+    role      the quantiser's category: "attn_v", "ffn_down", "output", "token_embd", or "" for the rest
+    keep_f32  held and stored as float32 whatever its dimensions
+    """
+
+    name: str
+    shape: Shape
+    hf: str = ""
+    change: Change = AS_IS
+    fallback: tuple[str, ...] = ()
+    optional: bool = False
+    cb: str = ""
+    role: str = ""
+    keep_f32: bool = False
+
+    @property
+    def required(self) -> bool:
+        return not self.fallback and not self.optional
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is held as it lies in the file, not as float32."""
+        return len(self.shape) > 1 and not self.keep_f32
+
+    def at(self, il: int) -> Tensor:
+        """The tensor of block il, by its whole name."""
+        return replace(self, name=f"blk.{il}.{self.name}")
+
+
+@dataclass(frozen=True)
+class Either:
+    """Alternatives: the first whose tensors are all there is taken (gate_up, or gate and up)."""
+
+    choices: tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the network: x goes through `residual`, which calls mixer and feed-forward network.
+
+    name      what inspect calls it       tensors   norms, mixer's, feed-forward network's
+    marks     beginnings of tensor names that only such a block has among this architecture's
+    """
+
+    name: str
+    mixer: LayerKind
+    ffn: LayerKind
+    tensors: tuple[Tensor | Either, ...]
+    residual: Residual
+    marks: tuple[str, ...] = ()
+
+    def all_tensors(self) -> Iterator[Tensor]:
+        """Every tensor of every alternative."""
+        return tensors_of(self.tensors)
+
+
+@dataclass(frozen=True)
+class HeadSheet:
+    """An MTP head.
+
+    block     its own block
+    tensors   what stands around the block (nextn.*)
+    hidden    the trunk's row that it takes, chain: its own row that the next draft step takes: `post` or `pre` the norm
+    """
+
+    block: Block
+    tensors: tuple[Tensor, ...]
+    hidden: str = "post"
+    chain: str = "post"
+
+    def all_tensors(self) -> tuple[Tensor, ...]:
+        return (*self.tensors, *self.block.all_tensors())
+
+
+class LayerRule(Protocol):
+    """Which block each trunk layer is."""
+
+    def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
+        """From keys and, where an architecture does so, from the tensors that are there. Refuses bad keys."""
+        ...
+
+    def all_blocks(self) -> tuple[Block, ...]:
+        """Every block that a layer can be."""
+        ...
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """An array of flags where the file has it, else every so many layers one is `other`.
+
+    flags      key of the array, true for `marked`          interval, default   key and value of the distance
+    hf_flags   config.json's list of kinds, by hf_kinds     hf_interval         config.json's field
+    """
+
+    marked: Block
+    other: Block
+    flags: str
+    interval: str
+    default: int
+    hf_flags: str
+    hf_kinds: Mapping[str, bool]
+    hf_interval: str
+
+    def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
+        if meta.has(self.flags):
+            return self.by_flags(meta.integers(self.flags, n_layer))
+        return self.by_interval(meta.u32(self.interval, self.default, high=4096), n_layer)
+
+    def by_flags(self, flags: Sequence[int]) -> tuple[Block, ...]:
+        return tuple(self.marked if flag else self.other for flag in flags)
+
+    def by_interval(self, interval: int, n_layer: int) -> tuple[Block, ...]:
+        return self.by_flags([int((il + 1) % interval != 0) for il in range(n_layer)])
+
+    def all_blocks(self) -> tuple[Block, ...]:
+        return self.marked, self.other
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A tensor of a checkpoint that is several of the sheet's: their names below the layer, and the rows of each.
+
+    rows(values) -> for each part its rows in the fused tensor; None: equal shares in order
+    """
+
+    hf: str
+    parts: tuple[str, ...]
+    rows: Callable[[Mapping[str, int]], list[Rows]] | None = None
+
+
+def by_group(n_groups: int, widths: Sequence[int]) -> list[Rows]:
+    """Rows laid out group by group, each with parts of these widths -> the rows of each part."""
+    grid = np.arange(n_groups * sum(widths)).reshape(n_groups, sum(widths))
+    edges = np.cumsum([0, *widths]).tolist()
+    return [grid[:, a:b].reshape(-1) for a, b in pairwise(edges)]
+
+
+def one_after_the_other(sizes: Sequence[int]) -> list[Rows]:
+    """The rows of parts of these sizes."""
+    return by_group(1, sizes)
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """How checkpoints of the architecture are told and named. {i} is the layer; a head's layers count from 0.
+
+    classes, model_types   config.json's `architectures` and `model_type`
+    layer, head, head_layer  prefixes of a trunk layer's tensors, of a head's own, and of its layers'
+    n_heads    config.json's field that counts heads
+    fused      names that stand for several tensors
+    """
+
+    classes: tuple[str, ...]
+    model_types: tuple[str, ...]
+    layer: str
+    head: str
+    head_layer: str
+    n_heads: str
+    fused: tuple[Fused, ...] = ()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The data sheet.
+
+    name       general.architecture         hypers    in the order in which a converter writes their keys
+    tensors    those outside of blocks      layers    which block each trunk layer is
+    head       None: no MTP head            n_heads   most heads that it can have: more than one are a chain
+    """
+
+    name: str
+    hypers: tuple[Hyper, ...]
+    tensors: tuple[Tensor, ...]
+    layers: LayerRule
+    head: HeadSheet | None
+    n_heads: int = 1
+    hf: HuggingFace | None = None
+    symbols: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "symbols", {h.name: h.key for h in self.hypers if h.type.startswith("u32")})
+
+    def values(self, meta: Metadata) -> Values:
+        """The hyper-parameters of a file, read as they are asked for."""
+        return Values(meta, {hyper.name: hyper.read for hyper in self.hypers})
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block that the architecture has, the head's last."""
+        return (*self.layers.all_blocks(), *([self.head.block] if self.head else []))
+
+
+def tensors_of(items: Sequence[Tensor | Either]) -> Iterator[Tensor]:
+    """Every tensor of every alternative."""
+    for item in items:
+        if isinstance(item, Either):
+            for choice in item.choices:
+                yield from choice
+        else:
+            yield item
