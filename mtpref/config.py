@@ -90,7 +90,7 @@ class Metadata:
 
 
 class Values(Mapping[str, Any]):
-    """The hyper-parameters of one model by the names of its data sheet, each read and checked when it is first asked for.
+    """The hyper-parameters of one model by the names of its data sheet, each read and checked when it is asked for.
 
     readers   name -> how it is read: (metadata, these values) -> value; a list has one item for each block
     il        the block that lists are read for (`at`)

@@ -9,7 +9,7 @@ their own, so they need a checkpoint, or planes: their values after each of the 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,13 +75,46 @@ class LayerState:
                 self.arrays[spec.name][n_cells:] = KV_POISON[spec.kv_type]
 
 
+@dataclass
+class HeadState:
+    """What a sequence keeps for one MTP head: cell c of its layer is position start + c."""
+
+    layer: LayerState
+    poison: bool = False
+    n_cells: int = 0
+    start: int = 0
+
+    @property
+    def pos(self) -> int:
+        """The position that the next cell will hold."""
+        return self.start + self.n_cells
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return self.n_cells, self.start
+
+    def reserve(self, n_tokens: int) -> None:
+        """Room for n_tokens more cells."""
+        self.layer.reserve(self.n_cells + n_tokens, self.poison)
+
+    def trim(self, pos: int) -> None:
+        """Cut the cells at position `pos` and after it."""
+        self.n_cells = min(self.n_cells, max(0, pos - self.start))
+        if self.n_cells == 0:
+            self.start = 0  # an empty cache is the same whatever it held
+        if self.poison:
+            self.layer.poison_from(self.n_cells)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `ModelState.restore` needs: lengths and copies of whatever has no past of its own."""
+    """What `ModelState.restore` needs: lengths and copies of whatever has no past of its own.
+
+    heads  (n_cells, start) of each head
+    """
 
     n_past: int
-    n_mtp: int
-    mtp_start: int
+    heads: tuple[tuple[int, int], ...]
     pending_h: NDArray[np.float32]
     recurrent: tuple[dict[str, NDArray], ...]
 
@@ -91,23 +124,23 @@ class Checkpoint:
         return self.pending_h.nbytes + sum(a.nbytes for arrays in self.recurrent for a in arrays.values())
 
     def without_head(self) -> "Checkpoint":
-        """The same, for a head whose cells have all been cut."""
-        return replace(self, n_mtp=0, mtp_start=0)
+        """The same, for heads whose cells have all been cut."""
+        return replace(self, heads=tuple((0, 0) for _ in self.heads))
 
 
 class ModelState:
     """One sequence's state.
 
     n_past     positions 0 .. n_past - 1 are in the trunk
-    n_mtp      cells of the MTP block's KV; cell c is position mtp_start + c
-    pending_h  the trunk's hidden row of position n_past - 1, which the next draft starts from
+    heads      of each MTP head: its cells
+    pending_h  the trunk's hidden row of position n_past - 1, which the next draft starts from: one for all heads
     """
 
     def __init__(
         self,
-        layers: list[tuple[StateSpec, ...]],
-        mtp: tuple[StateSpec, ...],
-        n_embd: int,
+        layers: Sequence[tuple[StateSpec, ...]],
+        heads: Sequence[tuple[StateSpec, ...]],
+        n_hidden: int,
         n_ctx: int,
         *,
         poison: bool = False,
@@ -115,11 +148,9 @@ class ModelState:
         self.n_ctx = n_ctx
         self.poison = poison
         self.layers = [LayerState(specs) for specs in layers]
-        self.mtp = LayerState(mtp)
+        self.heads = [HeadState(LayerState(specs), poison) for specs in heads]
         self.n_past = 0
-        self.n_mtp = 0
-        self.mtp_start = 0
-        self.pending_h = np.zeros(n_embd, np.float32)
+        self.pending_h = np.zeros(n_hidden, np.float32)
 
     def reserve(self, n_tokens: int) -> None:
         """Room for n_tokens more trunk positions.
@@ -133,14 +164,6 @@ class ModelState:
         for layer in self.layers:
             layer.reserve(needed, self.poison)
 
-    def reserve_mtp(self, n_tokens: int) -> None:
-        self.mtp.reserve(self.n_mtp + n_tokens, self.poison)
-
-    @property
-    def mtp_pos(self) -> int:
-        """The position that the next MTP cell will hold."""
-        return self.mtp_start + self.n_mtp
-
     def clear(self) -> None:
         """An empty sequence again; the pending hidden is left to the caller."""
         for layer in self.layers:
@@ -149,7 +172,7 @@ class ModelState:
                     layer.arrays[spec.name] = np.zeros(spec.shape, np.float32)
             layer.planes = {}
         self._cut(0)
-        self.trim_mtp(self.mtp_start)
+        self.trim_heads(0)
 
     # --------------------------------------------------------------------------------- roll back
 
@@ -168,24 +191,29 @@ class ModelState:
         recurrent = tuple(
             {s.name: layer.arrays[s.name] for s in layer.specs if not s.positional} for layer in self.layers
         )
-        return Checkpoint(self.n_past, self.n_mtp, self.mtp_start, self.pending_h.copy(), recurrent)
+        return Checkpoint(self.n_past, tuple(h.lengths for h in self.heads), self.pending_h.copy(), recurrent)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Back to the checkpoint, which stays usable. Cells behind it are cut.
 
         Errors  ValueError where cells of the checkpoint have been cut: they cannot be brought back
         """
-        has_head = checkpoint.n_mtp == 0 or (checkpoint.mtp_start == self.mtp_start and checkpoint.n_mtp <= self.n_mtp)
-        if checkpoint.n_past > self.n_past or not has_head:
-            raise ValueError(f"checkpoint of {checkpoint.n_past} positions and {checkpoint.n_mtp} MTP cells, "
-                             f"the state holds {self.n_past} and {self.n_mtp}")  # fmt: skip
+        own = [head.lengths for head in self.heads]
+        pairs = zip(checkpoint.heads, own, strict=True)
+        has_heads = all(n == 0 or (start == own_start and n <= own_n) for (n, start), (own_n, own_start) in pairs)
+        if checkpoint.n_past > self.n_past or not has_heads:
+            raise ValueError(
+                f"checkpoint of {checkpoint.n_past} positions and {[n for n, _ in checkpoint.heads]} MTP cells, "
+                f"the state holds {self.n_past} and {[n for n, _ in own]}"
+            )
         for layer, saved in zip(self.layers, checkpoint.recurrent, strict=True):
             for name, array in saved.items():
                 layer.arrays[name] = array.copy()
             layer.planes = {}
         self._cut(checkpoint.n_past)
-        self.mtp_start = checkpoint.mtp_start
-        self.trim_mtp(checkpoint.mtp_start + checkpoint.n_mtp)
+        for head, (n_cells, start) in zip(self.heads, checkpoint.heads, strict=True):
+            head.start = start
+            head.trim(start + n_cells)
         self.pending_h = checkpoint.pending_h.copy()
 
     def choose_plane(self, n_drop: int) -> None:
@@ -208,13 +236,10 @@ class ModelState:
             layer.planes = {}
         self._cut(self.n_past - n_drop)
 
-    def trim_mtp(self, pos: int) -> None:
-        """Cut the MTP block's cells at and behind position `pos`."""
-        self.n_mtp = min(self.n_mtp, max(0, pos - self.mtp_start))
-        if self.n_mtp == 0:
-            self.mtp_start = 0  # an empty cache is the same whatever it held
-        if self.poison:
-            self.mtp.poison_from(self.n_mtp)
+    def trim_heads(self, pos: int) -> None:
+        """Cut every head's cells at position `pos` and after it."""
+        for head in self.heads:
+            head.trim(pos)
 
     def _cut(self, n_past: int) -> None:
         self.n_past = n_past
@@ -227,8 +252,9 @@ class ModelState:
     def live_arrays(self) -> Iterator[tuple[str, NDArray]]:
         """Every array up to its length, by llama.cpp's name with the layer number ("cache_s_l3")."""
         n_layer = len(self.layers)
-        for il, layer in enumerate([*self.layers, self.mtp]):
-            length = self.n_past if il < n_layer else self.n_mtp
+        lengths = [self.n_past] * n_layer + [head.n_cells for head in self.heads]
+        for il, layer in enumerate([*self.layers, *(head.layer for head in self.heads)]):
+            length = lengths[il]
             for spec in layer.specs:
                 array = layer.arrays[spec.name]
                 yield f"{spec.name}_l{il}", array[:length] if spec.positional else array
@@ -236,7 +262,8 @@ class ModelState:
 
     def digest(self) -> str:
         """SHA-256 over lengths and live bits: equal digests mean equal state."""
-        sha = hashlib.sha256(f"{self.n_past} {self.n_mtp} {self.mtp_start}".encode())
+        lengths = [self.n_past, *(n for head in self.heads for n in head.lengths)]
+        sha = hashlib.sha256(" ".join(map(str, lengths)).encode())
         for name, array in self.live_arrays():
             sha.update(name.encode())
             sha.update(np.ascontiguousarray(array).tobytes())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtpref import policy, spec
 from mtpref.contract import MtpContract
-from mtpref.state import Checkpoint, ModelState
+from mtpref.state import Checkpoint, HeadState, ModelState
 
 F32 = NDArray[np.float32]
 Step = Callable[..., Any]
@@ -71,15 +71,15 @@ def mtp_positions(first_pos: int, n_tokens: int, contract: MtpContract) -> NDArr
     return np.arange(first_pos, first_pos + n_tokens, dtype=np.int32) + np.int32(contract.pos_offset)
 
 
-def place_mtp(state: ModelState, first_pos: int) -> None:
-    """Before the head's cells grow: the batch must begin where they end.
+def place_mtp(head: HeadState, first_pos: int) -> None:
+    """Before a head's cells grow: the batch must begin where they end.
 
     Errors  ValueError where positions would leave a hole or overlap
     """
-    if state.n_mtp == 0:
-        state.mtp_start = first_pos
-    if first_pos != state.mtp_pos:
-        raise ValueError(f"MTP cells end at position {state.mtp_pos}, the batch starts at {first_pos}")
+    if head.n_cells == 0:
+        head.start = first_pos
+    if first_pos != head.pos:
+        raise ValueError(f"MTP cells end at position {head.pos}, the batch starts at {first_pos}")
 
 
 def pending_at_prompt(left_over: F32, contract: MtpContract) -> F32:
@@ -114,8 +114,8 @@ def choose_plane(state: ModelState, n_drop: int) -> None:
 
 
 def trim_mtp(state: ModelState, pos: int) -> None:
-    """Cut the head's cells at and behind a position: draft-time rows never stay."""
-    state.trim_mtp(pos)
+    """Cut every head's cells at a position and after it: draft-time rows never stay."""
+    state.trim_heads(pos)
 
 
 def draft_opening(id_last: int, last_targets: Sequence[int]) -> int:

@@ -1,7 +1,7 @@
 """Weight conventions: a checkpoint (Hugging Face) on one side, GGUF on the other, and the ways between them.
 
-Owns the changes that converters make, each with its inverse; a data sheet (mtpref/architectures) says which tensor takes
-which:
+Owns the changes that converters make, each with its inverse; a data sheet (mtpref/architectures) says which tensor
+takes which:
 
 * zero-centred norms: GGUF w = HF w + 1;
 * decay: GGUF ``ssm_a`` = -exp(HF ``A_log``);

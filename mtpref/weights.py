@@ -69,27 +69,31 @@ class Weights:
     output_norm: F32  # output_norm.weight (n_embd,)
     output: spec.Matrix  # output.weight, else token_embd.weight
     layers: tuple[dict[str, Any], ...]
-    mtp: MtpWeights | None
 
-    def packed(self, pack: Callable[[Sequence[spec.Matrix]], list[spec.Matrix]]) -> "Weights":
-        """The same weights, the matrices of products as `pack` gives them back: each once, wherever it serves.
-        Embeddings are read by row and stay as they are."""
-        mtp = self.mtp
-        parts = [] if mtp is None else [mtp.eh_proj, mtp.shared_head_head, *mtp.block.values()]
-        found = [self.output, *(w for layer in self.layers for w in layer.values()), *parts]
-        unique = {id(w): w for w in found if isinstance(w, spec.Matrix)}
-        made = dict(zip(unique, pack(list(unique.values())), strict=True))
 
-        def of(w: Any) -> Any:
-            return made.get(id(w), w)
+Packer = Callable[[Sequence[spec.Matrix]], list[spec.Matrix]]
 
-        def of_block(block: dict[str, Any]) -> dict[str, Any]:
-            return {name: of(w) for name, w in block.items()}
 
-        if mtp is not None:
-            head = of(mtp.shared_head_head)
-            mtp = replace(mtp, eh_proj=of(mtp.eh_proj), block=of_block(mtp.block), shared_head_head=head)
-        return replace(self, output=of(self.output), layers=tuple(map(of_block, self.layers)), mtp=mtp)
+def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple[Weights, list[MtpWeights]]:
+    """The same weights, the matrices of products as `pack` gives them back: each once, wherever it serves.
+    Embeddings are read by row and stay as they are."""
+    blocks = [*weights.layers, *(head.block for head in heads)]
+    found = [weights.output, *(w for block in blocks for w in block.values())]
+    found += [w for head in heads for w in (head.eh_proj, head.shared_head_head)]
+    unique = {id(w): w for w in found if isinstance(w, spec.Matrix)}
+    made = dict(zip(unique, pack(list(unique.values())), strict=True))
+
+    def of(w: Any) -> Any:
+        return made.get(id(w), w)
+
+    def of_block(block: dict[str, Any]) -> dict[str, Any]:
+        return {name: of(w) for name, w in block.items()}
+
+    trunk = replace(weights, output=of(weights.output), layers=tuple(map(of_block, weights.layers)))
+    return trunk, [
+        replace(head, eh_proj=of(head.eh_proj), block=of_block(head.block), shared_head_head=of(head.shared_head_head))
+        for head in heads
+    ]
 
 
 @dataclass
@@ -118,15 +122,27 @@ class TensorFinder:
     def matrix(self, name: str, shape: tuple[int, int]) -> spec.Matrix:
         """A weight matrix, as a view of the file."""
         info = self._info(name, shape)
-        if info.type_name not in spec.GGML_PRODUCTS:
-            raise MtprefError(f"{self.file.label}: tensor {name} has type {info.type_name}, expected one of "
-                              f"{', '.join(spec.GGML_PRODUCTS)}; requantise the file (llama-quantize, e.g. to "
-                              "Q8_0 or Q4_K_M)")  # fmt: skip
+        self._check_product(name, info)
         return spec.Matrix(name, info.type_name, shape[0], shape[1], self._data(info))
+
+    def stack(self, name: str, shape: tuple[int, ...]) -> tuple[spec.Matrix, ...]:
+        """The matrices of a three-dimensional tensor (one for each expert), as views of the file."""
+        n, n_out, n_in = shape
+        info = self._info(name, shape)
+        self._check_product(name, info)
+        raw = self._data(info).reshape(n if not self.is_header_only else 0, -1)
+        return tuple(spec.Matrix(f"{name}[{i}]", info.type_name, n_out, n_in, raw[i]) for i in range(len(raw)))
 
     def unused(self, prefixes: Iterable[str] = ("",)) -> list[str]:
         """Tensors of the file that nobody took."""
         return [n for n in self.file.tensors if n not in self.taken and n.startswith(tuple(prefixes))]
+
+    def _check_product(self, name: str, info: Any) -> None:
+        if info.type_name not in spec.GGML_PRODUCTS:
+            raise MtprefError(
+                f"{self.file.label}: tensor {name} has type {info.type_name}, expected one of "
+                f"{', '.join(spec.GGML_PRODUCTS)}; requantise the file (llama-quantize, e.g. to Q8_0 or Q4_K_M)"
+            )
 
     def _data(self, info: Any) -> NDArray[np.uint8]:
         return np.empty(0, np.uint8) if self.is_header_only else self.file.data(info)

@@ -1,6 +1,6 @@
-"""The words of a data sheet: what an architecture's file says of itself, and everything else derives from.
+"""The words of a data sheet: what an architecture says of itself, and everything else derives from.
 
-Owns the records. `qwen35.py` is the sheet to read beside it. A sheet names layer kinds and tensors; it computes nothing.
+Owns the records. `qwen35.py` is the sheet to read beside it. A sheet names layer kinds and tensors; it runs nothing.
 """
 
 from __future__ import annotations

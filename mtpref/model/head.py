@@ -15,31 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.config import Metadata, ModelConfig, read_model_config
+from mtpref.architectures import OUTPUT_NORM, TOKEN_EMBD, Architecture, HeadSheet
+from mtpref.config import Metadata, ModelConfig, Values, read_model_config
 from mtpref.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, open_gguf, printable
 from mtpref.identify import describe_kind
-from mtpref.model.architectures import Architecture
-from mtpref.model.kinds import rope_constants
-from mtpref.model.model import Layer
-from mtpref.model.read import read_block
+from mtpref.kinds import rope_constants
+from mtpref.model.blocks import read_block, read_layer
+from mtpref.model.model import Head
 from mtpref.weights import MtpWeights, TensorFinder, Weights, take_rows
 
 MAX_UNUSED_NAMED = 4
 MAX_TEXT = 1000  # bytes of a name that is compared
-# Part of the head -> the tensors of a stand-alone file that can be it, the first present wins ({} is blk.N.nextn).
-CANDIDATES = {
-    "embed_tokens": ("{}.embed_tokens.weight", "token_embd.weight"),
-    "shared_head_norm": ("{}.shared_head_norm.weight", "output_norm.weight"),
-    "shared_head_head": ("{}.shared_head_head.weight", "output.weight", "token_embd.weight"),
-}
-# Field of an attention layer's config -> the key that sets it: what turns positions into angles, beside rope.scaling.*.
-ROPE_KEYS = {
-    "n_rot": "rope.dimension_count",
-    "rope_sections": "rope.dimension_sections",
-    "freq_base": "rope.freq_base",
-}
+# Hyper-parameters that turn positions into angles, beside rope.scaling.*.
+ROPE_NAMES = ("n_rot", "rope_sections", "freq_base")
 REMAKE = "make both files from one checkpoint with one converter (convert_hf_to_gguf.py --mtp and --no-mtp)"
 
 
@@ -48,29 +38,27 @@ class Trunk:
     """What a head is fitted to."""
 
     file: GgufFile
-    meta: Metadata
+    values: Values
     arch: Architecture
     config: ModelConfig
-    ffn_cfg: Any
     finder: TensorFinder
     weights: Weights
 
 
 @dataclass(frozen=True)
-class Head:
+class LoadedHead:
     """status: "none" (there is none), "own" (in the model's file), "file" (stand-alone) or "off" (there, not loaded).
 
     finder: of a stand-alone file
     """
 
     status: str
-    layer: Layer | None = None
-    weights: MtpWeights | None = None
+    heads: tuple[Head, ...] = ()
     finder: TensorFinder | None = None
     notes: tuple[str, ...] = ()
 
 
-def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> Head:
+def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> LoadedHead:
     """The head to draft with.
 
     path    a stand-alone head (-md); it goes before one of the model's own
@@ -80,37 +68,51 @@ def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> Head:
     own = _own_head(trunk, is_read=is_on and path is None)
     if not is_on:
         notes = (f"-md {printable(str(path), 400)}: not read, drafting is off",) if path is not None else ()
-        return Head("none" if own is None else "off", notes=notes)
+        return LoadedHead("none" if own is None else "off", notes=notes)
     if path is None:
-        return own or Head("none")
+        return own or LoadedHead("none")
     head = _head_of_file(trunk, path)
     if own is None:
         return head
     note = f"{trunk.file.label} has an MTP head of its own; that of {_name(head.finder)} is used (-md)"
-    return Head("file", head.layer, head.weights, head.finder, (note, *head.notes))
+    return LoadedHead("file", head.heads, head.finder, (note, *head.notes))
 
 
-def _own_head(trunk: Trunk, *, is_read: bool) -> Head | None:
-    if trunk.config.n_layer_nextn == 0:
+def _own_head(trunk: Trunk, *, is_read: bool) -> LoadedHead | None:
+    n_nextn = trunk.config.n_layer_nextn
+    if n_nextn == 0:
         return None
-    if not is_read and trunk.config.n_layer_nextn > 1:
-        return Head("off")  # a chain of blocks cannot be run, nor checked; its tensors are named as not read
+    if not is_read and n_nextn > trunk.arch.n_heads:
+        return LoadedHead("off")  # blocks that cannot be run, nor checked; their tensors are named as not read
     finder = trunk.finder if is_read else TensorFinder(trunk.file, trunk.finder.taken, is_header_only=True)
-    layer = _layer(trunk.arch, trunk.meta, trunk.config)
-    weights = _read_head(trunk, finder, layer, trunk.ffn_cfg)
-    return Head("own", layer, weights) if is_read else Head("off")
+    heads = _read_heads(trunk, finder, trunk.values)
+    return LoadedHead("own", heads) if is_read else LoadedHead("off")
 
 
-def _layer(arch: Architecture, meta: Metadata, config: ModelConfig) -> Layer:
-    if arch.mtp_mixer is None or config.n_layer_nextn > 1:
-        raise MtprefError(f"{meta.source}: {meta.arch}.nextn_predict_layers is {config.n_layer_nextn}, expected 0 or "
-                          "1: chains of several MTP blocks are not supported")  # fmt: skip
-    return Layer(arch.mtp_mixer, arch.mtp_mixer.read_config(meta))
+def _sheet(arch: Architecture, values: Values, n_nextn: int) -> HeadSheet:
+    if arch.head is None or n_nextn > arch.n_heads:
+        most = "0" if arch.head is None else "0 or 1" if arch.n_heads == 1 else f"0 .. {arch.n_heads}"
+        raise MtprefError(
+            f"{values.meta.source}: {values.meta.arch}.nextn_predict_layers is {n_nextn}, expected {most}: chains of "
+            "several MTP blocks are not supported"
+        )
+    return arch.head
 
 
-def _read_head(trunk: Trunk, finder: TensorFinder, layer: Layer, ffn_cfg: Any) -> MtpWeights:
+def _read_heads(trunk: Trunk, finder: TensorFinder, values: Values) -> tuple[Head, ...]:
+    """Every head of a file, in the order of the chain."""
+    n_layer, n_nextn = trunk.config.n_layer, values.meta.u32("nextn_predict_layers", 0, low=0)
+    sheet = _sheet(trunk.arch, values, n_nextn)
+    heads = []
+    for il in range(n_layer, n_layer + n_nextn):
+        layer = read_layer(sheet.block, values.at(il))
+        heads.append(Head(sheet, layer, _read_head(trunk, finder, sheet, values.at(il), il)))
+    return tuple(heads)
+
+
+def _read_head(trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, values: Values, il: int) -> MtpWeights:
     """The head's tensors, its own or those that stand in for them."""
-    n_embd, il = trunk.config.n_embd, trunk.config.n_layer
+    n_embd = trunk.config.n_embd
     is_alone = finder.file is not trunk.file
     prefix = f"blk.{il}.nextn"
     borrowed = {
@@ -120,10 +122,16 @@ def _read_head(trunk: Trunk, finder: TensorFinder, layer: Layer, ffn_cfg: Any) -
     }
     d2t, n_rows = _draft_vocabulary(trunk, finder)
     parts: dict[str, Any] = {}
-    origin = {"embed_tokens": "token_embd.weight", "shared_head_norm": "output_norm.weight"}
-    origin["shared_head_head"] = trunk.weights.output.name
-    for part, candidates in CANDIDATES.items():
-        names = [name.format(prefix) for name in candidates[: None if is_alone else 1]]
+    origin = {
+        "embed_tokens": TOKEN_EMBD,
+        "shared_head_norm": OUTPUT_NORM,
+        "shared_head_head": trunk.weights.output.name,
+    }
+    for tensor in sheet.tensors:
+        part = tensor.name.split(".")[1]
+        if part not in borrowed:
+            continue
+        names = [tensor.at(il).name, *(tensor.fallback if is_alone else ())]
         is_trimmed = d2t is not None and part == "shared_head_head"
         name = _present(finder, names, n_rows if is_trimmed else None)
         if name is None:
@@ -140,7 +148,7 @@ def _read_head(trunk: Trunk, finder: TensorFinder, layer: Layer, ffn_cfg: Any) -
         enorm=finder.array(f"{prefix}.enorm.weight", (n_embd,)),
         hnorm=finder.array(f"{prefix}.hnorm.weight", (n_embd,)),
         eh_proj=finder.matrix(f"{prefix}.eh_proj.weight", (n_embd, 2 * n_embd)),
-        block=read_block(finder, trunk.arch, n_embd, il, ((layer.kind, layer.cfg), (trunk.arch.ffn, ffn_cfg))),
+        block=read_block(finder, sheet.block, values, il),
         **parts,
         origin=origin,
         borrowed=tuple(part for part in parts if parts[part] is borrowed[part]),
@@ -152,7 +160,7 @@ def _read_head(trunk: Trunk, finder: TensorFinder, layer: Layer, ffn_cfg: Any) -
 def _present(finder: TensorFinder, names: list[str], n_trimmed: int | None) -> str | None:
     """The first of these tensors that the file has. n_trimmed: it must be a head of so many rows, no token_embd."""
     if n_trimmed is not None:
-        names = [name for name in names if name != "token_embd.weight"]
+        names = [name for name in names if name != TOKEN_EMBD]
     name = next((name for name in names if finder.has(name)), None)
     if name is None and n_trimmed is not None:
         raise MtprefError(f"{finder.file.label}: tensor {names[0]} is missing beside {D2T}, expected a trimmed head of "
@@ -177,21 +185,19 @@ def _draft_vocabulary(trunk: Trunk, finder: TensorFinder) -> tuple[NDArray[np.in
 # STAND-ALONE
 
 
-def _head_of_file(trunk: Trunk, path: str | Path) -> Head:
+def _head_of_file(trunk: Trunk, path: str | Path) -> LoadedHead:
     file = open_gguf(path)
     what = describe_kind(file)
     if what is not None:
         raise MtprefError(f"{file.label}: this is {what} (-md takes an MTP head)")
-    meta = Metadata(file.kv, file.label, trunk.meta.rope)
-    check_match(trunk, file, meta)
-    config = read_model_config(meta)
-    layer = _layer(trunk.arch, meta, config)
+    values = trunk.arch.values(Metadata(file.kv, file.label, trunk.values.meta.rope))
+    check_match(trunk, file, values)
     finder = TensorFinder(file)
-    weights = _read_head(trunk, finder, layer, trunk.arch.ffn.read_config(meta))
-    return Head("file", layer, weights, finder, _notes(trunk, finder, weights))
+    heads = _read_heads(trunk, finder, values)
+    return LoadedHead("file", heads, finder, _notes(trunk, finder, heads[0].weights))
 
 
-def check_match(trunk: Trunk, file: GgufFile, meta: Metadata) -> None:
+def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
     """Whether a stand-alone head belongs to a trunk.
 
     Errors  MtprefError naming the first of these that differs: architecture, the presence of a head,
@@ -203,13 +209,14 @@ def check_match(trunk: Trunk, file: GgufFile, meta: Metadata) -> None:
         return MtprefError(f"{file.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
                            f"{trunk.file.label}; the head belongs to another model: {REMAKE}")  # fmt: skip
 
+    meta = values.meta
     arch = meta.arch
-    if arch != trunk.meta.arch:
-        raise differs("key general.architecture", arch, trunk.meta.arch)
+    if arch != trunk.arch.name:
+        raise differs("key general.architecture", arch, trunk.arch.name)
     if not meta.u32("nextn_predict_layers", 0, low=0):
         raise MtprefError(f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
                           "give -md a file made with convert_hf_to_gguf.py --mtp")  # fmt: skip
-    config, own = read_model_config(meta), trunk.config
+    config, own = read_model_config(values), trunk.config
     if config.n_embd != own.n_embd:
         raise differs(f"key {arch}.embedding_length", config.n_embd, own.n_embd)
     if config.n_layer != own.n_layer:
@@ -217,27 +224,30 @@ def check_match(trunk: Trunk, file: GgufFile, meta: Metadata) -> None:
         raise differs(what, config.n_layer, own.n_layer)
     if config.rms_eps != own.rms_eps:
         raise differs(f"key {arch}.attention.layer_norm_rms_epsilon", config.rms_eps, own.rms_eps)
-    _check_rope(trunk, meta, differs)
+    _check_rope(trunk, values, differs)
     _check_vocabulary(trunk, file, differs)
 
 
-def _check_rope(trunk: Trunk, meta: Metadata, differs: Any) -> None:
+def _check_rope(trunk: Trunk, values: Values, differs: Any) -> None:
     """Same angles for same positions. Keys may differ where that changes nothing."""
-    mixer = trunk.arch.mtp_mixer
-    if mixer is None:
+    if trunk.arch.head is None:
         return
-    found, expected = mixer.read_config(meta), mixer.read_config(trunk.meta)
+    configure, il = trunk.arch.head.block.mixer.configure, trunk.config.n_layer
+    found, expected = configure(values.at(il)), configure(trunk.values.at(il))
+    if not hasattr(found, "rope_scaling"):
+        return
     pairs = zip(rope_constants(found), rope_constants(expected), strict=True)
     if all(_same(a, b) for a, b in pairs):
         return
-    for name, key in ROPE_KEYS.items():
-        a, b = getattr(found, name), getattr(expected, name)
+    keys = {hyper.name: hyper.key for hyper in trunk.arch.hypers}
+    for name in ROPE_NAMES:
+        a, b = getattr(found, name, None), getattr(expected, name, None)
         if a != b:
-            raise differs(f"key {meta.arch}.{key}", a, b)
+            raise differs(f"key {trunk.arch.name}.{keys[name]}", a, b)
     a, b = asdict(found.rope_scaling), asdict(expected.rope_scaling)
     names = [name for name in a if a[name] != b[name]]
     texts = [", ".join(f"{name} {values[name]}" for name in names) for values in (a, b)]
-    raise differs(f"RoPE scaling ({meta.arch}.rope.scaling.*)", *texts)
+    raise differs(f"RoPE scaling ({trunk.arch.name}.rope.scaling.*)", *texts)
 
 
 def _same(a: Any, b: Any) -> bool:

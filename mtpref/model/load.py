@@ -7,23 +7,22 @@ silently.
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from mtpref.architectures import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, find_architecture
 from mtpref.check_tensors import check_tensors as check_tensors_of
-from mtpref.config import AttnConfig, Metadata, ModelConfig, read_model_config, rope_notes
+from mtpref.config import Metadata, ModelConfig, Values, read_model_config, rope_notes
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, open_gguf, printable
 from mtpref.identify import HEAD_ONLY, describe_kind, is_head_only
-from mtpref.model.architectures import Architecture, find_architecture
-from mtpref.model.head import MAX_UNUSED_NAMED, Head, Trunk, load_head
+from mtpref.model.blocks import read_block, read_layer
+from mtpref.model.head import MAX_UNUSED_NAMED, LoadedHead, Trunk, load_head
 from mtpref.model.model import Layer, Model
-from mtpref.model.read import read_block
 from mtpref.recipe import Recipe, make_recipe
 from mtpref.rope_scaling import RopeOverrides
 from mtpref.spec import Matrix
 from mtpref.state import KV_DTYPES
 from mtpref.vocab import load_vocab
-from mtpref.weights import TensorFinder, Weights
+from mtpref.weights import TensorFinder, Weights, packed
 
 TOKENS = "tokenizer.ggml.tokens"
 
@@ -61,25 +60,27 @@ def load(
         raise MtprefError(f"{file.label}: this is {what}")
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
-    config = read_model_config(meta)
-    layers = tuple(Layer(kind, kind.read_config(meta)) for kind in arch.mixers(meta, config))
-    ffn_cfg = arch.ffn.read_config(meta)
+    values = arch.values(meta)
+    config = read_model_config(values)
+    blocks = arch.layers.blocks(meta, config.n_layer, frozenset(file.tensors))
+    layers = tuple(read_layer(block, values.at(il)) for il, block in enumerate(blocks))
     finder = TensorFinder(file)
-    weights = _read_trunk(finder, arch, config, layers, ffn_cfg)
+    weights = _read_trunk(finder, values, layers)
     _check_n_tokens(file, weights.token_embd.n_out)
     vocab = load_vocab(file.kv)
-    head = load_head(Trunk(file, meta, arch, config, ffn_cfg, finder, weights), model_draft, is_on=mtp)
-    weights = replace(weights, mtp=head.weights)
+    head = load_head(Trunk(file, values, arch, config, finder, weights), model_draft, is_on=mtp)
+    heads = head.heads
     if check_tensors:
         _check(finder, head)
     if recipe.pack is not None:
-        weights = weights.packed(partial(recipe.pack, done=partial(_release, finder, head)))
+        pack = partial(recipe.pack, done=partial(_release, finder, head))
+        weights, made = packed(weights, [one.weights for one in heads], pack)
+        heads = tuple(replace(one, weights=w) for one, w in zip(heads, made, strict=True))
     return Model(
         config=config,
         arch=arch,
         layers=layers,
-        ffn_cfg=ffn_cfg,
-        mtp_layer=head.layer,
+        heads=heads,
         weights=weights,
         recipe=recipe,
         vocab=vocab,
@@ -104,37 +105,32 @@ def _kv_types(recipe: Recipe, *given: str | None) -> list[str]:
     return kv_types
 
 
-def _check(finder: TensorFinder, head: Head) -> None:
+def _check(finder: TensorFinder, head: LoadedHead) -> None:
     """Every tensor that was read, in the order of its file."""
     for one in (finder, head.finder):
         if one is not None:
             check_tensors_of(one.file, [name for name in one.file.tensors if name in one.read])
 
 
-def _release(finder: TensorFinder, head: Head, w: Matrix) -> None:
+def _release(finder: TensorFinder, head: LoadedHead, w: Matrix) -> None:
     """Give back the mapped pages of a matrix; what is still read in place comes back when it is used."""
     for one in (finder, head.finder):
         if one is not None and w.name in one.read:
             one.file.release(one.file.tensors[w.name])
 
 
-def _read_trunk(
-    finder: TensorFinder, arch: Architecture, config: ModelConfig, layers: tuple[Layer, ...], ffn_cfg: Any
-) -> Weights:
-    n_embd = config.n_embd
+def _read_trunk(finder: TensorFinder, values: Values, layers: tuple[Layer, ...]) -> Weights:
+    n_embd = values["n_embd"]
     n_vocab = _n_rows(finder.file)
-    token_embd = finder.matrix("token_embd.weight", (n_vocab, n_embd))
-    output = finder.matrix("output.weight", (n_vocab, n_embd)) if finder.has("output.weight") else token_embd
-    output_norm = finder.array("output_norm.weight", (n_embd,))
-    blocks = tuple(
-        read_block(finder, arch, n_embd, il, ((layer.kind, layer.cfg), (arch.ffn, ffn_cfg)))
-        for il, layer in enumerate(layers)
-    )
-    return Weights(token_embd, output_norm, output, blocks, None)
+    token_embd = finder.matrix(TOKEN_EMBD, (n_vocab, n_embd))
+    output = finder.matrix(OUTPUT, (n_vocab, n_embd)) if finder.has(OUTPUT) else token_embd
+    output_norm = finder.array(OUTPUT_NORM, (n_embd,))
+    blocks = tuple(read_block(finder, layer.block, values.at(il), il) for il, layer in enumerate(layers))
+    return Weights(token_embd, output_norm, output, blocks)
 
 
 def _n_rows(file: GgufFile) -> int:
-    info = file.tensors.get("token_embd.weight")
+    info = file.tensors.get(TOKEN_EMBD)
     if info is None or len(info.shape) != 2:
         raise MtprefError(f"{file.label}: tensor token_embd.weight is missing or not a matrix; is this a GGUF of a "
                           "language model? try: mtpref inspect FILE")  # fmt: skip
@@ -149,7 +145,7 @@ def _check_n_tokens(file: GgufFile, n_rows: int) -> None:
                           "expected at least as many rows; try: mtpref inspect FILE")  # fmt: skip
 
 
-def _notes(finder: TensorFinder, config: ModelConfig, head: Head) -> tuple[str, ...]:
+def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple[str, ...]:
     notes = []
     unused = finder.unused()
     if unused:
@@ -166,5 +162,5 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: Head) -> tuple[str, 
 
 def _rope_notes(meta: Metadata, layers: tuple[Layer, ...]) -> tuple[str, ...]:
     """What is said of RoPE scaling: the keys are the file's, so any attention layer speaks for all, the head's too."""
-    scalings = [layer.cfg.rope_scaling for layer in layers if isinstance(layer.cfg, AttnConfig)]
+    scalings = [layer.cfg.rope_scaling for layer in layers if hasattr(layer.cfg, "rope_scaling")]
     return rope_notes(meta, scalings[0]) if scalings else ()

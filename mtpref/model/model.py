@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.architectures import Architecture, Block, HeadSheet
 from mtpref.config import ModelConfig
 from mtpref.draft_vocab import check_draft_ids
 from mtpref.errors import MtprefError
-from mtpref.model.architectures import Architecture
-from mtpref.model.kinds import LayerKind, Span
+from mtpref.kinds import LayerKind, Span
 from mtpref.ops import LayerTap, discard
 from mtpref.recipe import Recipe
-from mtpref.state import LayerState, ModelState
+from mtpref.state import LayerState, ModelState, StateSpec
 from mtpref.steps import Hidden
 from mtpref.vocab import Vocab
-from mtpref.weights import Weights
+from mtpref.weights import MtpWeights, Weights
 
 F32 = NDArray[np.float32]
 Tap = Callable[[str, NDArray], None]
@@ -29,10 +29,43 @@ Tap = Callable[[str, NDArray], None]
 
 @dataclass(frozen=True)
 class Layer:
-    """One mixer with its hyper-parameters."""
+    """One block with the hyper-parameters of its mixer and of its feed-forward network."""
 
-    kind: LayerKind
+    block: Block
     cfg: Any
+    ffn_cfg: Any
+
+    @property
+    def kind(self) -> LayerKind:
+        """The mixer."""
+        return self.block.mixer
+
+    def state(self, kv_type: str) -> tuple[StateSpec, ...]:
+        """What a sequence keeps for it."""
+        return (*self.block.mixer.state(self.cfg, kv_type), *self.block.ffn.state(self.ffn_cfg, kv_type))
+
+    def forward(self, w: dict[str, Any], x: F32, state: LayerState, span: Span, eps: float, tap: LayerTap) -> F32:
+        """The block on rows of the residual stream."""
+
+        def norm(name: str, rows: F32) -> F32:
+            return span.ops.rms_norm(rows, w[name], eps)
+
+        def mixer(h: F32) -> F32:
+            return self.block.mixer.forward(w, self.cfg, h, state, span, tap)
+
+        def ffn(h: F32) -> F32:
+            return self.block.ffn.forward(w, self.ffn_cfg, h, state, span, tap)
+
+        return self.block.residual(x, norm, mixer, ffn, tap)
+
+
+@dataclass(frozen=True)
+class Head:
+    """An MTP head: what its data sheet says, its block, its weights."""
+
+    sheet: HeadSheet
+    layer: Layer
+    weights: MtpWeights
 
 
 @dataclass(frozen=True)
@@ -51,17 +84,19 @@ class Output:
 class Model:
     """Weights, their meaning and the recipe that runs them.
 
+    heads   the MTP heads, in the order of a chain
     notes   lines that a user should see (tensors that no one reads, a missing head)
     kv      the file's keys
     mtp_status  where the head is: "none" (there is none), "own" (in the model's file), "file" (in a stand-alone file)
                 or "off" (there, but not loaded)
+
+    The recipe's contract is resolved when a model is made: what it leaves to the architecture is the head's own.
     """
 
     config: ModelConfig
     arch: Architecture
     layers: tuple[Layer, ...]
-    ffn_cfg: Any
-    mtp_layer: Layer | None
+    heads: tuple[Head, ...]
     weights: Weights
     recipe: Recipe
     vocab: Vocab
@@ -77,36 +112,44 @@ class Model:
 
     @property
     def has_mtp(self) -> bool:
-        return self.weights.mtp is not None
+        return bool(self.heads)
 
     @property
     def d2t(self) -> NDArray[np.int64] | None:
         """The token id of each row of a trimmed MTP head, ascending; None: a row's id is its number."""
-        return self.weights.mtp.d2t if self.weights.mtp else None
+        return self.heads[0].weights.d2t if self.heads else None
 
     @property
     def n_head_rows(self) -> int:
         """Ids that the MTP head can name: all, or those of a trimmed head."""
-        return self.weights.mtp.shared_head_head.n_out if self.weights.mtp else self.n_vocab
+        return self.heads[0].weights.shared_head_head.n_out if self.heads else self.n_vocab
+
+    def with_head(self, i: int = 0, *, layer: Layer | None = None, **weights: Any) -> "Model":
+        """The same model with other weights (fields of MtpWeights), or another block, for head i."""
+        head = self.heads[i]
+        changed = replace(head, layer=layer or head.layer, weights=replace(head.weights, **weights))
+        return replace(self, heads=(*self.heads[:i], changed, *self.heads[i + 1 :]))
 
     def with_draft_ids(self, ids: Sequence[int] | None) -> "Model":
         """The same model with an MTP head that can name these ids alone (None: as it is). The trunk keeps them all.
 
         Errors   MtprefError for ids that are no list of the head's ids
         """
-        mtp = self.weights.mtp
-        if ids is None or mtp is None:
+        if ids is None:
             return self
-        mtp = mtp.trimmed(check_draft_ids(ids, self.n_vocab, "draft_ids"))
-        if self.recipe.pack is not None:
-            mtp = replace(mtp, shared_head_head=self.recipe.pack([mtp.shared_head_head])[0])
-        return replace(self, weights=replace(self.weights, mtp=mtp))
+        model, rows = self, check_draft_ids(ids, self.n_vocab, "draft_ids")
+        for i, head in enumerate(self.heads):
+            mtp = head.weights.trimmed(rows)
+            if self.recipe.pack is not None:
+                mtp = replace(mtp, shared_head_head=self.recipe.pack([mtp.shared_head_head])[0])
+            model = model.with_head(i, shared_head_head=mtp.shared_head_head, d2t=mtp.d2t)
+        return model
 
     def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
         """An empty sequence of at most n_ctx positions (0: the model's own context length)."""
-        mtp = self.mtp_layer.kind.state(self.mtp_layer.cfg, self.kv_type_draft) if self.mtp_layer else ()
-        specs = [layer.kind.state(layer.cfg, self.kv_type) for layer in self.layers]
-        return ModelState(specs, mtp, self.config.n_embd, n_ctx or self.config.n_ctx_train, poison=poison)
+        layers = [layer.state(self.kv_type) for layer in self.layers]
+        heads = [head.layer.state(self.kv_type_draft) for head in self.heads]
+        return ModelState(layers, heads, self.config.n_embd, n_ctx or self.config.n_ctx_train, poison=poison)
 
     def trunk(
         self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1, tap: Tap = discard
@@ -125,7 +168,7 @@ class Model:
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
-            x = self._block(layer, lw, x, state.layers[il], span, _layer_tap(tap, il))
+            x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il))
         state.n_past += len(tokens)
         post = ops.rms_norm(x, w.output_norm, self.config.rms_eps)
         tap("h_nextn", post)
@@ -144,24 +187,25 @@ class Model:
         first_pos: int,
         *,
         n_logits: int,
+        head: int = 0,
         n_draft_vocab: int | None = None,
         tap: Tap = discard,
     ) -> Output:
-        """Run T pairs (token x_p, hidden h_{p-1}) through the MTP block, at positions first_pos, first_pos
-        + 1, ...
+        """Run T pairs (token x_p, hidden h_{p-1}) through an MTP head, at positions first_pos, first_pos + 1, ...
 
-        Shapes   hidden: (T, n_embd); n_logits: the last so many rows get logits; n_draft_vocab: only the
-                 first so many ids do (FastMTP)
+        Shapes   hidden: (T, n_embd); n_logits: the last so many rows get logits; head: which of a chain;
+                 n_draft_vocab: only the first so many ids do (FastMTP)
         Errors   MtprefError without a head; ValueError where positions would leave a hole
         """
-        mw = self.weights.mtp
-        if mw is None or self.mtp_layer is None:
+        if not self.heads:
             raise MtprefError("the model has no MTP head; use --spec-type none")
+        one, own = self.heads[head], state.heads[head]
+        mw, layer = one.weights, one.layer
         steps, contract, eps = self.recipe.steps, self.recipe.contract, self.config.rms_eps
-        steps.place_mtp(state, first_pos)
+        steps.place_mtp(own, first_pos)
         tokens, ops = self._checked(ids), self.recipe.head_ops
-        state.reserve_mtp(len(tokens))
-        tap_il = _mtp_tap(tap, self.config.n_layer)
+        own.reserve(len(tokens))
+        tap_il = _mtp_tap(tap, self.config.n_layer + head)
 
         # EMBED
         embd = steps.mtp_embedding(ops.get_rows(mw.embed_tokens, tokens), first_pos, contract)
@@ -169,9 +213,10 @@ class Model:
         x = ops.mtp_input(ops, mw, embd, hidden, eps, contract.concat, tap_il)
 
         # BLOCK
-        span = Span(ops, steps.mtp_positions(first_pos, len(tokens), contract), state.n_mtp, 1)
-        x = self._block(self.mtp_layer, mw.block, x, state.mtp, span, tap_il)
-        state.n_mtp += len(tokens)
+        pos = steps.mtp_positions(first_pos, len(tokens), contract)
+        span = Span(ops, pos, own.n_cells, 1, target=state.layers)
+        x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
+        own.n_cells += len(tokens)
 
         # HEAD
         post = ops.mtp_norm(ops, x, mw.shared_head_norm, eps)
@@ -182,20 +227,6 @@ class Model:
             logits = ops.head(ops, mw.shared_head_head, post[len(tokens) - n_logits :], n_draft_vocab)
             tap("mtp_result_output", logits)
         return Output(logits, Hidden(x, post))
-
-    def _block(self, layer: Layer, w: dict[str, Any], x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
-        """x += mixer(norm(x)); x += ffn(norm(x))."""
-        rms_norm, eps = span.ops.rms_norm, self.config.rms_eps
-        h = rms_norm(x, w[self.arch.mixer_norm], eps)
-        tap("attn_norm", h)
-        x = x + layer.kind.forward(w, layer.cfg, h, state, span, tap)
-        tap("attn_residual", x)
-        h = rms_norm(x, w[self.arch.ffn_norm], eps)
-        tap("attn_post_norm", h)
-        x = x + self.arch.ffn.forward(w, self.ffn_cfg, h, state, span, tap)
-        tap("post_ffn", x)
-        tap("l_out", x)
-        return x
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         tokens = np.asarray(ids, np.int64)
