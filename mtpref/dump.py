@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.contract import describe
 from mtpref.errors import MtprefError
 from mtpref.gguf import write_gguf
 from mtpref.model import Model
@@ -67,7 +66,7 @@ def write_dump(path: str | Path, model: Model, prompt_ids: list[int], tensors: d
         (f"{KEY}.schema", SCHEMA, "str"),
         (f"{KEY}.model_arch", model.config.arch, "str"),
         (f"{KEY}.numerics", model.recipe.numerics, "str"),
-        (f"{KEY}.contract", describe(model.recipe.contract), "str"),
+        (f"{KEY}.contract", model.contract_name, "str"),
         (f"{KEY}.contract_fields", [f"{k}={v}" for k, v in asdict(model.recipe.contract).items()], "arr:str"),
         (f"{KEY}.order", list(tensors), "arr:str"),
     ]

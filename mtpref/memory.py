@@ -12,6 +12,7 @@ import numpy as np
 from mtpref import spec
 from mtpref.model import Model
 from mtpref.state import KV_DTYPES, ModelState, StateSpec
+from mtpref.weights import MtpWeights
 
 SNAPSHOT, REPLAY = "snapshot", "replay"
 
@@ -47,17 +48,14 @@ class HeadMemory:
 
 def head_memory(model: Model) -> HeadMemory:
     """The sums for a loaded model."""
-    if model.weights.mtp is None or model.mtp_layer is None:
+    if not model.heads:
         return HeadMemory()
-    mtp = model.weights.mtp
-    parts = {name: getattr(mtp, name) for name in ("enorm", "hnorm", "eh_proj", "embed_tokens", "shared_head_norm",
-                                                   "shared_head_head") if name not in mtp.borrowed}  # fmt: skip
-    arrays = [_data(part) for part in (*parts.values(), *mtp.block.values())]
+    arrays = [array for head in model.heads for array in _arrays(head.weights)]
     unique = {array.__array_interface__["data"][0]: array for array in arrays}  # token_embd may serve as output too
-    specs = model.mtp_layer.kind.state(model.mtp_layer.cfg, model.kv_type_draft)
-    trunk = [s for layer in model.layers for s in layer.kind.state(layer.cfg, model.kv_type) if not s.positional]
+    specs = [s for head in model.heads for s in head.layer.state(model.kv_type_draft)]
+    trunk = [s for layer in model.layers for s in layer.state(model.kv_type) if not s.positional]
     return HeadMemory(
-        weights=sum(array.nbytes for array in unique.values()) + (0 if mtp.d2t is None else mtp.d2t.nbytes),
+        weights=sum(array.nbytes for array in unique.values()),
         kv_cell=sum(map(_bytes, specs)),
         recurrent=sum(map(_bytes, trunk)),
         pending=4 * model.config.n_embd,
@@ -68,11 +66,19 @@ def measured(state: ModelState) -> dict[str, int]:
     """Bytes that a state has allocated: the head's KV, the trunk's recurrent arrays, planes of its last batch."""
     recurrent = [layer.arrays[s.name] for layer in state.layers for s in layer.specs if not s.positional]
     return {
-        "kv": sum(array.nbytes for array in state.mtp.arrays.values()),
+        "kv": sum(array.nbytes for head in state.heads for array in head.layer.arrays.values()),
         "recurrent": sum(array.nbytes for array in recurrent),
         "planes": sum(array.nbytes for layer in state.layers for array in layer.planes.values()),
         "pending": state.pending_h.nbytes,
     }
+
+
+def _arrays(head: MtpWeights) -> list[Any]:
+    """The arrays of a head's own tensors."""
+    names = ("enorm", "hnorm", "eh_proj", "embed_tokens", "shared_head_norm", "shared_head_head")
+    own = [getattr(head, name) for name in names if name not in head.borrowed]
+    d2t = [] if head.d2t is None else [head.d2t]
+    return [_data(part) for part in (*own, *head.block.values(), *d2t)]
 
 
 def _data(part: Any) -> Any:

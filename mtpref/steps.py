@@ -30,12 +30,12 @@ class Hidden:
 
 def target_hidden(rows: Hidden, contract: MtpContract) -> F32:
     """The trunk's rows that the head is fed with."""
-    return rows.post if contract.hidden == "post" else rows.pre
+    return getattr(rows, contract.hidden)
 
 
 def chain_hidden(rows: Hidden, contract: MtpContract) -> F32:
     """The head's own rows that the next draft step is fed with."""
-    return rows.post if contract.chain == "post" else rows.pre
+    return getattr(rows, contract.chain)
 
 
 def prime_rows(n_tokens: int, contract: MtpContract) -> int:

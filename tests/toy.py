@@ -79,7 +79,7 @@ class ToyModel:
         self.n_vocab, self.scale = n_vocab, scale
         self.config = SimpleNamespace(name="toy")
         self.vocab = StubVocab(n_vocab, eog_ids)
-        self.recipe = Recipe("exact", OPS, Steps(**steps), MtpContract())
+        self.recipe = Recipe("exact", OPS, Steps(**steps), MtpContract().resolved("post", "post"))
 
     @property
     def n_head_rows(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures.dims import Named, Shape
+from mtpref.architectures.dims import Dim, Named, Shape
 from mtpref.config import MAX_DIM, Metadata, Values
 from mtpref.kinds import LayerKind, Residual
 from mtpref.transforms import AS_IS, Change
@@ -133,12 +133,14 @@ class HeadSheet:
     block     its own block
     tensors   what stands around the block (nextn.*)
     hidden    the trunk's row that it takes, chain: its own row that the next draft step takes: `post` or `pre` the norm
+    n_hidden  how wide those rows are
     """
 
     block: Block
     tensors: tuple[Tensor, ...]
     hidden: str = "post"
     chain: str = "post"
+    n_hidden: Dim = Named("n_embd")
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())

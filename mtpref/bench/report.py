@@ -253,9 +253,9 @@ def trunk_bytes(model: Model) -> int:
 
 def head_bytes(model: Model) -> int:
     """Bytes of weight matrices that a draft step reads."""
-    mtp = model.weights.mtp
-    if mtp is None:
+    if not model.heads:
         return 0
+    mtp = model.heads[0].weights
     matrices = [m for m in mtp.block.values() if isinstance(m, spec.Matrix)]
     return sum(m.raw.nbytes for m in [*matrices, mtp.eh_proj, mtp.shared_head_head])
 

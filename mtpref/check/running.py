@@ -101,12 +101,11 @@ Change = Callable[[MtpWeights], MtpWeights]
 
 def _changes(model: Model) -> list[tuple[Variant, str]]:
     """(variant, id of the finding if it is better). Its `about` says what is changed."""
-    mtp = model.weights.mtp
-    assert mtp is not None
+    mtp = model.heads[0].weights
     out: list[tuple[Variant, str]] = []
 
     def add(name: str, about: str, id: str, change: Change) -> None:
-        changed = replace(model, weights=replace(model.weights, mtp=change(mtp)))
+        changed = replace(model, heads=(replace(model.heads[0], weights=change(mtp)), *model.heads[1:]))
         out.append((Variant(name, changed, 1, about), id))
 
     own = [*_PRE_FC, *_BLOCK] + (

@@ -81,7 +81,6 @@ class Notes:
             )
 
     def _mtp(self, core: Any, options: Any) -> None:
-        from mtpref.contract import describe
 
         is_off = options.spec_type == "none" or options.policy.n_max == 0
         if core.mtp_status == "off" or (core.has_mtp and is_off):
@@ -93,7 +92,7 @@ class Notes:
         else:
             self.line(
                 f"MTP: on, drafts of up to {options.policy.n_max}, roll back by {options.rollback}, "
-                f"contract {describe(core.recipe.contract)}{_draft_vocab(core, options)}{_origins(core.weights.mtp)}"
+                f"contract {core.contract_name}{_draft_vocab(core, options)}{_origins(core.heads[0].weights)}"
             )
         if core.has_mtp:
             self.line(_head_memory(core, options, is_off=is_off))

@@ -144,8 +144,8 @@ class HeadOnlyModel(Model):
     n_read: list[int] = field(default_factory=lambda: [0])
 
     def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
-        mtp = self.mtp_layer.kind.state(self.mtp_layer.cfg, self.kv_type_draft) if self.mtp_layer else ()
-        return ModelState([], mtp, self.config.n_embd, n_ctx or self.config.n_ctx_train, poison=poison)
+        heads = [head.layer.state(self.kv_type_draft) for head in self.heads]
+        return ModelState([], heads, self.config.n_embd, n_ctx or self.config.n_ctx_train, poison=poison)
 
     def trunk(self, state: ModelState, ids: Sequence[int], **how: Any) -> Output:
         hidden = self.recorded.hidden[self.n_read[0]]

@@ -7,7 +7,7 @@ KV types), every single field of the contract, every fault of the catalogue. It 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
-from mtpref.contract import CHOICES, PRESETS, MtpContract, describe
+from mtpref.contract import CHOICES, PRESETS, MtpContract
 from mtpref.errors import MtprefError
 from mtpref.faults import FAULTS, Fault, inject
 from mtpref.model import Model
@@ -55,8 +55,8 @@ def list_hypotheses(model: Model) -> list[Hypothesis]:
         raise MtprefError("diagnose: the model has no MTP head, expected one; use the file that the port runs, or give "
                           "its head with -md")  # fmt: skip
     own = model.recipe.contract
-    healthy = Hypothesis("healthy", "healthy", "nothing is wrong", f"The contract is {describe(own)}.", _same)
-    return [healthy, *_presets(own), *_look_alikes(model), *_fields(own), *of_faults()]
+    healthy = Hypothesis("healthy", "healthy", "nothing is wrong", f"The contract is {model.contract_name}.", _same)
+    return [healthy, *_presets(model), *_look_alikes(model), *_fields(model), *of_faults()]
 
 
 def of_faults() -> list[Hypothesis]:
@@ -72,26 +72,28 @@ def with_contract(contract: MtpContract) -> Callable[[Model], Model]:
     return lambda model: replace(model, recipe=replace(model.recipe, contract=contract))
 
 
-def _presets(own: MtpContract) -> Iterator[Hypothesis]:
+def _presets(model: Model) -> Iterator[Hypothesis]:
+    own = model.recipe.contract
     for name, preset in PRESETS.items():
-        contract = replace(preset, prompt_end=own.prompt_end)
+        contract = replace(preset.resolved(*model.own_rows), prompt_end=own.prompt_end)
         if contract != own:
-            words = f"Nothing is wrong, but the head is fed by the contract {name}, not by {describe(own)}."
+            words = f"Nothing is wrong, but the head is fed by the contract {name}, not by {model.contract_name}."
             yield Hypothesis(
                 f"contract {name}", "preset", f"contract {name}", words, with_contract(contract), "docs/contract.md"
             )
 
 
-def _fields(own: MtpContract) -> Iterator[Hypothesis]:
+def _fields(model: Model) -> Iterator[Hypothesis]:
     """One field changed, for each field that a run can show. Where a prompt ends is told by the evidence."""
+    own, presets = model.recipe.contract, [preset.resolved(*model.own_rows) for preset in PRESETS.values()]
     for name, values in CHOICES.items():
         for value in values:
             if value == getattr(own, name) or name == "prompt_end":
                 continue
             contract = replace(own, **{name: value})  # type: ignore[arg-type]
-            if contract in PRESETS.values():
+            if contract in presets:
                 continue
-            words = f"The contract's {name} is {value} in the port, {getattr(own, name)} in {describe(own)}."
+            words = f"The contract's {name} is {value} in the port, {getattr(own, name)} in {model.contract_name}."
             title = f"contract: {name}={value}"
             yield Hypothesis(f"{name}={value}", "contract", title, words, with_contract(contract), "docs/contract.md")
 
@@ -128,7 +130,6 @@ def shares_trunk(model: Model, base: Model) -> bool:
     return (
         model.recipe.ops == base.recipe.ops
         and model.layers is base.layers
-        and model.ffn_cfg is base.ffn_cfg
         and model.config is base.config
         and model.kv_type == base.kv_type
         and all(getattr(a, name) is getattr(b, name) for name in trunk)
@@ -146,8 +147,7 @@ def shares_pass(model: Model, base: Model) -> bool:
     return (
         shares_trunk(model, base)
         and a.head_ops == b.head_ops
-        and model.weights.mtp is base.weights.mtp
-        and model.mtp_layer is base.mtp_layer
+        and model.heads is base.heads
         and model.kv_type_draft == base.kv_type_draft
         and all(getattr(a.steps, name) is getattr(b.steps, name) for name in PASS_STEPS)
         and all(getattr(a.contract, name) == getattr(b.contract, name) for name in PASS_FIELDS)

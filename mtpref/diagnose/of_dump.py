@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from mtpref.contract import describe
 from mtpref.diagnose.evidence_dump import DumpDiagnosis, Progress, gather, judge
 from mtpref.diagnose.hypotheses import with_other_numerics
 from mtpref.diagnose.port_tensors import PortTensors
@@ -50,7 +49,7 @@ def _headline(found: DumpDiagnosis, model: Model) -> str:
     if found.verdict == "unknown":
         return f"NONE OF THE KNOWN: no hypothesis reproduces {found.divergence}"
     if found.verdict == "healthy":
-        contract = describe(model.recipe.contract)
+        contract = model.contract_name
         name = contract if top.best.hypothesis.kind != "preset" else top.best.hypothesis.title.removeprefix("contract ")
         return f"HEALTHY, contract {name}: every tensor is what the healthy run gives, but for noise"
     return f"FOUND: {name_of(top.ids)}"

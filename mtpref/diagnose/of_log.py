@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from mtpref.contract import describe
 from mtpref.diagnose.evidence_log import LogDiagnosis, Progress, Replayed, diagnose_runs
 from mtpref.diagnose.forced import Seen
 from mtpref.diagnose.port_run import PortRun
@@ -28,7 +27,7 @@ def _headline(found: LogDiagnosis) -> str:
     if found.verdict == "unknown":
         return "NONE OF THE KNOWN: no hypothesis gives enough of the port's tokens"
     if found.verdict == "healthy":
-        own = describe(found.base.recipe.contract)
+        own = found.base.contract_name
         contract = top.best.hypothesis.title.removeprefix("contract ") if top.best.hypothesis.kind == "preset" else own
         return f"HEALTHY, contract {contract}: every token is what the healthy run gives, but for near ties"
     return f"FOUND: {name_of(top.ids)}"

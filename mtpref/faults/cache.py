@@ -11,14 +11,14 @@ from mtpref.contract import MtpContract
 from mtpref.faults.fault import Fault, Signature, contract, steps
 from mtpref.model import Model
 from mtpref.recipe import Recipe
-from mtpref.state import ModelState
+from mtpref.state import HeadState, ModelState
 
 F32 = NDArray[np.float32]
 
 
-def slide(state: ModelState, first_pos: int) -> None:
-    """Cells go on behind the last one, whatever position that holds."""
-    state.mtp_start = first_pos - state.n_mtp
+def slide(head: HeadState, first_pos: int) -> None:
+    """Cells go on after the last one, whatever position that holds."""
+    head.start = first_pos - head.n_cells
 
 
 def _keeping(rows: Callable[[int, int], int]) -> Callable[[Recipe], Recipe]:

@@ -150,9 +150,9 @@ BATCH_BOUNDARY_ROW = Fault(
 
 
 def _renormed(model: Model) -> Model:
-    if model.weights.mtp is None:
+    if not model.heads:
         raise MtprefError("fault: the model has no MTP head with a norm of its own; use a file with a head")
-    weight, eps, norm = model.weights.mtp.shared_head_norm, model.config.rms_eps, model.recipe.head_ops.rms_norm
+    weight, eps, norm = model.heads[0].weights.shared_head_norm, model.config.rms_eps, model.recipe.head_ops.rms_norm
     before = model.recipe.steps.chain_hidden
 
     def chain_hidden(rows: Hidden, asked: MtpContract) -> F32:

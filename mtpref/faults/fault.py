@@ -138,17 +138,18 @@ def contract(**fields: Any) -> Callable[[Recipe], Recipe]:
     return lambda recipe: replace(recipe, contract=replace(recipe.contract, **fields))
 
 
-def head_weights(fields: Callable[[MtpWeights], dict[str, Any]]) -> Callable[[Weights], Weights]:
-    """Other tensors in the head.
+def head_weights(fields: Callable[[MtpWeights], dict[str, Any]]) -> Callable[[Model], Model]:
+    """Other tensors in every head.
 
     Errors  MtprefError in a model without one
     """
 
-    def apply(weights: Weights) -> Weights:
-        mtp = weights.mtp
-        if mtp is None:
+    def apply(model: Model) -> Model:
+        if not model.heads:
             raise MtprefError("fault: the model has no MTP head whose weights could be wrong; use a file with a head")
-        return replace(weights, mtp=replace(mtp, **fields(mtp)))
+        for i, head in enumerate(model.heads):
+            model = model.with_head(i, **fields(head.weights))
+        return model
 
     return apply
 

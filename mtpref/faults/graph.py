@@ -172,10 +172,11 @@ ROPE_ALL_DIMS = Fault(
 
 
 def _unscaled(model: Model) -> Model:
-    if model.mtp_layer is None or not hasattr(model.mtp_layer.cfg, "rope_scaling"):
-        return model
-    cfg = replace(model.mtp_layer.cfg, rope_scaling=RopeScaling())
-    return replace(model, mtp_layer=replace(model.mtp_layer, cfg=cfg))
+    for i, head in enumerate(model.heads):
+        if hasattr(head.layer.cfg, "rope_scaling"):
+            cfg = replace(head.layer.cfg, rope_scaling=RopeScaling())
+            model = model.with_head(i, layer=replace(head.layer, cfg=cfg))
+    return model
 
 
 ROPE_UNSCALED = Fault(
@@ -183,7 +184,7 @@ ROPE_UNSCALED = Fault(
     title="The head ignores RoPE scaling",
     mechanism="Linear or YaRN scaling is set up for the trunk; the head turns at the unscaled frequencies.",
     bug_type="MISSING_STEP",
-    replaces=("mtp_layer",),
+    replaces=("heads.layer",),
     predicted=Signature("mtp_Qcur", "normal in short contexts", drift="falls with the context"),
     seen=(
         ("imp #897", "https://github.com/kekzl/imp/issues/897"),

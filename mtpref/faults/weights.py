@@ -36,14 +36,14 @@ NORM_SHIFT_MISSING = Fault(
     mechanism="The checkpoint stores norm weights around 0. The converter adds 1 to the trunk's, but the head's "
     "tensors bypass that step.",
     bug_type="MISSING_STEP",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_hnorm", "a1 = 0: the sign of the embedding's half flips"),
     seen=(
         ("vllm-mlx #400", "https://github.com/waybarrios/vllm-mlx/pull/400"),
         ("MTPLX #511", "https://github.com/youssofal/MTPLX/pull/511"),
     ),
     effect="0 % instead of 76 to 88 %; the target's token ranks 247,513th of 248,320",
-    apply_weights=head_weights(lambda mtp: _all_norms(mtp, -1)),
+    apply_model=head_weights(lambda mtp: _all_norms(mtp, -1)),
 )
 
 NORM_SHIFT_DOUBLED = Fault(
@@ -51,10 +51,10 @@ NORM_SHIFT_DOUBLED = Fault(
     title="The head's norms have the +1 twice",
     mechanism="A checkpoint that was converted already is converted again: every norm of the head is 1 too large.",
     bug_type="DOUBLE_STEP",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_hnorm", "low, seldom 0"),
     seen=(("mlx-vlm #1554", "https://github.com/Blaizzy/mlx-vlm/pull/1554"),),
-    apply_weights=head_weights(lambda mtp: _all_norms(mtp, 1)),
+    apply_model=head_weights(lambda mtp: _all_norms(mtp, 1)),
 )
 
 
@@ -86,11 +86,11 @@ NORM_SHIFT_MIXED = Fault(
     title="Only the norms inside the head's layer lack the +1",
     mechanism="One flag for the whole head: the outer norms are converted, those of its layer are still raw.",
     bug_type="MISSING_STEP",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_attn_norm", "near 0"),
     seen=(("omlx #1507", "https://github.com/jundot/omlx/pull/1507"),),
     effect="0 of 148 accepted",
-    apply_weights=head_weights(lambda mtp: {"block": _shifted(mtp.block, -1)}),
+    apply_model=head_weights(lambda mtp: {"block": _shifted(mtp.block, -1)}),
 )
 
 PRE_FC_NORMS_DOUBLED = Fault(
@@ -99,14 +99,14 @@ PRE_FC_NORMS_DOUBLED = Fault(
     mechanism="A test of the kind 'mean below 0.5 means raw' takes the two norms in front of eh_proj, whose means are "
     "small by nature, for unconverted ones.",
     bug_type="DOUBLE_STEP",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_hnorm", "about half of what it was, not 0"),
     seen=(
         ("omlx #3742", "https://github.com/jundot/omlx/issues/3742"),
         ("omlx #3750", "https://github.com/jundot/omlx/pull/3750"),
     ),
     effect="72 % fell to 35 %",
-    apply_weights=head_weights(lambda mtp: _pre_fc(mtp, 1)),
+    apply_model=head_weights(lambda mtp: _pre_fc(mtp, 1)),
 )
 
 
@@ -122,11 +122,11 @@ PARTLY_LOADED = Fault(
     mechanism="The fused tensors' names are on no list; they are skipped with a warning that is shown once. The rest "
     "of the head is right.",
     bug_type="WRONG_WEIGHTS",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_Qcur_full", "low: AL 1.0 to 1.5"),
     seen=(("SGLang #35797", "https://github.com/sgl-project/sglang/issues/35797"),),
     effect="AL exactly 1.000 (NVFP4), 1.46 / 1.40 / 1.21 for code, maths, prose (INT4)",
-    apply_weights=head_weights(
+    apply_model=head_weights(
         lambda mtp: {"block": _unloaded(mtp, ("attn_q.", "attn_k.", "attn_v.", "ffn_gate.", "ffn_up."))}
     ),
 )
@@ -160,14 +160,14 @@ RANDOM_HEAD = Fault(
     mechanism="The module is made, its tensors are stripped or renamed on the way, and the load reports success: "
     "matrices are noise, norms are 1.",
     bug_type="WRONG_WEIGHTS",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_hnorm", "0"),
     seen=(
         ("omlx #1320", "https://github.com/jundot/omlx/pull/1320"),
         ("transformers #46129", "https://github.com/huggingface/transformers/issues/46129"),
     ),
     effect="0 %",
-    apply_weights=head_weights(_never_loaded),
+    apply_model=head_weights(_never_loaded),
 )
 
 
@@ -205,13 +205,13 @@ EH_PROJ_OVERQUANTISED = Fault(
     mechanism="The matrix that joins embedding and hidden row is treated like any other and loses what the rest of "
     "the head cannot restore. Here Q4_0.",
     bug_type="WRONG_WEIGHTS",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_eh_proj", "a little lower"),
     seen=(
         ("ollama #16320", "https://github.com/ollama/ollama/pull/16320"),
         ("vllm-mlx #471", "https://github.com/waybarrios/vllm-mlx/issues/471"),
     ),
-    apply_weights=head_weights(lambda mtp: {"eh_proj": requantised(mtp.eh_proj, "Q4_0")}),
+    apply_model=head_weights(lambda mtp: {"eh_proj": requantised(mtp.eh_proj, "Q4_0")}),
 )
 
 
@@ -226,11 +226,11 @@ BLOCK_SCALES_WRONG = Fault(
     mechanism="The head is read by the trunk's quantisation scheme, or its scales by the wrong name. Here each block "
     "of 32 weights has the scale of the block before it.",
     bug_type="WRONG_WEIGHTS",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_eh_proj", "lower, from a little to nearly 0"),
     seen=(("vLLM #43455", "https://github.com/vllm-project/vllm/issues/43455"),),
     effect="1.8 % instead of 91 to 92 %",
-    apply_weights=head_weights(_misscaled),
+    apply_model=head_weights(_misscaled),
 )
 
 
@@ -245,13 +245,13 @@ DRAFT_IDS_UNMAPPED = Fault(
     mechanism="The head has rows for some ids only, and its row numbers are proposed as ids without the way back. A "
     "head that is not trimmed is trimmed here to the upper three quarters of the ids.",
     bug_type="MISSING_STEP",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_result_output", "near 0: every id is another one"),
     seen=(
         ("llama.cpp #29143", "https://github.com/ggml-org/llama.cpp/pull/29143"),
         ("llama.cpp #25187", "https://github.com/ggml-org/llama.cpp/issues/25187"),
     ),
-    apply_weights=head_weights(_unmapped),
+    apply_model=head_weights(_unmapped),
 )
 
 EH_PROJ_HALF_ZERO = Fault(
@@ -259,7 +259,7 @@ EH_PROJ_HALF_ZERO = Fault(
     title="The hidden half of eh_proj is zero",
     mechanism="Only the first half of the columns was copied (one shard of two): the head sees the embedding alone.",
     bug_type="WRONG_WEIGHTS",
-    replaces=("weights.mtp",),
+    replaces=("heads.weights",),
     predicted=Signature("mtp_eh_proj", "low: what follows a token whatever came before it"),
-    apply_weights=head_weights(lambda mtp: {"eh_proj": without_second_half(mtp.eh_proj)}),
+    apply_model=head_weights(lambda mtp: {"eh_proj": without_second_half(mtp.eh_proj)}),
 )

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.contract import describe
 from mtpref.decode import NEAR_TIE
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, open_gguf
@@ -160,7 +159,7 @@ def n_sure(model: Model, params: dict[str, Any], inputs: dict[str, Tensor], n_pr
 
 
 def _params(model: Model) -> dict[str, Any]:
-    contract = describe(model.recipe.contract)
+    contract = model.contract_name
     return {"model": GIVEN, "contract": contract, "kv_type": model.kv_type, "kv_type_draft": model.kv_type_draft}
 
 

@@ -270,19 +270,20 @@ def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     tokens = [int(i) for i in inputs["tokens"].values()]
     state, out = _run(model, params, tokens, drafter, len(params["drafts"]))
     for il, layer in enumerate(state.layers):
-        for name in ("cache_r", "cache_s"):
-            if name in layer.arrays:
-                out[f"{name}_l{il}"] = np.array(layer.arrays[name], np.float32)
-    out |= {"pending_h": np.array(state.pending_h), "n_past": state.n_past, "n_mtp": state.n_mtp}
+        for spec in layer.specs:
+            if not spec.positional:
+                out[f"{spec.name}_l{il}"] = np.array(layer.arrays[spec.name], np.float32)
+    out |= {"pending_h": np.array(state.pending_h), "n_past": state.n_past, "n_mtp": state.heads[0].n_cells}
     return out
 
 
 def head_cells(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """The cells of the MTP block's cache behind a run that drafts with it: keys and values of the tokens that stay."""
     state, out = _run(model, params, [int(i) for i in inputs["tokens"].values()], None)
-    cells = {name: load_kv(array[: state.n_mtp], model.kv_type_draft) for name, array in state.mtp.arrays.items()}
-    k, v = (np.array(cells[name], np.float32) for name in ("cache_k", "cache_v"))
-    return {"ids": out["ids"], "n_mtp": state.n_mtp, "k": k, "v": v}
+    head = state.heads[0]
+    cells = {name: load_kv(a[: head.n_cells], model.kv_type_draft) for name, a in head.layer.arrays.items()}
+    rows = {name.removeprefix("cache_"): np.array(array, np.float32) for name, array in cells.items()}
+    return {"ids": out["ids"], "n_mtp": head.n_cells, **rows}
 
 
 MODELLESS_ANSWERS: dict[str, Callable[[Recipe, Mapping[str, Any], Inputs], Outputs]] = {

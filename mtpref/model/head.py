@@ -106,7 +106,9 @@ def _read_heads(trunk: Trunk, finder: TensorFinder, values: Values) -> tuple[Hea
     heads = []
     for il in range(n_layer, n_layer + n_nextn):
         layer = read_layer(sheet.block, values.at(il))
-        heads.append(Head(sheet, layer, _read_head(trunk, finder, sheet, values.at(il), il)))
+        weights = _read_head(trunk, finder, sheet, values.at(il), il)
+        n_hidden = sheet.n_hidden.value(values) or trunk.config.n_embd
+        heads.append(Head(sheet, layer, weights, n_hidden))
     return tuple(heads)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref.architectures import Architecture, Block, HeadSheet
 from mtpref.config import ModelConfig
+from mtpref.contract import describe
 from mtpref.draft_vocab import check_draft_ids
 from mtpref.errors import MtprefError
 from mtpref.kinds import LayerKind, Span
@@ -66,6 +67,7 @@ class Head:
     sheet: HeadSheet
     layer: Layer
     weights: MtpWeights
+    n_hidden: int  # width of the hidden row that it takes
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,21 @@ class Model:
     notes: tuple[str, ...] = ()
     kv: Mapping[str, Any] = field(default_factory=dict)
     mtp_status: str = "own"
+
+    def __post_init__(self) -> None:
+        contract = self.recipe.contract.resolved(*self.own_rows)
+        if contract != self.recipe.contract:
+            object.__setattr__(self, "recipe", replace(self.recipe, contract=contract))
+
+    @property
+    def own_rows(self) -> tuple[str, str]:
+        """The rows that a head of this architecture takes: the trunk's, and its own along a chain."""
+        return (self.arch.head.hidden, self.arch.head.chain) if self.arch.head else ("post", "post")
+
+    @property
+    def contract_name(self) -> str:
+        """The contract in its shortest words."""
+        return describe(self.recipe.contract, *self.own_rows)
 
     @property
     def n_vocab(self) -> int:
@@ -149,7 +166,8 @@ class Model:
         """An empty sequence of at most n_ctx positions (0: the model's own context length)."""
         layers = [layer.state(self.kv_type) for layer in self.layers]
         heads = [head.layer.state(self.kv_type_draft) for head in self.heads]
-        return ModelState(layers, heads, self.config.n_embd, n_ctx or self.config.n_ctx_train, poison=poison)
+        n_hidden = self.heads[0].n_hidden if self.heads else self.config.n_embd
+        return ModelState(layers, heads, n_hidden, n_ctx or self.config.n_ctx_train, poison=poison)
 
     def trunk(
         self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1, tap: Tap = discard

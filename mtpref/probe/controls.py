@@ -63,13 +63,13 @@ def _no_attention(ops: Any, w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any
 def contracts(model: Model, n_draft: int) -> list[Variant]:
     """The probed contract, the presets, and every change of a single field that a text can show."""
     base = model.recipe.contract
-    wanted = [base, *PRESETS.values()]
+    wanted = [base, *(preset.resolved(*model.own_rows) for preset in PRESETS.values())]
     for field in fields(MtpContract):
         if field.name not in INVISIBLE:
             wanted += [replace(base, **{field.name: choice}) for choice in CHOICES[field.name]]  # type: ignore[arg-type]
     unique = {_visible(contract): contract for contract in reversed(wanted)}
     return [
-        Variant(describe(contract), with_contract(model, contract), n_draft)
+        Variant(describe(contract, *model.own_rows), with_contract(model, contract), n_draft)
         for contract in dict.fromkeys(unique[_visible(c)] for c in wanted)
     ]
 

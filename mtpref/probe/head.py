@@ -42,7 +42,7 @@ class _Branches:
     def __call__(self, q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int) -> F32:
         self.keys, self.values = _behind(self.keys, k_cache[first:]), _behind(self.values, v_cache[first:])
         depth = self.keys.shape[1]
-        all_keys, all_values = (self.state.mtp.arrays[name] for name in ("cache_k", "cache_v"))
+        all_keys, all_values = (self.state.heads[0].layer.arrays[name] for name in ("cache_k", "cache_v"))
         out = np.empty_like(q)
         for i, cell in enumerate(self.cells):
             begin, last = (cell if self.is_alone else 0), cell + 1
@@ -74,16 +74,16 @@ class HeadWindow:
     """
 
     def __init__(self, model: Model, n_ctx: int, *, delay: int = 0, poison: bool = False) -> None:
-        layer = model.mtp_layer
-        if layer is None or model.weights.mtp is None:
+        if not model.heads:
             raise MtprefError("the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
                               "stand-alone head with -md")  # fmt: skip
-        specs = layer.kind.state(layer.cfg, model.kv_type_draft)
+        layer = model.heads[0].layer
+        specs = layer.state(model.kv_type_draft)
         if [spec.name for spec in specs if spec.positional] != ["cache_k", "cache_v"] or len(specs) != 2:
             raise MtprefError(f"probe: a head with a {layer.kind.name} block, expected one with attention alone")
         self.model, self.contract = model, model.recipe.contract
         self._delayed = np.zeros((delay, model.config.n_embd), np.float32)
-        self.state = ModelState([], specs, model.config.n_embd, n_ctx, poison=poison)
+        self.state = ModelState([], [specs], model.config.n_embd, n_ctx, poison=poison)
         self.is_unprimed = model.recipe.steps.prime_rows(1, self.contract) == 0
         self.pending: F32 = model.recipe.steps.pending_at_prompt(self.state.pending_h, self.contract)
 
@@ -106,7 +106,7 @@ class HeadWindow:
             return pos0 + n_skip, Hidden(rows[:0], rows[:0])
         model = self.model
         if self.is_unprimed:
-            n_cells, base = self.state.n_mtp, model.recipe.ops.attention
+            n_cells, base = self.state.heads[0].n_cells, model.recipe.ops.attention
             model = _with_ops(model, attention=_own_cell_only(base, n_cells))
         out = model.mtp(self.state, ids[n_skip:].tolist(), rows[n_skip:], pos0 + n_skip, n_logits=0)
         return pos0 + n_skip, out.hidden
@@ -119,8 +119,7 @@ class HeadWindow:
 
     def logits(self, post: F32) -> Iterator[tuple[int, F32]]:
         """The head's logits of rows, a bounded number at a time: (index of the first row, logits)."""
-        assert self.model.weights.mtp is not None
-        return tiles(self.model, self.model.weights.mtp.shared_head_head, post)
+        return tiles(self.model, self.model.heads[0].weights.shared_head_head, post)
 
 
 class Chains:
@@ -129,7 +128,7 @@ class Chains:
     def __init__(self, window: HeadWindow, positions: NDArray[np.int64]) -> None:
         self.window, self.positions, self.depth = window, positions, 0
         base, state = window.model.recipe.ops.attention, window.state
-        self._branches = _Branches(base, state, positions - state.mtp_start, window.is_unprimed)
+        self._branches = _Branches(base, state, positions - state.heads[0].start, window.is_unprimed)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Go on with these rows alone."""
@@ -145,10 +144,10 @@ class Chains:
         table = recipe.ops.rope_table
         model = _with_ops(window.model, attention=self._branches, rope_table=lambda _, *rest: table(pos, *rest))
         hidden = recipe.steps.chain_hidden(rows, contract)
-        n_true = state.mtp_pos
-        state.reserve_mtp(len(ids) + self.depth + 1)
+        n_true = state.heads[0].pos
+        state.heads[0].reserve(len(ids) + self.depth + 1)
         out = model.mtp(state, ids.tolist(), hidden, n_true, n_logits=0)
-        state.trim_mtp(n_true)
+        state.trim_heads(n_true)
         return out.hidden
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mtpref.contract import describe
 from mtpref.errors import MtprefError
 from mtpref.model import Model
 from mtpref.probe.controls import INVISIBLE, MAIN, Control, compare_controls, contracts, controls, verdict
@@ -180,7 +179,7 @@ def report(
     first, right = trunk.reached[:, 0], trunk.right[:, 0]
     reached_all, right_all = trunk.reached.reshape(-1), trunk.right.reshape(-1)
     return Report(
-        contract=describe(model.recipe.contract),
+        contract=model.contract_name,
         numerics=model.recipe.numerics,
         settings=settings,
         n_windows=len(seen),

@@ -7,7 +7,6 @@ already, so that a matrix is calibrated on the inputs it will have. The trunk is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from mtpref.quantize.collect import Chunk, paired, run_head, watched
 from mtpref.quantize.gptq import DAMPING, gptq
 from mtpref.quantize.grid import Grid
 from mtpref.spec import Matrix
-from mtpref.weights import MtpWeights
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -71,20 +69,17 @@ def hessians(model: Model, chunks: Sequence[Chunk], names: Sequence[str]) -> dic
 
 def with_matrices(model: Model, made: dict[str, Matrix]) -> Model:
     """The model with matrices of its head replaced, by GGUF name."""
-    mtp = model.weights.mtp
-    assert mtp is not None
+    mtp = model.heads[0].weights
 
     def new(w: Any) -> Any:
         return made.get(w.name, w) if isinstance(w, Matrix) else w
 
-    changed = replace(mtp, eh_proj=new(mtp.eh_proj), block={key: new(w) for key, w in mtp.block.items()})
-    return replace(model, weights=replace(model.weights, mtp=changed))
+    return model.with_head(eh_proj=new(mtp.eh_proj), block={key: new(w) for key, w in mtp.block.items()})
 
 
 def head_matrices(model: Model) -> dict[str, Matrix]:
     """The head's own matrices by GGUF name, in the order of STAGES; embedding and output head are not among them."""
-    mtp: MtpWeights | None = model.weights.mtp
-    assert mtp is not None
+    mtp = model.heads[0].weights
     found = {"nextn.eh_proj": mtp.eh_proj}
     found |= {key.removesuffix(".weight"): w for key, w in mtp.block.items() if isinstance(w, Matrix)}
     return {found[short].name: found[short] for stage in STAGES for short in stage if short in found}

@@ -135,7 +135,7 @@ class Bench:
 
 def trunk_digest(state: ModelState) -> str:
     """A hash of the trunk's part of a state: plain decoding leaves the head's empty."""
-    head = {f"{spec.name}_l{len(state.layers)}" for spec in state.mtp.specs} | {"pending_h"}
+    head = {f"{spec.name}_l{len(state.layers)}" for head in state.heads for spec in head.layer.specs} | {"pending_h"}
     sha = hashlib.sha256()
     for name, array in state.live_arrays():
         if name not in head:

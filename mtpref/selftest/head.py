@@ -13,12 +13,12 @@ MAX_LUCK = 0.01
 def head_is_there(bench: Bench) -> str:
     """Which of its tensors are the head's own, and which are the trunk's."""
     model = bench.model
-    mtp = model.weights.mtp
-    if mtp is None:
+    if not model.heads:
         declared = model.kv.get(f"{model.config.arch}.nextn_predict_layers", 0)
         if declared:
             raise Failed(f"{model.config.arch}.nextn_predict_layers is {declared}, but the head is not there")
         raise Skipped("the file has no MTP head, and declares none")
+    mtp = model.heads[0].weights
     for name, norm in (("enorm", mtp.enorm), ("hnorm", mtp.hnorm), ("shared_head_norm", mtp.shared_head_norm)):
         if not np.isfinite(norm).all():
             raise Failed(f"nextn.{name}.weight holds NaN or infinity; try: mtpref generate --check-tensors")

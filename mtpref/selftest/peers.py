@@ -83,7 +83,7 @@ def same_decisions(bench: Bench) -> str:
         raise Skipped("the file has no MTP head")
     if model.mtp_status == "file":
         raise Skipped("the head is in a file of its own")
-    if model.recipe.contract != MtpContract():
+    if model.recipe.contract != MtpContract().resolved(*model.own_rows):
         raise Skipped("the contract is not llama.cpp's")
     factor = 3 if model.recipe.numerics == "exact" and kind != "F32" else 1
     agreement = Agreement(limits.p * factor, limits.margin * factor)
@@ -123,7 +123,7 @@ def _with_f32_kv(model: Model) -> Model:
 def _limits(model: Model) -> tuple[Limits, str]:
     """The limits of the coarsest weight type, and its name: the types are in the order of their coarseness."""
     w = model.weights
-    blocks = [*w.layers, w.mtp.block] if w.mtp else [*w.layers]
+    blocks = [*w.layers, *(head.weights.block for head in model.heads)]
     types = {x.type_name for block in blocks for x in block.values() if hasattr(x, "type_name")}
     types |= {w.output.type_name, w.token_embd.type_name}
     order = [name for name in LIMITS if name != "other"]

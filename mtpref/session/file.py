@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.contract import describe
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, open_gguf, printable, without_leading_ones, write_gguf
 from mtpref.model import Model
@@ -49,8 +48,9 @@ class _Slot:
 def _cells(state: ModelState, lengths: Checkpoint) -> list[_Slot]:
     """Positional arrays up to their lengths: the trunk's, then the head's."""
     slots, n_layer = [], len(state.layers)
-    for il, layer in enumerate([*state.layers, state.mtp]):
-        length, prefix = (lengths.n_past, "") if il < n_layer else (lengths.n_mtp, "mtp_")
+    n_mtp, _ = head_lengths(lengths)
+    for il, layer in enumerate(_all_layers(state)):
+        length, prefix = (lengths.n_past, "") if il < n_layer else (n_mtp, "mtp_")
         for spec in layer.specs:
             if spec.positional and length:
                 name = f"{prefix}{spec.name}-{il}"
@@ -73,8 +73,17 @@ def _prefixes(n_checkpoints: int) -> list[str]:
     return ["", *(f"checkpoint-{i}." for i in range(n_checkpoints))]
 
 
-def _layer(state: ModelState, il: int) -> LayerState:
-    return state.layers[il] if il < len(state.layers) else state.mtp
+def _all_layers(state: ModelState) -> list[LayerState]:
+    """The trunk's, then the heads'."""
+    return [*state.layers, *(head.layer for head in state.heads)]
+
+
+def head_lengths(lengths: Checkpoint) -> tuple[int, int]:
+    """n_mtp and mtp_start: between rounds all heads of a chain hold the same positions. (0, 0) without a head."""
+    found = {pair for pair in lengths.heads if pair != (0, 0)} or {(0, 0)}
+    if len(found) > 1:
+        raise ValueError(f"heads with different cells {sorted(found)}: a state is saved between rounds")
+    return found.pop()
 
 
 # WRITE
@@ -91,14 +100,15 @@ def write_session(
     kv += [(f"{KEY}.{name}", value, "str") for name, value in _identity(core).items()]
     kv += [
         (f"{KEY}.ids", np.asarray(ids, np.int32), "arr:i32"),
-        (f"{KEY}.n_mtp", mark.n_mtp, "u32"),
-        (f"{KEY}.mtp_start", mark.mtp_start, "u32"),
+        (f"{KEY}.n_mtp", head_lengths(mark)[0], "u32"),
+        (f"{KEY}.mtp_start", head_lengths(mark)[1], "u32"),
     ]
-    for name in LENGTHS:
-        kv.append((f"{KEY}.checkpoint_{name}", [getattr(c, name) for c in checkpoints], "arr:u32"))
+    rows = [(c.n_past, *head_lengths(c)) for c in checkpoints]
+    for i, name in enumerate(LENGTHS):
+        kv.append((f"{KEY}.checkpoint_{name}", [row[i] for row in rows], "arr:u32"))
     tensors = []
     for slot in _cells(state, mark):
-        tensors.append((slot, _layer(state, slot.il).arrays[slot.array][: slot.shape[0]]))
+        tensors.append((slot, _all_layers(state)[slot.il].arrays[slot.array][: slot.shape[0]]))
     for prefix, saved in zip(_prefixes(len(checkpoints)), [mark, *checkpoints], strict=True):
         for slot in _carried(state, prefix):
             tensors.append((slot, saved.recurrent[slot.il][slot.array] if slot.array else saved.pending_h))
@@ -113,7 +123,7 @@ def _identity(core: Model) -> dict[str, str]:
         "model": trunk_id(core),
         "head": head_id(core),
         "numerics": core.recipe.numerics,
-        "contract": describe(core.recipe.contract),
+        "contract": core.contract_name,
         "kv_type": core.kv_type,
         "kv_type_draft": core.kv_type_draft,
     }
@@ -137,14 +147,15 @@ def read_session(path: str | Path, core: Model, state: ModelState) -> Saved:
         cells = _cells(state, mark)
         _check_tensors(file, [*cells, *(slot for prefix in prefixes for slot in _carried(state, prefix))], has_head)
         state.reserve(len(ids))
-        state.reserve_mtp(mark.n_mtp)
+        for head, (n_cells, _) in zip(state.heads, mark.heads, strict=True):
+            head.reserve(n_cells)
         for slot in cells:
-            array = _layer(state, slot.il).arrays[slot.array]
+            array = _all_layers(state)[slot.il].arrays[slot.array]
             array[: slot.shape[0]] = _read(file, slot).view(array.dtype)
-        filled = [
-            _fill(file, state, prefix, lengths) for prefix, lengths in zip(prefixes, [mark, *checkpoints], strict=True)
-        ]
-    state.n_past, state.n_mtp, state.mtp_start = mark.n_past, mark.n_mtp, mark.mtp_start
+        filled = [_fill(file, state, *pair) for pair in zip(prefixes, [mark, *checkpoints], strict=True)]
+    state.n_past = mark.n_past
+    for head, lengths in zip(state.heads, mark.heads, strict=True):
+        head.n_cells, head.start = lengths
     state.restore(filled[0])
     return Saved(ids, filled[0], filled[1:])
 
@@ -209,7 +220,10 @@ def _lengths(file: GgufFile, state: ModelState, n_past: int, has_head: bool) -> 
                            f"a prefix of {n_past} with {rows[0][1]} from {rows[0][2]}")  # fmt: skip
     if any(row[0] >= later[0] for row, later in pairwise(rows[1:])):
         raise _damaged(file, "its checkpoints are out of order", "positions that rise")
-    lengths = [Checkpoint(n, n_mtp, start if n_mtp else 0, state.pending_h, ()) for n, n_mtp, start in rows]
+    n_heads = len(state.heads)
+    lengths = [
+        Checkpoint(n, ((n_mtp, start if n_mtp else 0),) * n_heads, state.pending_h, ()) for n, n_mtp, start in rows
+    ]
     return lengths if has_head else [c.without_head() for c in lengths]
 
 

@@ -25,29 +25,29 @@ def trunk_id(core: Model) -> str:
              model, another quantisation or another training shows, a few bytes changed by hand between blocks do not
     """
     config = {name: value for name, value in asdict(core.config).items() if name not in ("name", "n_layer_nextn")}
-    sha = hashlib.sha256(_text(config, [_layer(layer) for layer in core.layers], _plain(core.ffn_cfg)))
+    sha = hashlib.sha256(_text(config, [_layer(layer) for layer in core.layers]))
     for part in fields(core.weights):
-        if part.name != "mtp":
-            _add(sha, part.name, getattr(core.weights, part.name))
+        _add(sha, part.name, getattr(core.weights, part.name))
     return sha.hexdigest()
 
 
 def head_id(core: Model) -> str:
-    """The same over the MTP head, with the trunk's tensors that it borrows; empty where there is none.
+    """The same over the MTP heads, with the trunk's tensors that it borrows; empty where there is none.
 
     A head has the same id in the model's file and in a file of its own.
     """
-    if core.weights.mtp is None or core.mtp_layer is None:
+    if not core.heads:
         return ""
-    sha = hashlib.sha256(_text(_layer(core.mtp_layer)))
-    for part in fields(core.weights.mtp):
-        if part.name not in PROVENANCE:
-            _add(sha, f"mtp.{part.name}", getattr(core.weights.mtp, part.name))
+    sha = hashlib.sha256(_text([_layer(head.layer) for head in core.heads]))
+    for i, head in enumerate(core.heads):
+        for part in fields(head.weights):
+            if part.name not in PROVENANCE:
+                _add(sha, f"mtp{i}.{part.name}", getattr(head.weights, part.name))
     return sha.hexdigest()
 
 
 def _layer(layer: Layer) -> list[Any]:
-    return [layer.kind.name, _plain(layer.cfg)]
+    return [layer.kind.name, _plain(layer.cfg), layer.block.ffn.name, _plain(layer.ffn_cfg)]
 
 
 def _plain(cfg: Any) -> Any:

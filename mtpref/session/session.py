@@ -223,4 +223,5 @@ class Session:
 def has_whole_head(saved: Checkpoint, contract: MtpContract) -> bool:
     """Whether the head has seen every token that a fresh, primed run would have shown it."""
     n_cells = max(0, saved.n_past - contract.first_pos)
-    return saved.n_mtp == n_cells and (n_cells == 0 or saved.mtp_start == contract.first_pos)
+    whole = (n_cells, contract.first_pos if n_cells else 0)
+    return all(lengths == whole for lengths in saved.heads)

@@ -27,9 +27,9 @@ out = model.trunk(state, ids[:-1], n_logits=0)
 rows = spec.pair_hidden(out.hidden.post, np.zeros_like(state.pending_h))
 model.mtp(state, ids[:-1], rows, 0, n_logits=0)
 pending = out.hidden.post[-1]
-print(f"{state.n_past} tokens in the trunk, {state.n_mtp} in the head")
+print(f"{state.n_past} tokens in the trunk, {state.heads[0].n_cells} in the head")
 print(f"the round opens with {model.vocab.piece(opening)!r}")
-assert state.n_past == state.n_mtp == len(ids) - 1
+assert state.n_past == state.heads[0].n_cells == len(ids) - 1
 
 # %% [markdown]
 # ## Draft
@@ -46,8 +46,8 @@ for step in range(3):
     best, p = spec.top_candidates(out.logits[0])
     draft.append(token)
     print(f"step {step + 1}: {model.vocab.piece(token)!r:14} p = {p[0]:.2f} among the ten best")
-state.trim_mtp(state.n_past)
-assert state.n_mtp == len(ids) - 1, "as it was"
+state.trim_heads(state.n_past)
+assert state.heads[0].n_cells == len(ids) - 1, "as it was"
 
 # %% [markdown]
 # ## Verify
@@ -100,8 +100,8 @@ state.pending_h = spec.next_pending(out.hidden.post, n_accepted)
 
 loop = lm.generate(prompt, mtpref.Options(len(text))).finish()
 assert loop.ids == text
-assert state.n_past == state.n_mtp == len(ids) - 1 + len(kept)
+assert state.n_past == state.heads[0].n_cells == len(ids) - 1 + len(kept)
 print(
-    f"after the round: {state.n_past} tokens in the trunk, {state.n_mtp} in the head, next opening token "
+    f"after the round: {state.n_past} tokens in the trunk, {state.heads[0].n_cells} in the head, next opening token "
     f"{model.vocab.piece(text[-1])!r}"
 )

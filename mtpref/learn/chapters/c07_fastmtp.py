@@ -17,7 +17,7 @@ from mtpref.story import PROMPTS
 
 lm = mtpref.load()
 model = lm.core
-head = model.weights.mtp.shared_head_head
+head = model.heads[0].weights.shared_head_head
 print(f"output matrix of the head: {head.n_out} rows of {head.n_in} numbers")
 assert head.n_out == model.n_vocab
 
