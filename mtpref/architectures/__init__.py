@@ -3,8 +3,17 @@
 Owns the registry. No other module tests an architecture's name.
 """
 
-from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD
+from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, trimmed
 from mtpref.architectures.dims import Shape, numbers
+from mtpref.architectures.names import (
+    Place,
+    fused_of,
+    gguf_to_hf_name,
+    hf_to_gguf_name,
+    place_of,
+    state_from_gguf,
+    state_to_gguf,
+)
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
 from mtpref.config import Metadata
@@ -25,11 +34,19 @@ __all__ = [
     "Either",
     "HeadSheet",
     "Hyper",
+    "Place",
     "Shape",
     "Tensor",
     "find_architecture",
+    "fused_of",
+    "gguf_to_hf_name",
+    "hf_to_gguf_name",
     "numbers",
+    "place_of",
+    "state_from_gguf",
+    "state_to_gguf",
     "tensors_of",
+    "trimmed",
 ]
 
 

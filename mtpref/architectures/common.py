@@ -1,6 +1,7 @@
 """What data sheets share: the hyper-parameters that every architecture has, the tensors outside of blocks, nextn.*."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mtpref.architectures.dims import Named
@@ -43,6 +44,19 @@ D2T = Tensor("d2t", (N_DRAFT_VOCAB,))
 TOKEN_EMBD, OUTPUT_NORM, OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
 # What a stand-alone head's file has of the trunk.
 SHARED = (TOKEN_EMBD, OUTPUT_NORM, OUTPUT)
+
+
+def trimmed(tensors: Iterable[Tensor], *, has_trunk: bool) -> list[Tensor]:
+    """The tensors of a file with d2t: the head, or the output of a stand-alone head, has a row for each of its ids."""
+    shape = (N_DRAFT_VOCAB, n_embd)
+    changed = [D2T]
+    for one in tensors:
+        if one.name.endswith("nextn.shared_head_head.weight"):
+            one = replace(one, shape=shape, fallback=() if has_trunk else (OUTPUT,))
+        elif one.name == OUTPUT and not has_trunk:
+            one = replace(one, shape=shape)
+        changed.append(one)
+    return changed
 
 
 def root_tensors(norm: Change) -> tuple[Tensor, ...]:

@@ -161,9 +161,9 @@ QWEN35 = Architecture(
     hf=HuggingFace(
         classes=("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
         model_types=("qwen3_5", "qwen3_5_text"),
-        layer="model.layers.{i}.",
+        layer="model.layers.{il}.",
         head="mtp.",
-        head_layer="mtp.layers.{i}.",
+        head_block="mtp.layers.{i}.",
         n_heads="mtp_num_hidden_layers",
         fused=FUSED,
     ),

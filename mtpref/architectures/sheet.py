@@ -6,7 +6,7 @@ Owns the records. `qwen35.py` is the sheet to read beside it. A sheet names laye
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from mtpref.kinds import LayerKind, Residual
 from mtpref.transforms import AS_IS, Change
 
 Rows = NDArray[np.intp]
+N_EMBD = Named("n_embd")
 OPTIONAL = object()  # a field of config.json that may be absent, and then no key is written
 
 
@@ -140,10 +141,22 @@ class HeadSheet:
     tensors: tuple[Tensor, ...]
     hidden: str = "post"
     chain: str = "post"
-    n_hidden: Dim = Named("n_embd")
+    n_hidden: Dim = N_EMBD
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())
+
+
+class Keys(Protocol):
+    """A file's keys below the architecture's prefix, read without trust."""
+
+    def integer(self, key: str) -> int | None:
+        """The value; None for what is absent or no integer."""
+        ...
+
+    def flags(self, key: str, n: int) -> list[bool] | str | None:
+        """n flags; None: absent; a text: what is there in their place ("has 3 elements")."""
+        ...
 
 
 class LayerRule(Protocol):
@@ -151,6 +164,10 @@ class LayerRule(Protocol):
 
     def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
         """From keys and, where an architecture does so, from the tensors that are there. Refuses bad keys."""
+        ...
+
+    def declared(self, keys: Keys, n_blocks: int, n_trunk: int, problems: list[str]) -> tuple[tuple[Block, ...], str]:
+        """The trunk's blocks as keys that may be wrong declare them, and by which key; adds to `problems`."""
         ...
 
     def all_blocks(self) -> tuple[Block, ...]:
@@ -179,6 +196,21 @@ class Alternating:
         if meta.has(self.flags):
             return self.by_flags(meta.integers(self.flags, n_layer))
         return self.by_interval(meta.u32(self.interval, self.default, high=4096), n_layer)
+
+    def declared(self, keys: Keys, n_blocks: int, n_trunk: int, problems: list[str]) -> tuple[tuple[Block, ...], str]:
+        flags = keys.flags(self.flags, n_blocks)
+        if isinstance(flags, list):
+            if any(flags[n_trunk:]):
+                problems.append(f"key {self.flags} marks an MTP block recurrent, expected 0 there")
+            return self.by_flags(flags[:n_trunk]), self.flags
+        if flags is not None:
+            problems.append(f"key {self.flags} {flags}, expected one bool for each of {n_blocks} blocks")
+        interval = keys.integer(self.interval)
+        if interval is not None and interval < 1:
+            problems.append(f"key {self.interval} is {interval}, expected at least 1")
+            interval = None
+        by = self.interval if interval is not None else f"{self.interval} = {self.default}, the default"
+        return self.by_interval(interval or self.default, n_trunk), by
 
     def by_flags(self, flags: Sequence[int]) -> tuple[Block, ...]:
         return tuple(self.marked if flag else self.other for flag in flags)
@@ -216,10 +248,12 @@ def one_after_the_other(sizes: Sequence[int]) -> list[Rows]:
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """How checkpoints of the architecture are told and named. {i} is the layer; a head's layers count from 0.
+    """How checkpoints of the architecture are told and named.
 
     classes, model_types   config.json's `architectures` and `model_type`
-    layer, head, head_layer  prefixes of a trunk layer's tensors, of a head's own, and of its layers'
+    layer      prefix of a trunk layer's tensors: {il} is the layer
+    head, head_block   prefixes of a head's nextn tensors, and of its block's: {i} counts heads, {il} goes on counting
+               layers
     n_heads    config.json's field that counts heads
     fused      names that stand for several tensors
     """
@@ -228,7 +262,7 @@ class HuggingFace:
     model_types: tuple[str, ...]
     layer: str
     head: str
-    head_layer: str
+    head_block: str
     n_heads: str
     fused: tuple[Fused, ...] = ()
 
@@ -249,10 +283,11 @@ class Architecture:
     head: HeadSheet | None
     n_heads: int = 1
     hf: HuggingFace | None = None
-    symbols: Mapping[str, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "symbols", {h.name: h.key for h in self.hypers if h.type.startswith("u32")})
+    @property
+    def symbols(self) -> dict[str, str]:
+        """Counts that shapes are written with -> their keys."""
+        return {hyper.name: hyper.key for hyper in self.hypers if hyper.type.startswith("u32")}
 
     def values(self, meta: Metadata) -> Values:
         """The hyper-parameters of a file, read as they are asked for."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtpref.architectures import ARCHITECTURES
 from mtpref.chat import chat_prompt, find_template
 from mtpref.check import marks, static
 from mtpref.check.against import Other, compare
@@ -25,7 +26,6 @@ from mtpref.model import Model, load
 from mtpref.probe.controls import MAIN
 from mtpref.probe.count import difference, judge
 from mtpref.probe.walk import Progress, Variant, walk_all
-from mtpref.tensor_names import ARCHITECTURES
 
 SCHEMA = "mtpref-check-1"
 BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load")

@@ -111,10 +111,10 @@ def run_strip(args: argparse.Namespace) -> int:
 
 
 def run_graft(args: argparse.Namespace) -> int:
+    from mtpref.architectures import ARCHITECTURES
     from mtpref.gguf import open_gguf
     from mtpref.heads import graft
     from mtpref.heads.proof import SMALL
-    from mtpref.tensor_names import ARCHITECTURES
 
     with contextlib.ExitStack() as stack:
         trunk = stack.enter_context(open_gguf(args.trunk))

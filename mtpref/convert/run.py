@@ -112,11 +112,7 @@ def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes:
 
 
 def _type(part: Part, wanted: str) -> str:
-    if (
-        len(part.shape) < 2
-        or part.name.endswith(("_norm.weight", "ssm_conv1d.weight"))
-        or not part.name.endswith(".weight")
-    ):
+    if not part.place.tensor.is_matrix:
         return "F32"
     return "F16" if part.shape[-1] % TYPES[TYPE_IDS[wanted]].block_elements else wanted
 

@@ -10,12 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from mtpref.architectures import ARCHITECTURES as SHEETS
+from mtpref.architectures import Architecture
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
-from mtpref.transforms import ConvertDims
 
-ARCHITECTURES = ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration")
-MODEL_TYPES = ("qwen3_5", "qwen3_5_text")
 KINDS = {"linear_attention": True, "full_attention": False}
 MAX_COUNT = 1 << 24
 MAX_LAYERS = 4096
@@ -46,21 +45,23 @@ class TextConfig:
     tie_word_embeddings: bool
 
     @property
-    def dims(self) -> ConvertDims:
-        return ConvertDims(
-            self.num_hidden_layers, self.linear_num_key_heads, self.linear_num_value_heads, self.linear_key_head_dim
-        )
+    def sheet(self) -> Architecture:
+        """The data sheet of the architecture that the checkpoint is of."""
+        return SHEETS["qwen35"]
+
+    @property
+    def values(self) -> dict[str, int]:
+        """Counts by the data sheet's names, n_layer and n_vocab beside them."""
+        found = {
+            h.name: getattr(self, h.hf) for h in self.sheet.hypers if isinstance(h.hf, str) and hasattr(self, h.hf)
+        }
+        found |= {"n_layer": self.num_hidden_layers, "n_vocab": self.vocab_size, "n_embd_head": self.rope_dim}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def rope_dim(self) -> int:
         """The width of one head, as the rotation sees it."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
-
-    @property
-    def head_rows(self) -> tuple[int, int, int]:
-        """Rows of q with its gate, k and v in a gated attention layer."""
-        width = self.rope_dim
-        return 2 * self.num_attention_heads * width, *[self.num_key_value_heads * width] * 2  # type: ignore[return-value]
 
 
 def text_config(config: dict[str, Any], label: str) -> TextConfig:
@@ -102,10 +103,11 @@ def _check_kind(config: dict[str, Any], label: str) -> None:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     kind = config.get("model_type")
-    if name not in ARCHITECTURES if name is not None else kind not in MODEL_TYPES:
+    known = [sheet.hf for sheet in SHEETS.values() if sheet.hf]
+    if not any(name in hf.classes if name is not None else kind in hf.model_types for hf in known):
         found = printable(repr(name if name is not None else kind))
         raise MtprefError(f"{label}: config.json names the architecture {found}, expected one of "
-                          f"{', '.join(ARCHITECTURES)}; llama.cpp's converter may know it")  # fmt: skip
+                          f"{', '.join(name for hf in known for name in hf.classes)}; llama.cpp's converter may know it")  # fmt: skip
     for key in ("quantization_config", "compression_config"):
         quantised = config.get(key)
         if isinstance(quantised, dict):

@@ -2,7 +2,7 @@
 
 Owns the inventory: what becomes what, what is set aside, what has no place. Every change that a conversion makes is a
 choice of rows and columns and, for three kinds of tensor, one operation on values, so that any tensor can be streamed.
-The order of heads comes from transforms.py alone.
+Names and orders come from the data sheet (mtpref/architectures).
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.architectures import SHARED, Place, fused_of, place_of
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
 from mtpref.hf.checkpoint import Checkpoint
 from mtpref.hf.config import TextConfig
-from mtpref.hf.names import canonical, is_buffer, is_head, is_multimodal, split_fused
-from mtpref.transforms import apply_values, column_order, hf_to_gguf_name, row_order
+from mtpref.hf.names import canonical, is_buffer, is_multimodal
 
 PIECE_VALUES = 1 << 20  # values in memory at a time
-SHARED = ("token_embd.weight", "output_norm.weight", "output.weight")  # what a stand-alone head has of the trunk
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,11 @@ class Part:
     shape: tuple[int, ...]
     rows: NDArray[np.intp] | None
     columns: NDArray[np.intp] | None
-    is_head: bool
+    place: Place
+
+    @property
+    def is_head(self) -> bool:
+        return self.place.is_head
 
     def pieces(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
         """The tensor's rows in order, float32, as many at a time as PIECE_VALUES allow (at least one)."""
@@ -47,7 +50,7 @@ class Part:
         for first in range(0, self.shape[0], step):
             last = min(first + step, self.shape[0])
             index = slice(first, last) if self.rows is None else self.rows[first:last]
-            x = apply_values(self.name, checkpoint.rows(self.source, index))
+            x = self.place.tensor.change.apply_values(checkpoint.rows(self.source, index))
             x = x.reshape(last - first, *self.shape[1:])
             yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
             checkpoint.release(self.source)
@@ -105,18 +108,26 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
 def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part] | None:
     """The GGUF tensors that one tensor of the checkpoint becomes, or None where it has no place."""
     name = canonical(source)
-    pieces = split_fused(name, config.dims, config.head_rows)
-    shape = checkpoint.shape(source)
-    made = []
-    for i, (piece, rows) in enumerate(pieces):
-        try:
-            gguf_name = hf_to_gguf_name(piece, config.num_hidden_layers)
-        except MtprefError:
+    shape, made = checkpoint.shape(source), []
+    for piece, rows in _split(checkpoint, config, source, name, shape):
+        place = place_of(config.sheet, piece, config.num_hidden_layers)
+        if place is None:
             return None
-        if len(pieces) > 1 and rows is None:
-            rows = _share(shape, i, len(pieces), checkpoint, source)
-        made.append(_part(checkpoint, config, source, gguf_name, rows, is_head(name)))
+        made.append(_part(checkpoint, config, source, place, rows))
     return made
+
+
+def _split(
+    checkpoint: Checkpoint, config: TextConfig, source: str, name: str, shape: tuple[int, ...]
+) -> list[tuple[str, NDArray[np.intp] | None]]:
+    """(canonical name, its rows; None: all), more than one for a fused tensor."""
+    found = fused_of(config.sheet, name, config.num_hidden_layers)
+    if found is None:
+        return [(name, None)]
+    fused, names = found
+    if fused.rows is not None:
+        return list(zip(names, fused.rows(config.values), strict=True))
+    return [(part, _share(shape, i, len(names), checkpoint, source)) for i, part in enumerate(names)]
 
 
 def _share(shape: tuple[int, ...], i: int, n: int, checkpoint: Checkpoint, source: str) -> NDArray[np.intp]:
@@ -131,23 +142,23 @@ def _part(
     checkpoint: Checkpoint,
     config: TextConfig,
     source: str,
-    name: str,
+    place: Place,
     rows: NDArray[np.intp] | None,
-    of_head: bool,
 ) -> Part:
+    change = place.tensor.change
     shape = checkpoint.shape(source)
     what = f"{checkpoint.label}: {printable(source)}: shape {shape}"
     if not shape or len(shape) > 3 or min(shape) < 1:
         raise MtprefError(f"{what}, expected one to three positive dimensions")
-    if name.endswith("ssm_conv1d.weight"):
+    if change.squeeze:
         if len(shape) == 3 and shape[1] != 1:
             raise MtprefError(f"{what}, expected (channels, 1, kernel)")
         shape = (shape[0], shape[-1])
     if rows is not None and (n_needed := int(rows.max()) + 1) > shape[0]:
         raise MtprefError(f"{what}, expected {n_needed} rows or more, as config.json's sizes say")
     n_rows = shape[0] if rows is None else len(rows)
-    order = row_order(name, n_rows, config.dims)
+    order = change.rows.source(n_rows, config.values) if change.rows else None
     if order is not None:
         rows = order if rows is None else rows[order]
-    columns = column_order(name, shape[-1], config.dims) if len(shape) == 2 else None
-    return Part(name, source, (n_rows, *shape[1:]), rows, columns, of_head)
+    columns = change.columns.source(shape[-1], config.values) if change.columns and len(shape) == 2 else None
+    return Part(place.name, source, (n_rows, *shape[1:]), rows, columns, place)

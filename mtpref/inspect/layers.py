@@ -1,17 +1,19 @@
 """Layer kinds and the MTP head of a file: what the keys declare against what the tensors show.
 
 Owns the judgement (kinds, missing, unexpected and mis-shaped tensors, fallbacks); the names and shapes are
-data in tensor_names.py. Never trusts a count from the file to loop by.
+those of the architecture's data sheet. Never trusts a count from the file to loop by.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Tensor, numbers, trimmed
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, TensorInfo, printable
-from mtpref.tensor_names import D2T, GLOBAL, LAYERS, MTP_BLOCK, SYMBOLS, TensorSpec, dims, trimmed
 
+MTP = "mtp"  # the name of every head's block
 MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 
@@ -25,7 +27,8 @@ class Layout:
     kinds: list[str] = field(default_factory=list)
     declared_by: str | None = None
     n_mtp: int | None = None  # declared MTP blocks; None for architectures that mtpref does not know
-    values: dict[str, int] = field(default_factory=dict)  # symbols of tensor_names
+    values: dict[str, int] = field(default_factory=dict)  # counts by the data sheet's names
+    sheet: Architecture | None = None  # None for architectures that mtpref does not know
     partial: bool = False  # one file of a split model, alone: what is missing may be in another
 
     @property
@@ -42,6 +45,7 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[str]) ->
     layout = Layout(arch, blocks)
     if not supported:
         return layout
+    sheet = layout.sheet = ARCHITECTURES[arch]
     n_blocks = _integer(f, f"{arch}.block_count")
     if n_blocks is None or not 1 <= n_blocks <= MAX_BLOCKS:
         problems.append(f"key {arch}.block_count is {n_blocks}, expected an integer from 1 to {MAX_BLOCKS}")
@@ -51,41 +55,40 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[str]) ->
         problems.append(f"key {arch}.nextn_predict_layers is {n_mtp}, expected less than block_count = {n_blocks}")
         n_mtp = 0
     layout.n_mtp = n_mtp
-    recurrent, layout.declared_by = _recurrent(f, arch, n_blocks, problems)
-    n_trunk = n_blocks - n_mtp
-    if any(recurrent[n_trunk:]) and layout.declared_by == "attention.recurrent_layers":
-        problems.append(f"key {arch}.attention.recurrent_layers marks an MTP block recurrent, expected 0 there")
-    layout.kinds = ["delta_net" if is_recurrent else "attention" for is_recurrent in recurrent[:n_trunk]]
-    layout.kinds += ["mtp"] * n_mtp
-    layout.values = _symbol_values(f, arch)
+    found: list[str] = []
+    declared, layout.declared_by = sheet.layers.declared(_Keys(f, arch), n_blocks, n_blocks - n_mtp, found)
+    problems += [problem.replace("key ", f"key {arch}.", 1) for problem in found]
+    layout.kinds = [block.name for block in declared] + [MTP] * n_mtp
+    layout.values = _symbol_values(f, sheet)
     return layout
 
 
-def _recurrent(f: GgufFile, arch: str, n_blocks: int, problems: list[str]) -> tuple[list[bool], str]:
-    """Whether each block is recurrent: attention.recurrent_layers, else by full_attention_interval (4)."""
-    key = f"{arch}.attention.recurrent_layers"
-    if key in f.kv:
+@dataclass(frozen=True)
+class _Keys:
+    """A file's keys as a data sheet asks for them."""
+
+    f: GgufFile
+    arch: str
+
+    def integer(self, key: str) -> int | None:
+        return _integer(self.f, f"{self.arch}.{key}")
+
+    def flags(self, key: str, n: int) -> list[bool] | str | None:
+        key = f"{self.arch}.{key}"
+        if key not in self.f.kv:
+            return None
         try:
-            value = f.kv[key]
+            value = self.f.kv[key]
             if not isinstance(value, GgufArray):
-                return [bool(value)] * n_blocks, "attention.recurrent_layers"
-            if len(value) == n_blocks:
-                return [bool(v) for v in value.to_numpy()], "attention.recurrent_layers"
-            found = f"has {len(value)} elements"
+                return [bool(value)] * n
+            return [bool(v) for v in value.to_numpy()] if len(value) == n else f"has {len(value)} elements"
         except MtprefError:
-            found = f"is {f.kv.kind(key)}"
-        problems.append(f"key {key} {found}, expected one bool for each of {n_blocks} blocks")
-    name = "full_attention_interval"
-    interval = _integer(f, f"{arch}.{name}")
-    if interval is not None and interval < 1:
-        problems.append(f"key {arch}.{name} is {interval}, expected at least 1")
-        interval = None
-    by = name if interval is not None else f"{name} = 4, the default"
-    return [(i + 1) % (interval or 4) != 0 for i in range(n_blocks)], by
+            return f"is {self.f.kv.kind(key)}"
 
 
-def _symbol_values(f: GgufFile, arch: str) -> dict[str, int]:
-    found = {symbol: _integer(f, f"{arch}.{key}") for symbol, key in SYMBOLS.items()}
+def _symbol_values(f: GgufFile, sheet: Architecture) -> dict[str, int]:
+    arch = sheet.name
+    found = {symbol: _integer(f, f"{arch}.{key}") for symbol, key in sheet.symbols.items()}
     tokens = "tokenizer.ggml.tokens"
     found["n_vocab"] = f.kv.size(tokens) if tokens in f.kv else _integer(f, f"{arch}.vocab_size")
     if D2T.name in f.tensors:
@@ -98,15 +101,13 @@ def _integer(f: GgufFile, key: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def kind_found(tensors: list[TensorInfo]) -> str:
-    """The kind that a block's tensors show: "mtp", "delta_net", "attention", "empty" or "unknown"."""
+def kind_found(tensors: list[TensorInfo], sheet: Architecture | None) -> str:
+    """The block that its tensors show: a name of the data sheet's, "empty" or "unknown"."""
     names = {t.name.split(".", 2)[2] for t in tensors}
-    if any(name.startswith("nextn.") for name in names):
-        return "mtp"
-    if any(name.startswith("ssm_") for name in names):
-        return "delta_net"
-    if "attn_q.weight" in names:
-        return "attention"
+    blocks = sheet.blocks if sheet else [block for one in ARCHITECTURES.values() for block in one.blocks]
+    for block in reversed(blocks):  # the head's first: it has a trunk layer's tensors too
+        if any(name.startswith(block.marks) for name in names):
+            return block.name
     return "unknown" if names else "empty"
 
 
@@ -117,7 +118,7 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for i in indices:
         tensors = layout.blocks.get(i, [])
-        found = kind_found(tensors)
+        found = kind_found(tensors, layout.sheet)
         kind = layout.kinds[i] if layout.kinds else "unknown"
         counts[kind] = counts.get(kind, 0) + 1
         n_bytes = sum(t.n_bytes or 0 for t in tensors)
@@ -125,28 +126,36 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
     return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
 
 
+def _tables(sheet: Architecture) -> dict[str, list[Tensor]]:
+    """Name of a block -> its tensors, the head's with what stands around its block."""
+    tables = {block.name: list(block.all_tensors()) for block in sheet.layers.all_blocks()}
+    return tables | ({sheet.head.block.name: list(sheet.head.all_tensors())} if sheet.head else {})
+
+
 def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict[str, str]]:
     """Compare all tensors with the tables; add to `problems`; give the fallbacks that are in use."""
-    if not layout.kinds:
+    sheet = layout.sheet
+    if not layout.kinds or sheet is None:
         return []  # the blocks are not known, and `problems` says why
-    specs = list(GLOBAL)
+    specs = list(sheet.tensors)
+    tables = _tables(sheet)
     for i, kind in enumerate(layout.kinds):
-        if kind != "mtp" and not layout.has_trunk:
+        if kind != MTP and not layout.has_trunk:
             continue  # a head-only file holds no trunk block
-        found = kind_found(layout.blocks.get(i, []))
+        found = kind_found(layout.blocks.get(i, []), sheet)
         if found not in (kind, "empty") and not layout.partial:
             problems.append(f"blk.{i} is declared {kind}, its tensors are those of kind {found}")
-            kind = found if found in LAYERS else kind
-        specs += [TensorSpec(s.name.format(i=i), s.shape, s.fallback) for s in LAYERS[kind]]
+            kind = found if found in tables else kind
+        specs += [tensor.at(i) for tensor in tables[kind]]
     if D2T.name in f.tensors:
         specs = trimmed(specs, has_trunk=layout.has_trunk)
     fallbacks = []
     for spec in specs:
         info = f.tensors.get(spec.name)
         if info is not None:
-            expected = dims(spec.shape, layout.values)
+            expected = numbers(spec.shape, layout.values)
             if expected is not None and info.shape != expected:
-                formula = ", ".join(spec.shape)
+                formula = ", ".join(map(str, spec.shape))
                 problems.append(f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})")
             continue
         stand_in = next((name for name in spec.fallback if name in f.tensors), None)
@@ -171,10 +180,11 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[s
     blocks      for each: index, missing, and its tensors with source "own", "fallback" or "missing"
     unexpected  tensors named nextn, or of an MTP block, that the head does not have
     """
-    found = sorted(i for i, tensors in layout.blocks.items() if kind_found(tensors) == "mtp")
-    declared = [i for i, kind in enumerate(layout.kinds) if kind == "mtp"]
+    found = sorted(i for i, tensors in layout.blocks.items() if kind_found(tensors, layout.sheet) == MTP)
+    declared = [i for i, kind in enumerate(layout.kinds) if kind == MTP]
     shown = declared or found
-    known = {s.name.format(i=i) for i in shown for s in MTP_BLOCK}
+    head = layout.sheet.head.all_tensors() if layout.sheet and layout.sheet.head else ()
+    known = {tensor.at(i).name for i in shown for tensor in head}
     unexpected = [
         t.name for i, tensors in layout.blocks.items() for t in tensors
         if t.name not in known and (i in declared or ".nextn." in t.name)
@@ -182,7 +192,7 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[s
     if not supported:
         names = [t.name for i in found for t in layout.blocks[i] if ".nextn." in t.name]
         return {"status": "unknown", "declared": None, "trunk": None, "blocks": [], "unexpected": names}
-    blocks = [_describe_mtp_block(f, i) for i in shown]
+    blocks = [_describe_mtp_block(f, head, i) for i in shown]
     status = _head_status(layout, declared, found, blocks)
     if status == "undeclared":
         problems.append(
@@ -212,10 +222,10 @@ def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: 
     return "incomplete" if set(declared) & set(found) else "missing"
 
 
-def _describe_mtp_block(f: GgufFile, i: int) -> dict[str, Any]:
+def _describe_mtp_block(f: GgufFile, head: Sequence[Tensor], i: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
-    for spec in MTP_BLOCK:
-        name = spec.name.format(i=i)
+    for spec in head:
+        name = spec.at(i).name
         own = f.tensors.get(name)
         info = own or next((f.tensors[n] for n in spec.fallback if n in f.tensors), None)
         rows.append(

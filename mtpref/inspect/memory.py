@@ -1,17 +1,20 @@
 """What the MTP head costs in memory, from the header alone.
 
-Sums (n_head_kv, n_embd_head, ... as in tensor_names.SYMBOLS):
-    KV of one token        2 * n_head_kv * n_embd_head values, 2 bytes each in F16 and BF16, 4 in F32
-    recurrent state        for each DeltaNet layer (d_conv - 1) * (2 * n_k_head + n_v_head) * d_state
-                           + n_v_head * d_state^2 values of float32; roll back by snapshot keeps one more of it for
-                           each token of a draft
+Sums over what the layer kinds say of their states:
+    KV of one token        the positional arrays of the head's block, 2 bytes a value in F16 and BF16, 4 in F32
+    recurrent state        the other arrays of the trunk's blocks, float32; roll back by snapshot keeps one more of it
+                           for each token of a draft
 """
 
+from math import prod
 from typing import Any
 
+from mtpref.architectures import D2T, Block
+from mtpref.config import Metadata, Values
+from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile
 from mtpref.inspect.layers import Layout
-from mtpref.tensor_names import D2T
+from mtpref.state import KV_DTYPES
 
 STATES = ("absent", "off", "on")
 
@@ -25,24 +28,34 @@ def head_memory(f: GgufFile, layout: Layout, head: dict[str, Any]) -> dict[str, 
     """
     if head["status"] != "present":
         return None
-    v = layout.values
+    sheet = layout.sheet
+    if sheet is None or sheet.head is None:
+        return None
     try:
-        cell = 2 * v["n_head_kv"] * v["n_embd_head"]
-        window = (v["d_conv"] - 1) * (2 * v["n_k_head"] + v["n_v_head"]) * v["d_state"]
-        one = 4 * (window + v["n_v_head"] * v["d_state"] ** 2)
-        pending = 4 * v["n_embd"]
-    except KeyError:
+        values = sheet.values(Metadata(f.kv, f.label))
+        cells = {kv: _bytes(sheet.head.block, values, kv, positional=True) for kv in ("F16", "F32")}
+        by_name = {block.name: _bytes(block, values, "F32", positional=False) for block in sheet.layers.all_blocks()
+                   if block.name in layout.kinds}  # fmt: skip
+        pending = 4 * values["n_embd"]
+    except MtprefError:
         return None
     shown = [t for block in head["blocks"] for t in block["tensors"] if t["source"] == "own" or not head["trunk"]]
     names = {t["from"] for t in shown}
     n_bytes = sum(f.tensors[name].n_bytes or 0 for name in (*sorted(names), D2T.name) if name in f.tensors)
     nothing = {"weights": 0, "kv_f16": 0, "kv_f32": 0, "pending": 0}
     n_mtp = len(head["blocks"])
-    on = {"weights": n_bytes, "kv_f16": 2 * cell * n_mtp, "kv_f32": 4 * cell * n_mtp, "pending": pending}
+    on = {"weights": n_bytes, "kv_f16": cells["F16"] * n_mtp, "kv_f32": cells["F32"] * n_mtp, "pending": pending}
     return {
         "file": n_bytes,
         "absent": nothing,
         "off": nothing,
         "on": on,
-        "recurrent_state": one * layout.kinds.count("delta_net") if head["trunk"] else 0,
+        "recurrent_state": sum(by_name.get(kind, 0) for kind in layout.kinds) if head["trunk"] else 0,
     }
+
+
+def _bytes(block: Block, values: Values, kv_type: str, *, positional: bool) -> int:
+    """Bytes of one cell of a block's positional arrays, or of its others."""
+    specs = block.mixer.state(block.mixer.configure(values), kv_type)
+    specs += block.ffn.state(block.ffn.configure(values), kv_type)
+    return sum(prod(s.shape) * KV_DTYPES[s.kv_type].itemsize for s in specs if s.positional == positional)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from mtpref.architectures import ARCHITECTURES
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, printable
 from mtpref.identify import HEAD_ONLY, describe_kind, is_head_only
 from mtpref.inspect.layers import check_tensors, describe_head, describe_layers, read_layout
 from mtpref.inspect.memory import head_memory
-from mtpref.tensor_names import ARCHITECTURES
 
 SCHEMA = "mtpref-inspect-1"
 MAX_TEXT = 1000  # bytes of a string shown whole

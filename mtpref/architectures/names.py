@@ -1,0 +1,142 @@
+"""Names of a checkpoint and names of a GGUF file, each from the other, as a data sheet has them.
+
+Canonical checkpoint names only: hf/names.py takes off what depends on the class that saved them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from mtpref.architectures.sheet import Architecture, Fused, Tensor
+from mtpref.errors import MtprefError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint's tensor belongs: the data sheet's tensor, its block (None: outside), whether it is a head's."""
+
+    tensor: Tensor
+    il: int | None
+    is_head: bool
+
+    @property
+    def name(self) -> str:
+        """The GGUF name."""
+        return self.tensor.name if self.il is None else self.tensor.at(self.il).name
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The tensors under one prefix. kind: "root", "layer", "head" or "head_block"."""
+
+    kind: str
+    pattern: re.Pattern[str]
+    prefix: str
+    tensors: Mapping[str, Tensor]  # by checkpoint name below the prefix
+
+
+@cache
+def _tables(sheet: Architecture) -> tuple[_Table, ...]:
+    hf, head = sheet.hf, sheet.head
+    if hf is None:
+        raise MtprefError(f"checkpoints of {sheet.name} are not known, expected a GGUF file")
+    layers = [tensor for block in sheet.layers.all_blocks() for tensor in block.all_tensors()]
+    groups = [("root", "", sheet.tensors), ("layer", hf.layer, layers)]
+    if head is not None:
+        groups += [("head", hf.head, head.tensors), ("head_block", hf.head_block, tuple(head.block.all_tensors()))]
+    return tuple(
+        _Table(kind, _pattern(prefix), prefix, {tensor.hf: tensor for tensor in tensors if tensor.hf})
+        for kind, prefix, tensors in groups
+    )
+
+
+def _pattern(prefix: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(il?)\\}", r"(?P<\1>\\d{1,6})", re.escape(prefix)))
+
+
+def place_of(sheet: Architecture, name: str, n_layer: int) -> Place | None:
+    """The place of a checkpoint's tensor; None where a model of n_layer layers has none for it."""
+    for table, i, rest in _prefixed(sheet, name, n_layer):
+        if rest in table.tensors:
+            return Place(table.tensors[rest], i, table.kind.startswith("head"))
+    return None
+
+
+def fused_of(sheet: Architecture, name: str, n_layer: int) -> tuple[Fused, list[str]] | None:
+    """The fused tensor that a checkpoint's name is, and the names of its parts; None for any other."""
+    for table, _, rest in _prefixed(sheet, name, n_layer):
+        for fused in sheet.hf.fused if sheet.hf and table.kind in ("layer", "head_block") else ():
+            if fused.hf == rest:
+                prefix = name[: len(name) - len(rest)]
+                return fused, [prefix + part for part in fused.parts]
+    return None
+
+
+def _prefixed(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple[_Table, int | None, str]]:
+    """The tables that a name could be in: its block there, and what stands after the prefix."""
+    for table in _tables(sheet):
+        match = table.pattern.match(name)
+        if match is None:
+            continue
+        groups, il = match.groupdict(), None
+        if table.kind != "root":
+            il = int(groups["il"]) if "il" in groups else n_layer + int(groups.get("i", 0))
+            if (il < n_layer) != (table.kind == "layer"):
+                continue
+        yield table, il, name[match.end() :]
+
+
+def hf_to_gguf_name(sheet: Architecture, name: str, n_layer: int) -> str:
+    """Errors  MtprefError for a name without a place"""
+    place = place_of(sheet, name, n_layer)
+    if place is None:
+        raise MtprefError(f"{name}: no GGUF name in a {sheet.name} model of {n_layer} layers")
+    return place.name
+
+
+def gguf_to_hf_name(sheet: Architecture, name: str, n_layer: int) -> str:
+    """Errors  MtprefError for a name that no checkpoint has"""
+    for table, tensor, il in _gguf_places(sheet, name, n_layer):
+        numbers = {} if il is None else {"il": il, "i": il - n_layer}
+        return table.prefix.format(**numbers) + tensor.hf
+    raise MtprefError(f"{name}: no checkpoint name in a {sheet.name} model of {n_layer} layers")
+
+
+def tensor_of(sheet: Architecture, name: str, n_layer: int) -> Tensor:
+    """The data sheet's tensor of a GGUF name that checkpoints have, too. Errors: MtprefError for another"""
+    for _, tensor, _ in _gguf_places(sheet, name, n_layer):
+        return tensor
+    raise MtprefError(f"{name}: not a tensor of a {sheet.name} model of {n_layer} layers")
+
+
+def _gguf_places(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple[_Table, Tensor, int | None]]:
+    match = re.fullmatch(r"blk\.(\d{1,6})\.(.+)", name)
+    il, short = (int(match[1]), match[2]) if match else (None, name)
+    for table in _tables(sheet):
+        if (table.kind == "root") == (il is None) and (il is None or (il < n_layer) == (table.kind == "layer")):
+            yield from ((table, tensor, il) for tensor in table.tensors.values() if tensor.name == short)
+
+
+def state_to_gguf(
+    sheet: Architecture, state: Mapping[str, np.ndarray], values: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """A whole state dict under GGUF names and conventions, in the order given. values: n_layer, and what shapes need"""
+    made = {}
+    for name, x in state.items():
+        gguf_name = hf_to_gguf_name(sheet, name, values["n_layer"])
+        made[gguf_name] = tensor_of(sheet, gguf_name, values["n_layer"]).change.to_gguf(x, values)
+    return made
+
+
+def state_from_gguf(
+    sheet: Architecture, tensors: Mapping[str, np.ndarray], values: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """A whole GGUF tensor table (dequantised) under checkpoint names and conventions."""
+    n_layer = values["n_layer"]
+    return {
+        gguf_to_hf_name(sheet, name, n_layer): tensor_of(sheet, name, n_layer).change.from_gguf(x, values)
+        for name, x in tensors.items()
+    }
