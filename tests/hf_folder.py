@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mtpref.architectures import ARCHITECTURES, state_from_gguf
 from mtpref.gguf import open_gguf
 from mtpref.quants import dequantize, quantize
 from mtpref.tensor_files.safetensors import write_safetensors
-from mtpref.transforms import ConvertDims, state_from_gguf
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "mtpref" / "data" / "tiny.gguf"
@@ -25,11 +25,10 @@ def read_state(path: Path = TINY) -> tuple[dict[str, np.ndarray], dict[str, Any]
     with open_gguf(path) as file:
         take = {key: file.kv[key] for key in file.kv}
         n_layer = take["qwen35.block_count"] - take["qwen35.nextn_predict_layers"]
-        dims = ConvertDims(
-            n_layer, take["qwen35.ssm.group_count"], take["qwen35.ssm.time_step_rank"], take["qwen35.ssm.state_size"]
-        )
+        sheet = ARCHITECTURES["qwen35"]
+        values = {name: take[f"qwen35.{key}"] for name, key in sheet.symbols.items()} | {"n_layer": n_layer}
         tensors = {name: dequantize(info.type_name, file.data(info), info.shape) for name, info in file.tensors.items()}
-        state = state_from_gguf(tensors, dims)
+        state = state_from_gguf(sheet, tensors, values)
         return state, _config(take, n_layer), _tokenizer(take)
 
 

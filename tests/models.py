@@ -14,7 +14,6 @@ from mtpref.events import Event, RunEnded, Token
 from mtpref.model import Model, load
 from mtpref.recipe import make_recipe
 from mtpref.state import ModelState
-from mtpref.weights import Weights
 
 MICRO = Path(__file__).parent / "data" / "micro"
 ACCEPTS = (30, 60, 90)
@@ -59,8 +58,7 @@ def with_eog(model: Model, *eog_ids: int) -> Model:
 
 
 def without_head(model: Model) -> Model:
-    w = model.weights
-    return replace(model, mtp_layer=None, weights=Weights(w.token_embd, w.output_norm, w.output, w.layers, None))
+    return replace(model, heads=())
 
 
 def prompt_of(n_tokens: int, seed: int = 0) -> list[int]:
@@ -76,14 +74,14 @@ def cells_as_float(cells: NDArray, kv_type: str) -> NDArray:
 
 def has_nan(state: ModelState) -> bool:
     """Whether anything that counts as state is NaN: KV cells up to their length, recurrent arrays, pending hidden."""
-    layers = [*state.layers, state.mtp]
+    layers = [*state.layers, *(head.layer for head in state.heads)]
     kv_types = {f"{s.name}_l{il}": s.kv_type for il, layer in enumerate(layers) for s in layer.specs}
     return any(np.isnan(cells_as_float(a, kv_types.get(name, "F32"))).any() for name, a in state.live_arrays())
 
 
 def trunk_digest(state: ModelState) -> bytes:
     """The bits of the trunk alone."""
-    head = {f"{spec.name}_l{len(state.layers)}" for spec in state.mtp.specs} | {"pending_h"}
+    head = {f"{spec.name}_l{len(state.layers)}" for head in state.heads for spec in head.layer.specs} | {"pending_h"}
     return b"".join(array.tobytes() for name, array in state.live_arrays() if name not in head)
 
 

@@ -74,7 +74,7 @@ def test_bytes_of_a_pass_are_those_of_its_matrices():
     assert trunk_bytes(model) == sum(m.n_out * m.row_bytes for m in [*matrices, w.output])
     trimmed = model.with_draft_ids(range(64))
     rows = model.n_head_rows - 64
-    assert head_bytes(model) - head_bytes(trimmed) == rows * w.mtp.shared_head_head.row_bytes
+    assert head_bytes(model) - head_bytes(trimmed) == rows * model.heads[0].weights.shared_head_head.row_bytes
 
 
 def test_rates_shares_and_ratios():

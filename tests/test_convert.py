@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mtpref
+from mtpref.architectures import ARCHITECTURES, state_to_gguf
 from mtpref.cli import main
 from mtpref.convert import Settings, convert
 from mtpref.convert.pre import PROBE, find_pre
@@ -21,12 +22,16 @@ from mtpref.gguf import open_gguf
 from mtpref.hf import canonical, open_checkpoint
 from mtpref.quants import dequantize
 from mtpref.tensor_files.safetensors import write_safetensors
-from mtpref.transforms import ConvertDims, state_to_gguf
 from tests.hf_folder import TINY, bf16_bits, read_state, write_checkpoint
 
 RECORDED = Path(__file__).parent / "data" / "converted.json"
 STATE, CONFIG, TOKENIZER = read_state()
-DIMS = ConvertDims(4, CONFIG["linear_num_key_heads"], CONFIG["linear_num_value_heads"], CONFIG["linear_key_head_dim"])
+VALUES = {
+    "n_layer": 4,
+    "n_k_head": CONFIG["linear_num_key_heads"],
+    "n_v_head": CONFIG["linear_num_value_heads"],
+    "d_state": CONFIG["linear_key_head_dim"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def test_every_tensor_is_what_the_transforms_say(plain):
     folder, target = plain
     with open_checkpoint(folder) as checkpoint:
         state = {name: checkpoint.values(name) for name in checkpoint.names}
-    expected = state_to_gguf(state, DIMS)
+    expected = state_to_gguf(ARCHITECTURES["qwen35"], state, VALUES)
     with open_gguf(target) as file:
         assert set(file.tensors) == set(expected)
         for name, info in file.tensors.items():
@@ -161,7 +166,7 @@ def test_shards_do_not_matter(plain, tmp_path):
 
 def fused_qwen3_next(state):
     """Built k head by k head, as transformers' Qwen3-Next lays it out."""
-    n_k, n_v, size = DIMS.ssm_group_count, DIMS.ssm_time_step_rank, DIMS.ssm_state_size
+    n_k, n_v, size = (VALUES[name] for name in ("n_k_head", "n_v_head", "d_state"))
     r = n_v // n_k
     out = dict(state)
     for name in [n for n in state if n.endswith("in_proj_qkv.weight")]:

@@ -225,7 +225,7 @@ def test_a_file_with_d2t_drafts_as_the_full_head_with_that_list(tmp_path, order)
     write_gguf(tmp_path / "m.gguf", *trimmed_parts(EVERY_THIRD[::order]))
     model = load(tmp_path / "m.gguf", make_recipe())
     assert not model.notes
-    assert model.weights.mtp.shared_head_head.n_out == len(EVERY_THIRD)
+    assert model.heads[0].weights.shared_head_head.n_out == len(EVERY_THIRD)
     assert model.weights.output.n_out == 256
     run = run_decoder(model, PROMPT, 40)
     full = run_decoder(micro(60), PROMPT, 40, draft_ids=EVERY_THIRD)
@@ -267,7 +267,7 @@ def test_inspect_finds_nothing_wrong_with_a_trimmed_head(tmp_path, capfdbinary):
 def test_a_head_that_is_off_leaves_its_d2t_unread(tmp_path):
     write_gguf(tmp_path / "m.gguf", *trimmed_parts(EVERY_THIRD))
     model = load(tmp_path / "m.gguf", make_recipe(), mtp=False)
-    assert model.weights.mtp is None
+    assert model.heads == ()
     assert not model.notes
 
 

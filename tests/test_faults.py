@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
@@ -35,11 +35,11 @@ HEAD_ONLY = [id for id in CLAIMS if not id.startswith("S")]
 
 def loud_attention(model: Model, gain: float) -> Model:
     """The model with the attention of its head `gain` times as strong: the micro models' own is a whisper."""
-    mtp = model.weights.mtp
+    mtp = model.heads[0].weights
     w = mtp.block["attn_output.weight"]
     raw = (w.dequantize() * np.float32(gain)).view(np.uint8).reshape(-1)
     block = {**mtp.block, "attn_output.weight": Matrix(w.name, "F32", w.n_out, w.n_in, raw)}
-    return replace(model, weights=replace(model.weights, mtp=replace(mtp, block=block)))
+    return model.with_head(block=block)
 
 
 def test_every_fault_is_described_and_found_by_id_and_by_number():
@@ -152,13 +152,12 @@ def test_a_fault_of_the_heads_operations_leaves_the_trunks_alone():
 
 def test_a_shared_head_norm_is_the_trunks_and_keeps_its_shift():
     model = micro(60)
-    mtp = model.weights.mtp
+    mtp = model.heads[0].weights
     fallback = {**mtp.origin, "shared_head_norm": "output_norm.weight"}
-    shared = replace(mtp, shared_head_norm=model.weights.output_norm, origin=fallback)
-    model = replace(model, weights=replace(model.weights, mtp=shared))
-    faulty = inject(model, FAULTS["W1-norm-shift-missing"]).weights.mtp
+    model = model.with_head(shared_head_norm=model.weights.output_norm, origin=fallback)
+    faulty = inject(model, FAULTS["W1-norm-shift-missing"]).heads[0].weights
     assert (faulty.shared_head_norm == model.weights.output_norm).all()
-    own = inject(micro(60), FAULTS["W1-norm-shift-missing"]).weights.mtp
+    own = inject(micro(60), FAULTS["W1-norm-shift-missing"]).heads[0].weights
     assert (own.shared_head_norm == mtp.shared_head_norm - 1).all()
     assert (own.block["attn_q_norm.weight"] == mtp.block["attn_q_norm.weight"] - 1).all()
 
@@ -252,7 +251,7 @@ def test_a_head_that_listens_to_its_attention_needs_the_prompt_in_its_cache():
     assert acceptance(faulty) < acceptance(clean) - 0.05
     for a, b, prompt in zip(clean, faulty, PROMPTS, strict=True):
         assert a.ids == b.ids
-        assert b.decoder.state.n_mtp == a.decoder.state.n_mtp - (len(prompt) - 1)
+        assert b.decoder.state.heads[0].n_cells == a.decoder.state.heads[0].n_cells - (len(prompt) - 1)
 
 
 @pytest.mark.parametrize("rollback", ["snapshot", "replay"])

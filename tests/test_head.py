@@ -108,7 +108,7 @@ def test_a_saved_state_goes_with_the_head_wherever_its_file_is(random_pair, tmp_
 
 
 def test_a_heads_own_tensors_serve_it_and_are_named(tiny_pair):
-    mtp = load(tiny_pair[0], model_draft=tiny_pair[1]).weights.mtp
+    mtp = load(tiny_pair[0], model_draft=tiny_pair[1]).heads[0].weights
     assert mtp.file.endswith("mtp-head.gguf")
     assert mtp.borrowed == ()
     assert mtp.origin["embed_tokens"] == mtp.origin["shared_head_head"] == "token_embd.weight"
@@ -136,8 +136,8 @@ def test_a_head_without_output_is_tied_to_its_own_embeddings_with_a_note(tmp_pat
     kv, tensors = head_of(*copy_of(model))
     write_gguf(tmp_path / "tied.gguf", kv, [t for t in tensors if t[0] != "output.weight"])
     core = load(trunk, model_draft=tmp_path / "tied.gguf")
-    assert core.weights.mtp.origin["shared_head_head"] == "token_embd.weight"
-    assert core.weights.mtp.borrowed == ()
+    assert core.heads[0].weights.origin["shared_head_head"] == "token_embd.weight"
+    assert core.heads[0].weights.borrowed == ()
     assert any("tied.gguf has no output.weight" in note for note in core.notes)
 
 
@@ -147,8 +147,8 @@ def test_what_a_head_lacks_is_borrowed_with_a_note(tmp_path):
     kv, tensors = head_of(*copy_of(model))
     write_gguf(tmp_path / "bare.gguf", kv, [t for t in tensors if t[0].startswith("blk.")])
     core = load(trunk, model_draft=tmp_path / "bare.gguf")
-    assert core.weights.mtp.borrowed == ("embed_tokens", "shared_head_norm", "shared_head_head")
-    assert core.weights.mtp.origin["shared_head_head"] == "output.weight"
+    assert core.heads[0].weights.borrowed == ("embed_tokens", "shared_head_norm", "shared_head_head")
+    assert core.heads[0].weights.origin["shared_head_head"] == "output.weight"
     assert any("bare.gguf has no token_embd.weight and no output_norm.weight" in note for note in core.notes)
     runs_alike(load(model), core)
 
@@ -364,11 +364,11 @@ def test_a_head_that_is_off_is_never_read(monkeypatch, tiny_pair):
     reads.n_decoded = 0
     mtpref.load(tiny_pair[0])
     assert n_off == reads.n_decoded < n_with_head
-    assert (off.core.mtp_status, off.has_mtp, off.core.weights.mtp, off.core.mtp_layer) == ("off", False, None, None)
+    assert (off.core.mtp_status, off.has_mtp, off.core.heads) == ("off", False, ())
     assert off.core.notes == ()
     with pytest.raises(MtprefError, match=r"the MTP head was not loaded \(mtp=False\); use --spec-type none"):
         off.generate(PROMPT, Options(spec_type="draft-mtp"))
-    assert off.core.new_state(64).mtp.arrays == {}
+    assert off.core.new_state(64).heads == []
     assert text == on.generate(PROMPT, n_ctx=64).finish().ids
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtpref.architectures import ARCHITECTURES, numbers
 from mtpref.errors import MtprefError
 from mtpref.gguf import write_gguf, write_shards
 from mtpref.inspect import inspect_file, render, run
-from mtpref.tensor_names import GLOBAL, LAYERS, MTP_BLOCK, TensorSpec, dims
 
 VALUES = {
     "n_embd": 8, "n_ff": 12, "n_head": 2, "n_head_kv": 1, "n_embd_head": 4, "d_conv": 4, "d_state": 4,
@@ -37,15 +37,18 @@ KEYS = {
     "tokenizer.ggml.eos_token_id": (4, "u32"),
 }
 KINDS = ("delta_net", "delta_net", "delta_net", "attention", "mtp")
-OPTIONAL = {s.name.format(i=4) for s in MTP_BLOCK if not s.required}
+QWEN35 = ARCHITECTURES["qwen35"]
+LAYERS = {block.name: tuple(block.all_tensors()) for block in QWEN35.layers.all_blocks()}
+LAYERS["mtp"] = QWEN35.head.all_tensors()
+OPTIONAL = {tensor.at(4).name for tensor in LAYERS["mtp"] if not tensor.required}
 
 
 def model_tensors(kinds=KINDS) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that the tables know, optional ones too."""
-    specs: list[TensorSpec] = list(GLOBAL)
+    specs = list(QWEN35.tensors)
     for i, kind in enumerate(kinds):
-        specs += [TensorSpec(s.name.format(i=i), s.shape) for s in LAYERS[kind]]
-    shapes = {s.name: dims(s.shape, VALUES) for s in specs}
+        specs += [tensor.at(i) for tensor in LAYERS[kind]]
+    shapes = {s.name: numbers(s.shape, VALUES) for s in specs}
     assert None not in shapes.values()
     return shapes
 

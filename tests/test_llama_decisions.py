@@ -116,11 +116,11 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_f
 def test_the_recordings_can_tell_whether_trunk_and_head_are_scaled(name, part, model_file):
     """llama.cpp scales both: a run with only one of them scaled differs."""
     core = load_recorded(model_file(model_name(name)), name).core
-    layers = [*core.layers, core.mtp_layer]
+    layers = [*core.layers, core.heads[0].layer]
     for il in [-1] if part == "head" else range(len(core.layers)):
         if isinstance(layers[il].cfg, AttnConfig):
             layers[il] = replace(layers[il], cfg=replace(layers[il].cfg, rope_scaling=RopeScaling()))
-    changed = mtpref.LanguageModel(replace(core, layers=tuple(layers[:-1]), mtp_layer=layers[-1]))
+    changed = mtpref.LanguageModel(replace(core, layers=tuple(layers[:-1])).with_head(layer=layers[-1]))
     agreement = Agreement(P_TOLERANCE["F32"], NEAR_TIE)
     compare_run(changed, read_runs(RECORDINGS / f"{name}.log.gz")[2], agreement)
     assert agreement.mismatches

@@ -88,7 +88,7 @@ def test_what_a_run_allocates(n_max, is_fused):
     got = measured(run.state)
     n_cells = got["kv"] // cost.kv_cell
     assert got["kv"] == cost.kv(n_cells)
-    assert n_cells == max(64, 1 << int(np.ceil(np.log2(run.state.n_mtp))))
+    assert n_cells == max(64, 1 << int(np.ceil(np.log2(run.state.heads[0].n_cells))))
     assert got["recurrent"] == cost.recurrent
     assert got["pending"] == cost.pending
     if is_fused:

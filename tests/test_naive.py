@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
-from mtpref import transforms
+from mtpref.architectures import ARCHITECTURES, state_to_gguf
 from tests import naive
 from tests.hf_cases import CASES, build
 from tests.naive_loop import draft, greedy, speculate, verify
@@ -241,8 +241,9 @@ def test_package_conversion_undoes_the_conversion_of_the_oracle(oracle_hf, case)
     n_layer = oracle.n_layer
     state = {name: x.numpy() for name, x in oracle.model.state_dict().items()}
     block = {f"mtp.layers.0.{name}": x.numpy() for name, x in oracle.mtp_layer.state_dict().items()}
-    sizes = (hparams[f"ssm.{key}"] for key in ("group_count", "time_step_rank", "state_size"))
-    converted = transforms.state_to_gguf({**state, **block}, transforms.ConvertDims(n_layer, *sizes))
+    values = {"n_layer": n_layer, "n_k_head": hparams["ssm.group_count"]}
+    values |= {"n_v_head": hparams["ssm.time_step_rank"], "d_state": hparams["ssm.state_size"]}
+    converted = state_to_gguf(ARCHITECTURES["qwen35"], {**state, **block}, values)
     nextn = {name for name in weights if ".nextn." in name}
     assert set(converted) - {"output.weight"} == set(weights) - nextn - {"output.weight"}
     for name in set(weights) - nextn:

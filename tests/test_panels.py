@@ -149,17 +149,18 @@ def test_a_model_gives_the_same_logits_with_and_without_panels() -> None:
 
 
 def test_what_serves_twice_is_laid_out_once_and_embeddings_are_not() -> None:
-    weights = api.load().core.weights  # its output is its embedding
-    assert weights.output is weights.mtp.shared_head_head
+    core = api.load().core  # its output is its embedding
+    weights, head = core.weights, core.heads[0].weights
+    assert weights.output is head.shared_head_head
     assert isinstance(weights.output, PackedMatrix)
     assert not isinstance(weights.token_embd, PackedMatrix)
-    assert not isinstance(weights.mtp.embed_tokens, PackedMatrix)
+    assert not isinstance(head.embed_tokens, PackedMatrix)
     assert np.shares_memory(weights.output.raw, weights.token_embd.raw)
 
 
 def test_a_trimmed_head_is_laid_out_anew() -> None:
     models = [api.load(MICRO, repack=repack).core for repack in (True, False)]
-    heads = [model.with_draft_ids([3, 4, 9, 30, 31]).weights.mtp.shared_head_head for model in models]
+    heads = [model.with_draft_ids([3, 4, 9, 30, 31]).heads[0].weights.shared_head_head for model in models]
     assert isinstance(heads[0], PackedMatrix)
     x = unit_values(np.random.default_rng(2), 3, heads[0].n_in)
     assert_same(kernels.mul_mat_ggml(heads[1], x), kernels.mul_mat_ggml(heads[0], x))

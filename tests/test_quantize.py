@@ -262,7 +262,7 @@ def test_the_head_of_one_text_is_what_the_loop_feeds_it():
     x = rows[HEAD + "nextn.eh_proj.weight"]
     hidden = model.trunk(model.new_state(len(ids)), ids, n_logits=0).hidden.post
     n = x.shape[1] // 2
-    hnorm = model.weights.mtp.hnorm
+    hnorm = model.heads[0].weights.hnorm
     expected = model.recipe.ops.rms_norm(hidden, hnorm, model.config.rms_eps)
     assert np.array_equal(x[1:, n:], expected[:-1])
     assert not np.any(x[0, n:])  # position 0 has no row before it

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from mtpref.model.ffn import SWIGLU_FFN
 
 from mtpref.decode import STRATEGIES, ScriptedDrafter
 from mtpref.errors import MtprefError
 from mtpref.events import RolledBack
 from mtpref.gguf import write_gguf
 from mtpref.model import ARCHITECTURES, Architecture, LayerKind, TensorSlot, load
-from mtpref.model.ffn import SWIGLU_FFN
 from mtpref.recipe import make_recipe
 from mtpref.state import StateSpec
 from tests.models import decode_plainly, has_nan, run_decoder

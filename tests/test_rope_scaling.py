@@ -95,7 +95,7 @@ def test_kernels_and_batches_give_the_bits_of_plain_decoding(files, name):
 def test_the_head_follows_the_scaling_too(files):
     model = load(files["yarn"][2])
     attention = [layer.cfg.rope_scaling for layer in model.layers if hasattr(layer.cfg, "rope_scaling")]
-    assert model.mtp_layer.cfg.rope_scaling == attention[0]
+    assert model.heads[0].layer.cfg.rope_scaling == attention[0]
     assert attention[0].ext_factor == 1.0
 
 
@@ -318,6 +318,6 @@ def test_the_library_takes_the_same_overrides():
 
     assert naive.nmse(logits(plain), logits(turned)) > 1e-4
     assert turned.core.config.n_ctx_train == 4 * plain.core.config.n_ctx_train
-    assert replace(turned.core.mtp_layer.cfg, rope_scaling=plain.core.mtp_layer.cfg.rope_scaling) == (
-        plain.core.mtp_layer.cfg
+    assert replace(turned.core.heads[0].layer.cfg, rope_scaling=plain.core.heads[0].layer.cfg.rope_scaling) == (
+        plain.core.heads[0].layer.cfg
     )

@@ -234,9 +234,9 @@ def test_text_that_does_not_come_back_fails():
 
 def test_a_head_with_nan_or_without_tensors_fails():
     model = micro(60)
-    mtp = model.weights.mtp
+    mtp = model.heads[0].weights
     for norm, words in ((mtp.enorm * np.float32(np.nan), "NaN"), (mtp.enorm * np.float32(0), "zero")):
-        broken = replace(model, weights=replace(model.weights, mtp=replace(mtp, enorm=norm)))
+        broken = model.with_head(enorm=norm)
         with pytest.raises(Failed, match=words):
             made("MTP head", broken)
     with pytest.raises(Failed, match="not there"):
@@ -251,9 +251,8 @@ def test_a_head_that_is_fed_wrongly_is_no_better_than_a_control(fault):
 
 def test_a_head_that_does_not_see_the_hidden_state_fails():
     model = tiny()
-    blind = replace(model.weights.mtp, hnorm=model.weights.mtp.hnorm * np.float32(1e-6))
     with pytest.raises(Failed, match="no better than with shuffled hidden rows"):
-        made("head's aim", replace(model, weights=replace(model.weights, mtp=blind)))
+        made("head's aim", model.with_head(hnorm=model.heads[0].weights.hnorm * np.float32(1e-6)))
 
 
 # LLAMA.CPP, FAKED BY OUR OWN RESULTS

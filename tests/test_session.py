@@ -235,8 +235,8 @@ def test_a_head_that_missed_tokens_is_not_reused_by_a_run_that_reads_it():
     check_same(session, longer, options_of(spec_type="draft-mtp"), 0)
     # A run without the head reuses what a run with it left, and leaves no cell behind.
     check_same(session, [*longer, 1, 2, 3], options_of(spec_type="none"), len(longer) - 1)
-    assert session.state.n_mtp == 0
-    assert all(c.n_mtp == 0 for c in session.checkpoints)
+    assert session.state.heads[0].n_cells == 0
+    assert all(n == 0 for c in session.checkpoints for n, _ in c.heads)
 
 
 def test_a_model_without_head_reuses_as_well():
@@ -457,5 +457,5 @@ def test_a_scripted_drafter_needs_no_head():
     session = new_session(model)
     drafter = ScriptedDrafter(continuation, [[True, False]], len(FIRST), model.n_vocab)
     assert run_in(session, FIRST, options_of(9), drafter).ids == continuation[:9]
-    assert session.state.n_mtp == 0
+    assert session.state.heads[0].n_cells == 0
     check_same(session, [*FIRST, *continuation[:9], 5], options_of(5, spec_type="none"), 22)

@@ -29,7 +29,7 @@ def loaded(core, path, **named):
 
 def same_checkpoints(a, b):
     for one, other in zip([a.mark, *a.checkpoints], [b.mark, *b.checkpoints], strict=True):
-        assert (one.n_past, one.n_mtp, one.mtp_start) == (other.n_past, other.n_mtp, other.mtp_start)
+        assert (one.n_past, one.heads) == (other.n_past, other.heads)
         assert one.pending_h.tobytes() == other.pending_h.tobytes()
         for mine, theirs in zip(one.recurrent, other.recurrent, strict=True):
             assert {k: v.tobytes() for k, v in mine.items()} == {k: v.tobytes() for k, v in theirs.items()}
@@ -167,8 +167,7 @@ def test_a_state_of_something_else_is_refused_in_one_line(saved, other, expected
 
 def test_a_head_with_other_weights_is_refused(saved):
     model = micro(60)
-    mtp = model.weights.mtp
-    other = replace(model, weights=replace(model.weights, mtp=replace(mtp, hnorm=mtp.hnorm + np.float32(0.5))))
+    other = model.with_head(hnorm=model.heads[0].weights.hnorm + np.float32(0.5))
     assert trunk_id(other) == trunk_id(model)
     with pytest.raises(MtprefError, match="MTP head"):
         loaded(other, saved)
@@ -176,7 +175,7 @@ def test_a_head_with_other_weights_is_refused(saved):
 
 def test_a_model_without_head_takes_the_trunk_and_a_model_with_head_trusts_no_empty_head(saved, tmp_path):
     bare = loaded(without_head(micro(60)), saved)
-    assert bare.state.n_mtp == 0
+    assert bare.state.heads[0].n_cells == 0
     check_same(bare, [*bare.ids, 1, 2], options_of(spec_type="none"), 23)
     bare.save(tmp_path / "bare.gguf")
     back = loaded(micro(60), tmp_path / "bare.gguf")

@@ -18,7 +18,7 @@ def small_state(kv_type="F16", n_ctx=100, poison=True):
 
 def test_a_new_state_is_empty_and_its_recurrent_arrays_are_zero():
     state = small_state()
-    assert (state.n_past, state.n_mtp, state.mtp_pos) == (0, 0, 0)
+    assert (state.n_past, state.heads[0].n_cells, state.heads[0].pos) == (0, 0, 0)
     assert not state.layers[0].arrays["cache_s"].any()
     assert not state.pending_h.any()
     assert {name for name, _ in state.live_arrays()} == {"cache_s_l0", "cache_k_l1", "cache_k_l2", "pending_h"}
@@ -137,15 +137,15 @@ def test_trimming_the_head_cuts_cells_at_and_behind_a_position_only():
     model.mtp(state, IDS[:6], rows, 1, n_logits=0)
     kept = [a.copy() for name, a in state.live_arrays() if name.endswith("_l4")]
     trunk = trunk_digest(state)
-    state.trim_mtp(99)
-    assert (state.mtp_start, state.n_mtp, state.mtp_pos) == (1, 6, 7)
-    state.trim_mtp(4)
-    assert (state.mtp_start, state.n_mtp, state.mtp_pos) == (1, 3, 4)
+    state.trim_heads(99)
+    assert (state.heads[0].start, state.heads[0].n_cells, state.heads[0].pos) == (1, 6, 7)
+    state.trim_heads(4)
+    assert (state.heads[0].start, state.heads[0].n_cells, state.heads[0].pos) == (1, 3, 4)
     for old, new in zip(kept, [a for name, a in state.live_arrays() if name.endswith("_l4")], strict=True):
         assert (old[:3] == new).all()
-    assert np.isnan(state.mtp.arrays["cache_k"][3:].view(np.float16)).all()
-    state.trim_mtp(0)
-    assert state.n_mtp == 0
+    assert np.isnan(state.heads[0].layer.arrays["cache_k"][3:].view(np.float16)).all()
+    state.trim_heads(0)
+    assert state.heads[0].n_cells == 0
     assert trunk_digest(state) == trunk
 
 
@@ -164,7 +164,7 @@ def test_an_emptied_head_remembers_no_start(empty):
     state, fresh = model.new_state(poison=True), model.new_state()
     saved = state.checkpoint()
     model.mtp(state, IDS[:2], np.ones((2, model.config.n_embd), np.float32), 1, n_logits=0)
-    {"clear": state.clear, "trim": lambda: state.trim_mtp(1), "restore": lambda: state.restore(saved)}[empty]()
+    {"clear": state.clear, "trim": lambda: state.trim_heads(1), "restore": lambda: state.restore(saved)}[empty]()
     assert state.digest() == fresh.digest()
 
 
@@ -193,12 +193,12 @@ def test_the_digest_sees_every_live_bit_and_no_dead_one():
         assert state.digest() != before
         view[-1] ^= 1
     assert state.digest() == before
-    for layer in (*state.layers, state.mtp):
+    for layer in (*state.layers, state.heads[0].layer):
         for spec in layer.specs:
             if spec.positional:
                 layer.arrays[spec.name][12:] = 1
     assert state.digest() == before
-    state.mtp_start += 1
+    state.heads[0].start += 1
     assert state.digest() != before
 
 

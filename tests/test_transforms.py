@@ -4,16 +4,32 @@ import numpy as np
 import pytest
 
 from mtpref import transforms as tf
+from mtpref.architectures import (
+    ARCHITECTURES,
+    gguf_to_hf_name,
+    hf_to_gguf_name,
+    state_from_gguf,
+    state_to_gguf,
+    tensor_of,
+)
 from mtpref.errors import MtprefError
 
-DIMS = tf.ConvertDims(n_layer=4, ssm_group_count=2, ssm_time_step_rank=6, ssm_state_size=3)
+QWEN35 = ARCHITECTURES["qwen35"]
+N_LAYER, H_K, H_V, S = 4, 2, 6, 3
+VALUES = {"n_layer": N_LAYER, "n_k_head": H_K, "n_v_head": H_V, "d_state": S}
 N_EMBD, N_HEAD, N_HEAD_KV, HEAD_DIM, N_FF, N_VOCAB = 5, 4, 2, 3, 7, 11
+
+NEXTN_NORMS = ("pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight", "norm.weight")
+
+
+def to_gguf(name, x, values=VALUES):
+    return tensor_of(QWEN35, name, N_LAYER).change.to_gguf(x, values)
 
 
 def hf_shapes() -> dict[str, tuple[int, ...]]:
-    value = DIMS.ssm_time_step_rank * DIMS.ssm_state_size
-    channels = 2 * DIMS.ssm_group_count * DIMS.ssm_state_size + value
-    n_v = DIMS.ssm_time_step_rank
+    value = H_V * S
+    channels = 2 * H_K * S + value
+    n_v = H_V
     every = {
         "input_layernorm.weight": (N_EMBD,),
         "post_attention_layernorm.weight": (N_EMBD,),
@@ -29,7 +45,7 @@ def hf_shapes() -> dict[str, tuple[int, ...]]:
         "linear_attn.conv1d.weight": (channels, 1, 4),
         "linear_attn.dt_bias": (n_v,),
         "linear_attn.A_log": (n_v,),
-        "linear_attn.norm.weight": (DIMS.ssm_state_size,),
+        "linear_attn.norm.weight": (S,),
         "linear_attn.out_proj.weight": (N_EMBD, value),
     }
     attention = {
@@ -41,11 +57,11 @@ def hf_shapes() -> dict[str, tuple[int, ...]]:
         "self_attn.k_norm.weight": (HEAD_DIM,),
     }
     shapes = {"model.embed_tokens.weight": (N_VOCAB, N_EMBD), "model.norm.weight": (N_EMBD,)}
-    for i in range(DIMS.n_layer):
-        block = every | (attention if i == DIMS.n_layer - 1 else linear)
+    for i in range(N_LAYER):
+        block = every | (attention if i == N_LAYER - 1 else linear)
         shapes |= {f"model.layers.{i}.{name}": shape for name, shape in block.items()}
     shapes |= {f"mtp.layers.0.{name}": shape for name, shape in (every | attention).items()}
-    shapes |= {f"mtp.{name}": (N_EMBD,) for name in tf.HEAD_NAMES if name != "fc.weight"}
+    shapes |= {f"mtp.{name}": (N_EMBD,) for name in NEXTN_NORMS}
     return shapes | {"mtp.fc.weight": (N_EMBD, 2 * N_EMBD)}
 
 
@@ -68,7 +84,7 @@ def test_gguf_v_head_h_reads_the_key_head_its_hf_head_read(n_k, n_v):
 
 
 def test_state_has_gguf_names_of_a_qwen35_file():
-    names = set(tf.state_to_gguf(hf_state(), DIMS))
+    names = set(state_to_gguf(QWEN35, hf_state(), VALUES))
     assert {"token_embd.weight", "output_norm.weight", "blk.0.ssm_a", "blk.0.ssm_dt.bias"} <= names
     assert {"blk.3.attn_q.weight", "blk.4.attn_q.weight", "blk.4.nextn.eh_proj.weight"} <= names
     assert "blk.4.nextn.shared_head_norm.weight" in names
@@ -77,7 +93,7 @@ def test_state_has_gguf_names_of_a_qwen35_file():
 
 def test_round_trip_restores_every_tensor():
     state = hf_state()
-    back = tf.state_from_gguf(tf.state_to_gguf(state, DIMS), DIMS)
+    back = state_from_gguf(QWEN35, state_to_gguf(QWEN35, state, VALUES), VALUES)
     assert back.keys() == state.keys()
     for name, x in state.items():
         assert back[name].shape == x.shape
@@ -94,19 +110,19 @@ def test_every_norm_but_the_deltanet_output_norm_gains_one():
     for hf, x in state.items():
         if "norm" not in hf:
             continue
-        name = tf.hf_to_gguf_name(hf, DIMS.n_layer)
+        name = hf_to_gguf_name(QWEN35, hf, N_LAYER)
         expected = x if name.endswith("ssm_norm.weight") else x + np.float32(1)
-        np.testing.assert_array_equal(tf.tensor_to_gguf(name, x, DIMS), expected)
+        np.testing.assert_array_equal(to_gguf(name, x), expected)
 
 
 def test_only_v_rows_of_qkv_and_conv_move():
-    n_keep = 2 * DIMS.ssm_group_count * DIMS.ssm_state_size
+    n_keep = 2 * H_K * S
     state = hf_state()
     for hf in ("model.layers.0.linear_attn.in_proj_qkv.weight", "model.layers.0.linear_attn.conv1d.weight"):
         x = state[hf].reshape(state[hf].shape[0], -1)
-        y = tf.tensor_to_gguf(tf.hf_to_gguf_name(hf, DIMS.n_layer), state[hf], DIMS)
+        y = to_gguf(hf_to_gguf_name(QWEN35, hf, N_LAYER), state[hf])
         np.testing.assert_array_equal(y[:n_keep], x[:n_keep])
-        size = DIMS.ssm_state_size
+        size = S
         # GGUF V head 1 is HF V head 3 when H_k = 2 and H_v = 6.
         np.testing.assert_array_equal(y[n_keep + size : n_keep + 2 * size], x[n_keep + 3 * size : n_keep + 4 * size])
 
@@ -115,16 +131,16 @@ def test_out_proj_moves_columns_as_z_moves_rows():
     state = hf_state()
     z = state["model.layers.0.linear_attn.in_proj_z.weight"]
     out = state["model.layers.0.linear_attn.out_proj.weight"]
-    z_gguf = tf.tensor_to_gguf("blk.0.attn_gate.weight", z, DIMS)
-    out_gguf = tf.tensor_to_gguf("blk.0.ssm_out.weight", out, DIMS)
+    z_gguf = to_gguf("blk.0.attn_gate.weight", z)
+    out_gguf = to_gguf("blk.0.ssm_out.weight", out)
     np.testing.assert_allclose(out_gguf @ z_gguf, out @ z, rtol=1e-5, atol=1e-6)
     assert not np.array_equal(out_gguf, out)
 
 
 def test_equal_head_counts_leave_deltanet_tensors_alone():
-    dims = tf.ConvertDims(n_layer=4, ssm_group_count=6, ssm_time_step_rank=6, ssm_state_size=3)
+    values = VALUES | {"n_k_head": 6}
     z = np.arange(18 * 2, dtype=np.float32).reshape(18, 2)
-    np.testing.assert_array_equal(tf.tensor_to_gguf("blk.0.attn_gate.weight", z, dims), z)
+    np.testing.assert_array_equal(to_gguf("blk.0.attn_gate.weight", z, values), z)
 
 
 def test_ssm_a_is_minus_exp_of_a_log():
@@ -138,18 +154,18 @@ def test_ssm_a_with_a_positive_value_is_refused():
 
 def test_head_counts_that_do_not_divide_are_refused():
     with pytest.raises(MtprefError, match="not a multiple of H_k = 4"):
-        tf.ConvertDims(n_layer=4, ssm_group_count=4, ssm_time_step_rank=6, ssm_state_size=3)
+        to_gguf("blk.0.attn_gate.weight", np.zeros((18, 2), np.float32), VALUES | {"n_k_head": 4})
 
 
 @pytest.mark.parametrize("name", ["model.layers.4.mlp.up_proj.weight", "mtp.embed.weight", "visual.patch.weight"])
 def test_unknown_hf_name_is_refused(name):
     with pytest.raises(MtprefError, match="no GGUF name"):
-        tf.hf_to_gguf_name(name, 4)
+        hf_to_gguf_name(QWEN35, name, 4)
 
 
 def test_unknown_gguf_name_is_refused():
-    with pytest.raises(MtprefError, match="no HF name"):
-        tf.gguf_to_hf_name("blk.0.attn_sinks.weight", 4)
+    with pytest.raises(MtprefError, match="no checkpoint name"):
+        gguf_to_hf_name(QWEN35, "blk.0.attn_sinks.weight", 4)
 
 
 def test_conv1d_of_the_wrong_rank_is_refused():

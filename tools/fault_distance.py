@@ -51,7 +51,7 @@ class Prepared(Model):
         return Output(logits, Hidden(hidden, hidden))
 
     def mtp(self, state: ModelState, ids: Sequence[int], hidden: Any, first_pos: int, **how: Any) -> Output:
-        state.mtp_start, state.n_mtp = 0, first_pos + len(ids)
+        state.heads[0].start, state.heads[0].n_cells = 0, first_pos + len(ids)
         return Output(self.after(-2), Hidden(hidden, hidden))
 
 

@@ -13,6 +13,7 @@ from mtpref.architectures.names import (
     place_of,
     state_from_gguf,
     state_to_gguf,
+    tensor_of,
 )
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
@@ -24,6 +25,7 @@ ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35
 __all__ = [
     "ARCHITECTURES",
     "D2T",
+    "HEAD_FAMILY",
     "OUTPUT",
     "OUTPUT_NORM",
     "SHARED",
@@ -40,14 +42,34 @@ __all__ = [
     "find_architecture",
     "fused_of",
     "gguf_to_hf_name",
+    "head_of",
     "hf_to_gguf_name",
     "numbers",
     "place_of",
     "state_from_gguf",
     "state_to_gguf",
+    "symbols_of",
+    "tensor_of",
     "tensors_of",
     "trimmed",
 ]
+
+# Architectures that do not run here, whose heads can be taken out, off and put in: the converter treats them alike.
+# Their experts are not listed: what is known of their heads is everything but the feed-forward network.
+_HEADS_ALIKE = {"qwen35moe": QWEN35, "qwen3next": QWEN35}
+HEAD_FAMILY = (*ARCHITECTURES, *_HEADS_ALIKE)
+
+
+def head_of(arch: str) -> tuple[Tensor, ...]:
+    """The tensors of one head of an architecture of HEAD_FAMILY, as far as they are known."""
+    sheet = ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]
+    tensors = sheet.head.all_tensors() if sheet.head else ()
+    return tuple(t for t in tensors if arch in ARCHITECTURES or not t.name.startswith("ffn_"))
+
+
+def symbols_of(arch: str) -> dict[str, str]:
+    """Counts that shapes are written with -> their keys, for an architecture of HEAD_FAMILY."""
+    return (ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]).symbols
 
 
 def find_architecture(meta: Metadata) -> Architecture:

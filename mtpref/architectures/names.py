@@ -16,7 +16,7 @@ from mtpref.errors import MtprefError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a checkpoint's tensor belongs: the data sheet's tensor, its block (None: outside), whether it is a head's."""
+    """Where a checkpoint's tensor belongs. il: its block, None outside of blocks"""
 
     tensor: Tensor
     il: int | None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from mtpref.architectures import D2T
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile
 from mtpref.heads.contents import Contents, Item, Source, items_of, source_of
@@ -9,7 +10,6 @@ from mtpref.heads.layout import BLOCK_COUNT, NEXTN, HeadLayout, layout_by, layou
 from mtpref.heads.match import check_match, doubts
 from mtpref.heads.pairs import pairs_of, relabelled, with_head
 from mtpref.heads.split import has_trunk
-from mtpref.tensor_names import D2T
 
 
 @dataclass(frozen=True)

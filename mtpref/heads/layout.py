@@ -6,13 +6,11 @@ Source: llama.cpp conversion/qwen.py (--mtp, --no-mtp), src/models/qwen35.cpp.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from mtpref.architectures import D2T, HEAD_FAMILY, head_of
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, printable
 from mtpref.identify import describe_kind
-from mtpref.tensor_names import D2T, MTP_BLOCK
 
-FAMILY = ("qwen35", "qwen35moe", "qwen3next")  # the converter treats the head of these alike
-SHARED = ("token_embd.weight", "output_norm.weight", "output.weight")
 BLOCK_COUNT, NEXTN = "block_count", "nextn_predict_layers"
 MAX_NAMED = 4
 
@@ -33,15 +31,9 @@ class HeadLayout:
     @property
     def missing(self) -> list[str]:
         """Required tensors that are not there (of a dense block: the experts of others are not listed)."""
-        here = set(self.names)
-        ffn = () if self.arch == "qwen35" else (".ffn_",)
-        return [
-            name
-            for i in range(self.n_trunk, self.n_trunk + self.n_nextn)
-            for spec in MTP_BLOCK
-            if spec.required and not any(part in spec.name for part in ffn)
-            if (name := spec.name.format(i=i)) not in here
-        ]
+        here, blocks = set(self.names), range(self.n_trunk, self.n_trunk + self.n_nextn)
+        wanted = [tensor.at(i).name for i in blocks for tensor in head_of(self.arch) if tensor.required]
+        return [name for name in wanted if name not in here]
 
 
 def layout_of(file: GgufFile) -> HeadLayout:
@@ -53,8 +45,8 @@ def layout_of(file: GgufFile) -> HeadLayout:
     if what is not None:
         raise MtprefError(f"{file.label}: this is {what}")
     arch = str(file.require("general.architecture", "str"))
-    if arch not in FAMILY:
-        raise MtprefError(f"{file.label}: architecture {printable(arch)}, expected one of {', '.join(FAMILY)}")
+    if arch not in HEAD_FAMILY:
+        raise MtprefError(f"{file.label}: architecture {printable(arch)}, expected one of {', '.join(HEAD_FAMILY)}")
     n_block = int(file.require(f"{arch}.{BLOCK_COUNT}", "int"))
     n_nextn = int(file.require(f"{arch}.{NEXTN}", "int")) if f"{arch}.{NEXTN}" in file.kv else 0
     if not 0 <= n_nextn < n_block:

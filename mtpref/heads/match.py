@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mtpref.architectures import D2T, head_of, numbers, symbols_of, trimmed
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
 from mtpref.heads.contents import Item, Source
 from mtpref.heads.layout import HeadLayout
-from mtpref.tensor_names import D2T, MTP_BLOCK, SYMBOLS, dims, trimmed
 
 # Keys that set shapes or arithmetic of an MTP block, below the architecture's prefix; None of both files is equal.
 KEYS = (
@@ -88,15 +88,15 @@ def _check_tokenizer(trunk: Source, source: Source, differs: Any) -> None:
 
 def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     """The head's tensors against the trunk's keys, for the architecture whose table is known."""
-    found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in SYMBOLS.items()}
+    found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in symbols_of(layout.arch).items()}
     values = {symbol: value for symbol, value in found.items() if isinstance(value, int)}
     values["n_vocab"] = _rows(trunk, "token_embd.weight")
     if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
-    specs = [s for s in MTP_BLOCK if layout.arch == "qwen35" or ".ffn_" not in s.name]
+    specs = head_of(layout.arch)
     for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
-        item = source.items.get(spec.name.format(i=layout.n_trunk))
-        expected = dims(spec.shape, values)
+        item = source.items.get(spec.at(layout.n_trunk).name)
+        expected = numbers(spec.shape, values)
         if item is not None and expected is not None and item.shape != expected:
             raise MtprefError(f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
                               f"trunk {trunk.label}")  # fmt: skip

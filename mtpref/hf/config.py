@@ -52,9 +52,8 @@ class TextConfig:
     @property
     def values(self) -> dict[str, int]:
         """Counts by the data sheet's names, n_layer and n_vocab beside them."""
-        found = {
-            h.name: getattr(self, h.hf) for h in self.sheet.hypers if isinstance(h.hf, str) and hasattr(self, h.hf)
-        }
+        fields = {h.name: h.hf for h in self.sheet.hypers if isinstance(h.hf, str)}
+        found = {name: getattr(self, field, None) for name, field in fields.items()}
         found |= {"n_layer": self.num_hidden_layers, "n_vocab": self.vocab_size, "n_embd_head": self.rope_dim}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -106,8 +105,11 @@ def _check_kind(config: dict[str, Any], label: str) -> None:
     known = [sheet.hf for sheet in SHEETS.values() if sheet.hf]
     if not any(name in hf.classes if name is not None else kind in hf.model_types for hf in known):
         found = printable(repr(name if name is not None else kind))
-        raise MtprefError(f"{label}: config.json names the architecture {found}, expected one of "
-                          f"{', '.join(name for hf in known for name in hf.classes)}; llama.cpp's converter may know it")  # fmt: skip
+        classes = ", ".join(name for hf in known for name in hf.classes)
+        raise MtprefError(
+            f"{label}: config.json names the architecture {found}, expected one of {classes}; llama.cpp's converter "
+            "may know it"
+        )
     for key in ("quantization_config", "compression_config"):
         quantised = config.get(key)
         if isinstance(quantised, dict):

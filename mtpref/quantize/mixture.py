@@ -158,24 +158,22 @@ class _Rules:
     def __init__(self, wanted: Wanted, default: str, names: Sequence[str], n_blocks: int) -> None:
         self.wanted, self.default = wanted, default
         self.is_tied = "output.weight" not in names
-        self.n_v = sum(_is_attn_v(name) for name in names)
+        self.n_v = sum(category(name) == "attn_v" for name in names)
         self.n_down = n_blocks
         self.i_v = self.i_down = 0
 
     def type_of(self, item: Item) -> str:
         if self.default in FLOATS:
             return self.default
-        name, mixture = item.name, self.wanted.mixture
-        if name == "output.weight" or (self.is_tied and name == "token_embd.weight"):
+        role, mixture = category(item.name), self.wanted.mixture
+        if role == "output" or (self.is_tied and role == "token_embd"):
             return self._output(item)
-        if name == "token_embd.weight":
-            return self.default
-        if _is_attn_v(name):
+        if role == "attn_v":
             i, self.i_v = self.i_v, self.i_v + 1
             if mixture in ("Q4_K_M", "Q5_K_M") and _more_bits(i, self.n_v):
                 return "Q6_K"
             return "Q5_K" if mixture == "Q4_K_S" and i < 4 else self.default
-        if "ffn_down" in name:
+        if role == "ffn_down":
             i, self.i_down = self.i_down, self.i_down + 1
             return self._ffn_down(i)
         return self.default
@@ -196,8 +194,13 @@ class _Rules:
         return self.default
 
 
-def _is_attn_v(name: str) -> bool:
-    return "attn_qkv.weight" in name or "attn_v.weight" in name
+def category(name: str) -> str:
+    """llama.cpp's category of a tensor, by its name whatever the architecture: what a data sheet calls its role."""
+    if name in ("output.weight", "token_embd.weight"):
+        return name.removesuffix(".weight")
+    if "attn_qkv.weight" in name or "attn_v.weight" in name:
+        return "attn_v"
+    return "ffn_down" if "ffn_down" in name else ""
 
 
 def _more_bits(i: int, n: int) -> bool:

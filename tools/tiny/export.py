@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from mtpref.transforms import ConvertDims, state_from_gguf, state_to_gguf
+from mtpref.architectures import ARCHITECTURES, state_from_gguf, state_to_gguf
 
 from .model import RMS_EPS, TinyConfig, TinyModel
 from .tokenizer import Vocabulary
@@ -20,15 +20,16 @@ ARCH = "qwen35"
 NAME = "mtpref-tiny"
 
 
-def convert_dims(cfg: TinyConfig) -> ConvertDims:
-    """The sizes mtpref.transforms asks for."""
-    return ConvertDims(cfg.n_layer, cfg.ssm_group_count, cfg.ssm_time_step_rank, cfg.ssm_state_size)
+def convert_values(cfg: TinyConfig) -> dict[str, int]:
+    """The sizes that the conversion asks for, by the data sheet's names."""
+    heads = {"n_k_head": cfg.ssm_group_count, "n_v_head": cfg.ssm_time_step_rank, "d_state": cfg.ssm_state_size}
+    return {"n_layer": cfg.n_layer, **heads}
 
 
 def gguf_tensors(model: TinyModel) -> dict[str, np.ndarray]:
     """float32 tensors under GGUF names and conventions."""
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
-    return state_to_gguf(state, convert_dims(model.cfg))
+    return state_to_gguf(ARCHITECTURES[ARCH], state, convert_values(model.cfg))
 
 
 def is_matrix(name: str, x: np.ndarray) -> bool:
@@ -109,4 +110,4 @@ def read_gguf_state(path: Path, cfg: TinyConfig) -> dict[str, np.ndarray]:
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         for tensor in gguf.GGUFReader(path).tensors
     }
-    return state_from_gguf(tensors, convert_dims(cfg))
+    return state_from_gguf(ARCHITECTURES[ARCH], tensors, convert_values(cfg))
