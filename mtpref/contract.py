@@ -26,6 +26,14 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 BY_ARCHITECTURE = ("hidden", "chain")
 
 
+def _legal(name: str) -> tuple[str | int, ...]:
+    return (*CHOICES[name], ARCH) if name in BY_ARCHITECTURE else CHOICES[name]
+
+
+def _listed(names: object) -> str:
+    return ", ".join(str(name) for name in names)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class MtpContract:
     """What a head is fed with, field by field.
@@ -114,11 +122,3 @@ def describe(contract: MtpContract, hidden: str = ARCH, chain: str = ARCH) -> st
 
     name = min(PRESETS, key=lambda preset: len(changes(PRESETS[preset])))
     return ",".join([name, *changes(PRESETS[name])])
-
-
-def _legal(name: str) -> tuple[str | int, ...]:
-    return (*CHOICES[name], ARCH) if name in BY_ARCHITECTURE else CHOICES[name]
-
-
-def _listed(names: object) -> str:
-    return ", ".join(str(name) for name in names)  # type: ignore[attr-defined]

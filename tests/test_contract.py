@@ -5,14 +5,29 @@ from itertools import product
 
 import pytest
 
-from mtpref.contract import CHOICES, PRESETS, MtpContract, describe, parse_contract
+from mtpref.contract import BY_ARCHITECTURE, CHOICES, PRESETS, MtpContract, describe, parse_contract
 from mtpref.errors import MtprefError
 
 
 def test_every_field_has_its_choices_and_the_default_is_among_them():
     assert set(CHOICES) == {f.name for f in fields(MtpContract)}
     for f in fields(MtpContract):
-        assert f.default in CHOICES[f.name]
+        assert f.default in CHOICES[f.name] or (f.default, f.name in BY_ARCHITECTURE) == ("arch", True)
+
+
+def test_what_the_architecture_decides_is_resolved_once_and_named_by_no_word():
+    contract = MtpContract().resolved("pre", "post")
+    assert (contract.hidden, contract.chain) == ("pre", "post")
+    assert contract.resolved("post", "pre") == contract
+    assert describe(contract, "pre", "post") == "llama.cpp"
+    assert describe(contract, "post", "post") == "llama.cpp,hidden=pre"
+    assert MtpContract(hidden="post").resolved("pre", "pre") == MtpContract(hidden="post", chain="pre")
+
+
+@pytest.mark.parametrize("field", [{"hidden": "banana"}, {"pos_offset": True}, {"first": None}, {"concat": "arch"}])
+def test_a_value_that_a_field_does_not_have_is_refused(field):
+    with pytest.raises(MtprefError, match=f"contract: {next(iter(field))} is .*, expected one of"):
+        MtpContract(**field)
 
 
 def test_every_choice_of_every_field_is_reached_by_text():
@@ -28,7 +43,7 @@ def test_presets_are_what_they_are_said_to_be():
 
 def test_fields_are_laid_over_the_preset_in_order():
     got = parse_contract("training, hidden=pre,chain=pre,hidden=post")
-    assert got == replace(PRESETS["training"], chain="pre")
+    assert got == replace(PRESETS["training"], chain="pre", hidden="post")
 
 
 def test_describe_is_read_back_for_every_contract():

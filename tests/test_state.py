@@ -13,7 +13,7 @@ IDS = prompt_of(12)
 def small_state(kv_type="F16", n_ctx=100, poison=True):
     recurrent = StateSpec("cache_s", (2, 3), positional=False)
     cell = StateSpec("cache_k", (4,), positional=True, kv_type=kv_type)
-    return ModelState([(recurrent,), (cell,)], (cell,), 5, n_ctx, poison=poison)
+    return ModelState([(recurrent,), (cell,)], [(cell,)], 5, n_ctx, poison=poison)
 
 
 def test_a_new_state_is_empty_and_its_recurrent_arrays_are_zero():

@@ -55,7 +55,7 @@ class Hyper(Named):
         if self.type == "f32":
             return meta.f32(self.key, default, low=self.low, high=self.high)
         if self.type == "arr:i32":
-            return meta.integers(self.key, self.length, default)
+            return tuple(meta.integers(self.key, self.length, default))
         if self.type == "u32/layer" and meta.is_array(self.key):
             return meta.counts(self.key, values["n_block"], low=int(self.low), high=int(self.high))
         return meta.u32(self.key, default, low=int(self.low), high=int(self.high))
@@ -267,7 +267,7 @@ class HuggingFace:
     fused: tuple[Fused, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """The data sheet.
 

@@ -145,7 +145,8 @@ class HeadOnlyModel(Model):
 
     def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
         heads = [head.layer.state(self.kv_type_draft) for head in self.heads]
-        return ModelState([], heads, self.config.n_embd, n_ctx or self.config.n_ctx_train, poison=poison)
+        n_hidden = self.heads[0].n_hidden if self.heads else self.config.n_embd
+        return ModelState([], heads, n_hidden, n_ctx or self.config.n_ctx_train, poison=poison)
 
     def trunk(self, state: ModelState, ids: Sequence[int], **how: Any) -> Output:
         hidden = self.recorded.hidden[self.n_read[0]]

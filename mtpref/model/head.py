@@ -129,10 +129,9 @@ def _read_head(trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, values: Val
         "shared_head_norm": OUTPUT_NORM,
         "shared_head_head": trunk.weights.output.name,
     }
-    for tensor in sheet.tensors:
-        part = tensor.name.split(".")[1]
-        if part not in borrowed:
-            continue
+    tensors = {tensor.name.split(".")[1]: tensor for tensor in sheet.tensors}
+    for part in borrowed:
+        tensor = tensors[part]
         names = [tensor.at(il).name, *(tensor.fallback if is_alone else ())]
         is_trimmed = d2t is not None and part == "shared_head_head"
         name = _present(finder, names, n_rows if is_trimmed else None)
