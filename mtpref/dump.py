@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import write_gguf
-from mtpref.model import Model
+from mtpref.model import Model, run_both
 
 SCHEMA = "mtpref-dump-1"
 KEY = "mtpref.dump"
@@ -46,13 +46,7 @@ def record(model: Model, prompt_ids: list[int], pattern: str) -> Recorder:
         raise MtprefError("prompt: it has no tokens, expected at least one; give a text with -p or -f")
     recorder = Recorder(pattern)
     state = model.new_state(max(len(prompt_ids), 1))
-    steps, contract = model.recipe.steps, model.recipe.contract
-    out = model.trunk(state, prompt_ids, n_logits=len(prompt_ids), tap=recorder)
-    first = contract.first_pos
-    if model.has_mtp and first < len(prompt_ids):
-        rows = steps.pair_hidden(steps.target_hidden(out.hidden, contract), state.pending_h)
-        ids = prompt_ids[first:]
-        model.mtp(state, ids, rows[first:], first, n_logits=len(ids), tap=recorder)
+    run_both(model, state, prompt_ids, with_logits=True, tap=recorder)
     if not recorder.tensors:
         kinds = sorted({re.sub(r"-\d+$", "-N", name) for name in recorder.seen})
         raise MtprefError(f"--tensors: {pattern!r} matches none of {', '.join(kinds)}")

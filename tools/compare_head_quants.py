@@ -12,10 +12,10 @@ import numpy as np
 from tiny.data import load_corpus
 
 import mtpref
-from mtpref.model import Model
+from mtpref.model import Model, Pairs
 from mtpref.probe import Text
 from mtpref.probe.count import Estimate
-from mtpref.quantize.collect import Chunk, Collector, run_head, watched
+from mtpref.quantize.collect import Collector, run_head, watched
 from mtpref.quantize.encode import encode
 from mtpref.quantize.gptq import round_to_nearest
 from mtpref.quantize.grid import Grid
@@ -44,13 +44,13 @@ def rounded(model: Model, grid: Grid) -> Way:
     }
 
 
-def importance(model: Model, chunks: list[Chunk]) -> dict[str, np.ndarray]:
+def importance(model: Model, chunks: list[Pairs]) -> dict[str, np.ndarray]:
     seen = Collector()
     run_head(watched(model, seen.see), chunks)
     return {name: (total / n).astype(np.float32) for name, (total, n) in seen.sums.items()}
 
 
-def ways(model: Model, chunks: list[Chunk]) -> dict[str, Way]:
+def ways(model: Model, chunks: list[Pairs]) -> dict[str, Way]:
     weights = importance(model, chunks)
     found: dict[str, Way] = {}
     for kind in ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K"):

@@ -135,6 +135,8 @@ class HeadSheet:
     tensors   what stands around the block (nextn.*)
     hidden    the trunk's row that it takes, chain: its own row that the next draft step takes: `post` or `pre` the norm
     n_hidden  how wide those rows are
+    reads_target  whether it has no cells of its own and attends to the trunk's; every draft step then takes the same
+              position
     """
 
     block: Block
@@ -142,6 +144,7 @@ class HeadSheet:
     hidden: str = "post"
     chain: str = "post"
     n_hidden: Dim = N_EMBD
+    reads_target: bool = False
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())

@@ -15,7 +15,7 @@ from mtpref.decode.sampling import Judge, Sampler
 from mtpref.decode.statistics import margin
 from mtpref.errors import MtprefError
 from mtpref.events import Token
-from mtpref.model import Model
+from mtpref.model import Model, pair, run_heads
 from mtpref.state import ModelState
 
 N_SAMPLES = 5
@@ -82,12 +82,11 @@ class Passes:
         return self._ms(lambda: drafter.draft(self.state, self.ids[-1], N_CHAIN), self._trunk_pass) / N_CHAIN
 
     def catch_up(self, n: int) -> float:
-        ids, state, steps = self._next(n), self.state, self.model.recipe.steps
-        hidden = self.model.trunk(state, ids, n_logits=0).hidden
-        rows = steps.pair_hidden(steps.target_hidden(hidden, self.model.recipe.contract), self.base.pending_h)
-        pos0 = self.base.n_past
+        ids, state, recipe = self._next(n), self.state, self.model.recipe
+        hidden = recipe.steps.target_hidden(self.model.trunk(state, ids, n_logits=0).hidden, recipe.contract)
+        pairs = pair(self.model, ids, hidden, self.base.n_past, self.base.pending_h)
         state.restore(self.base)
-        return self._ms(lambda: self.model.mtp(state, ids, rows, pos0, n_logits=0), self._trunk_pass)
+        return self._ms(lambda: run_heads(self.model, state, pairs), self._trunk_pass)
 
     def choose(self, n_drop: int) -> float:
         """Choosing the plane of n_drop tokens before; the pass that kept them is outside the timing."""

@@ -19,7 +19,7 @@ from mtpref.decode.statistics import Statistics, margin
 from mtpref.decode.stops import StopStrings
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
-from mtpref.model import Model
+from mtpref.model import Model, pair, run_heads
 from mtpref.policy import PolicyConfig, PolicyState
 from mtpref.spec import fixed_probability
 from mtpref.state import ModelState
@@ -273,12 +273,9 @@ class Decoder:
         """Run kept tokens through the head with the trunk's hidden rows, so that its KV never keeps a guess."""
         if not self.keeps_head_warm or not ids:
             return
-        rows = self.model.recipe.steps.pair_hidden(hidden, pending)
-        n_skip = max(0, self.model.recipe.contract.first_pos - pos0)
-        if n_skip >= len(ids):
-            return
-        self.model.mtp(self.state, ids[n_skip:], rows[n_skip:], pos0 + n_skip, n_logits=0)
-        self.statistics.count_pass(kind, len(ids) - n_skip)
+        pairs = pair(self.model, ids, hidden, pos0, pending)
+        for _ in run_heads(self.model, self.state, pairs):
+            self.statistics.count_pass(kind, len(pairs.ids))
 
     def _verified(self, drafted: Drafted, verdict: Verdict) -> Verified:
         """Margins, near ties and draws of the rows that decided: up to the first disagreement."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mtpref.diagnose.hypotheses import Hypothesis, shares_trunk
 from mtpref.errors import MtprefError
-from mtpref.model import Model
+from mtpref.model import Model, pair, run_heads
 from mtpref.model.model import Output
 
 F32 = NDArray[np.float32]
@@ -35,12 +35,8 @@ def run_trunk(model: Model, ids: list[int], sink: Sink, wants_logits: bool) -> O
 def run_head(model: Model, ids: list[int], output: Output, sink: Sink, wants_logits: bool) -> None:
     """The head over the same tokens, fed with the trunk's rows as the contract says, from an empty state."""
     state = model.new_state(len(ids))
-    steps, contract = model.recipe.steps, model.recipe.contract
-    first = contract.first_pos
-    if first >= len(ids):
-        return
-    rows = steps.pair_hidden(steps.target_hidden(output.hidden, contract), state.pending_h)
-    model.mtp(state, ids[first:], rows[first:], first, n_logits=len(ids) - first if wants_logits else 0, tap=sink)
+    hidden = model.recipe.steps.target_hidden(output.hidden, model.recipe.contract)
+    run_heads(model, state, pair(model, ids, hidden, 0, state.pending_h), with_logits=wants_logits, tap=sink)
 
 
 class Predictor:

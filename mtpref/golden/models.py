@@ -20,7 +20,7 @@ from mtpref.golden.derive import NAMES, derive
 from mtpref.golden.format import Case, Suite
 from mtpref.golden.port import Inputs, Outputs, answer
 from mtpref.golden.taps import Tap, tap_of
-from mtpref.model import Model, load
+from mtpref.model import Model, load, pair, run_heads
 from mtpref.ops import discard
 from mtpref.recipe import Recipe, make_recipe
 
@@ -129,18 +129,15 @@ def _run_trunk(
 
 def run_prompt(model: Model, tokens: Sequence[int], batches: Sequence[int], tap: Tap) -> None:
     """A prompt through trunk and head, batch by batch; the head sees the pairs of the contract."""
-    state, contract, steps = model.new_state(max(len(tokens), 1)), model.recipe.contract, model.recipe.steps
+    state, recipe = model.new_state(max(len(tokens), 1)), model.recipe
     for size in batches:
         pos0 = tap.pos0 = state.n_past
         chunk = tokens[pos0 : pos0 + size]
         out = model.trunk(state, chunk, n_logits=len(chunk), tap=tap)
-        rows = steps.target_hidden(out.hidden, contract)
-        if model.has_mtp:
-            paired = steps.pair_hidden(rows, state.pending_h)
-            n_skip = min(max(0, contract.first_pos - pos0), len(chunk))
-            if n_skip < len(chunk):
-                tap.pos0 = pos0 + n_skip
-                model.mtp(state, chunk[n_skip:], paired[n_skip:], pos0 + n_skip, n_logits=len(chunk) - n_skip, tap=tap)
+        rows = recipe.steps.target_hidden(out.hidden, recipe.contract)
+        pairs = pair(model, chunk, rows, pos0, state.pending_h)
+        tap.pos0 = pairs.first
+        run_heads(model, state, pairs, with_logits=True, tap=tap)
         state.pending_h = rows[-1].copy()
 
 

@@ -2,5 +2,6 @@
 
 from mtpref.model.load import load
 from mtpref.model.model import Head, Layer, Model, Output, Tap
+from mtpref.model.walk import Pairs, pair, run_both, run_heads
 
-__all__ = ["Head", "Layer", "Model", "Output", "Tap", "load"]
+__all__ = ["Head", "Layer", "Model", "Output", "Pairs", "Tap", "load", "pair", "run_both", "run_heads"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.model import Model
+from mtpref.model import Model, Pairs, pair, run_heads
 from mtpref.spec import Matrix
 
 F32 = NDArray[np.float32]
@@ -44,31 +44,19 @@ def watched(model: Model, see: Callable[[str, F32], None]) -> Model:
     return replace(model, recipe=model.recipe.with_ops(mul_mat=mul_mat))
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens and the hidden row that each is paired with, from position `first` on."""
-
-    ids: list[int]
-    rows: F32
-    first: int
-
-
-def paired(model: Model, ids: Sequence[int]) -> Chunk:
+def paired(model: Model, ids: Sequence[int]) -> Pairs:
     """The trunk over tokens from an empty state, and the pairs that the head sees when it catches up."""
     steps, contract = model.recipe.steps, model.recipe.contract
     state = model.new_state(len(ids))
     pending = steps.pending_at_prompt(state.pending_h, contract)
     hidden = steps.target_hidden(model.trunk(state, ids, n_logits=0).hidden, contract)
-    rows, first = steps.pair_hidden(hidden, pending), contract.first_pos
-    return Chunk(list(ids[first:]), rows[first:], first)
+    return pair(model, ids, hidden, 0, pending)
 
 
-def run_head(model: Model, chunks: Iterable[Chunk]) -> None:
-    """The head over chunks, each from an empty cache."""
+def run_head(model: Model, chunks: Iterable[Pairs]) -> None:
+    """The heads over chunks, each from an empty cache."""
     for chunk in chunks:
-        if chunk.ids:
-            state = model.new_state(chunk.first + len(chunk.ids))
-            model.mtp(state, chunk.ids, chunk.rows, chunk.first, n_logits=0)
+        run_heads(model, model.new_state(max(1, chunk.first + len(chunk.ids))), chunk)
 
 
 def run_text(model: Model, ids: Sequence[int], *, n_ctx: int, progress: Progress | None = None) -> int:

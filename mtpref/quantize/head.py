@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
-from mtpref.model import Model
-from mtpref.quantize.collect import Chunk, paired, run_head, watched
+from mtpref.model import Model, Pairs
+from mtpref.quantize.collect import paired, run_head, watched
 from mtpref.quantize.gptq import DAMPING, gptq
 from mtpref.quantize.grid import Grid
 from mtpref.spec import Matrix
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 def trunk_rows(
     model: Model, texts: Sequence[Sequence[int]], n_ctx: int = 512, progress: Progress | None = None
-) -> list[Chunk]:
+) -> list[Pairs]:
     """Run the trunk over texts, n_ctx tokens at a time; what is kept is n_embd float32 a token.
 
     Errors   MtprefError for a model without a head, more than MAX_TOKENS tokens, or none
@@ -53,7 +53,7 @@ def trunk_rows(
     return out
 
 
-def hessians(model: Model, chunks: Sequence[Chunk], names: Sequence[str]) -> dict[str, F64]:
+def hessians(model: Model, chunks: Sequence[Pairs], names: Sequence[str]) -> dict[str, F64]:
     """2/n sum x x^T of these matrices' inputs, float64."""
     sums: dict[str, tuple[F64, int]] = {}
 
@@ -87,7 +87,7 @@ def head_matrices(model: Model) -> dict[str, Matrix]:
 
 def gptq_head(
     model: Model,
-    chunks: Sequence[Chunk],
+    chunks: Sequence[Pairs],
     grid: Grid,
     *,
     damping: float = DAMPING,

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.model import Model
+from mtpref.model import Model, Pairs
 from mtpref.probe import Text
 from mtpref.probe.count import Estimate, difference, jackknife, judge
 from mtpref.probe.texts import windows_of
 from mtpref.probe.walk import Variant, walk_all
-from mtpref.quantize.collect import Chunk
 from mtpref.quantize.head import trunk_rows, with_matrices
 from mtpref.spec import Matrix
 
@@ -73,7 +72,7 @@ def measure(
     return out
 
 
-def _logits(model: Model, chunk: Chunk) -> NDArray[np.float32]:
+def _logits(model: Model, chunk: Pairs) -> NDArray[np.float32]:
     state = model.new_state(chunk.first + len(chunk.ids))
     return model.mtp(state, chunk.ids, chunk.rows, chunk.first, n_logits=len(chunk.ids)).logits
 
@@ -84,7 +83,7 @@ def _log_softmax(logits: NDArray[np.float32]) -> F64:
     return wide - np.log(np.exp(wide).sum(1, keepdims=True))
 
 
-def _beside(model: Model, chunks: Sequence[Chunk], reference: Sequence[F64]) -> tuple[F64, F64, NDArray[np.int64]]:
+def _beside(model: Model, chunks: Sequence[Pairs], reference: Sequence[F64]) -> tuple[F64, F64, NDArray[np.int64]]:
     """(KL, equal argmax, block) of every position."""
     kls, sames, blocks, n = [], [], [], 0
     for chunk, ours in zip(chunks, reference, strict=True):
