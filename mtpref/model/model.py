@@ -184,7 +184,7 @@ class Model:
         return Output(logits, Hidden(x, post))
 
     def _block(self, layer: Layer, w: dict[str, Any], x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
-        """x += mixer(norm(x)); x += ffn(norm(x))."""
+        """S30. x += mixer(norm(x)); x += ffn(norm(x))."""
         rms_norm, eps = span.ops.rms_norm, self.config.rms_eps
         h = rms_norm(x, w[self.arch.mixer_norm], eps)
         tap("attn_norm", h)
