@@ -66,8 +66,8 @@ class MtpPositions(Protocol):
     def __call__(self, first_pos: int, n_tokens: int, contract: MtpContract, /) -> NDArray[np.int32]: ...
 
 
-class AtPosition(Protocol):
-    def __call__(self, state: ModelState, pos: int, /) -> None: ...
+class PlaceMtp(Protocol):
+    def __call__(self, state: ModelState, first_pos: int, /) -> None: ...
 
 
 class DraftOpening(Protocol):
@@ -103,11 +103,11 @@ class PendingAtReplay(Protocol):
 
 
 class Accept(Protocol):
-    def __call__(self, draft: Sequence[int], row_ids: Sequence[int], eog_ids: frozenset[int], /) -> int: ...
+    def __call__(self, draft: Sequence[int], target: Sequence[int], eog_ids: frozenset[int], /) -> int: ...
 
 
 class Filtered(Protocol):
-    def __call__(self, row: F32, chain: Filters, /) -> Distribution: ...
+    def __call__(self, logits: F32, chain: Filters, /) -> Distribution: ...
 
 
 class Draw(Protocol):
@@ -116,6 +116,10 @@ class Draw(Protocol):
 
 class MatchToken(Protocol):
     def __call__(self, id_draft: int, target: Distribution, u: float, /) -> int: ...
+
+
+class BonusToken(Protocol):
+    def __call__(self, target: Distribution, u: float, /) -> int: ...
 
 
 class AcceptResidual(Protocol):
@@ -146,6 +150,10 @@ class ChoosePlane(Protocol):
     def __call__(self, state: ModelState, n_drop: int, /) -> None: ...
 
 
+class TrimMtp(Protocol):
+    def __call__(self, state: ModelState, pos: int, /) -> None: ...
+
+
 class StepEntries(TypedDict, total=False):
     """Some steps, as keywords or as a record: what stands in for the table's own."""
 
@@ -156,7 +164,7 @@ class StepEntries(TypedDict, total=False):
     prompt_pending: PromptPending
     mtp_embedding: MtpEmbedding
     mtp_positions: MtpPositions
-    place_mtp: AtPosition
+    place_mtp: PlaceMtp
     draft_opening: DraftOpening
     draft_limit: DraftLimit
     takes: Takes
@@ -169,7 +177,7 @@ class StepEntries(TypedDict, total=False):
     target_distribution: Filtered
     draw: Draw
     match_token: MatchToken
-    bonus_token: Draw
+    bonus_token: BonusToken
     accept_residual: AcceptResidual
     residual: Residual
     emitted: Emitted
@@ -177,4 +185,4 @@ class StepEntries(TypedDict, total=False):
     next_pending: NextPending
     restore: Restore
     choose_plane: ChoosePlane
-    trim_mtp: AtPosition
+    trim_mtp: TrimMtp

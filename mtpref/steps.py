@@ -147,7 +147,7 @@ class Steps:
     accept_residual: step_types.AcceptResidual = spec.accept_residual  # S29
     mtp_embedding: step_types.MtpEmbedding = mtp_embedding  # S31
     mtp_positions: step_types.MtpPositions = mtp_positions  # S31
-    place_mtp: step_types.AtPosition = place_mtp  # S31
+    place_mtp: step_types.PlaceMtp = place_mtp  # S31
     target_hidden: step_types.ChooseHidden = target_hidden  # S32
     chain_hidden: step_types.ChooseHidden = chain_hidden  # S32
     pending_at_prompt: step_types.PendingAtPrompt = pending_at_prompt  # S32
@@ -155,7 +155,7 @@ class Steps:
     pending_at_replay: step_types.PendingAtReplay = pending_at_replay  # S32
     head_ids: step_types.HeadIds = head_ids  # S33
     draft_opening: step_types.DraftOpening = draft_opening  # S34
-    trim_mtp: step_types.AtPosition = trim_mtp  # S34
+    trim_mtp: step_types.TrimMtp = trim_mtp  # S34
     draft_limit: step_types.DraftLimit = policy.draft_limit  # S35
     takes: step_types.Takes = policy.takes  # S35
     keeps_drawn: step_types.KeepsDrawn = policy.keeps_drawn  # S35
@@ -164,7 +164,7 @@ class Steps:
     restore: step_types.Restore = restore  # S38
     choose_plane: step_types.ChoosePlane = choose_plane  # S38
     match_token: step_types.MatchToken = match_token  # S39
-    bonus_token: step_types.Draw = bonus_token  # S39
+    bonus_token: step_types.BonusToken = bonus_token  # S39
     residual: step_types.Residual = residual  # S29
     emitted: step_types.Emitted = emitted  # S40
     ends_text: step_types.EndsText = ends_text  # S40

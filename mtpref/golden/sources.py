@@ -9,6 +9,7 @@ files, names and counts things, or computes the same bits faster.
 
 import ast
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import mtpref
 from mtpref import errors, events, gguf, vocab
 from mtpref.decode import statistics
 from mtpref.golden import format, loops, models, port, taps
@@ -27,7 +27,8 @@ from mtpref.model.gated_attention import GATED_ATTENTION
 from mtpref.ops import Ops, spec_ops
 from mtpref.steps import Steps
 
-ROOT = Path(mtpref.__file__).parent.parent
+PACKAGE = __name__.partition(".")[0]
+ROOT = Path(str(sys.modules[PACKAGE].__file__)).parent.parent
 NOT_FOLLOWED: tuple[ModuleType, ...] = (errors, events, gguf, vocab, statistics, format, taps)
 # What a run of a whole model reaches through objects, beside what code names: the layers of the vectors' models. Other
 # architectures, and the list of them, decide nothing here.
@@ -139,7 +140,7 @@ def _resolve_chain(module: str, node: ast.AST) -> Definition | str | None:
 
 def _resolve(module: str, name: str) -> Definition | str | None:
     """What a name means in a module: a definition, another module, or nothing that is followed."""
-    if module in _not_followed():
+    if any(module == m.__name__ or module.startswith(f"{m.__name__}.") for m in NOT_FOLLOWED):
         return None
     source = _source(module)
     if name in source.definitions:
@@ -151,14 +152,6 @@ def _resolve(module: str, name: str) -> Definition | str | None:
         return owner
     inner = f"{owner}.{attribute}"
     return inner if _path(inner) is not None else _resolve(owner, attribute)
-
-
-@cache
-def _not_followed() -> frozenset[str]:
-    """Modules that are not followed, those of a package included."""
-    names = {module.__name__ for module in NOT_FOLLOWED}
-    folders = [Path(m.__file__).parent for m in NOT_FOLLOWED if m.__file__ and Path(m.__file__).name == "__init__.py"]
-    return frozenset(names | {_dotted(path) for folder in folders for path in folder.rglob("*.py")})
 
 
 # ---------------------------------------------------------------------------------------------- text
@@ -181,12 +174,12 @@ def _bind(node: ast.stmt, source: Source) -> None:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for name in {n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)}:
             source.definitions.setdefault(name, []).append(node)
-    elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == mtpref.__name__:
+    elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
         for alias in node.names:
             source.imports[alias.asname or alias.name] = (str(node.module), alias.name)
     elif isinstance(node, ast.Import):
         for alias in node.names:
-            if alias.name.split(".")[0] == mtpref.__name__ and alias.asname:
+            if alias.name.split(".")[0] == PACKAGE and alias.asname:
                 source.imports[alias.asname] = (alias.name, None)
     elif not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):  # it may change what it names
         for name in {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & set(source.definitions):
@@ -196,11 +189,6 @@ def _bind(node: ast.stmt, source: Source) -> None:
 def _path(module: str) -> Path | None:
     base = ROOT.joinpath(*module.split("."))
     return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
-
-
-def _dotted(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def _walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
