@@ -21,6 +21,11 @@ from mtpref.step_types import F32, Batch, Hidden, StepEntries
 __all__ = ["Batch", "Hidden", "StepEntries", "Steps"]
 
 
+def residual(id_draft: int, target: Distribution, draft: Distribution) -> Distribution:
+    """S29. `residual`: what is drawn from in place of a rejected token: it follows from the two distributions alone."""
+    return spec.residual(target, draft)
+
+
 def mtp_embedding(embd: F32, first_pos: int, contract: MtpContract) -> F32:
     """S31. The embeddings that the head is given: the tokens' own; the first cell's is zero where the contract says so.
 
@@ -120,11 +125,6 @@ def bonus_token(target: Distribution, u: float) -> int:
     return spec.draw(target, u)
 
 
-def residual(id_draft: int, target: Distribution, draft: Distribution) -> Distribution:
-    """S29. `residual`: what is drawn from in place of a rejected token: it follows from the two distributions alone."""
-    return spec.residual(target, draft)
-
-
 def emitted(draft: Sequence[int], n_accepted: int, row_ids: Sequence[int]) -> list[int]:
     """S40. The tokens that a round adds to the text: the accepted ones, then what the row after them gives."""
     return [*draft[:n_accepted], row_ids[n_accepted]]
@@ -145,6 +145,7 @@ class Steps:
     target_distribution: step_types.Filtered = spec.filtered  # S27
     draw: step_types.Draw = spec.draw  # S28: a drafted token, one without a draft, one drawn again
     accept_residual: step_types.AcceptResidual = spec.accept_residual  # S29
+    residual: step_types.Residual = residual  # S29
     mtp_embedding: step_types.MtpEmbedding = mtp_embedding  # S31
     mtp_positions: step_types.MtpPositions = mtp_positions  # S31
     place_mtp: step_types.PlaceMtp = place_mtp  # S31
@@ -165,6 +166,5 @@ class Steps:
     choose_plane: step_types.ChoosePlane = choose_plane  # S38
     match_token: step_types.MatchToken = match_token  # S39
     bonus_token: step_types.BonusToken = bonus_token  # S39
-    residual: step_types.Residual = residual  # S29
     emitted: step_types.Emitted = emitted  # S40
     ends_text: step_types.EndsText = ends_text  # S40

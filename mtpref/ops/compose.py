@@ -89,7 +89,7 @@ def attn_layer(
     rope_cos_sin: tuple[F32, F32],
     tap: LayerTap,
 ) -> F32:
-    """S30. The mixer of a gated attention layer: S6, S15, S8, S10, S16, S17, S6.
+    """S30. The mixer of a gated attention layer: S6, S15, S8, S10, S15, S16, S17, S6.
 
     Shapes   x: (T, n_embd), normalised; k_cache, v_cache: (first + T, n_head_kv, D), rows from `first` on are
              written here; rope_cos_sin: (T, n_rot/2) each -> (T, n_embd)
