@@ -6,13 +6,14 @@ Owns the choice between the readable spec and the Numba kernels. Nothing else ch
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Unpack
 
 from mtpref import kernels
 from mtpref.contract import MtpContract
 from mtpref.errors import MtprefError
-from mtpref.ops import Op, Ops, spec_ops
+from mtpref.ops import OpEntries, Ops, spec_ops
 from mtpref.spec import Matrix
-from mtpref.steps import Step, Steps
+from mtpref.steps import StepEntries, Steps
 
 NUMERICS = ("ggml", "exact")
 
@@ -40,16 +41,17 @@ class Recipe:
         """The table that the MTP block runs on."""
         return self.ops if self.mtp_ops is None else self.mtp_ops
 
-    def with_ops(self, **entries: Op) -> "Recipe":
+    def with_ops(self, **entries: Unpack[OpEntries]) -> "Recipe":
         """Other entries for trunk and head."""
         mtp_ops = None if self.mtp_ops is None else self.mtp_ops.replaced(**entries)
         return replace(self, ops=self.ops.replaced(**entries), mtp_ops=mtp_ops)
 
-    def with_mtp_ops(self, **entries: Op) -> "Recipe":
+    def with_mtp_ops(self, **entries: Unpack[OpEntries]) -> "Recipe":
         """Other entries for the MTP block alone."""
         return replace(self, mtp_ops=self.head_ops.replaced(**entries))
 
-    def with_steps(self, **entries: Step) -> "Recipe":
+    def with_steps(self, **entries: Unpack[StepEntries]) -> "Recipe":
+        """Other steps."""
         return replace(self, steps=replace(self.steps, **entries))
 
 

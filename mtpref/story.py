@@ -198,7 +198,7 @@ def run_setup(model: Model, setup: Setup, prompts: list[list[int]], plain: list[
     policy = PolicyConfig(n_max=1, cooldown=setup.cooldown)
     options = Options(n_predict, policy=policy, rollback=rollback)
     runs = [
-        _run(model, ids, options, InlineDrafter(model, policy, Statistics(), setup.row, setup.n_draft_vocab))
+        _run(model, ids, options, InlineDrafter(model, Statistics(), setup.n_draft_vocab, row=setup.row))
         for ids in prompts
     ]
     at = [_first_difference(run.ids, ids) for run, ids in zip(runs, plain, strict=True)]

@@ -69,6 +69,7 @@ class Weights:
     output_norm: F32  # output_norm.weight (n_embd,)
     output: spec.Matrix  # output.weight, else token_embd.weight
     layers: tuple[dict[str, Any], ...]
+    roots: dict[str, Any] = field(default_factory=dict)  # other tensors outside of blocks, by GGUF name
 
 
 Packer = Callable[[Sequence[spec.Matrix]], list[spec.Matrix]]

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtpref
-from mtpref import adaptive, cli
-from mtpref.adaptive import MAX_SILENT, N_BINS, PRIOR, AdaptiveConfig, AdaptiveState, Chain
+from mtpref import cli
+from mtpref import policy as adaptive
 from mtpref.decode import STRATEGIES, Options, PolicyConfig, SamplingConfig
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Token, Verified
+from mtpref.policy import MAX_SILENT, N_BINS, PRIOR, AdaptiveConfig, AdaptiveState, Chain
 from mtpref.spec import P_ONE
 
 HEURISTIC, EXPECTED = AdaptiveConfig("heuristic"), AdaptiveConfig("expected")
@@ -225,7 +226,7 @@ def test_what_the_rule_remembers_is_what_the_run_showed(tiny):
             judged += min(len(event.draft_ids), event.n_accepted + 1)
             accepted += event.n_accepted
             assert len(steps) - len(event.draft_ids) in (0, 1)
-    state = run._decoder.adaptive_state
+    state = run._decoder.length.learnt
     assert judged < adaptive.N_REMEMBERED  # nothing faded
     assert (sum(state.judged), sum(state.accepted)) == (judged, accepted)
 

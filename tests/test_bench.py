@@ -115,7 +115,7 @@ def test_a_working_drafter_runs_the_head_and_proposes_the_script():
     text = [event.id for event in plain.run(ids) if hasattr(event, "source")]
     policy = PolicyConfig(n_max=2)
     scripted = ScriptedDrafter(text, [[True, True]], len(ids), model.n_vocab)
-    drafter = WorkingDrafter(MtpDrafter(model, policy, statistics), scripted)
+    drafter = WorkingDrafter(MtpDrafter(model, statistics), scripted)
     decoder = Decoder(model, model.new_state(64), Options(12, policy=policy), drafter)
     assert [event.id for event in decoder.run(ids) if hasattr(event, "source")] == text
     assert decoder.statistics.acceptance == 1.0

@@ -69,7 +69,7 @@ def test_the_head_only_replay_sees_what_a_whole_one_sees():
     base = micro(60)
     records, healthy = evidence_log._healthy(base, [run])
     again = []
-    replay = forced.Replay(forced.head_only(base, records[0]), run, records[0].rows)
+    replay = forced.Replay(base, run, records[0])
     for seen in replay.play():
         again += seen
     assert again == healthy.seen

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpref import adaptive, cli
+from mtpref import cli
+from mtpref import policy as adaptive
 from mtpref.contract import CHOICES, MtpContract
 from mtpref.decode import ACCEPT_RULES, STRATEGIES
 

@@ -7,7 +7,7 @@ import pytest
 
 from mtpref import quants
 from mtpref.cli import main
-from mtpref.decode import MtpDrafter, Statistics
+from mtpref.decode import DraftLength, MtpDrafter, Statistics
 from mtpref.decode.drafters import Draft, read_head
 from mtpref.decode.sampling import SamplingConfig
 from mtpref.draft_vocab import MAX_BYTES, check_draft_ids, read_draft_ids
@@ -15,7 +15,6 @@ from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Verified
 from mtpref.gguf import write_gguf
 from mtpref.model import load
-from mtpref.policy import PolicyConfig
 from mtpref.recipe import make_recipe
 from mtpref.spec import Matrix, mul_mat_exact, mul_mat_ggml
 from mtpref.weights import take_rows
@@ -152,7 +151,7 @@ def test_logits_and_candidates_are_those_of_the_full_head_for_the_ids_alone(nume
         some = trimmed.mtp(trimmed.new_state(), ids, hidden, 0, n_logits=5).logits
         assert some.tobytes() == np.ascontiguousarray(full[:, IDS]).tobytes()
         drafted = Draft()
-        read_head(MtpDrafter(trimmed, PolicyConfig(), Statistics()), trimmed.new_state(), ids, hidden, 0, drafted)
+        read_head(MtpDrafter(trimmed, Statistics()), trimmed.new_state(), ids, hidden, 0, DraftLength.of(1), drafted)
         (step,) = drafted.steps
         best = sorted(IDS, key=lambda id: (-full[-1][id], id))[:10]
         assert step.candidates == best

@@ -114,7 +114,8 @@ def test_the_row_behind_is_compared():
 
 def test_a_drawn_token_is_judged_by_its_own_probability():
     steps, cfg = steps_with("V22-gate-after-draw"), PolicyConfig(3, p_min=P_ONE // 2)
-    assert steps.draws(cfg, 0, 0)
+    assert steps.takes(cfg, 0, 0)
+    assert not steps.takes(cfg, P_ONE // 2 - 1)
     assert (steps.keeps_drawn(cfg, P_ONE // 2 - 1), steps.keeps_drawn(cfg, P_ONE // 2)) == (False, True)
     assert Steps().keeps_drawn(cfg, 0)
 

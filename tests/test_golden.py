@@ -16,9 +16,9 @@ from mtpref.cli import main
 from mtpref.errors import MtprefError
 from mtpref.gguf import open_gguf
 from mtpref.golden import Folder, Port, check_folder
-from mtpref.golden.build import spec_sha256
 from mtpref.golden.format import CLASSES, sha256_of
 from mtpref.golden.gen import tensors_sha256
+from mtpref.golden.sources import source_sha256
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "golden"
@@ -44,8 +44,9 @@ def test_regeneration_gives_the_same_bytes(tmp_path):
     assert ours == json.loads((GOLDEN / "manifest.json").read_text())
 
 
-def test_the_manifest_belongs_to_this_specification():
-    assert json.loads((GOLDEN / "manifest.json").read_text())["spec_sha256"] == spec_sha256()
+def test_the_manifest_belongs_to_these_sources():
+    for record in Folder(GOLDEN).suite_records():
+        assert record["source_sha256"] == source_sha256(record["op"]), record["suite"]
     assert Folder(GOLDEN).classes == CLASSES
 
 

@@ -21,7 +21,7 @@ def run_inline(model, row, *, n=N, prompt=PROMPT, rollback="snapshot", n_draft_v
     """The loop with an inline drafter, on a poisoned state: decoder, ids, and (was stale, ids, accepted) a round."""
     options = Options(n, policy=PolicyConfig(n_max=1, **policy), rollback=rollback)
     statistics = Statistics()
-    drafter = InlineDrafter(model, options.policy, statistics, row, n_draft_vocab)
+    drafter = InlineDrafter(model, statistics, n_draft_vocab, row=row)
     decoder = Decoder(model, model.new_state(4096, poison=True), options, drafter)
     ids, rounds, events = [], [], []
     for event in decoder.run(prompt):
@@ -83,7 +83,7 @@ def test_a_stale_draft_comes_from_the_hidden_row_of_the_rejected_token():
         seen.append((list(ids), hidden.copy(), first_pos))
         return type(model).mtp(model, state, ids, hidden, first_pos, **settings)
 
-    drafter = InlineDrafter(model, PolicyConfig(n_max=1), Statistics(), "last")
+    drafter = InlineDrafter(model, Statistics())
     state = model.new_state(64)
     rejected = model.trunk(state, [*PROMPT, 7], n_logits=2)
     state.clear()
@@ -152,4 +152,4 @@ def test_drafts_of_a_trimmed_head_are_below_its_size():
 
 def test_another_row_is_refused():
     with pytest.raises(MtprefError, match="row 'first' is unknown, expected one of last, right"):
-        InlineDrafter(micro(60), PolicyConfig(), Statistics(), "first")
+        InlineDrafter(micro(60), Statistics(), row="first")

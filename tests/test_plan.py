@@ -8,7 +8,6 @@ from itertools import product
 import pytest
 
 from mtpref import cli
-from mtpref.adaptive import AdaptiveConfig
 from mtpref.bench.costs import Costs, CostSet, between
 from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
 from mtpref.errors import MtprefError
@@ -19,6 +18,7 @@ from mtpref.plan.record import Drafted as Drafts
 from mtpref.plan.record import trims_of
 from mtpref.plan.render import lines
 from mtpref.plan.report import Settings
+from mtpref.policy import AdaptiveConfig
 from mtpref.probe import Text
 from mtpref.spec import P_ONE
 from tests.models import CONTRACTS, micro, prompt_of, with_eog, without_head

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from mtpref.errors import MtprefError
-from mtpref.policy import PolicyConfig, PolicyState, after_round, draft_limit, draws, proposed, takes
+from mtpref.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed, takes
 from mtpref.spec import P_ONE
 
 
@@ -45,7 +45,7 @@ def test_a_drawn_draft_is_empty_or_reaches_n_min_whatever_the_probabilities():
     for n_min, gates in product(range(5), product((False, True), repeat=5)):
         cfg = PolicyConfig(n_max=5, n_min=n_min, p_min=P_ONE // 2)
         n = 0
-        while n < 5 and draws(cfg, P_ONE // 2 - (not gates[n]), n):
+        while n < 5 and takes(cfg, P_ONE // 2 - (not gates[n]), n):
             n += 1
         expected = 0
         if gates[0]:

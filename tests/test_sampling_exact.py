@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from mtpref import spec
-from mtpref.adaptive import AdaptiveConfig
 from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, ScriptedDrafter, Statistics
 from mtpref.decode.drafters import Draft
 from mtpref.decode.sampling import SAMPLERS, Sampler
 from mtpref.events import Token, Verified
+from mtpref.policy import AdaptiveConfig
 from mtpref.spec import P_ONE
 from tests.toy import ToyModel, ToyState
 
@@ -63,13 +63,10 @@ class Tape:
 
     def steps(self):
         return {
-            "draft_distribution": distribution,
             "target_distribution": distribution,
-            "draft_token": self.draw,
+            "draw": self.draw,
             "match_token": self.match,
-            "plain_token": self.draw,
             "bonus_token": self.draw,
-            "residual_token": self.draw,
             "accept_residual": self.accept,
         }
 
@@ -129,7 +126,7 @@ def law_of(config, policy, n, *, n_vocab=3, rollback="two-phase", whole=False, l
 
     def run(tape):
         model = ToyModel(n_vocab, 1.0, eog, **{**tape.steps(), **faults})
-        made = drafter(model, policy) if drafter else None
+        made = drafter(model) if drafter else None
         if whole:
             return tuple(e.id for e in Decoder(model, ToyState(), options, made).run(PROMPT) if isinstance(e, Token))
         return first_round(model, options, made)
@@ -233,7 +230,7 @@ def test_an_adaptive_length_keeps_the_distribution_of_whole_texts_of_many_rounds
     assert len(lengths) > 1
 
 
-def scripted(model, policy):
+def scripted(model):
     return ScriptedDrafter([2, 2, 0], [[True, False, True]], len(PROMPT), 3)
 
 
@@ -256,18 +253,29 @@ FAR = 1e-3
 class Changed(MtpDrafter):
     """A drafter whose finished draft is cut by `rule(draft)` tokens: what a gate must not do."""
 
-    def __init__(self, model, policy, sampler, rule):
-        super().__init__(model, policy, Statistics(), None, sampler)
+    def __init__(self, model, sampler, rule):
+        super().__init__(model, Statistics(), None, sampler)
         self.rule = rule
 
-    def draft(self, state, id_last, limit):
-        out = super().draft(state, id_last, limit)
+    def draft(self, state, id_last, length):
+        out = super().draft(state, id_last, length)
         n = self.rule(out)
         return Draft(out.ids[:n], out.steps, out.dists[:n])
 
 
 def changed(rule, config):
-    return lambda model, policy: Changed(model, policy, Sampler(model, config), rule)
+    return lambda model: Changed(model, Sampler(model, config), rule)
+
+
+class Unfiltered(Sampler):
+    """A sampler that filters the target and not the draft."""
+
+    def draft(self, row, pos, pos0):
+        return Sampler(self._model, SamplingConfig(**OPEN, accept="residual")).draft(row, pos, pos0)
+
+
+def unfiltered_draft(model):
+    return MtpDrafter(model, Statistics(), None, Unfiltered(model, SamplingConfig(**FILTERS, accept="residual")))
 
 
 def test_a_gate_that_looks_at_the_drawn_token_is_found():
@@ -310,7 +318,7 @@ FAULTS = {
     "greedy verify": {"accept_residual": lambda p, q, u: p > 0.5},
     "no residual": {"residual": lambda id, target, draft: target},
     "greedy bonus": {"bonus_token": lambda target, u: target.best()},
-    "unfiltered draft": {"draft_distribution": lambda row, chain: spec.filtered(row, [])},
+    "unfiltered draft": {"drafter": unfiltered_draft},
     "unfiltered target": {"target_distribution": lambda row, chain: spec.filtered(row, [])},
 }
 

@@ -159,7 +159,7 @@ def test_the_inline_drafter_works_with_both_rules(row):
         model = micro(90)
         options = Options(30, policy=PolicyConfig(n_max=1), rollback=rollback, sampling=config)
         decoder = Decoder(model, model.new_state(4096), options)
-        decoder.drafter = InlineDrafter(model, options.policy, decoder.statistics, row, sampler=decoder.sampler)
+        decoder.drafter = InlineDrafter(model, decoder.statistics, sampler=decoder.sampler, row=row)
         texts.append([e.id for e in decoder.run(PROMPT) if isinstance(e, Token)])
     assert texts[0] == plain_text(90, "llama.cpp", tuple(PROMPT), 30, HOT)
     assert texts[1] == texts[2] != texts[0]

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mtpref
-from mtpref.adaptive import AdaptiveConfig
 from mtpref.bench import Costs, measure_costs
 from mtpref.bench.costs import mean_costs
 from mtpref.cli.options import set_threads
@@ -26,6 +25,7 @@ from mtpref.model import Model
 from mtpref.plan import Continuation, Setting, Tally, prompts_of, record, replay
 from mtpref.plan.price import milliseconds
 from mtpref.plan.record import Trim, trims_of
+from mtpref.policy import AdaptiveConfig
 from mtpref.probe import read_texts
 from mtpref.spec import P_ONE
 

@@ -137,6 +137,7 @@ class HeadSheet:
     n_hidden  how wide those rows are
     reads_target  whether it has no cells of its own and attends to the trunk's; every draft step then takes the same
               position
+    enter     makes the block's rows of embedding and hidden row; arguments as ops.mtp_input's, which is the default
     """
 
     block: Block
@@ -145,6 +146,7 @@ class HeadSheet:
     chain: str = "post"
     n_hidden: Dim = N_EMBD
     reads_target: bool = False
+    enter: Callable[..., NDArray[np.float32]] | None = None
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())
@@ -270,6 +272,17 @@ class HuggingFace:
     fused: tuple[Fused, ...] = ()
 
 
+@dataclass(frozen=True)
+class Streams:
+    """A residual stream that is wider than a row (hyper-connections): rows of their own width between the blocks.
+
+    enter(embedding rows) -> rows of the stream; leave(ops, other weights, rows) -> (T, n_embd), before the final norm
+    """
+
+    enter: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    leave: Callable[[Any, Mapping[str, Any], NDArray[np.float32]], NDArray[np.float32]]
+
+
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """The data sheet.
@@ -277,6 +290,7 @@ class Architecture:
     name       general.architecture         hypers    in the order in which a converter writes their keys
     tensors    those outside of blocks      layers    which block each trunk layer is
     head       None: no MTP head            n_heads   most heads that it can have: more than one are a chain
+    streams    where the residual stream is wider than a row
     """
 
     name: str
@@ -286,6 +300,7 @@ class Architecture:
     head: HeadSheet | None
     n_heads: int = 1
     hf: HuggingFace | None = None
+    streams: Streams | None = None
 
     @property
     def symbols(self) -> dict[str, str]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mtpref.bench.costs import Costs, CostSet, mean_costs
-from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, Statistics
-from mtpref.decode.sampling import Judge, Sampler
+from mtpref.decode import Decoder, DraftLength, MtpDrafter, Options, SamplingConfig, Statistics
+from mtpref.decode.sampling import Sampler, TargetJudge
 from mtpref.decode.statistics import margin
 from mtpref.errors import MtprefError
 from mtpref.events import Token
@@ -73,13 +73,16 @@ class Passes:
         def run() -> None:
             out = self.model.trunk(self.state, ids, n_logits=n if with_logits else 0, keep=keep)
             if with_logits:
-                Judge(self.sampler, ids[1:], (), self.state.n_past).see(out.logits)
+                TargetJudge(self.sampler, ids[1:], (), self.state.n_past).see(out.logits)
 
         return self._ms(run, self._head_pass)
 
     def draft(self, head: Model) -> float:
-        drafter = MtpDrafter(head, PolicyConfig(n_max=N_CHAIN), Statistics(), None, self.sampler)
-        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], N_CHAIN), self._trunk_pass) / N_CHAIN
+        drafter = MtpDrafter(head, Statistics(), None, self.sampler)
+        return (
+            self._ms(lambda: drafter.draft(self.state, self.ids[-1], DraftLength.of(N_CHAIN)), self._trunk_pass)
+            / N_CHAIN
+        )
 
     def catch_up(self, n: int) -> float:
         ids, state, recipe = self._next(n), self.state, self.model.recipe

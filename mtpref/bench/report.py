@@ -220,7 +220,7 @@ class _Measured:
         for name, head in self.heads:
             for n in s.drafts:
                 policy = PolicyConfig(n_max=n)
-                drafter = MtpDrafter(head, policy, Statistics())
+                drafter = MtpDrafter(head, Statistics())
                 scripted = ScriptedDrafter(text, script(s.acceptance, n, s.n_gen), len(self.ids), self.model.n_vocab)
                 ms, ids = self._run(Options(s.n_gen, policy=policy), WorkingDrafter(drafter, scripted))
                 if ids != text[: len(ids)]:

@@ -7,7 +7,7 @@ drafts are never right.
 from collections.abc import Sequence
 
 from mtpref import spec
-from mtpref.decode import MtpDrafter, ScriptedDrafter
+from mtpref.decode import DraftLength, MtpDrafter, ScriptedDrafter
 from mtpref.decode.drafters import Draft, Drafter
 from mtpref.state import ModelState
 
@@ -20,9 +20,9 @@ class WorkingDrafter(Drafter):
     def __init__(self, head: MtpDrafter, script: ScriptedDrafter) -> None:
         self._head, self._script = head, script
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
-        self._head.draft(state, id_last, limit)
-        return self._script.draft(state, id_last, limit)
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        self._head.draft(state, id_last, DraftLength.of(length.limit))
+        return self._script.draft(state, id_last, length)
 
 
 def script(acceptance: float, n_draft: int, n_rounds: int, seed: int = 0) -> list[Sequence[bool]]:

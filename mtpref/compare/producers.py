@@ -88,7 +88,7 @@ _FFN = {
 _MTP_IN = {
     "tok_embd": Producer(("tokens",), "rows of nextn.embed_tokens, else of token_embd; the token of its own position"),
     "hnorm": Producer(
-        (TRUNK_HIDDEN,), "the trunk's row of the position before, rms_norm with blk.{i}.nextn.hnorm.weight (S21, S8)"
+        (TRUNK_HIDDEN,), "the trunk's row of the position before, rms_norm with blk.{i}.nextn.hnorm.weight (S20, S8)"
     ),
     "enorm": Producer(("tok_embd",), "rms_norm with blk.{i}.nextn.enorm.weight (S8)"),
     "concat": Producer(("enorm", "hnorm"), "embedding first, hidden second (S19)"),

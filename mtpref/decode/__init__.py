@@ -1,13 +1,15 @@
-"""The draft/verify loop: loop.py, then rollback.py, sampling.py, drafters.py, stops.py, statistics.py."""
+"""The draft/verify loop: loop.py, then drafters.py and lengths.py, rollback.py, sampling.py, passes.py, stops.py,
+statistics.py; options.py says what a run may be told."""
 
-from mtpref.adaptive import AdaptiveConfig, AdaptiveState
 from mtpref.decode.drafters import Drafter, MtpDrafter, NoDrafter, ScriptedDrafter
 from mtpref.decode.inline import InlineDrafter
-from mtpref.decode.loop import SPEC_TYPES, Decoder, Options
+from mtpref.decode.lengths import DraftLength
+from mtpref.decode.loop import Decoder
+from mtpref.decode.options import SPEC_TYPES, Options
 from mtpref.decode.rollback import STRATEGIES
 from mtpref.decode.sampling import ACCEPT_RULES, SAMPLERS, SamplingConfig
 from mtpref.decode.statistics import NEAR_TIE, Statistics
-from mtpref.policy import PolicyConfig, PolicyState
+from mtpref.policy import AdaptiveConfig, AdaptiveState, PolicyConfig, PolicyState
 
 __all__ = [
     "ACCEPT_RULES",
@@ -18,6 +20,7 @@ __all__ = [
     "AdaptiveConfig",
     "AdaptiveState",
     "Decoder",
+    "DraftLength",
     "Drafter",
     "InlineDrafter",
     "MtpDrafter",

@@ -11,13 +11,12 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import adaptive, spec
-from mtpref.adaptive import AdaptiveConfig, AdaptiveState, Chain
+from mtpref import spec
+from mtpref.decode.lengths import DraftLength
 from mtpref.decode.sampling import Sampler, SamplingConfig
 from mtpref.decode.statistics import Statistics
 from mtpref.events import DraftStep
 from mtpref.model import Model
-from mtpref.policy import PolicyConfig
 from mtpref.state import ModelState
 from mtpref.steps import Hidden
 
@@ -28,132 +27,135 @@ F32 = NDArray[np.float32]
 class Draft:
     """ids    the drafted tokens, steps: what led to them
     dists  what each was drawn from; empty where the drafter has no choice (one id for sure)
-    chain  what an adaptive rule expects of it
     """
 
     ids: list[int] = field(default_factory=list)
     steps: list[DraftStep] = field(default_factory=list)
     dists: list[spec.Distribution] = field(default_factory=list)
-    chain: Chain = field(default_factory=Chain)
 
 
 class Drafter(Protocol):
     """Whoever proposes tokens. Derive from it: most drafters need `draft` alone.
 
-    draft       up to `limit` ids for the positions behind id_last, which is at position state.n_past
-    saw         called after every round: the target's choice at each row that was run, the trunk's hidden rows of the
-                last batches, and how many of them were kept; rows behind n_kept belong to rejected tokens
-    adapts      called before a round with what an adaptive rule remembers; for drafters whose gates ask such a rule
+    draft       ids for the positions after id_last, which is at position state.n_past: at most `length.limit`, and as
+                many as `length` wants where the drafter knows how sure it is
+    saw         called after every round: the token that each row gave, the trunk's hidden rows of the last batches, and
+                how many of them were kept; rows from n_kept on belong to rejected tokens
     reads_head  whether the MTP head's KV must hold every kept token
     """
 
     reads_head: ClassVar[bool] = False
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft: ...
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft: ...
 
-    def saw(self, target_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
-        return None
-
-    def adapts(self, state: AdaptiveState) -> None:
+    def saw(self, row_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
         return None
 
 
 class NoDrafter(Drafter):
     """Plain decoding."""
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         return Draft()
 
 
 @dataclass
-class MtpDrafter(Drafter):
-    """The MTP chain: step 0 takes (id_last, pending hidden), step i takes the head's own token and hidden row.
+class HeadDrafter(Drafter):
+    """A drafter that reads the head of its model.
 
     n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
     sampler         what draws the tokens under `residual` (None: greedy; the best candidates)
-    adaptive        the rule that decides how long a draft grows, and what it remembers
     """
 
     reads_head = True
     model: Model
-    policy: PolicyConfig
     statistics: Statistics
     n_draft_vocab: int | None = None
     sampler: Sampler | None = None
-    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
-    remembered: AdaptiveState = field(default_factory=AdaptiveState)
 
-    def adapts(self, state: AdaptiveState) -> None:
-        self.remembered = state
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        """A draft of none where the length allows none, or the position has no cell yet."""
+        has_cell = state.n_past >= self.model.recipe.contract.first_pos
+        return self.propose(state, id_last, length) if has_cell and length.wants_step() else Draft()
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
-        pos0, steps_table = state.n_past, self.model.recipe.steps
-        contract = self.model.recipe.contract
-        drafted = Draft()
-        if limit <= 0 or pos0 < contract.first_pos:
-            return drafted
-        token, hidden = id_last, state.pending_h[None]
-        for pos in range(pos0, pos0 + limit):
-            if not adaptive.worth_a_step(self.adaptive, self.remembered, drafted.chain, self.policy.n_min):
-                break
-            out = read_head(self, state, [token], hidden, pos, drafted)
-            self.statistics.count_pass("mtp_draft", 1)
+    def propose(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        """At least one step of the head. Cells that it writes are cut again."""
+        raise NotImplementedError
+
+
+class MtpDrafter(HeadDrafter):
+    """The MTP chain: step 0 takes (id_last, pending hidden), step i takes the head's own token and hidden row."""
+
+    def propose(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        """S34. The chain of the head: one token a step.
+
+        Rule     step 0 pairs the last token of the text with the pending hidden row; step i pairs the token that step
+                 i - 1 drafted with the head's own row of that step; step i is at position state.n_past + i. The policy
+                 (S35, S37) says when to stop. Cells from state.n_past on are cut at the end
+        Rule     several heads: step i runs head i over all of the draft so far, from position state.n_past on, with the
+                 pending row and the rows that the heads before it gave; no head runs twice, so a draft has at most as
+                 many tokens as there are heads. A head that reads the trunk's cells stays at position state.n_past
+        """
+        pos0, heads, recipe, drafted = state.n_past, self.model.heads, self.model.recipe, Draft()
+        is_chain, stays = len(heads) > 1, heads[0].sheet.reads_target
+        ids, hidden = [id_last], state.pending_h[None]
+        while length.wants_step() and (not is_chain or len(drafted.ids) < len(heads)):
+            step = len(drafted.ids)
+            pos = pos0 if is_chain or stays else pos0 + step
+            run = HeadRun(step if is_chain else 0, ids, hidden, pos, pos0 + step + 1)
+            out = read_head(self, state, run, length, drafted)
+            self.statistics.count_pass("mtp_draft", len(ids))
             if not drafted.steps[-1].is_taken:
                 break
-            token = drafted.ids[-1]
-            hidden = steps_table.chain_hidden(out, contract)
-        steps_table.trim_mtp(state, pos0)
+            token, row = drafted.ids[-1], recipe.steps.chain_hidden(out, recipe.contract)[-1:]
+            ids = [*ids, token] if is_chain else [token]
+            hidden = np.concatenate([hidden, row]) if is_chain else row
+        recipe.steps.trim_mtp(state, pos0)
         return drafted
 
 
-class HeadReader(Protocol):
-    """What a drafter that reads the head has: sampler None means greedy."""
+@dataclass(frozen=True)
+class HeadRun:
+    """What a head is run over. pos: of the first id; at: of the token that the last row proposes."""
 
-    model: Model
-    policy: PolicyConfig
-    n_draft_vocab: int | None
-    sampler: Sampler | None
-    adaptive: AdaptiveConfig
-    remembered: AdaptiveState
+    head: int
+    ids: list[int]
+    hidden: F32
+    pos: int
+    at: int
 
 
-def read_head(
-    drafter: HeadReader, state: ModelState, ids: Sequence[int], hidden: F32, pos: int, drafted: Draft
-) -> Hidden:
-    """Run pairs (id, hidden row) through the head from position pos on; what its last row proposes joins `drafted`,
-    unless the gate ends the draft. Returns the head's rows.
+def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: DraftLength, drafted: Draft) -> Hidden:
+    """Run pairs (id, hidden row) through a head; what its last row proposes joins `drafted`, unless the gate ends the
+    draft. Returns the head's rows.
 
-    Rule  the gate sees the distribution, never the token. The step says position pos + 1, that of a token proposed
-          behind the first id
+    Rule  the gate sees the distribution, never the token
     """
-    model, policy = drafter.model, drafter.policy
+    model = drafter.model
     sampler = drafter.sampler or Sampler(model, SamplingConfig())
-    out = model.mtp(state, ids, hidden, pos, n_logits=1, n_draft_vocab=drafter.n_draft_vocab)
+    out = model.mtp(state, run.ids, run.hidden, run.pos, head=run.head, n_logits=1, n_draft_vocab=drafter.n_draft_vocab)
     d2t = None if model.d2t is None else model.d2t[: out.logits.shape[1]]
     logits = sampler.biased(_by_id(out.logits, d2t, model.n_vocab))[0]
     compact = logits if d2t is None else logits[d2t]
     if np.all(compact == -np.inf):  # every id that the head can name is ignored
-        drafted.steps.append(DraftStep(pos + 1, [], [], 0.0, False))
+        drafted.steps.append(DraftStep(run.at, [], [], 0.0, False))
         return out.hidden
     rows, p = model.recipe.ops.top_candidates(compact)
     margin = float(compact[rows[0]]) - float(compact[rows[min(1, len(rows) - 1)]])
     candidates = rows if d2t is None else d2t[rows]
     p_best, is_drawn = spec.fixed_probability(float(p[0])), sampler.config.draws_drafts
-    steps = model.recipe.steps
-    is_taken = steps.draws(policy, p_best, len(drafted.ids)) if is_drawn else steps.takes(policy, p_best)
-    rule, remembered = drafter.adaptive, drafter.remembered
-    is_taken = is_taken and adaptive.worth_a_row(rule, remembered, drafted.chain, p_best, policy.n_min)
+    is_taken = length.takes(p_best, is_drawn=is_drawn)
     token, u, q = int(candidates[0]), None, None
     if is_taken and is_drawn:
-        token, dist, u = sampler.draft(logits, pos + 1, state.n_past)
+        token, dist, u = sampler.draft(logits, run.at, state.n_past)
         q = dist.prob(token)
-        is_taken = steps.keeps_drawn(policy, spec.fixed_probability(q))
+        is_taken = length.keeps_drawn(spec.fixed_probability(q))
         drafted.dists += [dist] * is_taken
-    step = DraftStep(pos + 1, [int(id) for id in candidates], [float(x) for x in p], margin, is_taken, u, q)
+    step = DraftStep(run.at, [int(id) for id in candidates], [float(x) for x in p], margin, is_taken, u, q)
     drafted.steps.append(step)
     drafted.ids += [token] * is_taken
     if is_taken:
-        drafted.chain = adaptive.longer(remembered, drafted.chain, p_best)
+        length.grow(p_best)
     return out.hidden
 
 
@@ -169,7 +171,7 @@ def _by_id(logits: F32, d2t: NDArray[np.int64] | None, n_vocab: int) -> F32:
 class ScriptedDrafter(Drafter):
     """A drafter whose tokens are accepted as a script says, for tests and for timing.
 
-    continuation  what plain decoding will give behind the prompt: continuation[0] is the first generated token
+    continuation  what plain decoding will give after the prompt: continuation[0] is the first generated token
     pattern       per round, which of its tokens to draft right; the last entry repeats. A wrong token is the right
                   one + 1 modulo n_vocab.
     first_pos     the position of continuation[0]
@@ -189,11 +191,11 @@ class ScriptedDrafter(Drafter):
         while pattern:
             yield pattern[-1]
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
-        if limit <= 0:
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        if length.limit <= 0:
             return Draft()
         at = state.n_past + 1 - self.first_pos
-        known = self.continuation[at : at + limit]
+        known = self.continuation[at : at + length.limit]
         script = next(self._rounds, ())
         ids = [
             right if is_right else (right + 1) % self.n_vocab for right, is_right in zip(known, script, strict=False)

@@ -4,7 +4,7 @@ Owns the choice of the row that the draft is read from. It must not know why a r
 MtpDrafter's drafts of one token, bit for bit.
 
 In the inline design every row of a trunk batch goes on through the head: row t pairs the token that the trunk chose
-there with the trunk's hidden row t (S20), so the head's row t proposes the token behind that choice. The draft is one
+there with the trunk's hidden row t (S20), so the head's row t proposes the token after that choice. The draft is one
 token, read from the last row of the last batch. After a rejection that row belongs to the rejected token: it continues
 a text that was never written. Rows stay stale until a draft is accepted by chance, or a round decodes one token alone.
 Where a rejected token is never run (two-phase), or the kept ones are run again (replay), the last row is the right one.
@@ -20,39 +20,23 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.adaptive import AdaptiveConfig, AdaptiveState, worth_a_step
-from mtpref.decode.drafters import Draft, Drafter, read_head
-from mtpref.decode.sampling import Sampler
-from mtpref.decode.statistics import Statistics
+from mtpref.decode.drafters import Draft, HeadDrafter, HeadRun, read_head
+from mtpref.decode.lengths import DraftLength
 from mtpref.errors import MtprefError
-from mtpref.model import Model
-from mtpref.policy import PolicyConfig
 from mtpref.state import ModelState
 
 ROWS = ("last", "right")
 
 
 @dataclass
-class InlineDrafter(Drafter):
+class InlineDrafter(HeadDrafter):
     """Drafts of one token. One run each: the rejected rows of a run are not those of the next.
 
     row             last: the last row of the last batch (the PR's rule), stale after a rejection;
                     right: the row of the last token that was kept
-    n_draft_vocab   FastMTP: only the first so many ids can be drafted (None: all)
-    sampler         what draws the token under `residual` (None: greedy; the best candidate)
-    adaptive        the rule that decides whether there is a draft, and what it remembers
     """
 
-    reads_head = True
-
-    model: Model
-    policy: PolicyConfig
-    statistics: Statistics
     row: str = "last"
-    n_draft_vocab: int | None = None
-    sampler: Sampler | None = None
-    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
-    remembered: AdaptiveState = field(default_factory=AdaptiveState)
     _stale_ids: list[int] = field(default_factory=list)
     _stale_rows: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
@@ -65,28 +49,20 @@ class InlineDrafter(Drafter):
         """Whether the row that the next draft is read from belongs to a rejected token."""
         return bool(self._stale_ids)
 
-    def adapts(self, state: AdaptiveState) -> None:
-        self.remembered = state
-
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
+    def propose(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         """The head's rows from the one of id_last on; the last of them proposes."""
-        pos0, recipe = state.n_past, self.model.recipe
-        if limit <= 0 or pos0 < recipe.contract.first_pos:
-            return Draft()
-        drafted = Draft()
-        if not worth_a_step(self.adaptive, self.remembered, drafted.chain, self.policy.n_min):
-            return drafted
+        pos0, drafted = state.n_past, Draft()
         ids, hidden = [id_last], state.pending_h[None]
         if self.is_stale:
             ids, hidden = ids + self._stale_ids, np.concatenate([hidden, self._stale_rows])
-        read_head(self, state, ids, hidden, pos0, drafted)
+        read_head(self, state, HeadRun(0, ids, hidden, pos0, pos0 + 1), length, drafted)
         self.statistics.count_pass("mtp_draft", len(ids))
-        recipe.steps.trim_mtp(state, pos0)
+        self.model.recipe.steps.trim_mtp(state, pos0)
         return drafted
 
-    def saw(self, target_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
-        """Keep the rows behind the last kept one: the trunk's choice there, and its hidden row."""
+    def saw(self, row_ids: Sequence[int], hidden: NDArray[np.float32], n_kept: int) -> None:
+        """Keep the rows from the first rejected one on: the trunk's choice there, and its hidden row."""
         if self.row == "right":
             return
         self._stale_rows = hidden[n_kept:].copy()
-        self._stale_ids = list(target_ids[n_kept : len(hidden)])
+        self._stale_ids = list(row_ids[n_kept : len(hidden)])

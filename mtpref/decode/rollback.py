@@ -10,12 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.decode.passes import Passes
 from mtpref.decode.sampling import Judge
-from mtpref.decode.statistics import Statistics
 from mtpref.events import Draw
-from mtpref.model import Model
-from mtpref.state import ModelState
-from mtpref.steps import Hidden
 
 F32 = NDArray[np.float32]
 
@@ -24,15 +21,15 @@ F32 = NDArray[np.float32]
 class Verdict:
     """What verification found.
 
-    target_ids  the token that the target gives at each row that was run, logits: those rows (R, n_vocab); draws: how
-                they were sampled, empty for greedy decoding
+    row_ids     the token that each row that was run gives, logits: those rows (R, n_vocab); draws: how they were
+                sampled, empty for greedy decoding
     hidden      the trunk's rows of the opening token and of every verified draft token, as the contract wants them
     n_kept      n_accepted + 1: the tokens that stay in the state
     n_dropped   tokens that were run and rolled back; n_replayed: tokens that were run again for that
     replay_from the pending hidden that the replayed batch starts from, None without a replay
     """
 
-    target_ids: list[int]
+    row_ids: list[int]
     logits: F32
     hidden: F32
     n_accepted: int
@@ -46,52 +43,49 @@ class Verdict:
         return self.n_accepted + 1
 
 
-Verify = Callable[[Model, ModelState, int, Judge, Statistics], Verdict]
+Verify = Callable[[Passes, int, Judge], Verdict]
 
 
-def verify_snapshot(model: Model, state: ModelState, id_last: int, judge: Judge, stats: Statistics) -> Verdict:
-    """One pass that keeps the recurrent state after each token; rolling back is choosing one of them."""
+def verify_snapshot(passes: Passes, id_last: int, judge: Judge) -> Verdict:
+    """S38. One pass that keeps the recurrent state after each token; rolling back is choosing one of them."""
     ids = [id_last, *judge.ids]
-    steps = model.recipe.steps
-    logits, hidden = _run(model, state, ids, judge, stats, keep=len(ids))
+    logits, hidden = _run(passes, ids, judge, keep=len(ids))
     n_accepted = judge.n_accepted
     n_dropped = len(judge.ids) - n_accepted
     if judge.ids:
-        with stats.timed("rollback"):
-            steps.choose_plane(state, n_dropped)
-    return Verdict(judge.target_ids, logits, hidden, n_accepted, n_dropped, 0, draws=judge.draws)
+        with passes.statistics.timed("rollback"):
+            passes.model.recipe.steps.choose_plane(passes.state, n_dropped)
+    return Verdict(judge.row_ids, logits, hidden, n_accepted, n_dropped, 0, draws=judge.draws)
 
 
-def verify_replay(model: Model, state: ModelState, id_last: int, judge: Judge, stats: Statistics) -> Verdict:
-    """A checkpoint, one pass; after a rejection the checkpoint is restored and the accepted prefix is run again."""
-    ids = [id_last, *judge.ids]
-    steps, contract = model.recipe.steps, model.recipe.contract
+def verify_replay(passes: Passes, id_last: int, judge: Judge) -> Verdict:
+    """S38. A checkpoint, one pass; after a rejection back to the checkpoint, and the accepted prefix is run again."""
+    ids, state, stats = [id_last, *judge.ids], passes.state, passes.statistics
+    steps, contract = passes.model.recipe.steps, passes.model.recipe.contract
     pending = state.pending_h
     with stats.timed("rollback"):
-        saved = steps.checkpoint(state) if judge.ids else None
-    logits, hidden = _run(model, state, ids, judge, stats, keep=1)
+        saved = state.checkpoint() if judge.ids else None
+    logits, rejected = _run(passes, ids, judge, keep=1)
     n_accepted = judge.n_accepted
     n_dropped = len(judge.ids) - n_accepted
     if not n_dropped or saved is None:
-        return Verdict(judge.target_ids, logits, hidden, n_accepted, 0, 0, draws=judge.draws)
+        return Verdict(judge.row_ids, logits, rejected, n_accepted, 0, 0, draws=judge.draws)
     with stats.timed("rollback"):
         steps.restore(state, saved)
-        out = model.trunk(state, ids[: n_accepted + 1], n_logits=0)
-        stats.count_pass("replay", n_accepted + 1)
-    replay_from = steps.pending_at_replay(pending, hidden, contract)
-    hidden = steps.target_hidden(out.hidden, contract)
+        _, hidden = passes.trunk(ids[: n_accepted + 1], "replay", n_logits=0)
+    replay_from = steps.pending_at_replay(pending, rejected, contract)
     n_replayed = n_accepted + 1
-    return Verdict(judge.target_ids, logits, hidden, n_accepted, n_dropped, n_replayed, replay_from, judge.draws)
+    return Verdict(judge.row_ids, logits, hidden, n_accepted, n_dropped, n_replayed, replay_from, judge.draws)
 
 
-def verify_two_phase(model: Model, state: ModelState, id_last: int, judge: Judge, stats: Statistics) -> Verdict:
-    """One token at a time: a draft token is run only once it is accepted, so nothing is ever rolled back."""
-    rows = [_run(model, state, [id_last], judge, stats, keep=1)]
+def verify_two_phase(passes: Passes, id_last: int, judge: Judge) -> Verdict:
+    """S38. One token at a time: a draft token is run only once it is accepted, so nothing is ever rolled back."""
+    rows = [_run(passes, [id_last], judge, keep=1)]
     while judge.n_accepted == len(rows):
-        rows.append(_run(model, state, [judge.ids[len(rows) - 1]], judge, stats, keep=1))
+        rows.append(_run(passes, [judge.ids[len(rows) - 1]], judge, keep=1))
     logits = np.concatenate([logits for logits, _ in rows])
     hidden = np.concatenate([hidden for _, hidden in rows])
-    return Verdict(judge.target_ids, logits, hidden, len(rows) - 1, 0, 0, draws=judge.draws)
+    return Verdict(judge.row_ids, logits, hidden, len(rows) - 1, 0, 0, draws=judge.draws)
 
 
 STRATEGIES: dict[str, Verify] = {
@@ -101,12 +95,8 @@ STRATEGIES: dict[str, Verify] = {
 }
 
 
-def _run(
-    model: Model, state: ModelState, ids: Sequence[int], judge: Judge, stats: Statistics, *, keep: int
-) -> tuple[F32, F32]:
+def _run(passes: Passes, ids: Sequence[int], judge: Judge, *, keep: int) -> tuple[F32, F32]:
     """Run tokens and show their rows to the judge: logits as it saw them, hidden rows as the contract wants them."""
-    out = model.trunk(state, ids, n_logits=len(ids), keep=keep)
-    stats.count_pass("verify" if len(ids) > 1 else "plain", len(ids))
-    hidden: Hidden = out.hidden
-    logits = judge.see(out.logits)
-    return logits, model.recipe.steps.target_hidden(hidden, model.recipe.contract)
+    kind = "verify" if len(ids) > 1 else "plain"
+    logits, hidden = passes.trunk(ids, kind, n_logits=len(ids), keep=keep)
+    return judge.see(logits), hidden

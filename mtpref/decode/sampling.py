@@ -7,6 +7,7 @@ reached through the table of steps. A temperature of 0 never comes near them: th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,35 +100,60 @@ class Sampler:
     def plain(self, row: F32, pos: int) -> tuple[int, Draw]:
         """The token at `pos` where nothing was drafted."""
         target, u = self.target(row), self.u(TARGET, pos)
-        return self.steps.plain_token(target, u), Draw(pos, u_target=u, edge=_edge(target, u))
+        return self.steps.draw(target, u), Draw(pos, u_target=u, edge=_edge(target, u))
 
     def draft(self, row: F32, pos: int, pos0: int) -> tuple[int, Distribution, float]:
         """A drafted token at `pos`, in the round that opened at pos0: the id, what it was drawn from, the uniform."""
-        dist, u = self.steps.draft_distribution(row, self._chain), self.u(DRAFT, pos, pos0)
-        return self.steps.draft_token(dist, u), dist, u
+        dist, u = spec.filtered(row, self._chain), self.u(DRAFT, pos, pos0)
+        return self.steps.draw(dist, u), dist, u
 
     def target(self, row: F32) -> Distribution:
-        dist: Distribution = self.steps.target_distribution(row, self._chain)
-        return dist
+        return self.steps.target_distribution(row, self._chain)
 
     def u(self, stream: int, pos: int, pos0: int = 0) -> float:
         return spec.uniform(self.config.seed, stream, pos, pos0)
 
 
-class Judge:
-    """One draft before the target: a token for each row, and how many of the draft's that accepts.
+class Judge(Protocol):
+    """Who decides how much of a draft is accepted, from the target's rows; made anew each round.
 
-    target_ids  for each row seen, the token that the target gives there: under `residual` the drafted one where it
-                is accepted, so that S23's rule counts the accepted ones by every rule
+    ids         the drafted tokens
+    row_ids     the token that each row seen so far gives the text: the target's own, but under `residual` the drafted
+                one where it is kept. S23 counts over these by every rule
     draws       how they were sampled; none for greedy decoding
+    n_accepted  how many drafted tokens the rows seen so far accept
+    """
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+    @property
+    def row_ids(self) -> list[int]: ...
+    @property
+    def draws(self) -> Sequence[Draw]: ...
+    @property
+    def n_accepted(self) -> int: ...
+
+    def see(self, logits: F32, /) -> F32:
+        """The target's next rows, in one call or several; returns them as they were judged."""
+        ...
+
+
+class MakeJudge(Protocol):
+    """Who makes the judge of a round. dists: what each drafted token was drawn from; empty where there was no choice.
+    pos0: the position of the token that opens the round."""
+
+    def __call__(self, ids: Sequence[int], dists: Sequence[Distribution], pos0: int, /) -> Judge: ...
+
+
+class TargetJudge:
+    """S39. The target decides what each row gives: by greedy choice, by `match` or by `residual`.
 
     Every draw is keyed by position, so rows may be shown at once or one by one.
     """
 
     def __init__(self, sampler: Sampler, ids: Sequence[int], dists: Sequence[Distribution], pos0: int) -> None:
-        """dists: what each drafted token was drawn from; empty for a drafter that has no choice."""
         self.ids = ids
-        self.target_ids: list[int] = []
+        self.row_ids: list[int] = []
         self.draws: list[Draw] = []
         self._dists = dists or [spec.only(id) for id in ids]
         self._sampler, self._pos0 = sampler, pos0
@@ -136,19 +162,19 @@ class Judge:
         """The target's next rows; returns them without ignored ids."""
         logits = self._sampler.biased(logits)
         if self._sampler.config.is_greedy:
-            self.target_ids += self._sampler.greedy(logits)
+            self.row_ids += self._sampler.greedy(logits)
             return logits
         for row in logits:
-            token, drawn = self._token(row, len(self.target_ids))
-            self.target_ids.append(token)
+            token, drawn = self._token(row, len(self.row_ids))
+            self.row_ids.append(token)
             self.draws.append(drawn)
         return logits
 
     @property
     def n_accepted(self) -> int:
         """How many drafted tokens the rows seen so far accept."""
-        tried = self.ids[: len(self.target_ids)]
-        return int(self._sampler.steps.accept_greedy(tried, self.target_ids, self._sampler.eog_ids))
+        tried = self.ids[: len(self.row_ids)]
+        return self._sampler.steps.accept_greedy(tried, self.row_ids, self._sampler.eog_ids)
 
     def _token(self, row: F32, i: int) -> tuple[int, Draw]:
         pos = self._pos0 + 1 + i
@@ -176,7 +202,7 @@ class Judge:
             return id, Draw(pos, id, p, q, p_accept, u_accept=u, edge=edge)
         rest, u_rest = steps.residual(id, target, draft), self._sampler.u(RESIDUAL, pos, self._pos0)
         edge = min(u - p / q, spec.draw_edge(rest, u_rest))
-        return steps.residual_token(rest, u_rest), Draw(pos, id, p, q, p_accept, None, u, u_rest, edge)
+        return steps.draw(rest, u_rest), Draw(pos, id, p, q, p_accept, None, u, u_rest, edge)
 
 
 def _edge(dist: Distribution, u: float) -> float | None:

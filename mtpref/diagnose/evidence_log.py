@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mtpref.contract import MtpContract
-from mtpref.diagnose.forced import Recorded, Replay, Rows, Seen, head_only, recording
+from mtpref.diagnose.forced import Recorded, Replay, Seen
 from mtpref.diagnose.hypotheses import (
     KV_TYPES,
     Hypothesis,
@@ -147,12 +147,10 @@ def _healthy(model: Model, runs: Sequence[PortRun]) -> tuple[list[Recorded], Rep
     """The healthy replay, and its trunk's passes for hypotheses that only touch the head."""
     records, seen = [], []
     for run in runs:
-        recorder = recording(model)
-        replay = Replay(recorder, run)
+        replay = Replay(model, run)
         for found in replay.play():
             seen += found
-        recorder.recorded.rows.extend(replay.all_rows)
-        records.append(recorder.recorded)
+        records.append(replay.recorded)
     return records, Replayed(list_hypotheses(model)[0], seen, log_likelihood(seen))
 
 
@@ -164,8 +162,7 @@ def _replay(
     seen: list[Seen] = []
     n_before = 0
     for run, recorded in zip(runs, records, strict=True):
-        rows: list[Rows] | None = recorded.rows if is_head_only else None
-        replay = Replay(head_only(model, recorded) if is_head_only else model, run, rows)
+        replay = Replay(model, run, recorded if is_head_only else None)
         for i, found in enumerate(replay.play()):
             seen += found
             if i % 4 == 3 and best.behind(seen, n_before + i + 1) > HOPELESS:

@@ -2,22 +2,24 @@
 
 Owns the forced loop: every draft step is given the token that the port drafted, every verdict is the port's. What the
 hypothesis would have drafted and emitted itself is noted at each step, so that every single token is evidence. The loop
-is that of mtpref/decode; only its two decisions are taken from the port.
+is that of mtpref/decode; who proposes, who judges and, where a hypothesis leaves the trunk alone, who runs the trunk
+are given to it.
 """
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.decode import Decoder, Drafter, Options
+from mtpref.decode import Decoder, Drafter, DraftLength, Options
+from mtpref.decode.drafters import Draft
 from mtpref.diagnose.port_run import PortRound, PortRun
-from mtpref.events import Drafted, Draw, Event
+from mtpref.events import Draw
 from mtpref.model import Model
 from mtpref.model.model import Output
 from mtpref.policy import PolicyConfig
+from mtpref.spec import Distribution
 from mtpref.state import ModelState
 from mtpref.steps import Hidden
 
@@ -25,6 +27,7 @@ F32 = NDArray[np.float32]
 NEAR = 0.03  # in standard deviations of the logits: a choice so close may fall either way
 KNOWN_RULES = ("snapshot", "replay", "two-phase")
 NO_LOGITS = np.empty((0, 0), np.float32)
+ROOM = 2048  # positions behind the port's text: no draft is cut for want of them
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,16 @@ class Rows:
 
 
 class ForcedJudge:
-    """The port's verdict in the loop's place of a judge."""
+    """The port's verdict in the place of the target's own."""
 
     def __init__(self, port: PortRound, round: int, rows: Rows | None = None) -> None:
-        self.ids = list(port.draft)
+        self.ids: Sequence[int] = list(port.draft)
         self.rows = rows or Rows()
         self.draws: Sequence[Draw] = ()
         self._port, self._round, self._is_given = port, round, rows is not None
         self._n_shown = 0
 
-    def see(self, logits: F32) -> F32:
+    def see(self, logits: F32, /) -> F32:
         if self._is_given:
             self._n_shown = len(self.rows.own)
             return logits
@@ -98,7 +101,7 @@ class ForcedJudge:
         return self._port.emitted[-1] if i == self._port.n_accepted else -1
 
     @property
-    def target_ids(self) -> list[int]:
+    def row_ids(self) -> list[int]:
         told = [self._port_token(i) for i in range(self._n_shown)]
         return [own if port < 0 else port for own, port in zip(self.rows.own, told, strict=False)]
 
@@ -108,113 +111,25 @@ class ForcedJudge:
 
 
 class ForcedDrafter(Drafter):
-    """Only says that the head's cells are kept; the replay drafts itself."""
+    """Proposes what the port drafted, and notes what the head would have: each step is fed with the port's token."""
 
     reads_head = True
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Any:
-        raise AssertionError("the replay drafts itself")
+    def __init__(self, model: Model, run: PortRun) -> None:
+        self.model, self.run = model, run
+        self.n_rounds = 0
+        self.seen: list[Seen] = []
 
-
-@dataclass(frozen=True)
-class Recorded:
-    """The healthy trunk along the port's tokens: hidden rows of each pass, and what each round's logits said."""
-
-    hidden: list[Hidden] = field(default_factory=list)
-    rows: list[Rows] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class RecordingModel(Model):
-    """A model that notes the hidden rows of every pass of its trunk."""
-
-    recorded: Recorded = field(default_factory=Recorded)
-
-    def trunk(self, state: ModelState, ids: Sequence[int], **how: Any) -> Output:
-        out = super().trunk(state, ids, **how)
-        self.recorded.hidden.append(out.hidden)
-        return out
-
-
-@dataclass(frozen=True)
-class HeadOnlyModel(Model):
-    """A model whose trunk's passes are read from a record: for hypotheses that touch only the head."""
-
-    recorded: Recorded = field(default_factory=Recorded)
-    n_read: list[int] = field(default_factory=lambda: [0])
-
-    def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
-        heads = [head.layer.state(self.kv_type_draft) for head in self.heads]
-        n_hidden = self.heads[0].n_hidden if self.heads else self.config.n_embd
-        return ModelState([], heads, n_hidden, n_ctx or self.config.n_ctx_train, poison=poison)
-
-    def trunk(self, state: ModelState, ids: Sequence[int], **how: Any) -> Output:
-        hidden = self.recorded.hidden[self.n_read[0]]
-        self.n_read[0] += 1
-        state.reserve(len(ids))
-        state.n_past += len(ids)
-        return Output(NO_LOGITS, Hidden(hidden.pre.copy(), hidden.post.copy()))
-
-
-def recording(model: Model) -> RecordingModel:
-    return RecordingModel(**{f.name: getattr(model, f.name) for f in fields(Model)})
-
-
-def head_only(model: Model, recorded: Recorded) -> HeadOnlyModel:
-    return HeadOnlyModel(**{f.name: getattr(model, f.name) for f in fields(Model)}, recorded=recorded)
-
-
-class Replay(Decoder):
-    """One run along the port's tokens. `play` yields what was seen in each round."""
-
-    def __init__(self, model: Model, run: PortRun, rows: list[Rows] | None = None) -> None:
-        n_tokens = len(run.prompt_ids) + sum(max(len(r.emitted), len(r.draft) + 1) for r in run.rounds) + 8
-        super().__init__(model, model.new_state(min(n_tokens, 1 << 30)), _options(run), ForcedDrafter())
-        self.port = run
-        self.rows = rows
-        self.all_rows: list[Rows] = []
-        self._seen: list[Seen] = []
-        self._judge: ForcedJudge | None = None
-
-    def play(self) -> Iterator[list[Seen]]:
-        """Errors  MtprefError, ValueError or IndexError where the hypothesis cannot run along these tokens"""
-        opening = yield from self._quietly(self._prompt(list(self.port.prompt_ids), 0, ()))
-        id_last = int(opening)
-        for i, port in enumerate(self.port.rounds):
-            self._seen = []
-            id_last = port.id_last if port.id_last is not None else id_last
-            yield from self._quietly(self._round(id_last))
-            assert self._judge is not None
-            self.all_rows.append(self._judge.rows)
-            self._seen += self._verdict(port, self._judge.rows, i)
-            id_last = port.emitted[-1]
-            yield self._seen
-
-    @staticmethod
-    def _quietly(events: Generator[Event, None, Any]) -> Generator[list[Seen], None, Any]:
-        """Run to the end and hand on what it returns."""
-        while True:
-            try:
-                next(events)
-            except StopIteration as end:
-                return end.value
-        yield []
-
-    # ---------------------------------------------------------------------------- the loop's two decisions
-
-    def _draft(self, id_last: int) -> tuple[Drafted, Any]:
-        i, state, steps = len(self.all_rows), self.state, self.model.recipe.steps
-        port = self.port.rounds[i]
-        self._note_length(port, i)
-        opening = steps.draft_opening(id_last, self._last_targets)
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        i, port = self.n_rounds, self.run.rounds[self.n_rounds]
+        self.n_rounds += 1
+        self.seen = self._note_length(port, i, length.room)
         if state.n_past >= self.model.recipe.contract.first_pos and port.draft:
-            self._chain(opening, port, i)
-        self._judge = ForcedJudge(port, i, None if self.rows is None else self.rows[i])
-        return Drafted(i, state.n_past, id_last, list(port.draft), [], self.policy_state.n_cooldown), self._judge
+            self._chain(state, id_last, port, i)
+        return Draft(list(port.draft))
 
-    def _chain(self, opening: int, port: PortRound, round: int) -> None:
-        """The draft chain, each step fed with the token that the port drafted before it."""
-        model, state = self.model, self.state
+    def _chain(self, state: ModelState, opening: int, port: PortRound, round: int) -> None:
+        model = self.model
         steps, contract = model.recipe.steps, model.recipe.contract
         pos0, token, hidden = state.n_past, opening, state.pending_h[None]
         for step, drafted in enumerate(port.draft):
@@ -229,15 +144,88 @@ class Replay(Decoder):
                 ids, p = model.recipe.ops.top_candidates(row)
                 own = float(p[list(ids).index(drafted)]) if drafted in ids else 0.0
                 seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
-            self._seen.append(seen)
+            self.seen.append(seen)
             token, hidden = drafted, steps.chain_hidden(out.hidden, contract)
         steps.trim_mtp(state, pos0)
 
-    def _emit(self, drafted: Drafted, verdict: Any) -> Generator[Event, None, tuple[int, bool]]:
-        yield from ()
-        return drafted.id_last, False
+    def _note_length(self, port: PortRound, i: int, expected: int) -> list[Seen]:
+        """The draft's length, where the settings say what it must be. The last rounds are cut by the budget."""
+        settings = self.run.settings
+        told = {"n_max", "cooldown"} <= settings.keys()
+        if not told or settings.get("p_min") or settings.get("n_min") or i >= len(self.run.rounds) - 2:
+            return []
+        far = float("inf")
+        gap = far if expected != len(port.draft) else 0.0
+        return [Seen(i, expected, len(port.draft), gap, far, kind="length")]
 
-    # --------------------------------------------------------------------------------------- evidence
+
+@dataclass
+class Recorded:
+    """The trunk along the port's tokens: hidden rows of each pass, and what each round's logits said."""
+
+    hidden: list[Hidden] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+
+
+class RecordingTrunk:
+    """The model's trunk, whose hidden rows are noted pass by pass."""
+
+    def __init__(self, model: Model, recorded: Recorded) -> None:
+        self._model, self._recorded = model, recorded
+
+    def __call__(self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1) -> Output:
+        out = self._model.trunk(state, ids, n_logits=n_logits, keep=keep)
+        self._recorded.hidden.append(out.hidden)
+        return out
+
+
+class RecordedTrunk:
+    """A trunk whose passes are read from a record: for hypotheses that touch only the head."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._passes = iter(recorded.hidden)
+
+    def __call__(self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1) -> Output:
+        hidden = next(self._passes, None)
+        if hidden is None:
+            raise IndexError("the run makes more passes than the one that was recorded")
+        state.reserve(len(ids))
+        state.n_past += len(ids)
+        return Output(NO_LOGITS, Hidden(hidden.pre.copy(), hidden.post.copy()))
+
+
+class Replay:
+    """One run along the port's tokens. `play` yields what was seen in each round, and fills `recorded`.
+
+    given  what a replay of the same run recorded: the trunk's passes and rows are taken from it, none is run
+    """
+
+    def __init__(self, model: Model, run: PortRun, given: Recorded | None = None) -> None:
+        n_tokens = len(run.prompt_ids) + sum(max(len(r.emitted), len(r.draft) + 1) for r in run.rounds) + ROOM
+        state = model.new_state(min(n_tokens, 1 << 30))
+        if given is not None:
+            state.layers = []
+        self.model, self.port, self.given, self.recorded = model, run, given, Recorded()
+        self.drafter = ForcedDrafter(model, run)
+        trunk = RecordingTrunk(model, self.recorded) if given is None else RecordedTrunk(given)
+        self.decoder = Decoder(model, state, _options(run), self.drafter, self._judge, trunk)
+
+    def play(self) -> Iterator[list[Seen]]:
+        """Errors  MtprefError, ValueError or IndexError where the hypothesis cannot run along these tokens"""
+        for _ in self.decoder.prompt(self.port.prompt_ids):
+            pass
+        id_last = self.port.prompt_ids[-1]
+        for i, port in enumerate(self.port.rounds):
+            for _ in self.decoder.round(id_last if port.id_last is None else port.id_last):
+                pass
+            yield self.drafter.seen + self._verdict(port, self.recorded.rows[i], i)
+            id_last = port.emitted[-1]
+
+    def _judge(self, ids: Sequence[int], dists: Sequence[Distribution], pos0: int, /) -> ForcedJudge:
+        i = len(self.recorded.rows)
+        judge = ForcedJudge(self.port.rounds[i], i, None if self.given is None else self.given.rows[i])
+        self.recorded.rows.append(judge.rows)
+        return judge
 
     def _verdict(self, port: PortRound, rows: Rows, i: int) -> list[Seen]:
         """What the hypothesis would have emitted, token by token, up to the first disagreement.
@@ -263,17 +251,6 @@ class Replay(Decoder):
         if len(emitted) > len(port.emitted) and not is_end:
             found.append(Seen(i, emitted[len(port.emitted)], -1, float("inf"), float("inf"), kind="target"))
         return found
-
-    def _note_length(self, port: PortRound, i: int) -> None:
-        """The draft's length, where the settings say what it must be. The last rounds are cut by the budget."""
-        settings = self.port.settings
-        told = {"n_max", "cooldown"} <= settings.keys()
-        if not told or settings.get("p_min") or settings.get("n_min") or i >= len(self.port.rounds) - 2:
-            return
-        expected = self.model.recipe.steps.draft_limit(self.options.policy, self.policy_state, 1 << 20)
-        far = float("inf")
-        self._seen.append(Seen(i, int(expected), len(port.draft), far if expected != len(port.draft) else 0.0, far,
-                               kind="length"))  # fmt: skip
 
 
 def _options(run: PortRun) -> Options:

@@ -155,15 +155,14 @@ def shares_pass(model: Model, base: Model) -> bool:
 
 def shares_rollback(model: Model, base: Model) -> bool:
     """Whether the trunk's state is rolled back alike in both."""
-    names = ("checkpoint", "restore", "choose_plane")
+    names = ("restore", "choose_plane")
     return all(getattr(model.recipe.steps, name) is getattr(base.recipe.steps, name) for name in names)
 
 
 # Steps that a forced greedy replay never takes: gates of the policy, what belongs to a temperature or to sessions.
 UNUSED_STEPS = (
-    "draft_token", "match_token", "plain_token", "bonus_token", "accept_residual", "residual", "residual_token",
-    "target_distribution", "draft_distribution", "draws", "keeps_drawn", "takes", "proposed", "ends_text",
-    "pending_at_reuse", "pending_at_prompt",
+    "draw", "match_token", "bonus_token", "accept_residual", "residual", "target_distribution", "keeps_drawn", "takes",
+    "proposed", "ends_text", "pending_at_prompt",
 )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from mtpref.faults.fault import Fault, Signature, contract, steps
 from mtpref.model import Model
 from mtpref.recipe import Recipe
 from mtpref.state import HeadState, ModelState
+from mtpref.step_types import Batch, HeadIds
 
-F32 = NDArray[np.float32]
+Ids = Sequence[int]
 
 
 def slide(head: HeadState, first_pos: int) -> None:
@@ -22,8 +23,17 @@ def slide(head: HeadState, first_pos: int) -> None:
 
 
 def _keeping(rows: Callable[[int, int], int]) -> Callable[[Recipe], Recipe]:
-    """The catch-up pass with the first rows(n_kept, n_drafted) of the kept tokens alone."""
-    return steps(lambda table: {"kept_rows": rows, "place_mtp": slide})
+    """The catch-up pass of a round with the first rows(n_kept, n_drafted) of the kept tokens alone."""
+
+    def kept(batch: Batch, ids: Ids) -> Ids:
+        return ids if batch.n_drafted is None else batch.ids[: rows(len(batch.ids), batch.n_drafted)]
+
+    return steps(lambda table: {"head_ids": _then(table.head_ids, kept), "place_mtp": slide})
+
+
+def _then(head_ids: HeadIds, change: Callable[[Batch, Ids], Ids]) -> HeadIds:
+    """The tokens that go through the head, changed."""
+    return lambda batch, asked: change(batch, head_ids(batch, asked))
 
 
 PROMPT_NOT_PRIMED = Fault(
@@ -41,29 +51,33 @@ PROMPT_NOT_PRIMED = Fault(
     apply_recipe=contract(prime="none"),
 )
 
+
+def _one_short(batch: Batch, ids: Ids) -> Ids:
+    return ids[:-1] if batch.n_drafted is None else ids
+
+
 PROMPT_ONE_SHORT = Fault(
     id="K1-prompt-one-short",
     title="The last pair of a prompt batch does not go through the head",
     mechanism="L tokens of a batch give L - 1 pairs, and nobody brings the last one later.",
     bug_type="OFF_BY_ONE",
-    replaces=("steps.prime_rows", "steps.place_mtp"),
+    replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "a little lower", split="the first round most"),
     seen=(("lattice #1364", "https://github.com/ohdearquant/lattice/pull/1364"),),
-    apply_recipe=steps(lambda table: {
-        "prime_rows": lambda n, asked: max(table.prime_rows(n, asked) - 1, 0), "place_mtp": slide,
-    }),
-)  # fmt: skip
+    apply_recipe=steps(lambda table: {"head_ids": _then(table.head_ids, _one_short), "place_mtp": slide}),
+)
 
 
 def _tail_sampled(model: Model) -> Model:
     ops, output = model.recipe.ops, model.weights.output
 
-    def prime_ids(ids: Sequence[int], pos0: int, pending: F32) -> Sequence[int]:
-        if pos0 == 0:
+    def guessed(batch: Batch, ids: Ids) -> Ids:
+        if batch.n_drafted is not None or batch.pos0 == 0 or not ids:
             return ids
-        return [int(ops.argmax(ops.head(ops, output, pending[None], None))[0]), *ids[1:]]
+        return [int(ops.argmax(ops.head(ops, output, batch.pending[None], None))[0]), *ids[1:]]
 
-    return replace(model, recipe=model.recipe.with_steps(prime_ids=prime_ids))
+    head_ids = _then(model.recipe.steps.head_ids, guessed)
+    return replace(model, recipe=model.recipe.with_steps(head_ids=head_ids))
 
 
 CHUNK_TAIL_SAMPLED = Fault(
@@ -72,7 +86,7 @@ CHUNK_TAIL_SAMPLED = Fault(
     mechanism="The pair that crosses two batches takes the token that the trunk would choose there, not the prompt's "
     "next one: one wrong cell for each boundary.",
     bug_type="WRONG_RULE",
-    replaces=("steps.prime_ids",),
+    replaces=("steps.head_ids",),
     predicted=Signature("", "a little lower", drift="only with prompts longer than a batch"),
     seen=(
         ("SGLang #26800", "https://github.com/sgl-project/sglang/pull/26800"),
@@ -90,7 +104,7 @@ GENERATED_DISCARDED = Fault(
     mechanism="What was run while drafting is discarded, and what was accepted is not run again: the head's attention "
     "sees the prompt alone.",
     bug_type="MISSING_STEP",
-    replaces=("steps.kept_rows", "steps.place_mtp"),
+    replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "lower", split="the first round the same", drift="falls with the text's length"),
     seen=(("ik_llama.cpp #1757", "https://github.com/ikawrakow/ik_llama.cpp/pull/1757"),),
     effect="hardly any change",
@@ -119,7 +133,7 @@ TRIMMED_TWO_MORE = Fault(
     mechanism="The number of cells to cut counts the opening token and one more: the cache falls behind by up to two "
     "cells with each rejection.",
     bug_type="OFF_BY_ONE",
-    replaces=("steps.kept_rows", "steps.place_mtp"),
+    replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "lower", split="after a partial acceptance most", drift="falls with the text's length"),
     seen=(("mlxcel #1002", "https://github.com/lablup/mlxcel/pull/1002"),),
     apply_recipe=_keeping(lambda n_kept, n_drafted: n_kept if n_kept > n_drafted else max(n_kept - 2, 0)),
@@ -146,7 +160,7 @@ ACCEPTED_ROW_MISSING = Fault(
     mechanism="The row of the last accepted draft token is never appended: the cache is one short for each round in "
     "which everything was accepted.",
     bug_type="OFF_BY_ONE",
-    replaces=("steps.kept_rows", "steps.place_mtp"),
+    replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "a little lower", split="after a full acceptance lower", drift="falls with the text"),
     seen=(("lattice #293", "https://github.com/ohdearquant/lattice/issues/293"),),
     apply_recipe=_keeping(lambda n_kept, n_drafted: n_kept - 1 if n_kept > n_drafted > 0 else n_kept),
@@ -190,7 +204,7 @@ COOLDOWN_COLD = Fault(
     title="Rounds without a draft leave no cells in the head's cache",
     mechanism="The catch-up pass is part of drafting: while the drafter is silent, the head does not see the text.",
     bug_type="MISSING_STEP",
-    replaces=("steps.kept_rows", "steps.place_mtp"),
+    replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "lower", drift="falls with the number of silent rounds"),
     needs=("mtp", "cooldown"),
     apply_recipe=_keeping(lambda n_kept, n_drafted: n_kept if n_drafted else 0),

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from mtpref.errors import MtprefError
 from mtpref.model import Model
-from mtpref.ops import Ops
+from mtpref.ops import CoarseEntries, OpEntries, Ops
 from mtpref.recipe import Recipe
-from mtpref.steps import Steps
+from mtpref.steps import StepEntries, Steps
 from mtpref.weights import MtpWeights, Weights
 
 FAMILIES = {
@@ -111,24 +111,29 @@ class Fault:
 # ------------------------------------------------------------------------------- replacements, by what they replace
 
 
-def head_ops(entries: Callable[[Ops], dict[str, Any]]) -> Callable[[Recipe], Recipe]:
+def head_ops(entries: Callable[[Ops], OpEntries]) -> Callable[[Recipe], Recipe]:
     """Other entries in the MTP block's own table; the trunk's is left alone."""
-    return lambda recipe: recipe.with_mtp_ops(**_lasting(recipe.head_ops, entries))
+    return lambda recipe: replace(recipe, mtp_ops=_lasting(recipe.head_ops, entries(recipe.head_ops)))
 
 
-def all_ops(entries: Callable[[Ops], dict[str, Any]]) -> Callable[[Recipe], Recipe]:
+def all_ops(entries: Callable[[Ops], OpEntries]) -> Callable[[Recipe], Recipe]:
     """Other entries in the table that trunk and head share."""
-    return lambda recipe: recipe.with_ops(**_lasting(recipe.ops, entries))
+
+    def apply(recipe: Recipe) -> Recipe:
+        new = entries(recipe.ops)
+        mtp_ops = None if recipe.mtp_ops is None else _lasting(recipe.mtp_ops, new)
+        return replace(recipe, ops=_lasting(recipe.ops, new), mtp_ops=mtp_ops)
+
+    return apply
 
 
-def _lasting(ops: Ops, entries: Callable[[Ops], dict[str, Any]]) -> dict[str, Any]:
-    """Entries of which the coarse ones stay when another fault replaces one of their parts."""
-    new = entries(ops)
+def _lasting(ops: Ops, new: OpEntries) -> Ops:
+    """The table with other entries, of which the coarse ones stay when another fault replaces one of their parts."""
     coarse = {name: entry for name, entry in new.items() if name in ops.composed}
-    return new | ({"composed": {**ops.composed, **coarse}} if coarse else {})
+    return replace(ops.replaced(**new), composed=cast(CoarseEntries, {**ops.composed, **coarse}))
 
 
-def steps(entries: Callable[[Steps], dict[str, Any]]) -> Callable[[Recipe], Recipe]:
+def steps(entries: Callable[[Steps], StepEntries]) -> Callable[[Recipe], Recipe]:
     """Other entries in the table of steps."""
     return lambda recipe: recipe.with_steps(**entries(recipe.steps))
 

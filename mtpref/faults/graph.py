@@ -10,7 +10,7 @@ from mtpref import spec
 from mtpref.contract import MtpContract
 from mtpref.faults.fault import Fault, Signature, all_ops, contract, head_ops, steps
 from mtpref.model import Model
-from mtpref.ops import Ops
+from mtpref.ops import OpEntries, Ops
 from mtpref.rope_scaling import RopeScaling
 from mtpref.spec.arith import exp64, log64
 from mtpref.steps import Hidden
@@ -18,7 +18,7 @@ from mtpref.steps import Hidden
 F32 = NDArray[np.float32]
 
 
-def _swapped(ops: Ops) -> dict[str, Any]:
+def _swapped(ops: Ops) -> OpEntries:
     return {"mtp_concat": lambda first, second: ops.mtp_concat(second, first)}
 
 
@@ -97,7 +97,7 @@ GATE_SILU = Fault(
 )
 
 
-def _heads_unnormed(ops: Ops) -> dict[str, Any]:
+def _heads_unnormed(ops: Ops) -> OpEntries:
     return {"rms_norm": lambda x, weight, eps: x if x.ndim == 3 else ops.rms_norm(x, weight, eps)}
 
 
@@ -145,7 +145,7 @@ ROPE_INTERLEAVED = Fault(
 )
 
 
-def _all_dims(ops: Ops) -> dict[str, Any]:
+def _all_dims(ops: Ops) -> OpEntries:
     def later(pos: NDArray, frequencies: NDArray, has_position: NDArray, magnitude: float = 1.0) -> tuple[Any, Any]:
         return pos, (frequencies, has_position, magnitude)  # the table waits until the size of a head is known
 
@@ -230,7 +230,7 @@ Q_GATE_HALVES = Fault(
 )
 
 
-def _half_zero(ops: Ops) -> dict[str, Any]:
+def _half_zero(ops: Ops) -> OpEntries:
     def attention(q: F32, *cache: Any) -> F32:
         out = np.array(ops.attention(q, *cache))
         out[:, out.shape[1] // 2 :] = 0.0
@@ -261,7 +261,7 @@ GATE_SKIPPED = Fault(
 )
 
 
-def _without_enorm(ops: Ops) -> dict[str, Any]:
+def _without_enorm(ops: Ops) -> OpEntries:
     def mtp_input(table: Ops, w: Any, *rest: Any) -> F32:
         norm = table.rms_norm
         unnormed = replace(table, rms_norm=lambda x, weight, eps: x if weight is w.enorm else norm(x, weight, eps))

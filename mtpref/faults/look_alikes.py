@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.faults.fault import Fault, Signature, all_ops, head_ops, steps
-from mtpref.ops import Op, Ops
-from mtpref.policy import PolicyConfig
+from mtpref.ops import OpEntries, Ops
+from mtpref.policy import PolicyConfig, PolicyState
 from mtpref.recipe import Recipe, make_recipe
 from mtpref.spec import P_ONE, Matrix
-from mtpref.steps import Step, Steps
+from mtpref.steps import StepEntries, Steps
 
 F32 = NDArray[np.float32]
 WIDE_BLOCK = 256
 
 
-def _by_halves(ops: Ops) -> dict[str, Op]:
+def _by_halves(ops: Ops) -> OpEntries:
     """Products of batches of several tokens as the sum of two: blocks 0, 2, 4, .. and blocks 1, 3, 5, .."""
 
     def mul_mat(w: Matrix, x: F32) -> F32:
@@ -44,12 +44,11 @@ BATCH_WIDTH_NOISE = Fault(
 )
 
 
-def _takes(cfg: PolicyConfig, p: int) -> bool:
-    return p >= max(cfg.p_min, P_ONE // 2)
+def _at_least_half(table: Steps) -> StepEntries:
+    def takes(cfg: PolicyConfig, p: int, n_drawn: int | None = None) -> bool:
+        return table.takes(replace(cfg, p_min=max(cfg.p_min, P_ONE // 2)), p, n_drawn)
 
-
-def _draws(cfg: PolicyConfig, p: int, n_drawn: int) -> bool:
-    return _takes(cfg, p) or 0 < n_drawn < cfg.n_min
+    return {"takes": takes}
 
 
 P_MIN = Fault(
@@ -57,11 +56,11 @@ P_MIN = Fault(
     title="p_min is at least 0.5",
     mechanism="Only drafts that the head is sure of are proposed: what is counted as acceptance goes up.",
     bug_type="LOOK_ALIKE",
-    replaces=("steps.takes", "steps.draws"),
+    replaces=("steps.takes",),
     predicted=Signature("", "higher, from fewer drafts"),
     seen=(("llama.cpp #27210", "https://github.com/ggml-org/llama.cpp/pull/27210"),),
     effect="74 % at p_min 0, 95 % at 0.8",
-    apply_recipe=steps(lambda table: {"takes": _takes, "draws": _draws}),
+    apply_recipe=steps(_at_least_half),
 )
 
 KV_F16 = Fault(
@@ -76,7 +75,7 @@ KV_F16 = Fault(
 )
 
 
-def _trimmed(ops: Ops) -> dict[str, Op]:
+def _trimmed(ops: Ops) -> OpEntries:
     def head(table: Ops, output: Matrix, h: F32, n_rows: int | None) -> F32:
         half = (output.n_out + 1) // 2
         return np.asarray(ops.composed["head"](table, output, h, half if n_rows is None else min(n_rows, half)))
@@ -115,9 +114,9 @@ ACTIVATION_QUANTISATION = Fault(
 )
 
 
-def _longer(table: Steps) -> dict[str, Step]:
-    def draft_limit(cfg: PolicyConfig, *rest: object) -> int:
-        return int(table.draft_limit(replace(cfg, n_max=cfg.n_max + 2), *rest))
+def _longer(table: Steps) -> StepEntries:
+    def draft_limit(cfg: PolicyConfig, state: PolicyState, n_room: int) -> int:
+        return table.draft_limit(replace(cfg, n_max=cfg.n_max + 2), state, n_room)
 
     return {"draft_limit": draft_limit}
 
@@ -136,8 +135,11 @@ LONGER_DRAFTS = Fault(
 )
 
 
-def _cooling(table: Steps) -> dict[str, Step]:
-    return {"after_round": lambda cfg, *rest: table.after_round(replace(cfg, cooldown=max(cfg.cooldown, 1)), *rest)}
+def _cooling(table: Steps) -> StepEntries:
+    def after_round(cfg: PolicyConfig, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
+        return table.after_round(replace(cfg, cooldown=max(cfg.cooldown, 1)), state, n_drafted, n_accepted)
+
+    return {"after_round": after_round}
 
 
 COOLDOWN = Fault(

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from mtpref.faults.fault import Fault, Signature, steps
 from mtpref.policy import PolicyConfig, PolicyState
-from mtpref.steps import Step, Steps
+from mtpref.steps import StepEntries, Steps
 
 
-def _never_over(table: Steps) -> dict[str, Step]:
+def _never_over(table: Steps) -> StepEntries:
     def after_round(cfg: PolicyConfig, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
-        after: PolicyState = table.after_round(cfg, state, n_drafted, n_accepted)
+        after = table.after_round(cfg, state, n_drafted, n_accepted)
         return after if n_drafted else replace(after, n_cooldown=state.n_cooldown)
 
     return {"after_round": after_round}
@@ -27,7 +27,7 @@ COOLDOWN_ENDLESS = Fault(
 )
 
 
-def _acceptance_ignored(table: Steps) -> dict[str, Step]:
+def _acceptance_ignored(table: Steps) -> StepEntries:
     return {"after_round": lambda cfg, state, n_drafted, n_accepted: table.after_round(cfg, state, n_drafted, 0)}
 
 
@@ -55,7 +55,7 @@ N_MIN_IGNORED = Fault(
 )
 
 
-def _roomless(table: Steps) -> dict[str, Step]:
+def _roomless(table: Steps) -> StepEntries:
     return {"draft_limit": lambda cfg, state, n_room: table.draft_limit(cfg, state, cfg.n_max)}
 
 

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.faults.fault import Fault, Signature, all_ops
-from mtpref.ops import Ops
+from mtpref.ops import OpEntries, Ops
 
 F32 = NDArray[np.float32]
 
 
-def _eps_times_n(ops: Ops) -> dict[str, Any]:
+def _eps_times_n(ops: Ops) -> OpEntries:
     return {"l2_norm": lambda x, eps: ops.l2_norm(x, eps * x.shape[-1])}
 
 
@@ -28,7 +28,7 @@ L2_EPS = Fault(
 )
 
 
-def _grouped(ops: Ops) -> dict[str, Any]:
+def _grouped(ops: Ops) -> OpEntries:
     def delta_rule(q: F32, k: F32, v: F32, *rest: Any) -> Any:
         n = v.shape[1] // q.shape[1]
         return ops.delta_rule(np.repeat(q, n, axis=1), np.repeat(k, n, axis=1), v, *rest)

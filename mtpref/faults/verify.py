@@ -1,7 +1,6 @@
 """Family V: verification, sampling and emission. All but V20, V21 and V7 change the text, or what it is drawn from."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from mtpref import spec
 from mtpref.faults.fault import Fault, Signature, steps
 from mtpref.policy import PolicyConfig
 from mtpref.spec import Distribution
-from mtpref.steps import Steps
+from mtpref.steps import StepEntries, Steps
 
 Ids = Sequence[int]
 
@@ -31,7 +30,7 @@ LAX_ACCEPT = Fault(
 )
 
 
-def _matched(table: Steps) -> dict[str, Any]:
+def _matched(table: Steps) -> StepEntries:
     def residual(id_draft: int, target: Distribution, draft: Distribution) -> Distribution:
         keep = target.ids != id_draft
         p = target.p[keep]
@@ -91,7 +90,7 @@ BONUS_ARGMAX = Fault(
 )
 
 
-def _without_bonus(table: Steps) -> dict[str, Any]:
+def _without_bonus(table: Steps) -> StepEntries:
     return {"accept_greedy": lambda draft, target, eog: min(table.accept_greedy(draft, target, eog), max(
         len(draft) - 1, 0))}  # fmt: skip
 
@@ -203,7 +202,7 @@ PADDING_COMPARED = Fault(
 )
 
 
-def _next_row(table: Steps) -> dict[str, Any]:
+def _next_row(table: Steps) -> StepEntries:
     return {"accept_greedy": lambda draft, target, eog: table.accept_greedy(draft, [*target[1:], -1], eog)}
 
 
@@ -220,8 +219,11 @@ WRONG_VERIFY_ROW = Fault(
 )
 
 
-def _is_likely(cfg: PolicyConfig, p: int) -> bool:
-    return p >= cfg.p_min
+def _after_the_draw(table: Steps) -> StepEntries:
+    def takes(cfg: PolicyConfig, p: int, n_drawn: int | None = None) -> bool:
+        return n_drawn is not None or table.takes(cfg, p)
+
+    return {"takes": takes, "keeps_drawn": lambda cfg, p: p >= cfg.p_min}
 
 
 GATE_AFTER_DRAW = Fault(
@@ -230,9 +232,9 @@ GATE_AFTER_DRAW = Fault(
     mechanism="The gate looks at the drawn token's probability instead of the distribution before the draw: unlikely "
     "tokens are drawn and thrown away, so the text has too few of them.",
     bug_type="WRONG_RULE",
-    replaces=("steps.draws", "steps.keeps_drawn"),
+    replaces=("steps.takes", "steps.keeps_drawn"),
     predicted=Signature("", "higher", distribution=False),
     seen=(("mlx-node #115", "https://github.com/mlx-node/mlx-node/pull/115"),),
     needs=("mtp", "residual", "p_min"),
-    apply_recipe=steps(lambda table: {"draws": lambda cfg, p, n_drawn: True, "keeps_drawn": _is_likely}),
+    apply_recipe=steps(_after_the_draw),
 )

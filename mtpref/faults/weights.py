@@ -5,12 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtpref.faults.fault import Fault, Signature, head_ops, head_weights
 from mtpref.faults.matrices import random_like, requantised, with_neighbours_scales, without_second_half
+from mtpref.ops import Ops
 from mtpref.spec import Matrix
 from mtpref.weights import MtpWeights, Weights
 
+F32 = NDArray[np.float32]
 ZERO_CENTRED = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
 
 
@@ -171,7 +174,7 @@ RANDOM_HEAD = Fault(
 )
 
 
-def _no_logits(ops: Any, output: Matrix, h: Any, n_rows: int | None) -> Any:
+def _no_logits(ops: Ops, output: Matrix, h: F32, n_rows: int | None) -> F32:
     return np.full((len(h), min(n_rows or output.n_out, output.n_out)), np.nan, np.float32)
 
 

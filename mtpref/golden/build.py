@@ -3,7 +3,6 @@
 Owns the layout of what is written. Where the values come from is the caller's matter.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 from mtpref.gguf import write_gguf
 from mtpref.golden.check import nmse
 from mtpref.golden.format import CLASSES, FORMAT, Tensor, sha256_of
-
-# What decides the values: the specification, and the block formats under it.
-SPEC_FILES = ("mtpref/spec/*.py", "mtpref/ops/*.py", "mtpref/quants/*.py", "mtpref/steps.py")
+from mtpref.golden.sources import source_sha256
 
 
 @dataclass
@@ -115,14 +112,14 @@ def write_json(path: Path, data: Any) -> None:
 def manifest(
     root: Path, version: str, model: Mapping[str, Any] | None = None, models: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The index of a folder: suites, files with their hashes, classes, the hash of the specification.
+    """The index of a folder: suites, each with the hash of what decides its values, files with their hashes, classes.
 
     model   what identifies the model of vectors that were made for one (golden/README.md)
     models  tensors_sha256 of models that cases name and the folder does not hold
     """
     paths = sorted(p for folder in ("models", *FOLDERS.values()) for p in (root / folder).glob("*.*"))
     files = [{"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in paths]
-    index: dict[str, Any] = {"format": FORMAT, "version": version, "spec_sha256": spec_sha256(), "classes": CLASSES}
+    index: dict[str, Any] = {"format": FORMAT, "version": version, "classes": CLASSES}
     if model is not None:
         index["model"] = dict(model)
     if models is not None:
@@ -137,13 +134,5 @@ def _suite_record(root: Path, path: Path) -> dict[str, Any]:
     requires = sorted({need for case in data["cases"] for need in case["requires"]})
     return record | {
         "path": path.relative_to(root).as_posix(), "n_cases": len(data["cases"]), "requires": requires, "flags": flags,
+        "source_sha256": source_sha256(data["op"]),
     }  # fmt: skip
-
-
-def spec_sha256() -> str:
-    """The hash of the files that decide the values: a change of any asks for new vectors."""
-    source = Path(__file__).resolve().parents[2]
-    digest = hashlib.sha256()
-    for path in sorted({p for pattern in SPEC_FILES for p in source.glob(pattern)}):
-        digest.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()

@@ -29,6 +29,7 @@ from mtpref.golden.taps import Tap
 from mtpref.model import Model
 
 VERSION = "0.0.0"
+RUN_SPEC = ("S20", "S22", "S23", "S24", "S30", "S31", "S32", "S33", "S34", "S35", "S38", "S40")
 NEAR_P = 1e-3  # candidates of a draft whose probabilities are nearer than this may be exchanged
 Progress = Callable[[str], None]
 
@@ -116,7 +117,9 @@ def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBu
     kept = {tensor: array for tensor, array in tap.kept.items() if array.size}
     if not kept:
         raise MtprefError(f"--tensors: {plan.tensors!r} matches no activation of the model; try: mtpref dump")
-    suite = SuiteBuilder("L3", f"prompt_{name}", "prompt", ("S6",), f"Prompt {name} through trunk and head.")
+    suite = SuiteBuilder(
+        "L3", f"prompt_{name}", "prompt", ("S6", "S20", "S30", "S31"), f"Prompt {name} through trunk and head."
+    )
     params = _params(model) | {"batches": batches}
     if rows is not None:
         params["rows"] = rows
@@ -129,7 +132,7 @@ def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBu
 
 def _runs(model: Model, name: str, ids: list[int], plan: Plan, progress: Progress) -> SuiteBuilder:
     """Greedy runs, each ending in front of its first near tie: behind one, an honest port may go on differently."""
-    suite = SuiteBuilder("L6", f"text_{name}", "generate", ("S20", "S22", "S23", "S24"), f"Greedy runs on {name}.")
+    suite = SuiteBuilder("L6", f"text_{name}", "generate", RUN_SPEC, f"Greedy runs on {name}.")
     inputs = {"tokens": Tensor.of(np.array(ids, np.int32))}
     for n_max in plan.drafts:
         for rollback in plan.rollbacks if n_max else ("snapshot",):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.decode import Decoder, DraftLength, Options, PolicyConfig, SamplingConfig
 from mtpref.decode.drafters import Draft, Drafter
 from mtpref.events import Drafted, DraftStep, RunEnded, Token, Verified
 from mtpref.golden.format import param_float
@@ -64,7 +64,7 @@ def accept_residual(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -
             target_ids.append(id)
             continue
         rest = steps.residual(id, targets[i], q)
-        target_ids.append(steps.residual_token(rest, float.fromhex(params["u_residual"][i])))
+        target_ids.append(steps.draw(rest, float.fromhex(params["u_residual"][i])))
         break
     else:
         target_ids.append(steps.bonus_token(targets[-1], float.fromhex(params["u_bonus"])))
@@ -193,8 +193,8 @@ class GivenDrafts(Drafter):
     def __init__(self, drafts: Sequence[Sequence[int]]) -> None:
         self._drafts = iter(drafts)
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
-        ids = list(next(self._drafts, ()))[: max(limit, 0)]
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        ids = list(next(self._drafts, ()))[: max(length.limit, 0)]
         return Draft(ids, [DraftStep(state.n_past + 1 + i, [id], [1.0], 0.0, True) for i, id in enumerate(ids)])
 
 

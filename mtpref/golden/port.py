@@ -98,8 +98,8 @@ def _delta_gates(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Output
 
 
 def _delta_rule(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    arrays = (_f32(x[name]) for name in ("q", "k", "v", "g", "beta", "state"))
-    out, states = recipe.ops.delta_rule(*arrays, int(params["keep"]))
+    q, k, v, g, beta, state = (_f32(x[name]) for name in ("q", "k", "v", "g", "beta", "state"))
+    out, states = recipe.ops.delta_rule(q, k, v, g, beta, state, int(params["keep"]))
     return {"o": out, "states": states}
 
 
@@ -158,7 +158,7 @@ def _filtered(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
 def _draw(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     """Draws from probabilities that float32 holds exactly."""
     dist = distribution(_f32(x["p"]))
-    return {"ids": [recipe.steps.plain_token(dist, float.fromhex(u)) for u in params["u"]]}
+    return {"ids": [recipe.steps.draw(dist, float.fromhex(u)) for u in params["u"]]}
 
 
 def distribution(p: NDArray[np.float32]) -> spec.Distribution:
@@ -185,8 +185,10 @@ def _delta_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Output
         rms_eps=param_float(params, "eps"),
     )  # fmt: skip
     tap = Tap()
-    arrays = (_f32(x[name]) for name in ("x", "conv_states", "state_predelta"))
-    y, conv, states = recipe.ops.delta_layer(recipe.ops, _weights(x), cfg, *arrays, int(params["keep"]), tap)
+    rows, window, state = (_f32(x[name]) for name in ("x", "conv_states", "state_predelta"))
+    y, conv, states = recipe.ops.delta_layer(
+        recipe.ops, _weights(x), cfg, rows, window, state, int(params["keep"]), tap
+    )
     return tap.kept | {"linear_attn_out": y, "conv": conv, "states": states}
 
 
@@ -203,7 +205,8 @@ def _attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs
         caches.append(recipe.ops.store_kv(np.concatenate([past, empty]), kv_type))
     table = _rope_table(recipe, params, np.arange(first, first + len(rows), dtype=np.int32))
     tap = Tap()
-    y = recipe.ops.attn_layer(recipe.ops, _weights(x), cfg, rows, *caches, kv_type, first, table, tap)
+    k_cache, v_cache = caches
+    y = recipe.ops.attn_layer(recipe.ops, _weights(x), cfg, rows, k_cache, v_cache, kv_type, first, table, tap)
     return tap.kept | {"attn_output": y}
 
 

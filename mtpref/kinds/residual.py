@@ -23,7 +23,7 @@ class Residual(Protocol):
 
 @dataclass(frozen=True)
 class Sequential:
-    """x += mixer(norm(x)); x += ffn(norm(x))."""
+    """S30. x += mixer(norm(x)); x += ffn(norm(x))."""
 
     mixer_norm: str
     ffn_norm: str

@@ -22,11 +22,12 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, open_gguf, printable
 from mtpref.identify import describe_kind
 from mtpref.kinds import rope_constants
-from mtpref.model.blocks import read_block, read_layer
+from mtpref.model.blocks import read_block, read_layer, read_tensor
 from mtpref.model.model import Head
 from mtpref.weights import MtpWeights, TensorFinder, Weights, take_rows
 
 MAX_UNUSED_NAMED = 4
+INPUT_PARTS = ("enorm", "hnorm", "eh_proj")  # what embedding and hidden row go through before the block
 MAX_TEXT = 1000  # bytes of a name that is compared
 # Hyper-parameters that turn positions into angles, beside rope.scaling.*.
 ROPE_NAMES = ("n_rot", "rope_sections", "freq_base")
@@ -116,7 +117,6 @@ def _read_head(trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, values: Val
     """The head's tensors, its own or those that stand in for them."""
     n_embd = trunk.config.n_embd
     is_alone = finder.file is not trunk.file
-    prefix = f"blk.{il}.nextn"
     borrowed = {
         "embed_tokens": trunk.weights.token_embd,
         "shared_head_norm": trunk.weights.output_norm,
@@ -146,9 +146,7 @@ def _read_head(trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, values: Val
         order = np.argsort(d2t)
         d2t, parts["shared_head_head"] = d2t[order], take_rows(parts["shared_head_head"], order)
     return MtpWeights(
-        enorm=finder.array(f"{prefix}.enorm.weight", (n_embd,)),
-        hnorm=finder.array(f"{prefix}.hnorm.weight", (n_embd,)),
-        eh_proj=finder.matrix(f"{prefix}.eh_proj.weight", (n_embd, 2 * n_embd)),
+        **{part: read_tensor(finder, tensors[part], values, tensors[part].at(il).name) for part in INPUT_PARTS},
         block=read_block(finder, sheet.block, values, il),
         **parts,
         origin=origin,

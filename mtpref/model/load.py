@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mtpref.architectures import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, find_architecture
+from mtpref.architectures import OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, find_architecture
 from mtpref.check_tensors import check_tensors as check_tensors_of
 from mtpref.config import Metadata, ModelConfig, Values, read_model_config, rope_notes
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, open_gguf, printable
 from mtpref.identify import HEAD_ONLY, describe_kind, is_head_only
-from mtpref.model.blocks import read_block, read_layer
+from mtpref.model.blocks import read_block, read_layer, read_tensor
 from mtpref.model.head import MAX_UNUSED_NAMED, LoadedHead, Trunk, load_head
 from mtpref.model.model import Layer, Model
 from mtpref.recipe import Recipe, make_recipe
@@ -65,7 +65,7 @@ def load(
     blocks = arch.layers.blocks(meta, config.n_layer, frozenset(file.tensors))
     layers = tuple(read_layer(block, values.at(il)) for il, block in enumerate(blocks))
     finder = TensorFinder(file)
-    weights = _read_trunk(finder, values, layers)
+    weights = _read_trunk(finder, arch, values, layers)
     _check_n_tokens(file, weights.token_embd.n_out)
     vocab = load_vocab(file.kv)
     head = load_head(Trunk(file, values, arch, config, finder, weights), model_draft, is_on=mtp)
@@ -119,14 +119,19 @@ def _release(finder: TensorFinder, head: LoadedHead, w: Matrix) -> None:
             one.file.release(one.file.tensors[w.name])
 
 
-def _read_trunk(finder: TensorFinder, values: Values, layers: tuple[Layer, ...]) -> Weights:
+def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers: tuple[Layer, ...]) -> Weights:
     n_embd = values["n_embd"]
     n_vocab = _n_rows(finder.file)
     token_embd = finder.matrix(TOKEN_EMBD, (n_vocab, n_embd))
     output = finder.matrix(OUTPUT, (n_vocab, n_embd)) if finder.has(OUTPUT) else token_embd
     output_norm = finder.array(OUTPUT_NORM, (n_embd,))
     blocks = tuple(read_block(finder, layer.block, values.at(il), il) for il, layer in enumerate(layers))
-    return Weights(token_embd, output_norm, output, blocks)
+    roots = {
+        tensor.name: read_tensor(finder, tensor, values, tensor.name)
+        for tensor in arch.tensors
+        if tensor.name not in SHARED and (tensor.required or finder.has(tensor.name))
+    }
+    return Weights(token_embd, output_norm, output, blocks, roots)
 
 
 def _n_rows(file: GgufFile) -> int:

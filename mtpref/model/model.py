@@ -185,10 +185,12 @@ class Model:
         span = Span(ops, pos, state.n_past, min(keep, len(tokens)))
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
+        streams = self.arch.streams
+        x = streams.enter(x) if streams else x
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
             x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il))
         state.n_past += len(tokens)
-        post = ops.rms_norm(x, w.output_norm, self.config.rms_eps)
+        post = ops.rms_norm(streams.leave(ops, w.roots, x) if streams else x, w.output_norm, self.config.rms_eps)
         tap("h_nextn", post)
         tap("result_norm", post)
         logits = _no_logits()
@@ -220,24 +222,26 @@ class Model:
         one, own = self.heads[head], state.heads[head]
         mw, layer = one.weights, one.layer
         steps, contract, eps = self.recipe.steps, self.recipe.contract, self.config.rms_eps
-        steps.place_mtp(own, first_pos)
-        tokens, ops = self._checked(ids), self.recipe.head_ops
-        own.reserve(len(tokens))
+        tokens, ops, reads_target = self._checked(ids), self.recipe.head_ops, one.sheet.reads_target
+        if not reads_target:
+            steps.place_mtp(own, first_pos)
+            own.reserve(len(tokens))
         tap_il = _mtp_tap(tap, self.config.n_layer + head)
 
         # EMBED
         embd = steps.mtp_embedding(ops.get_rows(mw.embed_tokens, tokens), first_pos, contract)
         tap_il("tok_embd", embd)
-        x = ops.mtp_input(ops, mw, embd, hidden, eps, contract.concat, tap_il)
+        x = (one.sheet.enter or ops.mtp_input)(ops, mw, embd, hidden, eps, contract.concat, tap_il)
 
         # BLOCK
         pos = steps.mtp_positions(first_pos, len(tokens), contract)
-        span = Span(ops, pos, own.n_cells, 1, target=state.layers)
+        span = Span(ops, pos, state.n_past if reads_target else own.n_cells, 1, target=state.layers)
         x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
-        own.n_cells += len(tokens)
+        own.n_cells += 0 if reads_target else len(tokens)
 
         # HEAD
-        post = ops.mtp_norm(ops, x, mw.shared_head_norm, eps)
+        streams = self.arch.streams
+        post = ops.mtp_norm(ops, streams.leave(ops, mw.block, x) if streams else x, mw.shared_head_norm, eps)
         tap("mtp_h_nextn", post)
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()

@@ -7,18 +7,13 @@ results. It must not know which table it runs on, nor hold state: arrays of stat
 A tap is called as tap(name, array) with llama.cpp's names. The array is live: whoever keeps it copies it.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.config import AttnConfig, DeltaConfig
 from mtpref.ops.table import Ops
-
-F32 = NDArray[np.float32]
-LayerTap = Callable[[str, NDArray], None]
-LayerWeights = Mapping[str, Any]  # GGUF name without "blk.N." -> Matrix or float32 vector
+from mtpref.ops.types import F32, InputWeights, LayerTap, LayerWeights
+from mtpref.spec import Matrix
 
 
 def discard(name: str, array: NDArray) -> None:
@@ -28,7 +23,7 @@ def discard(name: str, array: NDArray) -> None:
 def delta_layer(
     ops: Ops, w: LayerWeights, cfg: DeltaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap
 ) -> tuple[F32, F32, F32]:
-    """The mixer of a gated DeltaNet layer: S6, S11, S9, S12, S13, S14, S6.
+    """S30. The mixer of a gated DeltaNet layer: S6, S11, S9, S12, S13, S14, S6.
 
     Shapes   x: (T, n_embd), normalised; conv: (d_conv - 1, C) raw rows before the batch; ssm: (H_v, S, S)
              -> y: (T, n_embd), and after each of the last `keep` tokens: conv (keep, d_conv - 1, C), ssm
@@ -94,7 +89,7 @@ def attn_layer(
     rope_cos_sin: tuple[F32, F32],
     tap: LayerTap,
 ) -> F32:
-    """The mixer of a gated attention layer: S6, S15, S8, S10, S16, S17, S6.
+    """S30. The mixer of a gated attention layer: S6, S15, S8, S10, S15, S16, S17, S6.
 
     Shapes   x: (T, n_embd), normalised; k_cache, v_cache: (first + T, n_head_kv, D), rows from `first` on are
              written here; rope_cos_sin: (T, n_rot/2) each -> (T, n_embd)
@@ -134,7 +129,7 @@ def attn_layer(
 
 
 def ffn(ops: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
-    """The dense feed-forward network: down(swiglu(gate(x), up(x))). S6, S18, S6.
+    """S30. The dense feed-forward network: down(swiglu(gate(x), up(x))). S6, S18, S6.
 
     Shapes   x: (T, n_embd), normalised -> (T, n_embd)
     """
@@ -149,8 +144,8 @@ def ffn(ops: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
     return y
 
 
-def head(ops: Ops, output: Any, h: F32, n_rows: int | None) -> F32:
-    """The output head: logits of the first n_rows ids (all of them for None). S6.
+def head(ops: Ops, output: Matrix, h: F32, n_rows: int | None) -> F32:
+    """S31. The output head: logits of the first n_rows ids (all of them for None). S6.
 
     Rule     a trimmed head (FastMTP) is the same product over fewer rows: its logits are the same bits
     Shapes   h: (T, n_embd), after the final norm -> (T, n_rows or n_vocab)
@@ -159,8 +154,8 @@ def head(ops: Ops, output: Any, h: F32, n_rows: int | None) -> F32:
     return ops.mul_mat(rows, h)
 
 
-def mtp_input(ops: Ops, w: Any, embd: F32, hidden: F32, eps: float, order: str, tap: LayerTap) -> F32:
-    """The input of the MTP block: eh_proj([enorm(embedding) ; hnorm(hidden)]). S8, S8, S19, S6.
+def mtp_input(ops: Ops, w: InputWeights, embd: F32, hidden: F32, eps: float, order: str, tap: LayerTap) -> F32:
+    """S31. The input of the MTP block: eh_proj([enorm(embedding) ; hnorm(hidden)]). S8, S8, S19, S6.
 
     Shapes   embd, hidden: (T, n_embd); w: the head's enorm, hnorm (n_embd,) and eh_proj (n_embd, 2 * n_embd);
              order: "eh" or "he" (MtpContract.concat) -> (T, n_embd)
@@ -177,7 +172,7 @@ def mtp_input(ops: Ops, w: Any, embd: F32, hidden: F32, eps: float, order: str, 
 
 
 def mtp_norm(ops: Ops, x: F32, weight: F32, eps: float) -> F32:
-    """The norm behind the MTP block, in front of its output head: shared_head_norm. S8.
+    """S31. The norm after the MTP block, before its output head: shared_head_norm. S8.
 
     Shapes   x: (T, n_embd), weight: (n_embd,) -> (T, n_embd)
     """

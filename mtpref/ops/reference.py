@@ -4,9 +4,10 @@ from functools import partial
 
 from mtpref import spec
 from mtpref.ops import compose
-from mtpref.ops.table import Op, Ops
+from mtpref.ops.table import Ops
+from mtpref.ops.types import CoarseEntries
 
-COMPOSED: dict[str, Op] = {
+COMPOSED: CoarseEntries = {
     "delta_layer": compose.delta_layer,
     "attn_layer": compose.attn_layer,
     "ffn": compose.ffn,
@@ -38,6 +39,11 @@ def spec_ops(numerics: str) -> Ops:
         mtp_concat=spec.mtp_concat,
         argmax=spec.argmax,
         top_candidates=spec.top_candidates,
-        **COMPOSED,
+        delta_layer=compose.delta_layer,
+        attn_layer=compose.attn_layer,
+        ffn=compose.ffn,
+        head=compose.head,
+        mtp_input=compose.mtp_input,
+        mtp_norm=compose.mtp_norm,
         composed=COMPOSED,
     )

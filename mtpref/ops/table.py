@@ -2,14 +2,14 @@
 
 Owns the list of operations and the rule that ties fused entries to their parts. Entries of the reference
 table are the functions of mtpref/spec; mtpref/recipe.py puts the Numba twins in their place. It must not
-choose between them.
+choose between them. What an entry takes and gives: types.py.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Unpack
 
-Op = Callable[..., Any]
+from mtpref.ops import types
+from mtpref.ops.types import CoarseEntries, OpEntries
 
 
 @dataclass(frozen=True)
@@ -21,38 +21,37 @@ class Ops:
     entries: it drops every fused twin that would hide a replaced part.
     """
 
-    mul_mat: Op  # S6
-    get_rows: Op  # S7
-    rms_norm: Op  # S8
-    l2_norm: Op  # S9
-    rope_table: Op  # S10
-    rope: Op  # S10
-    conv_silu: Op  # S11
-    delta_gates: Op  # S12
-    delta_rule: Op  # S13
-    gated_norm: Op  # S14
-    split_q_gate: Op  # S15
-    store_kv: Op  # S15
-    attention: Op  # S16
-    attn_gate: Op  # S17
-    swiglu: Op  # S18
-    mtp_concat: Op  # S19
-    argmax: Op  # S21
-    top_candidates: Op  # S22
-    delta_layer: Op  # compose.py, as the next five
-    attn_layer: Op
-    ffn: Op
-    head: Op
-    mtp_input: Op
-    mtp_norm: Op
-    composed: Mapping[str, Op]  # what each coarse entry is when no fused twin stands in for it
+    mul_mat: types.MulMat  # S6
+    get_rows: types.GetRows  # S7
+    rms_norm: types.RmsNorm  # S8
+    l2_norm: types.L2Norm  # S9
+    rope_table: types.RopeTable  # S10
+    rope: types.Rope  # S10
+    conv_silu: types.ConvSilu  # S11
+    delta_gates: types.DeltaGates  # S12
+    delta_rule: types.DeltaRule  # S13
+    gated_norm: types.GatedNorm  # S14
+    split_q_gate: types.SplitQGate  # S15
+    store_kv: types.StoreKv  # S15
+    attention: types.Attention  # S16
+    attn_gate: types.AttnGate  # S17
+    swiglu: types.SwiGlu  # S18
+    mtp_concat: types.MtpConcat  # S19
+    argmax: types.Argmax  # S21
+    top_candidates: types.TopCandidates  # S22
+    delta_layer: types.DeltaLayer  # S30
+    attn_layer: types.AttnLayer  # S30
+    ffn: types.Ffn  # S30
+    head: types.Head  # S31
+    mtp_input: types.MtpInput  # S31
+    mtp_norm: types.MtpNorm  # S31
+    composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
-    def replaced(self, **entries: Op) -> "Ops":
+    def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
         """A table with other entries; fused twins whose parts are among them fall back to the composition."""
-        for coarse, parts in PARTS.items():
-            if coarse not in entries and not parts.isdisjoint(entries):
-                entries[coarse] = self.composed[coarse]
-        return replace(self, **entries)  # type: ignore[arg-type]
+        fallen = {coarse: self.composed[coarse] for coarse, parts in PARTS.items()  # type: ignore[literal-required]
+                  if coarse not in entries and not parts.isdisjoint(entries)}  # fmt: skip
+        return replace(self, **{**fallen, **entries})
 
 
 PARTS: dict[str, frozenset[str]] = {

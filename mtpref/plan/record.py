@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, Statistics
+from mtpref.decode import Decoder, DraftLength, MtpDrafter, Options, SamplingConfig, Statistics
 from mtpref.decode.drafters import Draft, Drafter
 from mtpref.decode.sampling import Sampler
 from mtpref.draft_vocab import check_draft_ids, read_draft_ids
@@ -119,15 +119,14 @@ class _Recorder(Drafter):
     reads_head = True
 
     def __init__(self, trims: Sequence[Trim], n_max: int, sampler: Sampler) -> None:
-        policy = PolicyConfig(n_max=n_max)
-        self._heads = [(trim.name, MtpDrafter(trim.head, policy, Statistics(), None, sampler)) for trim in trims]
+        self._heads = [(trim.name, MtpDrafter(trim.head, Statistics(), None, sampler)) for trim in trims]
         self._n_max = n_max
         self.drafts = {trim.name: Drafted() for trim in trims}
 
-    def draft(self, state: ModelState, id_last: int, limit: int) -> Draft:
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         for name, drafter in self._heads:
             n = min(self._n_max, state.n_ctx - state.n_past - 1)
-            found = drafter.draft(state, id_last, n)
+            found = drafter.draft(state, id_last, DraftLength.of(n))
             self.drafts[name].ids.append(list(found.ids))
             self.drafts[name].p.append([fixed_probability(step.p[0]) for step in found.steps if step.p])
         return Draft()

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.adaptive import AdaptiveConfig
 from mtpref.bench import Costs, CostSet
 from mtpref.bench.costs import ideal_costs
 from mtpref.decode import STRATEGIES
@@ -18,7 +17,7 @@ from mtpref.errors import MtprefError
 from mtpref.plan.price import all_accepted, milliseconds
 from mtpref.plan.record import Continuation, Trim
 from mtpref.plan.replay import Setting, Tally, replay
-from mtpref.policy import PolicyConfig
+from mtpref.policy import AdaptiveConfig, PolicyConfig
 from mtpref.probe.count import Estimate, jackknife
 from mtpref.spec import P_ONE
 

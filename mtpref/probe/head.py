@@ -9,16 +9,17 @@ own cells.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
 from mtpref.model import Model
-from mtpref.ops import Op
+from mtpref.ops import OpEntries
+from mtpref.ops.types import Attention
 from mtpref.state import ModelState
-from mtpref.steps import Hidden
+from mtpref.steps import Batch, Hidden
 
 F32 = NDArray[np.float32]
 LOGIT_BYTES = 32 << 20  # logits that exist at a time
@@ -32,7 +33,7 @@ class _Branches:
     keys, values   (R, depth, n_head_kv, D): the chain's cells so far
     """
 
-    base: Op
+    base: Attention
     state: ModelState
     cells: NDArray[np.int64]
     is_alone: bool
@@ -84,8 +85,9 @@ class HeadWindow:
         self.model, self.contract = model, model.recipe.contract
         self._delayed = np.zeros((delay, model.config.n_embd), np.float32)
         self.state = ModelState([], [specs], model.config.n_embd, n_ctx, poison=poison)
-        self.is_unprimed = model.recipe.steps.prime_rows(1, self.contract) == 0
-        self.pending: F32 = model.recipe.steps.pending_at_prompt(self.state.pending_h, self.contract)
+        steps = model.recipe.steps
+        self.pending: F32 = steps.pending_at_prompt(self.state.pending_h, self.contract)
+        self.is_unprimed = not steps.head_ids(Batch([0], 0, self.pending), self.contract)
 
     # ------------------------------------------------------------------------------------- text
 
@@ -151,7 +153,7 @@ class Chains:
         return out.hidden
 
 
-def _own_cell_only(base: Op, n_cells: int) -> Op:
+def _own_cell_only(base: Attention, n_cells: int) -> Attention:
     """Attention of a batch whose every row sees the cell that it has just written and no other."""
 
     def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int) -> F32:
@@ -162,7 +164,7 @@ def _own_cell_only(base: Op, n_cells: int) -> Op:
     return attention
 
 
-def _with_ops(model: Model, **entries: Op) -> Model:
+def _with_ops(model: Model, **entries: Unpack[OpEntries]) -> Model:
     return replace(model, recipe=model.recipe.with_ops(**entries))
 
 

@@ -6,8 +6,9 @@ import platform
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mtpref import kernels
 from mtpref.decode import Decoder, Options
 from mtpref.model import Model
-from mtpref.ops import Op, spec_ops
+from mtpref.ops import OpEntries, spec_ops
 from mtpref.ops.table import FINE
 from mtpref.selftest.bench import Bench, Failed, Skipped, n_different
 from mtpref.state import ModelState
@@ -32,7 +33,7 @@ def kernels_equal_spec(bench: Bench) -> str:
     seen = Comparison(bench.size.n_rows)
     ops, reference = bench.model.recipe.ops, spec_ops(bench.model.recipe.numerics)
     twins = {name: seen.both(name, getattr(ops, name), getattr(reference, name)) for name in FINE}
-    model = replace(bench.model, recipe=bench.model.recipe.with_ops(**twins))
+    model = replace(bench.model, recipe=bench.model.recipe.with_ops(**cast(OpEntries, twins)))
     n = min(6, len(bench.prompt))
     state = bench.new_state()
     out = model.trunk(state, bench.prompt[: n - 1], n_logits=1, keep=2)
@@ -57,7 +58,7 @@ class Comparison:
         self.wrong: list[tuple[str, str, int]] = []
         self._n_rows = n_rows
 
-    def both(self, name: str, ours: Op, theirs: Op) -> Op:
+    def both(self, name: str, ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
         """An entry for the table that gives what `ours` gives."""
 
         def entry(*args: Any, **kwargs: Any) -> Any:

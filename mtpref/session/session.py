@@ -168,7 +168,7 @@ class Session:
             self.checkpoints = [c.without_head() for c in self.checkpoints]
             self.mark = self._round_start = saved.without_head()
             steps.trim_mtp(state, 0)
-        state.pending_h = steps.pending_at_reuse(state.pending_h, left_over, contract)
+        state.pending_h = steps.pending_at_prompt(left_over, contract, state.pending_h)
         self.mark = self._round_start = state.mark()
         self._keep_checkpoint()
         return saved.n_past
@@ -209,7 +209,7 @@ class Session:
         kept = self.checkpoints
         if self.n_checkpoints < 1 or (kept and kept[-1].n_past >= self.state.n_past):
             return
-        kept.append(self.core.recipe.steps.checkpoint(self.state))
+        kept.append(self.state.checkpoint())
         self._thin_out()
 
     def _thin_out(self) -> None:

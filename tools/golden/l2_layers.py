@@ -110,7 +110,7 @@ def to_q8_0(name: str, w: F32) -> F32 | Tensor:
 
 def delta_layer() -> SuiteBuilder:
     about = "A gated DeltaNet mixer: projections, conv window, l2 norms, gates, delta rule, gated norm, output."
-    suite = SuiteBuilder("L2", "delta_layer", "delta_layer", ("S6", "S9", "S11", "S12", "S13", "S14"), about)
+    suite = SuiteBuilder("L2", "delta_layer", "delta_layer", ("S6", "S9", "S11", "S12", "S13", "S14", "S30"), about)
     w = delta_weights("delta_layer")
     for id, comment, n, is_empty, flags in (
         ("from_nothing", "five tokens on an empty state", 5, True, ("basic", "G13-v-heads-grouped")),
@@ -128,7 +128,7 @@ def delta_layer() -> SuiteBuilder:
 
 def attn_layer() -> SuiteBuilder:
     about = "A gated attention mixer: projections, q and k norms, partial RoPE, attention, sigmoid gate, output."
-    suite = SuiteBuilder("L2", "attn_layer", "attn_layer", ("S6", "S8", "S10", "S15", "S16", "S17"), about)
+    suite = SuiteBuilder("L2", "attn_layer", "attn_layer", ("S6", "S8", "S10", "S15", "S16", "S17", "S30"), about)
     w = attn_weights("attn_layer")
     flags = ("basic", "G4-gate-silu", "G5-no-qk-norm", "G5b-no-rope", "G6-rope-interleaved", "G6b-rope-all-dims",
              "G9-q-gate-halves", "G14-gate-skipped")  # fmt: skip
@@ -141,7 +141,7 @@ def attn_layer() -> SuiteBuilder:
 
 
 def ffn() -> SuiteBuilder:
-    suite = SuiteBuilder("L2", "ffn", "ffn", ("S6", "S18"), "down(silu(gate(x)) * up(x)).")
+    suite = SuiteBuilder("L2", "ffn", "ffn", ("S6", "S18", "S30"), "down(silu(gate(x)) * up(x)).")
     shapes = {"ffn_gate.weight": (N_FF, N_EMBD), "ffn_up.weight": (N_FF, N_EMBD), "ffn_down.weight": (N_EMBD, N_FF)}
     w = {name: bell(f"ffn/{name}", shape, 0.3) for name, shape in shapes.items()}
     x = bell("ffn/x", (3, N_EMBD))

@@ -75,7 +75,7 @@ def add_trunk(
 
 def suites() -> Iterator[SuiteBuilder]:
     about = "A prompt through the whole trunk, positions from 0; logits of every token."
-    suite = SuiteBuilder("L3", "trunk", "trunk", ("S6", "S8", "S13", "S16"), about)
+    suite = SuiteBuilder("L3", "trunk", "trunk", ("S6", "S8", "S13", "S16", "S30"), about)
     tokens = tokens_of("trunk")
     add_trunk(suite, "prefill", "one pass", tokens, [N_TOKENS], ("basic",))
     add_trunk(suite, "decode", "token by token: states and windows are carried", tokens, [1] * N_TOKENS, ("carry",))

@@ -56,7 +56,7 @@ def add_block(
 
 def block() -> SuiteBuilder:
     about = "The MTP block over pairs (x_p, h_{p-1}) on an empty cache, positions from first_pos."
-    suite = SuiteBuilder("L4", "mtp_block", "mtp", ("S19", "S20", "S22"), about)
+    suite = SuiteBuilder("L4", "mtp_block", "mtp", ("S19", "S20", "S22", "S31"), about)
     tokens = tokens_of("mtp_block", 9)
     rows = trunk_rows(tokens)
     paired = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
@@ -74,7 +74,7 @@ def chain() -> SuiteBuilder:
         "A draft of n tokens. The prompt's last token is decided but not yet run by the trunk; the head holds the "
         "prompt; step 0 takes (last token, row of the token before it), step i the head's own token and row."
     )
-    suite = SuiteBuilder("L4", "mtp_chain", "mtp_chain", ("S20", "S22", "S24"), about)
+    suite = SuiteBuilder("L4", "mtp_chain", "mtp_chain", ("S20", "S22", "S24", "S31", "S32", "S33", "S34"), about)
     hparams, w = weights()
     for id, comment, contract, n_draft_vocab, flags in (
         ("llama_cpp", "contract llama.cpp, three tokens", "llama.cpp", None, CHAIN_FLAGS),

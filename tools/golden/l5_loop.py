@@ -23,7 +23,7 @@ SEED = 20700
 
 def accept_greedy() -> SuiteBuilder:
     about = "The longest prefix of the draft that the target chose too; an accepted end of generation ends it."
-    suite = SuiteBuilder("L5", "accept_greedy", "accept_greedy", ("S23",), about)
+    suite = SuiteBuilder("L5", "accept_greedy", "accept_greedy", ("S23", "S40"), about)
     for id, comment, draft, target, eog, n, flags in (
         ("all", "every token accepted: one bonus token", [5, 6, 7], [5, 6, 7, 8], [], 3, ("basic", "V7-bonus-dropped")),
         ("none", "the first is rejected: the target's own token", [5, 6, 7], [4, 6, 7, 8], [], 0, ("basic",)),
@@ -48,7 +48,7 @@ def policy() -> SuiteBuilder:
         "Draft length, p_min, n_min and cooldown over rounds: limit of each round, drafted tokens, rounds of silence "
         "left after it. Probabilities are integers in units of 2**-32; n_accepted is cut to what was drafted."
     )
-    suite = SuiteBuilder("L5", "policy", "policy", ("S22",), about)
+    suite = SuiteBuilder("L5", "policy", "policy", ("S22", "S35", "S36"), about)
     sure, half = 4 * QUARTER, 2 * QUARTER
 
     def rounds(*steps: tuple[int, Sequence[int], int]) -> list[dict[str, Any]]:
@@ -78,7 +78,7 @@ def policy() -> SuiteBuilder:
 
 def accumulated() -> SuiteBuilder:
     about = "Hashes over the outputs of generated cases of the two machines; golden/README.md says how they are drawn."
-    suite = SuiteBuilder("L5", "accumulated", "accumulated", ("S23",), about)
+    suite = SuiteBuilder("L5", "accumulated", "accumulated", ("S23", "S35", "S36", "S40"), about)
     for machine, flags in (
         ("accept_greedy", ("V1-lax-accept", "V14-eog-passed", "basic")),
         ("policy", ("P1-cooldown-endless", "P2-cooldown-after-acceptance", "P3-n-min-ignored", "basic")),
@@ -167,7 +167,7 @@ def rollback() -> SuiteBuilder:
         "Rounds whose drafts are given, and the state that they leave: as if the rejected tokens had never been run. "
         "Every strategy gives the same; the head follows the text."
     )
-    suite = SuiteBuilder("L5", "rollback", "rounds", ("S11", "S13", "S23", "S24"), about)
+    suite = SuiteBuilder("L5", "rollback", "rounds", ("S11", "S13", "S23", "S24", "S33", "S38", "S40"), about)
     prompt, ids = continuation("rollback", 7, 8)
     for id, comment, drafts, flags in scripts(ids):
         emitted, accepted = expected_rounds(ids, drafts)
@@ -188,7 +188,13 @@ def rollback() -> SuiteBuilder:
 
 def runs() -> SuiteBuilder:
     about = "Whole runs that draft with the head: ids, drafts and acceptances by round, and why they ended."
-    suite = SuiteBuilder("L5", "runs", "generate", ("S20", "S22", "S23", "S24"), about)
+    suite = SuiteBuilder(
+        "L5",
+        "runs",
+        "generate",
+        ("S20", "S22", "S23", "S24", "S30", "S31", "S32", "S33", "S34", "S35", "S36", "S38", "S40"),
+        about,
+    )
     _hparams, _w = weights()
     prompt, ids = continuation("runs", 8, 14)
     eog_mid = ids[6]
@@ -225,7 +231,7 @@ def head_cells() -> SuiteBuilder:
         "The cells that a run leaves in the head: keys (rotated) and values of every token that the trunk has run, "
         "from the trunk's own rows. No cell comes from a draft."
     )
-    suite = SuiteBuilder("L5", "head_cells", "head_cells", ("S15", "S20", "S24"), about)
+    suite = SuiteBuilder("L5", "head_cells", "head_cells", ("S15", "S20", "S24", "S33", "S34"), about)
     hparams, w = weights()
     prompt, ids = continuation("runs", 8, 14)
     il = naive_model.n_layer(hparams)
@@ -255,7 +261,7 @@ def head_cells() -> SuiteBuilder:
 
 def accept_match() -> SuiteBuilder:
     about = "`match`: the target draws with its own uniform number; a drafted token is accepted where it is that draw."
-    suite = SuiteBuilder("L5", "accept_match", "accept_match", ("S23", "S28"), about)
+    suite = SuiteBuilder("L5", "accept_match", "accept_match", ("S23", "S28", "S39", "S40"), about)
     row = [0.5, 0.25, 0.25, 0.0]
     for id, comment, draft, u, n, emitted, flags in (
         ("accept_all", "every draw is the drafted token; a bonus token", [0, 2], [0.1, 0.8, 0.6], 2, [0, 2, 1],

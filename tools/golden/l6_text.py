@@ -18,7 +18,13 @@ from mtpref.model import load
 
 def suites() -> Iterator[SuiteBuilder]:
     about = "Greedy runs: ids, drafts and acceptances by round. The ids are those of plain decoding."
-    suite = SuiteBuilder("L6", "text", "generate", ("S20", "S22", "S23", "S24"), about)
+    suite = SuiteBuilder(
+        "L6",
+        "text",
+        "generate",
+        ("S20", "S22", "S23", "S24", "S30", "S31", "S32", "S33", "S34", "S35", "S38", "S40"),
+        about,
+    )
     for model, need in ((F32_MODEL, []), (Q8_MODEL, ["ggml", "q8_0"])):
         numerics = "ggml" if need else "exact"
         name = model.split("/")[1].removesuffix(".gguf").replace("-", "_")
@@ -44,7 +50,13 @@ def tiny() -> SuiteBuilder:
         "Greedy runs of the tiny model that ships with mtpref, and of quantisations that `mtpref golden derive` makes "
         "of it. Each ends in front of its first near tie. text is the bytes of the pieces, in hex."
     )
-    suite = SuiteBuilder("L6", "tiny", "generate", ("S20", "S22", "S23", "S24"), about)
+    suite = SuiteBuilder(
+        "L6",
+        "tiny",
+        "generate",
+        ("S20", "S22", "S23", "S24", "S30", "S31", "S32", "S33", "S34", "S35", "S38", "S40"),
+        about,
+    )
     tokens = np.array(load_tiny_ids(), np.int32)
     inputs = {"tokens": Tensor.of(tokens)}
     port = Port(GOLDEN)  # kernels where there are any: the same bits

@@ -322,7 +322,7 @@ delta_result delta_layer(const weights &w, const delta_config &cfg, const rows &
     return out;
 }
 
-// S6, S15, S8, S10, S16, S17, S6.
+// S6, S15, S8, S10, S15, S16, S17, S6.
 rows attn_layer(const weights &w, const attn_config &cfg, const rows &x, rows &k_cache, rows &v_cache,
                 const std::string &kv_type, const std::vector<int32_t> &pos, bool is_ggml, const tap &see) {
     const int64_t size = cfg.n_embd_head;
