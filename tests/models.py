@@ -111,7 +111,9 @@ def decode_plainly(model: Model, prompt: list[int], n_predict: int, *, warm_head
     for pos in range(len(prompt) + n_predict - 1):
         out = model.trunk(state, [run.ids[pos]], n_logits=1)
         if warm_head and pos >= max(contract.first_pos, n_unprimed):
-            model.mtp(state, [run.ids[pos]], state.pending_h[None], pos, n_logits=0)
+            for i, head in enumerate(model.heads):
+                if not head.sheet.reads_target:
+                    model.mtp(state, [run.ids[pos]], state.pending_h[None], pos, head=i, n_logits=0)
         state.pending_h = getattr(out.hidden, contract.hidden)[0].copy()
         run.logits.append(out.logits[0])
         run.hidden.append(state.pending_h)

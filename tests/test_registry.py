@@ -1,150 +1,97 @@
-"""The registry, proved: a second architecture with mixers of its own, defined in this file and nowhere else."""
+"""The house, proved: architectures of other kinds of layer, block, stream and head, defined in tests/toys.py alone."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from mtpref.model.ffn import SWIGLU_FFN
 
+from mtpref.architectures import ARCHITECTURES
 from mtpref.decode import STRATEGIES, ScriptedDrafter
 from mtpref.errors import MtprefError
-from mtpref.events import RolledBack
+from mtpref.events import Drafted, RolledBack
 from mtpref.gguf import write_gguf
-from mtpref.model import ARCHITECTURES, Architecture, LayerKind, TensorSlot, load
+from mtpref.model import load, pair
 from mtpref.recipe import make_recipe
-from mtpref.state import StateSpec
+from tests import toys
 from tests.models import decode_plainly, has_nan, run_decoder
 
-N_VOCAB, N_EMBD, N_FF, N_LAYER = 48, 32, 64, 3
-PROMPT = [7, 3, 3, 40, 12]
+PROMPT = [7, 3, 3, 40, 12, 9, 30]
+ROLLBACKS = sorted(STRATEGIES)
 
 
-@dataclass(frozen=True)
-class EmaConfig:
-    n_embd: int
-    decay: float  # toy.ema_decay
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    for name, sheet in toys.TOYS.items():
+        monkeypatch.setitem(ARCHITECTURES, name, sheet)
 
 
-def read_ema(meta):
-    return EmaConfig(meta.u32("embedding_length"), meta.f32("ema_decay", low=0.0, high=1.0))
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toys")
+    for name, sheet in toys.TOYS.items():
+        write_gguf(folder / f"{name}.gguf", toys.keys(sheet), toys.tensors(sheet))
+    return {name: folder / f"{name}.gguf" for name in toys.TOYS}
 
 
-def matrices(cfg):
-    return tuple(TensorSlot(f"mix_{side}.weight", (cfg.n_embd, cfg.n_embd), True) for side in ("in", "out"))
-
-
-def ema_state(cfg, kv_type):
-    return (StateSpec("cache_ema", (cfg.n_embd,), positional=False),)
-
-
-def ema_forward(w, cfg, x, state, span, tap):
-    """s_t = decay s_{t-1} + (1 - decay) W_in x_t; y_t = W_out s_t. The state after each of the last tokens is kept."""
-    inputs = span.ops.mul_mat(w["mix_in.weight"], x)
-    decay, s, after = np.float32(cfg.decay), state.arrays["cache_ema"], []
-    for row in inputs:
-        s = decay * s + (np.float32(1) - decay) * row
-        after.append(s)
-    state.arrays["cache_ema"] = s
-    state.planes = {"cache_ema": np.stack(after[-span.keep :])}
-    tap("ema", np.stack(after))
-    return span.ops.mul_mat(w["mix_out.weight"], np.stack(after))
-
-
-def mean_state(cfg, kv_type):
-    return (StateSpec("cache_rows", (cfg.n_embd,), positional=True),)
-
-
-def mean_forward(w, cfg, x, state, span, tap):
-    """y_t = W_out (mean of W_in x_i over i <= t, later ones counting more)."""
-    cells = state.arrays["cache_rows"]
-    cells[span.first : span.first + len(x)] = span.ops.mul_mat(w["mix_in.weight"], x)
-    means = []
-    for n_cells in range(span.first + 1, span.first + len(x) + 1):
-        total = np.zeros(cfg.n_embd, np.float32)
-        for i in range(n_cells):
-            total += cells[i] * np.float32(i + 1)
-        means.append(total / np.float32(n_cells * (n_cells + 1) // 2))
-    return span.ops.mul_mat(w["mix_out.weight"], np.stack(means))
-
-
-EMA = LayerKind("ema", read_ema, matrices, ema_state, ema_forward)
-MEAN = LayerKind("mean", read_ema, matrices, mean_state, mean_forward)
-
-
-def toy_mixers(meta, cfg):
-    return tuple(EMA if il % 2 == 0 else MEAN for il in range(cfg.n_layer))
-
-
-TOY = Architecture("toy", toy_mixers, SWIGLU_FFN, MEAN, mixer_norm="mix_norm.weight")
-
-
-def toy_tensors():
-    rng = np.random.default_rng(3)
-
-    def tensor(name, *shape):
-        scale = 1.0 if len(shape) == 1 else 2.0 / np.sqrt(shape[-1])
-        values = rng.standard_normal(shape) * scale if len(shape) > 1 else 1 + 0.1 * rng.standard_normal(shape)
-        return name, "F32", shape, values.astype(np.float32)
-
-    yield tensor("token_embd.weight", N_VOCAB, N_EMBD)
-    yield tensor("output_norm.weight", N_EMBD)
-    for il in range(N_LAYER + 1):
-        for norm in ("mix_norm", "post_attention_norm"):
-            yield tensor(f"blk.{il}.{norm}.weight", N_EMBD)
-        for side in ("in", "out"):
-            yield tensor(f"blk.{il}.mix_{side}.weight", N_EMBD, N_EMBD)
-        for name, shape in (("gate", (N_FF, N_EMBD)), ("up", (N_FF, N_EMBD)), ("down", (N_EMBD, N_FF))):
-            yield tensor(f"blk.{il}.ffn_{name}.weight", *shape)
-    for norm in ("enorm", "hnorm"):
-        yield tensor(f"blk.{N_LAYER}.nextn.{norm}.weight", N_EMBD)
-    yield tensor(f"blk.{N_LAYER}.nextn.eh_proj.weight", N_EMBD, 2 * N_EMBD)
-
-
-@pytest.fixture
-def toy_file(tmp_path):
-    kv = [
-        ("general.architecture", "toy", "str"),
-        ("toy.block_count", N_LAYER + 1, "u32"),
-        ("toy.nextn_predict_layers", 1, "u32"),
-        ("toy.context_length", 256, "u32"),
-        ("toy.embedding_length", N_EMBD, "u32"),
-        ("toy.feed_forward_length", N_FF, "u32"),
-        ("toy.attention.layer_norm_rms_epsilon", 1e-5, "f32"),
-        ("toy.ema_decay", 0.75, "f32"),
-        ("tokenizer.ggml.model", "test", "str"),
-        ("tokenizer.ggml.tokens", [f"{i:x}" for i in range(N_VOCAB)], "arr:str"),
-    ]
-    path = tmp_path / "toy.gguf"
-    write_gguf(path, kv, toy_tensors())
-    return path
+@pytest.fixture(params=list(toys.TOYS))
+def name(request):
+    return request.param
 
 
 @pytest.fixture(params=["ggml", "exact"])
-def toy(request, toy_file, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "toy", TOY)
-    return load(toy_file, make_recipe(request.param))
+def toy(request, name, files):
+    return load(files[name], make_recipe(request.param))
 
 
-def test_an_architecture_that_is_not_registered_is_refused_with_those_that_are(toy_file):
+def test_an_architecture_that_is_not_registered_is_refused_with_those_that_are(files, monkeypatch):
+    for sheet in toys.TOYS:
+        monkeypatch.delitem(ARCHITECTURES, sheet)
     with pytest.raises(MtprefError, match="architecture 'toy' is not supported, expected one of: qwen35"):
-        load(toy_file)
+        load(files["toy"])
 
 
-def test_a_registered_architecture_loads_with_every_tensor_read(toy):
-    assert [layer.kind.name for layer in toy.layers] == ["ema", "mean", "ema"]
-    assert toy.has_mtp
+def test_a_registered_architecture_loads_with_every_tensor_read(toy, name):
+    kinds = ["ema", "latent", "compressed", "ema", "latent", "compressed"] if name != "toywide" else ["ema"] * 6
+    assert [layer.kind.name for layer in toy.layers] == kinds
+    assert len(toy.heads) == toys.TOYS[name].n_heads
     assert toy.notes == ()
-    names = {name for name, _ in toy.new_state().live_arrays()}
-    assert names == {"cache_ema_l0", "cache_rows_l1", "cache_ema_l2", "cache_rows_l3", "pending_h"}
 
 
-def test_its_own_layers_can_be_tapped(toy):
-    seen = []
+def test_state_arrays_are_named_by_their_kinds(files):
+    names = {name for name, _ in load(files["toychain"]).new_state().live_arrays()}
+    assert {"cache_ema_l0", "cache_latent_l1", "cache_raw_l2", "cache_latent_l6", "cache_latent_l7"} <= names
+    assert {name for name, _ in load(files["toyreads"]).new_state().live_arrays()} == names - {
+        "cache_latent_l6",
+        "cache_latent_l7",
+    }
+
+
+def test_a_value_that_differs_by_block_is_each_blocks_own(files):
+    model = load(files["toychain"])
+    windows = [layer.cfg.window for layer in model.layers if layer.kind is toys.LATENT]
+    assert (windows, [head.layer.cfg.window for head in model.heads]) == ([4, 7], [9, 10])
+
+
+def test_its_own_layers_can_be_tapped(files):
+    toy, seen = load(files["toy"]), []
     toy.trunk(toy.new_state(), PROMPT, n_logits=1, tap=lambda name, array: seen.append(name))
-    assert [name for name in seen if name.startswith("ema")] == ["ema-0", "ema-2"]
+    wanted = ("ema", "latent", "ffn_moe_topk")
+    assert [n for n in seen if n.rpartition("-")[0] in wanted] == [
+        "ema-0", "latent-1", "ffn_moe_topk-1", "ema-3", "latent-4", "ffn_moe_topk-4",
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rollback", sorted(STRATEGIES))
+def test_a_head_takes_the_row_that_its_architecture_says(files):
+    rows = {name: load(path).own_rows for name, path in files.items()}
+    assert rows == {"toy": ("post",) * 2, "toychain": ("pre",) * 2, "toywide": ("pre",) * 2, "toyreads": ("post",) * 2}
+    wide = load(files["toywide"])
+    assert wide.heads[0].n_hidden == wide.new_state().pending_h.size == 2 * toys.N_EMBD
+    assert load(files["toychain"]).contract_name == "llama.cpp"
+    overridden = replace(wide, recipe=replace(wide.recipe, contract=replace(wide.recipe.contract, chain="post")))
+    assert overridden.contract_name == "llama.cpp,chain=post"
+
+
+@pytest.mark.parametrize("rollback", ROLLBACKS)
 def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(toy, rollback):
     plain = decode_plainly(toy, PROMPT, 21, warm_head=True)
     run = run_decoder(toy, PROMPT, 20, rollback=rollback, n_max=3)
@@ -154,11 +101,11 @@ def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(toy, rol
     assert not has_nan(run.decoder.state)
 
 
-@pytest.mark.parametrize("rollback", sorted(STRATEGIES))
+@pytest.mark.parametrize("rollback", ROLLBACKS)
 def test_partial_acceptance_is_rolled_back_in_recurrent_and_positional_state(toy, rollback):
     plain = decode_plainly(toy, PROMPT, 21, warm_head=False)
     pattern = [[True, False, True], [False], [True, True, True], [True, True, False]]
-    drafter = ScriptedDrafter(plain.ids[len(PROMPT) :], pattern, len(PROMPT), N_VOCAB)
+    drafter = ScriptedDrafter(plain.ids[len(PROMPT) :], pattern, len(PROMPT), toys.N_VOCAB)
     run = run_decoder(toy, PROMPT, 20, rollback=rollback, n_max=3, drafter=drafter)
     assert run.ids == plain.ids[len(PROMPT) : len(PROMPT) + 20]
     assert run.decoder.state.digest() == plain.digests[len(PROMPT) + 19]
@@ -166,10 +113,74 @@ def test_partial_acceptance_is_rolled_back_in_recurrent_and_positional_state(toy
     assert bool([e for e in run.events if isinstance(e, RolledBack)]) == (rollback != "two-phase")
 
 
-def test_a_key_of_its_own_is_checked(toy_file, monkeypatch, tmp_path):
-    monkeypatch.setitem(ARCHITECTURES, "toy", TOY)
-    data = toy_file.read_bytes()
+# THE CHAIN
+
+
+def test_a_chain_drafts_by_the_full_prefix_rule_and_no_head_runs_twice(files):
+    """Step i: head i over all of the draft so far, with the pending row and the rows of the heads before it."""
+    toy = load(files["toychain"], make_recipe("exact"))
+    run = run_decoder(toy, PROMPT, 12, n_max=5)
+    drafts = [event for event in run.events if isinstance(event, Drafted) and event.ids]
+    assert max(len(d.ids) for d in drafts) == 2
+    text = [*PROMPT, *run.ids]
+    for event in drafts:
+        state, pos0 = toy.new_state(), event.pos0
+        hidden = toy.trunk(state, text[:pos0], n_logits=0).hidden.pre
+        pairs = pair(toy, text[:pos0], hidden, 0, np.zeros(toys.N_EMBD, np.float32))
+        for head in range(2):
+            toy.mtp(state, pairs.ids, pairs.rows, 0, head=head, n_logits=0)
+        first = toy.mtp(state, [event.id_last], hidden[-1:], pos0, head=0, n_logits=1)
+        d0 = int(np.argmax(first.logits[0]))
+        rows = np.concatenate([hidden[-1:], first.hidden.pre])
+        second = toy.mtp(state, [event.id_last, d0], rows, pos0, head=1, n_logits=1)
+        assert event.ids == [d0, int(np.argmax(second.logits[0]))][: len(event.ids)]
+
+
+def test_every_head_of_a_chain_catches_up_with_the_trunks_rows(files):
+    """The other rule that one could think of, head 1 fed with head 0's rows, gives other cells."""
+    toy = load(files["toychain"], make_recipe("exact"))
+    run = run_decoder(toy, PROMPT, 1, n_max=2)
+    state = toy.new_state()
+    ids = PROMPT[: run.decoder.state.heads[1].n_cells]
+    hidden = toy.trunk(state, ids, n_logits=0).hidden.pre
+    pairs = pair(toy, ids, hidden, 0, np.zeros(toys.N_EMBD, np.float32))
+    first = toy.mtp(state, pairs.ids, pairs.rows, 0, head=0, n_logits=0)
+    toy.mtp(state, pairs.ids, pairs.rows, 0, head=1, n_logits=0)
+    other = toy.new_state()
+    toy.mtp(other, pairs.ids, np.concatenate([pairs.rows[:1], first.hidden.pre[:-1]]), 0, head=1, n_logits=0)
+
+    def cells(one):
+        return one.heads[1].layer.arrays["cache_latent"][: len(ids)]
+
+    assert np.array_equal(cells(run.decoder.state), cells(state))
+    assert not np.array_equal(cells(other), cells(state))
+
+
+def test_a_file_with_one_head_of_a_chain_runs_it_as_a_single_head(tmp_path):
+    one = replace(toys.CHAIN, n_heads=1)
+    write_gguf(tmp_path / "one.gguf", toys.keys(one), toys.tensors(one))
+    run = run_decoder(load(tmp_path / "one.gguf"), PROMPT, 12, n_max=3)
+    assert max(len(event.ids) for event in run.events if isinstance(event, Drafted)) == 3
+
+
+def test_more_heads_than_the_architecture_has_are_refused(tmp_path):
+    three = replace(toys.CHAIN, n_heads=3)
+    write_gguf(tmp_path / "three.gguf", toys.keys(three), toys.tensors(three))
+    with pytest.raises(MtprefError, match=r"nextn_predict_layers is 3, expected 0 \.\. 2"):
+        load(tmp_path / "three.gguf")
+
+
+def test_a_head_that_reads_the_trunk_leaves_no_cells_and_stays_at_its_position(files):
+    toy = load(files["toyreads"], make_recipe("exact"))
+    run = run_decoder(toy, PROMPT, 12, n_max=3)
+    assert [head.n_cells for head in run.decoder.state.heads] == [0]
+    assert "mtp_catch_up" not in run.statistics["passes"]
+    event = next(e for e in run.events if isinstance(e, Drafted) and len(e.ids) > 1)
+    assert [step.pos for step in event.steps] == [event.pos0 + 1 + i for i in range(len(event.steps))]
+
+
+def test_a_key_of_its_own_is_checked(files, tmp_path):
     bad = tmp_path / "bad.gguf"
-    bad.write_bytes(data.replace(np.float32(0.75).tobytes(), np.float32(1.5).tobytes(), 1))
+    bad.write_bytes(files["toy"].read_bytes().replace(np.float32(0.75).tobytes(), np.float32(1.5).tobytes(), 1))
     with pytest.raises(MtprefError, match=r"toy\.ema_decay is 1\.5, expected a number from 0\.0 to 1\.0"):
         load(bad)
