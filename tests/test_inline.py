@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mtpref.decode import STRATEGIES, Decoder, InlineDrafter, Options, PolicyConfig, Statistics
+from mtpref.decode import STRATEGIES, Decoder, DraftLength, InlineDrafter, Options, PolicyConfig, Statistics
 from mtpref.decode.inline import ROWS
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Token, Verified
@@ -95,7 +95,7 @@ def test_a_stale_draft_comes_from_the_hidden_row_of_the_rejected_token():
     drafter.saw(target_ids, rejected.hidden.post[-2:], 1)
     assert drafter.is_stale
     object.__setattr__(drafter, "model", _Spy(model, mtp))
-    drafter.draft(state, target_ids[0], 1)
+    drafter.draft(state, target_ids[0], DraftLength.of(1))
     ((ids, hidden, pos),) = seen
     assert (ids, pos) == (target_ids, len(PROMPT))
     assert (hidden == rejected.hidden.post[-2:]).all()

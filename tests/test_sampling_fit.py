@@ -105,7 +105,7 @@ def test_the_share_of_accepted_tokens_fits_the_overlap_of_the_two_distributions(
     [
         ({"residual": lambda id, target, draft: target}, {"residual", "text"}),
         ({"bonus_token": lambda target, u: target.best()}, {"bonus"}),
-        ({"draft_token": lambda draft, u: draft.best()}, {"draft"}),
+        ({"draw": lambda dist, u: dist.best()}, {"draft", "residual"}),
         ({"accept_residual": lambda p, q, u: u * q < 2 * p}, {"text"}),
     ],
     ids=["no-residual", "greedy-bonus", "greedy-draft", "lax"],

@@ -1,6 +1,7 @@
 """Make the golden vectors: every suite of golden/ and its manifest.
 
     python tools/make_golden.py [-o DIR] [--level L1]
+    python tools/make_golden.py --manifest     # the index alone, after a change of sources that changes no value
 
 The same bytes on every machine: inputs come from integer streams, expected values from the float64 oracles in
 portable arithmetic (tests/portable.py) or from the specification itself.
@@ -71,8 +72,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "golden", help="folder (default: golden)")
     parser.add_argument("--level", choices=tuple(MAKERS), action="append", help="only this level (default: all)")
+    parser.add_argument("--manifest", action="store_true", help="only manifest.json, of the suites that are there")
     args = parser.parse_args()
-    make(args.output, tuple(args.level or MAKERS))
+    make(args.output, () if args.manifest else tuple(args.level or MAKERS))
     with contextlib.suppress(BrokenPipeError):
         print(f"{args.output}: {sum(p.stat().st_size for p in args.output.rglob('*') if p.is_file())} bytes")
     return 0

@@ -58,19 +58,19 @@ def accept_residual(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -
     steps, draft, eog = recipe.steps, list(params["draft"]), frozenset(params["eog"])
     targets = [distribution(row) for row in np.asarray(inputs["target_p"].values())]
     drafts = [distribution(row) for row in np.asarray(inputs["draft_p"].values())] if draft else []
-    target_ids = []
+    row_ids = []
     for i, (id, q) in enumerate(zip(draft, drafts, strict=True)):
         if steps.accept_residual(targets[i].prob(id), q.prob(id), float.fromhex(params["u_accept"][i])):
-            target_ids.append(id)
+            row_ids.append(id)
             continue
         rest = steps.residual(id, targets[i], q)
-        target_ids.append(steps.draw(rest, float.fromhex(params["u_residual"][i])))
+        row_ids.append(steps.draw(rest, float.fromhex(params["u_residual"][i])))
         break
     else:
-        target_ids.append(steps.bonus_token(targets[-1], float.fromhex(params["u_bonus"])))
-    n = int(steps.accept_greedy(draft, target_ids, eog))
+        row_ids.append(steps.bonus_token(targets[-1], float.fromhex(params["u_bonus"])))
+    n = int(steps.accept_greedy(draft, row_ids, eog))
     ended = n > 0 and draft[n - 1] in eog
-    return {"n_accepted": n, "emitted": [int(i) for i in steps.emitted(draft, n, target_ids)][: n if ended else None]}
+    return {"n_accepted": n, "emitted": [int(i) for i in steps.emitted(draft, n, row_ids)][: n if ended else None]}
 
 
 def policy_config(params: Mapping[str, Any]) -> PolicyConfig:
