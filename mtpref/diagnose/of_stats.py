@@ -24,7 +24,7 @@ from mtpref.diagnose.rates import (
     split_likelihood,
     usual,
 )
-from mtpref.diagnose.report import Report, causes_of, name_of
+from mtpref.diagnose.report import Report, causes_of, listed
 
 SAME = 0.15  # logits: signatures nearer than this are one
 ODDS = 1.0  # nats by which a fault must be likelier than every harmless cause, priors included
@@ -70,7 +70,11 @@ def diagnose_stats(
     if verdict == "healthy":
         head = "NOTHING UNUSUAL in these rates. That clears no fault which costs less than some 10 points: causes below"
     elif verdict == "found":
-        head = f"MOST LIKELY {name_of(groups[0].ids)}: healthy engines are not known to accept so little"
+        suspects = listed([id for group in groups[:3] for id in group.ids])
+        head = (
+            "SOMETHING IS WRONG: healthy engines are not known to accept so little. Which fault it is, rates cannot "
+            f"say; first suspects: {suspects}"
+        )
     return _report(rates, ways, verdict, head, groups, invisible, len(scored))
 
 

@@ -30,10 +30,12 @@ def read_rates(path: str | Path) -> Rates | None:
 
     Errors  MtprefError for a file that cannot be read, or that holds neither candidates nor rates
     """
-    text = read_text(Path(path))
+    path, label = Path(path), printable(str(path), 200)
+    if _starts_as_json(path):
+        return None
+    text = read_text(path)
     if text.lstrip()[:1] == "{" or _CANDIDATE.search(text):
         return None
-    label = printable(str(path), 200)
     found = find_rates(text)
     if found is None:
         raise MtprefError(
@@ -41,6 +43,15 @@ def read_rates(path: str | Path) -> Rates | None:
             f"-lv 5 --spec-type draft-mtp, a trace, a run as JSON, or {READ}"
         )
     return replace(found, source=f"{label}, {found.source}")
+
+
+def _starts_as_json(path: Path) -> bool:
+    """A trace may be longer than a log may be: it is not read here. A pipe cannot be read twice."""
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and file.read(64).lstrip()[:1] == b"{"
+    except OSError:
+        return False  # read_text says why
 
 
 def find_rates(text: str) -> Rates | None:

@@ -14,6 +14,13 @@ F = r"(\d{1,6}\.\d{1,9})"
 LIST = r"\(([\d., ]{0,1000})\)"
 
 
+def lines_with(text: str, *words: str) -> str:
+    """The lines that hold one of the words: a long log is searched for words, only what is left by an expression."""
+    if not any(word in text for word in words):
+        return ""
+    return "\n".join(line for line in text.split("\n") if any(word in line for word in words))
+
+
 def pool(source: str, parts: Sequence[Rates]) -> Rates | None:
     """Requests or intervals as one, weighed by their rounds (alike where these are not known)."""
     if not parts:

@@ -6,7 +6,7 @@ Owns their lines and what each counts.
 import re
 from dataclasses import replace
 
-from mtpref.diagnose.rate_pool import F, N, falling, numbers, pool
+from mtpref.diagnose.rate_pool import F, N, falling, lines_with, numbers, pool
 from mtpref.diagnose.rates import MAX_N, Rates, is_cut
 
 _VLLM = re.compile(r"(?:SpecDecoding|Speculative) metrics: ([^\n]{1,2000})")
@@ -14,6 +14,7 @@ _VLLM_BENCH = re.compile(
     rf"Acceptance length: +{F}\s+Drafts: +{N}\s+Draft tokens: +{N}\s+Accepted tokens: +{N}"
     rf"((?:\s+Per-position acceptance \(%\):)?(?:\s+Position \d{{1,4}}: +{F}){{0,1024}})"
 )
+_VLLM_BENCH_LINES = ("Acceptance length:", "Drafts:", "Draft tokens:", "Accepted tokens:", "Position ", "Per-position")
 _SGLANG = re.compile(rf"Decode batch\b(?:(?!\n|accept len)[^\n]){{0,600}}accept len: {F}")
 _SGLANG_ARG = re.compile(r"\b(speculative_num_steps|speculative_eagle_topk|decode_log_interval)=(\d{1,9})\b")
 _RUNNING = re.compile(r"#running-req: (\d{1,9})")
@@ -22,13 +23,13 @@ _MLX_VLM = re.compile(
     rf"avg draft {F}\))? over {N} rounds"
 )
 _OMLX_VLM = re.compile(rf"vlm_mtp stats: [^\n]{{0,300}}?rounds={N} accepted={N}/{N}(?:[^\n]{{0,200}}?block_size={N})?")
-_OMLX = re.compile(rf"MTP\[[^\]\n]{{1,40}}\] finish=[^\n]{{0,300}}?accept={N}/{N}(?:[^\n]{{0,60}}?depth\[d1={N}/{N})?")
+_OMLX = re.compile(rf"MTP\[[^\]\n]{{1,40}}\] finish=[^\n]{{0,120}}?accept={N}/{N}(?:[^\n]{{0,40}}?depth\[d1={N}/{N})?")
 
 
 def _of_vllm(text: str) -> Rates | None:
     """Lines of one interval each; by position in parts of all drafts."""
     parts = []
-    for match in _VLLM.finditer(text):
+    for match in _VLLM.finditer(lines_with(text, " metrics: ")):
         line = match[1]
         counts = [re.search(rf"{name} {N}", line) for name in ("Accepted:", "Drafted:")]
         if not all(counts):
@@ -59,7 +60,7 @@ def _interval(accepted: int, drafted: int, mean: float | None, rates: list[float
 
 def _of_vllm_bench(text: str) -> Rates | None:
     parts = []
-    for match in _VLLM_BENCH.finditer(text):
+    for match in _VLLM_BENCH.finditer(lines_with(text, *_VLLM_BENCH_LINES)):
         drafts, drafted, accepted = (int(match[i]) for i in (2, 3, 4))
         rates = [float(x) / 100 for x in re.findall(rf"Position \d{{1,4}}: +{F}", match[5])]
         if drafts and drafted:
@@ -72,13 +73,13 @@ def _of_vllm_bench(text: str) -> Rates | None:
 def _of_sglang(text: str) -> Rates | None:
     """Lines of one interval each. The mean length counts the target's own token; the rate beside it does so up to pull
     request 23530 and not after it, so it is not used. Rounds: decode_log_interval (default 40) times the requests."""
-    arguments = {key: int(value) for key, value in _SGLANG_ARG.findall(text)}
+    arguments = {key: int(value) for key, value in _SGLANG_ARG.findall(lines_with(text, "speculative_num_steps"))}
     steps = arguments.get("speculative_num_steps")
     if arguments.get("speculative_eagle_topk", 1) > 1:
         steps = None
     every = arguments.get("decode_log_interval", 40)
     parts = []
-    for match in _SGLANG.finditer(text):
+    for match in _SGLANG.finditer(lines_with(text, "accept len:")):
         running = _RUNNING.search(match[0])
         rounds = float(every * int(running[1])) if running and int(running[1]) else None
         parts.append(Rates("", rounds=rounds, n_max=steps, mean=max(1.0, float(match[1]))))
@@ -92,7 +93,7 @@ def _of_sglang(text: str) -> Rates | None:
 
 def _of_mlx_vlm(text: str) -> Rates | None:
     parts = []
-    for match in _MLX_VLM.finditer(text):
+    for match in _MLX_VLM.finditer(lines_with(text, "Speculative decoding: ")):
         mean, rounds = float(match[1]), int(match[5])
         accepted = round((mean - 1) * rounds)
         if rounds and match[4] and 0 < float(match[4]) <= MAX_N:
@@ -106,7 +107,7 @@ def _of_mlx_vlm(text: str) -> Rates | None:
 
 def _of_omlx_vlm(text: str) -> Rates | None:
     parts = []
-    for match in _OMLX_VLM.finditer(text):
+    for match in _OMLX_VLM.finditer(lines_with(text, "vlm_mtp stats:")):
         rounds, accepted, drafted = (int(match[i]) for i in (1, 2, 3))
         if rounds and drafted:
             n = int(match[4]) - 1 if match[4] else round(drafted / rounds)
@@ -117,7 +118,7 @@ def _of_omlx_vlm(text: str) -> Rates | None:
 def _of_omlx(text: str) -> Rates | None:
     """oMLX chooses the depth of each draft by what was accepted before: only depth 1, which every draft has, is a rate
     of all drafts."""
-    matches = list(_OMLX.finditer(text))
+    matches = list(_OMLX.finditer(lines_with(text, "MTP[")))
     if matches and all(match[4] and int(match[4]) for match in matches):
         parts = [Rates("", int(m[3]), int(m[4]), int(m[4]), 1, (int(m[3]) / int(m[4]),)) for m in matches]
         found = pool("oMLX", [part for part in parts if (part.accepted or 0) <= (part.drafted or 0)])

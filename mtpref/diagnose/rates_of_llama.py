@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from mtpref.diagnose.rate_pool import LIST, F, N, falling, numbers
+from mtpref.diagnose.rate_pool import LIST, F, N, falling, lines_with, numbers
 from mtpref.diagnose.rates import MAX_N, Rates, is_cut
 
 _REQUEST = re.compile(
@@ -39,8 +39,8 @@ def of_llama(text: str) -> Rates | None:
     """The best of what llama.cpp and ik_llama.cpp print: rounds one by one, statistics of draft-mtp, a line a request,
     the summary of llama-speculative-simple."""
     n_max, p_min = _settings(text)
-    is_replayed = _REPLAY.search(text) is not None
-    drafters = {match[1] for match in _STATISTICS.finditer(text) if int(match[7]) > 0}
+    is_replayed = _REPLAY.search(lines_with(text, "checkpoint")) is not None
+    drafters = {match[1] for match in _STATISTICS.finditer(lines_with(text, "#gen drafts")) if int(match[7]) > 0}
     others = sorted(name for name in drafters if not _is_mtp(name))
     rounds, requests = (None, None) if others else (_of_rounds(text), _of_requests(text, n_max))
     statistics, summary = _of_statistics(text, n_max), _of_summary(text)
@@ -65,7 +65,7 @@ def _is_mtp(name: str) -> bool:
 
 
 def _settings(text: str) -> tuple[int | None, float]:
-    found = _SETTINGS.findall(text)
+    found = _SETTINGS.findall(lines_with(text, "n_max="))
     return (int(found[-1][0]), float(found[-1][1])) if found else (None, 0.0)
 
 
@@ -75,7 +75,7 @@ def _of_rounds(text: str) -> Rates | None:
     slots: dict[str, list[tuple[int, int]]] = {}
     replays: set[str] = set()
     was_replayed = False
-    for match in _ROUND.finditer(text):
+    for match in _ROUND.finditer(lines_with(text, " draft tokens", "restoring checkpoint")):
         slot = match[1] or ""
         accepted, drafted = (int(x) for x in ((match[2], match[3]) if match[2] else (match[5], match[6])))
         if slot in replays and not match[7]:
@@ -121,7 +121,11 @@ def _mean(values: Sequence[bool]) -> float:
 def _of_statistics(text: str, n_max: int | None) -> Rates | None:
     """Counters since the program began: the last line before they fall (a new program) counts. Drafts that were made
     are the rounds; #acc rate/pos leaves out positions that were never accepted."""
-    lines = [match for match in _STATISTICS.finditer(text) if _is_mtp(match[1]) and int(match[7]) > 0]
+    lines = [
+        match
+        for match in _STATISTICS.finditer(lines_with(text, "#gen drafts"))
+        if _is_mtp(match[1]) and int(match[7]) > 0
+    ]
     last = [a for a, b in pairwise(lines) if int(b[7]) < int(a[7])] + lines[-1:]
     if not last:
         return None
@@ -141,7 +145,7 @@ def _of_statistics(text: str, n_max: int | None) -> Rates | None:
 def _of_requests(text: str, n_max: int | None) -> Rates | None:
     """llama-server's line a request, and its rates by position where they are printed (-lv 4)."""
     requests: list[tuple[int, int, float | None, list[float]]] = []
-    for match in _REQUEST.finditer(text):
+    for match in _REQUEST.finditer(lines_with(text, "draft acceptance", "acc per pos")):
         if match[2] is not None:
             by_position = numbers(match[5]) if match[5] else []
             requests.append((int(match[2]), int(match[3]), float(match[4]) if match[4] else None, by_position))
@@ -177,7 +181,7 @@ def _summary(text: str) -> list[tuple[int | None, int, int]]:
     """(n_max, drafted, accepted) of each summary of llama-speculative-simple."""
     found: list[tuple[int | None, int, int]] = []
     values: dict[str, int] = {}
-    for match in _SUMMARY.finditer(text):
+    for match in _SUMMARY.finditer(lines_with(text, "n_draft", "n_accept")):
         values[match[1]] = int(match[2])
         if match[1] == "n_accept" and "n_drafted" in values:
             found.append((values.get("n_draft"), values["n_drafted"], values["n_accept"]))
