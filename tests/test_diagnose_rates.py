@@ -101,7 +101,8 @@ def test_the_lines_of_engines_are_read(text, expected, tmp_path):
     log.write_text(f"loading model\n{text}\nbye\n")
     rates = read_rates(log)
     for name, value in expected.items():
-        assert getattr(rates, name) == pytest.approx(value, abs=1.5e-3, rel=2e-3), name
+        found = getattr(rates, name)
+        assert found is None if value is None else found == pytest.approx(value, abs=1.5e-3, rel=2e-3), name
     assert diagnose_stats(rates).verdict in ("healthy", "found", "undecided")
 
 
@@ -253,7 +254,8 @@ def test_short_drafts_are_read_both_ways():
 )  # fmt: skip
 def test_rates_in_every_spelling(text, expected):
     found = parse_stats(text)
-    assert {name: getattr(found, name) for name in expected} == pytest.approx(expected, rel=1e-12)
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_an_aggregate_of_one_position_is_that_position():
             other = Reading(1, (), 0.4, rounds).log_likelihood([effect])
             base = Reading(1, (0.4,), None, rounds).log_likelihood([0.0])
             other -= Reading(1, (), 0.4, rounds).log_likelihood([0.0])
-            assert other == pytest.approx(one - base, abs=0.35)
+            assert other == pytest.approx(one - base, abs=0.1)
 
 
 def test_an_aggregate_tells_less_than_its_positions():
@@ -342,7 +344,7 @@ def test_an_aggregate_tells_less_than_its_positions():
     def gain(reading):
         return reading.log_likelihood(effects) - reading.log_likelihood([0.0] * 4)
 
-    assert gain(Reading(4, by_position)) > gain(Reading(4, (), aggregate)) + 1
+    assert gain(Reading(4, by_position)) > gain(Reading(4, (), aggregate)) + 0.5
 
 
 @pytest.mark.parametrize("rounds", [10, 1000, 10**12])
@@ -380,7 +382,7 @@ ORDINARY = ("24340", "22673, 1", "22673, 2", "22673, 3", "22673, 4", "omlx 2402"
 FAULTY = [
     ("omlx 1507, mixed norms", "0/148", None, True), ("vLLM 34385, no lm_head", "0/279", None, True),
     ("SGLang 35797, NVFP4", "mean 1.00", 3, True), ("SGLang 35797, code", "mean 1.463", 3, False),
-    ("SGLang 35797, math", "mean 1.403", 3, False), ("SGLang 35797, prose", "mean 1.208", 3, True),
+    ("SGLang 35797, math", "mean 1.403", 3, True), ("SGLang 35797, prose", "mean 1.208", 3, True),
     ("llama.cpp 27151", "1/633", None, True), ("vLLM 41789", "0.2%", None, True), ("vLLM 43455", "1.82%", 2, True),
     ("xinfer 450, YaRN", "0/19998", None, True), ("llama.cpp 20700, inline", "13%", 1, True),
     ("llama.cpp 20700, n_max unknown", "13%", None, False), ("ROCmFPX 15", "141/2211", None, True),
@@ -390,7 +392,7 @@ FAULTY = [
     ("omlx 3742", "35%", None, False), ("MTPLX 208, not primed", "26%", None, False),
     ("colibri 163", "4%", None, True), ("tenstorrent 442, off by one", "0.0055", None, True),
     ("fastllm 728, lax", "99.33,97.35,94.37", None, False), ("llama.cpp 23322", "35%", None, False),
-    ("vllm-ascend 12521", "9%", None, False),
+    ("vllm-ascend 12521", "9%", None, True),
 ]  # fmt: skip
 
 

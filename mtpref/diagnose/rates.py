@@ -36,7 +36,8 @@ MAX_N = 64
 MAX_COUNT = 10**15
 MAX_ROUNDS = 1e6  # more rounds than this are not counted: what differs between models is much larger by then
 MIN_RATE = 0.005
-LIMIT = math.log(1 / MIN_RATE - 1)
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(21)  # of a normal distribution
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
 UNKNOWN_N = (1, 2, 3, 4, 5)  # draft lengths that are tried where none is given
 SHORT_DRAFTS = 0.9  # fewer drafted tokens a round than this part of n_max: p_min or an adaptive length cut drafts
 
@@ -110,7 +111,7 @@ class Reading:
         aggregate  sum over s and scales g of N(s) N(g; 1) p(a; mean_i sigmoid(usual_i + s + g e_i), own spread and t's
                    as they reach the mean)
 
-        p is log-normal in logits where rounds are not known, else beta-binomial of the rounds.
+        p is normal in logits; rounds, where known, add the noise of counting.
         """
         e = np.array([effects[min(i, len(effects) - 1)] for i in range(self.n)])
         at = np.array([logit(a) for a in usual(self.n)])
@@ -137,15 +138,16 @@ class Reading:
         return log_sum(prior + self._log_p(self.rate, np.log(mean / (1 - mean)), spread))
 
     def _log_p(self, a: float, center: Array, spread: Array) -> Array:
-        """log p of a rate whose logit is spread about center."""
-        if self.rounds is None:
-            found: Array = -0.5 * ((logit(a) - center) / spread) ** 2 - np.log(spread)
-            return found
-        p = 1 / (1 + np.exp(-np.clip(center, -LIMIT, LIMIT)))
-        weight = 1 / (spread**2 * p * (1 - p))
-        yes, no = weight * p, weight * (1 - p)
-        n = min(self.rounds, MAX_ROUNDS)
-        return log_beta(yes + a * n, no + (1 - a) * n) - log_beta(yes, no)
+        """log p of a rate whose logit is normal about center; where rounds are known, of the counts that it stands for:
+        exactly for none or all of the rounds, else with the normal noise of counting."""
+        n = None if self.rounds is None else min(self.rounds, MAX_ROUNDS)
+        if n is not None and not 0.5 < a * n < n - 0.5:
+            x = center + spread * NODES.reshape(-1, *[1] * center.ndim)
+            missed = -n * np.logaddexp(0, x if a * n < 1 else -x) + np.log(WEIGHTS).reshape(-1, *[1] * center.ndim)
+            return np.asarray(np.logaddexp.reduce(missed, axis=0))
+        p = a if n is None else (a * n + 0.5) / (n + 1)
+        wide = spread if n is None else np.hypot(spread, 1 / math.sqrt((n + 1) * p * (1 - p)))
+        return np.asarray(-0.5 * ((logit(p) - center) / wide) ** 2 - np.log(wide))
 
 
 def readings(rates: Rates) -> list[Reading]:
@@ -288,11 +290,3 @@ def log_sum(terms: Array) -> float:
     """log sum exp."""
     top = float(terms.max())
     return top + math.log(float(np.exp(terms - top).sum()))
-
-
-_lgamma = np.frompyfunc(math.lgamma, 1, 1)
-
-
-def log_beta(a: Array, b: Array) -> Array:
-    """Logarithm of the beta function."""
-    return np.asarray(_lgamma(a) + _lgamma(b) - _lgamma(a + b), dtype=np.float64)

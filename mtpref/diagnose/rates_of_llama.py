@@ -130,9 +130,8 @@ def _of_statistics(text: str, n_max: int | None) -> Rates | None:
     if not last:
         return None
     drafts, drafted, accepted = (sum(int(match[i]) for match in last) for i in (5, 7, 8))
-    n = n_max or max(-(-int(match[7]) // max(1, int(match[5]))) for match in last)
-    n = min(max(n, 1), MAX_N)
-    found = Rates("statistics of llama.cpp", accepted, drafted, drafts, n, n_parts=len(last))
+    found = Rates("statistics of llama.cpp", accepted, drafted, drafts, n_max, n_parts=len(last))
+    n = min(max(n_max or -(-drafted // max(1, drafts)), 1), MAX_N)
     parts = [(numbers(match[10]), int(match[4] or match[5])) for match in last if match[10] is not None]
     if len(parts) < len(last):
         return found
