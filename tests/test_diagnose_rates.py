@@ -160,9 +160,9 @@ def test_drafts_of_another_drafter_are_not_judged_as_a_head():
 
 
 def test_a_trace_of_rounds_gives_the_rates_that_the_server_prints():
-    """Slots are told apart: the same requests, once as rounds, once as the server's own numbers."""
+    """Requests are told apart: the same requests, once as rounds, once as the server's own numbers."""
     rounds, printed = (read_rates(DATA / f"server-temp-1{name}.log") for name in ("-trace", ""))
-    assert (rounds.accepted, rounds.drafted, rounds.rounds, rounds.n_parts) == (818, 1982, 667, 2)
+    assert (rounds.accepted, rounds.drafted, rounds.rounds, rounds.n_parts) == (818, 1982, 667, 10)
     assert (printed.accepted, printed.drafted, printed.n_parts) == (818, 1982, 10)
     assert printed.rounds == pytest.approx(667, rel=2e-3)
     assert rounds.positions == pytest.approx(printed.positions, abs=1e-3)

@@ -24,7 +24,7 @@ _STATISTICS = re.compile(
 _SETTINGS = re.compile(r"- n_max=(\d{1,9}), n_min=\d{1,9}, p_min=(\d{1,3}\.\d{1,9}), n_embd=")
 _SUMMARY = re.compile(rf"\b(n_draft|n_drafted|n_accept) {{1,3}}= {N}(?=\s|$)")
 _ROUND = re.compile(
-    rf"(?:id +(\d{{1,9}}) \| task +-?\d{{1,9}} \| )?accepted +{N}/ *{N} draft tokens( \(restore checkpoint\))?"
+    rf"(?:(id +\d{{1,9}} \| task +-?\d{{1,9}}) \| )?accepted +{N}/ *{N} draft tokens( \(restore checkpoint\))?"
     rf"|partial acceptance: {N} < {N}, (restoring) checkpoint"
 )
 _REPLAY = re.compile(r"restoring (?:speculative )?checkpoint|\(restore checkpoint\)")
@@ -70,48 +70,50 @@ def _settings(text: str) -> tuple[int | None, float]:
 
 
 def _of_rounds(text: str) -> Rates | None:
-    """LLAMA_TRACE=1, or -lv 5 without its candidates: each round's verdict, per slot. A verdict that makes the target
-    go back to a checkpoint counts; the replay that follows in that slot does not."""
-    slots: dict[str, list[tuple[int, int]]] = {}
+    """LLAMA_TRACE=1, or -lv 5 without its candidates."""
+    requests, was_replayed = _verdicts(text)
+    rounds = [r for request in requests for r in request]
+    if not rounds:
+        return None
+    full: list[bool] = []
+    other: list[bool] = []
+    for request in requests:
+        for (a, d), (b, _) in pairwise(request):
+            (full if a == d else other).append(b > 0)
+    n = max(drafted for _, drafted in rounds)
+    return Rates(
+        "rounds of llama.cpp",
+        sum(a for a, _ in rounds),
+        sum(d for _, d in rounds),
+        len(rounds),
+        n,
+        tuple(sum(a > i for a, _ in rounds) / len(rounds) for i in range(n)),
+        after_full=_mean(full) if full and other else None,
+        after_partial=_mean(other) if full and other else None,
+        n_parts=len(requests),
+        notes=("rounds that went back to a checkpoint are counted once, without their replay",) if was_replayed else (),
+    )
+
+
+def _verdicts(text: str) -> tuple[list[list[tuple[int, int]]], bool]:
+    """(accepted, drafted) of each round, request by request, and whether rounds were replayed: a verdict that makes the
+    target go back to a checkpoint counts, the replay that follows in that request does not."""
+    requests: dict[str, list[tuple[int, int]]] = {}
     replays: set[str] = set()
     was_replayed = False
     for match in _ROUND.finditer(lines_with(text, " draft tokens", "restoring checkpoint")):
-        slot = match[1] or ""
+        request = match[1] or ""
         accepted, drafted = (int(x) for x in ((match[2], match[3]) if match[2] else (match[5], match[6])))
-        if slot in replays and not match[7]:
-            replays.discard(slot)
+        if request in replays and not match[7]:
+            replays.discard(request)
             if not match[4]:
                 continue
         if match[4] or match[7]:
-            replays.add(slot)
+            replays.add(request)
             was_replayed = True
         if 0 < drafted <= MAX_N and accepted <= drafted:
-            slots.setdefault(slot, []).append((accepted, drafted))
-    rounds = [r for slot in slots.values() for r in slot]
-    if not rounds:
-        return None
-    n = max(drafted for _, drafted in rounds)
-    positions = tuple(sum(a > i for a, _ in rounds) / len(rounds) for i in range(n))
-    full: list[bool] = []
-    other: list[bool] = []
-    for slot in slots.values():
-        for (a, d), (b, _) in pairwise(slot):
-            (full if a == d else other).append(b > 0)
-    split = (_mean(full), _mean(other)) if full and other else (None, None)
-    note = ("rounds that went back to a checkpoint are counted once, without their replay",) if was_replayed else ()
-    accepted, drafted = (sum(r[i] for r in rounds) for i in (0, 1))
-    return Rates(
-        "rounds of llama.cpp",
-        accepted,
-        drafted,
-        len(rounds),
-        n,
-        positions,
-        after_full=split[0],
-        after_partial=split[1],
-        n_parts=len(slots),
-        notes=note,
-    )
+            requests.setdefault(request, []).append((accepted, drafted))
+    return list(requests.values()), was_replayed
 
 
 def _mean(values: Sequence[bool]) -> float:
