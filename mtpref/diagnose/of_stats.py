@@ -68,7 +68,7 @@ def diagnose_stats(
     groups.sort(key=lambda group: -group.weight)
     head = f"CANNOT TELL: {_why(rates, ways, gains, verdicts)}"
     if verdict == "healthy":
-        head = "NOTHING UNUSUAL in these rates. That clears no fault which costs less than some 10 points: causes below"
+        head = "NOTHING UNUSUAL in these rates; this clears no fault that leaves as much (causes below)"
     elif verdict == "found":
         suspects = listed([id for group in groups[:3] for id in group.ids])
         head = (
