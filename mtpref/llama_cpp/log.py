@@ -153,7 +153,7 @@ def read_runs(path: str | Path) -> list[Run]:
 
     Errors  MtprefError for a file that cannot be read, is too large, or holds no event
     """
-    text = _read_text(Path(path))
+    text = read_text(Path(path))
     parts = re.split(r"(?m)^# run\n", text)
     try:
         if len(parts) == 1:
@@ -168,7 +168,8 @@ def read_runs(path: str | Path) -> list[Run]:
     return runs
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A log as text, unpacked where its name ends in .gz; MtprefError where it cannot be read or is too large."""
     label = printable(str(path), 400)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
