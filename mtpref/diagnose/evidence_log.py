@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mtpref.contract import MtpContract
 from mtpref.diagnose.forced import Recorded, Replay, Rows, Seen, head_only, recording
 from mtpref.diagnose.hypotheses import (
     KV_TYPES,
@@ -86,9 +85,7 @@ def diagnose_runs(model: Model, runs: Sequence[PortRun], progress: Progress | No
     Errors  MtprefError where ids are not the model's, or drafts were drawn at random
     """
     _check(model, runs)
-    whole = any(run.is_whole for run in runs)
-    base = _with_end(model, "whole" if whole else "hold")
-    base, records, healthy = _nearest(base, runs)
+    base, records, healthy = _nearest(model, runs)
     hypotheses = list_hypotheses(base)
     replayed, impossible = {"healthy": replace(healthy, hypothesis=hypotheses[0])}, []
     best = _Trail(healthy.seen, healthy.log_likelihood)
@@ -138,11 +135,6 @@ def _check(model: Model, runs: Sequence[PortRun]) -> None:
                               "greedy run or --spec-accept match: a drawn token says little of the head")  # fmt: skip
 
 
-def _with_end(model: Model, end: str) -> Model:
-    contract: MtpContract = replace(model.recipe.contract, prompt_end=end)
-    return replace(model, recipe=replace(model.recipe, contract=contract))
-
-
 def _healthy(model: Model, runs: Sequence[PortRun]) -> tuple[list[Recorded], Replayed]:
     """The healthy replay, and its trunk's passes for hypotheses that only touch the head."""
     records, seen = [], []
@@ -152,6 +144,7 @@ def _healthy(model: Model, runs: Sequence[PortRun]) -> tuple[list[Recorded], Rep
         for found in replay.play():
             seen += found
         recorder.recorded.rows.extend(replay.all_rows)
+        recorder.recorded.opening.extend(replay.opening)
         records.append(recorder.recorded)
     return records, Replayed(list_hypotheses(model)[0], seen, log_likelihood(seen))
 

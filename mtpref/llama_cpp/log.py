@@ -56,9 +56,9 @@ def read_runs(path: str | Path) -> list[Run]:
             runs = [Run(head, log) for head, part in zip(headers, parts[1:], strict=True) for log in parse_all(part)]
     except MtprefError as error:
         raise MtprefError(f"{printable(str(path), 400)}: {error}") from None
-    if not any(run.log.rounds or run.log.unfinished for run in runs):
+    if not any(run.log.unfinished or any(r.steps or run.log.request is None for r in run.log.rounds) for run in runs):
         raise MtprefError(f"{printable(str(path), 400)}: no draft candidate and no acceptance in it, expected the log "
-                          "of llama-speculative-simple -lv 5 --spec-type draft-mtp (it goes to stderr)")  # fmt: skip
+                          "of llama-speculative-simple or llama-server -lv 5 --spec-type draft-mtp (it goes to stderr)")  # fmt: skip
     return runs
 
 

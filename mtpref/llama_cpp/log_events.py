@@ -27,7 +27,8 @@ _EVENT = re.compile(
     r"|new prompt, n_ctx_slot = \d{1,9}, n_keep = -?\d{1,9}, task\.n_tokens = (?P<n_task>\d{1,9})"
     r"|cached n_tokens = (?P<n_cached>\d{1,9}), "
     r"|n_gen = (?P<n_gen>\d{1,9}), n_remaining = -?\d{1,9}, next token: {1,8}(?P<next>-?\d{1,9}) '"
-    r"|add accepted tokens: sampled=(?P<sampled>-?\d{1,9}), ids\.size=(?P<n_ids>\d{1,9}), n_draft=(?P<n_drafted>\d{1,9})"
+    r"|add accepted tokens: sampled=(?P<sampled>-?\d{1,9}), ids\.size=(?P<n_ids>\d{1,9}), "
+    r"n_draft=(?P<n_drafted>\d{1,9})"
     r"|(?P<stop>stop processing)"
     r"|(?P<shift>slot context shift|restoring speculative checkpoint))"
 )

@@ -67,7 +67,7 @@ class Splitter:
         log = self._simple
         if not self._is_server:
             log.unfinished = self._steps.pop(0, [])
-        if log.rounds or log.unfinished or log.summary or log.statistics:
+        if not self._is_server and (log.rounds or log.unfinished or log.summary or log.statistics):
             self.logs.append(log)
         self._simple = LlamaLog(settings=self._settings)
 
@@ -108,8 +108,10 @@ class Splitter:
                 self._damage(seq, f"round {len(self._slots[seq].rounds)}: {what}: lines are missing")
             self._steps[seq] = []
             return
-        raise MtprefError(f"log: round {len(self._simple.rounds)}: {what}; expected the log of "
-                          "llama-speculative-simple or llama-server -lv 5 --spec-type draft-mtp with no line missing")  # fmt: skip
+        raise MtprefError(
+            f"log: round {len(self._simple.rounds)}: {what}; expected the log of llama-speculative-simple or "
+            "llama-server -lv 5 --spec-type draft-mtp with no line missing"
+        )
 
     def _damage(self, slot: int, what: str) -> None:
         self._slots[slot].damage = self._slots[slot].damage or what
