@@ -17,8 +17,8 @@ def add_parser(verbs: Any) -> None:
         help="compare a log of llama.cpp with the same run here",
         description="Run the prompt here and compare every event that `llama-speculative-simple -lv 5 --spec-type "
         "draft-mtp --temp 0` has printed (on stderr), or `llama-server -lv 5` of a request with temperature 0: draft "
-        "candidates and their p, drafts, accept decisions, tokens. Name the first that differs and whether it is a near "
-        "tie. The log's end may be missing. Exit code 1 if an event differs that is no near tie.",
+        "candidates and their p, drafts, accept decisions, tokens. Name the first that differs and whether it is a "
+        "near tie. The log's end may be missing. Exit code 1 if an event differs that is no near tie.",
     )
     parser.add_argument("log", metavar="FILE.log", help="the log, or a recording of several runs (.log.gz)")
     add_model(parser)

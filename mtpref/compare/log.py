@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtpref.events import Drafted, DraftStep, Event, Token, Verified
-from mtpref.llama_cpp.limits import LIMITS
 from mtpref.llama_cpp.log import LlamaLog, Round, Step
 
 SCHEMA = "mtpref-compare-log-1"
 P_DIGIT = 0.0005  # p is printed to three decimals
-SAMPLED = "the tokens are not the target's best: was it run with --temp 0?"
+SAMPLED = "the tokens are not the target's best: was it run with --temp 0, and with this prompt?"
 BLURRED = (
     "it is not the first request of its slot: llama.cpp pairs its first token with a hidden row of the request before, "
-    "so that p may differ more; its tokens are compared as any, its drafts prove little"
+    "which no log holds; its tokens were compared, its drafts were not judged"
 )
 
 
@@ -116,7 +115,9 @@ class LogAgreement:
         if self.first is not None and self.first is not self.first_divergence:
             lines.append(f"first near tie: {self.first.text()}")
         if self.is_parted:
-            lines.append("the texts part at a near tie: what follows was not compared")
+            lines.append(
+                "the texts part at a near tie: what follows was not compared (a run without --temp 0 parts, too)"
+            )
         if self.is_blurred:
             lines.append(BLURRED)
         if self.first_divergence is not None:
@@ -146,7 +147,6 @@ def compare_log(
     opening_margin  that of the token which a request of llama-server begins with: our prompt was processed whole
     """
     is_blurred = log.request is not None and not log.request.is_first
-    p_limit = max(p_limit, LIMITS["other"].p) if is_blurred else p_limit
     drafted, verified, opening = _rounds(events)
     agreement = LogAgreement(
         p_limit, near_margin, is_blurred, n_rounds_theirs=len(log.rounds), n_tokens_theirs=len(log.ids)
@@ -157,7 +157,7 @@ def compare_log(
     for d, v in zip(drafted, verified, strict=False):
         starts[n_ours] = (d, v)
         n_ours += v.n_accepted + 1
-    judge = _Judge(agreement, p_min, _ours(verified))
+    judge = _Judge(agreement, p_min, _ours(verified), log.request is not None)
     if opening is not None and not judge.opening(log, opening, opening_margin):
         return agreement
     at = 0
@@ -209,8 +209,8 @@ def _ours(verified: list[Verified]) -> list[_Emitted]:
 class _Judge:
     """Notes differences; the rounds after a difference in the tokens are not judged."""
 
-    def __init__(self, agreement: LogAgreement, p_min: float, ours: list[_Emitted]) -> None:
-        self.agreement, self.p_min, self.ours = agreement, p_min, ours
+    def __init__(self, agreement: LogAgreement, p_min: float, ours: list[_Emitted], is_request: bool) -> None:
+        self.agreement, self.p_min, self.ours, self.is_request = agreement, p_min, ours, is_request
 
     def draft(self, i: int, theirs: Round, ours: Drafted) -> None:
         """The candidates of each step, then the ids that were verified."""
@@ -276,6 +276,8 @@ class _Judge:
     def _is_cut(self, theirs: Round, ours: Drafted) -> bool:
         """Theirs is the shorter draft, and p_min did not end it: their budget did. (Ours is never cut.)"""
         n = theirs.n_draft
+        if not theirs.steps and self.is_request:
+            return True  # llama-server does not draft at all where there is no room for it
         return n < min(len(ours.ids), len(theirs.steps)) and theirs.steps[n].candidates[0].p >= self.p_min - P_DIGIT
 
     def _gap_to_p_min(self, theirs: Round, ours: Drafted, n: int) -> float | None:
@@ -283,5 +285,7 @@ class _Judge:
         return abs(ours.steps[n].p[0] - self.p_min) if n < len(ours.steps) else None
 
     def _note(self, difference: LogDifference) -> None:
+        if self.agreement.is_blurred and difference.what != "token":
+            return
         self.agreement.differences.append(difference)
         self.agreement.n_near_ties += difference.is_near_tie

@@ -118,8 +118,8 @@ class ForcedDrafter(Drafter):
 
 @dataclass(frozen=True)
 class Recorded:
-    """The healthy trunk along the port's tokens: hidden rows of each pass, what each round's logits said, and what those
-    of a prompt's last row did where it was processed whole."""
+    """The healthy trunk along the port's tokens: hidden rows of each pass, what each round's logits said, and those of
+    a prompt's last row where it was processed whole."""
 
     hidden: list[Hidden] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
@@ -207,13 +207,9 @@ class Replay(Decoder):
         """The token that opens the first round of a prompt which was processed whole is the port's."""
         told = self.port.rounds[0].id_last
         assert told is not None
-        if logits.size and not self._is_drawn:
+        if logits.size and not is_drawn(self.port):
             self.opening = [look(logits[0], told, 0, "target")]
         return Token(self.state.n_past, told, b"", "plain", False)
-
-    @property
-    def _is_drawn(self) -> bool:
-        return float(self.port.settings.get("temp") or 0.0) > 0
 
     # ---------------------------------------------------------------------------- the loop's two decisions
 
@@ -259,7 +255,7 @@ class Replay(Decoder):
 
         Rule  a row in which the port's token is nearly as good as the best counts for the port
         """
-        if self._is_drawn or not rows.own:
+        if is_drawn(self.port) or not rows.own:
             return []
         steps = self.model.recipe.steps
         eog = self.model.vocab.eog_ids
@@ -289,6 +285,11 @@ class Replay(Decoder):
         far = float("inf")
         self._seen.append(Seen(i, int(expected), len(port.draft), far if expected != len(port.draft) else 0.0, far,
                                kind="length"))  # fmt: skip
+
+
+def is_drawn(run: PortRun) -> bool:
+    """Whether emitted tokens were drawn at a temperature, as far as the run tells."""
+    return float(run.settings.get("temp") or 0.0) > 0
 
 
 def _ending(model: Model, run: PortRun) -> Model:

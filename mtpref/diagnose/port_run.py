@@ -96,9 +96,9 @@ def _of_log(path: Path, label: str, prompt_ids: Sequence[int] | None, which: str
             settings["temp"] = run.log.temp
         rounds, request = _llama_rounds(run.log), run.log.request
         if request is not None and not request.is_first:
-            raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp pairs "
-                              "its first token with a hidden row of the request before, which no log holds; start "
-                              "llama-server anew and send this request first")  # fmt: skip
+            raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
+                              "pairs its first token with a hidden row of the request before, which no log holds; "
+                              "start llama-server anew and send this request first")  # fmt: skip
         if request is not None and rounds:
             rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
         found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))

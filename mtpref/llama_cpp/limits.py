@@ -28,7 +28,7 @@ EXACT_FACTOR = 3
 
 
 def limits_of(types: Collection[str]) -> tuple[Limits, str]:
-    """The limits of the coarsest of these weight types, and its name: the types are in the order of their coarseness."""
+    """The limits of the coarsest of these weight types, and its name. LIMITS is in the order of coarseness."""
     order = [name for name in LIMITS if name != "other"]
     coarse = sorted(set(types) - set(order))
     if coarse:
@@ -38,7 +38,7 @@ def limits_of(types: Collection[str]) -> tuple[Limits, str]:
 
 
 def decision_limits(types: Collection[str], numerics: str) -> tuple[float, float, str]:
-    """How far a candidate's p may be off, below which margin a target's choice may turn, and the coarsest weight type."""
+    """How far a candidate's p may be off, below which margin a target's choice may turn, and the coarsest type."""
     limits, kind = limits_of(types)
     factor = EXACT_FACTOR if numerics == "exact" and kind != "F32" else 1
     return limits.p * factor, limits.margin * factor, kind

@@ -41,8 +41,8 @@ def parse_all(text: str) -> list[LlamaLog]:
 
 
 def read_runs(path: str | Path) -> list[Run]:
-    """The runs of a raw log (without header) or of a recording, where each starts at a line `# run`, then `# key: value`
-    lines. A file with .gz in its name's end is unpacked.
+    """The runs of a raw log (without header) or of a recording, where each starts at a line `# run`, then
+    `# key: value` lines. A file with .gz in its name's end is unpacked.
 
     Errors  MtprefError for a file that cannot be read, is too large, or holds no event
     """
@@ -58,7 +58,8 @@ def read_runs(path: str | Path) -> list[Run]:
         raise MtprefError(f"{printable(str(path), 400)}: {error}") from None
     if not any(run.log.unfinished or any(r.steps or run.log.request is None for r in run.log.rounds) for run in runs):
         raise MtprefError(f"{printable(str(path), 400)}: no draft candidate and no acceptance in it, expected the log "
-                          "of llama-speculative-simple or llama-server -lv 5 --spec-type draft-mtp (it goes to stderr)")  # fmt: skip
+                          "of llama-speculative-simple or llama-server -lv 5 --spec-type draft-mtp (it goes to "
+                          "stderr)")  # fmt: skip
     return runs
 
 

@@ -40,8 +40,8 @@ def choose_runs(
         raise MtprefError(f"{label}: the prompt that was given has {len(prompt_ids)} tokens, expected that of "
                           f"{_listed(sound)}")  # fmt: skip
     if len(fitting) > 1 and which is None:
-        raise MtprefError(f"{label}: {len(fitting)} runs could have had this prompt: {_listed(fitting)}; choose one with "
-                          "--run N, or say --run all where all had it")  # fmt: skip
+        raise MtprefError(f"{label}: {len(fitting)} runs could have had this prompt: {_listed(fitting)}; choose one "
+                          "with --run N, or say --run all where all had it")  # fmt: skip
     return [(run, list(prompt_ids)) for _, run in fitting]
 
 
@@ -61,6 +61,6 @@ def _recorded(run: Run, label: str) -> list[int]:
         if not (isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < 1 << 31 for i in ids)):
             raise ValueError
     except (ValueError, RecursionError):
-        raise MtprefError(f"{label}: prompt_ids {printable(run.header['prompt_ids'], 40)!r} is no list of ids, expected "
-                          "such as [1, 2] in the header of each run") from None  # fmt: skip
+        raise MtprefError(f"{label}: prompt_ids {printable(run.header['prompt_ids'], 40)!r} is no list of ids, "
+                          "expected such as [1, 2] in the header of each run") from None  # fmt: skip
     return list(ids)
