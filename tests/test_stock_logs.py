@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mtpref
 from mtpref.cli import main
-from mtpref.decode import Decoder, Options, SamplingConfig
+from mtpref.decode import Decoder, Options
 from mtpref.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
 from mtpref.diagnose.forced import Seen
 from mtpref.diagnose.unexplained import unexplained
@@ -239,7 +240,7 @@ def test_a_mistake_of_the_target_outside_the_catalogue_is_not_called_healthy():
     """An engine that never emits a certain token: its drafts are right, its tokens are not the target's best."""
     model = micro(60)
     common = Counter(i for r in run_under(model).rounds for i in r.emitted).most_common(1)[0][0]
-    port = run_under(model, SamplingConfig(logit_bias=((common, -100.0),)))
+    port = run_under(model, never=common)
     report = diagnose_log(model, [port])
     assert report.verdict == "unknown", render(report)
     assert "emitted tokens" in report.headline
@@ -247,10 +248,12 @@ def test_a_mistake_of_the_target_outside_the_catalogue_is_not_called_healthy():
     assert "emitted" in report.divergence
 
 
-def run_under(model, sampling=None):
-    options = Options(24, sampling=sampling or SamplingConfig())
+def run_under(model, never=-1):
+    decoder = Decoder(model, model.new_state(512), Options(24))
+    greedy = decoder.sampler.greedy
+    decoder.sampler.greedy = lambda logits: greedy(np.where(np.arange(logits.shape[-1]) == never, -1e9, logits))
     rounds = []
-    for event in Decoder(model, model.new_state(512), options).run(PROMPT):
+    for event in decoder.run(PROMPT):
         if isinstance(event, Drafted):
             p = tuple(s.p[0] for s in event.steps[: len(event.ids)])
             rounds.append(PortRound(tuple(event.ids), 0, (), event.id_last, p))
