@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mtpref
+from mtpref.api import tiny_path
 from mtpref.cli import main
 from mtpref.decode import Decoder, Options
 from mtpref.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
@@ -45,7 +46,7 @@ def quantised(tmp_path_factory):
     def make(kind):
         path = folder / f"{kind}.gguf"
         if not path.exists():
-            assert main(["quantize", "--allow-requantize", str(mtpref.api.tiny_path()), str(path), kind]) == 0
+            assert main(["quantize", "--allow-requantize", str(tiny_path()), str(path), kind]) == 0
         return path
 
     return make
@@ -306,6 +307,6 @@ LONG = {
 @pytest.mark.parametrize("name", LONG)
 def test_reading_is_linear_whatever_the_text_holds(name):
     text = LONG[name]
-    at = time.perf_counter()
+    at = time.process_time()
     list(log_events.events(text))
-    assert time.perf_counter() - at < 1.5 + len(text) / 2e6
+    assert time.process_time() - at < 1.0

@@ -9,19 +9,21 @@ from collections.abc import Iterator
 
 MAX_PIECE = 400
 _SLOT = r"slot {1,12}\S{1,12}: id {1,4}(?P<slot>\d{1,6}) \| task (?P<task>\d{1,9}) \| "
+_SEQ = re.compile(r"- seq_id (\d{1,6}), ")
+# Each alternative begins with a letter of its own, so that the search runs over other text fast.
 _EVENT = re.compile(
-    r"(?:- seq_id (?P<seq>\d{1,6}), )?draft candidate {1,8}(?P<rank>\d{1,3}), pos {1,9}(?P<pos>\d{1,9}): {1,12}"
+    r"draft candidate {1,8}(?P<rank>\d{1,3}), pos {1,9}(?P<pos>\d{1,9}): {1,12}"
     r"(?P<id>-?\d{1,9}) \( {0,12}(?P<p>\d{1,3}\.\d{1,9})\) '"
     r"|accepted (?P<n_accepted>\d{1,9})/(?P<n_draft>\d{1,9}) draft tokens, "
     r"the last target token is: \((?P<id_last>-?\d{1,9})\)"
     r"|partial acceptance: (?P<n_kept>\d{1,9}) < (?P<n_tried>\d{1,9}), restoring"
     r"|- n_max=(?P<n_max>\d{1,9}), n_min=(?P<n_min>\d{1,9}), p_min=(?P<p_min>\d{1,3}\.\d{1,9})"
-    r"|(?P<start>adding speculative implementation)"
+    r"|adding (?P<start>speculative implementation)"
     r"|encoded {1,6}(?P<n_prompt>\d{1,9}) tokens in "
-    r"|\b(?P<count>n_draft|n_predict|n_drafted|n_accept) {1,8}= (?P<value>\d{1,12})(?=\n|$)"
+    r"|n_(?<!\wn_)(?P<count>draft|predict|drafted|accept) {1,8}= (?P<value>\d{1,12})(?=\n|$)"
     r"|statistics {1,16}draft-mtp: (?P<statistics>[^\n]{0,4096})"
-    r"|(?:^|(?<=\n))(?P<minutes>\d{1,6})\.(?P<seconds>\d\d)\.(?P<ms>\d{3})\.(?P<us>\d{3}) "
-    r"|[, \t]temp = (?P<temp>\d{1,6}\.\d{1,9})"
+    r"|\n(?P<minutes>\d{1,6})\.(?P<seconds>\d\d)\.(?P<ms>\d{3})\.(?P<us>\d{3}) "
+    r"|temp(?<=[, \t]temp) = (?P<temp>\d{1,6}\.\d{1,9})"
     rf"|{_SLOT}(?:"
     r"processing task, is_child = (?P<is_child>\d)"
     r"|new prompt, n_ctx_slot = \d{1,9}, n_keep = -?\d{1,9}, task\.n_tokens = (?P<n_task>\d{1,9})"
@@ -65,6 +67,12 @@ def counts(line: str) -> tuple[dict[str, float], tuple[int, int, int] | None, li
         (int(calls[1]), int(calls[2]), int(calls[3])) if calls else None,
         [float(x) for x in _RATE.findall(rates[1])] if rates else [],
     )
+
+
+def seq_id(match: re.Match[str]) -> int:
+    """The sequence of a draft candidate: it stands before it, and recordings leave it out."""
+    before = _SEQ.search(match.string, max(0, match.start() - 18), match.start())
+    return int(before[1]) if before else 0
 
 
 def seconds(match: re.Match[str]) -> float:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from mtpref.errors import MtprefError
-from mtpref.llama_cpp.log_events import counts, events, seconds
+from mtpref.llama_cpp.log_events import counts, events, seconds, seq_id
 from mtpref.llama_cpp.rounds import Candidate, LlamaLog, Request, Round, Step
 
 JITTER_S = 0.01  # lines of one program are in the order of their times but for this
@@ -89,7 +89,7 @@ class Splitter:
     # --------------------------------------------------------------------------------- both programs
 
     def _candidate(self, match: Event, piece: str) -> None:
-        seq = int(match["seq"] or 0)
+        seq = seq_id(match)
         if not self._is_server and "n_predict" in self._simple.summary:
             self._end_simple()
         steps = self._steps.setdefault(seq, [])
@@ -134,7 +134,7 @@ class Splitter:
         self._simple.n_prompt = int(match["n_prompt"])
 
     def _summary(self, match: Event) -> None:
-        self._simple.summary[match["count"]] = int(match["value"])
+        self._simple.summary["n_" + match["count"]] = int(match["value"])
 
     def _counts(self, match: Event) -> None:
         if not self._is_server:
@@ -190,7 +190,14 @@ class Splitter:
         if int(match["n_gen"]) == 1:
             log.request.opening = id
         elif not self._due.get(slot):
-            log.rounds.append(Round(self._steps.pop(slot, []), 0, 0, id))
+            steps = self._steps.pop(slot, [])
+            if (
+                steps
+                and not self._settings.get("n_min")
+                and _p_of(steps[0]) > self._settings.get("p_min", 0.0) - 0.0005
+            ):
+                self._hole(slot, "a draft without its verdict")
+            log.rounds.append(Round(steps, 0, 0, id))
         elif self._due[slot].pop(0) != id:
             self._hole(slot, f"token {id} is not the one that was accepted")
 
@@ -204,3 +211,7 @@ class Splitter:
     def _shift(self, match: Event) -> None:
         self._log_of(match)
         self._damage(int(match["slot"]), "its context was shifted or restored while it ran")
+
+
+def _p_of(step: Step) -> float:
+    return step.candidates[0].p
