@@ -135,14 +135,15 @@ TYPES = ("BF16", "Q4_0", "Q4_K_M")
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_quantised_files_agree_with_stock_llama_cpp_by_their_own_limits(kind, quantised, capsys):
-    log = LOGS / f"greedy-{kind}.log.gz"
-    code, out, err = command(capsys, "compare-log", "-m", quantised(kind), "-p", THIRD, log, "--json")
+    log, model = LOGS / f"greedy-{kind}.log.gz", quantised(kind)
+    capsys.readouterr()
+    code, out, err = command(capsys, "compare-log", "-m", model, "-p", THIRD, log, "--json")
     assert (code, err) == (0, "")
     record = json.loads(out)
     assert record["p_limit"] == {"BF16": 0.03}.get(kind, 0.12)
     assert record["max_p_error"] < record["p_limit"] / 3
     assert record["is_parted"] or record["n_tokens"] == record["n_tokens_theirs"] > 40
-    assert command(capsys, "compare-log", "-m", quantised(kind), "-p", SECOND, log)[0] == 1
+    assert command(capsys, "compare-log", "-m", model, "-p", SECOND, log)[0] == 1
 
 
 def test_a_sampled_run_is_hinted_at(capsys):
@@ -219,8 +220,9 @@ def test_a_sampled_run_is_not_called_healthy(capsys):
 
 @pytest.mark.parametrize("kind", TYPES[::2])
 def test_a_stock_run_of_a_quantised_file_is_healthy(kind, quantised, capsys):
-    log = LOGS / f"greedy-{kind}.log.gz"
-    code, out, _ = command(capsys, "diagnose", "-m", quantised(kind), "-p", THIRD, "--log", log)
+    log, model = LOGS / f"greedy-{kind}.log.gz", quantised(kind)
+    capsys.readouterr()
+    code, out, _ = command(capsys, "diagnose", "-m", model, "-p", THIRD, "--log", log)
     assert code == 0, out
     assert out.startswith("HEALTHY, contract llama.cpp: every token")
 
