@@ -26,8 +26,8 @@ def add_parser(verbs: Any) -> None:
     evidence.add_argument(
         "--log",
         metavar="FILE",
-        help="a run of the port: a log of llama-speculative-simple -lv 5, a trace of mtpref generate --trace, the "
-        "JSON of docs/diagnosis.md, or a log with the rate lines of llama-server, vLLM, SGLang, ...",
+        help="a run of the port: a log of llama-speculative-simple or llama-server -lv 5, a trace of mtpref generate "
+        "--trace, the JSON of docs/diagnosis.md, or a log with the rate lines of llama-server, vLLM, SGLang, ...",
     )
     evidence.add_argument(
         "--stats",
@@ -46,10 +46,21 @@ def add_parser(verbs: Any) -> None:
     evidence.add_argument(
         "--ids", metavar="LIST", help="tokens of the dump, or of the log's prompt, as 1,2,3, where the file lacks them"
     )
+    add_run(evidence)
     add_model(parser)
     add_prompt(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
     parser.set_defaults(run=run_diagnose)
+
+
+def add_run(group: Any) -> None:
+    """The choice among the runs of one log."""
+    group.add_argument(
+        "--run",
+        dest="which",
+        metavar="N",
+        help="the run that had this prompt, counted from 0, or all (default: the only one)",
+    )
 
 
 def run_diagnose(args: argparse.Namespace) -> int:
@@ -68,10 +79,10 @@ def run_diagnose(args: argparse.Namespace) -> int:
     elif args.dump is not None:
         port = diagnose.read_port(args.dump)
         model = load_model(args)
-        report = diagnose.diagnose_dump(model.core, port, _given_ids(args, model), _progress())
+        report = diagnose.diagnose_dump(model.core, port, given_ids(args, model), _progress())
     else:
         model = load_model(args)
-        runs = diagnose.read_port_runs(args.log, _given_ids(args, model))
+        runs = diagnose.read_port_runs(args.log, given_ids(args, model), args.which)
         report = diagnose.diagnose_log(model.core, runs, _progress())
     print(json.dumps(report.to_json()) if args.json else diagnose.render(report))
     return {"healthy": 0, "undecided": CANNOT_JUDGE}.get(report.verdict, 1)
@@ -94,7 +105,8 @@ def _rates(args: argparse.Namespace) -> Any:
     return None
 
 
-def _given_ids(args: argparse.Namespace, model: Any) -> list[int] | None:
+def given_ids(args: argparse.Namespace, model: Any) -> list[int] | None:
+    """The prompt's ids by --ids, -p or -f; None: none of them was given."""
     if args.ids is not None:
         if args.prompt is not None or args.file is not None:
             raise MtprefError("--ids and -p or -f: both are given, expected one of them")

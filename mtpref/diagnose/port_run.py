@@ -6,7 +6,7 @@ refusals. It must not know hypotheses.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mtpref.errors import MtprefError
 from mtpref.events import RunStarted
 from mtpref.gguf import printable
 from mtpref.llama_cpp.log import LlamaLog, read_runs
+from mtpref.llama_cpp.log_choice import choose_runs
 from mtpref.trace import read_trace
 from mtpref.trace.rounds import Round as TraceRound
 from mtpref.trace.rounds import rounds_of
@@ -56,10 +57,12 @@ class PortRun:
         return sum(len(r.draft) for r in self.rounds)
 
 
-def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) -> list[PortRun]:
+def read_port_runs(
+    path: str | Path, prompt_ids: Sequence[int] | None = None, which: str | None = None
+) -> list[PortRun]:
     """The runs of a log, a trace or a JSON file.
 
-    prompt_ids  the prompt, where the file does not hold it
+    prompt_ids  the prompt, where the file does not hold it    which  see llama_cpp.log_choice
     Errors      MtprefError, one line: unreadable, no such file, contradictory, or without a round
     """
     path = Path(path)
@@ -70,7 +73,7 @@ def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) ->
     except OSError as error:
         raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a log, a trace or a JSON") from None
     if start.lstrip()[:1] != b"{":
-        runs = _of_log(path, label, prompt_ids)
+        runs = _of_log(path, label, prompt_ids, which)
     elif b'"event"' in start.split(b"\n", 1)[0] and b'"rounds"' not in start.split(b"\n", 1)[0]:
         runs = _of_trace(path, label)
     else:
@@ -84,16 +87,21 @@ def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) ->
 # -------------------------------------------------------------------------------------------- llama.cpp
 
 
-def _of_log(path: Path, label: str, prompt_ids: Sequence[int] | None) -> list[PortRun]:
+def _of_log(path: Path, label: str, prompt_ids: Sequence[int] | None, which: str | None) -> list[PortRun]:
     found = []
-    for run in read_runs(path):
-        ids = _ids_of(run.header["prompt_ids"], label) if "prompt_ids" in run.header else prompt_ids
-        if ids is None:
-            raise MtprefError(f"{label}: the log does not hold the prompt, expected the one that llama.cpp was given; "
-                              "use -p TEXT, -f FNAME or --ids LIST")  # fmt: skip
-        settings = {k: run.header[k] for k in ("n_max", "p_min") if k in run.header} | run.log.settings
+    for run, ids in choose_runs(read_runs(path), label, prompt_ids, which):
+        settings: dict[str, Any] = {k: run.header[k] for k in ("n_max", "p_min") if k in run.header} | run.log.settings
         settings = {k: float(v) if k == "p_min" else int(v) for k, v in settings.items() if _is_number(v)}
-        found.append(PortRun(label, tuple(ids), _llama_rounds(run.log), False, settings))
+        if run.log.temp is not None:
+            settings["temp"] = run.log.temp
+        rounds, request = _llama_rounds(run.log), run.log.request
+        if request is not None and not request.is_first:
+            raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
+                              "pairs its first token with a hidden row of the request before, which no log holds; "
+                              "start llama-server anew and send this request first")  # fmt: skip
+        if request is not None and rounds:
+            rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
+        found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))
     return found
 
 
@@ -111,13 +119,6 @@ def _is_number(value: object) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _ids_of(text: str, label: str) -> list[int]:
-    try:
-        return _ids(json.loads(text), label, "prompt_ids")
-    except ValueError:
-        raise MtprefError(f"{label}: prompt_ids {printable(text, 40)!r} is no list of ids, expected [1, 2]") from None
 
 
 # -------------------------------------------------------------------------------------------------- trace
