@@ -12,6 +12,7 @@ from typing import Any
 
 from mtpref.errors import MtprefError
 from mtpref.events import RunStarted
+from mtpref.files import TextStream, open_text, read_up_to
 from mtpref.gguf import printable
 from mtpref.llama_cpp.log import LlamaLog, read_runs
 from mtpref.trace import read_trace
@@ -62,19 +63,15 @@ def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) ->
     prompt_ids  the prompt, where the file does not hold it
     Errors      MtprefError, one line: unreadable, no such file, contradictory, or without a round
     """
-    path = Path(path)
     label = printable(str(path), 200)
-    try:
-        with path.open("rb") as file:
-            start = file.read(1 << 16)
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a log, a trace or a JSON") from None
-    if start.lstrip()[:1] != b"{":
-        runs = _of_log(path, label, prompt_ids)
-    elif b'"event"' in start.split(b"\n", 1)[0] and b'"rounds"' not in start.split(b"\n", 1)[0]:
-        runs = _of_trace(path, label)
-    else:
-        runs = [_of_json(path, label, prompt_ids)]
+    with open_text(path, label, "expected a log, a trace or a JSON") as file:
+        start = file.start(1 << 16)
+        if start.lstrip()[:1] != b"{":
+            runs = _of_log(file, label, prompt_ids)
+        elif b'"event"' in start.split(b"\n", 1)[0] and b'"rounds"' not in start.split(b"\n", 1)[0]:
+            runs = _of_trace(file, label)
+        else:
+            runs = [_of_json(file, label, prompt_ids)]
     runs = [run for run in runs if run.rounds]
     if not any(run.n_drafted for run in runs):
         raise MtprefError(f"{label}: no drafted token in it, expected the log of a run that drafts")
@@ -84,9 +81,9 @@ def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) ->
 # -------------------------------------------------------------------------------------------- llama.cpp
 
 
-def _of_log(path: Path, label: str, prompt_ids: Sequence[int] | None) -> list[PortRun]:
+def _of_log(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> list[PortRun]:
     found = []
-    for run in read_runs(path):
+    for run in read_runs(file):
         ids = _ids_of(run.header["prompt_ids"], label) if "prompt_ids" in run.header else prompt_ids
         if ids is None:
             raise MtprefError(f"{label}: the log does not hold the prompt, expected the one that llama.cpp was given; "
@@ -123,7 +120,7 @@ def _ids_of(text: str, label: str) -> list[int]:
 # -------------------------------------------------------------------------------------------------- trace
 
 
-def _of_trace(path: Path, label: str) -> list[PortRun]:
+def _of_trace(file: TextStream, label: str) -> list[PortRun]:
     runs: list[PortRun] = []
     started: RunStarted | None = None
     rounds: list[PortRound] = []
@@ -134,7 +131,7 @@ def _of_trace(path: Path, label: str) -> list[PortRun]:
             is_whole = first_pos == len(started.prompt_ids)
             runs.append(PortRun(label, tuple(started.prompt_ids), tuple(rounds), is_whole, _trace_settings(started)))
 
-    with read_trace(path) as events:
+    with read_trace(file) as events:
         for item in rounds_of(events):
             if isinstance(item, RunStarted):
                 close()
@@ -178,12 +175,11 @@ def _trace_settings(started: RunStarted) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- JSON
 
 
-def _of_json(path: Path, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
-    if path.stat().st_size > MAX_JSON:
-        raise MtprefError(f"{label}: more than {MAX_JSON >> 20} MiB, expected a shorter run")
+def _of_json(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
+    raw = read_up_to(file, label, "expected a shorter run", MAX_JSON)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        record = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", type(error).__name__)
         raise MtprefError(f"{label}: it is no JSON ({reason}), expected an object of schema {SCHEMA}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

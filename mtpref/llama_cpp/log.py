@@ -5,16 +5,15 @@ The last candidates of a round may not have been drafted (p_min, budget): `n_dra
 Works on raw logs (with or without timestamps and prefixes) and on recordings, where several runs stand behind headers.
 """
 
-import gzip
 import re
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtpref.errors import MtprefError
+from mtpref.files import TextStream, open_text, unpacked
 from mtpref.gguf import printable
 
-MAX_LOG_BYTES = 64 << 20
+MAX_LOG_BYTES = 32 << 20
 # A piece is short: without a bound an unfinished line would be searched to the end of the file.
 _EVENT = re.compile(
     r"draft candidate +(?P<rank>\d{1,3}), pos +(?P<pos>\d{1,9}): +(?P<id>-?\d{1,9}) \( *(?P<p>\d{1,3}\.\d{1,9})\) "
@@ -147,13 +146,13 @@ def _read_counts(log: LlamaLog, text: str) -> None:
         log.rates = [float(part) for part in rates[1].split(",") if part.strip()]
 
 
-def read_runs(path: str | Path) -> list[Run]:
+def read_runs(path: str | Path | TextStream) -> list[Run]:
     """The runs of a raw log (one, without header) or of a recording, where each starts at a line `# run`, then
-    `# key: value` lines. A file with .gz in its name's end is unpacked.
+    `# key: value` lines. path: a file, a pipe, "-" or a text that is open; what gzip has packed is unpacked.
 
     Errors  MtprefError for a file that cannot be read, is too large, or holds no event
     """
-    text = _read_text(Path(path))
+    text = _read_text(path)
     parts = re.split(r"(?m)^# run\n", text)
     try:
         if len(parts) == 1:
@@ -168,13 +167,16 @@ def read_runs(path: str | Path) -> list[Run]:
     return runs
 
 
-def _read_text(path: Path) -> str:
-    label = printable(str(path), 400)
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(MAX_LOG_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise MtprefError(f"{label}: cannot be read ({error}); expected a log of llama-speculative-simple") from None
-    if len(raw) > MAX_LOG_BYTES:
-        raise MtprefError(f"{label}: more than {MAX_LOG_BYTES >> 20} MiB, expected the log of a shorter run")
-    return raw.decode("utf-8", "replace").replace("\r\n", "\n")
+def _read_text(source: str | Path | TextStream) -> str:
+    """The text, unpacked where gzip has packed it. A piece at a time: its bytes are held once, and so is the text."""
+    label, expected = printable(str(source), 400), "expected the log of a run, or of a shorter one"
+    raw = bytearray()
+    with source if isinstance(source, TextStream) else open_text(source, label, expected) as file:
+        for piece in unpacked(file, label, expected):
+            # A line's end that two pieces share is put together before it is looked at.
+            tail = raw[-1:] if raw.endswith(b"\r") else b""
+            del raw[len(raw) - len(tail) :]
+            raw += (tail + piece).replace(b"\r\n", b"\n")
+            if len(raw) > MAX_LOG_BYTES:
+                raise MtprefError(f"{label}: more than {MAX_LOG_BYTES >> 20} MiB; {expected}")
+    return raw.decode("utf-8", "replace")
