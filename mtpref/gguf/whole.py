@@ -190,15 +190,17 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
     """A new temporary of `path`, appended to the list as soon as it is there; its lock is held until the block ends,
     after the rename."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{SUFFIX}")
-        with contextlib.suppress(FileExistsError):
-            fd = os.open(temporary, _NEW, 0o666)
-            temporaries.append(temporary)
-            with open(fd, "r+b") as file:
-                if _lock(fd):
-                    yield file
-                    return
-            _unlink([temporaries.pop()])
+        temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(8)}{SUFFIX}"))
+        try:
+            fd = os.open(temporaries[-1], _NEW, 0o666)
+        except FileExistsError:
+            temporaries.pop()  # not ours
+            continue
+        with open(fd, "r+b") as file:
+            if _lock(fd):
+                yield file
+                return
+        _unlink([temporaries.pop()])
 
 
 def _lock(fd: int) -> bool:
