@@ -81,7 +81,7 @@ class TextStream(io.BufferedReader):
     def start(self, n_bytes: int) -> bytes:
         """The first bytes (fewer where the text is shorter), which `read` gives again. To be called before it."""
         self._rejoined.fill(n_bytes)
-        return bytes(self._rejoined.head)
+        return bytes(self._rejoined.head[:n_bytes])
 
 
 class _Rejoined(io.RawIOBase):
