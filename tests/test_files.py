@@ -122,7 +122,6 @@ CLASHES = {
     "dump over the prompt": (["dump", *MODEL, "-f", "t.txt", "-o", "t.txt"], "t.txt"),
     "page over the trace": (["trace", "html", "x.jsonl", "-o", "x.jsonl"], "x.jsonl"),
     "report over a dump": (["compare", "m.gguf", "m.gguf", "--html", "m.gguf"], "m.gguf"),
-    "costs over costs": (["plan", *MODEL, "-f", "t.txt", "--costs", "ids", "--save-costs", "ids"], "ids"),
     "costs over the text": (["plan", *MODEL, "-f", "t.txt", "--save-costs", "t.txt"], "t.txt"),
     "imatrix over the text": (["imatrix", *MODEL, "-f", "t.txt", "-o", "t.txt", "--force"], "t.txt"),
     "quantised over its imatrix": (["quantize", "m.gguf", "ids", "Q8_0", "--imatrix", "ids", "--force"], "ids"),

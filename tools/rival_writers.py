@@ -13,11 +13,13 @@ wholly one writer's and the folder holds nothing else:
 import ctypes
 import os
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest import mock
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import whole
@@ -110,8 +112,8 @@ def _links(out: Path, random_: random.Random, n_bytes: int) -> tuple[dict[int, i
 
     def run() -> int:
         drawn = iter(["7" * 16])
-        random_name, remove = whole.secrets.token_hex, whole.remove_left_overs
-        whole.secrets.token_hex = lambda n: next(drawn, None) or random_name(n)
+        random_name, remove = secrets.token_hex, whole.remove_left_overs
+        mock.patch.object(secrets, "token_hex", lambda n: next(drawn, None) or random_name(n)).start()
 
         def remove_and_plant(target: Path) -> None:
             remove(target)  # what stands there before is seen, and removed or left alone

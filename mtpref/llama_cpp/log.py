@@ -169,7 +169,7 @@ def read_runs(path: str | Path | TextStream) -> list[Run]:
 
 def _read_text(source: str | Path | TextStream) -> str:
     """The text, unpacked where gzip has packed it. A piece at a time: its bytes are held once, and so is the text."""
-    label, expected = printable(str(source), 400), "expected the log of a run, or of a shorter one"
+    label, expected = printable(str(source), 400), "expected the log of a run"
     raw = bytearray()
     with source if isinstance(source, TextStream) else open_text(source, label, expected) as file:
         for piece in unpacked(file, label, expected):
@@ -178,5 +178,5 @@ def _read_text(source: str | Path | TextStream) -> str:
             del raw[len(raw) - len(tail) :]
             raw += (tail + piece).replace(b"\r\n", b"\n")
             if len(raw) > MAX_LOG_BYTES:
-                raise MtprefError(f"{label}: more than {MAX_LOG_BYTES >> 20} MiB; {expected}")
+                raise MtprefError(f"{label}: more than {MAX_LOG_BYTES >> 20} MiB, expected the log of a shorter run")
     return raw.decode("utf-8", "replace")
