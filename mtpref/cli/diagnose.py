@@ -73,7 +73,8 @@ def run_diagnose(args: argparse.Namespace) -> int:
     if len(given) != 1:
         what = f"{' and '.join('--' + flag for flag in given)} are given" if given else "none is given"
         raise MtprefError(f"evidence: {what}, expected one of --dump FILE, --log FILE, --stats RATES")
-    rates = _rates(args)
+    log = None if args.log is None else diagnose.open_log(args.log)
+    rates = _rates(args, log)
     if rates is not None:
         report = diagnose.diagnose_stats(rates, args.after_full, args.after_partial)
     elif args.dump is not None:
@@ -82,21 +83,21 @@ def run_diagnose(args: argparse.Namespace) -> int:
         report = diagnose.diagnose_dump(model.core, port, given_ids(args, model), _progress())
     else:
         model = load_model(args)
-        runs = diagnose.read_port_runs(args.log, given_ids(args, model), args.which)
+        runs = diagnose.read_port_runs(log, given_ids(args, model), args.which)
         report = diagnose.diagnose_log(model.core, runs, _progress())
     print(json.dumps(report.to_json()) if args.json else diagnose.render(report))
     return {"healthy": 0, "undecided": CANNOT_JUDGE}.get(report.verdict, 1)
 
 
-def _rates(args: argparse.Namespace) -> Any:
+def _rates(args: argparse.Namespace, log: Any) -> Any:
     """Rates, where they are the evidence: --stats, or a log without draft candidates. The model is not needed then."""
     from mtpref import diagnose
 
     found: Any = None
     if args.stats is not None:
         found = diagnose.parse_stats(args.stats, args.n_max, args.rounds)
-    elif args.log is not None:
-        found = diagnose.read_rates(args.log)
+    elif log is not None:
+        found = diagnose.read_rates(log)
     if found is not None:
         return diagnose.with_n_max(found, args.n_max)
     for flag in ("n_max", "rounds", "after_full", "after_partial"):

@@ -8,13 +8,14 @@ alone; rank.py and report.py what all entrances share.
 from mtpref.diagnose.of_dump import diagnose_dump
 from mtpref.diagnose.of_log import diagnose_log
 from mtpref.diagnose.of_stats import diagnose_stats
-from mtpref.diagnose.port_run import PortRound, PortRun, read_port_runs
+from mtpref.diagnose.port_run import LogSource, PortRound, PortRun, open_log, read_port_runs
 from mtpref.diagnose.port_tensors import PortTensors, read_port
 from mtpref.diagnose.rate_lines import parse_stats, read_rates
 from mtpref.diagnose.rates import Rates, with_n_max
 from mtpref.diagnose.report import Report, render
 
 __all__ = [
+    "LogSource",
     "PortRound",
     "PortRun",
     "PortTensors",
@@ -23,6 +24,7 @@ __all__ = [
     "diagnose_dump",
     "diagnose_log",
     "diagnose_stats",
+    "open_log",
     "parse_stats",
     "read_port",
     "read_port_runs",

@@ -7,15 +7,14 @@ statistics) are taken at their last line.
 
 import re
 from dataclasses import replace
-from pathlib import Path
 
+from mtpref.diagnose.port_run import LogSource
 from mtpref.diagnose.rate_pool import N
 from mtpref.diagnose.rates import MAX_N, Rates
 from mtpref.diagnose.rates_of_engines import READERS
 from mtpref.diagnose.rates_of_llama import of_llama
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
-from mtpref.llama_cpp.log import read_text
 
 _CANDIDATE = re.compile(r"draft candidate +\d{1,3}, pos +\d{1,9}:")
 READ = (
@@ -24,34 +23,21 @@ READ = (
 )
 
 
-def read_rates(path: str | Path) -> Rates | None:
+def read_rates(source: LogSource) -> Rates | None:
     """The rates in a log without draft candidates; None where the file is something else that --log reads (candidates,
     a trace, a JSON).
 
-    Errors  MtprefError for a file that cannot be read, or that holds neither candidates nor rates
+    Errors  MtprefError for a log that holds neither candidates nor rates
     """
-    path, label = Path(path), printable(str(path), 200)
-    if _starts_as_json(path):
+    if source.file is not None or _CANDIDATE.search(source.text):
         return None
-    text = read_text(path)
-    if text.lstrip()[:1] == "{" or _CANDIDATE.search(text):
-        return None
-    found = find_rates(text)
+    found = find_rates(source.text)
     if found is None:
         raise MtprefError(
-            f"{label}: no draft candidate and no acceptance rate in it, expected a log of llama-speculative-simple "
-            f"-lv 5 --spec-type draft-mtp, a trace, a run as JSON, or {READ}"
+            f"{source.label}: no draft candidate and no acceptance rate in it, expected a log of "
+            f"llama-speculative-simple -lv 5 --spec-type draft-mtp, a trace, a run as JSON, or {READ}"
         )
-    return replace(found, source=f"{label}, {found.source}")
-
-
-def _starts_as_json(path: Path) -> bool:
-    """A trace may be longer than a log may be: it is not read here. A pipe cannot be read twice."""
-    try:
-        with path.open("rb") as file:
-            return path.is_file() and file.read(64).lstrip()[:1] == b"{"
-    except OSError:
-        return False  # read_text says why
+    return replace(found, source=f"{source.label}, {found.source}")
 
 
 def find_rates(text: str) -> Rates | None:
