@@ -24,7 +24,7 @@ COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.wei
 HEAD_NORMS = ("nextn.enorm.weight", "nextn.hnorm.weight", "nextn.shared_head_norm.weight", *COMPARABLE)
 LOW_BITS = frozenset({
     "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
-    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4",
 })  # fmt: skip
 SENSITIVE = ("nextn.eh_proj.weight", "nextn.shared_head_head.weight", "nextn.embed_tokens.weight")
 SPECTRAL = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",

@@ -24,6 +24,8 @@ _DECODERS: dict[str, Callable[[U8], F32]] = {
     "NVFP4": codebook.decode_nvfp4,
     "TQ1_0": ternary.decode_tq1_0,
     "TQ2_0": ternary.decode_tq2_0,
+    "Q1_0": ternary.decode_q1_0,
+    "Q2_0": ternary.decode_q2_0,
     **{name: partial(grids.decode_grid, name) for name in grids.GRID_TYPES},
 }
 DEQUANTIZABLE: tuple[str, ...] = tuple(_DECODERS)
