@@ -86,6 +86,9 @@ def compare(file: GgufFile, other: Other) -> list[Finding]:
                 if n_off <= MAX_NAMED:
                     text = f"relative error {error:.3g}, expected at most {allowed:.2g} of {info.type_name} against "
                     found.append(Finding("against-value", info.name, text + other.types[info.name]))
+        else:
+            text = f"{info.type_name} here, {other.types[info.name]} there: not compared"
+            found.append(Finding("against-skipped", printable(info.name), text))
     if n_off > MAX_NAMED:
         found.append(
             Finding("against-value", f"{n_off - MAX_NAMED} more tensors", "differ by more than their types explain")

@@ -16,6 +16,7 @@ from mtpref.check.findings import Finding
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, TensorInfo, printable
 from mtpref.quants import DEQUANTIZABLE, dequantize
+from mtpref.tensor_names import D2T
 from mtpref.vocab.pretokenizers import known_names
 
 F32 = NDArray[np.float32]
@@ -56,6 +57,8 @@ def inventory(report: dict[str, Any]) -> list[Finding]:
         name = line.split(" ", 1)[0].removesuffix(":")
         if name in named or "holds nextn tensors" in line or "has no nextn tensor" in line:
             continue
+        if line.startswith("tensor ") and "mtpref does not know" in line:
+            continue  # said by `unreadable`
         if line.startswith("one file of a split model"):
             found.append(Finding("shards-missing", "shards", line))
         elif line.startswith("tensor ") and line.endswith("unexpected and not used"):
@@ -68,6 +71,21 @@ def inventory(report: dict[str, Any]) -> list[Finding]:
         found.append(Finding("fallbacks", "shared with the trunk", ", ".join(shared) or "nothing"))
         found += list(_types(head["blocks"]))
     return found
+
+
+def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
+    """Types without decoder among the tensors that a run would read: nothing can be said of their values.
+
+    unused   printable names of those that nothing reads
+    """
+    names: dict[str, list[str]] = {}
+    for info in file.tensors.values():
+        name = printable(info.name)
+        if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
+            names.setdefault(info.type_name, []).append(name)
+    more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
+    return [Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
+            for kind, found in names.items()]  # fmt: skip
 
 
 def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -214,7 +232,7 @@ def tokenizer(file: GgufFile) -> list[Finding]:
         found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", "missing: ids may differ from those of training"))
     elif model == "gpt2" and pre not in known_names():
         found.append(
-            Finding("tokenizer", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
+            Finding("unsupported", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
         )
     if model == "gpt2" and "tokenizer.ggml.merges" not in file.kv:
         found.append(Finding("tokenizer", "tokenizer.ggml.merges", "missing: every byte would be a token of its own"))

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, UnsupportedError
 from mtpref.quants import codebook, floats, grids, k_quants, legacy, ternary
 from mtpref.quants.sizes import F32, U8, type_of
 
@@ -62,7 +62,7 @@ def dequantize(type_name: str, raw: U8, shape: tuple[int, ...]) -> F32:
     """
     decode = _DECODERS.get(type_name)
     if decode is None:
-        raise MtprefError(
+        raise UnsupportedError(
             f"tensor type {type_name}: no decoder, expected one of {', '.join(DEQUANTIZABLE)}; "
             "requantise the file, for example with llama-quantize to Q8_0"
         )

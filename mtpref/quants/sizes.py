@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtpref.errors import MtprefError
+from mtpref.errors import UnsupportedError
 
 U8 = npt.NDArray[np.uint8]
 I8 = npt.NDArray[np.int8]
@@ -47,7 +47,7 @@ def type_of(type_name: str) -> QuantType:
     """The type of that name. MtprefError when there is none."""
     type_id = TYPE_IDS.get(type_name)
     if type_id is None:
-        raise MtprefError(f"tensor type {type_name}: unknown, expected a ggml name such as F32, Q8_0 or Q4_K")
+        raise UnsupportedError(f"tensor type {type_name}: unknown, expected a ggml name such as F32, Q8_0 or Q4_K")
     return TYPES[type_id]
 
 

@@ -1,4 +1,4 @@
-"""Types of a few values times one scale: TQ1_0 and TQ2_0 (-1, 0, 1), Q2_0 (-1, 0, 1, 2), Q1_0 (-1, 1). Decoders only."""
+"""A few values times one scale: TQ1_0 and TQ2_0 (-1, 0, 1), Q2_0 (-1 to 2), Q1_0 (-1, 1). Decoders only."""
 
 import numpy as np
 
