@@ -204,7 +204,10 @@ def _beside(ran: Ran, against: str | Path, settings: _Settings) -> list[Finding]
     windows = [seen.window for seen in ran.seen]
     if any(max(window.ids) >= other.n_vocab for window in windows):
         return []
-    seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
+    try:
+        seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
+    except NotFiniteError as error:
+        return [Finding("not-run", "the other file", str(error))]
     theirs = judge(seen, MAIN, "trunk", BLOCK)
     less = difference(ran.judged(), theirs)
     text = f"a_1 {ran.a[0].shown()} here, {theirs.unconditional()[0].shown()} there, difference {less.shown()}"

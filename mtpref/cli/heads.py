@@ -168,8 +168,8 @@ def _check_readable(contents: Any) -> None:
     for item in contents.items:
         if item.type_name not in DEQUANTIZABLE and item.name != D2T.name:
             raise MtprefError(
-                f"--probe: tensor {item.name} has type {item.type_name}, whose values mtpref cannot read, expected a known "
-                "type; --no-probe writes the file"
+                f"--probe: tensor {item.name} has type {item.type_name}, whose values mtpref cannot read, expected a "
+                "known type; --no-probe writes the file"
             )
 
 
