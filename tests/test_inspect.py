@@ -213,7 +213,7 @@ def test_an_unknown_tensor_type_is_listed(path):
     path.write_bytes(raw)
     report = inspect_file(path)
     assert any("output_norm.weight has type id 333, which mtpref does not know" in p for p in report["problems"])
-    assert next(q for q in report["quantisation"] if q["type"] == "type-333")["bytes"] == 4 * 64
+    assert next(q for q in report["quantisation"] if q["type"] == "type-333")["bytes"] == 32
     assert "type-333" in render(report)
 
 
