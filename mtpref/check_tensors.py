@@ -117,7 +117,7 @@ def check_tensors(file: GgufFile, names: Iterable[str]) -> int:
         info = file.tensors[name]
         if info.type_name in FIELDS:
             _check(file, info)
-            n_bytes += info.n_bytes or 0
+            n_bytes += info.n_bytes
     return n_bytes
 
 

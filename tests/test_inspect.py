@@ -212,9 +212,9 @@ def test_an_unknown_tensor_type_is_listed(path):
     raw[at : at + 4] = (333).to_bytes(4, "little")
     path.write_bytes(raw)
     report = inspect_file(path)
-    assert any("output_norm.weight has unknown type id 333" in p for p in report["problems"])
-    assert next(q for q in report["quantisation"] if q["type"] == "type-333")["bytes"] is None
-    assert "size unknown" in render(report)
+    assert any("output_norm.weight has type id 333, which mtpref does not know" in p for p in report["problems"])
+    assert next(q for q in report["quantisation"] if q["type"] == "type-333")["bytes"] == 32
+    assert "type-333" in render(report)
 
 
 SPLIT = {"split.no": (0, "u16"), "split.count": (2, "u16"), "split.tensors.count": (len(model_tensors()), "i32")}

@@ -1,12 +1,13 @@
 """What a check can find: ids, how bad each is, what it means and what to do.
 
-Data only. A finding of severity `fail` makes the exit code 1. Read next: report.py.
+Data only. A finding of severity `fail` makes the exit code 1, one of `cannot-judge` without any of
+those 3. Read next: report.py.
 """
 
 from dataclasses import dataclass
 
-OK, NOTE, WARNING, FAIL = "ok", "note", "warning", "fail"
-SEVERITIES = (OK, NOTE, WARNING, FAIL)
+OK, NOTE, WARNING, CANNOT, FAIL = "ok", "note", "warning", "cannot-judge", "fail"
+SEVERITIES = (OK, NOTE, WARNING, CANNOT, FAIL)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,13 @@ CATALOGUE: dict[str, Kind] = {
     "inventory": Kind(FAIL, "a tensor or key is missing, misshapen, unexpected or contradicts another", _AGAIN),
     "unused-tensor": Kind(WARNING, "a tensor that nothing reads", "see where it comes from; nothing is lost by it"),
     "cannot-load": Kind(FAIL, "the model cannot be loaded", _AGAIN),
+    "unsupported": Kind(
+        CANNOT,
+        "something that this version of mtpref does not know; it may be right",
+        "run the head in an engine that knows it, or check the file that it was quantised from",
+    ),
     "not-finite": Kind(FAIL, "a weight is NaN or infinite", "download or convert the file again"),
+    "not-finite-run": Kind(FAIL, "a run of the model gives NaN or infinity", _AGAIN),
     "tensor-zero": Kind(FAIL, "a matrix or norm of the head is zero", _GRAFT),
     "eh-proj-half-zero": Kind(FAIL, "one half of eh_proj's columns is zero: half of a shard, 4 bits a row", _GRAFT),
     "random-matrix": Kind(FAIL, "a matrix of the head is noise: made and never loaded", _GRAFT),
@@ -73,6 +80,7 @@ CATALOGUE: dict[str, Kind] = {
     "against-missing": Kind(FAIL, "the other file has a tensor that this one lacks", _GRAFT),
     "against-extra": Kind(NOTE, "this file has a tensor that the other lacks", ""),
     "against-shape": Kind(FAIL, "a tensor has another shape in the other file", _AGAIN),
+    "against-skipped": Kind(NOTE, "a tensor could not be compared: the type of one of them cannot be read", ""),
     "against-value": Kind(FAIL, "a tensor differs by more than its type explains", _AGAIN),
     "against-values": Kind(OK, "the tensors are the other file's, as well as their types can say", ""),
     "against-acceptance": Kind(OK, "acceptance beside the other file's", ""),

@@ -13,10 +13,10 @@ from mtpref.chat import chat_prompt, find_template
 from mtpref.check import marks, static
 from mtpref.check.against import Other, compare
 from mtpref.check.checkpoint import check_folder
-from mtpref.check.findings import CATALOGUE, FAIL, NOTE, OK, WARNING, Finding
+from mtpref.check.findings import CANNOT, CATALOGUE, FAIL, NOTE, OK, WARNING, Finding
 from mtpref.check.running import Ran, run
 from mtpref.check_tensors import check_tensors
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, NotFiniteError, UnsupportedError
 from mtpref.gguf import GgufFile
 from mtpref.heads.proof import BLOCK
 from mtpref.hf import is_checkpoint
@@ -28,8 +28,9 @@ from mtpref.probe.walk import Progress, Variant, walk_all
 from mtpref.tensor_names import ARCHITECTURES
 
 SCHEMA = "mtpref-check-1"
-BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load")
-MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", FAIL: "FAIL   "}
+BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load",
+            "unsupported")  # fmt: skip
+MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", CANNOT: "CANNOT ", FAIL: "FAIL   "}
 
 
 @dataclass
@@ -42,12 +43,17 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     @property
-    def is_sound(self) -> bool:
-        return not any(f.severity == FAIL for f in self.findings)
+    def is_sound(self) -> bool | None:
+        """None: it cannot be judged."""
+        found = {f.severity for f in self.findings}
+        return False if FAIL in found else None if CANNOT in found else True
 
     @property
     def verdict(self) -> str:
         failed = [f for f in self.findings if f.severity == FAIL]
+        if self.is_sound is None:
+            kind = CATALOGUE[next(f.id for f in self.findings if f.severity == CANNOT)]
+            return f"verdict: cannot judge: {kind.meaning}; {kind.remedy}"
         if not failed:
             ran = "" if self.was_run else "; it was not run"
             return f"verdict: the head is there and nothing is wrong with it{ran}"
@@ -124,7 +130,9 @@ def _look(path: Path, file: GgufFile, seen: dict[str, Any], settings: _Settings)
     if seen["architecture"] not in ARCHITECTURES:
         raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
                           "mtpref inspect shows what is in it")  # fmt: skip
-    found = static.inventory(seen) + marks.of_gguf(seen["general"])
+    found = static.inventory(seen)
+    found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
+    found += marks.of_gguf(seen["general"])
     found += static.tokenizer(file)
     il = _head_layer(seen)
     if il is not None:
@@ -164,6 +172,8 @@ def _compare(file: GgufFile, against: str | Path) -> list[Finding]:
 def _run(path: Path, settings: _Settings) -> list[Finding]:
     try:
         model = load(path)
+    except UnsupportedError as error:
+        return [Finding("unsupported", "load", str(error))]
     except MtprefError as error:
         id = "d2t" if "d2t" in str(error) else "cannot-load"
         return [Finding(id, "load", str(error))]
@@ -171,7 +181,10 @@ def _run(path: Path, settings: _Settings) -> list[Finding]:
         return [Finding("cannot-load", "load", "no head after loading, expected one")]
     found = [Finding("tokenizer-note", "tokenizer", note) for note in model.vocab.notes]
     found += _template(model)
-    ran, more = run(model, settings.n_positions, settings.progress)
+    try:
+        ran, more = run(model, settings.n_positions, settings.progress)
+    except NotFiniteError as error:
+        return [*found, Finding("not-finite-run", "a built-in text", str(error))]
     settings.report.was_run = True
     found += more
     against = settings.against
@@ -191,7 +204,10 @@ def _beside(ran: Ran, against: str | Path, settings: _Settings) -> list[Finding]
     windows = [seen.window for seen in ran.seen]
     if any(max(window.ids) >= other.n_vocab for window in windows):
         return []
-    seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
+    try:
+        seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
+    except NotFiniteError as error:
+        return [Finding("not-run", "the other file", str(error))]
     theirs = judge(seen, MAIN, "trunk", BLOCK)
     less = difference(ran.judged(), theirs)
     text = f"a_1 {ran.a[0].shown()} here, {theirs.unconditional()[0].shown()} there, difference {less.shown()}"

@@ -106,7 +106,7 @@ def _changes(model: Model) -> list[tuple[Variant, str]]:
     out: list[tuple[Variant, str]] = []
 
     def add(name: str, about: str, id: str, change: Change) -> None:
-        changed = replace(model, weights=replace(model.weights, mtp=change(mtp)))
+        changed = replace(model, weights=replace(model.weights, mtp=change(mtp)), is_checked=False)
         out.append((Variant(name, changed, 1, about), id))
 
     own = [*_PRE_FC, *_BLOCK] + (
@@ -120,7 +120,7 @@ def _changes(model: Model) -> list[tuple[Variant, str]]:
     n = mtp.eh_proj.n_in // 2
     add("no embedding half", "the embedding half of eh_proj zero", "part-harmful", _zeroed(slice(0, n)))
     add("no hidden half", "the hidden half of eh_proj zero", "part-harmful", _zeroed(slice(n, None)))
-    no_ffn = replace(model, recipe=model.recipe.with_ops(ffn=_adds_nothing))
+    no_ffn = replace(model, recipe=model.recipe.with_ops(ffn=_adds_nothing), is_checked=False)
     out.append((Variant("no-ffn", no_ffn, 1, "the feed-forward adding zero"), "part-harmful"))
     return out
 
@@ -196,7 +196,7 @@ def _trunk(model: Model, windows: Any, seen: list[Seen]) -> list[Finding]:
             model.weights,
             output_norm=model.weights.output_norm + np.float32(step),
             layers=tuple(_shifted_layer(layer, step) for layer in model.weights.layers),
-        ))  # fmt: skip
+        ), is_checked=False)  # fmt: skip
         gain = _log_likelihood(walk_all(shifted, windows, [])) - base
         if gain > TRUNK_GAIN:
             text = f"{-base:.2f} nats a token, and {-base - gain:.2f} with {word} every norm of the trunk"

@@ -16,6 +16,7 @@ from mtpref.check.findings import Finding
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, TensorInfo, printable
 from mtpref.quants import DEQUANTIZABLE, dequantize
+from mtpref.tensor_names import D2T
 from mtpref.vocab.pretokenizers import known_names
 
 F32 = NDArray[np.float32]
@@ -24,7 +25,7 @@ COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.wei
 HEAD_NORMS = ("nextn.enorm.weight", "nextn.hnorm.weight", "nextn.shared_head_norm.weight", *COMPARABLE)
 LOW_BITS = frozenset({
     "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
-    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4", "NVFP4",
 })  # fmt: skip
 SENSITIVE = ("nextn.eh_proj.weight", "nextn.shared_head_head.weight", "nextn.embed_tokens.weight")
 SPECTRAL = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
@@ -56,6 +57,8 @@ def inventory(report: dict[str, Any]) -> list[Finding]:
         name = line.split(" ", 1)[0].removesuffix(":")
         if name in named or "holds nextn tensors" in line or "has no nextn tensor" in line:
             continue
+        if line.startswith("tensor ") and "mtpref does not know" in line:
+            continue  # said by `unreadable`
         if line.startswith("one file of a split model"):
             found.append(Finding("shards-missing", "shards", line))
         elif line.startswith("tensor ") and line.endswith("unexpected and not used"):
@@ -68,6 +71,21 @@ def inventory(report: dict[str, Any]) -> list[Finding]:
         found.append(Finding("fallbacks", "shared with the trunk", ", ".join(shared) or "nothing"))
         found += list(_types(head["blocks"]))
     return found
+
+
+def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
+    """Types without decoder among the tensors that a run would read: nothing can be said of their values.
+
+    unused   printable names of those that nothing reads
+    """
+    names: dict[str, list[str]] = {}
+    for info in file.tensors.values():
+        name = printable(info.name)
+        if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
+            names.setdefault(info.type_name, []).append(name)
+    more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
+    return [Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
+            for kind, found in names.items()]  # fmt: skip
 
 
 def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -214,7 +232,7 @@ def tokenizer(file: GgufFile) -> list[Finding]:
         found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", "missing: ids may differ from those of training"))
     elif model == "gpt2" and pre not in known_names():
         found.append(
-            Finding("tokenizer", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
+            Finding("unsupported", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
         )
     if model == "gpt2" and "tokenizer.ggml.merges" not in file.kv:
         found.append(Finding("tokenizer", "tokenizer.ggml.merges", "missing: every byte would be a token of its own"))

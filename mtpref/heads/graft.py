@@ -58,10 +58,6 @@ def _layout_of_source(source: Source) -> HeadLayout:
 
 
 def _head_items(source: Source, layout: HeadLayout) -> list[Item]:
-    unknown = [name for name in layout.names if name not in source.items]
-    if unknown:
-        raise MtprefError(f"{source.label}: tensor {unknown[0]} has a type that ggml does not define, expected one "
-                          "of known size; take the head from another file")  # fmt: skip
     items = [source.items[name] for name in layout.names]
     own_head = f"blk.{layout.n_trunk}.nextn.shared_head_head.weight"
     if D2T.name in source.items and own_head not in source.items:

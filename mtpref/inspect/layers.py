@@ -120,7 +120,7 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
         found = kind_found(tensors)
         kind = layout.kinds[i] if layout.kinds else "unknown"
         counts[kind] = counts.get(kind, 0) + 1
-        n_bytes = sum(t.n_bytes or 0 for t in tensors)
+        n_bytes = sum(t.n_bytes for t in tensors)
         rows.append({"index": i, "kind": kind, "found": found, "n_tensors": len(tensors), "bytes": n_bytes})
     return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
 

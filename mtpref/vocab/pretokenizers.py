@@ -10,7 +10,7 @@ from __future__ import annotations
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 
-from mtpref.errors import MtprefError
+from mtpref.errors import UnsupportedError
 from mtpref.vocab.patterns import RULES, Rules
 
 
@@ -25,7 +25,7 @@ def rules_of(name: str) -> Rules:
     Errors   MtprefError, listing the known names, if `name` is unknown.
     """
     if name not in RULES:
-        raise MtprefError(
+        raise UnsupportedError(
             f"tokenizer.ggml.pre: unknown pre-tokenizer {name!r}, expected one of {', '.join(known_names())}"
             "; try: mtpref inspect on the file to see what it holds"
         )
