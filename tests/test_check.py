@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from mtpref.check import CATALOGUE, check_path
-from mtpref.check.running import is_sure
 from mtpref.cli import main
 from mtpref.errors import MtprefError
 from mtpref.gguf import write_shards
-from mtpref.probe.count import Estimate
+from mtpref.probe.count import Estimate, is_sure
 from tests import broken_heads
 from tests.broken_heads import BROKEN, HEALTHY_TYPES, TINY, in_type, write
 from tests.gguf_copy import copy_of
