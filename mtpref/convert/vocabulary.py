@@ -105,11 +105,12 @@ def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list
     n_rows = n_needed if n_vocab is None else n_vocab
     if n_rows < n_needed <= MAX_VOCAB:
         first = next(text for id, text in sorted(by_id.items()) if id >= n_rows)
-        raise MtprefError(f"{label}: {n_needed - n_rows} tokens have ids from config.json's vocab_size {n_rows} on, the "
-                          f"first is {printable(first)}, and no row of the embeddings, expected a row for each; take "
-                          "added tokens that the model was not trained with out of tokenizer.json (and "
-                          "tokenizer_config.json), or resize the embeddings to "
-                          f"{n_needed} rows before saving (resize_token_embeddings)")  # fmt: skip
+        raise MtprefError(
+            f"{label}: tokens have ids up to {n_needed - 1}, config.json's vocab_size is {n_rows}, so that "
+            f"{n_needed - n_rows} (the first is {printable(first)}) have no row of the embeddings, expected one for each; "
+            "take added tokens that the model was not trained with out of tokenizer.json and tokenizer_config.json, or "
+            f"resize the embeddings to {n_needed} rows before saving"
+        )
     if not 0 < n_needed <= n_rows <= MAX_VOCAB:
         raise MtprefError(f"{label}: ids up to {n_needed - 1}, expected some, all below config.json's vocab_size "
                           f"{n_rows} (at most {MAX_VOCAB})")  # fmt: skip

@@ -100,8 +100,9 @@ def _notes(own: HeadLayout, source: Source, theirs: HeadLayout) -> list[str]:
         notes.append("the trunk's keys declared a head that was not there; now it is")
     left = _left_out(source, theirs)
     if left:
-        notes.append(f"{', '.join(left)} of the head's file {'are' if len(left) > 1 else 'is'} left out: alone the head "
-                     "reads its own, in one file the trunk's")  # fmt: skip
+        verb = "are" if len(left) > 1 else "is"
+        notes.append(f"{', '.join(left)} of the head's file {verb} left out: alone the head reads its own, in one file "
+                     "the trunk's")  # fmt: skip
     return notes
 
 

@@ -99,8 +99,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not folder.is_dir():
         raise MtprefError(f"{label}: not a folder, {_EXPECTED}")
     if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (INDEX, WHOLE)):
-        raise MtprefError(f"{label}: a LoRA adapter ({ADAPTER}), not a model; merge it into its base model and give the "
-                          "merged folder (what saves it may drop mtp.*: see mtpref check)")  # fmt: skip
+        raise MtprefError(f"{label}: a LoRA adapter ({ADAPTER}), not a model; merge it into its base model and give "
+                          "the merged folder (what saves it may drop mtp.*: see mtpref check)")  # fmt: skip
     if not (folder / CONFIG).is_file():
         raise MtprefError(f"{label}: no {CONFIG}, {_EXPECTED}; is it one folder further down?")
     config = _json(folder / CONFIG)

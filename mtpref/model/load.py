@@ -117,8 +117,8 @@ def _check_declared(file: GgufFile, config: ModelConfig) -> None:
     name = head_in_trunk(file, config.n_layer)
     if name is not None:
         key = f"{config.arch}.nextn_predict_layers"
-        raise MtprefError(f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}, "
-                          f"so that its block would run as a trunk layer, expected it declared; {REDECLARE}")  # fmt: skip
+        raise MtprefError(f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}: "
+                          f"its block would run as a trunk layer, expected it declared; {REDECLARE}")  # fmt: skip
 
 
 def _release(finder: TensorFinder, head: Head, w: Matrix) -> None:
