@@ -316,7 +316,7 @@ def test_added_tokens_without_rows_get_a_remedy(tmp_path):
     extra = dict(tokenizer["added_tokens"][0], id=len(tokenizer["model"]["vocab"]), content="<|more|>")
     tokenizer["added_tokens"].append(extra)
     folder = write_checkpoint(tmp_path / "hf", STATE, CONFIG, tokenizer)
-    with pytest.raises(MtprefError, match=r"so that 1 \(the first is <\|more\|>.*resize the embeddings to 2049 rows"):
+    with pytest.raises(MtprefError, match=r"so that 1 \(first <\|more\|>.*resize the embeddings to 2049 rows"):
         converted(folder, tmp_path)
 
 

@@ -107,7 +107,7 @@ def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list
         first = next(text for id, text in sorted(by_id.items()) if id >= n_rows)
         raise MtprefError(
             f"{label}: tokens have ids up to {n_needed - 1}, config.json's vocab_size is {n_rows}, so that "
-            f"{n_needed - n_rows} (the first is {printable(first)}) have no row of the embeddings, expected one for each; "
+            f"{n_needed - n_rows} (first {printable(first)}) have no row of the embeddings, expected one each; "
             "take added tokens that the model was not trained with out of tokenizer.json and tokenizer_config.json, or "
             f"resize the embeddings to {n_needed} rows before saving"
         )

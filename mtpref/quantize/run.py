@@ -107,8 +107,8 @@ def _blocks(file: GgufFile) -> tuple[int, int]:
     name = head_in_trunk(file, n_blocks - n_nextn if n_nextn else 1 << 30)
     if name is not None:
         raise MtprefError(
-            f"{file.label}: tensor {printable(name)} is there, and key {arch}.nextn_predict_layers is {n_nextn}, expected "
-            f"the MTP head declared, since types depend on it; {REDECLARE}"
+            f"{file.label}: tensor {printable(name)} is there, and key {arch}.nextn_predict_layers is {n_nextn}, "
+            f"expected the MTP head declared, since types depend on it; {REDECLARE}"
         )
     return n_blocks, n_nextn
 
