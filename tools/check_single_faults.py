@@ -15,7 +15,8 @@ from tests.single_faults import altered, faults_of, is_told_rightly, values
 
 
 def main(wanted: list[str]) -> int:
-    all_values, counts = values(), Counter()
+    all_values = values()
+    counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         for name in all_values:
             if wanted and not any(part in name for part in wanted):

@@ -26,7 +26,7 @@ from mtpref.probe.walk import Seen, Variant
 from mtpref.spec import Matrix
 from mtpref.weights import MtpWeights
 
-MENDS = 1 / 3  # of all that a head can lack, 1 - a_1: what the change that undoes a mistake gains at least
+MENDS = 1 / 4  # of all that a head can lack, 1 - a_1: what the change that undoes a mistake gains at least
 AWAY, NEARER = 0.25, 0.5  # a layer norm's mean, by so much farther from the trunk's: no cause; nearer: one
 _PRE_FC, _BLOCK = ("enorm", "hnorm"), ("attn_norm", "post_attention_norm", "attn_q_norm", "attn_k_norm")
 
