@@ -21,6 +21,7 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile
 from mtpref.heads.proof import BLOCK
 from mtpref.hf import is_checkpoint
+from mtpref.identify import HEAD_ONLY
 from mtpref.inspect.report import describe_file, open_to_inspect
 from mtpref.model import Model, load
 from mtpref.probe.controls import MAIN
@@ -133,7 +134,12 @@ def _check_file(path: Path, settings: _Settings) -> list[Finding]:
 def _look(path: Path, file: GgufFile, seen: dict[str, Any], settings: _Settings) -> list[Finding]:
     """What needs no run."""
     if seen["what"] is not None:
-        raise MtprefError(f"{path}: this is {seen['what']}")
+        how = (
+            "; to check it: mtpref graft TRUNK HEAD -o OUT.gguf, then check OUT.gguf"
+            if seen["what"] == HEAD_ONLY
+            else ""
+        )
+        raise MtprefError(f"{path}: this is {seen['what']}{how}")
     if seen["architecture"] not in ARCHITECTURES:
         raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
                           "mtpref inspect shows what is in it")  # fmt: skip
