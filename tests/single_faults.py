@@ -14,7 +14,7 @@ from tests.broken_heads import HEAD, TINY, edited, write
 from tests.gguf_copy import copy_of
 
 HEAD_UNCLEAR = {"head-unclear", "head-useless", "head-ignores-trunk", "constant-draft", "head-not-judged"}
-TRUNK_UNCLEAR = {"trunk-useless", "trunk-odd", "trunk-behind", "head-not-judged"}
+TRUNK_UNCLEAR = {"trunk-unclear", "trunk-useless", "trunk-odd", "trunk-behind", "head-not-judged"}
 ATTENTION = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm")
 FFN = ("post_attention_norm", "ffn_gate", "ffn_up", "ffn_down")
 # A word of a finding's `what` -> the tensors of a block that it stands for.
@@ -115,6 +115,8 @@ FOUND = {
     ("token_embd.weight", "to nothing"): {"tensor-few-values"},
     ("blk.0.attn_qkv.weight", "rows reversed"): {"trunk-part-harmful"},
     ("blk.0.attn_gate.weight", "transposed"): {"trunk-part-harmful"},
+    ("blk.0.post_attention_norm.weight", "1 added"): {"trunk-unclear", "trunk-part-harmful"},
+    ("blk.3.attn_k.weight", "rows reversed"): {"trunk-behind"},
     ("blk.2.ffn_down.weight", "zeroed"): {"tensor-zero"},
     ("blk.3.attn_output.weight", "the neighbour's"): {"tensor-doubled"},
     ("blk.3.post_attention_norm.weight", "tenfold"): {"trunk-part-harmful"},

@@ -80,6 +80,12 @@ CATALOGUE: dict[str, Kind] = {
         "what",
         "--against the original names it",
     ),
+    "trunk-unclear": Kind(
+        FAIL,
+        "the head is found wrong against a trunk that reads the text worse than it does: the trunk is altered, the file "
+        "alone does not say where",
+        _TRUNK,
+    ),
     "trunk-odd": Kind(
         WARNING,
         "the trunk reads the text no better than a count of its tokens, though the head follows it: altered, or never "

@@ -59,8 +59,9 @@ def examine(
         return found
     if trunk < counted:
         is_sure = is_surely_better((head_lp - trunk_lp)[np.isfinite(trunk_lp)], BEHIND)
-        if not is_head_wrong and trunk > head and (is_sure or is_part_idle):
-            return [Finding("trunk-behind", "the trunk", f"{trunk:.2f} nats a token, the head {head:.2f}")]
+        if trunk > head and (is_sure or is_part_idle):
+            id = "trunk-unclear" if is_head_wrong else "trunk-behind"
+            return [Finding(id, "the trunk", f"{trunk:.2f} nats a token, the head {head:.2f}")]
         return []
     text = f"{trunk:.2f} nats a token, {counted:.2f} by the counts of the text's own tokens"
     return [Finding("trunk-useless" if is_head_wrong else "trunk-odd", "the trunk", text)]
