@@ -117,7 +117,7 @@ def test_fast_suspects_all_layer_norms_together_and_never_one(tmp_path, step):
 
 def test_fast_reads_no_tensor_whole(monkeypatch, tmp_path):
     read = []
-    for room in ("check.static", "gguf.reader"):
+    for room in ("check.sampling", "gguf.reader"):
         monkeypatch.setattr(
             f"mtpref.{room}.dequantize", lambda kind, raw, shape: read.append(shape) or np.ones(shape, np.float32)
         )

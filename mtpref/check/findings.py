@@ -82,8 +82,8 @@ CATALOGUE: dict[str, Kind] = {
     ),
     "trunk-unclear": Kind(
         FAIL,
-        "the head is found wrong against a trunk that reads the text worse than it does: the trunk is altered, the file "
-        "alone does not say where",
+        "the head is found wrong against a trunk that reads the text worse than it does: the trunk is altered, the "
+        "file alone does not say where",
         _TRUNK,
     ),
     "trunk-odd": Kind(
