@@ -178,7 +178,7 @@ def read_header(buf: mmap, end: int, label: str, budget: Budget | None = None) -
     for i in range(n_kv):
         key = cur.name(f"the name of key {i} of {n_kv}")
         if key in entries:
-            cur.fail(f"key {printable(key)} appears twice, expected once; the file is damaged")
+            cur.fail(f"key {printable(key)} appears twice, expected once; what wrote the file is at fault")
         entries[key] = _read_value(cur, f"key {printable(key)}")
     alignment = _alignment(cur, entries.get("general.alignment"))
     raw = [_read_tensor(cur, i, n_tensors) for i in range(n_tensors)]
@@ -186,7 +186,7 @@ def read_header(buf: mmap, end: int, label: str, budget: Budget | None = None) -
     tensors = {}
     for info in _place(cur, raw, data_offset, alignment):
         if info.name in tensors:
-            cur.fail(f"tensor {printable(info.name)} appears twice, expected once; the file is damaged")
+            cur.fail(f"tensor {printable(info.name)} appears twice, expected once; what wrote the file is at fault")
         tensors[info.name] = info
     return Header(version, alignment, data_offset, entries, tensors)
 
@@ -270,7 +270,7 @@ def _alignment(cur: Cursor, entry: Entry | None) -> int:
     if entry is None:
         return DEFAULT_ALIGNMENT
     if entry.kind != "u32":
-        cur.fail(f"key general.alignment is of type {entry.kind}, expected u32; the file is damaged")
+        cur.fail(f"key general.alignment is of type {entry.kind}, expected u32; what wrote the file is at fault")
     a = int(entry.value)
     if a < 8 or a & (a - 1):
         cur.fail(f"key general.alignment is {a}, expected a power of two that is a multiple of 8")
@@ -330,7 +330,7 @@ def _n_bytes(cur: Cursor, t: _RawTensor, what: str) -> int | None:
     if t.ne[0] % quant.block_elements:
         cur.fail(
             f"{what} has rows of {t.ne[0]} values, expected a multiple of {quant.block_elements} "
-            f"for type {quant.name}; the file is damaged"
+            f"for type {quant.name}; what wrote the file is at fault"
         )
     return math.prod(t.ne) // quant.block_elements * quant.block_bytes
 

@@ -28,7 +28,7 @@ from mtpref.gguf import (
 )
 from mtpref.heads.contents import files_of, item_of
 from mtpref.heads.pairs import pairs_of
-from mtpref.identify import describe_kind
+from mtpref.identify import REDECLARE, describe_kind, head_in_trunk
 from mtpref.quantize.encode import WEIGHTED, encode, library, needs_library
 from mtpref.quantize.importance import Importance
 from mtpref.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, head_layers, layer_order, plan_types
@@ -105,6 +105,12 @@ def _blocks(file: GgufFile) -> tuple[int, int]:
     if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not 0 <= n_nextn < n_blocks:
         raise MtprefError(f"{file.label}: block_count {n_blocks} and nextn_predict_layers {n_nextn}, expected counts; "
                           "try: mtpref check")  # fmt: skip
+    name = head_in_trunk(file, n_blocks - n_nextn if n_nextn else 1 << 30)
+    if name is not None:
+        raise MtprefError(
+            f"{file.label}: tensor {printable(name)} is there, and key {arch}.nextn_predict_layers is {n_nextn}, "
+            f"expected the MTP head declared, since types depend on it; {REDECLARE}"
+        )
     return n_blocks, n_nextn
 
 

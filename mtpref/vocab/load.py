@@ -179,7 +179,7 @@ def _strings(kv: Mapping[str, object], key: str) -> list[str]:
     if value is None:
         raise MtprefError(f"{key}: missing, expected an array of strings; is this a GGUF with a tokenizer?")
     if hasattr(value, "__len__") and len(value) > MAX_TEXTS[key]:
-        raise MtprefError(f"{key}: {len(value)} strings, expected at most {MAX_TEXTS[key]}; is the file damaged?")
+        raise MtprefError(f"{key}: {len(value)} strings, expected at most {MAX_TEXTS[key]}; is it a vocabulary?")
     if hasattr(value, "to_bytes_list"):
         texts = [raw.decode("utf-8", "surrogateescape") for raw in value.to_bytes_list()]
     elif isinstance(value, list | tuple) and all(isinstance(item, bytes | str) for item in value):
