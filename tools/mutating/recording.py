@@ -88,13 +88,13 @@ class Recording:
         from coverage import CoverageData
 
         found: set[str] = set()
-        for data_file in sorted(self.folder.glob("*.coverage")):
+        for data_file in sorted(path for path in self.folder.glob("*.coverage") if path.stat().st_size):
             data = CoverageData(str(data_file))
             data.read()
             measured = next((name for name in data.measured_files() if name.endswith(f"/tree/{path}")), None)
             if measured is not None:
                 by_line = data.contexts_by_lineno(measured)
-                found |= {context.rpartition("|")[2] for n in lines for context in by_line.get(n, ())}
+                found |= {context for n in lines for context in by_line.get(n, ())}
         return found & set(self.tests)
 
     def covering(self, place: Place, modules: list[Module]) -> list[str]:
@@ -156,7 +156,7 @@ def _record_file(path: Path, work: Path, folder: Path) -> None:
         tests.write_text("")
         print(f"  no test ran: {log}", file=sys.stderr)
     target = folder / f"{path.stem}.coverage"
-    command = [sys.executable, "-m", "coverage", "combine", f"--rcfile={parts / 'rc'}", f"--data-file={target}.new"]
-    subprocess.run([*command, str(parts)], check=False, capture_output=True)
-    made = Path(f"{target}.new")
+    command = [sys.executable, "-m", "coverage", "combine", f"--rcfile={parts / 'rc'}", str(parts)]
+    subprocess.run(command, check=False, capture_output=True)
+    made = parts / "part"
     made.rename(target) if made.exists() else target.touch()
