@@ -18,7 +18,7 @@ settings.load_profile("mtpref")
 # costs time only.
 LONGEST = ()
 PATIENCE_S = 120.0
-N_SLICES = 6
+N_SLICES = 4
 
 
 def pytest_addoption(parser):

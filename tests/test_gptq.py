@@ -51,8 +51,8 @@ def naive(w, h, grid, damping):
     return out
 
 
-# Two blocks of lazy updates, of which the second is not whole where groups allow it. Scale does not meet the grid's kind
-# again: a symmetric grid and one with minima have all three.
+# Two blocks of lazy updates, of which the second is not whole where groups allow it. Scales on a grid without minima
+# and on one with them.
 @pytest.mark.parametrize(
     ("grid", "scale"),
     [*((grid, 1.0) for grid in GRIDS), *((grid, scale) for grid in GRIDS[:2] for scale in (1e-3, 30.0))],
