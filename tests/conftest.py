@@ -16,7 +16,11 @@ settings.load_profile("mtpref")
 
 # Files that take longest, the longest first: no worker is left alone with one of them at the end. What is missing here
 # costs time only.
-LONGEST = ()
+LONGEST = (
+    *("test_check", "test_golden", "test_instruction_sets", "test_panel_instructions", "test_session", "test_cli"),
+    *("test_diagnose_log", "test_sampling_loop", "test_golden_runner", "test_readme", "test_sampling_fit"),
+    *("test_doc_commands", "test_ahead", "test_sampling_exact", "test_plan", "test_hostile", "test_learn"),
+)
 PATIENCE_S = 120.0
 N_SLICES = 4
 
@@ -33,15 +37,16 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    seed = config.option.slow_slice
-    if seed is not None:
-        wanted = slow[seed % N_SLICES :: N_SLICES]
-    else:
-        wanted = slow if config.option.slow else [item for item in items if item not in slow]
-    place = {name: i for i, name in enumerate(LONGEST)}
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(wanted)])
-    items[:] = sorted(wanted, key=lambda item: place.get(item.path.stem, len(place)))
+    slow = {item: i for i, item in enumerate(i for i in items if i.get_closest_marker("slow"))}
+    option, place = config.option, {name: i for i, name in enumerate(LONGEST)}
+
+    def is_wanted(item):
+        if option.slow_slice is not None:
+            return item in slow and slow[item] % N_SLICES == option.slow_slice % N_SLICES
+        return option.slow == (item in slow)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = sorted(filter(is_wanted, items), key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)
