@@ -5,6 +5,7 @@ import fcntl
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,7 +32,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Before workers start: NumPy's own threads would only wait for each other where two processes multiply."""
+    """Programs that tests start run this checkout, whatever is installed. Before workers start: NumPy's own threads
+    would only wait for each other where two processes multiply."""
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.pathsep.join(paths).split(os.pathsep)))
     if getattr(config.option, "numprocesses", None):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

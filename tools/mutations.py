@@ -71,7 +71,6 @@ def _table(args: argparse.Namespace, mutations: list[Mutation]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[], metavar="ID", help="these mutations (default: all)")
     verbs = parser.add_subparsers(required=True)
     run = verbs.add_parser("run")
     run.add_argument("tree", type=Path)
@@ -79,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--work", type=Path, required=True)
     run.add_argument("-o", "--output", type=Path, required=True)
     run.add_argument("--suite", nargs="+", default=SUITE, metavar="GLOB", help="test files (default: all)")
+    run.add_argument("--only", nargs="+", default=[], metavar="ID", help="these mutations (default: all)")
     run.set_defaults(do=_run)
     places = verbs.add_parser("places")
     places.add_argument("tree", type=Path)
@@ -89,10 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     shown.set_defaults(do=_table)
     args = parser.parse_args(argv)
     mutations = read_list()
-    if unknown := set(args.only) - {m.id for m in mutations}:
+    only = set(getattr(args, "only", []))
+    if unknown := only - {m.id for m in mutations}:
         parser.error(f"--only: {', '.join(sorted(unknown))} is no mutation; try: places TREE")
-    chosen = [m for m in mutations if not args.only or m.id in args.only]
-    return int(args.do(args, chosen))
+    return int(args.do(args, [m for m in mutations if not only or m.id in only]))
 
 
 if __name__ == "__main__":
