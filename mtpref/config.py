@@ -12,7 +12,7 @@ from mtpref import rope_scaling
 from mtpref.errors import MtprefError
 from mtpref.rope_scaling import RopeOverrides, RopeScaling
 
-MAX_DIM = 1 << 24  # no hyper-parameter of a real model comes near; a larger one is a damaged file
+MAX_DIM = 1 << 24  # no hyper-parameter of a real model comes near; a larger one is a mistake
 
 
 class Metadata:

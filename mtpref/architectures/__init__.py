@@ -18,7 +18,7 @@ from mtpref.architectures.names import (
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
 from mtpref.config import Metadata
-from mtpref.errors import MtprefError
+from mtpref.errors import UnsupportedError
 
 ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35,)}
 
@@ -76,7 +76,7 @@ def find_architecture(meta: Metadata) -> Architecture:
     """The data sheet of a file's architecture. Errors: MtprefError for one that has none"""
     if meta.arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise MtprefError(
+        raise UnsupportedError(
             f"{meta.source}: architecture {meta.arch[:40]!r} is not supported, expected one of: {known}; "
             "try: mtpref inspect FILE"
         )

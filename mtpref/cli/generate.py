@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import time
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from mtpref.cli.sampling_options import add_sampling
 from mtpref.cli.session_options import PromptCache, add_session
 from mtpref.cli.signals import sigterm_as_interrupt
 from mtpref.cli.spec_options import add_spec, decode_options
+from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError
 
 SCHEMA = "mtpref-generate-1"
@@ -55,11 +55,17 @@ def add_parser(verbs: Any) -> None:
     add_session(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text (default: off)")
-    out.add_argument("--trace", metavar="FILE.jsonl", help="write every event to a file as it happens (default: none)")
+    out.add_argument(
+        "--trace",
+        type=OutputPath,
+        metavar="FILE.jsonl",
+        help="write every event to a file as it happens (default: none)",
+    )
     parser.set_defaults(run=run_generate)
 
 
 def run_generate(args: argparse.Namespace) -> int:
+    from mtpref import kernels
     from mtpref.faults import refuse_faults
     from mtpref.trace import TraceWriter
 
@@ -70,9 +76,9 @@ def run_generate(args: argparse.Namespace) -> int:
     prompt = _given_prompt(args, chat)
     say = Notes()
     say.when_compiling(args)
-    started = time.perf_counter()
+    started = kernels.clock()
     model = load_model(args)
-    load_seconds = time.perf_counter() - started
+    load_seconds = kernels.clock() - started
     options = decode_options(args, model)
     say.model(args, model, options)
     with contextlib.ExitStack() as stack:
@@ -95,6 +101,7 @@ def run_generate(args: argparse.Namespace) -> int:
         _print_json(model, run, reason)
     for line in run.statistics.lines():
         say.line(line)
+    say.compiled()
     return 130 if reason == "interrupted" else 0
 
 

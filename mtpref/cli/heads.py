@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpref.cli.writing import add_writing, writing
+from mtpref.cli.writing import OutputPath, add_writing, writing
 from mtpref.errors import MtprefError
 
 UNITS = {"M": 1_000_000, "G": 1_000_000_000}  # as llama-gguf-split counts
@@ -29,7 +29,9 @@ def _add_extract(verbs: Any) -> None:
         "converter makes with --mtp: the same tensors, keys and order. docs/keeping-the-head.md explains.",
     )
     parser.add_argument("file", metavar="FILE", help="GGUF file with a head, or the first of a split model")
-    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: mtp-FILE beside FILE)")
+    parser.add_argument(
+        "-o", "--output", type=OutputPath, metavar="OUT", help="the file to write (default: mtp-FILE beside FILE)"
+    )
     _add_split(parser)
     add_writing(parser)
     parser.set_defaults(run=run_extract)
@@ -44,7 +46,7 @@ def _add_strip(verbs: Any) -> None:
         "It also repairs a file whose keys declare a head that is not there.",
     )
     parser.add_argument("file", metavar="FILE", help="GGUF file, or the first of a split model")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write")
     _add_split(parser)
     add_writing(parser)
     parser.set_defaults(run=run_strip)
@@ -62,7 +64,7 @@ def _add_graft(verbs: Any) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="where the head is: mtp-*.gguf, another GGUF model, or a checkpoint folder"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write")
     parser.add_argument(
         "--outtype",
         choices=("f32", "f16", "bf16", "q8_0"),
@@ -120,6 +122,8 @@ def run_graft(args: argparse.Namespace) -> int:
         trunk = stack.enter_context(open_gguf(args.trunk))
         source, inputs = _open_source(args, stack)
         joined = graft(trunk, source)
+        if args.probe:
+            _check_readable(joined.contents)
         for note in joined.notes:
             _say(f"note: {note}")
         for doubt in joined.doubts:
@@ -130,7 +134,7 @@ def run_graft(args: argparse.Namespace) -> int:
         return 0
     is_probed = args.probe if args.probe is not None else joined.contents.n_bytes <= SMALL
     if is_probed:
-        return _prove(paths[0])
+        return _prove(paths[0], is_asked=bool(args.probe))
     if joined.doubts or args.probe is None:
         _say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
     return 0
@@ -158,12 +162,33 @@ def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple
     return source, [Path(args.source) / name for name in checkpoint.files]
 
 
-def _prove(path: Path) -> int:
+def _check_readable(contents: Any) -> None:
+    """Refuse --probe before anything is written, where a type cannot be read."""
+    from mtpref.architectures import D2T
+    from mtpref.quants import DEQUANTIZABLE
+
+    for item in contents.items:
+        if item.type_name not in DEQUANTIZABLE and item.name != D2T.name:
+            raise MtprefError(
+                f"--probe: tensor {item.name} has type {item.type_name}, whose values mtpref cannot read, expected a "
+                "known type; --no-probe writes the file"
+            )
+
+
+def _prove(path: Path, *, is_asked: bool) -> int:
+    """The file is written: what cannot be run is a note, unless the run was asked for or shows that the file is bad."""
     from mtpref.cli.output import Notes
+    from mtpref.errors import UnsupportedError
     from mtpref.heads.proof import prove
 
     Notes().when_compiling(argparse.Namespace(ops=None))
-    proof = prove(path)
+    try:
+        proof = prove(path)
+    except UnsupportedError as error:
+        if is_asked:
+            raise
+        _say(f"not probed: {error}")
+        return 0
     print("\n".join(proof.lines()))
     return 1 if proof.belongs is False else 0
 

@@ -63,6 +63,13 @@ class Notes:
             self._has_said_compiling = True
             self.line("compiling kernels for this machine: once, up to half a minute; later starts use a cache")
 
+    def compiled(self) -> None:
+        """After statistics: what their times leave out, where that is worth a line."""
+        from mtpref import kernels
+
+        if self._has_said_compiling:
+            self.line(f"kernels were compiled for {kernels.compile_seconds():.1f} s, which the times above leave out")
+
     def model(self, args: argparse.Namespace, model: Any, options: Any) -> None:
         core = model.core
         name = args.model or "embedded tiny model"

@@ -48,7 +48,7 @@ class Decoder:
         trunk: Trunk | None = None,
     ) -> None:
         self.model, self.state, self.options = model, state, options
-        self.statistics = Statistics()
+        self.statistics = Statistics(clock=model.recipe.clock)
         self.sampler = Sampler(model, options.sampling)
         self.stop_strings = StopStrings(options.stop)
         self.length = DraftLength(options.policy, options.adaptive, model.recipe.steps)

@@ -6,8 +6,9 @@ is that of mtpref/decode; who proposes, who judges and, where a hypothesis leave
 are given to it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mtpref.decode import Decoder, Drafter, DraftLength, Options
 from mtpref.decode.drafters import Draft
 from mtpref.diagnose.port_run import PortRound, PortRun
-from mtpref.events import Draw
+from mtpref.events import Draw, Event
 from mtpref.model import Model
 from mtpref.model.model import Output
 from mtpref.policy import PolicyConfig
@@ -28,6 +29,8 @@ NEAR = 0.03  # in standard deviations of the logits: a choice so close may fall 
 KNOWN_RULES = ("snapshot", "replay", "two-phase")
 NO_LOGITS = np.empty((0, 0), np.float32)
 ROOM = 2048  # positions behind the port's text: no draft is cut for want of them
+
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True)
@@ -161,10 +164,12 @@ class ForcedDrafter(Drafter):
 
 @dataclass
 class Recorded:
-    """The trunk along the port's tokens: hidden rows of each pass, and what each round's logits said."""
+    """The trunk along the port's tokens: hidden rows of each pass, what each round's logits said, and those of the
+    last row of a prompt that was processed whole."""
 
     hidden: list[Hidden] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
+    opening: list[Seen] = field(default_factory=list)
 
 
 class RecordingTrunk:
@@ -202,6 +207,7 @@ class Replay:
 
     def __init__(self, model: Model, run: PortRun, given: Recorded | None = None) -> None:
         n_tokens = len(run.prompt_ids) + sum(max(len(r.emitted), len(r.draft) + 1) for r in run.rounds) + ROOM
+        model = _ending(model, run)
         state = model.new_state(min(n_tokens, 1 << 30))
         if given is not None:
             state.layers = []
@@ -212,14 +218,19 @@ class Replay:
 
     def play(self) -> Iterator[list[Seen]]:
         """Errors  MtprefError, ValueError or IndexError where the hypothesis cannot run along these tokens"""
-        for _ in self.decoder.prompt(self.port.prompt_ids):
-            pass
-        id_last = self.port.prompt_ids[-1]
+        self.recorded.opening = self._opening(_returned(self.decoder.prompt(self.port.prompt_ids)))
+        id_last, opening = self.port.prompt_ids[-1], self.recorded.opening
         for i, port in enumerate(self.port.rounds):
-            for _ in self.decoder.round(id_last if port.id_last is None else port.id_last):
-                pass
-            yield self.drafter.seen + self._verdict(port, self.recorded.rows[i], i)
-            id_last = port.emitted[-1]
+            _returned(self.decoder.round(id_last if port.id_last is None else port.id_last))
+            yield opening + self.drafter.seen + self._verdict(port, self.recorded.rows[i], i)
+            id_last, opening = port.emitted[-1], []
+
+    def _opening(self, logits: F32 | None) -> list[Seen]:
+        """What a prompt that was processed whole says of the port's first token."""
+        told = self.port.rounds[0].id_last
+        if self.given is not None:
+            return list(self.given.opening)
+        return [] if logits is None or told is None or is_drawn(self.port) else [look(logits[0], told, 0, "target")]
 
     def _judge(self, ids: Sequence[int], dists: Sequence[Distribution], pos0: int, /) -> ForcedJudge:
         i = len(self.recorded.rows)
@@ -232,7 +243,7 @@ class Replay:
 
         Rule  a row in which the port's token is nearly as good as the best counts for the port
         """
-        if float(self.port.settings.get("temp") or 0.0) > 0 or not rows.own:
+        if is_drawn(self.port) or not rows.own:
             return []
         steps = self.model.recipe.steps
         eog = self.model.vocab.eog_ids
@@ -251,6 +262,27 @@ class Replay:
         if len(emitted) > len(port.emitted) and not is_end:
             found.append(Seen(i, emitted[len(port.emitted)], -1, float("inf"), float("inf"), kind="target"))
         return found
+
+
+def _returned(events: Generator[Event, None, Returned]) -> Returned:
+    """What a part of the loop returns at its end; its events are of no interest here."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            returned: Returned = end.value
+            return returned
+
+
+def is_drawn(run: PortRun) -> bool:
+    """Whether emitted tokens were drawn at a temperature, as far as the run tells."""
+    return float(run.settings.get("temp") or 0.0) > 0
+
+
+def _ending(model: Model, run: PortRun) -> Model:
+    """The model under the prompt_end that the run had."""
+    contract = replace(model.recipe.contract, prompt_end="whole" if run.is_whole else "hold")
+    return replace(model, recipe=replace(model.recipe, contract=contract))
 
 
 def _options(run: PortRun) -> Options:

@@ -6,14 +6,16 @@ refusals. It must not know hypotheses.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mtpref.errors import MtprefError
 from mtpref.events import RunStarted
+from mtpref.files import TextStream, open_text, read_up_to
 from mtpref.gguf import printable
-from mtpref.llama_cpp.log import LlamaLog, read_runs
+from mtpref.llama_cpp.log import LlamaLog, read_text, runs_of
+from mtpref.llama_cpp.log_choice import choose_runs
 from mtpref.trace import read_trace
 from mtpref.trace.rounds import Round as TraceRound
 from mtpref.trace.rounds import rounds_of
@@ -23,6 +25,7 @@ MAX_JSON = 32 << 20
 MAX_ROUNDS = 1 << 16
 MAX_DRAFT = 1024
 MAX_ID = 1 << 31
+START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 
 @dataclass(frozen=True)
@@ -56,25 +59,42 @@ class PortRun:
         return sum(len(r.draft) for r in self.rounds)
 
 
-def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) -> list[PortRun]:
+@dataclass(frozen=True)
+class LogSource:
+    """What --log names, opened once, since a pipe cannot be read twice: a log that has been read, or the open file of
+    anything else."""
+
+    label: str
+    text: str = ""
+    file: TextStream | None = None
+
+
+def open_log(path: str | Path) -> LogSource:
+    """Errors  MtprefError for what cannot be opened, or a log that is too large"""
+    label = printable(str(path), 200)
+    file = open_text(path, label, "expected a log, a trace or a JSON")
+    if file.start(START_BYTES).lstrip()[:1] == b"{":
+        return LogSource(label, file=file)
+    return LogSource(label, text=read_text(file))
+
+
+def read_port_runs(
+    path: str | Path | LogSource, prompt_ids: Sequence[int] | None = None, which: str | None = None
+) -> list[PortRun]:
     """The runs of a log, a trace or a JSON file.
 
-    prompt_ids  the prompt, where the file does not hold it
+    prompt_ids  the prompt, where the file does not hold it    which  see llama_cpp.log_choice
     Errors      MtprefError, one line: unreadable, no such file, contradictory, or without a round
     """
-    path = Path(path)
-    label = printable(str(path), 200)
-    try:
-        with path.open("rb") as file:
-            start = file.read(1 << 16)
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a log, a trace or a JSON") from None
-    if start.lstrip()[:1] != b"{":
-        runs = _of_log(path, label, prompt_ids)
-    elif b'"event"' in start.split(b"\n", 1)[0] and b'"rounds"' not in start.split(b"\n", 1)[0]:
-        runs = _of_trace(path, label)
+    source = path if isinstance(path, LogSource) else open_log(path)
+    label, file = source.label, source.file
+    if file is None:
+        runs = _of_log(source.text, label, prompt_ids, which)
     else:
-        runs = [_of_json(path, label, prompt_ids)]
+        with file:
+            first = file.start(START_BYTES).split(b"\n", 1)[0]
+            is_trace = b'"event"' in first and b'"rounds"' not in first
+            runs = _of_trace(file, label) if is_trace else [_of_json(file, label, prompt_ids)]
     runs = [run for run in runs if run.rounds]
     if not any(run.n_drafted for run in runs):
         raise MtprefError(f"{label}: no drafted token in it, expected the log of a run that drafts")
@@ -84,16 +104,21 @@ def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) ->
 # -------------------------------------------------------------------------------------------- llama.cpp
 
 
-def _of_log(path: Path, label: str, prompt_ids: Sequence[int] | None) -> list[PortRun]:
+def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str | None) -> list[PortRun]:
     found = []
-    for run in read_runs(path):
-        ids = _ids_of(run.header["prompt_ids"], label) if "prompt_ids" in run.header else prompt_ids
-        if ids is None:
-            raise MtprefError(f"{label}: the log does not hold the prompt, expected the one that llama.cpp was given; "
-                              "use -p TEXT, -f FNAME or --ids LIST")  # fmt: skip
-        settings = {k: run.header[k] for k in ("n_max", "p_min") if k in run.header} | run.log.settings
+    for run, ids in choose_runs(runs_of(text, label), label, prompt_ids, which):
+        settings: dict[str, Any] = {k: run.header[k] for k in ("n_max", "p_min") if k in run.header} | run.log.settings
         settings = {k: float(v) if k == "p_min" else int(v) for k, v in settings.items() if _is_number(v)}
-        found.append(PortRun(label, tuple(ids), _llama_rounds(run.log), False, settings))
+        if run.log.temp is not None:
+            settings["temp"] = run.log.temp
+        rounds, request = _llama_rounds(run.log), run.log.request
+        if request is not None and not request.is_first:
+            raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
+                              "pairs its first token with a hidden row of the request before, which no log holds; "
+                              "start llama-server anew and send this request first")  # fmt: skip
+        if request is not None and rounds:
+            rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
+        found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))
     return found
 
 
@@ -113,17 +138,10 @@ def _is_number(value: object) -> bool:
     return True
 
 
-def _ids_of(text: str, label: str) -> list[int]:
-    try:
-        return _ids(json.loads(text), label, "prompt_ids")
-    except ValueError:
-        raise MtprefError(f"{label}: prompt_ids {printable(text, 40)!r} is no list of ids, expected [1, 2]") from None
-
-
 # -------------------------------------------------------------------------------------------------- trace
 
 
-def _of_trace(path: Path, label: str) -> list[PortRun]:
+def _of_trace(file: TextStream, label: str) -> list[PortRun]:
     runs: list[PortRun] = []
     started: RunStarted | None = None
     rounds: list[PortRound] = []
@@ -134,7 +152,7 @@ def _of_trace(path: Path, label: str) -> list[PortRun]:
             is_whole = first_pos == len(started.prompt_ids)
             runs.append(PortRun(label, tuple(started.prompt_ids), tuple(rounds), is_whole, _trace_settings(started)))
 
-    with read_trace(path) as events:
+    with read_trace(file) as events:
         for item in rounds_of(events):
             if isinstance(item, RunStarted):
                 close()
@@ -178,12 +196,11 @@ def _trace_settings(started: RunStarted) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- JSON
 
 
-def _of_json(path: Path, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
-    if path.stat().st_size > MAX_JSON:
-        raise MtprefError(f"{label}: more than {MAX_JSON >> 20} MiB, expected a shorter run")
+def _of_json(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
+    raw = read_up_to(file, label, "expected a shorter run", MAX_JSON)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        record = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", type(error).__name__)
         raise MtprefError(f"{label}: it is no JSON ({reason}), expected an object of schema {SCHEMA}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

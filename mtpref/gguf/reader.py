@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import stat
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.errors import MtprefError
+from mtpref.files import map_regular
 from mtpref.gguf.magic import describe_directory
 from mtpref.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
@@ -155,22 +156,20 @@ class GgufFile:
         return self.kv[key]
 
     def data(self, tensor: TensorInfo | str) -> npt.NDArray[np.uint8]:
-        """A tensor's bytes: read-only 1-D uint8 view of the mapping, exactly n_bytes long, no copy."""
+        """A tensor's bytes: read-only 1-D uint8 view of the mapping, exactly n_bytes long, no copy.
+
+        Errors   MtprefError for a name that the file does not have
+        """
         info = self.tensors.get(tensor) if isinstance(tensor, str) else tensor
         if info is None:
             raise MtprefError(
                 f"{self.label}: tensor {printable(str(tensor))} is missing; try: mtpref inspect {self.label}"
             )
-        if info.n_bytes is None:
-            raise MtprefError(
-                f"{self.label}: tensor {printable(info.name)} has unknown type id {info.type_id}, expected "
-                "one that ggml defines; requantise the file, for example with llama-quantize to Q8_0"
-            )
         return np.frombuffer(self._buffer_of(info), np.uint8, info.n_bytes, info.offset)
 
     def release(self, tensor: TensorInfo) -> None:
         """Give back the memory that reading a tensor has mapped; its views stay valid and read it again when used."""
-        inside = slice(-(-tensor.offset // mmap.PAGESIZE), (tensor.offset + (tensor.n_bytes or 0)) // mmap.PAGESIZE)
+        inside = slice(-(-tensor.offset // mmap.PAGESIZE), (tensor.offset + tensor.n_bytes) // mmap.PAGESIZE)
         if inside.stop > inside.start and hasattr(mmap, "MADV_DONTNEED"):
             start, length = inside.start * mmap.PAGESIZE, (inside.stop - inside.start) * mmap.PAGESIZE
             self._buffer_of(tensor).madvise(mmap.MADV_DONTNEED, start, length)
@@ -211,8 +210,12 @@ class GgufFile:
         raw = np.ascontiguousarray(raw[:, : row_bytes(tensor.type_name, n_columns)])
         return dequantize(tensor.type_name, raw.reshape(-1), (len(rows), n_columns))
 
+    def owner(self, tensor: TensorInfo) -> GgufFile:
+        """Which of the files of a split model holds a tensor."""
+        return self.others[tensor.shard - 1] if tensor.shard else self
+
     def _buffer_of(self, info: TensorInfo) -> mmap.mmap:
-        return (self.others[info.shard - 1] if info.shard else self).buffer()
+        return self.owner(info).buffer()
 
 
 def open_one(path: str | Path, budget: Budget | None = None) -> GgufFile:
@@ -225,19 +228,9 @@ def open_one(path: str | Path, budget: Budget | None = None) -> GgufFile:
     path = Path(path)
     label = printable(str(path), 400)
     refuse_left_over(path)
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise MtprefError(f"{label}: not a regular file: {describe_directory(path)}")
-        if not stat.S_ISREG(status.st_mode):
-            raise MtprefError(f"{label}: not a regular file, expected a GGUF file")
-        if status.st_size == 0:
-            raise MtprefError(f"{label}: the file is empty, expected a GGUF file; download or convert it again")
-        with path.open("rb") as f:
-            buffer = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise MtprefError(f"{label}: cannot be opened: {reason}; expected a readable GGUF file") from None
+    if os.path.isdir(path):
+        raise MtprefError(f"{label}: not a regular file: {describe_directory(path)}")
+    buffer = map_regular(path, label, "expected a GGUF file; download or convert it again")
     try:
         return GgufFile(path, buffer, read_header(buffer, len(buffer), label, budget))
     except BaseException:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.gguf import write_gguf
+from mtpref.files import read_regular
+from mtpref.gguf import write_gguf, write_whole
 from mtpref.golden.check import nmse
-from mtpref.golden.format import CLASSES, FORMAT, Tensor, sha256_of
+from mtpref.golden.format import CLASSES, FORMAT, MAX_JSON_BYTES, Tensor, sha256_of
 from mtpref.golden.sources import source_sha256
 
 
@@ -106,7 +107,7 @@ def value(json_value: Any, either: Mapping[int, Sequence[int]] | None = None) ->
 
 def write_json(path: Path, data: Any) -> None:
     """JSON with a fixed layout: two levels indented, keys in the order given, ASCII, a final newline."""
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=True) + "\n", encoding="ascii")
+    write_whole(path, (json.dumps(data, indent=1, ensure_ascii=True) + "\n").encode("ascii"))
 
 
 def manifest(
@@ -128,7 +129,7 @@ def manifest(
 
 
 def _suite_record(root: Path, path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_bytes())
+    data = json.loads(read_regular(path, path.name, "expected a suite", MAX_JSON_BYTES))
     record = {name: data[name] for name in ("suite", "level", "op", "spec")}
     flags = sorted({flag for case in data["cases"] for flag in case["flags"]})
     requires = sorted({need for case in data["cases"] for need in case["requires"]})

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mtpref import quants
 from mtpref.errors import MtprefError
+from mtpref.files import open_regular, read_regular
 from mtpref.gguf import GgufFile, open_gguf, printable
 
 FORMAT = "mtpref-golden-1"
@@ -223,12 +224,12 @@ class Folder:
 
 
 def sha256_of(path: Path) -> str:
+    label = printable(str(path), 400)
     try:
-        with path.open("rb") as file:
+        with open_regular(path, label, "expected a file of golden vectors") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise MtprefError(f"{printable(str(path), 400)}: cannot be read ({error.strerror}); "
-                          "expected a file of golden vectors") from None  # fmt: skip
+        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a file of golden vectors") from None
 
 
 def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
@@ -274,11 +275,7 @@ def _tensor(file: GgufFile, name: str) -> Tensor:
 def _read_json(path: Path) -> dict[str, Any]:
     label = printable(str(path), 400)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise MtprefError(f"{label}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a folder of golden vectors") from None
+        data = json.loads(read_regular(path, label, "expected a folder of golden vectors", MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise MtprefError(f"{label}: no JSON ({type(error).__name__}); fetch the folder again") from None
     if not isinstance(data, dict):

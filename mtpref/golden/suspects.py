@@ -8,7 +8,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtpref.errors import MtprefError
+from mtpref.files import read_regular
+
 N_SUSPECTS = 5
+MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ def rank(root: Path, failed: Collection[str], passed: Collection[str]) -> list[S
     Empty where nothing failed, or the folder has no kill matrix.
     """
     try:
-        table = json.loads((root / "kill_matrix.json").read_bytes())
+        table = json.loads(read_regular(root / "kill_matrix.json", "kill_matrix.json", "expected JSON", MAX_BYTES))
         killed_by = {str(id): set(entry["killed_by"]) for id, entry in table.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (MtprefError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
     mine, judged = set(failed), set(failed) | set(passed)
     found = []

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import read_regular
 from mtpref.gguf import printable
 from mtpref.tensor_files.safetensors import SafetensorsFile
 
 CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+ADAPTER = "adapter_config.json"
 MAX_JSON = 64 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
 MAX_FILES = 4096
 _EXPECTED = "expected a checkpoint folder with config.json and safetensors files"
@@ -97,6 +99,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     label = printable(str(path), 400)
     if not folder.is_dir():
         raise MtprefError(f"{label}: not a folder, {_EXPECTED}")
+    if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (INDEX, WHOLE)):
+        raise MtprefError(f"{label}: a LoRA adapter ({ADAPTER}), not a model; merge it into its base model and give "
+                          "the merged folder (what saves it may drop mtp.*: see mtpref check)")  # fmt: skip
     if not (folder / CONFIG).is_file():
         raise MtprefError(f"{label}: no {CONFIG}, {_EXPECTED}; is it one folder further down?")
     config = _json(folder / CONFIG)
@@ -172,13 +177,9 @@ def _check_names(label: str, index: dict[str, str] | None, files: dict[str, Safe
 def _text(path: Path) -> str:
     label = printable(str(path), 400)
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise MtprefError(f"{label}: {path.stat().st_size} bytes, expected at most {MAX_JSON}; is it damaged?")
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, label, "expected a text of a checkpoint folder", MAX_JSON).decode("utf-8")
     except UnicodeDecodeError:
-        raise MtprefError(f"{label}: no UTF-8 text, expected one; is it damaged?") from None
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror or error})") from None
+        raise MtprefError(f"{label}: no UTF-8 text, expected one; download it again") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

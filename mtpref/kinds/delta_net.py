@@ -13,12 +13,12 @@ def _configure(v: Values) -> DeltaConfig:
     if cfg.n_v_heads % cfg.n_k_heads:
         raise MtprefError(
             f"{label}.ssm.time_step_rank {cfg.n_v_heads} is no multiple of {v.meta.arch}.ssm.group_count "
-            f"{cfg.n_k_heads}; is the file damaged?"
+            f"{cfg.n_k_heads}; convert the model again"
         )
     if v["d_inner"] != cfg.d_inner:
         raise MtprefError(
-            f"{label}.ssm.inner_size is {v['d_inner']}, expected {cfg.d_inner} = state_size * time_step_rank; is the "
-            "file damaged?"
+            f"{label}.ssm.inner_size is {v['d_inner']}, expected {cfg.d_inner} = state_size * time_step_rank; "
+            "convert the model again"
         )
     return cfg
 
