@@ -140,7 +140,7 @@ class TensorFinder:
 
     def _check_product(self, name: str, info: Any) -> None:
         if info.type_name not in spec.GGML_PRODUCTS:
-            raise MtprefError(
+            raise UnsupportedError(
                 f"{self.file.label}: tensor {name} has type {info.type_name}, expected one of "
                 f"{', '.join(spec.GGML_PRODUCTS)}; requantise the file (llama-quantize, e.g. to Q8_0 or Q4_K_M)"
             )

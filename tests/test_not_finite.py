@@ -74,9 +74,10 @@ def test_selftest_fails_with_the_line(broken, capsys):
     assert TRUNK in out.out + out.err
 
 
-def test_check_finds_the_weight_and_is_not_stopped_by_the_run(broken):
+def test_check_finds_the_weight_and_runs_no_such_model(broken):
     report = check_path(broken)
-    assert {"not-finite", "not-finite-run"} <= {f.id for f in report.findings if f.severity == "fail"}
+    assert {f.id for f in report.findings if f.severity == "fail"} == {"not-finite"}
+    assert not report.was_run
     assert report.is_sound is False
 
 
