@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import quants, spec
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, UnsupportedError
 from mtpref.gguf import GgufFile, without_leading_ones
 
 F32 = NDArray[np.float32]
