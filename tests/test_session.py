@@ -35,17 +35,17 @@ class Bits:
     def __init__(self, decoder, events):
         self.rows: list[tuple[int, bytes, bytes]] = []
         self.ids: list[int] = []
-        verify = decoder._verify
+        verify = decoder.verify
 
-        def recording(model, state, id_last, draft, stats, *args, **named):
-            pos0 = state.n_past
-            verdict = verify(model, state, id_last, draft, stats, *args, **named)
+        def recording(passes, id_last, judge):
+            pos0 = passes.state.n_past
+            verdict = verify(passes, id_last, judge)
             assert not np.isnan(verdict.logits).any()
             for i in range(verdict.n_kept):
                 self.rows.append((pos0 + i, verdict.logits[i].tobytes(), verdict.hidden[i].tobytes()))
             return verdict
 
-        decoder._verify = recording
+        decoder.verify = recording
         self.events = []
         for event in events:
             self.events.append(event)
