@@ -36,18 +36,18 @@ class Watched:
         self.decoder = Decoder(model, self.state, options, drafter)
         self.plain, self.n_prompt, self.ids = plain, n_prompt, []
         self.n_rolled_back = 0
-        verify = self.decoder._verify
+        verify = self.decoder.verify
 
-        def recording(model, state, id_last, judge, stats):
-            pos0 = state.n_past
-            verdict = verify(model, state, id_last, judge, stats)
+        def recording(passes, id_last, judge):
+            pos0 = passes.state.n_past
+            verdict = verify(passes, id_last, judge)
             for i in range(verdict.n_kept):
                 assert verdict.logits[i].tobytes() == plain.logits[pos0 + i].tobytes()
                 assert verdict.hidden[i].tobytes() == plain.hidden[pos0 + i].tobytes()
             assert not np.isnan(verdict.logits).any()
             return verdict
 
-        self.decoder._verify = recording
+        self.decoder.verify = recording
 
     def run(self, prompt):
         for event in self.decoder.run(prompt):

@@ -35,7 +35,7 @@ class Bits:
     def __init__(self, decoder, events):
         self.rows: list[tuple[int, bytes, bytes]] = []
         self.ids: list[int] = []
-        verify = decoder._verify
+        verify = decoder.verify
 
         def recording(passes, id_last, judge):
             pos0 = passes.state.n_past
@@ -45,7 +45,7 @@ class Bits:
                 self.rows.append((pos0 + i, verdict.logits[i].tobytes(), verdict.hidden[i].tobytes()))
             return verdict
 
-        decoder._verify = recording
+        decoder.verify = recording
         self.events = []
         for event in events:
             self.events.append(event)

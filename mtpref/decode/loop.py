@@ -56,7 +56,7 @@ class Decoder:
         self.judge: MakeJudge = judge or partial(TargetJudge, self.sampler)
         self.keeps_head_warm = self.drafter.reads_head
         self.passes = Passes(model, state, self.statistics, trunk or model.trunk, self.keeps_head_warm)
-        self._verify = STRATEGIES[options.rollback]
+        self.verify = STRATEGIES[options.rollback]
         self._last_ids: list[int] = []
 
     def run(self, prompt_ids: Sequence[int], *, n_reused: int = 0, stops: Sequence[int] = ()) -> Iterator[Event]:
@@ -156,7 +156,7 @@ class Decoder:
         # VERIFY, ROLL BACK
         judge = self.judge(ids, draft.dists, pos0)
         with stats.timed("verify"):
-            verdict = self._verify(self.passes, id_last, judge)
+            verdict = self.verify(self.passes, id_last, judge)
         yield self._verified(drafted, verdict)
         if verdict.n_dropped:
             to_pos = pos0 + verdict.n_kept
