@@ -2,10 +2,14 @@
 
 import argparse
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 from mtpref.errors import MtprefError
+from mtpref.typed import Ids, Sized, Within, parse_json, read, read_text
+
+SETTINGS = {"n_max": Annotated[int, Within(0, 1024)], "n_min": Annotated[int, Within(0, 1024)],
+            "p_min": Annotated[float, Within(0, 1)]}  # fmt: skip
 
 
 def add_parser(verbs: Any) -> None:
@@ -79,8 +83,9 @@ def _compare(model: Any, run: Any, args: argparse.Namespace, prompt: str | None)
     n_predict = len(run.log.ids) + int(n_max) + 2
     policy = PolicyConfig(n_max=int(n_max), n_min=int(n_min), p_min=int(p_min * P_ONE))
     n_ctx = model.core.config.n_ctx_train
-    if len(ids) >= n_ctx:
-        raise MtprefError(f"prompt: {len(ids)} tokens, expected fewer than the model's context of {n_ctx}")
+    if len(ids) + len(run.log.ids) > n_ctx + 1:  # the last token opens no pass
+        raise MtprefError(f"{args.log}: a prompt of {len(ids)} tokens and {len(run.log.ids)} more, expected a run "
+                          f"within the model's context of {n_ctx}")  # fmt: skip
     events = model.generate(ids, Options(n_predict=n_predict, policy=policy))
     return compare_log(run.log, events, p_min=p_min, p_limit=args.p_limit)
 
@@ -90,10 +95,7 @@ def _setting(args: argparse.Namespace, run: Any, name: str) -> float:
     given = getattr(args, f"spec_draft_{name}")
     for value in (given, run.header.get(name), run.log.settings.get(name)):
         if value is not None:
-            try:
-                return float(value)
-            except ValueError:
-                raise MtprefError(f"{args.log}: header {name} is {value!r}, expected a number") from None
+            return float(read_text(SETTINGS[name], str(value), f"{args.log}: {name}"))
     if name == "n_max" and run.log.summary.get("n_draft") is not None:
         return float(run.log.summary["n_draft"])
     if name == "n_max":
@@ -103,11 +105,9 @@ def _setting(args: argparse.Namespace, run: Any, name: str) -> float:
 
 def _recorded_ids(run: Any, model: Any) -> list[int]:
     try:
-        ids = json.loads(run.header["prompt_ids"])
-        if not (isinstance(ids, list) and ids and all(type(i) is int for i in ids)):
-            raise ValueError
-    except ValueError:
-        raise MtprefError("recording: prompt_ids is no list of ids, expected one in the header of each run") from None
-    if max(ids) >= model.core.n_vocab or min(ids) < 0:
+        ids: list[int] = read(Annotated[Ids, Sized(1, 1 << 20)], parse_json(run.header["prompt_ids"].encode()), "ids")
+    except MtprefError as error:
+        raise MtprefError(f"recording: prompt_ids: {error}; expected a list in the header of each run") from None
+    if max(ids) >= model.core.n_vocab:
         raise MtprefError(f"recording: prompt id {max(ids)}, expected 0 .. {model.core.n_vocab - 1}: another model's")
     return ids

@@ -11,16 +11,28 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.convert.keys import ARCH, Keys
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
+from mtpref.typed import Sized, Within, describe, is_whole, parse_json, read
 
 _KINDS = {
     "UINT8": "u8", "INT8": "i8", "UINT16": "u16", "INT16": "i16", "UINT32": "u32", "INT32": "i32", "FLOAT32": "f32",
     "BOOL": "bool", "STRING": "str", "UINT64": "u64", "INT64": "i64", "FLOAT64": "f64",
 }  # fmt: skip
+
+
+# Files that the gguf package reads whole, and how long each may be. YAML in a card takes it 10 s for a megabyte.
+LIMITS = {"README.md": 4 << 20, "generation_config.json": 1 << 20, "chat_template.json": 4 << 20,
+          "chat_template.jinja": 4 << 20}  # fmt: skip
+MAX_CARD = 64 << 10
+MAX_TEXT = 4 << 20
+_KIND_OF = {"str": Annotated[str, Sized(0, MAX_TEXT)], "bool": bool,
+            "f32": Annotated[float, Within(-3.4e38, 3.4e38)], "f64": float,
+            **{f"u{n}": Annotated[int, Within(0, (1 << n) - 1)] for n in (8, 16, 32, 64)},
+            **{f"i{n}": Annotated[int, Within(-(1 << n - 1), (1 << n - 1) - 1)] for n in (8, 16, 32, 64)}}  # fmt: skip
 
 
 def description(folder: Path, n_values: int) -> Keys:
@@ -30,6 +42,8 @@ def description(folder: Path, n_values: int) -> Keys:
     Errors     MtprefError for a model card that cannot be read
     """
     import gguf
+
+    check_files(folder)
 
     def fill(writer: Any) -> None:
         writer.add_type(gguf.GGUFType.MODEL)
@@ -53,12 +67,55 @@ def recorded(fill: Callable[[Any], None], what: str) -> Keys:
         with quiet():
             writer = gguf.GGUFWriter(None, ARCH)
             fill(writer)
-            pairs = list(writer.kv_data[0].items())
+            pairs = [(key, value.value, _kind(value)) for key, value in writer.kv_data[0].items()]
     except MtprefError:
         raise
     except Exception as error:  # the package's own reading of files that may hold anything
         raise MtprefError(f"{what}: cannot be read ({printable(f'{type(error).__name__}: {error}', 160)})") from None
-    return [(key, value.value, _kind(value)) for key, value in pairs]
+    return [(key, _checked(value, kind, f"{what}: {printable(key)}"), kind) for key, value, kind in pairs]
+
+
+def check_files(folder: Path) -> None:
+    """Refuse files that would take the package's reading too long.
+
+    Errors   MtprefError
+    """
+    templates = {str(path.relative_to(folder)): 4 << 20 for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    for name, most in {**LIMITS, **templates}.items():
+        path = folder / name
+        if path.is_file() and path.stat().st_size > most:
+            raise MtprefError(f"{printable(str(path), 400)}: {path.stat().st_size} bytes, expected at most {most}")
+        if path.is_file() and path.suffix == ".json":
+            _check_json(path)
+    card = folder / "README.md"
+    head = card.read_bytes() if card.is_file() else b""
+    end = head.find(b"\n---", 3)
+    if head.startswith(b"---") and (len(head) if end < 0 else end) > MAX_CARD:
+        raise MtprefError(f"{printable(str(card), 400)}: a head of more than {MAX_CARD >> 10} KiB between its lines of "
+                          "---, expected a model card's")  # fmt: skip
+
+
+def _check_json(path: Path) -> None:
+    try:
+        parse_json(path.read_bytes())
+    except MtprefError as error:
+        if not str(error).startswith("no JSON"):  # llama.cpp's converter passes over what is none
+            raise MtprefError(f"{printable(str(path), 400)}: {error}") from None
+
+
+def _checked(value: Any, kind: str, where: str) -> Any:
+    """A key's value, as it may stand in a file.
+
+    Errors   MtprefError for another type, a number out of range, half of a surrogate pair
+    """
+    element = kind.removeprefix("arr:")
+    if element == kind:
+        found = read(_KIND_OF[kind], value, where)
+    else:
+        found = read(list[str if element == "str" else _KIND_OF[element]], list(value), where)  # type: ignore[misc]
+    if element == "str" and not is_whole("".join(found)):
+        raise MtprefError(f"{where} is {describe(found)}, expected text of whole characters")
+    return found
 
 
 def _kind(value: Any) -> str:

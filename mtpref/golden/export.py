@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mtpref import quants
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
-from mtpref.golden.format import Folder, Tensor
+from mtpref.golden.format import Folder, Tensor, read_json
 from mtpref.llama_cpp.conversion import write_bin
 from mtpref.llama_cpp.results import write_results
 from mtpref.model import Model, load
@@ -57,7 +57,7 @@ def export_suites(folder: Folder, container: str, out: Path, level: str | None, 
     written = []
     for record in folder.suite_records(level, name):
         path = _inside(str(record["path"]))
-        data = json.loads(folder.verify(str(path)).read_bytes())
+        data = read_json(folder.verify(str(path)))
         (suite,) = folder.suites(record["level"], record["suite"])
         tensors, types, bf16 = _arrays(folder.tensors(suite), container)
         files = [out / path]

@@ -3,12 +3,19 @@
 Owns the ranking. What fails under which fault is golden/kill_matrix.json, which tools/kill_matrix.py measures.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtpref.errors import MtprefError
+from mtpref.typed import parse_json, read
+
 N_SUSPECTS = 5
+
+
+@dataclass(frozen=True)
+class _Entry:
+    killed_by: list[str]
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,10 @@ def rank(root: Path, failed: Collection[str], passed: Collection[str]) -> list[S
     Empty where nothing failed, or the folder has no kill matrix.
     """
     try:
-        table = json.loads((root / "kill_matrix.json").read_bytes())
-        killed_by = {str(id): set(entry["killed_by"]) for id, entry in table.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        table = read(dict[str, _Entry], parse_json((root / "kill_matrix.json").read_bytes()), "kill_matrix.json")
+    except (OSError, MtprefError):
         return []
+    killed_by = {id: set(entry.killed_by) for id, entry in table.items()}
     mine, judged = set(failed), set(failed) | set(passed)
     found = []
     for fault, cases in killed_by.items():

@@ -77,11 +77,14 @@ def _read_gguf(path: Path) -> Importance:
                 raise MtprefError(
                     f"{file.label}: {printable(info.name)} has no {SUFFIX_COUNTS} or is not F32, expected both"
                 )
-            n = file.data(counts).view("<f4")
-            sums = file.data(info).view("<f4").reshape(len(n), -1)
+            n, sums = file.data(counts).view("<f4"), file.data(info).view("<f4")
+            if not len(n) or not len(sums) or len(sums) % len(n):
+                raise MtprefError(f"{file.label}: {printable(info.name)} has {len(sums)} values for {len(n)} counts, "
+                                  "expected as many for each")  # fmt: skip
             if len(n) != 1 or not n[0] > 0:
                 continue  # experts, or a matrix that saw nothing
-            columns[name] = (sums[0] / n[0]).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+                columns[name] = (sums / n[0]).astype(np.float32)
         given = file.get("imatrix.datasets")
         datasets = tuple(given.to_strings()) if isinstance(given, GgufArray) and given.element_type == "str" else ()
         n_chunks = file.get("imatrix.chunk_count")
@@ -111,7 +114,8 @@ def _read_dat(path: Path, label: str) -> Importance:
         calls, n = integer(1 << 30), integer(MAX_COLUMNS)
         sums = np.frombuffer(take(4 * n), "<f4")
         if calls > 0:
-            columns[name] = (sums / np.float32(calls)).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                columns[name] = (sums / np.float32(calls)).astype(np.float32)
     n_chunks = integer(1 << 30) if at < len(raw) else 0
     datasets = (take(integer(MAX_NAME)).decode("utf-8", "replace"),) if at < len(raw) else ()
     return Importance(columns, datasets, n_chunks)

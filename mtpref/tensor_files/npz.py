@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable, write_whole
+from mtpref.tensor_files.shapes import shape_bytes
 
 MAX_MEMBERS = 100_000
 MAX_HEADER = 10_000  # NumPy's own limit
@@ -25,8 +26,8 @@ MAX_HEADER = 10_000  # NumPy's own limit
 # less than 100 times.
 FREE_BYTES = 64 << 20
 MAX_RATIO = 100
-_BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError, struct.error,
-           zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)  # fmt: skip
+_BROKEN = (MtprefError, OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError,
+           struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)  # fmt: skip
 
 
 class NpzFile:
@@ -99,7 +100,7 @@ class NpzFile:
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text), MAX_HEADER)
         if dtype.kind not in "fiu" or dtype.itemsize > 8:
             raise ValueError(f"type {dtype}, expected floats or integers")
-        if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != n_bytes - 8 - size - length:
+        if shape_bytes(shape, dtype.itemsize) != n_bytes - 8 - size - length:
             raise ValueError(f"shape {shape} of {dtype} in {n_bytes} bytes")
         return shape, is_fortran, dtype
 
