@@ -72,7 +72,8 @@ class ChatSettings:
         """The ChatPrompt of a conversation."""
         from mtpref.chat import chat_prompt
 
-        return chat_prompt(model.chat_template(self.template), model.core.vocab, messages, self.kwargs, self.now)
+        template, core = model.chat_template(self.template), model.core
+        return chat_prompt(template, core.vocab, messages, self.kwargs, self.now, core.config.n_ctx_train)
 
 
 def _object(flag: str, text: str | None) -> dict[str, Any]:

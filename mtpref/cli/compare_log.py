@@ -78,7 +78,7 @@ def _compare(model: Any, run: Any, args: argparse.Namespace, prompt: str | None)
     n_max, n_min, p_min = (_setting(args, run, name) for name in ("n_max", "n_min", "p_min"))
     if not 0.0 <= p_min <= 1.0:
         raise MtprefError(f"--spec-draft-p-min: {p_min} is out of range, expected 0 .. 1")
-    ids = _recorded_ids(run, model) if prompt is None else model.encode(prompt)
+    ids = _recorded_ids(run, model) if prompt is None else model.encode(prompt, limit=model.core.config.n_ctx_train)
     # Our budget never cuts what theirs did not: the rounds of both stay comparable to the end.
     n_predict = len(run.log.ids) + int(n_max) + 2
     policy = PolicyConfig(n_max=int(n_max), n_min=int(n_min), p_min=int(p_min * P_ONE))

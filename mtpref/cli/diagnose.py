@@ -73,7 +73,7 @@ def _given_ids(args: argparse.Namespace, model: Any) -> list[int] | None:
         return parse_ids(args.ids)
     if args.prompt is None and args.file is None:
         return None
-    ids: list[int] = model.encode(read_prompt(args))
+    ids: list[int] = model.encode(read_prompt(args), limit=model.core.config.n_ctx_train)
     return ids
 
 

@@ -29,7 +29,7 @@ def run_dump(args: argparse.Namespace) -> int:
 
     prompt = read_prompt(args)
     model = load_model(args)
-    ids = model.encode(prompt)
+    ids = model.encode(prompt, limit=model.core.config.n_ctx_train)
     recorder = dump.record(model.core, ids, args.tensors)
     dump.write_dump(args.output, model.core, ids, recorder.tensors)
     print(f"{args.output}: {len(recorder.tensors)} tensors of {len(ids)} tokens", file=sys.stderr)

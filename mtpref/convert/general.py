@@ -80,7 +80,9 @@ def check_files(folder: Path) -> None:
 
     Errors   MtprefError
     """
-    templates = {str(path.relative_to(folder)): 4 << 20 for path in (folder / "additional_chat_templates").glob("*.jinja")}
+    templates = {
+        str(path.relative_to(folder)): 4 << 20 for path in (folder / "additional_chat_templates").glob("*.jinja")
+    }
     for name, most in {**LIMITS, **templates}.items():
         path = folder / name
         if path.is_file() and path.stat().st_size > most:
