@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from mtpref import __version__
+from mtpref.cli.output import begin, drop_notes, hold_notes
 from mtpref.errors import MtprefError, one_line
 
 EXIT_USAGE = 2
@@ -96,13 +97,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if sys.stdout is None:
         return _refuse(args.verb, "standard output is closed, expected it open; redirect it to a file or /dev/null")
+    hold_notes()
     try:
         code = int(args.run(args))
+        begin()
         sys.stdout.flush()
         return code
     except MtprefError as error:
         return _refuse(args.verb, str(error))
     except KeyboardInterrupt:
+        begin()
         print(f"mtpref {args.verb}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -118,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse(verb: str, why: str) -> int:
+    drop_notes()
     with contextlib.suppress(OSError):  # stderr may be what is full
         print(one_line(f"mtpref {verb}: error: {why}"), file=sys.stderr, flush=True)
     return EXIT_USAGE

@@ -5,6 +5,7 @@ import json
 from typing import Annotated, Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
+from mtpref.cli.output import begin
 from mtpref.errors import MtprefError
 from mtpref.typed import Ids, Sized, Within, parse_json, read, read_text
 
@@ -60,6 +61,7 @@ def run_compare_log(args: argparse.Namespace) -> int:
     if not model.has_mtp:
         raise MtprefError(f"compare-log: {model.core.config.name or 'the model'} has no MTP head, expected one")
     found = [_compare(model, run, args, prompt) for run in runs]
+    begin()
     if args.json:
         print(json.dumps(found[0].to_json() if len(found) == 1 else [f.to_json() for f in found]))
     else:

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
+from mtpref.cli.output import begin
 from mtpref.errors import MtprefError
 
 MAX_IDS = 1 << 20
@@ -62,6 +63,7 @@ def run_diagnose(args: argparse.Namespace) -> int:
         model = load_model(args)
         runs = diagnose.read_port_runs(args.log, _given_ids(args, model))
         report = diagnose.diagnose_log(model.core, runs, _progress())
+    begin()
     print(json.dumps(report.to_json()) if args.json else diagnose.render(report))
     return 0 if report.verdict == "healthy" else 1
 

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
+from mtpref.cli.output import begin
 
 
 def add_parser(verbs: Any) -> None:
@@ -32,5 +33,6 @@ def run_dump(args: argparse.Namespace) -> int:
     ids = model.encode(prompt, limit=model.core.config.n_ctx_train)
     recorder = dump.record(model.core, ids, args.tensors)
     dump.write_dump(args.output, model.core, ids, recorder.tensors)
+    begin()
     print(f"{args.output}: {len(recorder.tensors)} tensors of {len(ids)} tokens", file=sys.stderr)
     return 0

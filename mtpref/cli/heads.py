@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,11 +158,12 @@ def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple
 
 
 def _prove(path: Path) -> int:
-    from mtpref.cli.output import Notes
+    from mtpref.cli.output import Notes, begin
     from mtpref.heads.proof import prove
 
     Notes().when_compiling(argparse.Namespace(ops=None))
     proof = prove(path)
+    begin()
     print("\n".join(proof.lines()))
     return 1 if proof.belongs is False else 0
 
@@ -192,6 +192,7 @@ def _size(text: str | None) -> int | None:
 
 
 def _say(text: str) -> None:
+    from mtpref.cli.output import note
     from mtpref.vocab import terminal_safe
 
-    print(terminal_safe(text), file=sys.stderr, flush=True)
+    note(terminal_safe(text))
