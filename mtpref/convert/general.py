@@ -136,11 +136,10 @@ def _element(values: Any) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The package prints and logs; what matters is said by the caller."""
-    logger = logging.getLogger("gguf")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # its modules log under several names
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

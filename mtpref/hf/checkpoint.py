@@ -21,6 +21,7 @@ CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.saf
 MAX_JSON = 64 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
 MAX_MEMORY = 384 << 20  # what that index, or the tokenizer.json of 262,144 tokens, may become
 MAX_FILES = 4096
+MAX_NAME = 255  # bytes: what file systems take
 _EXPECTED = "expected a checkpoint folder with config.json and safetensors files"
 
 
@@ -124,7 +125,7 @@ def _index(folder: Path) -> dict[str, str] | None:
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise MtprefError(f"{label}: no weight_map, expected an object of tensor name -> file name")
     for file in found.values():
-        if Path(file).name != file or not file.endswith(".safetensors"):
+        if Path(file).name != file or not file.endswith(".safetensors") or len(file.encode()) > MAX_NAME:
             raise MtprefError(f"{label}: names the file {printable(file)}, expected a .safetensors file beside it")
     return found
 

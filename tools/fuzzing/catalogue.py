@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import mtpref
+from fuzzing.checkpoints import CHECKPOINTS
 from fuzzing.edits import Edit
 from fuzzing.fields import ARR, BOOL, F32, I32, STR, U32, Doc, Key, Tensor, array, scalar, text, u64, write
 from fuzzing.judge import Unclear, check_line
 from fuzzing.models import MICRO, head_target, heads_target, put, run_whole, shards_target, tiny_target
+from fuzzing.readers import READERS
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_json_edit, random_text_edit
 from mtpref import compare, dump, gguf, inspect
@@ -416,6 +418,8 @@ MAKERS: dict[str, Callable[[], Target]] = {
     "golden": golden_target,
     "filter": filter_target,
     "options": options_target,
+    **READERS,
+    **CHECKPOINTS,
 }
 
 
