@@ -168,7 +168,7 @@ COMMANDS = {
     "trace of a model": (["trace", "show", str(MICRO)], b"", "expected"),
     "trace of no file": (["trace", "show", "/no/such\n"], b"", "/no/such\\n: cannot be read"),
     "trace of nothing": (["trace", "show", "file"], b"", "it holds no event"),
-    "trace of brackets": (["trace", "show", "file"], b"[" * 70000 + b"\n", "JSON nested more than 32 deep"),
+    "trace of brackets": (["trace", "show", "file"], b"[" * 70000 + b"\n", "JSON nested more than 34 deep"),
     "trace of another thing": (["trace", "show", "file"], b'{"event": 1}\n', "expected"),
     "no verb": (["\n"], b"", "invalid choice"),
 }  # fmt: skip
