@@ -147,8 +147,9 @@ def _check_kind(config: dict[str, Any], label: str) -> None:
                           f"{', '.join(ARCHITECTURES)}; llama.cpp's converter may know it")  # fmt: skip
     for key in ("quantization_config", "compression_config"):
         quantised = config.get(key)
-        if isinstance(quantised, dict):
-            method = printable(repr(quantised.get("quant_method", quantised.get("quant_algo"))))
+        if quantised:
+            found = quantised.get("quant_method", quantised.get("quant_algo")) if type(quantised) is dict else quantised
+            method = describe(found)
             raise MtprefError(f"{label}: config.json has {key} ({method}), expected a checkpoint of float tensors; "
                               "convert the original one and quantise the GGUF")  # fmt: skip
 

@@ -243,11 +243,25 @@ def template_target() -> Target:
 # GOLDEN VECTORS
 
 
-def golden_target() -> Target:
+LOOPS = (
+    "accept_greedy",
+    "accept_match",
+    "accept_residual",
+    "policy",
+    "near_tie",
+    "filtered",
+    "uniform",
+    "draw",
+    "rope",
+)
+
+
+def golden_target(name: str = "golden", chosen: tuple[str, ...] = ()) -> Target:
     """A folder with a manifest and suites; hashes are made right again, or nothing would pass."""
     folder = ROOT / "golden"
     manifest = json.loads((folder / "manifest.json").read_text())
-    suites = [s for s in manifest["suites"] if s["level"] == "L1"][:6]
+    known = manifest["suites"]
+    suites = [s for s in known if s["suite"] in chosen] or [s for s in known if s["level"] == "L1"][:6]
     seeds, named = [json.dumps({**manifest, "suites": suites}).encode()], ["manifest.json"]
     files = {"manifest.json": seeds[0]}
     for suite in suites:
@@ -274,10 +288,12 @@ def golden_target() -> Target:
         for name, raw in now.items():
             (at / name).parent.mkdir(exist_ok=True)
             put(at, name, raw)
-        for _ in check_folder(Folder(at), Port(at, use_kernels=False), suite=None if i else "rms_norm"):
+        for _ in check_folder(
+            Folder(at), Port(at, use_kernels=False), suite=None if i else chosen[0] if chosen else "rms_norm"
+        ):
             pass
 
-    return Target("golden", seeds, run, 150, edit)
+    return Target(name, seeds, run, 150, edit)
 
 
 def filter_target() -> Target:
@@ -416,6 +432,7 @@ MAKERS: dict[str, Callable[[], Target]] = {
     "prompt": prompt_target,
     "template": template_target,
     "golden": golden_target,
+    "golden-loops": lambda: golden_target("golden-loops", LOOPS),
     "filter": filter_target,
     "options": options_target,
     **READERS,
