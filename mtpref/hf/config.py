@@ -148,8 +148,8 @@ def _check_kind(config: dict[str, Any], label: str) -> None:
     for key in ("quantization_config", "compression_config"):
         quantised = config.get(key)
         if quantised:
-            found = quantised.get("quant_method", quantised.get("quant_algo")) if type(quantised) is dict else quantised
-            method = describe(found)
+            told = quantised.get("quant_method", quantised.get("quant_algo")) if type(quantised) is dict else quantised
+            method = describe(told)
             raise MtprefError(f"{label}: config.json has {key} ({method}), expected a checkpoint of float tensors; "
                               "convert the original one and quantise the GGUF")  # fmt: skip
 
