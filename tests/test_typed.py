@@ -14,11 +14,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
+from fuzzing.checkpoints import CONFIG
 from fuzzing.judge import limited_memory
 
+from mtpref.convert.general import description
+from mtpref.convert.keys import hyper_parameters
 from mtpref.diagnose.port_run import read_port_runs
 from mtpref.errors import MtprefError
 from mtpref.gguf import write_gguf
+from mtpref.hf import text_config
 from mtpref.quantize.importance import read_importance
 from mtpref.tensor_files import NpzFile, SafetensorsFile
 from mtpref.typed import (
@@ -279,3 +283,36 @@ def test_a_recording_with_a_wrong_header(tmp_path, line, words):
     key = line.split(":")[0]
     path.write_text("\n".join(x for x in LOG.split("\n") if not x.startswith(key)).replace("# run", "# run\n" + line))
     assert words in refusal(read_port_runs, path)
+
+
+def test_a_null_is_a_field_that_is_not_there():
+    config = {**CONFIG, "rope_parameters": {"rope_type": None, "partial_rotary_factor": None, "rope_theta": None}}
+    keys = {key: value for key, value, _ in hyper_parameters(text_config({**config, "head_dim": None}, "x"), 1, 1)}
+    assert keys["qwen35.rope.dimension_count"] == 4  # a quarter of 64 / 4
+    assert "qwen35.rope.freq_base" not in keys
+    for name in ("hidden_size", "num_hidden_layers"):
+        assert f"{name} is missing" in refusal(text_config, {**CONFIG, name: None}, "x")
+    for quantised in ({"quant_method": "fp8"}, "fp8", ["fp8"], {"x": 1}):
+        assert "expected a checkpoint of float tensors" in refusal(
+            text_config, {**CONFIG, "quantization_config": quantised}, "x"
+        )
+
+
+@pytest.mark.parametrize(
+    ("card", "words"),
+    [
+        (b"tags: [[a], [b]]", "general.tags"),
+        (b"tags: [1, a]", "general.tags"),
+        (b"model_name: {a: [b]}", "model card"),
+        (b'model_name: "\\uD800"', "expected text of whole characters"),
+        (b"author: 2026-01-01", "general.author is"),
+        (b"x: [" + b"[" * 5000, "model card"),
+        (b"x: " + b"y" * 70000, "a head of more than 64 KiB"),
+    ],
+)
+def test_a_model_card_with_what_no_key_can_hold(tmp_path, card, words):
+    (tmp_path / "README.md").write_bytes(b"---\n" + card + b"\n---\n# A model\n")
+    line = refusal(description, tmp_path, 1000)
+    assert words in line
+    (tmp_path / "README.md").write_bytes(b"---\nmodel_name: A\ntags: [a, b]\n---\n")
+    assert ("general.tags", ["a", "b"], "arr:str") in description(tmp_path, 1000)

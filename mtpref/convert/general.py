@@ -67,7 +67,7 @@ def recorded(fill: Callable[[Any], None], what: str) -> Keys:
         with quiet():
             writer = gguf.GGUFWriter(None, ARCH)
             fill(writer)
-            pairs = [(key, value.value, _kind(value)) for key, value in writer.kv_data[0].items()]
+            pairs = [(key, value.value, _kind(value, f"{what}: {key}")) for key, value in writer.kv_data[0].items()]
     except MtprefError:
         raise
     except Exception as error:  # the package's own reading of files that may hold anything
@@ -120,17 +120,15 @@ def _checked(value: Any, kind: str, where: str) -> Any:
     return found
 
 
-def _kind(value: Any) -> str:
-    if value.type.name == "ARRAY":
-        kind = value.sub_type.name if value.sub_type is not None else _element(value.value)
-        return "arr:" + _KINDS[kind]
-    return _KINDS[value.type.name]
-
-
-def _element(values: Any) -> str:
+def _kind(value: Any, where: str) -> str:
     import gguf
 
-    return str(gguf.GGUFValueType.get_type(values[0]).name)
+    if value.type.name != "ARRAY":
+        return _KINDS[value.type.name]
+    found = value.sub_type or gguf.GGUFValueType.get_type(value.value[0])
+    if found.name not in _KINDS:
+        raise MtprefError(f"{where} is a list of {describe(value.value[0])}, expected texts or numbers")
+    return "arr:" + _KINDS[found.name]
 
 
 @contextlib.contextmanager
