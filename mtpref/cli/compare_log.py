@@ -95,7 +95,9 @@ def _compare(model: Any, run: Any, args: argparse.Namespace, prompt: str | None)
 def _setting(args: argparse.Namespace, run: Any, name: str) -> float:
     """From the command line, else a recording's header, else the log's own lines."""
     given = getattr(args, f"spec_draft_{name}")
-    for value in (given, run.header.get(name), run.log.settings.get(name)):
+    if given is not None:  # its range is the policy's to check
+        return float(given)
+    for value in (run.header.get(name), run.log.settings.get(name)):
         if value is not None:
             return float(read_text(SETTINGS[name], str(value), f"{args.log}: {name}"))
     if name == "n_max" and run.log.summary.get("n_draft") is not None:
