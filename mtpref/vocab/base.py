@@ -117,8 +117,9 @@ class Vocab(ABC):
                 n_tokens += 1 if isinstance(part, int) else len(self._encode_fragment(part, start == 0))
             start = end
             if n_tokens > 2 * limit + 16:
-                raise MtprefError(f"prompt: {n_tokens} tokens in {end} of its {len(raw)} bytes, expected at most "
-                                  f"{limit} in all; use a shorter prompt or a larger --ctx-size")  # fmt: skip
+                seen = "" if end >= len(raw) else f" in the first {end} of its {len(raw)} bytes"
+                raise MtprefError(f"prompt: {n_tokens} tokens{seen}, expected at most {limit}; use a shorter prompt or "
+                                  "a larger --ctx-size")  # fmt: skip
 
     def piece(self, id: int, *, special: bool = False) -> bytes:
         """The exact bytes of one token: maybe half a character, maybe none.
