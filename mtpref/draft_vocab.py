@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import open_text, read_up_to
 from mtpref.gguf import GgufFile, open_gguf, printable
 from mtpref.typed import parse_json
 
@@ -33,20 +34,11 @@ def read_draft_ids(path: str | Path, n_vocab: int) -> tuple[int, ...]:
     Errors   MtprefError for anything else, and for ids that are out of range, repeated or none at all
     """
     source = f"{FLAG} {printable(str(path), 400)}"
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(4)
-            is_gguf = raw == b"GGUF"
-            raw += b"" if is_gguf else file.read(MAX_BYTES + 1 - len(raw))
-    except OSError as error:
-        raise MtprefError(f"{source}: cannot be read ({error.strerror}); expected a number of ids or a file with a "
-                          "list of them") from None  # fmt: skip
-    except ValueError:
-        raise MtprefError(f"{source}: no file can have this name, expected a number of ids or a file") from None
-    if is_gguf:
-        return d2t_of(open_gguf(path), n_vocab)
-    if len(raw) > MAX_BYTES:
-        raise MtprefError(f"{source}: more than {MAX_BYTES >> 20} MiB, expected a list of token ids; is this the file?")
+    expected = "expected a number of ids or a file with a list of token ids"
+    with open_text(path, source, expected) as file:
+        if file.start(4) == b"GGUF":
+            return d2t_of(open_gguf(path), n_vocab)
+        raw = read_up_to(file, source, expected, MAX_BYTES)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

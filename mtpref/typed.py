@@ -194,7 +194,7 @@ def read_fields(cls: type, record: dict[str, Any], where: str = "") -> Any:
     return cls(**values)
 
 
-def read_text(kind: Any, text: str, where: str) -> Any:
+def read_number(kind: Any, text: str, where: str) -> Any:
     """A number that stands as text, in a log or a header, as `kind` says. Errors: as `read`"""
     try:
         value = float(text) if len(text) <= 40 else math.nan

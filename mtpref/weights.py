@@ -71,6 +71,14 @@ class Weights:
     layers: tuple[dict[str, Any], ...]
     mtp: MtpWeights | None
 
+    @property
+    def type_names(self) -> set[str]:
+        """The GGML types of every matrix, head included."""
+        blocks = [*self.layers, *([self.mtp.block] if self.mtp else [])]
+        head = [self.mtp.eh_proj, self.mtp.shared_head_head, self.mtp.embed_tokens] if self.mtp else []
+        found = [self.output, self.token_embd, *head, *(w for block in blocks for w in block.values())]
+        return {w.type_name for w in found if hasattr(w, "type_name")}
+
     def packed(self, pack: Callable[[Sequence[spec.Matrix]], list[spec.Matrix]]) -> "Weights":
         """The same weights, the matrices of products as `pack` gives them back: each once, wherever it serves.
         Embeddings are read by row and stay as they are."""

@@ -20,6 +20,28 @@ def test_killed_writers_leave_nothing_half_done(tmp_path):
     assert {what for what, _ in tally.ends} == {s.name for s in SIGNALS} | {"full disk"}
 
 
+def test_writers_that_share_only_a_folder_never_mix(tmp_path):
+    """Two first processes of PID namespaces, threads, planted links."""
+    import random
+
+    from crash_writers import Tally
+    from rival_writers import rival_rounds
+
+    tally = Tally()
+    rival_rounds(tmp_path, 3, random.Random(4), tally, 1 << 20)
+    assert tally.problems == []
+    assert sum(tally.ends.values()) == 9
+
+
+def test_the_judge_sees_mixed_files(tmp_path):
+    from rival_writers import TARGET, _judge
+
+    for raw, ends in ((b"\1" * 4 + b"\2" * 4, {1: 0, 2: 0}), (b"\1" * 7, {1: 0}), (b"\1" * 8, {1: 2, 2: 0})):
+        (tmp_path / TARGET).write_bytes(raw)
+        assert _judge(tmp_path, 8, ends)
+    assert not _judge(tmp_path, 8, {1: 0, 2: 0})
+
+
 def test_the_judge_sees_half_files(tmp_path):
     """What would pass if nothing could be wrong: a half target, a stray temporary, an older file that is gone."""
     import signal

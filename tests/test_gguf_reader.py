@@ -298,7 +298,7 @@ def test_a_directory_says_what_to_give_instead(tmp_path):
 
 
 def test_what_is_no_file_is_refused(tmp_path):
-    assert "cannot be opened: No such file" in refusal(tmp_path / "absent.gguf")
+    assert "cannot be read (No such file" in refusal(tmp_path / "absent.gguf")
     assert "not a regular file" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refusal(tmp_path / "pipe")

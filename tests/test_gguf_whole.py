@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import shutil
 import tracemalloc
 
@@ -84,7 +85,7 @@ def test_too_little_space_is_one_line_before_a_byte_is_written(tmp_path, monkeyp
     with pytest.raises(MtprefError, match=r"m.gguf: needs 1[\d.]+ TB, its disk has [\d.]+ \w?B free; free some space"):
         check_targets([tmp_path / "m.gguf"], WriteOptions(), free + 10**12 if free < 10**12 else 10**15)
     opened = []
-    monkeypatch.setattr(whole, "_new_locked", opened.append)
+    monkeypatch.setattr(whole, "_open_locked", lambda *found: opened.append(found))
     with pytest.raises(MtprefError, match="needs 4398 TB"):
         write_gguf(tmp_path / "m.gguf", KV, [("a", "F32", (1 << 20, 1 << 20, 1000), lambda: 1 / 0)])
     assert opened == []
@@ -185,6 +186,97 @@ def test_any_error_removes_the_temporary_and_keeps_the_old_file(tmp_path):
             assert "No space left on device; the disk or quota is full" in str(caught.value)
         assert os.listdir(tmp_path) == ["m"]
         assert target.read_bytes() == b"old"
+
+
+# NAMES OF TEMPORARIES
+
+
+def drawn(monkeypatch, *names):
+    """The next random names; then real ones."""
+    left, real = iter(names), secrets.token_hex
+    monkeypatch.setattr(whole.secrets, "token_hex", lambda n: next(left, None) or real(n))
+
+
+def test_names_are_not_foretold(tmp_path):
+    seen = []
+    for _ in range(3):
+        write_whole(tmp_path / "m", lambda file: seen.extend(os.listdir(tmp_path)))
+        (tmp_path / "m").unlink()
+    assert len(set(seen)) == 3
+    assert not any(str(os.getpid()) == name.split(".")[2] for name in seen)
+    assert {whole.left_over_of(name) for name in seen} == {"m"}
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "dangling link", "file", "pipe"])
+def test_what_stands_at_a_temporary_s_name_is_neither_written_nor_removed(tmp_path, monkeypatch, kind):
+    (tmp_path / "out").mkdir()
+    victim, planted = tmp_path / "victim", tmp_path / "out" / ".m.aaaa.mtpref-tmp"
+    victim.write_bytes(b"precious")
+    real = whole.remove_left_overs
+
+    def remove_and_plant(target):
+        real(target)
+        if kind == "file":
+            planted.write_bytes(b"theirs")
+        elif kind == "pipe":
+            os.mkfifo(planted)
+        else:
+            planted.symlink_to(victim if kind == "link to a file" else tmp_path / "new")
+
+    monkeypatch.setattr(whole, "remove_left_overs", remove_and_plant)
+    drawn(monkeypatch, "aaaa")
+    write_whole(tmp_path / "out" / "m", b"ours")
+    assert (tmp_path / "out" / "m").read_bytes() == b"ours"
+    assert victim.read_bytes() == b"precious"
+    assert not (tmp_path / "new").exists()
+    assert os.path.lexists(planted)
+    monkeypatch.setattr(whole, "remove_left_overs", real)
+    write_whole(tmp_path / "out" / "m", b"again")  # looks for left-overs, and waits for no pipe
+    assert os.path.lexists(planted) == (kind != "file")
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_temporary_that_was_taken_for_dead_before_it_was_locked_is_given_up(tmp_path, monkeypatch):
+    """A cleaner that holds the lock, and one that has removed the name already."""
+    real, held = whole._lock, []
+
+    def lock(fd):
+        path = next(path for path in tmp_path.iterdir() if path.name != "m")
+        if len(held) == 0:
+            held.append(path.open("rb"))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+        elif len(held) == 1:
+            held.append(None)
+            path.unlink()
+        return real(fd)
+
+    monkeypatch.setattr(whole, "_lock", lock)
+    write_whole(tmp_path / "m", b"ours")
+    held[0].close()
+    assert os.listdir(tmp_path) == ["m"]
+    assert (tmp_path / "m").read_bytes() == b"ours"
+
+
+def test_a_temporary_that_another_replaces_is_not_placed(tmp_path):
+    def write(file):
+        file.write(b"ours")
+        (temporary,) = tmp_path.iterdir()
+        temporary.unlink()
+        temporary.write_bytes(b"theirs")
+
+    with pytest.raises(MtprefError, match="cannot be written: another program has replaced the temporary file"):
+        write_whole(tmp_path / "m", write)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_file_system_without_locks_can_be_written_to(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(whole.fcntl, "flock", no_locks)
+    (tmp_path / ".m.aa.mtpref-tmp").write_bytes(b"of whom?")
+    write_whole(tmp_path / "m", b"ours")
+    assert sorted(os.listdir(tmp_path)) == [".m.aa.mtpref-tmp", "m"]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_rounds_and_runs_are_chosen(traces, tmp_path):
         (["run.jsonl", "-o", "p.html", "--run", "2"], "--run: 2 is out of range, run.jsonl holds 1 runs"),
         (["run.jsonl", "-o", "p.html", "--run", "0"], "--run: 0 is out of range"),
         (["run.jsonl", "-o", "p.html", "--rounds", "9-3"], "--rounds: '9-3' is no range"),
-        (["run.jsonl", "-o", "run.jsonl"], "--output: run.jsonl is the trace itself"),
+        (["run.jsonl", "-o", "run.jsonl"], "run.jsonl: is one of the inputs"),
         (["run.jsonl", "-o", "folder"], "folder"),
     ],
 )

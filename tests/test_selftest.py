@@ -16,6 +16,7 @@ from mtpref.cli import main
 from mtpref.decode import Options
 from mtpref.events import Drafted, Verified
 from mtpref.faults import find_fault, inject
+from mtpref.llama_cpp.limits import LIMITS, limits_of
 from mtpref.llama_cpp.log import Candidate, LlamaLog, Round, Step
 from mtpref.selftest import CHECKS, Bench, Failed, Skipped, numerics, peers, run_checks
 from mtpref.session import Session
@@ -342,7 +343,7 @@ def test_another_contract_is_not_compared_with_llama_cpp(monkeypatch):
 
 
 def test_limits_follow_the_coarsest_weight_type():
-    assert peers._limits(tiny())[1] == "Q8_0"
+    assert limits_of(tiny().weights.type_names)[1] == "Q8_0"
 
 
 # TABLE
@@ -410,6 +411,6 @@ def test_a_folder_without_the_programs_is_a_finding_that_names_them(tmp_path, ca
 def test_the_page_names_every_check_and_limit():
     page = (Path(__file__).parent.parent / "docs" / "selftest.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| ([a-zA-Z'. ]+?) \| [^|]{9,} \| [^|]{9,} \|$", page, re.M)[1:] == [c.name for c in CHECKS]
-    for name, limits in peers.LIMITS.items():
+    for name, limits in LIMITS.items():
         row = re.search(rf"^\| {'others' if name == 'other' else name} \|(.*)\|$", page, re.M)
         assert [float(x) for x in row[1].split("|")] == [limits.ggml, limits.exact, limits.p, limits.margin]

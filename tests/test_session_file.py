@@ -347,7 +347,7 @@ def test_a_file_cut_anywhere_or_with_any_byte_changed_is_refused_or_read_whole(s
 def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(MtprefError, match="cannot be written"):
         new_session(micro(60)).save(tmp_path / "none" / "state.gguf")
-    with pytest.raises(MtprefError, match="cannot be opened"):
+    with pytest.raises(MtprefError, match="cannot be read"):
         loaded(micro(60), tmp_path / "none.gguf")
 
 

@@ -34,7 +34,7 @@ from mtpref.typed import (
     parse_json,
     read,
     read_fields,
-    read_text,
+    read_number,
 )
 
 MB = 1 << 20
@@ -158,9 +158,9 @@ def test_a_wrong_field_is_named(name):
 @pytest.mark.parametrize("text", ["1.5", "1e300", "nan", "inf", "x", "", "-1", "9" * 60, "1_0"])
 def test_a_number_that_stands_as_text_is_checked_too(text):
     with pytest.raises(MtprefError, match=r"n_max is .*, expected an integer 0 \.\. 1024"):
-        read_text(Annotated[int, Within(0, 1024)], text, "n_max")
-    assert read_text(Annotated[int, Within(0, 1024)], "16", "n_max") == 16
-    assert read_text(float, "0.5", "p_min") == 0.5
+        read_number(Annotated[int, Within(0, 1024)], text, "n_max")
+    assert read_number(Annotated[int, Within(0, 1024)], "16", "n_max") == 16
+    assert read_number(float, "0.5", "p_min") == 0.5
 
 
 def test_a_description_is_short_whatever_it_describes():

@@ -1,6 +1,6 @@
 """Kill the writing verbs at random moments and look at what is left.
 
-    python tools/crash_writers.py [--trials 1000] [--seed 1] [--megabytes 24]
+    python tools/crash_writers.py [--trials 1000] [--rounds 200] [--seed 1] [--megabytes 24]
 
 Each trial starts a verb in a child process (forked, so that the moment of the kill falls into its work and not into the
 start of an interpreter), sends SIGINT, SIGTERM or SIGKILL after a random time and checks:
@@ -10,7 +10,8 @@ start of an interpreter), sends SIGINT, SIGTERM or SIGKILL after a random time a
     the inputs     unchanged
     a run after    ends well and gives the bytes of an undisturbed run
 
-Two trials for each verb end at a full disk (RLIMIT_FSIZE, and a small tmpfs where one can be mounted).
+Two trials for each verb end at a full disk (RLIMIT_FSIZE, and a small tmpfs where one can be mounted). Rounds follow
+of several writers of one target, and of planted links (tools/rival_writers.py).
 """
 
 import argparse
@@ -30,7 +31,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+from rival_writers import rival_rounds  # noqa: E402
+
 from mtpref import cli  # noqa: E402
 from mtpref.convert import Settings, convert  # noqa: E402
 from mtpref.errors import MtprefError  # noqa: E402
@@ -240,12 +243,14 @@ def crash(folder: Path, n_trials: int, seed: int, n_megabytes: int, *, has_tmpfs
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--megabytes", type=int, default=24)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tally = crash(Path(folder), args.trials, args.seed, args.megabytes)
-    print(f"{tally.n} kills, {len(tally.problems)} problems")
+        rival_rounds(Path(folder), args.rounds, random.Random(args.seed), tally)
+    print(f"{tally.n} kills, {args.rounds} rounds of rivals of each kind, {len(tally.problems)} problems")
     for (what, how), n in sorted(tally.ends.items()):
         print(f"  {what}: {how}: {n}")
     print("\n".join(tally.problems[:20]))

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 from mtpref.errors import MtprefError
+from mtpref.files import read_regular
 from mtpref.gguf import printable, write_whole
 from mtpref.typed import Within, describe, parse_json, read
 
@@ -171,14 +172,7 @@ def read_costs(path: str | Path) -> CostSet:
 
 
 def _read_json(path: str | Path, source: str) -> dict[str, Any]:
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise MtprefError(f"{source}: cannot be read ({why}); expected a JSON file of costs") from None
-    if len(raw) > MAX_BYTES:
-        raise MtprefError(f"{source}: more than {MAX_BYTES >> 20} MiB, expected a small JSON file; is this the file?")
+    raw = read_regular(path, source, "expected a small JSON file of costs", MAX_BYTES)
     try:
         data = parse_json(raw)
     except MtprefError as error:

@@ -6,11 +6,11 @@ Owns the GGUF keys of templates. Rendering is in render.py.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mtpref.chat.render import MAX_TEMPLATE_CHARS
 from mtpref.errors import MtprefError
+from mtpref.files import read_text
 from mtpref.gguf.values import printable
 
 KEY = "tokenizer.chat_template"
@@ -102,12 +102,8 @@ def _checked(text: str, source: str) -> str:
 def _read(path: str, names: Sequence[str]) -> str:
     known, shown = _list([*names[:8], *BUILT_IN]), printable(path)
     expected = f"expected a template's text, one of {known}, or a file"
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(4 * MAX_TEMPLATE_CHARS + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MtprefError(f"--chat-template {shown}: no template and no readable file ({reason}), {expected}") from None
+    label = f"--chat-template {shown}: no template and no readable file"
+    raw = read_text(path, label, expected, 4 * MAX_TEMPLATE_CHARS)
     try:
         return _checked(raw.decode("utf-8"), f"--chat-template {shown}")
     except UnicodeDecodeError:

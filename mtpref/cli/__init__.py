@@ -11,8 +11,9 @@ import os
 import sys
 from typing import Any
 
-from mtpref import __version__
+from mtpref import __version__, files
 from mtpref.cli.output import begin, drop_notes, hold_notes
+from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError, one_line
 
 EXIT_USAGE = 2
@@ -77,11 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
-    files, runs = (
+    on_files, runs = (
         (inspect, check, heads, convert, quantize, dump, compare, compare_log),
         (golden, probe, plan, bench, draft_vocab, diagnose, faults, story, selftest),
     )
-    for module in (generate, trace, *files, *runs, learn):
+    for module in (generate, trace, *on_files, *runs, learn):
         module.add_parser(verbs)
     return parser
 
@@ -99,7 +100,11 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(args.verb, "standard output is closed, expected it open; redirect it to a file or /dev/null")
     hold_notes()
     try:
-        code = int(args.run(args))
+        with files.guarded():
+            for value in vars(args).values():
+                if isinstance(value, OutputPath):
+                    files.claim_output(value)
+            code = int(args.run(args))
         begin()
         sys.stdout.flush()
         return code

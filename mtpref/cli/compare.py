@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from mtpref.cli.writing import OutputPath
+
 
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
@@ -30,7 +32,9 @@ def add_parser(verbs: Any) -> None:
         "name is taken (default: none)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
-    parser.add_argument("--html", metavar="FILE", help="write a report with the error of each layer (default: none)")
+    parser.add_argument(
+        "--html", type=OutputPath, metavar="FILE", help="write a report with the error of each layer (default: none)"
+    )
     parser.set_defaults(run=run_compare)
 
 

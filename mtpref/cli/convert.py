@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpref.cli.writing import add_writing, type_counts, writing
+from mtpref.cli.writing import OutputPath, add_writing, type_counts, writing
 
 
 def add_parser(verbs: Any) -> None:
@@ -18,7 +18,7 @@ def add_parser(verbs: Any) -> None:
         "place in the file is an error. docs/keeping-the-head.md explains.",
     )
     parser.add_argument("folder", metavar="HF_DIR", help="checkpoint folder")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the GGUF file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the GGUF file to write")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--mtp", action="store_true", help="the head alone, for -md, as llama.cpp's --mtp (default: trunk and head)"

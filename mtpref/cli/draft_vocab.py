@@ -8,6 +8,7 @@ from typing import Any
 from mtpref.cli.options import add_model, load_model
 from mtpref.cli.output import Notes
 from mtpref.cli.probe import Progress, add_positions, add_texts
+from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError
 
 
@@ -27,6 +28,7 @@ def add_parser(verbs: Any) -> None:
     group.add_argument(
         "-o",
         "--output",
+        type=OutputPath,
         required=True,
         metavar="OUT",
         help="the file to write: OUT.gguf with the tensor d2t, or any other name: text, one id a line, best first",

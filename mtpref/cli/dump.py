@@ -6,6 +6,7 @@ from typing import Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
 from mtpref.cli.output import begin
+from mtpref.cli.writing import OutputPath
 
 
 def add_parser(verbs: Any) -> None:
@@ -21,7 +22,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--tensors", default=".", metavar="REGEX", help="which tensors, e.g. '^(l_out|mtp_.*)-' (default: all)"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT.gguf", help="the file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT.gguf", help="the file to write")
     parser.set_defaults(run=run_dump)
 
 

@@ -15,6 +15,7 @@ from mtpref.cli.sampling_options import add_sampling
 from mtpref.cli.session_options import PromptCache, add_session
 from mtpref.cli.signals import sigterm_as_interrupt
 from mtpref.cli.spec_options import add_spec, decode_options
+from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError
 
 SCHEMA = "mtpref-generate-1"
@@ -55,7 +56,12 @@ def add_parser(verbs: Any) -> None:
     add_session(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text (default: off)")
-    out.add_argument("--trace", metavar="FILE.jsonl", help="write every event to a file as it happens (default: none)")
+    out.add_argument(
+        "--trace",
+        type=OutputPath,
+        metavar="FILE.jsonl",
+        help="write every event to a file as it happens (default: none)",
+    )
     parser.set_defaults(run=run_generate)
 
 

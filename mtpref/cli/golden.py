@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.cli.options import add_model, load_model, read_file, rope_overrides
+from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError
 
 SCHEMA = "mtpref-golden-check-1"
@@ -81,7 +82,9 @@ def _add_gen(actions: Any) -> None:
     what = parser.add_argument_group("what to record")
     what.add_argument("-p", "--prompt", metavar="TEXT", action="append", help="a prompt; repeatable")
     what.add_argument("-f", "--file", metavar="FNAME", action="append", help="a prompt from a file; repeatable")
-    what.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write, whole or not at all")
+    what.add_argument(
+        "-o", "--output", type=OutputPath, metavar="DIR", required=True, help="folder to write, whole or not at all"
+    )
     what.add_argument(
         "--tensors", metavar="REGEX", help="cb() names to record (default: layer outputs, norms, logits, the head's)"
     )
@@ -111,7 +114,7 @@ def _add_derive(actions: Any) -> None:
         description="Make a quantisation of the packaged tiny model that golden cases name (tiny: a copy of it).",
     )
     parser.add_argument("name", metavar="NAME", help="tiny, tiny-f16, tiny-q4_0 or tiny-q5_1")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="GGUF file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, metavar="FILE", required=True, help="GGUF file to write")
     parser.set_defaults(run=run_derive)
 
 
@@ -142,7 +145,7 @@ def _add_export(actions: Any) -> None:
     parser.add_argument(
         "--format", required=True, choices=("npz", "safetensors", "llama-results", "bin"), help="what to write"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="folder to write to")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="folder to write to")
     parser.add_argument(
         "-p", "--prompt", action="append", metavar="TEXT", help="prompt for logits; repeatable (default: three)"
     )
@@ -214,7 +217,7 @@ def _say(line: str) -> None:
 
 
 def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
-    texts = [*(args.prompt or ()), *(read_file(Path(name)) for name in args.file or ())]
+    texts = [*(args.prompt or ()), *(read_file(name) for name in args.file or ())]
     if not texts:
         raise MtprefError("prompt: none is given, expected a text; use -p TEXT or -f FNAME")
     return [(f"{i}", text) for i, text in enumerate(texts)]

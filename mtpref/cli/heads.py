@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpref.cli.writing import add_writing, writing
+from mtpref.cli.writing import OutputPath, add_writing, writing
 from mtpref.errors import MtprefError
 
 UNITS = {"M": 1_000_000, "G": 1_000_000_000}  # as llama-gguf-split counts
@@ -28,7 +28,9 @@ def _add_extract(verbs: Any) -> None:
         "converter makes with --mtp: the same tensors, keys and order. docs/keeping-the-head.md explains.",
     )
     parser.add_argument("file", metavar="FILE", help="GGUF file with a head, or the first of a split model")
-    parser.add_argument("-o", "--output", metavar="OUT", help="the file to write (default: mtp-FILE beside FILE)")
+    parser.add_argument(
+        "-o", "--output", type=OutputPath, metavar="OUT", help="the file to write (default: mtp-FILE beside FILE)"
+    )
     _add_split(parser)
     add_writing(parser)
     parser.set_defaults(run=run_extract)
@@ -43,7 +45,7 @@ def _add_strip(verbs: Any) -> None:
         "It also repairs a file whose keys declare a head that is not there.",
     )
     parser.add_argument("file", metavar="FILE", help="GGUF file, or the first of a split model")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write")
     _add_split(parser)
     add_writing(parser)
     parser.set_defaults(run=run_strip)
@@ -61,7 +63,7 @@ def _add_graft(verbs: Any) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", help="where the head is: mtp-*.gguf, another GGUF model, or a checkpoint folder"
     )
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write")
     parser.add_argument(
         "--outtype",
         choices=("f32", "f16", "bf16", "q8_0"),

@@ -2,12 +2,11 @@
 
 import argparse
 import re
-import sys
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mtpref.cli.fault_options import add_fault, apply_faults
 from mtpref.errors import MtprefError
+from mtpref.files import read_text
 
 KV_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 DEFAULT_PROMPT = "def read_lines(path):\n"
@@ -135,28 +134,19 @@ def read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.file is not None:
         raise MtprefError("-p and -f: both are given, expected one of them")
     if args.prompt == "-":
-        return _prompt_text(sys.stdin.buffer, "-p -")
+        return read_file("-", "-p")
     if args.prompt is not None:
         return unescape(args.prompt) if args.escape else str(args.prompt)
     if args.file is not None:
-        return read_file(Path(args.file))
+        return read_file(args.file)
     if args.model is not None:
         raise MtprefError("prompt: none is given, expected a text; use -p TEXT or -f FNAME")
     return DEFAULT_PROMPT
 
 
-def read_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return _prompt_text(file, f"-f {path}")
-    except OSError as error:
-        raise MtprefError(f"-f {path}: cannot be read ({error.strerror}); expected a text file") from None
-
-
-def _prompt_text(file: BinaryIO, source: str) -> str:
-    raw = file.read(MAX_PROMPT_BYTES + 1)
-    if len(raw) > MAX_PROMPT_BYTES:
-        raise MtprefError(f"{source}: more than {MAX_PROMPT_BYTES >> 20} MiB, expected a prompt; is this the file?")
+def read_file(path: str, flag: str = "-f") -> str:
+    """A prompt from a file, a pipe or standard input ("-")."""
+    raw = read_text(path, f"{flag} {path}", "expected a text that is a prompt", MAX_PROMPT_BYTES)
     return raw.decode("utf-8", "surrogateescape")
 
 

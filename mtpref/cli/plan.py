@@ -9,6 +9,7 @@ from mtpref.cli.options import add_model, load_model, threads_in_use, whole_numb
 from mtpref.cli.output import Notes, begin
 from mtpref.cli.probe import Progress, add_texts
 from mtpref.cli.sampling_options import add_sampling, sampling_config
+from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError
 
 
@@ -46,9 +47,11 @@ def add_parser(verbs: Any) -> None:
     group.add_argument(
         "--costs", metavar="FILE", help="costs of another engine in place of measured ones (docs/plan.md)"
     )
-    group.add_argument("--save-costs", metavar="FILE", help="write the measured costs, for --costs")
+    group.add_argument("--save-costs", type=OutputPath, metavar="FILE", help="write the measured costs, for --costs")
     group.add_argument("--samples", type=int, default=5, metavar="N", help="samples of every cost (default: 5)")
-    group.add_argument("--plot", metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)")
+    group.add_argument(
+        "--plot", type=OutputPath, metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)"
+    )
     group.add_argument("--json", action="store_true", help="one JSON object instead of the tables (default: off)")
     parser.set_defaults(run=run_plan)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtpref.cli.options import add_model, load_model
 from mtpref.cli.output import Notes, begin
+from mtpref.cli.writing import OutputPath
 
 
 def add_parser(verbs: Any) -> None:
@@ -34,7 +35,9 @@ def add_parser(verbs: Any) -> None:
         action="store_true",
         help="also under every preset and single-field change of the contract (default: off)",
     )
-    run.add_argument("--plot", metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)")
+    run.add_argument(
+        "--plot", type=OutputPath, metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)"
+    )
     run.add_argument("--json", action="store_true", help="one JSON object instead of the tables (default: off)")
     parser.set_defaults(run=run_probe)
 

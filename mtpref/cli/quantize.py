@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.cli.output import Notes
-from mtpref.cli.writing import add_writing, type_counts, writing
+from mtpref.cli.writing import OutputPath, add_writing, type_counts, writing
 from mtpref.errors import MtprefError
 
 TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
@@ -29,7 +29,7 @@ def _add_quantize(verbs: Any) -> None:
         "`quantize`. docs/keeping-the-head.md explains.",
     )
     parser.add_argument("source", metavar="IN", help="GGUF model of float tensors, or the first of a split model")
-    parser.add_argument("target", metavar="OUT", help="the GGUF file to write")
+    parser.add_argument("target", type=OutputPath, metavar="OUT", help="the GGUF file to write")
     parser.add_argument("type", metavar="TYPE", choices=TYPES, help=f"one of {', '.join(TYPES)}")
     parser.add_argument(
         "--pure-llama", action="store_true", help="llama.cpp's types exactly, the head's too (default: off)"
@@ -161,7 +161,7 @@ def _add_imatrix(verbs: Any) -> None:
 
     add_model(parser)
     parser.add_argument("-f", "--file", nargs="+", required=True, action="extend", metavar="FILE", help="texts")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="the GGUF file to write")
+    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the GGUF file to write")
     parser.add_argument("-c", "--ctx-size", type=int, default=512, metavar="N", help="tokens of a chunk (default: 512)")
     add_writing(parser)
     parser.set_defaults(run=run_imatrix)

@@ -1,11 +1,13 @@
 """Arguments that keep a sequence's state in a file, and what happens to that file around a run."""
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from mtpref.errors import MtprefError
+from mtpref.files import claim_output, in_place
 
 
 def add_session(parser: argparse.ArgumentParser) -> None:
@@ -40,9 +42,11 @@ class PromptCache:
         if self.path is None:
             if self._is_read_only:
                 raise MtprefError("--prompt-cache-ro: no file is given, expected one; use --prompt-cache FNAME")
-        elif not self._is_read_only and not os.access(self.path.parent, os.W_OK):
-            raise MtprefError(f"--prompt-cache {self.path}: cannot be written, expected a writable folder; "
-                              "or add --prompt-cache-ro")  # fmt: skip
+        elif not self._is_read_only:
+            if not os.access(self.path.parent, os.W_OK):
+                raise MtprefError(f"--prompt-cache {self.path}: cannot be written, expected a writable folder; "
+                                  "or add --prompt-cache-ro")  # fmt: skip
+            claim_output(self.path)
 
     def open(self, model: Any, n_ctx: int, say: Any) -> Any:
         """The session that the file holds; a new one where there is no file yet, or an empty one."""
@@ -51,7 +55,8 @@ class PromptCache:
                 raise MtprefError(f"--prompt-cache {self.path}: is not there, expected a state file; "
                                   "leave --prompt-cache-ro out to write one")  # fmt: skip
             return model.new_session(n_ctx, checkpoint_every=self._every)
-        session = model.load_session(self.path, n_ctx, checkpoint_every=self._every)
+        with contextlib.nullcontext() if self._is_read_only else in_place():
+            session = model.load_session(self.path, n_ctx, checkpoint_every=self._every)
         say.line(f"prompt cache: {len(session.ids)} tokens loaded from {self.path}")
         return session
 

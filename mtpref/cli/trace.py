@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError
 
 
@@ -63,7 +64,7 @@ def _add_html(actions: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="the trace")
     parser.add_argument("other", metavar="OTHER", nargs="?", help="a second trace, to be shown beside it")
-    parser.add_argument("-o", "--output", metavar="PAGE", required=True, help="the page to write")
+    parser.add_argument("-o", "--output", type=OutputPath, metavar="PAGE", required=True, help="the page to write")
     parser.add_argument(
         "-m",
         "--model",
@@ -83,9 +84,6 @@ def run_html(args: argparse.Namespace) -> int:
     if args.run_number < 1:
         raise MtprefError(f"--run: {args.run_number} is out of range, expected 1 or more")
     paths = [args.file] + ([] if args.other is None else [args.other])
-    for path in paths:
-        if Path(path).exists() and Path(args.output).exists() and Path(path).samefile(args.output):
-            raise MtprefError(f"--output: {args.output} is the trace itself, expected another file")
     piece_of = _pieces(args.model) if args.model else None
     sides = [read_side(path, run=args.run_number, rounds=rounds, piece_of=piece_of) for path in paths]
     page = render_page(sides)

@@ -17,6 +17,10 @@ INTERVAL = 0.1  # seconds between two states of the line on a terminal
 INTERVAL_OF_LINES = 2.0  # seconds between two lines in a log
 
 
+class OutputPath(str):
+    """The value of an argument that names what a verb writes: `main` refuses it where it is an input."""
+
+
 def add_writing(parser: argparse.ArgumentParser) -> None:
     """--force and --progress, for `writing`."""
     group = parser.add_argument_group("writing")

@@ -16,6 +16,7 @@ from mtpref import quants
 from mtpref.compare.producers import in_execution_order
 from mtpref.dump import KEY
 from mtpref.errors import MtprefError
+from mtpref.files import TextStream, open_text
 from mtpref.gguf import GgufFile, open_gguf, printable
 from mtpref.llama_cpp import conversion, results
 from mtpref.llama_cpp.callback import Printed, is_callback_text, read_callback_text
@@ -89,19 +90,23 @@ def _rename(name: str, rules: Sequence[tuple[re.Pattern[str], str]]) -> str:
 
 
 def open_source(path: str | Path) -> Source:
-    """Open a file of tensors of any kind.
+    """Open a file of tensors of any kind; of a pipe or standard input ("-"), only the text of llama-eval-callback.
 
     Errors  MtprefError for a file of no known kind, or a damaged one
     """
     path = Path(path)
     label = printable(str(path), 400)
-    try:
-        if path.exists() and not path.is_file():
-            raise MtprefError(f"{label}: no regular file, expected {KINDS}")
-        with path.open("rb") as file:
-            start = file.read(SNIFFED)
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected {KINDS}") from None
+    with open_text(path, label, f"expected {KINDS}") as file:
+        start = file.start(SNIFFED)
+        if path.is_file() and (container := _container(path, label, start)) is not None:
+            return container
+        if is_callback_text(start):
+            return _callback(file, label)
+    raise MtprefError(f"{label}: of no known kind ({len(start)} bytes looked at), expected {KINDS}")
+
+
+def _container(path: Path, label: str, start: bytes) -> Source | None:
+    """A file of tensors that begins so; None where it is none."""
     if start[:4] in (b"GGUF", b"FUGG"):
         return _gguf(path)
     if start[:2] == b"PK" or start[:6] == b"\x93NUMPY":
@@ -110,9 +115,7 @@ def open_source(path: str | Path) -> Source:
         return _in_memory(label, "bin", conversion.read_bin(path))
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
         return _safetensors(path)
-    if is_callback_text(start):
-        return _callback(path, label)
-    raise MtprefError(f"{label}: of no known kind ({len(start)} bytes looked at), expected {KINDS}")
+    return None
 
 
 def _gguf(path: Path) -> Source:
@@ -150,8 +153,8 @@ def _in_memory(label: str, kind: str, tensors: dict[str, NDArray]) -> Source:
     return Source(label, kind, list(tensors), True, tensors.__getitem__)
 
 
-def _callback(path: Path, label: str) -> Source:
+def _callback(file: TextStream, label: str) -> Source:
     found: dict[str, list[Printed]] = {}
-    for printed in read_callback_text(path):
+    for printed in read_callback_text(file):
         found.setdefault(printed.name, []).append(printed)
     return Source(label, "printed", list(found), True, found.__getitem__)

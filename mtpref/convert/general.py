@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from mtpref.convert.keys import ARCH, Keys
 from mtpref.errors import MtprefError
+from mtpref.files import read_regular
 from mtpref.gguf import printable
 from mtpref.typed import Sized, Within, describe, is_whole, parse_json, read
 
@@ -85,24 +86,30 @@ def check_files(folder: Path) -> None:
     }
     for name, most in {**LIMITS, **templates}.items():
         path = folder / name
-        if path.is_file() and path.stat().st_size > most:
-            raise MtprefError(f"{printable(str(path), 400)}: {path.stat().st_size} bytes, expected at most {most}")
-        if path.is_file() and path.suffix == ".json":
-            _check_json(path)
-    card = folder / "README.md"
-    head = card.read_bytes() if card.is_file() else b""
-    end = head.find(b"\n---", 3)
-    if head.startswith(b"---") and (len(head) if end < 0 else end) > MAX_CARD:
-        raise MtprefError(f"{printable(str(card), 400)}: a head of more than {MAX_CARD >> 10} KiB between its lines of "
-                          "---, expected a model card's")  # fmt: skip
+        if not path.is_file():
+            continue
+        label = printable(str(path), 400)
+        raw = read_regular(path, label, "expected a file of a checkpoint folder", most)
+        if path.suffix == ".json":
+            _check_json(raw, label)
+        if name == "README.md":
+            _check_card(raw, label)
 
 
-def _check_json(path: Path) -> None:
+def _check_json(raw: bytes, label: str) -> None:
     try:
-        parse_json(path.read_bytes())
+        parse_json(raw)
     except MtprefError as error:
         if not str(error).startswith("no JSON"):  # llama.cpp's converter passes over what is none
-            raise MtprefError(f"{printable(str(path), 400)}: {error}") from None
+            raise MtprefError(f"{label}: {error}") from None
+
+
+def _check_card(raw: bytes, label: str) -> None:
+    end = raw.find(b"\n---", 3)
+    if raw.startswith(b"---") and (len(raw) if end < 0 else end) > MAX_CARD:
+        raise MtprefError(
+            f"{label}: a head of more than {MAX_CARD >> 10} KiB between its lines of ---, expected a model card's"
+        )
 
 
 def _checked(value: Any, kind: str, where: str) -> Any:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mtpref.contract import MtpContract
 from mtpref.diagnose.forced import Recorded, Replay, Rows, Seen, head_only, recording
 from mtpref.diagnose.hypotheses import (
     KV_TYPES,
@@ -23,6 +22,7 @@ from mtpref.diagnose.hypotheses import (
 )
 from mtpref.diagnose.port_run import PortRun
 from mtpref.diagnose.rank import Group, Scored, grouped
+from mtpref.diagnose.unexplained import CLEAR_MISS, Unexplained, unexplained
 from mtpref.errors import MtprefError
 from mtpref.model import Model
 
@@ -35,11 +35,6 @@ HOPELESS = 40.0  # nats behind the best so far
 # the best of many is better than most by chance.
 MIN_GAIN = 4.0
 SAME = 1.0  # nats
-# What the best hypothesis may leave unexplained before none is named: clear misses among drafts, and errors of p (the
-# upper quartile).
-CLEAR_MISS = 0.1
-MAX_MISSES = 0.05
-MAX_P_ERROR = 0.1
 FAILURES = (MtprefError, ValueError, IndexError, KeyError)
 Progress = Callable[[int, int, str], None]
 
@@ -78,6 +73,7 @@ class LogDiagnosis:
     base: Model
     divergence: Seen | None
     runs: list[PortRun] = field(default_factory=list)
+    open: Unexplained | None = None
 
 
 def diagnose_runs(model: Model, runs: Sequence[PortRun], progress: Progress | None = None) -> LogDiagnosis:
@@ -86,9 +82,7 @@ def diagnose_runs(model: Model, runs: Sequence[PortRun], progress: Progress | No
     Errors  MtprefError where ids are not the model's, or drafts were drawn at random
     """
     _check(model, runs)
-    whole = any(run.is_whole for run in runs)
-    base = _with_end(model, "whole" if whole else "hold")
-    base, records, healthy = _nearest(base, runs)
+    base, records, healthy = _nearest(model, runs)
     hypotheses = list_hypotheses(base)
     replayed, impossible = {"healthy": replace(healthy, hypothesis=hypotheses[0])}, []
     best = _Trail(healthy.seen, healthy.log_likelihood)
@@ -138,11 +132,6 @@ def _check(model: Model, runs: Sequence[PortRun]) -> None:
                               "greedy run or --spec-accept match: a drawn token says little of the head")  # fmt: skip
 
 
-def _with_end(model: Model, end: str) -> Model:
-    contract: MtpContract = replace(model.recipe.contract, prompt_end=end)
-    return replace(model, recipe=replace(model.recipe, contract=contract))
-
-
 def _healthy(model: Model, runs: Sequence[PortRun]) -> tuple[list[Recorded], Replayed]:
     """The healthy replay, and its trunk's passes for hypotheses that only touch the head."""
     records, seen = [], []
@@ -152,6 +141,7 @@ def _healthy(model: Model, runs: Sequence[PortRun]) -> tuple[list[Recorded], Rep
         for found in replay.play():
             seen += found
         recorder.recorded.rows.extend(replay.all_rows)
+        recorder.recorded.opening.extend(replay.opening)
         records.append(recorder.recorded)
     return records, Replayed(list_hypotheses(model)[0], seen, log_likelihood(seen))
 
@@ -237,20 +227,12 @@ def _judge(replayed: dict[str, Replayed], impossible: list[str], base: Model, ru
     doubtful = [g for g in ahead if g not in proven]
     groups = [*proven, home, *doubtful, *groups[len(ahead) + 1 :]]
     top = replayed[groups[0].best.hypothesis.id]
-    verdict = "unknown" if _is_unexplained(top.seen) else "found" if proven else "healthy"
-    against = top if verdict == "unknown" else replayed["healthy"]
-    first = None
-    if verdict != "healthy":
-        first = next((s for s in against.seen if not s.is_hit and s.gap > 0.1), None)
-    return LogDiagnosis(verdict, groups, replayed, invisible, impossible, base, first, runs)
-
-
-def _is_unexplained(seen: Sequence[Seen]) -> bool:
-    drafts = [s for s in seen if s.kind == "draft"]
-    n_missed = sum(not s.is_hit and s.gap > CLEAR_MISS for s in drafts)
-    error = np.abs(np.asarray([s.p - s.p_port for s in drafts if np.isfinite(s.p - s.p_port)]))
-    is_far = error.size > 0 and float(np.quantile(error, 0.75)) > MAX_P_ERROR
-    return n_missed > max(2.0, MAX_MISSES * len(drafts)) or is_far
+    open = unexplained(top.seen)
+    verdict = "unknown" if open is not None else "found" if proven else "healthy"
+    first = None if open is None else open.first
+    if verdict == "found":
+        first = next((s for s in replayed["healthy"].seen if not s.is_hit and s.gap > CLEAR_MISS), None)
+    return LogDiagnosis(verdict, groups, replayed, invisible, impossible, base, first, runs, open)
 
 
 def _count(seen: Sequence[Seen], kinds: tuple[str, ...]) -> tuple[int, int]:

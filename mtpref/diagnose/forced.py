@@ -6,7 +6,7 @@ is that of mtpref/decode; only its two decisions are taken from the port.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtpref.decode import Decoder, Drafter, Options
 from mtpref.diagnose.port_run import PortRound, PortRun
-from mtpref.events import Drafted, Draw, Event
+from mtpref.events import Drafted, Draw, Event, Token
 from mtpref.model import Model
 from mtpref.model.model import Output
 from mtpref.policy import PolicyConfig
@@ -118,10 +118,12 @@ class ForcedDrafter(Drafter):
 
 @dataclass(frozen=True)
 class Recorded:
-    """The healthy trunk along the port's tokens: hidden rows of each pass, and what each round's logits said."""
+    """The healthy trunk along the port's tokens: hidden rows of each pass, what each round's logits said, and those of
+    a prompt's last row where it was processed whole."""
 
     hidden: list[Hidden] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
+    opening: list[Seen] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -168,8 +170,10 @@ class Replay(Decoder):
 
     def __init__(self, model: Model, run: PortRun, rows: list[Rows] | None = None) -> None:
         n_tokens = len(run.prompt_ids) + sum(max(len(r.emitted), len(r.draft) + 1) for r in run.rounds) + 8
+        model = _ending(model, run)
         super().__init__(model, model.new_state(min(n_tokens, 1 << 30)), _options(run), ForcedDrafter())
         self.port = run
+        self.opening: list[Seen] = list(model.recorded.opening) if isinstance(model, HeadOnlyModel) else []
         self.rows = rows
         self.all_rows: list[Rows] = []
         self._seen: list[Seen] = []
@@ -180,7 +184,7 @@ class Replay(Decoder):
         opening = yield from self._quietly(self._prompt(list(self.port.prompt_ids), 0, ()))
         id_last = int(opening)
         for i, port in enumerate(self.port.rounds):
-            self._seen = []
+            self._seen = list(self.opening) if i == 0 else []
             id_last = port.id_last if port.id_last is not None else id_last
             yield from self._quietly(self._round(id_last))
             assert self._judge is not None
@@ -198,6 +202,14 @@ class Replay(Decoder):
             except StopIteration as end:
                 return end.value
         yield []
+
+    def _sampled(self, logits: F32) -> Token:
+        """The token that opens the first round of a prompt which was processed whole is the port's."""
+        told = self.port.rounds[0].id_last
+        assert told is not None
+        if logits.size and not is_drawn(self.port):
+            self.opening = [look(logits[0], told, 0, "target")]
+        return Token(self.state.n_past, told, b"", "plain", False)
 
     # ---------------------------------------------------------------------------- the loop's two decisions
 
@@ -243,7 +255,7 @@ class Replay(Decoder):
 
         Rule  a row in which the port's token is nearly as good as the best counts for the port
         """
-        if float(self.port.settings.get("temp") or 0.0) > 0 or not rows.own:
+        if is_drawn(self.port) or not rows.own:
             return []
         steps = self.model.recipe.steps
         eog = self.model.vocab.eog_ids
@@ -273,6 +285,17 @@ class Replay(Decoder):
         far = float("inf")
         self._seen.append(Seen(i, int(expected), len(port.draft), far if expected != len(port.draft) else 0.0, far,
                                kind="length"))  # fmt: skip
+
+
+def is_drawn(run: PortRun) -> bool:
+    """Whether emitted tokens were drawn at a temperature, as far as the run tells."""
+    return float(run.settings.get("temp") or 0.0) > 0
+
+
+def _ending(model: Model, run: PortRun) -> Model:
+    """The model under the prompt_end that the run had."""
+    contract = replace(model.recipe.contract, prompt_end="whole" if run.is_whole else "hold")
+    return replace(model, recipe=replace(model.recipe, contract=contract))
 
 
 def _options(run: PortRun) -> Options:

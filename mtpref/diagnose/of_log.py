@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from mtpref.contract import describe
 from mtpref.diagnose.evidence_log import LogDiagnosis, Progress, Replayed, diagnose_runs
-from mtpref.diagnose.forced import Seen
+from mtpref.diagnose.forced import Seen, is_drawn
 from mtpref.diagnose.port_run import PortRun
 from mtpref.diagnose.report import Report, causes_of, listed, name_of
 from mtpref.diagnose.separate import telling_tensor
+from mtpref.diagnose.unexplained import Unexplained
 from mtpref.model import Model
 
 
@@ -19,19 +20,31 @@ def diagnose_log(model: Model, runs: Sequence[PortRun], progress: Progress | Non
     found = diagnose_runs(model, runs, progress)
     return Report(
         "log", found.verdict, _headline(found), _looked_at(found), causes_of(found.groups),
-        _divergence(found.divergence), _experiment(found), found.invisible,
+        _divergence(found.divergence, found.verdict), _experiment(found), found.invisible,
     )  # fmt: skip
 
 
 def _headline(found: LogDiagnosis) -> str:
     top = found.groups[0]
-    if found.verdict == "unknown":
-        return "NONE OF THE KNOWN: no hypothesis gives enough of the port's tokens"
+    if found.open is not None:
+        return f"NONE OF THE KNOWN: {_open(found.open)}"
     if found.verdict == "healthy":
         own = describe(found.base.recipe.contract)
         contract = top.best.hypothesis.title.removeprefix("contract ") if top.best.hypothesis.kind == "preset" else own
-        return f"HEALTHY, contract {contract}: every token is what the healthy run gives, but for near ties"
+        what = "drafted token" if all(map(is_drawn, found.runs)) else "token"
+        return f"HEALTHY, contract {contract}: every {what} is what the healthy run gives, but for near ties"
     return f"FOUND: {name_of(top.ids)}"
+
+
+def _open(open: Unexplained) -> str:
+    of = f"{open.n} of {open.n_all}"
+    if open.kind == "target":
+        return f"{of} emitted tokens are not the target's best under any hypothesis; was it run with --temp 0?"
+    if open.kind == "length":
+        return f"{of} drafts are longer than the settings allow"
+    if open.kind == "p":
+        return f"no hypothesis gives the port's probabilities: {of} are far off"
+    return f"no hypothesis gives enough of the port's tokens: {of} drafted ones are left"
 
 
 def _looked_at(found: LogDiagnosis) -> list[str]:
@@ -42,21 +55,26 @@ def _looked_at(found: LogDiagnosis) -> list[str]:
         f"{len(found.runs)} runs, {n_rounds} rounds, {n_drafted} drafted tokens of which {n_accepted} were accepted",
         f"{len(found.replayed)} hypotheses, laid over {base.recipe.numerics} numerics and {base.kv_type} KV",
     ]
+    drawn = sum(map(is_drawn, found.runs))
+    if drawn:
+        lines.append(f"{drawn} runs at a temperature: emitted tokens were drawn, and only drafts were looked at")
     if found.impossible:
         lines.append(f"not possible along these tokens: {listed(found.impossible)}")
     return lines
 
 
-def _divergence(seen: Seen | None) -> str | None:
+def _divergence(seen: Seen | None, verdict: str) -> str | None:
     if seen is None:
         return None
     what = {"draft": "drafted", "target": "emitted", "length": "drafted this many tokens:"}[seen.kind]
-    return f"round {seen.round}: the port {what} {seen.port}, the healthy run {seen.own}"
+    whose = "the healthy run" if verdict == "found" else "the best hypothesis"
+    return f"round {seen.round}: the port {what} {seen.port}, {whose} {seen.own}"
 
 
 def _experiment(found: LogDiagnosis) -> str | None:
-    if found.verdict == "unknown":
-        return (
+    if found.open is not None:
+        greedy = "run it with --temp 0 (llama-server: temperature 0); " if found.open.kind == "target" else ""
+        return greedy + (
             "check that -m is the very file that the port ran and that prompt ids and rounds are in order; then --dump"
         )
     if found.verdict == "healthy":

@@ -1,130 +1,212 @@
 """Entrance (c): acceptance rates alone. What may be behind them, by the catalogue's measured signatures?
 
-Owns the likelihood of rates. It is wide on purpose: a rate depends on model, text and settings more than on most
-faults, and signatures were measured on a small model. The model is not needed.
+Owns the verdict on rates and its words. The model is not needed.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from mtpref.diagnose.hypotheses import Hypothesis, of_faults
-from mtpref.diagnose.rank import Scored, grouped
-from mtpref.diagnose.report import Report, causes_of
-from mtpref.errors import MtprefError
+from mtpref.diagnose.rank import Group, Scored, grouped
+from mtpref.diagnose.rates import (
+    UNKNOWN_N,
+    Rates,
+    Reading,
+    effects_of,
+    log_sum,
+    logit,
+    readings,
+    sigmoid,
+    signatures,
+    split_likelihood,
+    usual,
+)
+from mtpref.diagnose.report import Report, causes_of, listed
 
-# Rates of healthy engines by draft position, about the middle of what is published: dense models, code and prose.
-USUAL = (0.80, 0.66, 0.54, 0.44)
-SHIFTS = tuple(0.25 * i for i in range(-12, 13))  # models and texts differ: logits of all rates together
-SHIFT_SPREAD = 0.9
-OWN_SPREAD = 0.35  # each rate by itself
-EFFECT_SPREAD = 0.5  # of a fault's effect, in parts of it: another model feels it more or less
-SPLIT_SPREAD = 0.7
 SAME = 0.15  # logits: signatures nearer than this are one
-MAX_RATES = 64
-MIN_RATE = 0.005
+ODDS = 1.0  # nats by which a fault must be likelier than every harmless cause, priors included
+ONE_SIDED = 1.64  # standard deviations: 95 %
+# Levels (Reading.level) of what is published, docs/diagnosis.md: no healthy engine lies below LOWEST; from LOW to HIGH
+# is ordinary text.
+LOWEST, LOW, HIGH = -1.9, -0.5, 1.6
+FEW = 0.3  # a rate known no better than this says little
+PROBE = (
+    "a log of one run tells single drafts apart: mtpref diagnose --log FILE -m MODEL; is the head good on this text at "
+    "all? mtpref probe -m MODEL"
+)
 
 
 def diagnose_stats(
-    rates: Sequence[float], after_full: float | None = None, after_partial: float | None = None
+    rates: Rates | Sequence[float], after_full: float | None = None, after_partial: float | None = None
 ) -> Report:
-    """rates        accepted at draft position 1, 2, ... in parts of the rounds (not of what was accepted before)
-    after_full   the first position's rate in rounds behind a full acceptance, after_partial: in others
+    """rates        a measurement, or what was accepted at draft position 1, 2, ... in parts of the rounds (not of what
+                 was accepted before)
+    after_full   the first position's rate in rounds after a full acceptance, after_partial: in others
     Errors       MtprefError for rates that cannot be such rates
     """
-    _check(rates, after_full, after_partial)
+    if not isinstance(rates, Rates):
+        rates = Rates("--stats", positions=tuple(rates))
+    if after_full is not None or after_partial is not None:
+        rates = replace(rates, after_full=after_full, after_partial=after_partial)
+    ways = readings(rates)
+    if rates.spoiled:
+        return _report(rates, ways, "undecided", f"CANNOT TELL: {rates.spoiled}", [], [])
     found = signatures()
     hypotheses = [Hypothesis("healthy", "healthy", "nothing is wrong", "Rates that healthy engines have.", lambda m: m)]
     hypotheses += [h for h in of_faults() if h.id in found]
-    scored, invisible = [], []
-    for h in hypotheses:
-        effect = _effects(found[h.id])
-        if h.id != "healthy" and max(map(abs, effect)) < SAME:
-            invisible.append(h.id)
-            continue
-        told = ", ".join(f"{a:.2f}" for a in found[h.id]["a"])
-        usual = ", ".join(f"{a:.2f}" for a in found[h.id]["healthy_a"])
-        words = f"on the tiny model it makes {told} of {usual}" if h.id != "healthy" else ""
-        scored.append(Scored(h, _likelihood(rates, after_full, after_partial, found[h.id]), words))
-    groups = grouped(scored, lambda a, b: _is_same(found[a.hypothesis.id], found[b.hypothesis.id]))
+    invisible = [h.id for h in hypotheses[1:] if max(map(abs, effects_of(found[h.id]))) < SAME]
+    hypotheses = [h for h in hypotheses if h.id not in invisible]
+    tables = [_table(way, hypotheses, rates) for way in ways]
+    gains = [_gain(hypotheses, table) for table in tables]
+    verdicts = [_verdict(way, gain) for way, gain in zip(ways, gains, strict=True)]
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else "undecided"
+    scored = [Scored(h, log_sum(np.array([t[i] for t in tables])), _words(h)) for i, h in enumerate(hypotheses)]
+    groups = grouped(scored, _is_same)
     groups.sort(key=lambda group: -group.weight)
-    verdict = "healthy" if "healthy" in groups[0].ids else "found"
-    head = "NOTHING UNUSUAL in these rates" if verdict == "healthy" else f"MOST LIKELY {groups[0].ids[0]}"
-    seen = [
-        f"{len(rates)} rates; {len(scored)} signatures measured on the tiny model, and usual rates of other engines"
-    ]
+    head = f"CANNOT TELL: {_why(rates, ways, gains, verdicts)}"
+    if verdict == "healthy":
+        head = "NOTHING UNUSUAL in these rates; this clears no fault that leaves as much (causes below)"
+    elif verdict == "found":
+        suspects = listed([id for group in groups[:3] for id in group.ids])
+        head = (
+            "SOMETHING IS WRONG: healthy engines are not known to accept so little. Which fault it is, rates cannot "
+            f"say; first suspects: {suspects}"
+        )
+    return _report(rates, ways, verdict, head, groups, invisible, len(scored))
+
+
+def _report(
+    rates: Rates,
+    ways: Sequence[Reading],
+    verdict: str,
+    head: str,
+    groups: list[Group],
+    invisible: list[str],
+    n: int = 0,
+) -> Report:
+    seen = _looked_at(rates, ways)
+    if n:
+        seen.append(f"{n} signatures measured on the tiny model, and usual rates of other engines")
     return Report(
-        "stats", verdict, f"{head}: rates alone are weak evidence, most causes below stay possible", seen,
-        causes_of(groups, is_wide=True),
-        experiment="a log of one run tells single drafts apart: mtpref diagnose --log FILE -m MODEL; is the head good "
-        "on this text at all? mtpref probe -m MODEL",
+        "stats",
+        verdict,
+        head,
+        seen,
+        causes_of(groups, is_wide=True) if groups else [],
+        experiment=PROBE,
         invisible=invisible,
-    )  # fmt: skip
+        notes=[*rates.notes],
+    )
 
 
-@cache
-def signatures() -> dict[str, dict[str, Any]]:
-    """By fault id, and "healthy": a (4 rates), split (position 1 behind a full acceptance and behind others), and the
-    healthy run's of the same options. Written by tools/write_signatures.py from the catalogue's measurements."""
-    text = (files("mtpref") / "diagnose" / "signatures.json").read_text(encoding="utf-8")
-    found: dict[str, dict[str, Any]] = json.loads(text)
-    return found
+def _table(way: Reading, hypotheses: Sequence[Hypothesis], rates: Rates) -> list[float]:
+    """The log likelihood of each hypothesis."""
+    found = signatures()
+    return [way.log_likelihood(effects_of(found[h.id])) + split_likelihood(rates, found[h.id]) for h in hypotheses]
 
 
-def _check(rates: Sequence[float], *split: float | None) -> None:
-    if not 1 <= len(rates) <= MAX_RATES or not all(math.isfinite(a) and 0 <= a <= 1 for a in rates):
-        raise MtprefError(f"--stats: expected 1 .. {MAX_RATES} rates of 0 .. 1 such as 0.82,0.66,0.5")
-    for i, (a, b) in enumerate(pairwise(rates)):
-        if b > a + 1e-9:
-            raise MtprefError(f"--stats: position {i + 2} has {b:g}, more than {a:g} of the position before, expected "
-                              "rates of all rounds (accepted at that position / rounds), which never rise")  # fmt: skip
-    if not all(a is None or 0 <= a <= 1 for a in split) or (split[0] is None) != (split[1] is None):
-        raise MtprefError("--after-full and --after-partial: expected both, 0 .. 1 each")
+def _words(h: Hypothesis) -> str:
+    own = signatures()[h.id]
+    told, healthy = (", ".join(f"{a:.2f}" for a in own[key]) for key in ("a", "healthy_a"))
+    return f"on the tiny model it makes {told} of {healthy}" if h.id != "healthy" else ""
 
 
-def _logit(a: float) -> float:
-    a = min(max(a, MIN_RATE), 1 - MIN_RATE)
-    return math.log(a / (1 - a))
+def _is_same(a: Scored, b: Scored) -> bool:
+    x, y = (effects_of(signatures()[s.hypothesis.id]) for s in (a, b))
+    return all(abs(p - q) < SAME for p, q in zip(x, y, strict=True))
 
 
-def _effects(own: dict[str, Any]) -> list[float]:
-    """What the fault does to each rate, in logits."""
-    return [_logit(a) - _logit(b) for a, b in zip(own["a"], own["healthy_a"], strict=True)]
+# ------------------------------------------------------------------------------------------------ verdict
 
 
-def _split(pair: Sequence[float | None]) -> float | None:
-    full, other = pair
-    return None if full is None or other is None else _logit(full) - _logit(other)
+@dataclass(frozen=True)
+class _Gain:
+    """Nats by which the likeliest fault beats the likeliest harmless cause, and a healthy engine; priors included."""
+
+    harmless: float
+    healthy: float
 
 
-def _likelihood(
-    rates: Sequence[float], after_full: float | None, after_partial: float | None, own: dict[str, Any]
-) -> float:
-    """log of the sum over shifts of N(shift) * product of N(logit rate; usual + shift + effect, spread)."""
-    effects = _effects(own)
-    n = min(len(rates), len(effects))
-    terms = []
-    for shift in SHIFTS:
-        log = -0.5 * (shift / SHIFT_SPREAD) ** 2
-        for i in range(n):
-            spread = math.hypot(OWN_SPREAD, EFFECT_SPREAD * effects[i])
-            log += _normal(_logit(rates[i]) - _logit(USUAL[i]) - shift - effects[i], spread)
-        terms.append(log)
-    top = max(terms)
-    total = top + math.log(sum(math.exp(t - top) for t in terms))
-    split, usual = _split(own["split"]), _split(own["healthy_split"])
-    if after_full is not None and after_partial is not None and split is not None and usual is not None:
-        total += _normal(_logit(after_full) - _logit(after_partial) - (split - usual), SPLIT_SPREAD)
-    return total
+def _gain(hypotheses: Sequence[Hypothesis], table: Sequence[float]) -> _Gain:
+    logs = [(log + math.log(h.prior), h) for log, h in zip(table, hypotheses, strict=True)]
+    fault = max(log for log, h in logs if not h.is_harmless)
+    healthy = next(log for log, h in logs if h.kind == "healthy")
+    return _Gain(fault - max(log for log, h in logs if h.is_harmless), fault - healthy)
 
 
-def _normal(x: float, spread: float) -> float:
-    return -0.5 * (x / spread) ** 2 - math.log(spread)
+def _verdict(way: Reading, gain: _Gain) -> str:
+    """found      a fault is clearly likelier, and no healthy engine is known to accept so little, counting included
+    healthy    as on ordinary text, counting included, and no fault is likelier
+    undecided  all else
+    """
+    if gain.harmless >= ODDS and way.level + ONE_SIDED * way.noise < LOWEST:
+        return "found"
+    is_usual = way.level - ONE_SIDED * way.noise >= LOW and way.level <= HIGH
+    return "healthy" if gain.healthy < 0 and is_usual else "undecided"
 
 
-def _is_same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(abs(x - y) < SAME for x, y in zip(_effects(a), _effects(b), strict=True))
+def _why(rates: Rates, ways: Sequence[Reading], gains: Sequence[_Gain], verdicts: Sequence[str]) -> str:
+    """What an undecided verdict hangs on."""
+    few = max(ways, key=lambda way: way.noise)
+    low, high = _rate_at(few, -ONE_SIDED), _rate_at(few, ONE_SIDED)
+    levels = [way.level for way in ways]
+    if high - low > FEW:
+        return f"too few rounds, {few.rounds or 0:.0f}: the rate may be anything from {low:.2f} to {high:.2f}"
+    if len(set(verdicts)) > 1 and rates.is_cut:
+        return "p_min or an adaptive length cut drafts short, and it matters here; measure with --spec-draft-p-min 0"
+    if len(set(verdicts)) > 1:
+        return f"n_max is not known (1 .. {UNKNOWN_N[-1]} were tried) and it matters here; give --n-max N"
+    if max(levels) < LOW:
+        known = "not lower than healthy engines go"
+        if max(levels) < LOWEST:
+            known = "lower than healthy engines are known to go, yet no fault stands out"
+        return f"lower than on ordinary text, {known}: prose, a temperature, thinking or a long context cost as much"
+    if min(levels) > HIGH:
+        return (
+            "higher than on ordinary text: easy or repetitive text gives it, and so does a verifier that accepts too "
+            "much (docs/faults.md#v1-lax-accept)"
+        )
+    if max(gain.healthy for gain in gains) >= 0:
+        return (
+            "the level is usual, the fall from one position to the next is not: faults of the chain look like this, "
+            "and so do heads that were not trained to be chained"
+        )
+    return f"at the edge of what is usual; {few.rounds or 0:.0f} rounds put the rate at {low:.2f} to {high:.2f}"
+
+
+def _rate_at(way: Reading, n_sigma: float) -> float:
+    return sigmoid(logit(sum(usual(way.n)) / way.n) + way.level + n_sigma * way.noise)
+
+
+def _looked_at(rates: Rates, ways: Sequence[Reading]) -> list[str]:
+    parts = [f"{rates.accepted} of {rates.drafted} drafted tokens accepted"] if rates.drafted else []
+    parts += [f"{rates.aggregate:.3f} accepted"] if rates.aggregate is not None else []
+    parts += [f"by position {', '.join(f'{a:.3f}' for a in rates.positions)}"] if rates.positions else []
+    parts += [f"mean length {rates.mean:.2f}"] if rates.mean is not None else []
+    parts += [f"{rates.rounds:.0f} rounds"] if rates.rounds else []
+    parts += [f"n_max {rates.n_max}"] if rates.n_max else []
+    parts += [f"{rates.n_parts} pooled"] if rates.n_parts > 1 else []
+    lines = [f"{rates.source}: {', '.join(parts)}"]
+    if rates.after_full is not None:
+        lines.append(f"position 1 after full acceptance {rates.after_full:.2f}, else {rates.after_partial:.2f}")
+    if rates.aggregate is not None and rates.n_max is None:
+        lines.append(f"one rate may be position 1's or accepted / drafted: read as each n_max of 1 .. {UNKNOWN_N[-1]}")
+    elif rates.is_cut:
+        lines.append(
+            "drafts were cut short: accepted / drafted is too high, accepted / (rounds x n_max) too low; both read"
+        )
+    for n in sorted({way.n for way in ways})[:2]:
+        low, high, lowest = (_usual_at(n, level) for level in (LOW, HIGH, LOWEST))
+        lines.append(
+            f"n_max {n}: healthy engines accept {low:.2f} to {high:.2f} on ordinary text, {lowest:.2f} or more on any"
+        )
+    if rates.rounds is None and not rates.drafted:
+        lines.append("how many rounds these are from is not known: taken as many (--rounds N)")
+    return lines
+
+
+def _usual_at(n: int, level: float) -> float:
+    return sigmoid(logit(sum(usual(n)) / n) + level)

@@ -5,25 +5,27 @@ refusals. It must not know hypotheses.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from mtpref.errors import MtprefError
 from mtpref.events import RunStarted
+from mtpref.files import TextStream, open_text, read_up_to
 from mtpref.gguf import printable
-from mtpref.llama_cpp.log import LlamaLog, read_runs
+from mtpref.llama_cpp.log import LlamaLog, read_text, runs_of
+from mtpref.llama_cpp.log_choice import MAX_PROMPT_IDS, choose_runs
 from mtpref.trace import read_trace
 from mtpref.trace.rounds import Round as TraceRound
 from mtpref.trace.rounds import rounds_of
-from mtpref.typed import Count, Ids, Sized, Within, parse_json, read, read_fields, read_text
+from mtpref.typed import Count, Ids, Sized, Within, parse_json, read, read_fields, read_number
 
 SCHEMA = "mtpref-run-1"
 MAX_JSON = 32 << 20
 MAX_ROUNDS = 1 << 16
 MAX_DRAFT = 1024
 MAX_ID = 1 << 31
-MAX_PROMPT = 1 << 20
+START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 
 @dataclass(frozen=True)
@@ -76,25 +78,42 @@ class PortRun:
         return sum(len(r.draft) for r in self.rounds)
 
 
-def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) -> list[PortRun]:
+@dataclass(frozen=True)
+class LogSource:
+    """What --log names, opened once, since a pipe cannot be read twice: a log that has been read, or the open file of
+    anything else."""
+
+    label: str
+    text: str = ""
+    file: TextStream | None = None
+
+
+def open_log(path: str | Path) -> LogSource:
+    """Errors  MtprefError for what cannot be opened, or a log that is too large"""
+    label = printable(str(path), 200)
+    file = open_text(path, label, "expected a log, a trace or a JSON")
+    if file.start(START_BYTES).lstrip()[:1] == b"{":
+        return LogSource(label, file=file)
+    return LogSource(label, text=read_text(file))
+
+
+def read_port_runs(
+    path: str | Path | LogSource, prompt_ids: Sequence[int] | None = None, which: str | None = None
+) -> list[PortRun]:
     """The runs of a log, a trace or a JSON file.
 
-    prompt_ids  the prompt, where the file does not hold it
+    prompt_ids  the prompt, where the file does not hold it    which  see llama_cpp.log_choice
     Errors      MtprefError, one line: unreadable, no such file, contradictory, or without a round
     """
-    path = Path(path)
-    label = printable(str(path), 200)
-    try:
-        with path.open("rb") as file:
-            start = file.read(1 << 16)
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a log, a trace or a JSON") from None
-    if start.lstrip()[:1] != b"{":
-        runs = _of_log(path, label, prompt_ids)
-    elif b'"event"' in start.split(b"\n", 1)[0] and b'"rounds"' not in start.split(b"\n", 1)[0]:
-        runs = _of_trace(path, label)
+    source = path if isinstance(path, LogSource) else open_log(path)
+    label, file = source.label, source.file
+    if file is None:
+        runs = _of_log(source.text, label, prompt_ids, which)
     else:
-        runs = [_of_json(path, label, prompt_ids)]
+        with file:
+            first = file.start(START_BYTES).split(b"\n", 1)[0]
+            is_trace = b'"event"' in first and b'"rounds"' not in first
+            runs = _of_trace(file, label) if is_trace else [_of_json(file, label, prompt_ids)]
     runs = [run for run in runs if run.rounds]
     if not any(run.n_drafted for run in runs):
         raise MtprefError(f"{label}: no drafted token in it, expected the log of a run that drafts")
@@ -104,16 +123,21 @@ def read_port_runs(path: str | Path, prompt_ids: Sequence[int] | None = None) ->
 # -------------------------------------------------------------------------------------------- llama.cpp
 
 
-def _of_log(path: Path, label: str, prompt_ids: Sequence[int] | None) -> list[PortRun]:
+def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str | None) -> list[PortRun]:
     found = []
-    for run in read_runs(path):
-        ids = _ids_of(run.header["prompt_ids"], label) if "prompt_ids" in run.header else prompt_ids
-        if ids is None:
-            raise MtprefError(f"{label}: the log does not hold the prompt, expected the one that llama.cpp was given; "
-                              "use -p TEXT, -f FNAME or --ids LIST")  # fmt: skip
+    for run, ids in choose_runs(runs_of(text, label), label, prompt_ids, which):
         settings: dict[str, Any] = {k: _setting(k, run.header[k], label) for k in ("n_max", "p_min") if k in run.header}
         settings |= read_fields(Settings, dict(run.log.settings), f"{label}: settings").given()
-        found.append(PortRun(label, tuple(ids), _llama_rounds(run.log), False, settings))
+        if run.log.temp is not None:
+            settings["temp"] = run.log.temp
+        rounds, request = _llama_rounds(run.log), run.log.request
+        if request is not None and not request.is_first:
+            raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
+                              "pairs its first token with a hidden row of the request before, which no log holds; "
+                              "start llama-server anew and send this request first")  # fmt: skip
+        if request is not None and rounds:
+            rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
+        found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))
     return found
 
 
@@ -126,24 +150,14 @@ def _llama_rounds(log: LlamaLog) -> tuple[PortRound, ...]:
 
 
 def _setting(name: str, text: str, label: str) -> float:
-    value: float = read_text(get_type_hints(Settings, include_extras=True)[name], text, f"{label}: header {name}")
+    value: float = read_number(get_type_hints(Settings, include_extras=True)[name], text, f"{label}: header {name}")
     return value
-
-
-def _ids_of(text: str, label: str) -> list[int]:
-    where = f"{label}: prompt_ids"
-    try:
-        ids: list[int] = read(Ids, parse_json(text.encode("utf-8", "surrogatepass")), where)
-    except MtprefError as error:
-        words = str(error) if str(error).startswith(where) else f"{where}: {error}"
-        raise MtprefError(f"{words}; expected a list such as [1, 2]") from None
-    return ids
 
 
 # -------------------------------------------------------------------------------------------------- trace
 
 
-def _of_trace(path: Path, label: str) -> list[PortRun]:
+def _of_trace(file: TextStream, label: str) -> list[PortRun]:
     runs: list[PortRun] = []
     started: RunStarted | None = None
     rounds: list[PortRound] = []
@@ -155,7 +169,7 @@ def _of_trace(path: Path, label: str) -> list[PortRun]:
             settings = _trace_settings(started, label)
             runs.append(PortRun(label, tuple(started.prompt_ids), tuple(rounds), is_whole, settings))
 
-    with read_trace(path) as events:
+    with read_trace(file) as events:
         for item in rounds_of(events):
             if isinstance(item, RunStarted):
                 close()
@@ -209,18 +223,15 @@ class _Round:
 @dataclass(frozen=True)
 class _Run:
     rounds: Annotated[list[_Round], Sized(1, MAX_ROUNDS)]
-    prompt_ids: Annotated[Ids, Sized(1, MAX_PROMPT)] | None = None
+    prompt_ids: Annotated[Ids, Sized(1, MAX_PROMPT_IDS)] | None = None
     prompt_end: Literal["hold", "whole"] = "hold"
     settings: Settings = field(default_factory=Settings)
 
 
-def _of_json(path: Path, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
-    if path.stat().st_size > MAX_JSON:
-        raise MtprefError(f"{label}: more than {MAX_JSON >> 20} MiB, expected a shorter run")
+def _of_json(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
+    raw = read_up_to(file, label, "expected a shorter run", MAX_JSON)
     try:
-        record = parse_json(path.read_bytes())
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}), expected schema {SCHEMA}") from None
+        record = parse_json(raw)
     except MtprefError as error:
         raise MtprefError(f"{label}: {error}, expected an object of schema {SCHEMA}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import stat
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.errors import MtprefError
+from mtpref.files import map_regular
 from mtpref.gguf.magic import describe_directory
 from mtpref.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
@@ -225,19 +226,9 @@ def open_one(path: str | Path, budget: Budget | None = None) -> GgufFile:
     path = Path(path)
     label = printable(str(path), 400)
     refuse_left_over(path)
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise MtprefError(f"{label}: not a regular file: {describe_directory(path)}")
-        if not stat.S_ISREG(status.st_mode):
-            raise MtprefError(f"{label}: not a regular file, expected a GGUF file")
-        if status.st_size == 0:
-            raise MtprefError(f"{label}: the file is empty, expected a GGUF file; download or convert it again")
-        with path.open("rb") as f:
-            buffer = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise MtprefError(f"{label}: cannot be opened: {reason}; expected a readable GGUF file") from None
+    if os.path.isdir(path):
+        raise MtprefError(f"{label}: not a regular file: {describe_directory(path)}")
+    buffer = map_regular(path, label, "expected a GGUF file; download or convert it again")
     try:
         return GgufFile(path, buffer, read_header(buffer, len(buffer), label, budget))
     except BaseException:

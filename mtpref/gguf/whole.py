@@ -2,14 +2,17 @@
 
 A target exists complete, synced to disk and under its own name, or is as it was before. That holds for an error, an
 interrupt and a full disk, where the temporary is removed, and for a killed process, where it stays. What stays is
-named .NAME.PID.mtpref-tmp, is refused as input (`refuse_left_over`) and is removed by the next write to NAME: a live
-writer holds a lock on its temporary, a dead one does not.
+named .NAME.RANDOM.mtpref-tmp, is refused as input (`refuse_left_over`) and is removed by the next write to NAME: a live
+writer holds a lock on its temporary, a dead one does not. No name can be foretold and none is opened that exists, so
+writers that share a folder and nothing else (threads, or containers in which all have the same process id) never share
+a temporary, and a link that is planted leads nowhere.
 """
 
 import contextlib
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from mtpref import files
 from mtpref.errors import MtprefError
 from mtpref.gguf.values import printable
 
@@ -26,8 +30,10 @@ except ImportError:  # not POSIX: no locks, and left-over temporaries stay
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".mtpref-tmp"
-_LEFT_OVER = re.compile(r"\.(.+)\.\d+" + re.escape(SUFFIX), re.DOTALL)
+_LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]+" + re.escape(SUFFIX), re.DOTALL)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+_OLD = os.O_RDONLY | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
 
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -66,6 +72,7 @@ def check_targets(paths: Iterable[str | Path], options: WriteOptions, n_bytes: i
         name = printable(str(path), 400)
         if path.exists() and not path.is_file():
             raise MtprefError(f"{name}: exists and is not a regular file, expected a file name")
+        files.check_output(path)
         if any(_is_same(path, other) for other in options.inputs):
             raise MtprefError(f"{name}: is one of the inputs, expected another name for the output")
         if os.path.lexists(path) and not options.force:
@@ -87,7 +94,8 @@ def write_parts(parts: list[Part], options: WriteOptions) -> None:
     sizes = [part.n_bytes for part in parts if part.n_bytes is not None]
     check_targets([part.path for part in parts], options, sum(sizes) if sizes else None)
     path = parts[0].path
-    temporaries: list[Path] = []
+    temporaries: list[Path] = []  # of `written`, file by file
+    written: list[BinaryIO] = []
     placed: list[Path] = []
     with contextlib.ExitStack() as cleaning:
         cleaning.callback(_unlink, temporaries)
@@ -96,13 +104,14 @@ def write_parts(parts: list[Part], options: WriteOptions) -> None:
             for part in parts:
                 path = part.path
                 remove_left_overs(path)
-                temporaries.append(path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}"))
-                cleaning.enter_context(_open_locked(temporaries[-1], part.write))
-            for part, temporary in reversed(list(zip(parts, temporaries, strict=True))):
+                written.append(cleaning.enter_context(_open_locked(path, temporaries)))
+                _write_synced(written[-1], part.write)
+            for part, file, temporary in reversed(list(zip(parts, written, temporaries, strict=True))):
                 path = part.path
                 if len(parts) > 1:
                     placed.append(path)  # none was there before; they go again when an interrupt comes between them
-                _place(temporary, path, options)
+                _place(file, temporary, path, options)
+                files.was_written(path)
             _sync_folder(path.parent)
         except OSError as e:
             full = "the disk or quota is full, free some space" if e.errno in _FULL else "expected a writable folder"
@@ -163,41 +172,60 @@ def remove_left_overs(target: Path) -> None:
 
 
 def _remove_dead(path: Path) -> None:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while its writer lives
-            path.unlink()
+    with contextlib.suppress(OSError):
+        fd = os.open(path, _OLD)  # neither a link is followed nor a pipe waited for
+        try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while its writer lives
+                path.unlink()
+        finally:
+            os.close(fd)
 
 
 # ONE FILE
 
 
 @contextlib.contextmanager
-def _open_locked(temporary: Path, write: Callable[[BinaryIO], None]) -> Iterator[None]:
-    """Write and sync the temporary; its lock is held until the block ends, behind the rename."""
-    file = _new_locked(temporary)
-    with file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-        yield
-
-
-def _new_locked(temporary: Path) -> BinaryIO:
-    """The temporary, new and locked."""
+def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
+    """A new temporary of `path`, appended to the list as soon as it is there; its lock is held until the block ends,
+    after the rename."""
     while True:
-        file = temporary.open("wb")
-        if fcntl is None:
-            return file
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # another writer of the same target took it for a dead one, before it was locked
+        temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(8)}{SUFFIX}"))
+        try:
+            fd = os.open(temporaries[-1], _NEW, 0o666)
+        except FileExistsError:
+            temporaries.pop()  # not ours
+            continue
+        with open(fd, "r+b") as file:
+            if _lock(fd):
+                yield file
+                return
+        _unlink([temporaries.pop()])
 
 
-def _place(temporary: Path, path: Path, options: WriteOptions) -> None:
+def _lock(fd: int) -> bool:
+    """Whether the file is ours: not where another writer took it for a dead one's, before it was locked."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks: there nothing is taken for dead
+    return os.fstat(fd).st_nlink > 0
+
+
+def _write_synced(file: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
+    write(file)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _place(file: BinaryIO, temporary: Path, path: Path, options: WriteOptions) -> None:
     """Rename; without force never over a file that came to be since the check."""
+    if not os.path.samestat(os.lstat(temporary), os.fstat(file.fileno())):
+        raise FileNotFoundError(errno.ENOENT, "another program has replaced the temporary file")
     if not options.force:
         try:
             os.link(temporary, path)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.gguf import write_gguf
+from mtpref.gguf import write_gguf, write_whole
 from mtpref.golden.check import nmse
-from mtpref.golden.format import CLASSES, FORMAT, Tensor, sha256_of
+from mtpref.golden.format import CLASSES, FORMAT, Tensor, read_json, sha256_of
 
 # What decides the values: the specification, and the block formats under it.
 SPEC_FILES = ("mtpref/spec/*.py", "mtpref/ops/*.py", "mtpref/quants/*.py", "mtpref/steps.py")
@@ -109,7 +109,7 @@ def value(json_value: Any, either: Mapping[int, Sequence[int]] | None = None) ->
 
 def write_json(path: Path, data: Any) -> None:
     """JSON with a fixed layout: two levels indented, keys in the order given, ASCII, a final newline."""
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=True) + "\n", encoding="ascii")
+    write_whole(path, (json.dumps(data, indent=1, ensure_ascii=True) + "\n").encode("ascii"))
 
 
 def manifest(
@@ -131,7 +131,7 @@ def manifest(
 
 
 def _suite_record(root: Path, path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_bytes())
+    data = read_json(path)
     record = {name: data[name] for name in ("suite", "level", "op", "spec")}
     flags = sorted({flag for case in data["cases"] for flag in case["flags"]})
     requires = sorted({need for case in data["cases"] for need in case["requires"]})

@@ -9,7 +9,6 @@ llama-results      MODEL-K.gguf for `llama-results --check`, for each F32 model 
 bin                MODEL-K/data/pytorch-MODEL.bin and its companions, for llama.cpp's examples/model-conversion
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from mtpref import quants
 from mtpref.errors import MtprefError
+from mtpref.files import declare_inputs
 from mtpref.gguf import printable
-from mtpref.golden.format import Folder, Tensor, read_json
+from mtpref.golden.format import Folder, Tensor, read_json, sha256_of
 from mtpref.llama_cpp.conversion import write_bin
 from mtpref.llama_cpp.results import write_results
 from mtpref.model import Model, load
@@ -158,14 +158,14 @@ def _inside(path: str) -> Path:
 def _check_target(folder: Folder, out: Path) -> None:
     if out.resolve() == folder.root.resolve():
         raise MtprefError(f"-o {printable(str(out), 400)}: that is the folder of the vectors itself; choose another")
+    declare_inputs([folder.root / name for name in folder.files])
 
 
 def _write_index(out: Path, about: dict[str, Any], written: list[Exported]) -> None:
     """export.json: what is there, with the hash of each file."""
     files = []
     for path in sorted(path for w in written for path in w.files):
-        raw = path.read_bytes()
         name = path.relative_to(out).as_posix()
-        files.append({"path": name, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()})
+        files.append({"path": name, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
     data = {"format": FORMAT, **about, "files": files}
     write_whole(out / "export.json", json.dumps(data, indent=1, ensure_ascii=True).encode() + b"\n")

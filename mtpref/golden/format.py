@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mtpref import quants
 from mtpref.errors import MtprefError
+from mtpref.files import open_regular, read_regular
 from mtpref.gguf import GgufFile, open_gguf, printable
 from mtpref.typed import Ids, Within, describe, parse_json, read
 
@@ -216,12 +217,12 @@ class Folder:
 
 
 def sha256_of(path: Path) -> str:
+    label = printable(str(path), 400)
     try:
-        with path.open("rb") as file:
+        with open_regular(path, label, "expected a file of golden vectors") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise MtprefError(f"{printable(str(path), 400)}: cannot be read ({error.strerror}); "
-                          "expected a file of golden vectors") from None  # fmt: skip
+        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a file of golden vectors") from None
 
 
 @dataclass(frozen=True)
@@ -297,11 +298,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     label = printable(str(path), 400)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise MtprefError(f"{label}: {path.stat().st_size} bytes, expected at most {MAX_JSON_BYTES}")
-        data = parse_json(path.read_bytes())
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a folder of golden vectors") from None
+        data = parse_json(read_regular(path, label, "expected a folder of golden vectors", MAX_JSON_BYTES))
     except MtprefError as error:
         words = str(error) if str(error).startswith(label) else f"{label}: {error}; fetch the folder again"
         raise MtprefError(words) from None

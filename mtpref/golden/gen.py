@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mtpref.contract import describe
 from mtpref.decode import NEAR_TIE
 from mtpref.errors import MtprefError
+from mtpref.files import check_output_folder
 from mtpref.gguf import GgufFile, open_gguf
 from mtpref.golden import loops
 from mtpref.golden.build import SuiteBuilder, close, manifest, value, write_json
@@ -190,12 +191,14 @@ def _rows(rows: str | tuple[int, ...], n: int) -> list[int] | None:
 
 
 def _check_target(out: Path) -> None:
+    check_output_folder(out)
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file())):
         raise MtprefError(f"-o {out}: is there and holds no golden vectors, expected a new or a golden folder")
 
 
 def _replace(root: Path, out: Path) -> None:
     """The new folder takes the place of the old one, which is put aside first and removed last."""
+    _check_target(out)  # what has come to be, or was read, since the first check
     if not out.exists():
         os.replace(root, out)
         return

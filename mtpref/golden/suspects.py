@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpref.errors import MtprefError
+from mtpref.files import read_regular
 from mtpref.typed import parse_json, read
 
 N_SUSPECTS = 5
+MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ def rank(root: Path, failed: Collection[str], passed: Collection[str]) -> list[S
     Empty where nothing failed, or the folder has no kill matrix.
     """
     try:
-        table = read(dict[str, _Entry], parse_json((root / "kill_matrix.json").read_bytes()), "kill_matrix.json")
-    except (OSError, MtprefError):
+        raw = read_regular(root / "kill_matrix.json", "kill_matrix.json", "expected JSON", MAX_BYTES)
+        table = read(dict[str, _Entry], parse_json(raw), "kill_matrix.json")
+    except MtprefError:
         return []
     killed_by = {id: set(entry.killed_by) for id, entry in table.items()}
     mine, judged = set(failed), set(failed) | set(passed)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import read_regular
 from mtpref.gguf import printable
 from mtpref.tensor_files.safetensors import SafetensorsFile
 from mtpref.typed import parse_json
@@ -174,13 +175,9 @@ def _check_names(label: str, index: dict[str, str] | None, files: dict[str, Safe
 def _text(path: Path) -> str:
     label = printable(str(path), 400)
     try:
-        if path.stat().st_size > MAX_JSON:
-            raise MtprefError(f"{label}: {path.stat().st_size} bytes, expected at most {MAX_JSON}; is it damaged?")
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, label, "expected a text of a checkpoint folder", MAX_JSON).decode("utf-8")
     except UnicodeDecodeError:
         raise MtprefError(f"{label}: no UTF-8 text, expected one; is it damaged?") from None
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror or error})") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

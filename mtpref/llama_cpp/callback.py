@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import TextStream, open_text, read_up_to
 from mtpref.gguf import printable
 
 MAX_TEXT_BYTES = 256 << 20
@@ -59,20 +60,15 @@ def is_callback_text(start: bytes) -> bool:
     return any(mark in start for mark in MARKS)
 
 
-def read_callback_text(path: str | Path) -> list[Printed]:
+def read_callback_text(path: str | Path | TextStream) -> list[Printed]:
     """All tensors with printed values, in the order of execution; names may come again.
 
     Errors  MtprefError for a file that is unreadable, too large, or holds no such tensor
     """
     label = printable(str(path), 400)
-    try:
-        if Path(path).stat().st_size > MAX_TEXT_BYTES:
-            raise MtprefError(f"{label}: more than {MAX_TEXT_BYTES >> 20} MiB of text, expected a shorter prompt's")
-        text = Path(path).read_bytes().decode("utf-8", "replace")
-    except OSError as error:
-        raise MtprefError(
-            f"{label}: cannot be read ({error.strerror}); expected the text of llama-eval-callback"
-        ) from None
+    expected = "expected the text of llama-eval-callback, of a short prompt"
+    with path if isinstance(path, TextStream) else open_text(path, label, expected) as file:
+        text = read_up_to(file, label, expected, MAX_TEXT_BYTES).decode("utf-8", "replace")
     found = list(_parse(text, label))
     if not found:
         raise MtprefError(f"{label}: no printed tensor in it, expected the text of llama-eval-callback, or of "

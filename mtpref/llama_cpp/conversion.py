@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import read_regular
 from mtpref.gguf import printable
 from mtpref.tensor_files import write_whole
 
@@ -47,9 +48,9 @@ def _raw(path: Path, dtype: np.dtype) -> NDArray:
         if not 0 < n_bytes <= MAX_BYTES or n_bytes % 4:
             raise MtprefError(f"{label}: {n_bytes} bytes, expected 4 for each value, at most {MAX_BYTES >> 30} GiB; "
                               "write it again, for example with llama-debug --save-logits")  # fmt: skip
-        raw = path.read_bytes()
     except OSError as error:
         raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected raw values") from None
+    raw = read_regular(path, label, "expected raw values", MAX_BYTES)
     for start, what in _FOREIGN.items():
         if raw.startswith(start):
             raise MtprefError(f"{label}: {what}, expected raw values as llama-debug --save-logits writes them")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpref.errors import MtprefError
+from mtpref.files import read_text
 from mtpref.gguf import printable
 from mtpref.vocab import Vocab
 
@@ -73,17 +74,7 @@ def read_texts(arguments: Sequence[str], vocab: Vocab) -> list[Text]:
 
 
 def read_file(path: Path) -> bytes:
-    name = f"-f {printable(str(path), 400)}"
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise MtprefError(f"{name}: cannot be read ({error.strerror}); expected a text file") from None
-    except ValueError:
-        raise MtprefError(f"{name}: no file can have this name, expected a text file") from None
-    if len(raw) > MAX_TEXT_BYTES:
-        raise MtprefError(f"{name}: more than {MAX_TEXT_BYTES >> 20} MiB, expected less; give a part of it")
-    return raw
+    return read_text(path, f"-f {printable(str(path), 400)}", "expected a text, or a part of one", MAX_TEXT_BYTES)
 
 
 def _count(n: int) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref.draft_vocab import D2T
 from mtpref.errors import MtprefError
+from mtpref.files import open_text
 from mtpref.gguf import printable, write_gguf, write_whole
 from mtpref.model import Model
 from mtpref.probe.texts import named_files
@@ -96,16 +97,14 @@ def _pieces(path: Path) -> Iterator[bytes]:
     rest = b""
     name = f"-f {printable(str(path), 400)}"
     try:
-        with path.open("rb") as file:
+        with open_text(path, name, "expected a text") as file:
             while len(raw := file.read(PIECE_BYTES)) == PIECE_BYTES:
                 piece = rest + raw
                 cut = piece.rfind(b"\n") + 1 or len(piece)
                 yield piece[:cut]
                 rest = piece[cut:]
     except OSError as error:
-        raise MtprefError(f"{name}: cannot be read ({error.strerror}); expected a text file") from None
-    except ValueError:
-        raise MtprefError(f"{name}: no file can have this name, expected a text file") from None
+        raise MtprefError(f"{name}: cannot be read ({error.strerror}); expected a text") from None
     if rest + raw:
         yield rest + raw
 

@@ -8,6 +8,7 @@ GGUF   NAME.in_sum2 (n_in) F32 sums of squares, NAME.counts (1) F32 rows; imatri
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import open_regular
 from mtpref.gguf import GgufArray, WriteOptions, open_gguf, printable, write_gguf
 
 F32 = NDArray[np.float32]
 SUFFIX_SUMS, SUFFIX_COUNTS = ".in_sum2", ".counts"
-MAX_ENTRIES, MAX_NAME, MAX_COLUMNS = 1 << 20, 1 << 12, 1 << 24
+MAX_ENTRIES, MAX_NAME, MAX_COLUMNS = 1 << 16, 1 << 12, 1 << 24
+MAX_VALUES = 1 << 25  # columns of all matrices; a dense model of 27 billion weights has a tenth
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,10 @@ def read_importance(path: str | Path) -> Importance:
     """
     path = Path(path)
     label = printable(str(path), 400)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected an importance matrix") from None
-    found = _read_gguf(path) if magic == b"GGUF" else _read_dat(path, label)
+    with open_regular(path, label, "expected an importance matrix") as file:
+        is_gguf = file.read(4) == b"GGUF"
+        file.seek(0)
+        found = _read_gguf(path) if is_gguf else _read_dat(file, label)
     if not found.columns:
         raise MtprefError(f"{label}: no entries, expected an importance matrix made by llama-imatrix or mtpref imatrix")
     for name, x in found.columns.items():
@@ -65,8 +66,15 @@ def read_importance(path: str | Path) -> Importance:
     return found
 
 
+def _counted(n_values: int, label: str) -> int:
+    if n_values > MAX_VALUES:
+        raise MtprefError(f"{label}: more than {MAX_VALUES} columns in all, expected those of one dense model")
+    return n_values
+
+
 def _read_gguf(path: Path) -> Importance:
     columns: dict[str, F32] = {}
+    n_values = 0
     with open_gguf(path) as file:
         for info in file.tensors.values():
             if not info.name.endswith(SUFFIX_SUMS):
@@ -83,6 +91,7 @@ def _read_gguf(path: Path) -> Importance:
                                   "expected as many for each")  # fmt: skip
             if len(n) != 1 or not n[0] > 0:
                 continue  # experts, or a matrix that saw nothing
+            n_values = _counted(n_values + sums.size, file.label)
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
                 columns[name] = (sums / n[0]).astype(np.float32)
         given = file.get("imatrix.datasets")
@@ -91,16 +100,14 @@ def _read_gguf(path: Path) -> Importance:
     return Importance(columns, datasets, n_chunks if isinstance(n_chunks, int) else 0)
 
 
-def _read_dat(path: Path, label: str) -> Importance:
-    raw = path.read_bytes() if path.stat().st_size < 1 << 32 else b""
-    at = 0
+def _read_dat(file: io.BufferedReader, label: str) -> Importance:
+    """Entry by entry: a file costs what its matrices hold, not what it is long."""
 
     def take(n: int) -> bytes:
-        nonlocal at
-        if n < 0 or at + n > len(raw):
+        raw = file.read(n) if n > 0 else b""
+        if len(raw) != n:
             raise MtprefError(f"{label}: cut short or no importance matrix, expected GGUF or the .dat of llama-imatrix")
-        at += n
-        return raw[at - n : at]
+        return raw
 
     def integer(most: int) -> int:
         (value,) = struct.unpack("<i", take(4))
@@ -109,15 +116,17 @@ def _read_dat(path: Path, label: str) -> Importance:
         return int(value)
 
     columns: dict[str, F32] = {}
+    n_values = 0
     for _ in range(integer(MAX_ENTRIES)):
         name = take(integer(MAX_NAME)).decode("utf-8", "replace")
         calls, n = integer(1 << 30), integer(MAX_COLUMNS)
         sums = np.frombuffer(take(4 * n), "<f4")
         if calls > 0:
+            n_values = _counted(n_values + n, label)
             with np.errstate(over="ignore", invalid="ignore"):
-                columns[name] = (sums / np.float32(calls)).astype(np.float32)
-    n_chunks = integer(1 << 30) if at < len(raw) else 0
-    datasets = (take(integer(MAX_NAME)).decode("utf-8", "replace"),) if at < len(raw) else ()
+                columns[name] = (sums / np.float32(calls)).astype(np.float32, copy=False)
+    n_chunks = integer(1 << 30) if file.peek(1) else 0
+    datasets = (take(integer(MAX_NAME)).decode("utf-8", "replace"),) if file.peek(1) else ()
     return Importance(columns, datasets, n_chunks)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from mtpref.contract import MtpContract
 from mtpref.decode import Options, PolicyConfig
 from mtpref.decode.loop import Decoder
 from mtpref.llama_cpp.agree import Agreement, compare_rounds
+from mtpref.llama_cpp.limits import decision_limits, limits_of
 from mtpref.llama_cpp.programs import Programs
 from mtpref.model import Model
 from mtpref.selftest.bench import Bench, Failed, Skipped
@@ -22,28 +23,6 @@ LOGITS_TEXT = "def read_lines(path):\n    with open(path) as file:\n        retu
 DRAFT_TEXTS = ("def read_lines(path):\n", "The parser reads one line at a time and keeps")
 SETTINGS = ((3, 0.0), (2, 0.5))
 N_DRAFT_CTX = 1024
-
-
-@dataclass(frozen=True)
-class Limits:
-    """nmse  of logits in `ggml` and in `exact` numerics    p, margin  see Agreement"""
-
-    ggml: float
-    exact: float
-    p: float
-    margin: float
-
-
-# By the coarsest weight type of the file. Rounding differs: ggml's vector code rounds some activations to other codes
-# than its scalar reference, and a deep model adds that up. A wrong tensor gives an NMSE near 1. docs/checks.md has what
-# was measured.
-LIMITS = {
-    "F32": Limits(1e-6, 1e-6, 0.0015, 0.01),
-    "F16": Limits(1e-4, 1e-4, 0.01, 0.05),
-    "BF16": Limits(5e-4, 2e-3, 0.03, 0.1),
-    "Q8_0": Limits(2e-3, 5e-3, 0.06, 0.2),
-    "other": Limits(5e-3, 2e-2, 0.12, 0.5),
-}
 
 
 def same_tokens(bench: Bench) -> str:
@@ -61,7 +40,8 @@ def same_tokens(bench: Bench) -> str:
 
 def same_logits(bench: Bench) -> str:
     """The logits behind every token of a text, with F32 KV."""
-    model, limits, kind = _with_f32_kv(bench.model), *_limits(bench.model)
+    model = _with_f32_kv(bench.model)
+    limits, kind = limits_of(model.weights.type_names)
     with tempfile.TemporaryDirectory() as folder:
         ids, theirs = _programs(bench).logits(bench.path, LOGITS_TEXT, Path(folder))
     if max(ids) >= model.n_vocab or theirs.shape[1] != model.n_vocab:
@@ -78,15 +58,15 @@ def same_logits(bench: Bench) -> str:
 
 def same_decisions(bench: Bench) -> str:
     """Draft candidates, their probabilities, drafts and accept decisions of whole rounds."""
-    model, limits, kind = _with_f32_kv(bench.model), *_limits(bench.model)
+    model = _with_f32_kv(bench.model)
     if not model.has_mtp:
         raise Skipped("the file has no MTP head")
     if model.mtp_status == "file":
         raise Skipped("the head is in a file of its own")
     if model.recipe.contract != MtpContract():
         raise Skipped("the contract is not llama.cpp's")
-    factor = 3 if model.recipe.numerics == "exact" and kind != "F32" else 1
-    agreement = Agreement(limits.p * factor, limits.margin * factor)
+    p_limit, near_margin, _ = decision_limits(model.weights.type_names, model.recipe.numerics)
+    agreement = Agreement(p_limit, near_margin)
     n_predict, n_lost = max(16, bench.size.n_predict), 0
     for text in DRAFT_TEXTS[: 2 if bench.size.is_full else 1]:
         for n_max, p_min in SETTINGS:
@@ -118,17 +98,3 @@ def _programs(bench: Bench) -> Programs:
 
 def _with_f32_kv(model: Model) -> Model:
     return replace(model, kv_type="F32", kv_type_draft="F32")
-
-
-def _limits(model: Model) -> tuple[Limits, str]:
-    """The limits of the coarsest weight type, and its name: the types are in the order of their coarseness."""
-    w = model.weights
-    blocks = [*w.layers, w.mtp.block] if w.mtp else [*w.layers]
-    types = {x.type_name for block in blocks for x in block.values() if hasattr(x, "type_name")}
-    types |= {w.output.type_name, w.token_embd.type_name}
-    order = [name for name in LIMITS if name != "other"]
-    coarse = sorted(types - set(order))
-    if coarse:
-        return LIMITS["other"], coarse[0]
-    kind = max(types, key=order.index)
-    return LIMITS[kind], kind

@@ -5,6 +5,7 @@ member, and a member may not unpack to much more than the file. No pickles.
 """
 
 import math
+import os
 import re
 import struct
 import zipfile
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import open_regular
 from mtpref.gguf import printable, write_whole
 from mtpref.tensor_files.shapes import shape_bytes
 
+_EXPECTED = "expected what numpy.save or numpy.savez writes"
 MAX_MEMBERS = 100_000
 MAX_HEADER = 10_000  # NumPy's own limit
 # What a packed member may become: zeros pack a thousandfold, so small ones pass, and so does anything that is packed
@@ -42,15 +45,15 @@ class NpzFile:
         self.label = printable(str(path), 400)
         self._zip: zipfile.ZipFile | None = None
         self._members: dict[str, str] = {}
+        self._file = open_regular(self.path, self.label, _EXPECTED)
         try:
-            with self.path.open("rb") as file:
-                is_zip = file.read(2) == b"PK"
-            self._n_bytes = self.path.stat().st_size
-            if is_zip:
-                self._zip = zipfile.ZipFile(self.path)
+            self._n_bytes = os.fstat(self._file.fileno()).st_size
+            if self._file.read(2) == b"PK":
+                self._zip = zipfile.ZipFile(self._file)
                 names = self._zip.namelist()
                 self._members = {name.removesuffix(".npy"): name for name in names if name.endswith(".npy")}
         except _BROKEN as error:
+            self.close()
             raise self._refuse(error) from None
         if self._zip is None:
             self._members = {self.path.stem: ""}
@@ -79,11 +82,12 @@ class NpzFile:
     def close(self) -> None:
         if self._zip is not None:
             self._zip.close()
+        self._file.close()
 
     def _open(self, name: str) -> "_Member":
         try:
             if self._zip is None:
-                return _Member(self.path.open("rb"), self._n_bytes)
+                return _Member(open_regular(self.path, self.label, _EXPECTED), self._n_bytes)
             info = self._zip.getinfo(self._members[name])
             if info.file_size > max(FREE_BYTES, MAX_RATIO * self._n_bytes):
                 raise ValueError(f"{printable(name)} unpacks to {info.file_size} bytes")
@@ -121,9 +125,7 @@ class NpzFile:
 
     def _refuse(self, error: BaseException) -> MtprefError:
         what = printable(str(getattr(error, "strerror", None) or error or type(error).__name__), 120)
-        return MtprefError(
-            f"{self.label}: no usable NumPy file ({what}); expected what numpy.save or numpy.savez writes"
-        )
+        return MtprefError(f"{self.label}: no usable NumPy file ({what}); {_EXPECTED}")
 
 
 class _Member:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
+from mtpref.files import map_regular
 from mtpref.gguf import printable, write_whole
 from mtpref.tensor_files.shapes import MAX_DIMENSIONS, shape_bytes
 from mtpref.typed import Sized, Within, parse_json, read
@@ -52,11 +53,7 @@ class SafetensorsFile:
         self.path = Path(path)
         self.label = printable(str(path), 400)
         self.metadata = {}
-        try:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise MtprefError(f"{self.label}: cannot be read ({error}); {_EXPECTED}") from None
+        self._map = map_regular(self.path, self.label, _EXPECTED)
         try:
             self._tensors = self._header()
         except MtprefError as error:

@@ -3,14 +3,14 @@
 Owns the file and its refusals. What an event may hold is typed.py's.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from mtpref.errors import MtprefError
 from mtpref.events import Event, RunEnded, RunStarted
+from mtpref.files import TextStream, open_text
 from mtpref.trace.typed import from_json
 from mtpref.typed import MAX_DEPTH, describe, parse_json
 
@@ -29,16 +29,14 @@ class TraceReader(Iterator[Event]):
     is_open    the last run has begun and not ended (at the end of the file: it was killed, or it still runs)
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path | TextStream) -> None:
         self.label = "standard input" if str(path) == "-" else str(path)
         self.n_lines = self.n_unknown = self.n_runs = 0
         self.unknown: list[str] = []
         self.is_cut = self.is_open = False
-        try:
-            self._file: IO[bytes] = sys.stdin.buffer if str(path) == "-" else open(path, "rb")  # noqa: SIM115
-        except OSError as error:
-            raise MtprefError(f"{self.label}: cannot be read ({error.strerror}), expected a trace of `mtpref generate "
-                              "--trace FILE`") from None  # fmt: skip
+        if not isinstance(path, TextStream):
+            path = open_text(path, self.label, "expected a trace of `mtpref generate --trace FILE`")
+        self._file = path
 
     def __enter__(self) -> "TraceReader":
         return self
@@ -46,8 +44,7 @@ class TraceReader(Iterator[Event]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not sys.stdin.buffer:
-            self._file.close()
+        self._file.close()
 
     def __next__(self) -> Event:
         """The next event.
@@ -142,8 +139,10 @@ def _parsed(line: bytes) -> Any:
     return parse_json(line, max_depth=MAX_DEPTH + 2, is_strict=False)
 
 
-def read_trace(path: str | Path) -> TraceReader:
-    """The typed events of a trace, in order ("-": standard input). Reads as it is iterated, one line at a time.
+def read_trace(path: str | Path | TextStream) -> TraceReader:
+    """The typed events of a trace, in order: of a file, a pipe, standard input ("-") or a text that is open.
+
+    Reads as it is iterated, one line at a time.
 
         with read_trace("run.jsonl") as events:
             for event in events:

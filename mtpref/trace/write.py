@@ -11,18 +11,16 @@ from types import TracebackType
 
 from mtpref.errors import MtprefError
 from mtpref.events import Event, to_json
+from mtpref.files import open_output
 
 
 class TraceWriter:
-    """A context manager; `write` appends one event."""
+    """A context manager; `write` appends one event. The first one takes the place of what the file held before."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
-        try:
-            # Unbuffered: what could not be written is not tried again when the file is closed.
-            self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed in __exit__)
-        except OSError as error:
-            raise MtprefError(f"--trace {path}: cannot be written ({error.strerror}); choose another file") from None
+        # Unbuffered: what could not be written is not tried again when the file is closed.
+        self._file = open_output(path, f"--trace {path}")
 
     def __enter__(self) -> "TraceWriter":
         return self

@@ -1,0 +1,314 @@
+"""Logs of stock llama.cpp as people have them: sampled, quantised, several runs in one file, llama-server's slots."""
+
+import gzip
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mtpref
+from mtpref.api import tiny_path
+from mtpref.cli import main
+from mtpref.decode import Decoder, Options
+from mtpref.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
+from mtpref.diagnose.forced import Seen
+from mtpref.diagnose.unexplained import unexplained
+from mtpref.errors import MtprefError
+from mtpref.events import Drafted, Token, Verified
+from mtpref.llama_cpp import log_events
+from mtpref.llama_cpp.log import parse, parse_all, read_runs
+from tests.models import micro
+from tests.test_diagnose_log import PROMPT
+
+LOGS = Path(__file__).resolve().parent / "data" / "llama_cpp" / "logs"
+FIRST, SECOND, THIRD, FOURTH = "def main(argv):", "class Point:", "This module provides", "import os"
+
+
+def text_of(name):
+    return gzip.decompress((LOGS / f"{name}.log.gz").read_bytes()).decode()
+
+
+def command(capsys, *args):
+    code = main([*map(str, args)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    pytest.importorskip("gguf")
+    folder = tmp_path_factory.mktemp("quantised")
+
+    def make(kind):
+        path = folder / f"{kind}.gguf"
+        if not path.exists():
+            assert main(["quantize", "--allow-requantize", str(tiny_path()), str(path), kind]) == 0
+        return path
+
+    return make
+
+
+# ---------------------------------------------------------------------------------- what the files hold
+
+
+def test_runs_that_were_appended_to_one_file_are_told_apart():
+    runs = read_runs(LOGS / "two.log.gz")
+    assert [(r.log.n_prompt, r.log.is_complete) for r in runs] == [(6, True), (5, True)]
+
+
+LOSSES = {
+    "first lines": lambda line: "adding spec" in line or "n_max=" in line,
+    "counts": lambda line: " n_predict " in line,
+    "first lines and counts": lambda line: "adding spec" in line or "n_max=" in line or " = " in line,
+}
+
+
+@pytest.mark.parametrize("what", LOSSES)
+def test_a_seam_shows_by_any_of_first_lines_counts_and_times(what):
+    lines = [line for line in text_of("two").split("\n") if not LOSSES[what](line)]
+    found = parse_all("\n".join(lines))
+    assert [log.ids for log in found] == [run.log.ids for run in read_runs(LOGS / "two.log.gz")]
+
+
+def test_a_run_that_was_cut_does_not_leak_into_the_next():
+    first, second = read_runs(LOGS / "two.log.gz")
+    text = text_of("two")
+    at = text.index("adding speculative", 100)
+    start = text.rindex("\n", 0, at) + 1
+    cut = text.rindex("draft candidate   1, pos   1", 0, start)
+    found = parse_all(text[: text.rindex("\n", 0, cut) + 1] + text[start:])
+    assert [len(log.rounds) for log in found] == [len(first.log.rounds) - 1, len(second.log.rounds)]
+    assert found[0].unfinished
+    assert found[1].rounds == second.log.rounds
+
+
+def test_several_runs_are_not_parsed_as_one():
+    with pytest.raises(MtprefError, match="2 runs"):
+        parse(text_of("two"))
+
+
+def test_a_servers_requests_are_told_apart_by_slot_and_task():
+    found = [(r.log.request.slot, r.log.n_prompt, r.log.request.is_first, r.log.temp) for r in read_runs(server(2))]
+    assert sorted(found) == [(0, 5, False, 0.0), (0, 5, True, 0.0), (1, 2, False, 0.0), (1, 6, True, 0.0)]
+    alone = read_runs(server(1))
+    assert [(r.log.request.is_first, r.log.temp) for r in alone] == [(True, 0.0), (False, 0.0), (False, 0.8)]
+    assert all(r.log.is_complete and not r.log.damage for r in [*read_runs(server(2)), *alone])
+    # Forty tokens each: the one behind the prompt, then those of the rounds.
+    assert all(len(r.log.ids) >= 39 for r in alone)
+
+
+def server(n_parallel):
+    return LOGS / f"server-np{n_parallel}.log.gz"
+
+
+def test_slots_side_by_side_give_what_each_gives_alone():
+    alone = {r.log.n_prompt: r.log for r in read_runs(server(1)) if r.log.request.is_first}
+    beside = next(r.log for r in read_runs(server(2)) if r.log.n_prompt == 6)
+    assert beside.ids == alone[6].ids
+    assert [r.draft for r in beside.rounds] == [r.draft for r in alone[6].rounds]
+
+
+def test_a_request_without_its_beginning_or_with_lines_missing_is_not_judged():
+    text = text_of("server-np1")
+    late = parse_all(text[text.index("accepted 2/3") :])
+    assert "beginning" in late[0].damage
+    assert not late[1].damage
+    lines = text.split("\n")
+    i = next(i for i, line in enumerate(lines) if "add accepted tokens" in line)
+    assert parse_all("\n".join(lines[:i] + lines[i + 1 :]))[0].damage
+    shifted = text.replace("add accepted tokens: sampled", "slot context shift, n_keep = 1; sampled", 1)
+    assert "shifted" in parse_all(shifted)[0].damage
+
+
+def test_a_restarted_server_has_fresh_slots():
+    assert Counter(log.request.is_first for log in parse_all(text_of("server-np1") * 2)) == {True: 2, False: 4}
+
+
+# ------------------------------------------------------------------------------------------ compare-log
+
+TYPES = ("BF16", "Q4_0", "Q4_K_M")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_quantised_files_agree_with_stock_llama_cpp_by_their_own_limits(kind, quantised, capsys):
+    log, model = LOGS / f"greedy-{kind}.log.gz", quantised(kind)
+    capsys.readouterr()
+    code, out, err = command(capsys, "compare-log", "-m", model, "-p", THIRD, log, "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert record["p_limit"] == {"BF16": 0.03}.get(kind, 0.12)
+    assert record["max_p_error"] < record["p_limit"] / 3
+    assert record["is_parted"] or record["n_tokens"] == record["n_tokens_theirs"] > 40
+    assert command(capsys, "compare-log", "-m", model, "-p", SECOND, log)[0] == 1
+
+
+def test_a_sampled_run_is_hinted_at(capsys):
+    code, out, _ = command(
+        capsys, "compare-log", "-p", FIRST, LOGS / "sampled.log.gz", "--p-limit", "0.02", "--numerics", "ggml"
+    )
+    assert "--temp 0" in out
+    assert code == (0 if "part at a near tie" in out else 1)
+
+
+def test_one_of_several_runs_is_chosen_by_its_prompt_or_by_its_number(capsys):
+    log = LOGS / "two.log.gz"
+    for prompt, which in ((FIRST, 0), (SECOND, 1)):
+        code, out, _ = command(capsys, "compare-log", "-p", prompt, log)
+        assert code == 0
+        assert out.startswith(f"run {which}: prompt of ")
+    assert command(capsys, "compare-log", "-p", SECOND, "--run", "1", log)[0] == 0
+    code, _, err = command(capsys, "compare-log", "-p", "x", log)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run 0 (prompt of 6 tokens), run 1 (prompt of 5 tokens)" in err
+    assert "expected 0 .. 1 or all" in command(capsys, "compare-log", "-p", SECOND, "--run", "7", log)[2]
+
+
+def test_a_prompt_that_two_runs_could_have_had_is_asked_about(capsys):
+    code, _, err = command(capsys, "compare-log", "-p", SECOND, server(1))
+    assert code == 2
+    assert "--run N" in err
+
+
+@pytest.mark.parametrize(("n_parallel", "prompt", "run"), [(1, FIRST, 0), (2, FIRST, 0), (2, SECOND, 1)])
+def test_a_servers_first_requests_agree_event_by_event(n_parallel, prompt, run, capsys):
+    code, out, err = command(capsys, "compare-log", "-p", prompt, "--run", run, server(n_parallel), "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert record["n_tokens"] == record["n_tokens_theirs"] == 39
+    assert record["max_p_error"] < 0.02
+    assert not record["is_blurred"]
+
+
+def test_of_a_later_request_the_tokens_are_compared_alone(capsys):
+    """Its first token is paired with what the request before left: p is off by more than any limit."""
+    run = next(str(i) for i, r in enumerate(read_runs(server(2))) if r.log.n_prompt == 2)
+    code, out, _ = command(capsys, "compare-log", "-p", FOURTH, "--run", run, server(2), "--json")
+    record = json.loads(out)
+    assert (code, record["is_blurred"], record["differences"]) == (0, True, [])
+    assert record["n_tokens"] == 39
+    assert record["max_p_error"] > 0.1
+
+
+def test_a_wrong_first_token_of_a_request_is_a_divergence(capsys, tmp_path):
+    path = tmp_path / "run.log"
+    path.write_text(text_of("server-np1").replace("next token:   221 ", "next token:   999 ", 1))
+    code, out, _ = command(capsys, "compare-log", "-p", FIRST, path)
+    assert code == 1
+    assert "first divergence: round 0, position 6, token 0: token 221, llama.cpp 999; margin" in out
+
+
+def test_a_request_at_a_temperature_is_refused(capsys):
+    code, _, err = command(capsys, "compare-log", "-p", THIRD, "--run", "2", server(1))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "temp = 0.8" in err
+
+
+# --------------------------------------------------------------------------------------------- diagnose
+
+
+def test_a_sampled_run_is_not_called_healthy(capsys):
+    code, out, _ = command(capsys, "diagnose", "-p", FIRST, "--log", LOGS / "sampled.log.gz")
+    assert code == 1
+    assert out.startswith("NONE OF THE KNOWN: ")
+    assert "emitted tokens are not the target's best" in out
+    assert "was it run with --temp 0?" in out
+
+
+@pytest.mark.parametrize("kind", TYPES[::2])
+def test_a_stock_run_of_a_quantised_file_is_healthy(kind, quantised, capsys):
+    log, model = LOGS / f"greedy-{kind}.log.gz", quantised(kind)
+    capsys.readouterr()
+    code, out, _ = command(capsys, "diagnose", "-m", model, "-p", THIRD, "--log", log)
+    assert code == 0, out
+    assert out.startswith("HEALTHY, contract llama.cpp: every token")
+
+
+def test_a_servers_slot_is_healthy(capsys):
+    code, out, _ = command(capsys, "diagnose", "-p", SECOND, "--run", "1", "--log", server(2))
+    assert code == 0, out
+    assert "40 of 40 emitted ones" in out
+
+
+def test_later_requests_are_refused_as_they_cannot_be_known(capsys):
+    code, _, err = command(capsys, "diagnose", "-p", SECOND, "--run", "1", "--log", server(1))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not the first request of its slot" in err
+
+
+def test_a_mistake_of_the_target_outside_the_catalogue_is_not_called_healthy():
+    """An engine that never emits a certain token: its drafts are right, its tokens are not the target's best."""
+    model = micro(60)
+    common = Counter(i for r in run_under(model).rounds for i in r.emitted).most_common(1)[0][0]
+    port = run_under(model, never=common)
+    report = diagnose_log(model, [port])
+    assert report.verdict == "unknown", render(report)
+    assert "emitted tokens" in report.headline
+    assert report.divergence is not None
+    assert "emitted" in report.divergence
+
+
+def run_under(model, never=-1):
+    decoder = Decoder(model, model.new_state(512), Options(24))
+    greedy = decoder.sampler.greedy
+    decoder.sampler.greedy = lambda logits: greedy(np.where(np.arange(logits.shape[-1]) == never, -1e9, logits))
+    rounds = []
+    for event in decoder.run(PROMPT):
+        if isinstance(event, Drafted):
+            p = tuple(s.p[0] for s in event.steps[: len(event.ids)])
+            rounds.append(PortRound(tuple(event.ids), 0, (), event.id_last, p))
+        elif isinstance(event, Verified):
+            rounds[-1] = replace(rounds[-1], n_accepted=event.n_accepted)
+        elif isinstance(event, Token):
+            rounds[-1] = replace(rounds[-1], emitted=(*rounds[-1].emitted, event.id))
+    return PortRun("port", tuple(PROMPT), tuple(rounds))
+
+
+def seen(kind, gap, p_error=float("nan"), own=1, port=2):
+    return Seen(0, own, port, gap, 1.0, 0.5, 0.5 + p_error, kind)
+
+
+def test_what_is_a_near_tie_of_an_emitted_token_is_told_by_the_errors_of_p():
+    exact = [seen("draft", 0.0, 0.0005, port=1)] * 20
+    coarse = [seen("draft", 0.0, 0.02, port=1)] * 20
+    assert unexplained([*exact, seen("target", 0.04)]) is None
+    assert unexplained([*exact, seen("target", 0.2)]) is None
+    assert unexplained([*exact, *[seen("target", 0.2)] * 2]).kind == "target"
+    assert unexplained([*coarse, *[seen("target", 0.2)] * 2]) is None
+    assert unexplained([*coarse, seen("target", 0.7)]).kind == "target"
+    assert unexplained([seen("target", 0.2)] * 2) is None
+    assert unexplained([seen("target", 0.2)] * 3).n == 3
+    assert unexplained([seen("length", float("inf"), own=3, port=4)] * 3).kind == "length"
+    assert unexplained([seen("length", float("inf"), own=3, port=2)] * 3) is None
+
+
+def test_a_log_that_says_its_temperature_is_judged_by_its_drafts():
+    run = replace(read_port_runs(LOGS / "sampled.log.gz", mtpref.load().encode(FIRST))[0], settings={"temp": 0.8})
+    report = diagnose_log(mtpref.load().core, [run])
+    assert report.verdict == "healthy"
+    assert "every drafted token" in report.headline
+    assert any("drawn" in line for line in report.evidence)
+
+
+# ----------------------------------------------------------------------------------------------- limits
+
+LONG = {
+    "open pieces": "draft candidate   0, pos   0:     12 (   0.500) 'x" * 20000,
+    "near pieces": "draft candidate   0, pos   0:     12 (   0.500) '\n" * 20000,
+    "rates": "#acc rate/pos = (" + "0.111" * 200000,
+    "rate lines": "statistics        draft-mtp: #acc rate/pos = (0.111.111.111.111\n" * 15000,
+    "spaces": "n_predict " + " " * 1000000,
+    "slots": "slot   operator(): id  0 | task 0 | " * 30000,
+    "times": "0.00.000.001 " * 80000,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_reading_is_linear_whatever_the_text_holds(name):
+    text = LONG[name]
+    at = time.process_time()
+    list(log_events.events(text))
+    assert time.process_time() - at < 1.0
