@@ -117,7 +117,7 @@ def check_tensors(file: GgufFile, names: Iterable[str]) -> int:
         info = file.tensors[name]
         if info.type_name in FIELDS:
             _check(file, info)
-            n_bytes += info.n_bytes or 0
+            n_bytes += info.n_bytes
     return n_bytes
 
 
@@ -154,7 +154,7 @@ def _line(file: GgufFile, info: TensorInfo, block: int, field: _Field, raw: byte
     more = f", and {n_bad - 1} more in this tensor" if n_bad > 1 else ""
     return (
         f"{file.label}: tensor {info.name} ({info.type_name}): {place}: {field.name} is {_name(field, raw)}, expected "
-        f"a finite number{more}; the file is damaged or was badly converted, download or convert it again"
+        f"a finite number{more}; was it converted so? convert it again, or compare its checksum and download it again"
     )
 
 

@@ -11,7 +11,7 @@ from mtpref import rope_scaling
 from mtpref.errors import MtprefError
 from mtpref.rope_scaling import RopeOverrides, RopeScaling
 
-MAX_DIM = 1 << 24  # no hyper-parameter of a real model comes near; a larger one is a damaged file
+MAX_DIM = 1 << 24  # no hyper-parameter of a real model comes near; a larger one is a mistake
 
 
 class Metadata:
@@ -161,11 +161,11 @@ def read_delta_config(meta: Metadata) -> DeltaConfig:
     )
     if cfg.n_v_heads % cfg.n_k_heads:
         raise MtprefError(f"{meta.source}: {meta.arch}.ssm.time_step_rank {cfg.n_v_heads} is no multiple of "
-                          f"{meta.arch}.ssm.group_count {cfg.n_k_heads}; is the file damaged?")  # fmt: skip
+                          f"{meta.arch}.ssm.group_count {cfg.n_k_heads}; convert the model again")  # fmt: skip
     d_inner = meta.u32("ssm.inner_size")
     if d_inner != cfg.d_inner:
         raise MtprefError(f"{meta.source}: {meta.arch}.ssm.inner_size is {d_inner}, expected {cfg.d_inner} = "
-                          "state_size * time_step_rank; is the file damaged?")  # fmt: skip
+                          "state_size * time_step_rank; convert the model again")  # fmt: skip
     return cfg
 
 

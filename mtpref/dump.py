@@ -5,7 +5,7 @@ file's keys. mtpref/compare.py reads it.
 """
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from mtpref.contract import describe
 from mtpref.errors import MtprefError
 from mtpref.gguf import write_gguf
 from mtpref.model import Model
+from mtpref.model.finite import FirstBad
 
 SCHEMA = "mtpref-dump-1"
 KEY = "mtpref.dump"
@@ -29,10 +30,12 @@ class Recorder:
         except re.error as error:
             raise MtprefError(f"--tensors: {pattern!r} is no regular expression ({error})") from None
         self.tensors: dict[str, NDArray[np.float32]] = {}
+        self.first_bad = FirstBad()  # whether its name matches or not
         self.seen: list[str] = []
 
     def __call__(self, name: str, array: NDArray) -> None:
         self.seen.append(name)
+        self.first_bad(name, array)
         if self._pattern.search(name):
             self.tensors[name] = np.array(array, np.float32)
 
@@ -41,8 +44,10 @@ def record(model: Model, prompt_ids: list[int], pattern: str) -> Recorder:
     """Run the prompt once, all of it, with logits at every position; then the head over the same tokens.
 
     The head sees what the contract feeds it: position p takes (x_p, h_{p-1}), the first one the zero row.
+    Results that are not finite are recorded as they are; `Recorder.first_bad` names the first.
     Errors  MtprefError for an empty prompt, or a pattern that matches nothing (the names are listed)
     """
+    model = replace(model, is_checked=False)
     if not prompt_ids:
         raise MtprefError("prompt: it has no tokens, expected at least one; give a text with -p or -f")
     recorder = Recorder(pattern)

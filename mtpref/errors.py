@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see.
+"""The one exception that a user is meant to see, and two kinds of it that a caller may tell apart.
 
 Owns the rule for refusals: one line that names what is wrong, the value found, the value expected and
 what to try. The command line prints it and exits with code 2, without a traceback.
@@ -16,6 +16,14 @@ class MtprefError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+class UnsupportedError(MtprefError):
+    """What this version does not know: a type, a tokenizer, an architecture. It may be right all the same."""
+
+
+class NotFiniteError(MtprefError):
+    """NaN or infinity where a model was run."""
 
 
 def one_line(text: str) -> str:

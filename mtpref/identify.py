@@ -31,6 +31,8 @@ _KEYS = {
 VOCAB_ONLY = "a vocabulary without weights (vocab-only), not a model; give the model's GGUF file"
 HEAD_ONLY = "an MTP head without its trunk (mtp-*.gguf); give the trunk with -m and this file with -md"
 
+REDECLARE = "mtpref graft FILE FILE -o OUT.gguf (FILE twice) declares it"
+
 
 def describe_kind(file: GgufFile) -> str | None:
     """What the file is and what to give instead, or None where nothing says that it is no language model."""
@@ -56,6 +58,15 @@ def is_head_only(file: GgufFile) -> bool:
     return any(name.endswith(".nextn.eh_proj.weight") for name in names) and not any(
         name.startswith("blk.0.") for name in names
     )
+
+
+def head_in_trunk(file: GgufFile, n_trunk: int) -> str | None:
+    """The first nextn tensor of a block below n_trunk: an MTP head that the keys count as a trunk layer."""
+    for name in file.tensors:
+        block = name.split(".", 2)
+        if name.startswith("blk.") and ".nextn." in name and block[1].isdecimal() and int(block[1][:9]) < n_trunk:
+            return name
+    return None
 
 
 def _text(file: GgufFile, key: str) -> str | None:

@@ -3,6 +3,7 @@
 Owns the choice between the readable spec and the Numba kernels. Nothing else chooses kernels.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +27,7 @@ class Recipe:
     mtp_ops  the MTP block's own table, None: the trunk's. The reference has one table; a port may have written its
              head's layers anew.
     pack     lays the matrices of products out anew for the kernels, when a model is loaded; None: they stay in place
+    clock    seconds, for statistics: without what the compiler takes
     """
 
     numerics: str
@@ -34,6 +36,7 @@ class Recipe:
     contract: MtpContract = field(default_factory=MtpContract)
     mtp_ops: Ops | None = None
     pack: Pack | None = None
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def head_ops(self) -> Ops:
@@ -69,7 +72,7 @@ def make_recipe(
         raise MtprefError("kernels: Numba's JIT is off (NUMBA_DISABLE_JIT), expected it on; unset the variable")
     ops = kernel_ops(numerics) if use_kernels else spec_ops(numerics)
     pack = kernels.pack if use_kernels and repack and numerics == "ggml" else None
-    return Recipe(numerics, ops, contract=contract or MtpContract(), pack=pack)
+    return Recipe(numerics, ops, contract=contract or MtpContract(), pack=pack, clock=kernels.clock)
 
 
 def kernel_ops(numerics: str) -> Ops:

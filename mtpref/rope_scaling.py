@@ -12,7 +12,7 @@ import numpy as np
 from mtpref.errors import MtprefError
 
 TYPES = ("none", "linear", "yarn")
-MIN_FACTOR, MAX_FACTOR = 1.0 / 1024, 1e6  # of the context; beyond it a key is damaged
+MIN_FACTOR, MAX_FACTOR = 1.0 / 1024, 1e6  # of the context; beyond it a key is wrong
 BETA_FAST, BETA_SLOW = 32.0, 1.0  # rotations over the original context; the defaults of YaRN's paper
 MAX_ANGLE = 1 << 20  # sincos64 (S3) is stated for angles below it
 

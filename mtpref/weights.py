@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import quants, spec
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, UnsupportedError
 from mtpref.gguf import GgufFile, without_leading_ones
 
 F32 = NDArray[np.float32]
@@ -127,9 +127,10 @@ class TensorFinder:
         """A weight matrix, as a view of the file."""
         info = self._info(name, shape)
         if info.type_name not in spec.GGML_PRODUCTS:
-            raise MtprefError(f"{self.file.label}: tensor {name} has type {info.type_name}, expected one of "
-                              f"{', '.join(spec.GGML_PRODUCTS)}; requantise the file (llama-quantize, e.g. to "
-                              "Q8_0 or Q4_K_M)")  # fmt: skip
+            raise UnsupportedError(
+                f"{self.file.label}: tensor {name} has type {info.type_name}, expected one of "
+                f"{', '.join(spec.GGML_PRODUCTS)}; requantise the file (llama-quantize, e.g. to Q8_0 or Q4_K_M)"
+            )
         return spec.Matrix(name, info.type_name, shape[0], shape[1], self._data(info))
 
     def unused(self, prefixes: Iterable[str] = ("",)) -> list[str]:

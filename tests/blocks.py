@@ -10,6 +10,7 @@ HALVES: dict[str, tuple[int, ...]] = {
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
     "IQ1_S": (0,), "IQ1_M": (), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
     "IQ4_NL": (0,), "IQ4_XS": (0,), "MXFP4": (), "NVFP4": (), "TQ1_0": (52,), "TQ2_0": (64,),
+    "Q1_0": (0,), "Q2_0": (0,),
 }  # fmt: skip
 QUANTISED = tuple(HALVES)
 BLOCK = {name: quants.TYPES[quants.TYPE_IDS[name]].block_elements for name in quants.DEQUANTIZABLE}

@@ -1,8 +1,80 @@
-"""Settings of all tests: property tests draw the same examples on every machine and in every run."""
+"""Settings of all tests: property tests draw the same examples on every machine and in every run; two workers share
+one folder of compiled kernels and the processor."""
 
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "mtpref", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("mtpref")
+
+# Files that take longest, the longest first: no worker is left alone with one of them at the end. What is missing here
+# costs time only.
+LONGEST = (
+    *("test_check", "test_golden", "test_instruction_sets", "test_panel_instructions", "test_session", "test_cli"),
+    *("test_diagnose_log", "test_sampling_loop", "test_golden_runner", "test_readme", "test_sampling_fit"),
+    *("test_doc_commands", "test_ahead", "test_sampling_exact", "test_plan", "test_hostile", "test_learn"),
+)
+PATIENCE_S = 120.0
+N_SLICES = 4
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow, and nothing else")
+    parser.addoption("--slow-slice", type=int, metavar="SEED", help=f"of those, one in {N_SLICES}: the SEEDth slice")
+
+
+def pytest_configure(config):
+    """Programs that tests start run this checkout, whatever is installed. Before workers start: NumPy's own threads
+    would only wait for each other where two processes multiply."""
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.pathsep.join(paths).split(os.pathsep)))
+    if getattr(config.option, "numprocesses", None):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    slow = {item: i for i, item in enumerate(i for i in items if i.get_closest_marker("slow"))}
+    option, place = config.option, {name: i for i, name in enumerate(LONGEST)}
+
+    def is_wanted(item):
+        if option.slow_slice is not None:
+            return item in slow and slow[item] % N_SLICES == option.slow_slice % N_SLICES
+        return option.slow == (item in slow)
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = sorted(filter(is_wanted, items), key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_kernel_is_compiled_twice(request):
+    """Where there are several workers, one compiles a kernel and the others load it from the folder."""
+    from mtpref import kernels
+
+    if not hasattr(request.config, "workerinput") or not kernels.available():
+        yield
+        return
+    from mtpref.kernels.compile import Kernel
+
+    compile_kernel = Kernel.compile
+
+    def one_at_a_time(self):
+        with (kernels.cache_folder() / f"{self.name}.lock").open("w") as file:
+            end = time.monotonic() + PATIENCE_S
+            while time.monotonic() < end:  # whoever has waited so long compiles it, too
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.02)
+            compile_kernel(self)
+
+    Kernel.compile = one_at_a_time
+    yield
+    Kernel.compile = compile_kernel

@@ -258,6 +258,19 @@ def swiglu(x: Array, ffn_gate: Array, ffn_up: Array, ffn_down: Array) -> Array:
     return matmul(ffn_down, silu(matmul(ffn_gate, x)) * matmul(ffn_up, x))
 
 
+def few_bits(type_name: str, raw: Array) -> Array:
+    """Blocks of Q1_0 (128 values) or Q2_0 (64): 18 bytes, d first, as float64, value by value."""
+    values = []
+    for block in np.asarray(raw, np.uint8).reshape(-1, 18):
+        d = float(block[:2].copy().view("<f2")[0])
+        for i in range(128 if type_name == "Q1_0" else 64):
+            if type_name == "Q1_0":
+                values.append(d if block[2 + i // 8] >> (i % 8) & 1 else -d)
+            else:
+                values.append(d * (int(block[2 + i // 4] >> (2 * (i % 4)) & 3) - 1))
+    return f64(values)
+
+
 def nmse(reference: Array, value: Array) -> float:
     """sum((a - b)^2) / sum(a^2), a being the reference. Not a number in either gives NaN."""
     a, b = f64(reference), f64(value)

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 
 from mtpref.check import CATALOGUE, check_path
-from mtpref.check.running import is_sure
 from mtpref.cli import main
+from mtpref.convert import Settings, convert
 from mtpref.errors import MtprefError
 from mtpref.gguf import write_shards
-from mtpref.probe.count import Estimate
+from mtpref.probe.count import Estimate, is_sure
 from tests import broken_heads
 from tests.broken_heads import BROKEN, HEALTHY_TYPES, TINY, in_type, write
 from tests.gguf_copy import copy_of
 from tests.hf_folder import read_state, write_checkpoint
+from tests.single_faults import FOUND, altered, faults_of, is_told_rightly, values
 
 ROOT = Path(__file__).parent.parent
 MICRO = ROOT / "golden" / "models" / "micro-60-f32.gguf"
 # What only another file can tell: the head drafts nearly as before, and no change of one thing makes it better.
+VALUES = values()
 ONLY_AGAINST = ("W8b block scales of the neighbour",)
 
 
@@ -45,6 +47,40 @@ def test_the_change_that_mends_a_norm_is_named(tmp_path):
     assert [f.what for f in report.findings if f.id == "norm-convention"] == ["1 added to all norms of the head"]
 
 
+@pytest.mark.parametrize(("name", "label"), FOUND, ids=lambda text: text.replace(" ", "-"))
+def test_a_single_fault_is_told_by_its_part_or_as_unclear(tmp_path, name, label):
+    """tools/check_single_faults.py does the same for all tensors."""
+    report = check_path(altered(tmp_path / "x.gguf", name, faults_of(name, VALUES)[label]))
+    said = [f for f in report.findings if f.severity in ("fail", "warning")]
+    assert {f.id for f in said} & FOUND[name, label], report.lines()
+    assert all(is_told_rightly(name, f) for f in said), report.lines()
+    assert "nothing is wrong" not in report.verdict
+
+
+def test_swapped_halves_are_the_verdict_and_what_they_explain_is_not(tmp_path):
+    report = check_path(write(tmp_path / "x.gguf", BROKEN["G1 halves swapped"][0]))
+    assert "halves of eh_proj's input swapped" in report.verdict
+    [found] = [f for f in report.findings if f.id == "halves-swapped"]
+    assert float(re.search(r"gain (0\.\d+)", found.text)[1]) > 0.6
+    assert "head-useless" in ids(report)
+
+
+def test_a_small_gain_is_no_cause_and_a_trunk_is_not_mended_by_a_head(tmp_path):
+    reversed_k = check_path(altered(tmp_path / "a.gguf", "blk.4.attn_k.weight", VALUES["blk.4.attn_k.weight"][::-1]))
+    assert "norm-convention" not in ids(reversed_k, "fail", "warning")
+    name = "blk.0.attn_qkv.weight"
+    trunk = check_path(altered(tmp_path / "b.gguf", name, VALUES[name][::-1]))
+    assert "graft" not in trunk.verdict
+    assert "blk.0 DeltaNet" in trunk.verdict
+    assert "head-not-judged" in ids(trunk, "note") or len(ids(trunk)) == 1
+
+
+def test_a_head_is_not_run_on_weights_that_are_no_numbers(tmp_path):
+    report = check_path(write(tmp_path / "x.gguf", BROKEN["NaN in a norm"][0]))
+    assert not report.was_run
+    assert "not-run" in ids(report, "note")
+
+
 @pytest.mark.parametrize(("kind", "head_only"), [*((kind, False) for kind in HEALTHY_TYPES), ("Q4_0", True)])
 def test_no_false_alarm_in_any_type(tmp_path, kind, head_only):
     report = check_path(write(tmp_path / "x.gguf", in_type(kind, head_only=head_only)))
@@ -54,7 +90,11 @@ def test_no_false_alarm_in_any_type(tmp_path, kind, head_only):
 
 @pytest.mark.parametrize("model", sorted((ROOT / "golden" / "models").glob("micro-*.gguf")), ids=lambda p: p.stem)
 def test_no_false_alarm_on_planted_models(model):
-    assert check_path(model).is_sound
+    """Their trunks read no text, which is said of the trunk and as a warning."""
+    report = check_path(model)
+    assert report.is_sound
+    assert ids(report, "warning") == {"trunk-odd"}
+    assert "head is there" in report.verdict
 
 
 @pytest.mark.parametrize(
@@ -77,7 +117,7 @@ def test_fast_suspects_all_layer_norms_together_and_never_one(tmp_path, step):
 
 def test_fast_reads_no_tensor_whole(monkeypatch, tmp_path):
     read = []
-    for room in ("check.static", "gguf.reader"):
+    for room in ("check.sampling", "gguf.reader"):
         monkeypatch.setattr(
             f"mtpref.{room}.dequantize", lambda kind, raw, shape: read.append(shape) or np.ones(shape, np.float32)
         )
@@ -91,6 +131,18 @@ def test_a_missing_shard_is_named(tmp_path):
     paths[-1].unlink()
     report = check_path(paths[0], fast=True)
     assert "shards-missing" in ids(report)
+
+
+def test_a_later_file_of_a_split_model_names_the_first(tmp_path):
+    paths = write_shards(tmp_path / "m", *copy_of(TINY), max_tensors=30)
+    with pytest.raises(MtprefError, match=r"file 2 of 3 of a split model, expected the first; give .*00001-of-00003"):
+        check_path(paths[1], fast=True)
+
+
+def test_another_pre_tokenizer_than_the_architectures_is_noted(tmp_path):
+    path = write(tmp_path / "x.gguf", broken_heads.with_key("tokenizer.ggml.pre", "llama-bpe", "str"))
+    [note] = [f for f in check_path(path, fast=True).findings if f.id == "tokenizer-note"]
+    assert "llama-bpe, where qwen35 models have qwen35" in note.text
 
 
 def test_a_gain_must_be_large_and_sure():
@@ -176,6 +228,31 @@ def test_config_json_that_does_not_know_its_head(tmp_path):
     assert "config-undeclared" in ids(report, "note")
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_check_and_convert_refuse_the_same_folders(tmp_path, fast):
+    state, config, tokenizer = read_state()
+    folders = {
+        "two blocks declared, one there": (state, config | {"mtp_num_hidden_layers": 2}),
+        "a tensor of the head lost": ({n: x for n, x in state.items() if n != "mtp.fc.weight"}, config),
+        "a tensor of the trunk lost": ({n: x for n, x in state.items() if n != "model.norm.weight"}, config),
+    }
+    for i, (weights, keys) in enumerate(folders.values()):
+        folder = write_checkpoint(tmp_path / str(i), weights, keys, tokenizer)
+        with pytest.raises(MtprefError) as refused:
+            convert(folder, tmp_path / "x.gguf", Settings())
+        [finding] = [f for f in check_path(folder, fast=fast).findings if f.severity == "fail"]
+        assert finding.id == "cannot-convert"
+        assert finding.text in str(refused.value)
+
+
+def test_the_folder_of_an_adapter_is_named_as_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    for refuse in (check_path, lambda path: convert(path, tmp_path / "x.gguf", Settings())):
+        with pytest.raises(MtprefError, match=r"a LoRA adapter.*merge it into its base model"):
+            refuse(tmp_path)
+
+
 # THE COMMAND
 
 
@@ -198,7 +275,7 @@ def test_exit_codes_and_json(tmp_path, capsys):
 
 def test_the_page_has_every_finding():
     page = (ROOT / "docs" / "keeping-the-head.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (ok|note|warning|fail) \|", page, re.M))
+    rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (ok|note|warning|cannot-judge|fail) \|", page, re.M))
     assert rows == {id: kind.severity for id, kind in CATALOGUE.items()}
     for kind in CATALOGUE.values():
         assert kind.meaning in page

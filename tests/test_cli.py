@@ -265,9 +265,10 @@ def test_a_cold_start_says_what_it_waits_for_and_a_warm_one_does_not(tmp_path):
     assert cold.stderr.count("compiling kernels") == 1
     assert "compiling kernels" not in warm.stderr
     assert cold.stdout == warm.stdout
-    # A second signature of a function in the cache: processes that compile at the same time would confuse the two.
-    assert list(tmp_path.rglob("*.1.nbc"))
-    assert not list(tmp_path.rglob("*.2.nbc"))
+    assert "which the times above leave out" in cold.stderr
+    assert "leave out" not in warm.stderr
+    assert float(re.search(r"prompt ([0-9.]+) s", cold.stderr)[1]) < 1.0  # a kernel takes seconds to compile
+    assert list(tmp_path.rglob("*.kernel"))
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")

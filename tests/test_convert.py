@@ -311,6 +311,15 @@ def test_one_added_token_more_changes_nothing(tmp_path):
         assert file.kv["tokenizer.ggml.token_type"].to_numpy()[2048:].tolist() == [3, 5]
 
 
+def test_added_tokens_without_rows_get_a_remedy(tmp_path):
+    tokenizer = json.loads(json.dumps(TOKENIZER))
+    extra = dict(tokenizer["added_tokens"][0], id=len(tokenizer["model"]["vocab"]), content="<|more|>")
+    tokenizer["added_tokens"].append(extra)
+    folder = write_checkpoint(tmp_path / "hf", STATE, CONFIG, tokenizer)
+    with pytest.raises(MtprefError, match=r"so that 1 \(first <\|more\|>.*resize the embeddings to 2049 rows"):
+        converted(folder, tmp_path)
+
+
 def grown(state, n):
     name = "model.embed_tokens.weight"
     return state | {name: np.concatenate([state[name], state[name][:n]])}

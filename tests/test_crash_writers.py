@@ -11,12 +11,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
-def test_killed_writers_leave_nothing_half_done(tmp_path):
+@pytest.mark.parametrize(
+    ("n", "seed"), [(12, 3), pytest.param(36, 3, marks=pytest.mark.slow), pytest.param(36, 4, marks=pytest.mark.slow)]
+)
+def test_killed_writers_leave_nothing_half_done(tmp_path, n, seed):
     from crash_writers import SIGNALS, crash
 
-    tally = crash(tmp_path, 36, seed=3, n_megabytes=4, has_tmpfs=False)
+    tally = crash(tmp_path, n, seed=seed, n_megabytes=4, has_tmpfs=False)
     assert tally.problems == []
-    assert tally.n == 36
+    assert tally.n == n
     assert {what for what, _ in tally.ends} == {s.name for s in SIGNALS} | {"full disk"}
 
 

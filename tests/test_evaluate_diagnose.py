@@ -23,12 +23,14 @@ def evaluate():
     return evaluate_diagnose
 
 
+@pytest.mark.slow
 def test_ports_that_differ_in_more_than_their_fault_are_diagnosed(evaluate, tmp_path):
     cases = list(islice(evaluate.fault_cases("dump", evaluate.Models(tmp_path)), 6))
     assert sum(evaluate.is_right(c, 1) for c in cases) >= 5, cases
     assert all(evaluate.is_right(c, 3) for c in cases), cases
 
 
+@pytest.mark.slow
 def test_healthy_ports_of_every_mixture_are_not_blamed(evaluate, tmp_path):
     models = evaluate.Models(tmp_path)
     for kind, n in (("dump", 8), ("log", 2)):

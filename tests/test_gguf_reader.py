@@ -176,10 +176,11 @@ def test_an_unknown_tensor_type_is_opaque_and_the_rest_still_opens(write):
     raw = container((), [tensor("odd", (5,), 142), tensor("f", (2,), 0, 32)], bytes(32) + struct.pack("<2f", 1, 2))
     with open_gguf(write(raw)) as f:
         odd = f.tensors["odd"]
-        assert (odd.type_id, odd.type_name, odd.n_bytes, odd.ne) == (142, "type-142", None, (5,))
+        assert (odd.type_id, odd.type_name, odd.n_bytes, odd.ne) == (142, "type-142", 32, (5,))
         assert f.data("f").view("<f4").tolist() == [1, 2]
-        with pytest.raises(MtprefError, match="tensor odd has unknown type id 142, expected one that ggml defines"):
-            f.data("odd")
+        assert f.data("odd").tobytes() == bytes(32)
+        with pytest.raises(MtprefError, match="tensor type type-142: unknown, expected a ggml name"):
+            next(f.decoded(odd))
 
 
 def test_views_outlive_close_and_everything_else_is_refused_after_it(write):
@@ -275,6 +276,28 @@ BAD_FILES = {
     "opaque offset": (container((), [tensor("a", (2,), 77, 2**40)], bytes(64)), "tensor a ends at byte"),
     "same tensor": (container((), [F32_PAIR[0], tensor("a", (2,), 0, 32)], bytes(64)), "tensor a appears twice"),
     "overlap": (container((), [tensor("a", (9,)), F32_PAIR[1]], bytes(64)), "tensors a and b overlap at byte"),
+    "fall": (
+        container((), [tensor("a", (2,)), tensor("c", (2,), 0, 32), tensor("b", (2,))], bytes(96)),
+        "tensor b begins at byte 128, before tensor c at 160, expected tensors in the order",
+    ),
+    "gap": (container((), [tensor("a", (2,)), tensor("b", (2,), 0, 64)], bytes(96)), "belong to no tensor"),
+    "gap at the start": (container((), [tensor("a", (2,), 0, 32)], bytes(96)), "tensor a, the first, begins at"),
+    "gap before an unknown type": (
+        container((), [tensor("a", (2,)), tensor("b", (2,), 77, 64)], bytes(96)),
+        "belong to no tensor",
+    ),
+    "unknown types on each other": (
+        container((), [tensor("a", (2,), 77), tensor("b", (2,), 78)], bytes(96)),
+        "tensors a and b overlap",
+    ),
+    "fall after an unknown type": (
+        container((), [tensor("a", (2,)), tensor("b", (2,), 77, 32), tensor("c", (2,))], bytes(96)),
+        "tensor c begins at byte 128, before tensor b at 160",
+    ),
+    "unknown type past the end": (
+        container((), [tensor("a", (2,)), tensor("b", (2,), 77, 32)], bytes(32)),
+        "tensor b ends at byte",
+    ),
     "same offset": (container((), [tensor("a", (2,)), tensor("b", (2,))], bytes(64)), "tensors a and b overlap"),
 }
 

@@ -51,10 +51,15 @@ def naive(w, h, grid, damping):
     return out
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.kind}-{g.group}")
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 30.0])
+# Two blocks of lazy updates, of which the second is not whole where groups allow it. Scales on a grid without minima
+# and on one with them.
+@pytest.mark.parametrize(
+    ("grid", "scale"),
+    [*((grid, 1.0) for grid in GRIDS), *((grid, scale) for grid in GRIDS[:2] for scale in (1e-3, 30.0))],
+    ids=lambda x: f"{x.kind}-{x.group}" if isinstance(x, Grid) else str(x),
+)
 def test_the_blocked_form_is_the_plain_one(grid, scale):
-    w, h = problem(1, n_out=5, n_in=256, scale=scale)
+    w, h = problem(1, n_out=5, n_in=256 if grid.group == 128 else 160, scale=scale)
     expected = naive(w, h, grid, 0.01)
     got = values(gptq(w, h, grid), grid, w)
     assert np.mean(np.isclose(got, expected, rtol=1e-4, atol=1e-9)) > 0.999  # a tie may fall either way

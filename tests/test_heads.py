@@ -18,6 +18,9 @@ from mtpref.heads.match import doubts
 from mtpref.heads.pairs import size_label
 from mtpref.heads.proof import prove
 from mtpref.hf import open_checkpoint
+from mtpref.model import load
+from mtpref.quantize import Settings as QuantizeSettings
+from mtpref.quantize import Wanted, quantize_file
 from mtpref.quants import dequantize
 from tests.gguf_copy import copy_of, llama_speculative
 from tests.head_files import head_of, trunk_of
@@ -105,6 +108,43 @@ def test_a_trunk_that_declares_a_lost_head_is_repaired_and_stripped(tmp_path):
     with open_gguf(lost) as f:
         write_contents(tmp_path / "stripped.gguf", strip(f), FREE)
     assert (tmp_path / "stripped.gguf").read_bytes() == (tmp_path / "trunk.gguf").read_bytes()
+
+
+def test_a_lost_head_whose_block_is_not_counted_either_costs_no_trunk_layer(tmp_path):
+    """The key is left, block_count is the trunk's: the last trunk layer is not the head."""
+    trunk, head = split_of(TINY, tmp_path)
+    kv, items = copy_of(trunk)
+    at = next(i for i, pair in enumerate(kv) if pair[0] == "qwen35.ssm.conv_kernel")
+    kv.insert(at, ("qwen35.nextn_predict_layers", 1, "u32"))
+    write_gguf(tmp_path / "lost.gguf", kv, items)
+    with open_gguf(tmp_path / "lost.gguf") as f:
+        assert (layout_of(f).n_trunk, layout_of(f).names) == (4, ())
+        write_contents(tmp_path / "stripped.gguf", strip(f), FREE)
+    assert (tmp_path / "stripped.gguf").read_bytes() == trunk.read_bytes()
+    with open_gguf(join(tmp_path / "lost.gguf", head, tmp_path / "out.gguf")) as f:
+        assert len(f.tensors) == 70
+
+
+def test_what_a_head_alone_reads_and_a_whole_model_does_not_is_said(tmp_path):
+    trunk, head = split_of(TINY, tmp_path)
+    with open_gguf(trunk) as t, open_gguf(head) as h, open_gguf(TINY) as whole:
+        [note] = graft(t, h).notes
+        assert note.startswith("token_embd.weight of the head's file is left out")
+        assert graft(t, whole).notes == []
+    bare = rewritten(head, tmp_path / "bare.gguf", drop=("blk.4.nextn.shared_head_norm.weight",))
+    with open_gguf(trunk) as t, open_gguf(bare) as h:
+        assert "token_embd.weight, output_norm.weight of the head's file are left out" in graft(t, h).notes[0]
+
+
+@pytest.mark.parametrize("key", [None, 0])
+def test_an_undeclared_head_is_no_trunk_layer(tmp_path, key):
+    """The engine refuses it, quantize too; graft of the file with itself declares it."""
+    stray = rewritten(TINY, tmp_path / "stray.gguf", keys={"qwen35.nextn_predict_layers": key})
+    for refuse in (load, lambda path: quantize_file(path, tmp_path / "q.gguf", QuantizeSettings(Wanted("Q4_0")))):
+        with pytest.raises(MtprefError, match=r"blk\.4\.nextn\.enorm\.weight is there.*mtpref graft FILE FILE"):
+            refuse(stray)
+    assert join(stray, stray, tmp_path / "out.gguf").stat().st_size == TINY.stat().st_size
+    load(tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize("n_block", [4, 5], ids=["not counted", "counted as trunk"])

@@ -196,10 +196,23 @@ def test_odd_keys_are_problems_not_crashes(path, key, value, problem):
     render(report)
 
 
-def test_an_unsupported_architecture_is_listed_without_judgement(path):
+@pytest.mark.parametrize("n_blocks", [2, 3])
+def test_a_declared_head_without_tensors_is_a_problem_of_any_architecture(path, n_blocks):
+    keys = {"qwen35moe.block_count": (n_blocks, "u32"), "qwen35moe.nextn_predict_layers": (1, "u32")}
+    report = save(path, keys, {"blk.0.attn_q.weight": (2, 2), "blk.1.attn_q.weight": (2, 2)}, arch="qwen35moe")
+    [problem] = report["problems"]
+    assert "qwen35moe.nextn_predict_layers is 1, and no tensor is named nextn" in problem
+    assert "mtpref strip" in problem
+    keys["qwen35moe.nextn_predict_layers"] = (0, "u32")
+    assert save(path, keys, {"blk.0.attn_q.weight": (2, 2)}, arch="qwen35moe")["problems"] == []
+
+
+def test_an_unsupported_architecture_is_listed_and_only_its_head_is_judged(path):
     keys = {"llama.block_count": (2, "u32"), "llama.rope.freq_base": (float("inf"), "f32")}
     report = save(path, keys, {"blk.0.attn_q.weight": (2, 2), "blk.1.nextn.enorm.weight": (2,)}, arch="llama")
-    assert (report["supported"], report["mtp"]["status"], report["problems"]) == (False, "unknown", [])
+    assert (report["supported"], report["mtp"]["status"]) == (False, "unknown")
+    [problem] = report["problems"]
+    assert "mtpref graft FILE FILE" in problem
     assert report["hyper_parameters"] == {"llama.block_count": 2, "llama.rope.freq_base": "inf"}
     assert report["mtp"]["unexpected"] == ["blk.1.nextn.enorm.weight"]
     assert "not supported" in render(report)
@@ -212,9 +225,9 @@ def test_an_unknown_tensor_type_is_listed(path):
     raw[at : at + 4] = (333).to_bytes(4, "little")
     path.write_bytes(raw)
     report = inspect_file(path)
-    assert any("output_norm.weight has unknown type id 333" in p for p in report["problems"])
-    assert next(q for q in report["quantisation"] if q["type"] == "type-333")["bytes"] is None
-    assert "size unknown" in render(report)
+    assert any("output_norm.weight has type id 333, which mtpref does not know" in p for p in report["problems"])
+    assert next(q for q in report["quantisation"] if q["type"] == "type-333")["bytes"] == 32
+    assert "type-333" in render(report)
 
 
 SPLIT = {"split.no": (0, "u16"), "split.count": (2, "u16"), "split.tensors.count": (len(model_tensors()), "i32")}

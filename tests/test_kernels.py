@@ -237,9 +237,9 @@ def test_products_that_underflow_keep_their_sign(n_in: int) -> None:
 
 
 def test_a_type_without_a_product_is_refused() -> None:
-    w = spec.Matrix("blk.0.ffn_up.weight", "Q1_0", 1, 256, np.zeros(36, np.uint8))
+    w = spec.Matrix("blk.0.ffn_up.weight", "Q8_1", 1, 256, np.zeros(288, np.uint8))
     for product in (kernels.mul_mat_exact, kernels.mul_mat_ggml):
-        with pytest.raises(MtprefError, match=r"blk\.0\.ffn_up\.weight.*Q1_0.*Q8_0.*requantise"):
+        with pytest.raises(MtprefError, match=r"blk\.0\.ffn_up\.weight.*Q8_1.*Q8_0.*requantise"):
             product(w, np.zeros((1, 256), np.float32))
 
 

@@ -12,10 +12,11 @@ import mtpref
 from mtpref.contract import parse_contract
 from mtpref.errors import MtprefError
 from mtpref.events import Drafted, Verified
-from mtpref.probe import Settings, Text, Variant, Window, probe, walk, windows_of
+from mtpref.model import load
+from mtpref.probe import Settings, Text, Variant, Window, probe, read_texts, walk, windows_of
 from mtpref.probe import head as head_room
-from mtpref.probe.controls import MAIN, compare_controls, contracts, controls, verdict, with_contract
-from mtpref.probe.count import Judged, difference, jackknife, judge
+from mtpref.probe.controls import MAIN, Control, compare_controls, contracts, controls, verdict, with_contract
+from mtpref.probe.count import Estimate, Judged, difference, jackknife, judge
 from mtpref.probe.render import lines
 from mtpref.probe.tables import by_context, by_label, calibration, language, ranks
 from mtpref.probe.walk import HeadSeen, Seen, TrunkSeen
@@ -361,6 +362,41 @@ def test_a_head_that_is_no_better_than_a_control_is_told_so():
     assert "--contracts" in report.verdict
     assert "too little text" in probe(model, [Text("x", tuple(TEXT))], Settings()).verdict
     assert verdict(report.controls) == report.verdict
+
+
+def control(name, rate, low, high):
+    """A control that the head is above by low .. high."""
+    return Control(name, "", Estimate(rate), Estimate((low + high) / 2, low, high))
+
+
+BEATEN = control("constant", 0.1, 0.5, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("found", "says", "says_not"),
+    [
+        (control("hidden=pre", 0.785, -0.011, 0.001), "near miss by nature", "NOT"),
+        (control("hidden=pre", 0.81, -0.015, -0.005), "near miss by nature", "NOT"),  # surely above it, and by little
+        (control("hidden=post", 0.9, -0.2, -0.1), "NOT better than hidden=post (0.900); is the contract", "near miss"),
+        (control("prime=none", 0.7, -0.01, 0.02), "its attention adds nothing sure on this text", "NOT"),
+        (control("no-attention", 0.9, -0.2, -0.1), "NOT better than no-attention (0.900)", "nothing sure"),
+        (control("concat=eh", 0.7, -0.01, 0.02), "NOT better than concat=eh", "near miss"),
+        (control("other-hidden", 0.7, -0.01, 0.02), "NOT better than other-hidden", "contract"),
+        (control("constant", 0.97, -0.01, 0.02), "take another text", "contract"),
+    ],
+)
+def test_a_verdict_accuses_no_head_of_a_near_miss(found, says, says_not):
+    text = verdict([found, BEATEN])
+    assert says in text
+    assert says_not not in text
+    assert "--contracts" not in verdict([found, BEATEN], contracts_shown=True)
+
+
+def test_the_readmes_command_finds_its_own_model_sound():
+    model = load(ROOT / "mtpref" / "data" / "tiny.gguf")
+    texts = read_texts([str(ROOT / "README.md"), str(ROOT / "docs" / "glossary.md")], model.vocab)
+    report = probe(model, texts, Settings(n_positions=200))
+    assert report.verdict.startswith("verdict: the head is above every")
 
 
 def test_contracts_are_every_visible_change_once_and_the_probed_one_first():

@@ -342,7 +342,7 @@ def test_integer_dots_do_not_overflow(type_name):
     assert y[0, 0] == 127 * w.dequantize().astype(np.float64).sum()
 
 
-@pytest.mark.parametrize("type_name", ["Q1_0", "Q8_1", "I32", "F64"])
+@pytest.mark.parametrize("type_name", ["Q8_K", "Q8_1", "I32", "F64"])
 def test_weight_type_without_a_product_is_one_clear_line(type_name):
     w = spec.Matrix("blk.0.attn_q.weight", type_name, 1, 256, np.zeros(74, np.uint8))
     expected = rf"blk\.0\.attn_q\.weight: no matrix product for type {type_name}, expected one of F32.*requantise"

@@ -131,6 +131,8 @@ def test_each_filter_by_hand():
     assert spec.filtered(logits, [("top_p", 0.69)]).ids.tolist() == [1, 3]
     assert spec.filtered(logits, [("top_p", 0.71)]).ids.tolist() == [1, 2, 3]
     assert spec.filtered(logits, [("top_p", 0.0)]).ids.tolist() == [1]
+    equal = np.zeros(4, np.float32)  # running sums of exactly 1/4, 1/2, 3/4: p is reached, and need not be passed
+    assert spec.filtered(equal, [("top_p", 0.5)]).ids.tolist() == [0, 1]
     assert spec.filtered(logits, [("min_p", 0.49)]).ids.tolist() == [1, 2, 3]
     assert spec.filtered(logits, [("min_p", 1.0)]).ids.tolist() == [1]
     assert spec.filtered(logits, [("temperature", 0.5)]).p == pytest.approx(np.array([1, 16, 4, 9]) / 30, rel=1e-6)

@@ -62,7 +62,6 @@ def real_qwen35() -> tuple[Any, Vocab]:
     return encoding, load_vocab({PREFIX + key: value for key, value in kv.items()})
 
 
-@pytest.mark.slow
 def test_real_qwen35_vocabulary_gives_the_same_ids(real_qwen35: tuple[Any, Vocab]) -> None:
     encoding, vocab = real_qwen35
     assert vocab.n_vocab == 248_077
@@ -74,7 +73,6 @@ def test_real_qwen35_vocabulary_gives_the_same_ids(real_qwen35: tuple[Any, Vocab
         assert vocab.decode(ids, special=True) == text.encode("utf-8")
 
 
-@pytest.mark.slow
 def test_real_qwen35_vocabulary_ends_generation_where_llama_cpp_does(real_qwen35: tuple[Any, Vocab]) -> None:
     encoding, vocab = real_qwen35
     texts = {"<|endoftext|>", "<|im_end|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"}

@@ -25,7 +25,7 @@ ALLOWED = {
     "F32": 1e-6, "F16": 1e-3, "BF16": 5e-3, "Q8_0": 0.015, "Q6_K": 0.04, "Q5_K": 0.08, "Q5_1": 0.08, "Q5_0": 0.1,
     "Q4_K": 0.16, "Q4_1": 0.16, "Q4_0": 0.2, "IQ4_NL": 0.18, "IQ4_XS": 0.18, "MXFP4": 0.25, "NVFP4": 0.25, "Q3_K": 0.3,
     "IQ3_S": 0.3, "IQ3_XXS": 0.35, "Q2_K": 0.5, "IQ2_S": 0.5, "IQ2_XS": 0.5, "IQ2_XXS": 0.55, "TQ1_0": 0.9,
-    "TQ2_0": 0.9,
+    "TQ2_0": 0.9, "Q2_0": 0.9, "Q1_0": 0.9,
     "IQ1_M": 0.8, "IQ1_S": 0.8,
 }  # fmt: skip
 NORM_ALLOWED = 1e-2  # of vectors that a converter rounds on the way: BF16 of a zero-centred norm
@@ -86,6 +86,9 @@ def compare(file: GgufFile, other: Other) -> list[Finding]:
                 if n_off <= MAX_NAMED:
                     text = f"relative error {error:.3g}, expected at most {allowed:.2g} of {info.type_name} against "
                     found.append(Finding("against-value", info.name, text + other.types[info.name]))
+        else:
+            text = f"{info.type_name} here, {other.types[info.name]} there: not compared"
+            found.append(Finding("against-skipped", printable(info.name), text))
     if n_off > MAX_NAMED:
         found.append(
             Finding("against-value", f"{n_off - MAX_NAMED} more tensors", "differ by more than their types explain")

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mtpref.check import marks
 from mtpref.check.findings import Finding
-from mtpref.convert import Settings, convert
+from mtpref.convert import Settings, convert, plan
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
-from mtpref.hf import Inventory, TextConfig, gguf_tensors, open_checkpoint, text_config
+from mtpref.hf import Checkpoint, Inventory, TextConfig, gguf_tensors, open_checkpoint, text_config
 
 SMALL = 256 << 20  # bytes of tensors that are converted and run without being asked
 MAX_NAMED = 8
@@ -30,18 +31,32 @@ def check_folder(path: str | Path, *, fast: bool, check_file: Callable[[Path], l
         findings = _inventory(config, found)
         findings += marks.of_checkpoint(checkpoint.config, checkpoint.metadata, bool(found.n_mtp))
         n_bytes = sum(np.prod(part.shape, dtype=np.int64) * 4 for part in found.parts)
+        settings = Settings("bf16", "both" if found.n_mtp else "trunk")
+        try:
+            findings += [Finding("tokenizer-note", "conversion", note) for note in _planned(checkpoint, settings)]
+        except MtprefError as error:
+            return [
+                *findings,
+                Finding("cannot-convert", "conversion", str(error).removeprefix(f"{checkpoint.label}: ")),
+            ]
     if fast or n_bytes > SMALL or found.unmapped:
         why = "--fast" if fast else "larger than 256 MiB: convert it and check the file"
         return [*findings, Finding("not-run", "the head", why)]
     with tempfile.TemporaryDirectory(prefix="mtpref-check-") as folder:
         target = Path(folder) / "converted.gguf"
         try:
-            convert(path, target, Settings("bf16", "both" if found.n_mtp else "trunk"))
+            convert(path, target, settings)
         except MtprefError as error:
-            return [*findings, Finding("cannot-load", "conversion", str(error))]
+            return [*findings, Finding("cannot-convert", "conversion", str(error))]
         if found.n_mtp:
             findings += check_file(target)
     return findings
+
+
+def _planned(checkpoint: Checkpoint, settings: Settings) -> list[str]:
+    """What a conversion says of the pre-tokenizer; MtprefError for whatever it refuses, but tensors without a place."""
+    made = plan(checkpoint, replace(settings, allow_unmapped=True))
+    return [note for note in made.notes if "pre-tokenizer" in note]
 
 
 def _inventory(config: TextConfig, found: Inventory) -> list[Finding]:

@@ -13,13 +13,15 @@ from mtpref.chat import chat_prompt, find_template
 from mtpref.check import marks, static
 from mtpref.check.against import Other, compare
 from mtpref.check.checkpoint import check_folder
-from mtpref.check.findings import CATALOGUE, FAIL, NOTE, OK, WARNING, Finding
+from mtpref.check.findings import CANNOT, CATALOGUE, FAIL, NOTE, OK, SYMPTOMS, WARNING, Finding
 from mtpref.check.running import Ran, run
+from mtpref.check.sampling import samples
 from mtpref.check_tensors import check_tensors
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, NotFiniteError, UnsupportedError
 from mtpref.gguf import GgufFile
 from mtpref.heads.proof import BLOCK
 from mtpref.hf import is_checkpoint
+from mtpref.identify import HEAD_ONLY
 from mtpref.inspect.report import describe_file, open_to_inspect
 from mtpref.model import Model, load
 from mtpref.probe.controls import MAIN
@@ -28,8 +30,11 @@ from mtpref.probe.walk import Progress, Variant, walk_all
 from mtpref.tensor_names import ARCHITECTURES
 
 SCHEMA = "mtpref-check-1"
-BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load")
-MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", FAIL: "FAIL   "}
+BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load",
+            "unsupported", "not-finite")  # fmt: skip
+LOCATED = ("norm-convention", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
+           "tensor-doubled", "random-matrix")  # fmt: skip
+MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", CANNOT: "CANNOT ", FAIL: "FAIL   "}
 
 
 @dataclass
@@ -42,17 +47,28 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
 
     @property
-    def is_sound(self) -> bool:
-        return not any(f.severity == FAIL for f in self.findings)
+    def is_sound(self) -> bool | None:
+        """None: it cannot be judged."""
+        found = {f.severity for f in self.findings}
+        return False if FAIL in found else None if CANNOT in found else True
 
     @property
     def verdict(self) -> str:
         failed = [f for f in self.findings if f.severity == FAIL]
-        if not failed:
-            ran = "" if self.was_run else "; it was not run"
-            return f"verdict: the head is there and nothing is wrong with it{ran}"
-        kind = CATALOGUE[failed[0].id]
-        return f"verdict: NOT sound: {kind.meaning}; {kind.remedy}"
+        if self.is_sound is None:
+            kind = CATALOGUE[next(f.id for f in self.findings if f.severity == CANNOT)]
+            return f"verdict: cannot judge: {kind.meaning}; {kind.remedy}"
+        if failed:
+            first = next((f for f in failed if f.id not in SYMPTOMS), failed[0])
+            kind = CATALOGUE[first.id]
+            where = f" ({first.what})" if first.id in LOCATED else ""
+            return f"verdict: NOT sound: {kind.meaning}{where}; {kind.remedy}"
+        warned = [CATALOGUE[f.id] for f in self.findings if f.severity == WARNING]
+        if warned:
+            return f"verdict: the head is there; look at the warning: {warned[0].meaning}; {warned[0].remedy}"
+        ran = "" if self.was_run else "; it was not run"
+        alone = "" if self.against is not None else " that the file alone can show"
+        return f"verdict: the head is there and nothing is wrong with it{alone}{ran}"
 
     def lines(self) -> list[str]:
         out = [f"{MARKS[f.severity]} {f.id}: {f.what}: {f.text}" for f in self.findings]
@@ -109,26 +125,37 @@ class _Settings:
 def _check_file(path: Path, settings: _Settings) -> list[Finding]:
     file, alone = open_to_inspect(path)
     with file:
+        if alone is not None and "general.architecture" not in file.kv:
+            raise MtprefError(alone)  # a later file of a split model, whose keys are all in the first
         found = _look(path, file, describe_file(file, alone), settings)
     if settings.fast:
         return [*found, Finding("not-run", "the head", "--fast")]
-    if not any(f.id in BLOCKING for f in found):
-        found += _run(path, settings)
-    return found
+    blocking = next((f for f in found if f.id in BLOCKING), None)
+    if blocking is not None:
+        return [*found, Finding("not-run", "the head", f"{blocking.id} comes first")]
+    return found + _run(path, settings)
 
 
 def _look(path: Path, file: GgufFile, seen: dict[str, Any], settings: _Settings) -> list[Finding]:
     """What needs no run."""
     if seen["what"] is not None:
-        raise MtprefError(f"{path}: this is {seen['what']}")
+        how = (
+            "; to check it: mtpref graft TRUNK HEAD -o OUT.gguf, then check OUT.gguf"
+            if seen["what"] == HEAD_ONLY
+            else ""
+        )
+        raise MtprefError(f"{path}: this is {seen['what']}{how}")
     if seen["architecture"] not in ARCHITECTURES:
         raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
                           "mtpref inspect shows what is in it")  # fmt: skip
-    found = static.inventory(seen) + marks.of_gguf(seen["general"])
+    found = static.inventory(seen)
+    found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
+    found += marks.of_gguf(seen["general"])
     found += static.tokenizer(file)
     il = _head_layer(seen)
+    found += samples(file)
     if il is not None:
-        found += static.samples(file, il) + static.spectra(file, il)
+        found += static.norms_never_loaded(file, il) + static.spectra(file, il)
         found += static.norms(file, il, [row["kind"] == "delta_net" for row in seen["layers"]["blocks"]])
     if not settings.fast:
         found += _finite(file)
@@ -164,6 +191,8 @@ def _compare(file: GgufFile, against: str | Path) -> list[Finding]:
 def _run(path: Path, settings: _Settings) -> list[Finding]:
     try:
         model = load(path)
+    except UnsupportedError as error:
+        return [Finding("unsupported", "load", str(error))]
     except MtprefError as error:
         id = "d2t" if "d2t" in str(error) else "cannot-load"
         return [Finding(id, "load", str(error))]
@@ -171,7 +200,10 @@ def _run(path: Path, settings: _Settings) -> list[Finding]:
         return [Finding("cannot-load", "load", "no head after loading, expected one")]
     found = [Finding("tokenizer-note", "tokenizer", note) for note in model.vocab.notes]
     found += _template(model)
-    ran, more = run(model, settings.n_positions, settings.progress)
+    try:
+        ran, more = run(model, settings.n_positions, settings.progress)
+    except NotFiniteError as error:
+        return [*found, Finding("not-finite-run", "a built-in text", str(error))]
     settings.report.was_run = True
     found += more
     against = settings.against
@@ -191,7 +223,10 @@ def _beside(ran: Ran, against: str | Path, settings: _Settings) -> list[Finding]
     windows = [seen.window for seen in ran.seen]
     if any(max(window.ids) >= other.n_vocab for window in windows):
         return []
-    seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
+    try:
+        seen = walk_all(other, windows, [Variant(MAIN, other, len(ran.a))], settings.progress)
+    except NotFiniteError as error:
+        return [Finding("not-run", "the other file", str(error))]
     theirs = judge(seen, MAIN, "trunk", BLOCK)
     less = difference(ran.judged(), theirs)
     text = f"a_1 {ran.a[0].shown()} here, {theirs.unconditional()[0].shown()} there, difference {less.shown()}"

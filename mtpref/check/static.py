@@ -13,26 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.check.findings import Finding
+from mtpref.check.sampling import FEW_BITS, sample_rows, vector
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, TensorInfo, printable
-from mtpref.quants import DEQUANTIZABLE, dequantize
-from mtpref.vocab.pretokenizers import known_names
+from mtpref.gguf import GgufFile, printable
+from mtpref.quants import DEQUANTIZABLE
+from mtpref.tensor_names import D2T
+from mtpref.vocab.pretokenizers import known_names, unusual_pre
 
-F32 = NDArray[np.float32]
-SAMPLE_ROWS = 48
 COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
 HEAD_NORMS = ("nextn.enorm.weight", "nextn.hnorm.weight", "nextn.shared_head_norm.weight", *COMPARABLE)
-LOW_BITS = frozenset({
-    "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S",
-    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
-})  # fmt: skip
+LOW_BITS = FEW_BITS | {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"}
 SENSITIVE = ("nextn.eh_proj.weight", "nextn.shared_head_head.weight", "nextn.embed_tokens.weight")
 SPECTRAL = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
             "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")  # fmt: skip
 SPECTRAL_ROWS, SPECTRAL_COLUMNS, SPECTRAL_LAYERS = 256, 512, 3
 POWER_STEPS = 40
 TRAINED, NOISE = 1.25, 1.06  # of the edge of noise
-ZERO = 1e-3  # of the other half's root mean square: below it a half counts as zero
 
 
 def inventory(report: dict[str, Any]) -> list[Finding]:
@@ -56,6 +52,8 @@ def inventory(report: dict[str, Any]) -> list[Finding]:
         name = line.split(" ", 1)[0].removesuffix(":")
         if name in named or "holds nextn tensors" in line or "has no nextn tensor" in line:
             continue
+        if line.startswith("tensor ") and "mtpref does not know" in line:
+            continue  # said by `unreadable`
         if line.startswith("one file of a split model"):
             found.append(Finding("shards-missing", "shards", line))
         elif line.startswith("tensor ") and line.endswith("unexpected and not used"):
@@ -68,6 +66,21 @@ def inventory(report: dict[str, Any]) -> list[Finding]:
         found.append(Finding("fallbacks", "shared with the trunk", ", ".join(shared) or "nothing"))
         found += list(_types(head["blocks"]))
     return found
+
+
+def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
+    """Types without decoder among the tensors that a run would read: nothing can be said of their values.
+
+    unused   printable names of those that nothing reads
+    """
+    names: dict[str, list[str]] = {}
+    for info in file.tensors.values():
+        name = printable(info.name)
+        if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
+            names.setdefault(info.type_name, []).append(name)
+    more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
+    return [Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
+            for kind, found in names.items()]  # fmt: skip
 
 
 def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -85,36 +98,12 @@ def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
 # VALUES
 
 
-def samples(file: GgufFile, il: int) -> list[Finding]:
-    """Zeros among the head's norms and in a sample of its matrices' rows, and halves of eh_proj."""
-    found: list[Finding] = []
-    prefix = f"blk.{il}."
-    norms = {name: _vector(file, prefix + name) for name in HEAD_NORMS}
-    for name, x in norms.items():
-        if x is not None and not np.any(x):
-            found.append(Finding("tensor-zero", prefix + name, "all values are 0"))
-    present = [x for x in norms.values() if x is not None]
+def norms_never_loaded(file: GgufFile, il: int) -> list[Finding]:
+    """Whether every norm of the head is exactly 1."""
+    found = (vector(file, f"blk.{il}.{name}") for name in HEAD_NORMS)
+    present = [x for x in found if x is not None]
     if present and all(np.all(x == 1) for x in present):
-        found.append(Finding("norms-never-loaded", f"{len(present)} norms", "all values are exactly 1"))
-    for info in file.tensors.values():
-        if info.name.startswith(prefix) and len(info.shape) == 2 and info.type_name in DEQUANTIZABLE:
-            x = sample_rows(file, info)
-            if not np.any(x):
-                found.append(Finding("tensor-zero", info.name, f"{len(x)} rows of a sample are all 0"))
-            elif info.name.endswith("nextn.eh_proj.weight"):
-                found += _halves(info.name, x)
-    return found
-
-
-def _halves(name: str, x: F32) -> list[Finding]:
-    n = x.shape[1] // 2
-    rms = [float(np.sqrt(np.mean(np.square(half, dtype=np.float64)))) for half in (x[:, :n], x[:, n:])]
-    if not np.all(np.isfinite(rms)):
-        return []  # said by not-finite
-    for i, (half, other) in enumerate((("embedding", "hidden"), ("hidden", "embedding"))):
-        if rms[i] < ZERO * rms[1 - i]:
-            text = f"the {half} half has a root mean square of {rms[i]:.3g}, the {other} half {rms[1 - i]:.3g}"
-            return [Finding("eh-proj-half-zero", name, text)]
+        return [Finding("norms-never-loaded", f"{len(present)} norms", "all values are exactly 1")]
     return []
 
 
@@ -176,22 +165,8 @@ def _greatest_singular(x: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(x @ v))
 
 
-def sample_rows(file: GgufFile, info: TensorInfo, n: int = SAMPLE_ROWS, n_columns: int | None = None) -> F32:
-    """Rows of a matrix, evenly spaced, as float32; n_columns: so many of their first columns (a multiple of 256)."""
-    n_columns = min(n_columns or info.shape[-1], info.shape[-1])
-    rows = np.unique(np.linspace(0, info.shape[0] - 1, n).astype(np.int64))
-    return file.decoded_rows(info, rows, n_columns)
-
-
-def _vector(file: GgufFile, name: str) -> F32 | None:
-    info = file.tensors.get(name)
-    if info is None or len(info.shape) != 1 or info.type_name not in DEQUANTIZABLE:
-        return None
-    return dequantize(info.type_name, file.data(info), info.shape)
-
-
 def _mean(file: GgufFile, name: str) -> float | None:
-    x = _vector(file, name)
+    x = vector(file, name)
     return None if x is None or not np.all(np.isfinite(x)) else float(np.mean(x, dtype=np.float64))
 
 
@@ -208,14 +183,18 @@ def tokenizer(file: GgufFile) -> list[Finding]:
     embd = file.tensors.get("token_embd.weight")
     if embd is not None and len(embd.shape) == 2 and embd.shape[0] != n_tokens:
         kind = "tokenizer" if n_tokens > embd.shape[0] else "tokenizer-note"
-        found.append(Finding(kind, tokens, f"{n_tokens} tokens, token_embd.weight has {embd.shape[0]} rows"))
+        remedy = ": take the model's own tokenizer, or resize the embeddings before converting"
+        too_many = remedy if n_tokens > embd.shape[0] else ""
+        found.append(Finding(kind, tokens, f"{n_tokens} tokens, token_embd.weight has {embd.shape[0]} rows{too_many}"))
     model, pre = (_text(file, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model == "gpt2" and pre is None:
         found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", "missing: ids may differ from those of training"))
     elif model == "gpt2" and pre not in known_names():
         found.append(
-            Finding("tokenizer", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
+            Finding("unsupported", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
         )
+    elif model == "gpt2" and (odd := unusual_pre(str(_text(file, "general.architecture")), str(pre))) is not None:
+        found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", odd))
     if model == "gpt2" and "tokenizer.ggml.merges" not in file.kv:
         found.append(Finding("tokenizer", "tokenizer.ggml.merges", "missing: every byte would be a token of its own"))
     for role in ("eos", "eot", "bos", "padding"):

@@ -7,7 +7,7 @@ from typing import Any
 from mtpref.cli.output import Notes
 from mtpref.cli.probe import Progress
 
-EXIT_UNSOUND = 1
+EXIT_UNSOUND, EXIT_CANNOT_JUDGE = 1, 3
 
 
 def add_parser(verbs: Any) -> None:
@@ -17,7 +17,8 @@ def add_parser(verbs: Any) -> None:
         help="is the MTP head there, and is it sound?",
         description="Check a GGUF file or a Qwen3.5 checkpoint folder for its MTP head: keys against tensors, shapes, "
         "norms, halves of eh_proj, NaN, types, tokenizer and template; then run the head on a built-in text beside "
-        "itself with one thing changed. Exit code 0: sound; 1: no head, or something is wrong with it; 2: not a model. "
+        "itself with one thing changed. Exit code 0: sound; 1: no head, or something is wrong with it; 2: not a model; "
+        "3: cannot judge, since the file holds something that mtpref does not know, such as a new type. "
         "docs/keeping-the-head.md says what each finding means.",
     )
     parser.add_argument(
@@ -51,4 +52,6 @@ def run_check(args: argparse.Namespace) -> int:
         print(json.dumps(report.to_json(), ensure_ascii=True))
     else:
         print(terminal_safe("\n".join(report.lines())))
+    if report.is_sound is None:
+        return EXIT_CANNOT_JUDGE
     return 0 if report.is_sound else EXIT_UNSOUND

@@ -83,6 +83,7 @@ def run_diagnose(args: argparse.Namespace) -> int:
         model = load_model(args)
         report = diagnose.diagnose_dump(model.core, port, given_ids(args, model), _progress())
     else:
+        assert log is not None
         model = load_model(args)
         runs = diagnose.read_port_runs(log, given_ids(args, model), args.which)
         report = diagnose.diagnose_log(model.core, runs, _progress())

@@ -15,7 +15,8 @@ def add_parser(verbs: Any) -> None:
         usage="mtpref dump [options] -o OUT.gguf",
         help="write activations of any layer to a GGUF file",
         description="Run a prompt once through trunk and MTP head and write the tensors whose llama.cpp cb() name "
-        "matches to a GGUF file, for `mtpref compare` or for a port's own checker.",
+        "matches to a GGUF file, for `mtpref compare` or for a port's own checker. NaN and infinity are written as "
+        "they are; exit code 2 says that there are some.",
     )
     add_model(parser)
     add_prompt(parser)
@@ -36,4 +37,6 @@ def run_dump(args: argparse.Namespace) -> int:
     dump.write_dump(args.output, model.core, ids, recorder.tensors)
     begin()
     print(f"{args.output}: {len(recorder.tensors)} tensors of {len(ids)} tokens", file=sys.stderr)
+    if recorder.first_bad.name is not None and model.core.is_checked:
+        raise recorder.first_bad.error(model.core, f"{args.output} is written; the model")
     return 0

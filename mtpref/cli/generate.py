@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import json
-import time
 from functools import partial
 from typing import Any
 
@@ -66,6 +65,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run_generate(args: argparse.Namespace) -> int:
+    from mtpref import kernels
     from mtpref.faults import refuse_faults
     from mtpref.trace import TraceWriter
 
@@ -76,9 +76,9 @@ def run_generate(args: argparse.Namespace) -> int:
     prompt = _given_prompt(args, chat)
     say = Notes()
     say.when_compiling(args)
-    started = time.perf_counter()
+    started = kernels.clock()
     model = load_model(args)
-    load_seconds = time.perf_counter() - started
+    load_seconds = kernels.clock() - started
     options = decode_options(args, model)
     say.model(args, model, options)
     with contextlib.ExitStack() as stack:
@@ -101,6 +101,7 @@ def run_generate(args: argparse.Namespace) -> int:
         _print_json(model, run, reason)
     for line in run.statistics.lines():
         say.line(line)
+    say.compiled()
     return 130 if reason == "interrupted" else 0
 
 

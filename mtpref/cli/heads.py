@@ -121,6 +121,8 @@ def run_graft(args: argparse.Namespace) -> int:
         trunk = stack.enter_context(open_gguf(args.trunk))
         source, inputs = _open_source(args, stack)
         joined = graft(trunk, source)
+        if args.probe:
+            _check_readable(joined.contents)
         for note in joined.notes:
             _say(f"note: {note}")
         for doubt in joined.doubts:
@@ -131,7 +133,7 @@ def run_graft(args: argparse.Namespace) -> int:
         return 0
     is_probed = args.probe if args.probe is not None else joined.contents.n_bytes <= SMALL
     if is_probed:
-        return _prove(paths[0])
+        return _prove(paths[0], is_asked=bool(args.probe))
     if joined.doubts or args.probe is None:
         _say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
     return 0
@@ -159,12 +161,34 @@ def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple
     return source, [Path(args.source) / name for name in checkpoint.files]
 
 
-def _prove(path: Path) -> int:
+def _check_readable(contents: Any) -> None:
+    """Refuse --probe before anything is written, where a type cannot be read."""
+    from mtpref.quants import DEQUANTIZABLE
+    from mtpref.tensor_names import D2T
+
+    for item in contents.items:
+        if item.type_name not in DEQUANTIZABLE and item.name != D2T.name:
+            raise MtprefError(
+                f"--probe: tensor {item.name} has type {item.type_name}, whose values mtpref cannot read, expected a "
+                "known type; --no-probe writes the file"
+            )
+
+
+def _prove(path: Path, *, is_asked: bool) -> int:
+    """The file is written: what cannot be run is a note, unless the run was asked for or shows that the file is bad."""
     from mtpref.cli.output import Notes, begin
+    from mtpref.errors import UnsupportedError
     from mtpref.heads.proof import prove
 
     Notes().when_compiling(argparse.Namespace(ops=None))
-    proof = prove(path)
+    try:
+        proof = prove(path)
+    except UnsupportedError as error:
+        if is_asked:
+            raise
+        begin()
+        _say(f"not probed: {error}")
+        return 0
     begin()
     print("\n".join(proof.lines()))
     return 1 if proof.belongs is False else 0

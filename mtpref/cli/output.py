@@ -95,6 +95,13 @@ class Notes:
             said = "compiling kernels for this machine: once, up to half a minute; later starts use a cache"
             print(said, file=sys.stderr, flush=True)  # at once: it is what the user waits for
 
+    def compiled(self) -> None:
+        """After statistics: what their times leave out, where that is worth a line."""
+        from mtpref import kernels
+
+        if self._has_said_compiling:
+            self.line(f"kernels were compiled for {kernels.compile_seconds():.1f} s, which the times above leave out")
+
     def model(self, args: argparse.Namespace, model: Any, options: Any) -> None:
         core = model.core
         name = args.model or "embedded tiny model"

@@ -12,6 +12,11 @@ from mtpref.cli.writing import OutputPath, add_writing, type_counts, writing
 from mtpref.errors import MtprefError
 
 TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
+# File types that llama-quantize writes and `quantize` does not.
+LLAMA_TYPES = (
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_XS"),
+    *("IQ4_NL", "Q2_K", "Q2_K_S", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4_MOE"),
+)
 
 
 def add_parser(verbs: Any) -> None:
@@ -30,7 +35,11 @@ def _add_quantize(verbs: Any) -> None:
     )
     parser.add_argument("source", metavar="IN", help="GGUF model of float tensors, or the first of a split model")
     parser.add_argument("target", type=OutputPath, metavar="OUT", help="the GGUF file to write")
-    parser.add_argument("type", metavar="TYPE", choices=TYPES, help=f"one of {', '.join(TYPES)}")
+    parser.add_argument(
+        "type",
+        metavar="TYPE",
+        help=f"one of {', '.join(TYPES)}; for others (IQ2_XS, ...): strip, llama-quantize the trunk, graft",
+    )
     parser.add_argument(
         "--pure-llama", action="store_true", help="llama.cpp's types exactly, the head's too (default: off)"
     )
@@ -66,6 +75,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     from mtpref.quantize import ENCODABLE, Settings, Wanted, quantize_file
     from mtpref.quantize.importance import read_importance
 
+    _check_mixture(args)
     _check_method(args)
     overrides = tuple(_override(text, ENCODABLE) for text in args.tensor)
     if args.mtp_type is not None:
@@ -87,6 +97,19 @@ def run_quantize(args: argparse.Namespace) -> int:
     print(f"{printable(args.target, 400)}: {sizes}; {types}")
     print(_head_line(made))
     return 0
+
+
+def _check_mixture(args: argparse.Namespace) -> None:
+    """Refuse a type that is not written here, and name the road to it where there is one."""
+    if args.type in TYPES:
+        return
+    road = ""
+    if args.type.upper() in LLAMA_TYPES:
+        road = (
+            f"; llama.cpp writes it: mtpref strip {args.source} -o trunk.gguf, llama-quantize [--imatrix FILE] "
+            f"trunk.gguf small.gguf {args.type}, mtpref graft small.gguf {args.source} -o {args.target}"
+        )
+    raise MtprefError(f"TYPE: {args.type} is no type that mtpref writes, expected one of {', '.join(TYPES)}{road}")
 
 
 def _check_method(args: argparse.Namespace) -> None:
@@ -142,8 +165,11 @@ def _override(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _check_type(what: str, kind: str, kinds: tuple[str, ...]) -> None:
+    from mtpref.quants import DEQUANTIZABLE
+
     if kind not in kinds:
-        raise MtprefError(f"{what}: {kind} is no type that can be written, expected one of {', '.join(kinds)}")
+        road = f"; llama-quantize --tensor-type NAME={kind} writes it" if kind in DEQUANTIZABLE else ""
+        raise MtprefError(f"{what}: {kind} is no type that can be written, expected one of {', '.join(kinds)}{road}")
 
 
 # IMATRIX

@@ -24,6 +24,7 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import QUANTIZATION_VERSION, WriteOptions, printable, tensor_bytes, write_gguf
 from mtpref.hf import Checkpoint, Inventory, Part, TextConfig, gguf_tensors, open_checkpoint, text_config
 from mtpref.quants import TYPE_IDS, TYPES, quantize
+from mtpref.vocab.pretokenizers import unusual_pre
 
 # --outtype -> (type of matrices, general.file_type as llama.cpp numbers it)
 OUTTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
@@ -101,6 +102,9 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
     keys += vocabulary(checkpoint, config.vocab_size, settings.pre)
+    pre = next(value for key, value, _ in keys if key == "tokenizer.ggml.pre")
+    if (odd := unusual_pre(ARCH, pre)) is not None:
+        notes.append(odd)
     tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
     return Plan(keys, tensors, planned, found, n_mtp, notes)
 
@@ -152,10 +156,13 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         if present:
             notes.append("the MTP head is left out, as --no-mtp says")
         return 0
-    if present > 1 or declared > 1:
-        raise MtprefError(
-            f"{checkpoint.label}: {max(present, declared)} MTP blocks, expected at most one: no {ARCH} graph runs more"
-        )
+    if present > 1:
+        raise MtprefError(f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {ARCH} graph runs more; "
+                          "convert the trunk with --no-mtp")  # fmt: skip
+    if declared > 1 and present:
+        raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, the tensors have "
+                          "1 MTP block, expected as many: part of the head is lost, or config.json is wrong; take "
+                          "the original checkpoint, or correct config.json")  # fmt: skip
     if declared and not present:
         raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, and no tensor of an "
                           "MTP head is there; did the program that saved it drop it? take the original checkpoint, "

@@ -62,7 +62,9 @@ def _load(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any]]:
     try:
         tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
     except Exception as error:  # the package throws bare Exception
-        raise MtprefError(f"{label}: cannot be read ({printable(str(error), 160)}); is it damaged?") from None
+        raise MtprefError(
+            f"{label}: cannot be read ({printable(str(error), 160)}); a newer tokenizers package may"
+        ) from None
     _add_configured(checkpoint, tokenizer)
     return tokenizer, found
 
@@ -77,7 +79,7 @@ def _add_configured(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
     known = set(tokenizer.get_vocab(with_added_tokens=True))
     entries = [(i, e) for i, e in added.items() if isinstance(e, dict) and isinstance(e.get("content"), str)]
     if len(entries) != len(added) or not all(i.isascii() and i.isdecimal() and len(i) < 10 for i, _ in entries):
-        raise MtprefError(f"{where}: an entry is damaged, expected id -> object with content")
+        raise MtprefError(f"{where}: an entry has another form, expected id -> object with content")
     for id_text, entry in sorted(entries, key=lambda pair: int(pair[0])):
         text = entry["content"]
         if text in known or not text:
@@ -101,6 +103,14 @@ def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list
     by_id = {id: text for text, id in tokenizer.get_vocab(with_added_tokens=True).items()}
     n_needed = max(by_id, default=-1) + 1
     n_rows = n_needed if n_vocab is None else n_vocab
+    if n_rows < n_needed <= MAX_VOCAB:
+        first = next(text for id, text in sorted(by_id.items()) if id >= n_rows)
+        raise MtprefError(
+            f"{label}: tokens have ids up to {n_needed - 1}, config.json's vocab_size is {n_rows}, so that "
+            f"{n_needed - n_rows} (first {printable(first)}) have no row of the embeddings, expected one each; "
+            "take added tokens that the model was not trained with out of tokenizer.json and tokenizer_config.json, or "
+            f"resize the embeddings to {n_needed} rows before saving"
+        )
     if not 0 < n_needed <= n_rows <= MAX_VOCAB:
         raise MtprefError(f"{label}: ids up to {n_needed - 1}, expected some, all below config.json's vocab_size "
                           f"{n_rows} (at most {MAX_VOCAB})")  # fmt: skip

@@ -76,7 +76,7 @@ class Decoder:
         self.model = model
         self.state = state
         self.options = options
-        self.statistics = Statistics()
+        self.statistics = Statistics(clock=model.recipe.clock)
         self.policy_state = PolicyState()
         self.adaptive_state = AdaptiveState()
         uses_mtp = drafter is None and options.spec_type == "draft-mtp" and options.policy.n_max > 0

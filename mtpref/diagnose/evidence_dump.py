@@ -15,7 +15,7 @@ from mtpref.diagnose.hypotheses import Hypothesis, list_hypotheses, shares_pass,
 from mtpref.diagnose.port_tensors import PortTensors, distance
 from mtpref.diagnose.predict import Predictor, tensor_names
 from mtpref.diagnose.rank import Group, Scored, grouped
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, NotFiniteError
 from mtpref.model import Model
 
 START_FLOOR = 1e-8
@@ -134,6 +134,8 @@ def _measure(
                     hypothesis,
                     lambda name, array, v=values: v.__setitem__(name, distance(port.tensors[name], array)),  # type: ignore[misc]
                 )
+        except NotFiniteError:
+            raise  # the model itself, and not what the hypothesis makes of it: faults are not looked at
         except (MtprefError, ValueError):
             impossible.append(hypothesis.id)
             continue

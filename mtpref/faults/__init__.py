@@ -45,10 +45,13 @@ def find_fault(id: str) -> Fault:
 
 
 def inject(model: Model, *faults: Fault) -> Model:
-    """The model with the faults in it. The model given is left as it is; faults can be laid over each other.
+    """The model with the faults in it. The model given is left as it is; faults can be laid over each other. Rows that
+    are not finite are no error in it: some faults are just that.
 
     Errors  MtprefError for a fault of the head's weights in a model without a head
     """
+    if faults:
+        model = replace(model, is_checked=False)
     for fault in faults:
         if fault.apply_weights is not None:
             model = replace(model, weights=fault.apply_weights(model.weights))

@@ -6,14 +6,16 @@ from mtpref.gguf.reader import GgufFile, KeyValues, open_one
 from mtpref.gguf.shards import is_shard, open_gguf, write_shards
 from mtpref.gguf.values import GgufArray, printable, without_leading_ones
 from mtpref.gguf.whole import WriteOptions, check_targets, human_bytes, write_whole
-from mtpref.gguf.writer import QUANTIZATION_VERSION, tensor_bytes, write_gguf
+from mtpref.gguf.writer import QUANTIZATION_VERSION, Data, Verbatim, tensor_bytes, write_gguf
 
 __all__ = [
     "QUANTIZATION_VERSION",
+    "Data",
     "GgufArray",
     "GgufFile",
     "KeyValues",
     "TensorInfo",
+    "Verbatim",
     "WriteOptions",
     "check_targets",
     "human_bytes",

@@ -60,6 +60,8 @@ def describe_directory(path: Path) -> str:
     if models:
         first = printable(str(path / models[0]), 400)
         return f"a directory with {len(models)} GGUF files, expected one file; give for example {first}"
+    if "adapter_config.json" in names and "config.json" not in names:
+        return "a directory with a LoRA adapter, not a model; merge it into its base model and give the result"
     if "config.json" in names or any(name.endswith((".safetensors", ".bin", ".pth")) for name in names):
         return (
             "a directory, perhaps a Hugging Face model, expected a GGUF file; convert it first: "

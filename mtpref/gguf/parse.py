@@ -58,7 +58,8 @@ class TensorInfo:
     """One tensor as the header describes it.
 
     ne: dimensions in GGUF order, fastest first    shape: the same in NumPy order (reversed)
-    offset: first byte of its data, from the start of its file    n_bytes: None when the type is unknown
+    offset: first byte of its data, from the start of its file
+    n_bytes: of its data; where the type is unknown, all bytes up to the next tensor or the end of the file
     shard: which file of a split model holds it, 0 for the first
     """
 
@@ -68,8 +69,25 @@ class TensorInfo:
     ne: tuple[int, ...]
     shape: tuple[int, ...]
     offset: int
-    n_bytes: int | None
+    n_bytes: int
     shard: int = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the type is in the table of types. If not, its bytes can be copied, and nothing else."""
+        return self.type_id in TYPES
+
+
+def unknown_type(type_id: int) -> str:
+    """What a type that is not in the table is called: type-142."""
+    return f"type-{type_id}"
+
+
+def unknown_type_id(type_name: str) -> int | None:
+    """The number of such a name; None for any other."""
+    number = type_name.removeprefix("type-")
+    is_one = number != type_name and number.isdecimal() and int(number) < 1 << 32 and int(number) not in TYPES
+    return int(number) if is_one else None
 
 
 @dataclass
@@ -160,7 +178,7 @@ def read_header(buf: mmap, end: int, label: str, budget: Budget | None = None) -
     for i in range(n_kv):
         key = cur.name(f"the name of key {i} of {n_kv}")
         if key in entries:
-            cur.fail(f"key {printable(key)} appears twice, expected once; the file is damaged")
+            cur.fail(f"key {printable(key)} appears twice, expected once; what wrote the file is at fault")
         entries[key] = _read_value(cur, f"key {printable(key)}")
     alignment = _alignment(cur, entries.get("general.alignment"))
     raw = [_read_tensor(cur, i, n_tensors) for i in range(n_tensors)]
@@ -168,9 +186,8 @@ def read_header(buf: mmap, end: int, label: str, budget: Budget | None = None) -
     tensors = {}
     for info in _place(cur, raw, data_offset, alignment):
         if info.name in tensors:
-            cur.fail(f"tensor {printable(info.name)} appears twice, expected once; the file is damaged")
+            cur.fail(f"tensor {printable(info.name)} appears twice, expected once; what wrote the file is at fault")
         tensors[info.name] = info
-    _check_overlap(cur, list(tensors.values()))
     return Header(version, alignment, data_offset, entries, tensors)
 
 
@@ -253,7 +270,7 @@ def _alignment(cur: Cursor, entry: Entry | None) -> int:
     if entry is None:
         return DEFAULT_ALIGNMENT
     if entry.kind != "u32":
-        cur.fail(f"key general.alignment is of type {entry.kind}, expected u32; the file is damaged")
+        cur.fail(f"key general.alignment is of type {entry.kind}, expected u32; what wrote the file is at fault")
     a = int(entry.value)
     if a < 8 or a & (a - 1):
         cur.fail(f"key general.alignment is {a}, expected a power of two that is a multiple of 8")
@@ -281,35 +298,67 @@ def _read_tensor(cur: Cursor, i: int, n_tensors: int) -> _RawTensor:
 
 
 def _place(cur: Cursor, raw: list[_RawTensor], data_offset: int, alignment: int) -> Iterator[TensorInfo]:
-    for t in raw:
+    """The tensors one after the other, each at the next aligned byte: ggml's rule (gguf.cpp, gguf_init_from_reader).
+
+    A type that is not in the table has no size of its own: it reaches to the next tensor, or to the end of the file.
+    """
+    before: TensorInfo | None = None
+    for i, t in enumerate(raw):
         what = f"tensor {printable(t.name)}"
         if t.offset % alignment:
             cur.fail(f"{what} begins at offset {t.offset}, expected a multiple of the alignment {alignment}")
-        offset = data_offset + t.offset
-        quant = TYPES.get(t.type_id)
-        type_name, n_bytes = f"type-{t.type_id}", None
-        if quant is not None:
-            type_name = quant.name
-            if t.ne[0] % quant.block_elements:
-                cur.fail(
-                    f"{what} has rows of {t.ne[0]} values, expected a multiple of {quant.block_elements} "
-                    f"for type {quant.name}; the file is damaged"
-                )
-            n_bytes = math.prod(t.ne) // quant.block_elements * quant.block_bytes
-        if offset + (n_bytes or 0) > cur.end:
+        offset, n_bytes = data_offset + t.offset, _n_bytes(cur, t, what)
+        if offset + (n_bytes or 1) > cur.end:
             cur.fail(
-                f"{what} ends at byte {offset + (n_bytes or 0)}, the file has {cur.end}; it is cut short, "
+                f"{what} ends at byte {offset + (n_bytes or 1)}, the file has {cur.end}; it is cut short, "
                 "download or convert it again"
             )
-        yield TensorInfo(t.name, t.type_id, type_name, t.ne, t.ne[::-1], offset, n_bytes)
+        _check_follows(cur, before, t, offset, data_offset if before is None else _next(before, data_offset, alignment))
+        if n_bytes is None:
+            end = data_offset + raw[i + 1].offset if i + 1 < len(raw) else cur.end
+            n_bytes = max(end - offset, 1)  # where the next one lies before it or beside it, its own check says so
+        name = TYPES[t.type_id].name if t.type_id in TYPES else unknown_type(t.type_id)
+        before = TensorInfo(t.name, t.type_id, name, t.ne, t.ne[::-1], offset, n_bytes)
+        yield before
 
 
-def _check_overlap(cur: Cursor, tensors: list[TensorInfo]) -> None:
-    before: TensorInfo | None = None
-    for info in sorted(tensors, key=lambda t: (t.offset, t.n_bytes or 0)):
-        if before is not None and before.offset + (before.n_bytes or 0) > info.offset:
-            cur.fail(
-                f"tensors {printable(before.name)} and {printable(info.name)} overlap at byte {info.offset}, "
-                "expected each to have its own bytes; the file is damaged"
-            )
-        before = info
+def _n_bytes(cur: Cursor, t: _RawTensor, what: str) -> int | None:
+    """What a tensor takes by its type; None for a type that is not in the table."""
+    quant = TYPES.get(t.type_id)
+    if quant is None:
+        return None
+    if t.ne[0] % quant.block_elements:
+        cur.fail(
+            f"{what} has rows of {t.ne[0]} values, expected a multiple of {quant.block_elements} "
+            f"for type {quant.name}; what wrote the file is at fault"
+        )
+    return math.prod(t.ne) // quant.block_elements * quant.block_bytes
+
+
+def _next(before: TensorInfo, data_offset: int, alignment: int) -> int:
+    """The first aligned byte after a tensor."""
+    return data_offset + -(-(before.offset + before.n_bytes - data_offset) // alignment) * alignment
+
+
+def _check_follows(cur: Cursor, before: TensorInfo | None, t: _RawTensor, offset: int, expected: int) -> None:
+    """Every byte of the data belongs to one tensor, in the order of the header."""
+    if offset == expected:
+        return
+    name = printable(t.name)
+    if before is None:
+        cur.fail(f"tensor {name}, the first, begins at offset {t.offset}, expected 0; the file is damaged")
+    other = printable(before.name)
+    if offset < before.offset:
+        cur.fail(
+            f"tensor {name} begins at byte {offset}, before tensor {other} at {before.offset}, expected tensors in the "
+            "order of the header; the file is damaged"
+        )
+    if offset < expected:
+        cur.fail(
+            f"tensors {other} and {name} overlap at byte {offset}, expected each to have its own bytes; the file is "
+            "damaged"
+        )
+    cur.fail(
+        f"tensor {name} begins at byte {offset}, expected {expected}, where tensor {other} ends: the bytes between "
+        "them belong to no tensor; the file is damaged"
+    )

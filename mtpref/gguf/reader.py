@@ -156,22 +156,20 @@ class GgufFile:
         return self.kv[key]
 
     def data(self, tensor: TensorInfo | str) -> npt.NDArray[np.uint8]:
-        """A tensor's bytes: read-only 1-D uint8 view of the mapping, exactly n_bytes long, no copy."""
+        """A tensor's bytes: read-only 1-D uint8 view of the mapping, exactly n_bytes long, no copy.
+
+        Errors   MtprefError for a name that the file does not have
+        """
         info = self.tensors.get(tensor) if isinstance(tensor, str) else tensor
         if info is None:
             raise MtprefError(
                 f"{self.label}: tensor {printable(str(tensor))} is missing; try: mtpref inspect {self.label}"
             )
-        if info.n_bytes is None:
-            raise MtprefError(
-                f"{self.label}: tensor {printable(info.name)} has unknown type id {info.type_id}, expected "
-                "one that ggml defines; requantise the file, for example with llama-quantize to Q8_0"
-            )
         return np.frombuffer(self._buffer_of(info), np.uint8, info.n_bytes, info.offset)
 
     def release(self, tensor: TensorInfo) -> None:
         """Give back the memory that reading a tensor has mapped; its views stay valid and read it again when used."""
-        inside = slice(-(-tensor.offset // mmap.PAGESIZE), (tensor.offset + (tensor.n_bytes or 0)) // mmap.PAGESIZE)
+        inside = slice(-(-tensor.offset // mmap.PAGESIZE), (tensor.offset + tensor.n_bytes) // mmap.PAGESIZE)
         if inside.stop > inside.start and hasattr(mmap, "MADV_DONTNEED"):
             start, length = inside.start * mmap.PAGESIZE, (inside.stop - inside.start) * mmap.PAGESIZE
             self._buffer_of(tensor).madvise(mmap.MADV_DONTNEED, start, length)
@@ -212,8 +210,12 @@ class GgufFile:
         raw = np.ascontiguousarray(raw[:, : row_bytes(tensor.type_name, n_columns)])
         return dequantize(tensor.type_name, raw.reshape(-1), (len(rows), n_columns))
 
+    def owner(self, tensor: TensorInfo) -> GgufFile:
+        """Which of the files of a split model holds a tensor."""
+        return self.others[tensor.shard - 1] if tensor.shard else self
+
     def _buffer_of(self, info: TensorInfo) -> mmap.mmap:
-        return (self.others[info.shard - 1] if info.shard else self).buffer()
+        return self.owner(info).buffer()
 
 
 def open_one(path: str | Path, budget: Budget | None = None) -> GgufFile:

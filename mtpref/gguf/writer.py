@@ -19,13 +19,29 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.errors import MtprefError
-from mtpref.gguf.parse import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME
+from mtpref.gguf.parse import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME, unknown_type_id
 from mtpref.gguf.values import ARR, DTYPES, INTEGER_KINDS, KIND_IDS, SCALARS, U32, U64, GgufArray, printable
 from mtpref.gguf.whole import Part, Report, WriteOptions, write_parts
 from mtpref.quants import TYPE_IDS, TYPES, row_bytes
 
 Array = npt.NDArray[Any]
-Data = Array | Callable[[], Array | Iterable[Array]]
+Give = Callable[[], Array | Iterable[Array]]
+
+
+@dataclass(frozen=True)
+class Verbatim:
+    """Bytes of a tensor whose type has no known size, as another file holds them, padding included.
+
+    alignment   of that file: in a file of a smaller one, a reader that knows the type would look for the next tensor
+                before the end of the padding
+    """
+
+    n_bytes: int
+    alignment: int
+    give: Give
+
+
+Data = Array | Give | Verbatim
 CHUNK = 8 << 20  # bytes
 QUANTIZATION_VERSION = 2  # general.quantization_version: of ggml's block formats as they are
 MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in 64 with the final zero and refuses longer ones
@@ -59,7 +75,8 @@ def write_gguf(
               ...; strings as str or bytes; a GgufArray of another file is copied without decoding its text
     tensors   (name, ggml type name, NumPy shape, data); data is uint8 of the right byte count, or an array of
               the type's own dtype (BF16: uint16), or a function that gives one, or gives pieces of one in order
-              (so that a large model needs little memory), called when its turn comes
+              (so that a large model needs little memory), called when its turn comes; a type that is not in the
+              table (type-142) takes Verbatim, and nothing else does
     options   whether an existing file may be replaced, files that must not be, progress (default: replace)
     Order     keys and tensors in the order given; data aligned to key `general.alignment` (32 without it)
     Errors    MtprefError for a repeated or bad name, a value outside its kind, data of another size than its
@@ -79,6 +96,7 @@ def write_files(
     images = []
     for _, pairs, plan in files:
         alignment = alignment_of(pairs)
+        _check_alignment(plan, alignment)
         images.append(_Image(alignment, _header(pairs, plan, alignment), plan))
     meter = _Meter(sum(image.n_bytes for image in images), options.progress)
     parts = [Part(path, image.n_bytes, partial(_write_image, image, meter))
@@ -130,6 +148,9 @@ def plan_tensors(tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> l
             raise MtprefError(f"{what}: given twice, expected once")
         if not 1 <= len(name.encode()) <= MAX_TENSOR_NAME:
             raise MtprefError(f"{what}: name of {len(name.encode())} bytes, expected 1 to {MAX_TENSOR_NAME}")
+        if unknown_type_id(type_name) is not None and isinstance(data, Verbatim):
+            plan[name] = PlannedTensor(name, type_name, tuple(int(n) for n in shape), data.n_bytes, data)
+            continue
         if type_name not in TYPE_IDS:
             raise MtprefError(f"{what}: type {type_name}, expected a ggml name such as F32, Q8_0 or Q4_K")
         if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1:
@@ -168,8 +189,17 @@ def _check_size(t: PlannedTensor, n_bytes: int) -> None:
         )
 
 
+def _check_alignment(plan: list[PlannedTensor], alignment: int) -> None:
+    for t in plan:
+        if isinstance(t.data, Verbatim) and t.data.alignment > alignment:
+            raise MtprefError(f"tensor {printable(t.name)} has {t.type_name}, a type of unknown size, in a file of "
+                              f"alignment {t.data.alignment}, expected at most {alignment}, that of the file to be: "
+                              "how much of it is padding cannot be told")  # fmt: skip
+
+
 def _write_tensor(f: BinaryIO, t: PlannedTensor, meter: _Meter) -> None:
-    data = t.data() if callable(t.data) else t.data
+    given = t.data.give if isinstance(t.data, Verbatim) else t.data
+    data = given() if callable(given) else given
     written = 0
     for piece in (data,) if isinstance(data, np.ndarray) else data:
         _check_dtype(t, piece)
@@ -208,9 +238,14 @@ def _header(pairs: list[tuple[str, Any, str]], plan: list[PlannedTensor], alignm
         out += _text(t.name) + U32.pack(len(t.shape))
         for n in reversed(t.shape):
             out += U64.pack(n)
-        out += U32.pack(TYPE_IDS[t.type_name]) + U64.pack(offset)
+        out += U32.pack(_type_id(t.type_name)) + U64.pack(offset)
         offset += -(-t.n_bytes // alignment) * alignment
     return bytes(out)
+
+
+def _type_id(type_name: str) -> int:
+    unknown = unknown_type_id(type_name)
+    return TYPE_IDS[type_name] if unknown is None else unknown
 
 
 def _text(text: str | bytes) -> bytes:

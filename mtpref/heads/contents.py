@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import GgufArray, GgufFile, WriteOptions, write_gguf, write_shards
+from mtpref.gguf import Data, GgufArray, GgufFile, Verbatim, WriteOptions, write_gguf, write_shards
 from mtpref.heads.pairs import Pair, pairs_of
 
 Array = np.ndarray[Any, Any]
@@ -18,13 +18,22 @@ Pieces = Callable[[], Iterable[Array]]
 
 @dataclass(frozen=True)
 class Item:
-    """A tensor under its name in the file to be. pieces: a function that gives its bytes in order"""
+    """A tensor under its name in the file to be.
+
+    pieces      a function that gives its bytes in order
+    alignment   of the file that it is in, where its type is unknown and its bytes end in padding; else 0
+    """
 
     name: str
     type_name: str
     shape: tuple[int, ...]
     n_bytes: int
     pieces: Pieces
+    alignment: int = 0
+
+    @property
+    def data(self) -> Data:
+        return Verbatim(self.n_bytes, self.alignment, self.pieces) if self.alignment else self.pieces
 
 
 @dataclass(frozen=True)
@@ -73,13 +82,14 @@ class Source:
 
 def source_of(file: GgufFile) -> Source:
     """An open file, all shards of it."""
-    items = {info.name: item_of(file, info.name) for info in file.tensors.values() if info.n_bytes is not None}
+    items = {info.name: item_of(file, info.name) for info in file.tensors.values()}
     return Source(file.label, pairs_of(file), items, list(file.tensors), partial(_rows, file))
 
 
 def item_of(file: GgufFile, name: str) -> Item:
     info = file.tensors[name]
-    return Item(name, info.type_name, info.shape, len(file.data(info)), lambda: file.pieces(info))
+    alignment = 0 if info.is_known else file.owner(info).alignment
+    return Item(name, info.type_name, info.shape, info.n_bytes, lambda: file.pieces(info), alignment)
 
 
 def items_of(file: GgufFile, names: Iterable[str]) -> list[Item]:
@@ -107,7 +117,7 @@ def write_contents(
     Errors   MtprefError as `write_gguf` and `write_shards`
     """
     path = Path(path)
-    tensors = [(item.name, item.type_name, item.shape, item.pieces) for item in contents.items]
+    tensors = [(item.name, item.type_name, item.shape, item.data) for item in contents.items]
     if max_tensors is None and max_bytes is None:
         write_gguf(path, contents.pairs, tensors, options=options)
         return [path]

@@ -58,10 +58,6 @@ def _layout_of_source(source: Source) -> HeadLayout:
 
 
 def _head_items(source: Source, layout: HeadLayout) -> list[Item]:
-    unknown = [name for name in layout.names if name not in source.items]
-    if unknown:
-        raise MtprefError(f"{source.label}: tensor {unknown[0]} has a type that ggml does not define, expected one "
-                          "of known size; take the head from another file")  # fmt: skip
     items = [source.items[name] for name in layout.names]
     own_head = f"blk.{layout.n_trunk}.nextn.shared_head_head.weight"
     if D2T.name in source.items and own_head not in source.items:
@@ -98,7 +94,28 @@ def _notes(own: HeadLayout, source: Source, theirs: HeadLayout) -> list[str]:
         notes.append(f"the trunk's own head of {len(own.names)} tensors is replaced")
     elif own.n_nextn:
         notes.append("the trunk's keys declared a head that was not there; now it is")
-    is_alone = "blk.0.attn_norm.weight" not in source.items
-    if is_alone and "output.weight" in source.items and D2T.name not in source.items:
-        notes.append("embeddings and output of the head's file are left out: in one file the trunk's serve both")
+    left = _left_out(source, theirs)
+    if left:
+        verb = "are" if len(left) > 1 else "is"
+        notes.append(f"{', '.join(left)} of the head's file {verb} left out: alone the head reads its own, in one file "
+                     "the trunk's")  # fmt: skip
     return notes
+
+
+def _left_out(source: Source, theirs: HeadLayout) -> list[str]:
+    """What a stand-alone head's file has for the head under the trunk's names."""
+    if "blk.0.attn_norm.weight" in source.items:
+        return []
+    prefix = f"blk.{theirs.n_trunk}.nextn."
+    own = {
+        "token_embd.weight": "embed_tokens",
+        "output_norm.weight": "shared_head_norm",
+        "output.weight": "shared_head_head",
+    }
+    return [
+        name
+        for name, part in own.items()
+        if name in source.items
+        and f"{prefix}{part}.weight" not in source.items
+        and not (name == "output.weight" and D2T.name in source.items)
+    ]

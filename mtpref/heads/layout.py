@@ -13,7 +13,7 @@ from mtpref.tensor_names import D2T, MTP_BLOCK
 
 FAMILY = ("qwen35", "qwen35moe", "qwen3next")  # the converter treats the head of these alike
 SHARED = ("token_embd.weight", "output_norm.weight", "output.weight")
-BLOCK_COUNT, NEXTN = "block_count", "nextn_predict_layers"
+BLOCK_COUNT, NEXTN, INTERVAL = "block_count", "nextn_predict_layers", "full_attention_interval"
 MAX_NAMED = 4
 
 
@@ -62,7 +62,18 @@ def layout_of(file: GgufFile) -> HeadLayout:
                           f"{n_block}")  # fmt: skip
     if not n_nextn:
         return _undeclared(file, arch, n_block)
-    return layout_by(arch, n_block, n_nextn, file.tensors)
+    layout = layout_by(arch, n_block, n_nextn, file.tensors)
+    if _is_trunk(file, arch, n_block - 1, layout.names):
+        # The head is gone, and block_count was made that of the trunk: what the keys call the head is its last layer.
+        return replace(layout_by(arch, n_block, 0, file.tensors), n_nextn=n_nextn)
+    return layout
+
+
+def _is_trunk(file: GgufFile, arch: str, il: int, names: tuple[str, ...]) -> bool:
+    """Whether the block that the keys call the head is an attention layer that the trunk has there by its interval."""
+    interval = int(file.require(f"{arch}.{INTERVAL}", "int")) if f"{arch}.{INTERVAL}" in file.kv else 4
+    is_due = interval > 0 and (il + 1) % interval == 0
+    return is_due and f"blk.{il}.attn_q.weight" in names and not any(".nextn." in name for name in names)
 
 
 def layout_by(arch: str, n_block: int, n_nextn: int, names: Iterable[str]) -> HeadLayout:

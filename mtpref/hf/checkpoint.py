@@ -19,6 +19,7 @@ from mtpref.tensor_files.safetensors import SafetensorsFile
 from mtpref.typed import parse_json
 
 CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+ADAPTER = "adapter_config.json"
 MAX_JSON = 64 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
 MAX_MEMORY = 384 << 20  # what that index, or the tokenizer.json of 262,144 tokens, may become
 MAX_FILES = 4096
@@ -100,6 +101,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     label = printable(str(path), 400)
     if not folder.is_dir():
         raise MtprefError(f"{label}: not a folder, {_EXPECTED}")
+    if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (INDEX, WHOLE)):
+        raise MtprefError(f"{label}: a LoRA adapter ({ADAPTER}), not a model; merge it into its base model and give "
+                          "the merged folder (what saves it may drop mtp.*: see mtpref check)")  # fmt: skip
     if not (folder / CONFIG).is_file():
         raise MtprefError(f"{label}: no {CONFIG}, {_EXPECTED}; is it one folder further down?")
     config = _json(folder / CONFIG)
@@ -177,7 +181,7 @@ def _text(path: Path) -> str:
     try:
         return read_regular(path, label, "expected a text of a checkpoint folder", MAX_JSON).decode("utf-8")
     except UnicodeDecodeError:
-        raise MtprefError(f"{label}: no UTF-8 text, expected one; is it damaged?") from None
+        raise MtprefError(f"{label}: no UTF-8 text, expected one; download it again") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

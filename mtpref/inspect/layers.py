@@ -10,9 +10,14 @@ from typing import Any
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufArray, GgufFile, TensorInfo, printable
+from mtpref.identify import REDECLARE
 from mtpref.tensor_names import D2T, GLOBAL, LAYERS, MTP_BLOCK, SYMBOLS, TensorSpec, dims, trimmed
 
 MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
+DROPPED = (
+    "the conversion or quantisation dropped the head; put one in with mtpref graft, drop the key with mtpref strip, or "
+    "convert again from a checkpoint with mtp.* tensors"
+)
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 
 
@@ -120,7 +125,7 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
         found = kind_found(tensors)
         kind = layout.kinds[i] if layout.kinds else "unknown"
         counts[kind] = counts.get(kind, 0) + 1
-        n_bytes = sum(t.n_bytes or 0 for t in tensors)
+        n_bytes = sum(t.n_bytes for t in tensors)
         rows.append({"index": i, "kind": kind, "found": found, "n_tensors": len(tensors), "bytes": n_bytes})
     return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
 
@@ -181,23 +186,37 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[s
     ]  # fmt: skip
     if not supported:
         names = [t.name for i in found for t in layout.blocks[i] if ".nextn." in t.name]
+        if not layout.partial:
+            problems += _head_of_unknown(f, layout.arch, names)
         return {"status": "unknown", "declared": None, "trunk": None, "blocks": [], "unexpected": names}
     blocks = [_describe_mtp_block(f, i) for i in shown]
     status = _head_status(layout, declared, found, blocks)
     if status == "undeclared":
         problems.append(
             f"blk.{found[0]} holds nextn tensors, but key {layout.arch}.nextn_predict_layers is absent or 0: the head "
-            "is not used; convert the model again with its MTP layers counted"
+            f"is not used; {REDECLARE}, or convert the model again with its MTP layers counted"
         )
     if status == "missing":
         problems.append(
             f"key {layout.arch}.nextn_predict_layers is {len(declared)}, but blk.{declared[0]} has no nextn tensor: "
-            "the conversion or quantisation dropped the head; convert again from a checkpoint with mtp.* tensors"
+            f"{DROPPED}"
         )
     trunk = layout.has_trunk
     return {
         "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
     }  # fmt: skip
+
+
+def _head_of_unknown(f: GgufFile, arch: str, names: list[str]) -> list[str]:
+    """What keys and names alone say of the head of an architecture whose blocks are not known."""
+    key = f"{arch}.nextn_predict_layers"
+    declared = _integer(f, key) or 0
+    if declared > 0 and not names:
+        return [f"key {key} is {declared}, and no tensor is named nextn: {DROPPED}"]
+    if names and declared <= 0:
+        return [f"{printable(names[0])} and {len(names) - 1} more are there, and key {key} is absent or 0: the head is "
+                f"not used; {REDECLARE}, or convert the model again"]  # fmt: skip
+    return []
 
 
 def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: list[dict[str, Any]]) -> str:

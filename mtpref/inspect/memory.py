@@ -35,7 +35,7 @@ def head_memory(f: GgufFile, layout: Layout, head: dict[str, Any]) -> dict[str, 
         return None
     shown = [t for block in head["blocks"] for t in block["tensors"] if t["source"] == "own" or not head["trunk"]]
     names = {t["from"] for t in shown}
-    n_bytes = sum(f.tensors[name].n_bytes or 0 for name in (*sorted(names), D2T.name) if name in f.tensors)
+    n_bytes = sum(f.tensors[name].n_bytes for name in (*sorted(names), D2T.name) if name in f.tensors)
     nothing = {"weights": 0, "kv_f16": 0, "kv_f32": 0, "pending": 0}
     n_mtp = len(head["blocks"])
     on = {"weights": n_bytes, "kv_f16": 2 * cell * n_mtp, "kv_f32": 4 * cell * n_mtp, "pending": pending}

@@ -41,8 +41,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     mtp               see layers.describe_head    mtp_memory: see memory.head_memory
     fallbacks         tensors that are absent and what stands in for them
     quantisation      tensors, elements and bytes by type, most bytes first
-    tensors           name, type, shape (NumPy order), bytes (None when the type is unknown), offset in its file,
-                      shard (the file's number from 0)
+    tensors           name, type, shape (NumPy order), bytes (of an unknown type: up to the next tensor),
+                      offset in its file, shard (the file's number from 0)
     problems          one line each; empty when nothing is wrong
 
     A file of a split model that cannot be opened with the others is described alone, and `problems` says why.
@@ -110,9 +110,10 @@ def describe_file(f: GgufFile, alone: str | None) -> dict[str, Any]:
 
 def _container_problems(f: GgufFile) -> list[str]:
     out = [
-        f"tensor {printable(t.name)} has unknown type id {t.type_id}: its size is unknown and it cannot be read"
+        f"tensor {printable(t.name)} has type id {t.type_id}, which mtpref does not know: its {t.n_bytes} bytes can be "
+        "copied, not read"
         for t in f.tensors.values()
-        if t.n_bytes is None
+        if not t.is_known
     ]
     return out
 
@@ -203,5 +204,5 @@ def _quantisation(tensors: Iterable[TensorInfo]) -> list[dict[str, Any]]:
         row = mix.setdefault(t.type_name, {"type": t.type_name, "tensors": 0, "elements": 0, "bytes": 0})
         row["tensors"] += 1
         row["elements"] += math.prod(t.shape)
-        row["bytes"] = None if t.n_bytes is None else row["bytes"] + t.n_bytes
-    return sorted(mix.values(), key=lambda row: (-(row["bytes"] or 0), row["type"]))
+        row["bytes"] = row["bytes"] + t.n_bytes
+    return sorted(mix.values(), key=lambda row: (-row["bytes"], row["type"]))

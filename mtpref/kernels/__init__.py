@@ -4,16 +4,20 @@ A twin takes what the specification's function takes, save that `dot` becomes th
 not). Importing this package is cheap; Numba is imported when a kernel is first named. With NUMBA_DISABLE_JIT=1
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
-Read in this order: compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul; panels,
-vectors, tiles and blocks (weights laid out anew); products, panel_products, float_rows and mul_mats; then the layers in
-delta, attend, norms, rotary, and choices; last needed and ahead (a first run compiles in several processes).
+Read in this order: cache, compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul;
+panels, vectors, tiles and blocks (weights laid out anew); products, panel_products, float_rows and mul_mats; then the
+layers in delta, attend, norms, rotary, and choices; last needed and ahead (a first run compiles in several processes).
 docs/kernels.md has the rules.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -75,29 +79,44 @@ def get_rows(w: Any, ids: Any) -> Any:
 
 
 def is_cold() -> bool:
-    """Whether no kernel is in the cache folder yet, so that the first use will wait for the compiler."""
-    return not any(cache_folder().rglob("*.nbi"))
+    """Whether no kernel is in the cache yet, so that the first use will wait for the compiler."""
+    return not any(next(folder.glob("*.kernel"), None) for folder in cache_folders())
 
 
 @cache
-def cache_folder() -> Path:
-    """The folder of compiled kernels, made if needed.
+def cache_folders() -> tuple[Path, ...]:
+    """Where compiled kernels are looked for, in this order; they are written to the first that can be written.
 
-    It is named after the kernel sources and what they take from the specification, because Numba itself notices no
-    edit in another file, and after the target, so that processes compiling for different targets never share files.
-    Base: NUMBA_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache; a private temporary folder where that is read-only.
+    A folder is named after what its kernels depend on: the kernel sources and what they take from the specification,
+    wherever these lie; the target; Python, Numba and LLVM. So processes for different targets never share files, and
+    a clone and an installed package of the same sources do. The first is in NUMBA_CACHE_DIR, else XDG_CACHE_HOME,
+    else ~/.cache; the second is a private temporary folder.
     """
     base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    target = import_module("mtpref.kernels.target").effective_target()
-    target_hash = hashlib.sha256("\n".join(target).encode()).hexdigest()
-    name = f"{_source_hash()[:16]}-{target_hash[:8]}"
-    folder = Path(base).expanduser() / "mtpref" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-        return folder
-    except OSError:
-        return _private_temporary_folder(name)
+    made_by = (*import_module("mtpref.kernels.target").effective_target(), *_versions())
+    name = f"{_source_hash()[:16]}-{hashlib.sha256(chr(10).join(made_by).encode()).hexdigest()[:8]}"
+    found = []
+    with contextlib.suppress(RuntimeError):  # no home folder
+        found.append(Path(base).expanduser() / "mtpref" / name)
+    private = _private_temporary_folder(name)
+    return (*found, private) if private is not None else tuple(found)
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The first of `cache_folders` that can be written, made if needed; None: compiled kernels are not kept."""
+    for folder in cache_folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(1 << 16))  # a full disk lets an empty file be made
+            return folder
+    return None
+
+
+def _versions() -> tuple[str, ...]:
+    compilers = (import_module(name).__version__ for name in ("numba", "llvmlite"))
+    return (*compilers, str(sys.implementation.cache_tag))
 
 
 def _source_hash() -> str:
@@ -108,20 +127,48 @@ def _source_hash() -> str:
     return digest.hexdigest()
 
 
-def _private_temporary_folder(name: str) -> Path:
-    """A folder that nobody else can have written to: compiled code is loaded from it."""
+def _private_temporary_folder(name: str) -> Path | None:
+    """A folder that nobody else can have written to: compiled code is loaded from it. None where there is none."""
     owner = os.getuid() if hasattr(os, "getuid") else 0
     root = Path(tempfile.gettempdir()) / f"mtpref-{owner}"
     try:
         root.mkdir(mode=0o700, exist_ok=True)
         found = root.lstat()
-        is_private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
-        if is_private and (not hasattr(os, "getuid") or found.st_uid == owner):
-            (root / name).mkdir(exist_ok=True)
-            return root / name
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="mtpref-"))
+        return None
+    is_private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    return root / name if is_private and (not hasattr(os, "getuid") or found.st_uid == owner) else None
+
+
+# THE CLOCK OF FIRST RUNS
+
+_stopped_s = 0.0
+_n_stops = 0
+
+
+def clock() -> float:
+    """`time.perf_counter`, standing still while a kernel is compiled or loaded: for times that a first run shares with
+    later ones."""
+    return time.perf_counter() - _stopped_s
+
+
+def compile_seconds() -> float:
+    """For how long it stood still."""
+    return _stopped_s
+
+
+@contextlib.contextmanager
+def clock_stopped() -> Iterator[None]:
+    """Stop the clock; inside of another stop, nothing more."""
+    global _stopped_s, _n_stops
+    started, is_outer = time.perf_counter(), _n_stops == 0
+    _n_stops += 1
+    try:
+        yield
+    finally:
+        _n_stops -= 1
+        if is_outer:
+            _stopped_s += time.perf_counter() - started
 
 
 def __getattr__(name: str) -> Any:

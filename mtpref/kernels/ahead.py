@@ -36,7 +36,8 @@ def compile_ahead(names: Sequence[str]) -> None:
     """Have helpers compile these kernels, the first first: one for each thread in use but this one, MOST_HELPERS at
     most. A call of `compile_ahead` waits for nothing."""
     n_helpers = min(compile.n_threads() - 1, MOST_HELPERS, len(names))
-    if n_helpers > 0 and sys.executable:
+    if n_helpers > 0 and sys.executable and kernels.cache_folder() is not None:
+        compile.tell_compiling()
         helpers = _Helpers(names, n_helpers)
         compile.when_needed(helpers.give_way)
         atexit.register(helpers.end)
@@ -67,6 +68,7 @@ class _Helpers:
                 if name not in self._running:
                     return
                 other = self._left.pop() if self._left else None
+                compile.tell_compiling()
                 if other is None:
                     self._changed.wait_for(lambda: name not in self._running, PATIENCE_S)
                     return

@@ -5,15 +5,17 @@ the cache folder, when it is first called. No kernel uses fastmath; division fol
 """
 
 import contextlib
+import hashlib
 import importlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import types
 
 from mtpref import kernels
+from mtpref.kernels.cache import KernelCache
 from mtpref.kernels.target import target_has_fma
 
 HAS_FMA = target_has_fma()
@@ -39,24 +41,30 @@ def target(dtype: types.Type, ndim: int) -> types.Array:
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
 
 
-def _cached(py_func: Callable[..., Any], parallel: bool) -> Any:
-    """Numba's decorator, with the cache in our folder: Numba reads the folder when a function is decorated."""
-    before = settings.CACHE_DIR
-    settings.CACHE_DIR = str(kernels.cache_folder())
-    try:
-        return numba.njit(cache=True, parallel=parallel, **_OPTIONS)(py_func)
-    finally:
-        settings.CACHE_DIR = before
-
-
-SLOW_COMPILE_S = 0.7  # a kernel from the cache takes a few hundredths
 _listener: Callable[[], None] | None = None
 
 
 def when_compiling(listener: Callable[[], None] | None) -> None:
-    """Call `listener` (from another thread) whenever a kernel is not in the cache, so that somebody waits for it."""
+    """Call `listener` whenever a kernel is not in the cache, so that somebody waits for the compiler."""
     global _listener
     _listener = listener
+
+
+def tell_compiling() -> None:
+    """Something is compiled now, here or in another process that this one waits for."""
+    if _listener is not None:
+        _listener()
+
+
+def _compiled(py_func: Callable[..., Any], signature: tuple[types.Type, ...], parallel: bool) -> Any:
+    """Numba's decorator, with a cache of our own for what the name of its folder stands for: this room's functions."""
+    dispatcher: Any = numba.njit(parallel=parallel, **_OPTIONS)(py_func)
+    code = py_func.__code__
+    if Path(code.co_filename).parent == Path(__file__).parent and py_func.__closure__ is None:
+        module = py_func.__module__.rpartition(".")[2]
+        digest = hashlib.sha256(f"{signature} {parallel}".encode()).hexdigest()[:8]
+        dispatcher._cache = KernelCache(f"{module}.{py_func.__name__}-{code.co_firstlineno}-{digest}", tell_compiling)
+    return dispatcher
 
 
 _helpers: Callable[[str], None] | None = None
@@ -72,7 +80,7 @@ class Kernel:
     """A compiled function of one signature, compiled at its first call."""
 
     def __init__(self, py_func: Callable[..., Any], signature: tuple[types.Type, ...], parallel: bool) -> None:
-        self.dispatcher = _cached(py_func, parallel)
+        self.dispatcher = _compiled(py_func, signature, parallel)
         self.name = f"{py_func.__module__.rpartition('.')[2]}.{py_func.__name__}"
         self.signature = signature
         self._ready: Any = None
@@ -80,7 +88,7 @@ class Kernel:
 
     def compile(self) -> None:
         """Compile now, or load from the cache, which another process may be filling (`when_needed`)."""
-        with _notice():
+        with kernels.clock_stopped():
             if _helpers is not None:
                 _helpers(self.name)
             self.dispatcher.compile(self.signature)
@@ -101,21 +109,6 @@ class Kernel:
         if self._ready is None:
             self.compile()
         return self._ready(*args)
-
-
-@contextlib.contextmanager
-def _notice() -> Iterator[None]:
-    """Tell the listener, if there is one, as soon as what runs inside is slow."""
-    if _listener is None:
-        yield
-        return
-    timer = threading.Timer(SLOW_COMPILE_S, _listener)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def kernel(*signature: types.Type, parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mtpref.config import Metadata, ModelConfig
-from mtpref.errors import MtprefError
+from mtpref.errors import UnsupportedError
 from mtpref.model.delta_net import GATED_DELTA_NET
 from mtpref.model.ffn import SWIGLU_FFN
 from mtpref.model.gated_attention import GATED_ATTENTION
@@ -49,6 +49,6 @@ ARCHITECTURES: dict[str, Architecture] = {
 def find_architecture(meta: Metadata) -> Architecture:
     if meta.arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise MtprefError(f"{meta.source}: architecture {meta.arch[:40]!r} is not supported, expected one of: "
-                          f"{known}; try: mtpref inspect FILE")  # fmt: skip
+        raise UnsupportedError(f"{meta.source}: architecture {meta.arch[:40]!r} is not supported, expected one of: "
+                               f"{known}; try: mtpref inspect FILE")  # fmt: skip
     return ARCHITECTURES[meta.arch]

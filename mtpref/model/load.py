@@ -13,7 +13,7 @@ from mtpref.check_tensors import check_tensors as check_tensors_of
 from mtpref.config import AttnConfig, Metadata, ModelConfig, read_model_config, rope_notes
 from mtpref.errors import MtprefError
 from mtpref.gguf import GgufFile, open_gguf, printable
-from mtpref.identify import HEAD_ONLY, describe_kind, is_head_only
+from mtpref.identify import HEAD_ONLY, REDECLARE, describe_kind, head_in_trunk, is_head_only
 from mtpref.model.architectures import Architecture, find_architecture
 from mtpref.model.head import MAX_UNUSED_NAMED, Head, Trunk, load_head
 from mtpref.model.model import Layer, Model
@@ -62,6 +62,7 @@ def load(
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
     config = read_model_config(meta)
+    _check_declared(file, config)
     layers = tuple(Layer(kind, kind.read_config(meta)) for kind in arch.mixers(meta, config))
     ffn_cfg = arch.ffn.read_config(meta)
     finder = TensorFinder(file)
@@ -109,6 +110,15 @@ def _check(finder: TensorFinder, head: Head) -> None:
     for one in (finder, head.finder):
         if one is not None:
             check_tensors_of(one.file, [name for name in one.file.tensors if name in one.read])
+
+
+def _check_declared(file: GgufFile, config: ModelConfig) -> None:
+    """Refuse a file whose keys count an MTP block among the trunk's layers: run as one, it gives other text."""
+    name = head_in_trunk(file, config.n_layer)
+    if name is not None:
+        key = f"{config.arch}.nextn_predict_layers"
+        raise MtprefError(f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}: "
+                          f"its block would run as a trunk layer, expected it declared; {REDECLARE}")  # fmt: skip
 
 
 def _release(finder: TensorFinder, head: Head, w: Matrix) -> None:
@@ -160,7 +170,7 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: Head) -> tuple[str, 
     orphans = [name for name in unused if ".nextn." in name]
     if orphans and head.status in ("none", "file"):
         notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
-                     f"({config.arch}.nextn_predict_layers is 0 or missing)")  # fmt: skip
+                     f"({config.arch}.nextn_predict_layers is 0 or missing); {REDECLARE}")  # fmt: skip
     return tuple(notes)
 
 

@@ -6,6 +6,7 @@ what to keep and what to throw away is the caller's (mtpref/decode). Loading sta
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mtpref.config import ModelConfig
 from mtpref.draft_vocab import check_draft_ids
 from mtpref.errors import MtprefError
 from mtpref.model.architectures import Architecture
+from mtpref.model.finite import head_weights, is_finite, not_finite, trunk_weights
 from mtpref.model.kinds import LayerKind, Span
 from mtpref.ops import LayerTap, discard
 from mtpref.recipe import Recipe
@@ -55,6 +57,7 @@ class Model:
     kv      the file's keys
     mtp_status  where the head is: "none" (there is none), "own" (in the model's file), "file" (in a stand-alone file)
                 or "off" (there, but not loaded)
+    is_checked  whether a pass whose rows or logits are not finite ends in NotFiniteError (finite.py)
     """
 
     config: ModelConfig
@@ -70,6 +73,7 @@ class Model:
     notes: tuple[str, ...] = ()
     kv: Mapping[str, Any] = field(default_factory=dict)
     mtp_status: str = "own"
+    is_checked: bool = True
 
     @property
     def n_vocab(self) -> int:
@@ -134,6 +138,8 @@ class Model:
         if n_logits:
             logits = ops.head(ops, w.output, post[len(tokens) - n_logits :], None)
             tap("result_output", logits)
+        if self.is_checked and not is_finite(post, logits):
+            raise not_finite(self, "trunk", partial(_trunk_again, self, tokens, n_logits), trunk_weights(self))
         return Output(logits, Hidden(x, post))
 
     def mtp(
@@ -181,6 +187,9 @@ class Model:
         if n_logits:
             logits = ops.head(ops, mw.shared_head_head, post[len(tokens) - n_logits :], n_draft_vocab)
             tap("mtp_result_output", logits)
+        if self.is_checked and not is_finite(post, logits):
+            again = partial(_mtp_again, self, tokens, hidden, n_logits)
+            raise not_finite(self, "MTP head", again, head_weights(self))
         return Output(logits, Hidden(x, post))
 
     def _block(self, layer: Layer, w: dict[str, Any], x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
@@ -205,6 +214,15 @@ class Model:
             bad = int(tokens.min() if tokens.min() < 0 else tokens.max())
             raise MtprefError(f"token id {bad} is not in the vocabulary, expected 0 .. {self.n_vocab - 1}")
         return tokens.astype(np.int32)
+
+
+def _trunk_again(model: Model, ids: NDArray[np.int32], n_logits: int, tap: Tap) -> None:
+    replace(model, is_checked=False).trunk(model.new_state(len(ids)), ids.tolist(), n_logits=n_logits, tap=tap)
+
+
+def _mtp_again(model: Model, ids: NDArray[np.int32], hidden: F32, n_logits: int, tap: Tap) -> None:
+    first, unchecked = model.recipe.contract.first_pos, replace(model, is_checked=False)
+    unchecked.mtp(model.new_state(first + len(ids)), ids.tolist(), hidden, first, n_logits=n_logits, tap=tap)
 
 
 def _no_logits() -> F32:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mtpref.errors import MtprefError
 from mtpref.model import Model
+from mtpref.model.finite import is_finite, not_finite
 from mtpref.ops import Op
 from mtpref.state import ModelState
 from mtpref.steps import Hidden
@@ -171,4 +172,7 @@ def tiles(model: Model, output: Any, post: F32) -> Iterator[tuple[int, F32]]:
     """Logits of rows behind a final norm, a bounded number of rows at a time."""
     n = max(1, LOGIT_BYTES // (4 * output.n_out))
     for first in range(0, len(post), n):
-        yield first, model.recipe.ops.head(model.recipe.ops, output, post[first : first + n], None)
+        logits = model.recipe.ops.head(model.recipe.ops, output, post[first : first + n], None)
+        if model.is_checked and not is_finite(logits):
+            raise not_finite(model, f"logits of {output.name}", lambda tap: None, iter([(output.name, output)]))
+        yield first, logits

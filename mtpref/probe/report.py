@@ -118,7 +118,7 @@ class Report:
 
     @property
     def verdict(self) -> str | None:
-        return verdict(self.controls) if self.controls else None
+        return verdict(self.controls, bool(self.contracts)) if self.controls else None
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -6,7 +6,7 @@ Owns what is refused and what is said. Tensors that keep their type are copied b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mtpref.errors import MtprefError
 from mtpref.gguf import (
     QUANTIZATION_VERSION,
+    Data,
     GgufFile,
     TensorInfo,
     WriteOptions,
@@ -25,9 +26,9 @@ from mtpref.gguf import (
     tensor_bytes,
     write_gguf,
 )
-from mtpref.heads.contents import files_of
+from mtpref.heads.contents import files_of, item_of
 from mtpref.heads.pairs import pairs_of
-from mtpref.identify import describe_kind
+from mtpref.identify import REDECLARE, describe_kind, head_in_trunk
 from mtpref.quantize.encode import WEIGHTED, encode, library, needs_library
 from mtpref.quantize.importance import Importance
 from mtpref.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, head_layers, layer_order, plan_types
@@ -104,6 +105,12 @@ def _blocks(file: GgufFile) -> tuple[int, int]:
     if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not 0 <= n_nextn < n_blocks:
         raise MtprefError(f"{file.label}: block_count {n_blocks} and nextn_predict_layers {n_nextn}, expected counts; "
                           "try: mtpref check")  # fmt: skip
+    name = head_in_trunk(file, n_blocks - n_nextn if n_nextn else 1 << 30)
+    if name is not None:
+        raise MtprefError(
+            f"{file.label}: tensor {printable(name)} is there, and key {arch}.nextn_predict_layers is {n_nextn}, "
+            f"expected the MTP head declared, since types depend on it; {REDECLARE}"
+        )
     return n_blocks, n_nextn
 
 
@@ -114,9 +121,9 @@ def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacemen
         if kind == info.type_name or info.name in replacements:
             continue
         if info.type_name not in DEQUANTIZABLE:
-            expected = ", ".join(DEQUANTIZABLE)
             raise MtprefError(
-                f"{file.label}: tensor {printable(info.name)}: type {info.type_name}, expected {expected}"
+                f"{file.label}: tensor {printable(info.name)} has type {info.type_name}, expected one that can be read "
+                f"({', '.join(DEQUANTIZABLE)}); quantise the file that it was made of"
             )
         if info.type_name not in FLOATS and not settings.allow_requantize:
             raise MtprefError(f"{file.label}: tensor {printable(info.name)} is {info.type_name} already, expected F32, "
@@ -142,14 +149,12 @@ def _keys(file: GgufFile, settings: Settings) -> list[tuple[str, Any, str]]:
     return keys
 
 
-def _data(
-    file: GgufFile, info: TensorInfo, kind: str, settings: Settings, replacements: Replacements
-) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+def _data(file: GgufFile, info: TensorInfo, kind: str, settings: Settings, replacements: Replacements) -> Data:
     if info.name in replacements:
         made = replacements[info.name][1]
         return lambda: iter([np.ascontiguousarray(made).reshape(-1).view(np.uint8)])
     if kind == info.type_name:
-        return lambda: file.pieces(info)
+        return item_of(file, info.name).data
     return lambda: _encoded(file, info, kind, settings.weights(info))
 
 
@@ -171,7 +176,8 @@ def _report(
     pure = plan_types(items, Wanted(settings.wanted.mixture, True, has_imatrix=settings.wanted.has_imatrix), *blocks)
 
     def size_of(item: Item, of: dict[str, str]) -> int:
-        return tensor_bytes(of[item.name], item.shape)
+        kind = of[item.name]
+        return file.tensors[item.name].n_bytes if kind == item.type_name else tensor_bytes(kind, item.shape)
 
     cost = sum(size_of(i, types) - size_of(i, pure) for i in items if i.name in head)
     notes = []
@@ -181,6 +187,6 @@ def _report(
         if lacking:
             notes.append(f"the importance matrix lacks {len(lacking)} tensors of the head, {lacking[0]} first; "
                          "it was made with the trunk alone: mtpref imatrix covers the head")  # fmt: skip
-    before = sum(t.n_bytes or 0 for t in file.tensors.values())
+    before = sum(t.n_bytes for t in file.tensors.values())
     n_bytes = sum(size_of(item, types) for item in items)
     return Quantized(before, n_bytes, dict(Counter(types.values())), head, cost, notes)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, UnsupportedError
 from mtpref.quants import codebook, floats, grids, k_quants, legacy, ternary
 from mtpref.quants.sizes import F32, U8, type_of
 
@@ -24,6 +24,8 @@ _DECODERS: dict[str, Callable[[U8], F32]] = {
     "NVFP4": codebook.decode_nvfp4,
     "TQ1_0": ternary.decode_tq1_0,
     "TQ2_0": ternary.decode_tq2_0,
+    "Q1_0": ternary.decode_q1_0,
+    "Q2_0": ternary.decode_q2_0,
     **{name: partial(grids.decode_grid, name) for name in grids.GRID_TYPES},
 }
 DEQUANTIZABLE: tuple[str, ...] = tuple(_DECODERS)
@@ -60,7 +62,7 @@ def dequantize(type_name: str, raw: U8, shape: tuple[int, ...]) -> F32:
     """
     decode = _DECODERS.get(type_name)
     if decode is None:
-        raise MtprefError(
+        raise UnsupportedError(
             f"tensor type {type_name}: no decoder, expected one of {', '.join(DEQUANTIZABLE)}; "
             "requantise the file, for example with llama-quantize to Q8_0"
         )

@@ -1,8 +1,8 @@
-"""Types of three values, -1, 0 and 1, times one scale: TQ1_0 and TQ2_0. Decoders only."""
+"""A few values times one scale: TQ1_0 and TQ2_0 (-1, 0, 1), Q2_0 (-1 to 2), Q1_0 (-1, 1). Decoders only."""
 
 import numpy as np
 
-from mtpref.quants.sizes import F32, U8, half
+from mtpref.quants.sizes import F32, U8, bits_of, half
 
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
@@ -36,3 +36,22 @@ def decode_tq2_0(blocks: U8) -> F32:
     qs = blocks[:, :64].reshape(-1, 2, 1, 32)
     codes = np.concatenate([qs & 3, (qs >> 2) & 3, (qs >> 4) & 3, qs >> 6], axis=2).reshape(-1, 256)
     return half(blocks, 64) * (codes.astype(np.float32) - np.float32(1))
+
+
+def decode_q2_0(blocks: U8) -> F32:
+    """Q2_0: 64 values in 18 bytes: d, a float16, then 16 bytes of four 2-bit codes. y = d * (code - 1).
+
+    Element 4 i + g is bits 2 g and 2 g + 1 of byte i. ggml's encoder leaves code 3 unused.
+    """
+    qs = blocks[:, 2:18, None]
+    codes = np.concatenate([(qs >> shift) & 3 for shift in (0, 2, 4, 6)], axis=2).reshape(-1, 64)
+    return half(blocks, 0) * (codes.astype(np.float32) - np.float32(1))
+
+
+def decode_q1_0(blocks: U8) -> F32:
+    """Q1_0: 128 values in 18 bytes: d, a float16, then 16 bytes of bits. y = d where the bit is 1, else -d.
+
+    Element 8 i + g is bit g of byte i.
+    """
+    d = half(blocks, 0)
+    return np.where(bits_of(blocks[:, 2:18]) == 1, d, -d)

@@ -192,7 +192,7 @@ ACTIVATION_TYPES = {
     **{name: name for name in ("F32", "F16", "BF16")},
     **{name: "Q8_1" if name.endswith("_1") else "Q8_0" for name in quants.LEGACY_TYPES},
     **dict.fromkeys(quants.K_TYPES, "Q8_K"),
-    **dict.fromkeys(("IQ4_NL", "MXFP4", "NVFP4"), "Q8_0"),
+    **dict.fromkeys(("IQ4_NL", "MXFP4", "NVFP4", "Q1_0", "Q2_0"), "Q8_0"),
     **dict.fromkeys(("IQ4_XS", "TQ1_0", "TQ2_0"), "Q8_K"),
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), "Q8_K"),
 }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mtpref.errors import MtprefError
+from mtpref.errors import MtprefError, UnsupportedError
 from mtpref.vocab.base import NORMAL, TOKEN_TYPES, Header, Vocab
 from mtpref.vocab.bpe import BpeVocab, build_bpe
 from mtpref.vocab.byte_texts import byte_of
@@ -119,7 +119,8 @@ def _model(kv: Mapping[str, object]) -> str:
         found = f"{model!r} ({OTHER_MODELS[model]}) is not supported"
     else:
         found = f"unknown tokenizer model {model!r}"
-    raise MtprefError(f"{_MODEL}: {found}, expected one of {', '.join(KNOWN_MODELS)}; try: mtpref inspect on the file")
+    kind = MtprefError if model is None else UnsupportedError
+    raise kind(f"{_MODEL}: {found}, expected one of {', '.join(KNOWN_MODELS)}; try: mtpref inspect on the file")
 
 
 def _rules(kv: Mapping[str, object], model: str) -> tuple[str, Rules, list[str]]:
@@ -178,7 +179,7 @@ def _strings(kv: Mapping[str, object], key: str) -> list[str]:
     if value is None:
         raise MtprefError(f"{key}: missing, expected an array of strings; is this a GGUF with a tokenizer?")
     if hasattr(value, "__len__") and len(value) > MAX_TEXTS[key]:
-        raise MtprefError(f"{key}: {len(value)} strings, expected at most {MAX_TEXTS[key]}; is the file damaged?")
+        raise MtprefError(f"{key}: {len(value)} strings, expected at most {MAX_TEXTS[key]}; is it a vocabulary?")
     if hasattr(value, "to_bytes_list"):
         texts = [raw.decode("utf-8", "surrogateescape") for raw in value.to_bytes_list()]
     elif isinstance(value, list | tuple) and all(isinstance(item, bytes | str) for item in value):

@@ -10,8 +10,18 @@ from __future__ import annotations
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 
-from mtpref.errors import MtprefError
+from mtpref.errors import UnsupportedError
 from mtpref.vocab.patterns import RULES, Rules
+
+USUAL_PRE = {"qwen35": "qwen35"}  # architecture -> the name that files of its published models have
+
+
+def unusual_pre(arch: str, pre: str) -> str | None:
+    """A note on a pre-tokenizer that files of this architecture do not have; None where nothing is odd."""
+    usual = USUAL_PRE.get(arch, pre)
+    if pre == usual:
+        return None
+    return f"pre-tokenizer {pre}, where {arch} models have {usual}: is the tokenizer this model's own?"
 
 
 def known_names() -> tuple[str, ...]:
@@ -25,7 +35,7 @@ def rules_of(name: str) -> Rules:
     Errors   MtprefError, listing the known names, if `name` is unknown.
     """
     if name not in RULES:
-        raise MtprefError(
+        raise UnsupportedError(
             f"tokenizer.ggml.pre: unknown pre-tokenizer {name!r}, expected one of {', '.join(known_names())}"
             "; try: mtpref inspect on the file to see what it holds"
         )

@@ -74,12 +74,9 @@ def shards_target() -> Target:
 
 def head_target() -> Target:
     """A stand-alone head, for a trunk without one."""
-    doc = parse(MICRO.read_bytes())
-    n = {k.name: int.from_bytes(k.value, "little") for k in doc.keys if k.name.endswith((b"block_count", b"t_layers"))}
-    n_trunk = n[b"qwen35.block_count"] - n.get(b"qwen35.nextn_predict_layers", 1)
-    block = f"blk.{n_trunk}.".encode()
-    shared = (b"token_embd.weight", b"output_norm.weight", b"output.weight")
-    head = Doc(doc.keys, tuple(t for t in doc.tensors if t.name in shared or t.name.startswith(block)), doc.data)
+    with tempfile.TemporaryDirectory() as folder, gguf.open_gguf(MICRO) as file:
+        (path,) = heads.write_contents(Path(folder) / "head.gguf", heads.extract(file), gguf.WriteOptions())
+        seed = path.read_bytes()
 
     def run(raw: bytes, folder: Path, i: int) -> None:
         path = put(folder, "mtp-head.gguf", raw)
@@ -87,7 +84,7 @@ def head_target() -> Target:
             mtpref.load(path)
         run_model(mtpref.load(MICRO, model_draft=path))
 
-    return Target("head", [write(head)], run, 100)
+    return Target("head", [seed], run, 100)
 
 
 def heads_target() -> Target:

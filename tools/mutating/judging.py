@@ -1,0 +1,94 @@
+"""A tree with one edit, its covering tests up to the first that fails, then all others."""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mutating.places import Module, Mutation, find, modules_of
+from mutating.recording import Recording, copy_tree, run_pytest
+
+PATIENCE = 600.0  # seconds beyond ten times what the tests took: an edit may make a loop endless
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the results.
+
+    verdict   killed, lived, or gone (the tree has no such line)
+    by        the first test that failed, or what else ended the run
+    stage     covering or whole: what was running
+    """
+
+    tree: str
+    id: str
+    verdict: str
+    by: str = ""
+    stage: str = ""
+    n_covering: int = 0
+    seconds: float = 0.0
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results so far; of two for the same tree and mutation, the later one counts."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = [Result(**json.loads(line)) for line in lines]
+    return list({(r.tree, r.id): r for r in found}.values())
+
+
+def judge_all(
+    mutations: list[Mutation], tree: Path, label: str, work: Path, recording: Recording, target: Path
+) -> None:
+    """Judge each mutation that has no result in `target` yet, and add a line for it."""
+    done = {r.id for r in read_results(target) if r.tree == label}
+    modules = modules_of(tree)
+    for mutation in mutations:
+        if mutation.id in done:
+            continue
+        result = judge(mutation, modules, tree, label, work, recording)
+        with target.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        print(f"{result.verdict:7} {result.seconds:6.0f} s  {mutation.id}  {result.by}", flush=True)
+
+
+def judge(
+    mutation: Mutation, modules: list[Module], tree: Path, label: str, work: Path, recording: Recording
+) -> Result:
+    """What becomes of one mutation. The kernels that only it has are thrown away afterwards."""
+    place = find(mutation, modules)
+    if place is None:
+        return Result(label, mutation.id, "gone")
+    edited, begin = work / "edited", time.monotonic()
+    kernels = set((work / "numba" / "mtpref").glob("*"))
+    shutil.rmtree(edited, ignore_errors=True)
+    copy_tree(tree, edited)
+    (edited / place.path).write_text(place.after, encoding="utf-8")
+    covering = recording.covering(place, modules)
+    others = recording.ordered(set(recording.tests) - set(covering))
+    stage, by = "covering", _first_failure(covering, edited, work, recording)
+    if not by:
+        stage, by = "whole", _first_failure(others, edited, work, recording)
+    for folder in set((work / "numba" / "mtpref").glob("*")) - kernels:
+        shutil.rmtree(folder, ignore_errors=True)
+    seconds = round(time.monotonic() - begin, 1)
+    return Result(label, mutation.id, "killed" if by else "lived", by, stage, len(covering), seconds)
+
+
+def _first_failure(chosen: list[str], edited: Path, work: Path, recording: Recording) -> str:
+    """The test that fails first, or how else the run ended; nothing where all pass."""
+    if not chosen:
+        return ""
+    select, leave, first = work / "select.json", work / "leave.json", work / "first.txt"
+    select.write_text(json.dumps(chosen))
+    leave.write_text(json.dumps(recording.left_out))
+    first.unlink(missing_ok=True)
+    limit = PATIENCE + 10 * sum(recording.tests[id][1] for id in chosen)
+    files = list(dict.fromkeys(id.partition("::")[0] for id in chosen))
+    more = {"MUTATION_SELECT": str(select), "MUTATION_LEAVE": str(leave), "MUTATION_FIRST": str(first)}
+    code = run_pytest(edited, work, ["-x", "-o", "addopts=", *files], more, limit)
+    if code in (0, 5):
+        return ""
+    if first.exists():
+        return first.read_text()
+    return f"did not end within {limit:.0f} s" if code == -14 else f"pytest ended with code {code}"
