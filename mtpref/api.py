@@ -81,8 +81,9 @@ class LanguageModel:
     def has_mtp(self) -> bool:
         return self.core.has_mtp
 
-    def encode(self, text: str) -> list[int]:
-        return self.core.vocab.encode(text)
+    def encode(self, text: str, *, limit: int = 0) -> list[int]:
+        """Token ids of a text; one that has far more than `limit` is refused early (`Vocab.encode`)."""
+        return self.core.vocab.encode(text, limit=limit)
 
     def chat_template(self, wanted: str | None = None) -> chat.ChatTemplate:
         """The file's own chat template (None), or a variant, a built-in one, a file, or a template's text.
@@ -109,7 +110,8 @@ class LanguageModel:
         """
         if not isinstance(template, chat.ChatTemplate):
             template = self.chat_template(template)
-        return chat.chat_prompt(template, self.core.vocab, messages, template_args, now)
+        limit = self.core.config.n_ctx_train
+        return chat.chat_prompt(template, self.core.vocab, messages, template_args, now, limit)
 
     def new_session(self, n_ctx: int = 0, *, checkpoint_every: int = 0) -> Session:
         """An empty sequence for `generate(..., session=...)`: later prompts reuse what it holds (docs/sessions.md)."""
@@ -143,7 +145,9 @@ class LanguageModel:
         if isinstance(prompt, chat.ChatPrompt):
             ids = list(prompt.ids)
         else:
-            ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            used = state if session is None else session.state
+            limit = (n_ctx if used is None else used.n_ctx) or self.core.config.n_ctx_train
+            ids = self.encode(prompt, limit=limit) if isinstance(prompt, str) else list(prompt)
         if session is not None:
             stops = (prompt.n_before_answer,) if isinstance(prompt, chat.ChatPrompt) else ()
             decoder, events = session.start(ids, options, drafter, checkpoint_at=stops)

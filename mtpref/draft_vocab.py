@@ -8,7 +8,6 @@ qwen35). EAGLE-3 checkpoints in PyTorch store the offset id - row under the same
 row number. Offsets are refused here, and named as such where they can be told.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from mtpref.errors import MtprefError
 from mtpref.files import open_text, read_up_to
 from mtpref.gguf import GgufFile, open_gguf, printable
+from mtpref.typed import parse_json
 
 FLAG = "--spec-draft-vocab"
 D2T = "d2t"
@@ -103,9 +103,9 @@ def _are_offsets(ids: Sequence[int], n_vocab: int) -> bool:
 
 def _from_json(text: str, source: str) -> list[int]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        raise MtprefError(f"{source}: not valid JSON, expected a list of token ids such as [0, 1, 2]") from None
+        values = parse_json(text.encode("utf-8", "surrogatepass"))
+    except MtprefError as error:
+        raise MtprefError(f"{source}: {error}, expected a list of token ids such as [0, 1, 2]") from None
     if not isinstance(values, list):
         raise MtprefError(f"{source}: a JSON {type(values).__name__}, expected a list of token ids such as [0, 1, 2]")
     for i, value in enumerate(values):

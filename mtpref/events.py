@@ -5,9 +5,12 @@ to a file, the command line prints them.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from mtpref.typed import NotFinite
 
 SCHEMA = "mtpref-trace-1"
+Margin = Annotated[float, NotFinite()]  # infinite where a head has one row
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class DraftStep:
     pos: int
     candidates: list[int]
     p: list[float]
-    margin: float
+    margin: Margin
     is_taken: bool
     u: float | None = None
     q: float | None = None
@@ -96,7 +99,7 @@ class Verified:
     pos0: int
     draft_ids: list[int]
     target_ids: list[int]
-    margins: list[float]
+    margins: list[Margin]
     near_ties: list[bool]
     n_accepted: int
     verdicts: list[str]

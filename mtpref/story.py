@@ -117,7 +117,7 @@ def tell(model: Model, prompts: Sequence[str], n_predict: int) -> Story:
         raise MtprefError("story: the file has no MTP head, expected one; try: mtpref inspect FILE")
     if n_predict < CYCLE:
         raise MtprefError(f"--predict: {n_predict} is out of range, expected {CYCLE} or more")
-    prompt_ids = [model.vocab.encode(prompt) for prompt in prompts]
+    prompt_ids = [model.vocab.encode(prompt, limit=model.config.n_ctx_train) for prompt in prompts]
     options = Options(n_predict, "none")
     plain = [_run(model, ids, options, None).ids for ids in prompt_ids]
     n_draft_vocab = min(FAST_MTP_ROWS, max(1, model.n_head_rows // 2))

@@ -92,7 +92,7 @@ class StubVocab:
         assert special
         return bytes([id])
 
-    def encode(self, text):
+    def encode(self, text, *, limit=0):
         return [self.bos_id] * self.add_bos + [ord(c) for c in text] + [self.eos_id] * self.add_eos
 
 
@@ -271,7 +271,7 @@ def test_the_date_of_a_run_can_be_given(capfdbinary):
         (["-p", "x", "--system", "y"], "--system: it is for chats"),
         (["-p", "x", "--chat-template", "chatml"], "--chat-template: it is for chats"),
         (["--chat", "-p", "x", "--chat-template-kwargs", "{x}"], "--chat-template-kwargs: no JSON"),
-        (["--chat", "-p", "x", "--chat-template-kwargs", "[" * 99999], "--chat-template-kwargs: no JSON"),
+        (["--chat", "-p", "x", "--chat-template-kwargs", "[" * 99999], "JSON nested more than 32 deep"),
         (["--chat", "-p", "x", "--chat-template-kwargs", "[1]"], "expected a JSON object"),
         (["--chat", "-p", "x", "--chat-date", "soon"], "--chat-date: 'soon', expected a date"),
         (["--chat", "-p", "x", "--chat-template", "{{ ''.__class__ }}"], "line 1: refused"),

@@ -343,7 +343,7 @@ def test_an_unknown_cutter_is_refused_with_the_closest(tmp_path):
 
 def broken(folder, file, change):
     path = folder / file
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_text()) if path.exists() else {}
     change(value)
     path.write_text(json.dumps(value))
 
@@ -355,11 +355,23 @@ CASES = {
         lambda c: c.update(quantization_config={"quant_method": "fp8"}),
         "quantization_config",
     ),
-    "missing size": ("config.json", lambda c: c.pop("hidden_size"), "hidden_size is None"),
+    "missing size": ("config.json", lambda c: c.pop("hidden_size"), "hidden_size is missing"),
     "text for a size": ("config.json", lambda c: c.update(num_attention_heads="4"), "num_attention_heads is"),
     "huge heads": ("config.json", lambda c: c.update(head_dim=1 << 23), "values together"),
-    "layer kinds": ("config.json", lambda c: c.update(layer_types=["linear_attention"]), "layer_types is"),
-    "unhashable kinds": ("config.json", lambda c: c.update(layer_types=[{}] * 4), "layer_types holds"),
+    "layer kinds": ("config.json", lambda c: c.update(layer_types=["linear_attention"]), "layer_types has 1 entries"),
+    "unhashable kinds": ("config.json", lambda c: c.update(layer_types=[{}] * 4), "layer_types[0] is"),
+    "no rotary factor": ("config.json", lambda c: c["rope_parameters"].update(partial_rotary_factor="x"), "'x'"),
+    "a rotary factor of 1e300": (
+        "config.json",
+        lambda c: c["rope_parameters"].update(partial_rotary_factor=1e300),
+        "expected a number 1e-06",
+    ),
+    "a temperature of text": (
+        "generation_config.json",
+        lambda g: g.update(temperature=[[]]),
+        "sampling.temp is a list, expected a number",
+    ),
+    "a top_k of 1e300": ("generation_config.json", lambda g: g.update(top_k=1e300), "sampling.top_k is 1e+300"),
     "rope": ("config.json", lambda c: c["rope_parameters"].update(rope_type="longrope"), "rope_type is"),
     "no merges": ("tokenizer.json", lambda t: t["model"].pop("merges"), "tokenizer.json"),
     "another model": ("tokenizer.json", lambda t: t["model"].update(type="WordPiece"), "expected byte-level BPE"),

@@ -43,9 +43,10 @@ DOORS = {
     "golden/gen.py": {"os.replace", "shutil.rmtree"},  # a whole folder, after check_output_folder
     "golden/build.py": {"path.read_bytes"},  # sources of the specification
     "kernels/__init__.py": {"path.read_bytes"},  # sources of the kernels
+    "kernels/cache.py": {"os.open", "open", "os.replace", "temporary.unlink"},  # compiled code, in a folder of its own
     "learn/chapter.py": {"self.path.read_text"},  # a chapter
     "report/page.py": {"files('mtpref') / 'report' / name.read_text"},  # the package's own data
-    "diagnose/of_stats.py": {"files('mtpref') / 'diagnose' / 'signatures.json'.read_text"},
+    "diagnose/rates.py": {"files('mtpref') / 'diagnose' / 'signatures.json'.read_text"},
     "cli/__init__.py": {"os.open"},  # /dev/null
 }
 

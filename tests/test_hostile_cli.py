@@ -117,7 +117,7 @@ FILES = {
     "ids that are words": (["--spec-draft-vocab", "FILE"], b"one\ntwo\n", "line 1 is 'one', expected one token id"),
     "ids of no vocabulary": (["--spec-draft-vocab", "FILE"], b"1\n99999999\n", "id 99999999, expected each of"),
     "ids twice": (["--spec-draft-vocab", "FILE"], b"[1, 1]", "id 1 twice"),
-    "ids nested": (["--spec-draft-vocab", "FILE"], b"[" * 100000, "not valid JSON"),
+    "ids nested": (["--spec-draft-vocab", "FILE"], b"[" * 100000, "JSON nested more than 32 deep"),
     "ids that are true": (["--spec-draft-vocab", "FILE"], b"[true]", "item 0 is True, expected a token id"),
     "ids of no text": (["--spec-draft-vocab", "FILE"], b"\xff\xff", "is not UTF-8"),
     "ids in a model": (["--spec-draft-vocab", "FILE"], MICRO.read_bytes(), "tensor d2t is missing"),
@@ -168,7 +168,7 @@ COMMANDS = {
     "trace of a model": (["trace", "show", str(MICRO)], b"", "expected"),
     "trace of no file": (["trace", "show", "/no/such\n"], b"", "/no/such\\n: cannot be read"),
     "trace of nothing": (["trace", "show", "file"], b"", "it holds no event"),
-    "trace of brackets": (["trace", "show", "file"], b"[" * 70000 + b"\n", "more than 65536 lists and objects"),
+    "trace of brackets": (["trace", "show", "file"], b"[" * 70000 + b"\n", "JSON nested more than 34 deep"),
     "trace of another thing": (["trace", "show", "file"], b'{"event": 1}\n', "expected"),
     "no verb": (["\n"], b"", "invalid choice"),
 }  # fmt: skip
@@ -194,9 +194,12 @@ def golden_copy(folder: Path, change) -> Path:
     ("change", "expected"),
     [
         (lambda m: m.update(format="x\ny"), "format x\\ny, expected mtpref-golden-1"),
-        (lambda m: m.update(classes=[1]), "classes is no object of objects"),
-        (lambda m: m["classes"].update(op_f32={"nmse": "much"}), "class op_f32 has NMSE limit 'much'"),
-        (lambda m: m.update(suites=3), "suites is no list of records"),
+        (lambda m: m.update(classes=[1]), "classes is a list, expected an object"),
+        (
+            lambda m: m["classes"].update(op_f32={"nmse": "much"}),
+            "classes.op_f32.nmse is 'much', expected a number",
+        ),
+        (lambda m: m.update(suites=3), "suites is 3, expected a list"),
         (lambda m: m["suites"][0].update(path="../../x"), "not in manifest.json"),
     ],
 )

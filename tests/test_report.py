@@ -196,7 +196,7 @@ def test_rounds_and_runs_are_chosen(traces, tmp_path):
     ("argv", "named"),
     [
         (["missing.jsonl", "-o", "p.html"], "missing.jsonl: cannot be read"),
-        (["text.txt", "-o", "p.html"], "text.txt: line 1: it is no JSON"),
+        (["text.txt", "-o", "p.html"], "text.txt: line 1: no JSON"),
         (["empty.jsonl", "-o", "p.html"], "empty.jsonl: line 0: it holds no event"),
         (["run.jsonl", "-o", "p.html", "--run", "2"], "--run: 2 is out of range, run.jsonl holds 1 runs"),
         (["run.jsonl", "-o", "p.html", "--run", "0"], "--run: 0 is out of range"),

@@ -79,7 +79,7 @@ def test_ceilings_are_reached_exactly(short):
 def test_ceilings_are_left_out_where_every_text_is_short():
     model = micro(60)
     vocab = StubVocab(model.n_vocab, frozenset(range(256)))
-    vocab.encode = lambda text: list(text.encode())
+    vocab.encode = lambda text, limit=0: list(text.encode())
     told = story.tell(replace(model, vocab=vocab), ["abc"], 12)
     assert told.ceilings == ()
     assert ceilings(told) == ["(no ceilings: every text ended within 12 tokens)"]

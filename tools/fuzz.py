@@ -108,6 +108,13 @@ class Worker:
     current: Any
     task: tuple[str, bool, int, int] | None = None
     since: float = 0.0
+    number: int = -1
+
+    def is_stuck(self) -> bool:
+        """Whether it has been at one case for too long; a whole piece may take longer on a busy machine."""
+        if self.current.value != self.number:
+            self.number, self.since = int(self.current.value), time.monotonic()
+        return time.monotonic() - self.since > HANG_SECONDS + 2.0
 
 
 @dataclass
@@ -206,8 +213,7 @@ def run(args: argparse.Namespace, names: tuple[str, ...]) -> int:
         while busy:
             ready = wait([w.pipe for w in busy], timeout=1.0)
             for worker in list(busy):
-                is_stuck = time.monotonic() - worker.since > HANG_SECONDS + 2.0
-                if worker.pipe not in ready and not is_stuck:
+                if worker.pipe not in ready and not worker.is_stuck():
                     continue
                 fresh = _take(worker, campaign, names)
                 busy.remove(worker)

@@ -5,20 +5,21 @@ It must not know whose costs they are: docs/plan.md asks other engines for the s
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.errors import MtprefError
 from mtpref.files import read_regular
 from mtpref.gguf import printable, write_whole
+from mtpref.typed import Within, describe, parse_json, read
 
 SCHEMA = "mtpref-costs-1"
 MAX_BYTES = 1 << 20
+Milliseconds = Annotated[float, Within(0, 1e9)]
 MAX_WIDTH = 1025  # a draft of 1024 tokens and the one that opens it
 
 # What a file may leave out, and what is taken for it.
@@ -166,16 +167,16 @@ def read_costs(path: str | Path) -> CostSet:
         if _shape(sample) != _shape(costs):
             raise MtprefError(f"{source}: sample {i} has other keys or widths, expected those of the whole")
     assumed = tuple(f"{name} = {of}" for name, of in STAND_INS.items() if name not in data)
-    engine, about = (printable(str(data.get(key, "")), 200) for key in ("engine", "about"))
+    engine, about = (printable(read(str, data.get(key, ""), f"{source}: {key}"), 200) for key in ("engine", "about"))
     return CostSet(costs, samples or (costs,), engine or "unnamed", about, assumed)
 
 
 def _read_json(path: str | Path, source: str) -> dict[str, Any]:
     raw = read_regular(path, source, "expected a small JSON file of costs", MAX_BYTES)
     try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise MtprefError(f"{source}: not valid JSON, expected one object of schema {SCHEMA}") from None
+        data = parse_json(raw)
+    except MtprefError as error:
+        raise MtprefError(f"{source}: {error}, expected one object of schema {SCHEMA}") from None
     if not isinstance(data, dict):
         raise MtprefError(f"{source}: a JSON {type(data).__name__}, expected one object of schema {SCHEMA}")
     return data
@@ -199,15 +200,14 @@ def _costs(data: dict[str, Any], source: str) -> Costs:
 
 
 def _number(value: Any, source: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9 or math.isnan(value):
-        raise MtprefError(f"{source} is {printable(json.dumps(value), 60)}, expected milliseconds, 0 .. 1e9")
-    return float(value)
+    found: float = read(Milliseconds, value, source)
+    return found
 
 
 def _table(value: Any, source: str, is_rows: bool) -> dict[int, float]:
     what, high = ("rows of the head", 1 << 24) if is_rows else ("tokens of a pass", MAX_WIDTH)
     if not isinstance(value, dict) or not value:
-        raise MtprefError(f"{source} is {printable(json.dumps(value), 60)}, expected an object: {what} to milliseconds")
+        raise MtprefError(f"{source} is {describe(value)}, expected an object: {what} to milliseconds")
     table = {}
     for key, ms in value.items():
         n = int(key) if key.isascii() and key.isdigit() and len(key) <= 8 else 0

@@ -4,18 +4,29 @@ Owns how it is called and what is read of its JSON. A verify pass is measured th
 has logits for its last token alone: a little less work than ours.
 """
 
-import json
 import os
 import re
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
+from mtpref.typed import Within, parse_json, read
 
 TIMEOUT_S = 1800
+Count = Annotated[int, Within(0, 1 << 31)]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One test of llama-bench's JSON."""
+
+    n_prompt: Count
+    n_gen: Count
+    avg_ns: Annotated[float, Within(0, 1e15)]
 
 
 class LlamaBench:
@@ -57,11 +68,12 @@ class LlamaBench:
             last = printable((done.stderr.strip().splitlines() or ["no message"])[-1], 300)
             raise MtprefError(f"--vs-llama-bench: exit code {done.returncode}: {last}; can it open this model?")
         try:
-            rows = json.loads(done.stdout[done.stdout.index("[") :])
+            found = parse_json(done.stdout[done.stdout.index("[") :].encode("utf-8", "replace"))
+            rows: list[_Row] = read(list[_Row], found, "llama-bench")
             if not self.about and rows:
-                self.about = described(rows[0])
-            return [{"n_prompt": r["n_prompt"], "n_gen": r["n_gen"], "ms": r["avg_ns"] / 1e6} for r in rows]
-        except (ValueError, KeyError, TypeError):
+                self.about = described(found[0])
+            return [{"n_prompt": r.n_prompt, "n_gen": r.n_gen, "ms": r.avg_ns / 1e6} for r in rows]
+        except (ValueError, MtprefError):
             text = printable(done.stdout.strip()[:80], 80)
             raise MtprefError(f"--vs-llama-bench: printed {text!r}, expected llama-bench's JSON") from None
 

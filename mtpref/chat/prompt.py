@@ -50,7 +50,12 @@ class ChatPrompt:
 
 
 def chat_prompt(
-    template: ChatTemplate, vocab: Vocab, messages: Sequence[Message], args: Mapping[str, Any], now: datetime | None
+    template: ChatTemplate,
+    vocab: Vocab,
+    messages: Sequence[Message],
+    args: Mapping[str, Any],
+    now: datetime | None,
+    limit: int = 0,
 ) -> ChatPrompt:
     """Render messages and tokenize the text, special tokens parsed.
 
@@ -58,6 +63,7 @@ def chat_prompt(
                empty where there is none); args come last and may replace any of these but messages
     BOS        where the vocabulary adds BOS, one that the template wrote as well is dropped; EOS likewise at the end
                (llama.cpp's rule)
+    limit      tokens that there is room for (0: no limit), as for `Vocab.encode`
     now        what strftime_now tells (None: the time of the call)
     Errors     MtprefError for messages without a role, what a template refuses, or a template that is refused
     """
@@ -78,7 +84,7 @@ def chat_prompt(
             text = text.removeprefix(bos)
         if vocab.add_eos and eos:
             text = text.removesuffix(eos)
-        return vocab.encode(text)
+        return vocab.encode(text, limit=limit)
 
     ids = encode(rendered.text)
     before = encode(rendered.others[0] or "")

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from mtpref import __version__, files
+from mtpref.cli.output import begin, drop_notes, hold_notes
 from mtpref.cli.writing import OutputPath
 from mtpref.errors import MtprefError, one_line
 
@@ -97,17 +98,20 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if sys.stdout is None:
         return _refuse(args.verb, "standard output is closed, expected it open; redirect it to a file or /dev/null")
+    hold_notes()
     try:
         with files.guarded():
             for value in vars(args).values():
                 if isinstance(value, OutputPath):
                     files.claim_output(value)
             code = int(args.run(args))
+        begin()
         sys.stdout.flush()
         return code
     except MtprefError as error:
         return _refuse(args.verb, str(error))
     except KeyboardInterrupt:
+        begin()
         print(f"mtpref {args.verb}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -123,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse(verb: str, why: str) -> int:
+    drop_notes()
     with contextlib.suppress(OSError):  # stderr may be what is full
         print(one_line(f"mtpref {verb}: error: {why}"), file=sys.stderr, flush=True)
     return EXIT_USAGE

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from mtpref.cli.options import add_model, load_model, threads_in_use, whole_numbers
-from mtpref.cli.output import Notes
+from mtpref.cli.output import Notes, begin
 from mtpref.errors import MtprefError
 
 
@@ -92,6 +92,7 @@ def run_bench(args: argparse.Namespace) -> int:
     heads = [(trim.name, trim.head) for trim in trims]
     say.line(f"model: {args.model or 'embedded tiny model'}; the first round, which warms up, is not counted")
     found = bench(model, heads, settings, n_threads, llama, _progress(say))
+    begin()
     if args.json:
         print(json.dumps(found.to_json(), ensure_ascii=True))
     else:
@@ -102,7 +103,12 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def _progress(say: Notes) -> Any:
-    return lambda i, n: say.line(f"round {i} of {n}") if not sys.stderr.isatty() or i == n else None
+    def tell(i: int, n: int) -> None:
+        begin()
+        if not sys.stderr.isatty() or i == n:
+            say.line(f"round {i} of {n}")
+
+    return tell
 
 
 def run_warmup(args: argparse.Namespace) -> int:

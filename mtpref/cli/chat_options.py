@@ -1,11 +1,11 @@
 """Arguments of a chat: the template, its arguments, the system message. Names are llama.cpp's where it has them."""
 
 import argparse
-import json
 from datetime import datetime
 from typing import Any
 
 from mtpref.errors import MtprefError
+from mtpref.typed import parse_json
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
@@ -72,16 +72,17 @@ class ChatSettings:
         """The ChatPrompt of a conversation."""
         from mtpref.chat import chat_prompt
 
-        return chat_prompt(model.chat_template(self.template), model.core.vocab, messages, self.kwargs, self.now)
+        template, core = model.chat_template(self.template), model.core
+        return chat_prompt(template, core.vocab, messages, self.kwargs, self.now, core.config.n_ctx_train)
 
 
 def _object(flag: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MtprefError(f'{flag}: no JSON ({error}), expected an object, e.g. {{"enable_thinking": false}}') from None
+        value = parse_json(text.encode("utf-8", "surrogateescape"))
+    except MtprefError as error:
+        raise MtprefError(f'{flag}: {error}, expected an object, e.g. {{"enable_thinking": false}}') from None
     if not isinstance(value, dict):
         raise MtprefError(f'{flag}: {text[:40]}, expected a JSON object, e.g. {{"enable_thinking": false}}')
     return value

@@ -3,11 +3,16 @@
 import argparse
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.cli.diagnose import add_run, given_ids
 from mtpref.cli.options import add_model, add_prompt, load_model
+from mtpref.cli.output import begin
 from mtpref.errors import MtprefError
+from mtpref.typed import Within, read_number
+
+SETTINGS = {"n_max": Annotated[int, Within(0, 1024)], "n_min": Annotated[int, Within(0, 1024)],
+            "p_min": Annotated[float, Within(0, 1)]}  # fmt: skip
 
 
 def add_parser(verbs: Any) -> None:
@@ -57,6 +62,7 @@ def run_compare_log(args: argparse.Namespace) -> int:
         raise MtprefError(f"compare-log: {model.core.config.name or 'the model'} has no MTP head, expected one")
     chosen = choose_runs(runs, printable(args.log, 400), given_ids(args, model), args.which)
     found = [_compare(model, run, ids, args) for run, ids in chosen]
+    begin()
     if args.json:
         print(json.dumps(found[0].to_json() if len(found) == 1 else [f.to_json() for f in found]))
     else:
@@ -81,7 +87,7 @@ def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> 
     # Our budget never cuts what theirs did not: the rounds of both stay comparable to the end.
     n_predict = len(run.log.ids) + int(n_max) + 3
     policy = PolicyConfig(n_max=int(n_max), n_min=int(n_min), p_min=int(p_min * P_ONE))
-    _check_ids(ids, model)
+    _check_ids(args, run, ids, model.core)
     core = model.core
     limits = decision_limits(core.type_names | {core.kv_type, core.kv_type_draft}, core.recipe.numerics)
     events, margin = _run(_as_logged(model, run.log), ids, Options(n_predict=n_predict, policy=policy))
@@ -89,13 +95,13 @@ def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> 
     return compare_log(run.log, events, p_min=p_min, p_limit=p_limit, near_margin=limits[1], opening_margin=margin)
 
 
-def _check_ids(ids: list[int], model: Any) -> None:
-    core = model.core
-    if ids and (max(ids) >= core.n_vocab or min(ids) < 0):
+def _check_ids(args: argparse.Namespace, run: Any, ids: list[int], core: Any) -> None:
+    if max(ids, default=0) >= core.n_vocab:
         raise MtprefError(f"prompt: id {max(ids)}, expected 0 .. {core.n_vocab - 1}: another model's")
-    if len(ids) >= core.config.n_ctx_train:
-        raise MtprefError(f"prompt: {len(ids)} tokens, expected fewer than the model's context of "
-                          f"{core.config.n_ctx_train}")  # fmt: skip
+    n_ctx, n_more = core.config.n_ctx_train, len(run.log.ids) + (run.log.request is not None)
+    if len(ids) + n_more > n_ctx + 1:  # the last token opens no pass
+        raise MtprefError(f"{args.log}: a prompt of {len(ids)} tokens and {n_more} more, expected a run within the "
+                          f"model's context of {n_ctx}")  # fmt: skip
 
 
 def _as_logged(model: Any, log: Any) -> Any:
@@ -124,14 +130,12 @@ def _run(model: Any, ids: list[int], options: Any) -> tuple[list[Any], float | N
 def _setting(args: argparse.Namespace, run: Any, name: str) -> float:
     """From the command line, else a recording's header, else the log's own lines."""
     given = getattr(args, f"spec_draft_{name}")
-    for value in (given, run.header.get(name), run.log.settings.get(name)):
+    if given is not None:  # its range is the policy's to check
+        return float(given)
+    summed = run.log.summary.get("n_draft") if name == "n_max" else None
+    for value in (run.header.get(name), run.log.settings.get(name), summed):
         if value is not None:
-            try:
-                return float(value)
-            except ValueError:
-                raise MtprefError(f"{args.log}: header {name} is {value!r}, expected a number") from None
-    if name == "n_max" and run.log.summary.get("n_draft") is not None:
-        return float(run.log.summary["n_draft"])
+            return float(read_number(SETTINGS[name], str(value), f"{args.log}: {name}"))
     if name == "n_max":
         raise MtprefError("compare-log: the log does not say how long a draft may be; use --spec-draft-n-max N")
     return 0.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtpref.cli.chat_options import ChatSettings
 from mtpref.cli.options import MAX_PROMPT_BYTES, unescape
-from mtpref.cli.output import Notes, Text
+from mtpref.cli.output import Notes, Text, begin
 from mtpref.cli.signals import sigterm_as_interrupt
 from mtpref.errors import MtprefError
 
@@ -96,6 +96,7 @@ def run_conversation(
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         say.line(BANNER)
+        begin()
     reason = ""
     with sigterm_as_interrupt() as is_terminated:
         for content in _contents(first, is_terminal, args.escape, is_terminated):

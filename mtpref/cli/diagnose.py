@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
+from mtpref.cli.output import begin
 from mtpref.errors import MtprefError
 
 MAX_IDS = 1 << 20
@@ -77,7 +78,7 @@ def run_diagnose(args: argparse.Namespace) -> int:
     rates = _rates(args, log)
     if rates is not None:
         report = diagnose.diagnose_stats(rates, args.after_full, args.after_partial)
-    elif args.dump is not None:
+    elif log is None:
         port = diagnose.read_port(args.dump)
         model = load_model(args)
         report = diagnose.diagnose_dump(model.core, port, given_ids(args, model), _progress())
@@ -86,6 +87,7 @@ def run_diagnose(args: argparse.Namespace) -> int:
         model = load_model(args)
         runs = diagnose.read_port_runs(log, given_ids(args, model), args.which)
         report = diagnose.diagnose_log(model.core, runs, _progress())
+    begin()
     print(json.dumps(report.to_json()) if args.json else diagnose.render(report))
     return {"healthy": 0, "undecided": CANNOT_JUDGE}.get(report.verdict, 1)
 
@@ -115,7 +117,7 @@ def given_ids(args: argparse.Namespace, model: Any) -> list[int] | None:
         return parse_ids(args.ids)
     if args.prompt is None and args.file is None:
         return None
-    ids: list[int] = model.encode(read_prompt(args))
+    ids: list[int] = model.encode(read_prompt(args), limit=model.core.config.n_ctx_train)
     return ids
 
 

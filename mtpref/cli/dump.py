@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
+from mtpref.cli.output import begin
 from mtpref.cli.writing import OutputPath
 
 
@@ -31,9 +32,10 @@ def run_dump(args: argparse.Namespace) -> int:
 
     prompt = read_prompt(args)
     model = load_model(args)
-    ids = model.encode(prompt)
+    ids = model.encode(prompt, limit=model.core.config.n_ctx_train)
     recorder = dump.record(model.core, ids, args.tensors)
     dump.write_dump(args.output, model.core, ids, recorder.tensors)
+    begin()
     print(f"{args.output}: {len(recorder.tensors)} tensors of {len(ids)} tokens", file=sys.stderr)
     if recorder.first_bad.name is not None and model.core.is_checked:
         raise recorder.first_bad.error(model.core, f"{args.output} is written; the model")

@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any
 
+from mtpref.cli.output import note
 from mtpref.errors import MtprefError
 
 RED, RESET = "\x1b[1;31m", "\x1b[0m"
@@ -35,7 +36,7 @@ def apply_faults(args: argparse.Namespace, core: Any) -> Any:
         raise MtprefError(f"--fault: {', '.join(ids)} names one twice, expected each at most once")
     for fault in faults:
         kind = "look-alike" if fault.is_look_alike else "FAULT"
-        print(in_red(f"{kind} {fault.id}: {fault.title}; nothing that follows is the reference's"), file=sys.stderr)
+        note(in_red(f"{kind} {fault.id}: {fault.title}; nothing that follows is the reference's"))
     return inject(core, *faults)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mtpref.cli.chat_options import ChatSettings, add_chat
 from mtpref.cli.fault_options import refuse_in_conversation
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
-from mtpref.cli.output import Notes, Text
+from mtpref.cli.output import Notes, Text, begin
 from mtpref.cli.sampling_options import add_sampling
 from mtpref.cli.session_options import PromptCache, add_session
 from mtpref.cli.signals import sigterm_as_interrupt
@@ -153,6 +153,7 @@ def _consume(run: Any, writer: Any, text: Text, say: Notes) -> str:
     try:
         with sigterm_as_interrupt():
             for event in tee(run, writer):
+                begin()
                 if isinstance(event, Token):
                     say.end_progress()
                     text.write(event.text)

@@ -193,7 +193,8 @@ def run_gen(args: argparse.Namespace) -> int:
     model = load_model(args)
     if not model.has_mtp:
         plan = replace(plan, drafts=(0,))
-    ids = [(name, model.encode(text)) for name, text in prompts]
+    limit = model.core.config.n_ctx_train
+    ids = [(name, model.encode(text, limit=limit)) for name, text in prompts]
     path = args.model or api.tiny_path()
     generate_vectors(model.core, path, ids, plan, Path(args.output), _say)
     print(f"{args.output}: {sum(p.stat().st_size for p in Path(args.output).rglob('*') if p.is_file())} bytes")

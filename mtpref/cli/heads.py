@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +176,7 @@ def _check_readable(contents: Any) -> None:
 
 def _prove(path: Path, *, is_asked: bool) -> int:
     """The file is written: what cannot be run is a note, unless the run was asked for or shows that the file is bad."""
-    from mtpref.cli.output import Notes
+    from mtpref.cli.output import Notes, begin
     from mtpref.errors import UnsupportedError
     from mtpref.heads.proof import prove
 
@@ -187,8 +186,10 @@ def _prove(path: Path, *, is_asked: bool) -> int:
     except UnsupportedError as error:
         if is_asked:
             raise
+        begin()
         _say(f"not probed: {error}")
         return 0
+    begin()
     print("\n".join(proof.lines()))
     return 1 if proof.belongs is False else 0
 
@@ -217,6 +218,7 @@ def _size(text: str | None) -> int | None:
 
 
 def _say(text: str) -> None:
+    from mtpref.cli.output import note
     from mtpref.vocab import terminal_safe
 
-    print(terminal_safe(text), file=sys.stderr, flush=True)
+    note(terminal_safe(text))

@@ -1,11 +1,42 @@
-"""What `mtpref generate` prints: model text on stdout, notes on stderr.
+"""What verbs print beside their results: model text on stdout, notes on stderr.
 
-Owns terminal safety and progress. It must not decide anything about a run.
+Owns terminal safety, progress, and the rule that a refusal is one line: notes are held until the work has begun, and a
+verb that refuses before then prints none. It must not decide anything about a run.
 """
 
 import argparse
 import sys
 from typing import Any
+
+_held: list[str] | None = None  # None: notes are printed at once
+
+
+def hold_notes() -> None:
+    """From now on notes wait for `begin`."""
+    global _held
+    _held = []
+
+
+def begin() -> None:
+    """The work has begun, or is done: what is held is printed, and later notes at once."""
+    global _held
+    lines, _held = _held or [], None
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+def drop_notes() -> None:
+    """The verb refuses: what is held is not printed."""
+    global _held
+    _held = None
+
+
+def note(line: str) -> None:
+    """A line for stderr, harmless already."""
+    if _held is None:
+        print(line, file=sys.stderr, flush=True)
+    else:
+        _held.append(line)
 
 
 class Text:
@@ -49,7 +80,7 @@ class Notes:
     def line(self, text: str) -> None:
         from mtpref.vocab import terminal_safe
 
-        print(terminal_safe(text), file=sys.stderr, flush=True)
+        note(terminal_safe(text))
 
     def when_compiling(self, args: argparse.Namespace) -> None:
         """Say what the run waits for, once, as soon as a kernel is not in the cache."""
@@ -61,7 +92,8 @@ class Notes:
     def _compiling(self) -> None:
         if not self._has_said_compiling:
             self._has_said_compiling = True
-            self.line("compiling kernels for this machine: once, up to half a minute; later starts use a cache")
+            said = "compiling kernels for this machine: once, up to half a minute; later starts use a cache"
+            print(said, file=sys.stderr, flush=True)  # at once: it is what the user waits for
 
     def compiled(self) -> None:
         """After statistics: what their times leave out, where that is worth a line."""
@@ -77,8 +109,8 @@ class Notes:
             f"model: {name} ({core.config.arch}, {core.config.n_layer} layers, {core.n_vocab} tokens); "
             f"numerics {core.recipe.numerics}, KV {core.kv_type.lower()}"
         )
-        for note in (*core.notes, *core.vocab.notes, *_slow_threads(args)):
-            self.line(f"note: {note}")
+        for text in (*core.notes, *core.vocab.notes, *_slow_threads(args)):
+            self.line(f"note: {text}")
         self._mtp(core, options)
         if not options.sampling.is_greedy:
             s = options.sampling
@@ -105,6 +137,7 @@ class Notes:
             self.line(_head_memory(core, options, is_off=is_off))
 
     def progress(self, n_done: int, n_total: int) -> None:
+        begin()
         if sys.stderr.isatty() and n_total > 64:
             print(f"\rprompt: {n_done} of {n_total} tokens", end="", file=sys.stderr, flush=True)
             self._in_progress = True

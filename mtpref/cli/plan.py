@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from mtpref.cli.options import add_model, load_model, threads_in_use, whole_numbers
-from mtpref.cli.output import Notes
+from mtpref.cli.output import Notes, begin
 from mtpref.cli.probe import Progress, add_texts
 from mtpref.cli.sampling_options import add_sampling, sampling_config
 from mtpref.cli.writing import OutputPath
@@ -103,6 +103,7 @@ def run_plan(args: argparse.Namespace) -> int:
             write_costs(given, args.save_costs)
             say.line(f"costs written to {args.save_costs}")
     found = plan(texts, trims, given, settings)
+    begin()
     if args.plot is not None:
         write_plot(found, args.plot)
     if args.json:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from mtpref.cli.options import add_model, load_model
-from mtpref.cli.output import Notes
+from mtpref.cli.output import Notes, begin
 from mtpref.cli.writing import OutputPath
 
 
@@ -120,6 +120,7 @@ class Progress:
         self._told = time.monotonic()
 
     def __call__(self, n_done: int, n_all: int) -> None:
+        begin()
         text = f"{self._what}: {n_done} of {n_all} tokens"
         if self._is_tty:
             print(f"\r{text}", end="\n" if n_done == n_all else "", file=sys.stderr, flush=True)

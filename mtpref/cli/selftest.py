@@ -47,7 +47,7 @@ def add_parser(verbs: Any) -> None:
 
 def run_selftest(args: argparse.Namespace) -> int:
     from mtpref import api, selftest
-    from mtpref.cli.output import Notes
+    from mtpref.cli.output import Notes, begin
 
     checks = _chosen(args.only)
     if args.llama_bin is not None and not Path(args.llama_bin).is_dir():
@@ -64,6 +64,7 @@ def run_selftest(args: argparse.Namespace) -> int:
         say.line(line)
     bench = selftest.Bench(model, size, path.resolve(), llama_bin, say.line)
     results = []
+    begin()
     for result in selftest.run_checks(bench, checks):
         say.line(f"{result.check.name}: {result.verdict} ({result.seconds:.1f} s)")
         results.append(result)

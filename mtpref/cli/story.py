@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtpref.cli.options import add_model, add_prompt, load_model, read_prompt
-from mtpref.cli.output import Notes
+from mtpref.cli.output import Notes, begin
 
 if TYPE_CHECKING:
     from mtpref.story import Line, Story
@@ -50,6 +50,7 @@ def run_story(args: argparse.Namespace) -> int:
     count = "1 prompt" if len(prompts) == 1 else f"{len(prompts)} prompts"
     say.line(f"model: {args.model or 'embedded tiny model'}; {count}, {args.n_predict} tokens each, 18 runs of each")
     story = tell(model, prompts, args.n_predict)
+    begin()
     if args.json:
         print(json.dumps(to_json(story), ensure_ascii=True))
     else:

@@ -5,6 +5,7 @@ Owns the verdict. Either file may come from any engine; only names and shapes mu
 
 import math
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -136,17 +137,18 @@ def compare_files(
     """
     with open_source(path_a) as a, open_source(path_b) as given:
         b = given.renamed(rules)
-        order = a.names if a.has_order or not b.has_order else [n for n in b.names if n in set(a.names)] + a.names
-        order = list(dict.fromkeys(order))
         in_a, in_b = set(a.names), set(b.names)
+        order = a.names if a.has_order or not b.has_order else [n for n in b.names if n in in_a] + a.names
+        order = list(dict.fromkeys(order))
         common = [name for name in order if name in in_b]
         if not common:
             raise MtprefError(f"compare: {a.label} and {b.label} have no tensor name in common; expected cb() names "
                               "such as l_out-3; try: mtpref inspect FILE, or --map REGEX=NAME")  # fmt: skip
         found: list[Difference] = []
+        n_beyond = 0
         for name in common:
-            n_hinted = sum(d.exceeds(limit) for d in found)
-            found.append(_difference(a, b, name, limit, is_hinted=n_hinted < MAX_HINTED))
+            found.append(_difference(a, b, name, limit, is_hinted=n_beyond < MAX_HINTED))
+            n_beyond += found[-1].exceeds(limit)
     only_a, only_b = [n for n in order if n not in in_b], [n for n in b.names if n not in in_a]
     step, feeds = _feeds(found, limit, frozenset(in_a | in_b))
     return Comparison(found, only_a, only_b, limit, (a.label, b.label), step, feeds)
@@ -202,9 +204,9 @@ def _feeds(differences: list[Difference], limit: float, known: frozenset[str]) -
         return "", []
     verdicts = {d.name: "differs" if d.exceeds(limit) else "equal" for d in differences}
     feeds: dict[str, Feed] = {}
-    waiting = list(producer.inputs)
+    waiting = deque(producer.inputs)
     while waiting:
-        name = waiting.pop(0)
+        name = waiting.popleft()
         if name in feeds:
             continue
         feeds[name] = Feed(name, verdicts.get(name, "not compared"))

@@ -65,6 +65,7 @@ def _blocks(shape: tuple[int, ...]) -> set[int]:
     return {math.prod(shape[i:]) for i in range(1, len(shape))}
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def layout_hints(a: NDArray, b: NDArray, limit: float) -> list[str]:
     """In which layouts b would agree with a; at most three, the simplest first. Empty for large or constant arrays."""
     if not 2 <= a.size <= MAX_HINT_ELEMENTS or a.size != b.size:

@@ -29,6 +29,7 @@ class Measures:
     is_finite: bool = True
 
 
+@np.errstate(invalid="ignore", over="ignore")  # a NaN that signals, values beyond the squares of float64
 def measure(a: NDArray, b: NDArray) -> Measures:
     """b against a.
 

@@ -11,16 +11,29 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.convert.keys import ARCH, Keys
 from mtpref.errors import MtprefError
+from mtpref.files import read_regular
 from mtpref.gguf import printable
+from mtpref.typed import Sized, Within, describe, is_whole, parse_json, read
 
 _KINDS = {
     "UINT8": "u8", "INT8": "i8", "UINT16": "u16", "INT16": "i16", "UINT32": "u32", "INT32": "i32", "FLOAT32": "f32",
     "BOOL": "bool", "STRING": "str", "UINT64": "u64", "INT64": "i64", "FLOAT64": "f64",
 }  # fmt: skip
+
+
+# Files that the gguf package reads whole, and how long each may be. YAML in a card takes it 10 s for a megabyte.
+LIMITS = {"README.md": 4 << 20, "generation_config.json": 1 << 20, "chat_template.json": 4 << 20,
+          "chat_template.jinja": 4 << 20}  # fmt: skip
+MAX_CARD = 64 << 10
+MAX_TEXT = 4 << 20
+_KIND_OF = {"str": Annotated[str, Sized(0, MAX_TEXT)], "bool": bool,
+            "f32": Annotated[float, Within(-3.4e38, 3.4e38)], "f64": float,
+            **{f"u{n}": Annotated[int, Within(0, (1 << n) - 1)] for n in (8, 16, 32, 64)},
+            **{f"i{n}": Annotated[int, Within(-(1 << n - 1), (1 << n - 1) - 1)] for n in (8, 16, 32, 64)}}  # fmt: skip
 
 
 def description(folder: Path, n_values: int) -> Keys:
@@ -30,6 +43,8 @@ def description(folder: Path, n_values: int) -> Keys:
     Errors     MtprefError for a model card that cannot be read
     """
     import gguf
+
+    check_files(folder)
 
     def fill(writer: Any) -> None:
         writer.add_type(gguf.GGUFType.MODEL)
@@ -53,35 +68,83 @@ def recorded(fill: Callable[[Any], None], what: str) -> Keys:
         with quiet():
             writer = gguf.GGUFWriter(None, ARCH)
             fill(writer)
-            pairs = list(writer.kv_data[0].items())
+            pairs = [(key, value.value, _kind(value, f"{what}: {key}")) for key, value in writer.kv_data[0].items()]
     except MtprefError:
         raise
     except Exception as error:  # the package's own reading of files that may hold anything
         raise MtprefError(f"{what}: cannot be read ({printable(f'{type(error).__name__}: {error}', 160)})") from None
-    return [(key, value.value, _kind(value)) for key, value in pairs]
+    return [(key, _checked(value, kind, f"{what}: {printable(key)}"), kind) for key, value, kind in pairs]
 
 
-def _kind(value: Any) -> str:
-    if value.type.name == "ARRAY":
-        kind = value.sub_type.name if value.sub_type is not None else _element(value.value)
-        return "arr:" + _KINDS[kind]
-    return _KINDS[value.type.name]
+def check_files(folder: Path) -> None:
+    """Refuse files that would take the package's reading too long.
+
+    Errors   MtprefError
+    """
+    templates = {
+        str(path.relative_to(folder)): 4 << 20 for path in (folder / "additional_chat_templates").glob("*.jinja")
+    }
+    for name, most in {**LIMITS, **templates}.items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        label = printable(str(path), 400)
+        raw = read_regular(path, label, "expected a file of a checkpoint folder", most)
+        if path.suffix == ".json":
+            _check_json(raw, label)
+        if name == "README.md":
+            _check_card(raw, label)
 
 
-def _element(values: Any) -> str:
+def _check_json(raw: bytes, label: str) -> None:
+    try:
+        parse_json(raw)
+    except MtprefError as error:
+        if not str(error).startswith("no JSON"):  # llama.cpp's converter passes over what is none
+            raise MtprefError(f"{label}: {error}") from None
+
+
+def _check_card(raw: bytes, label: str) -> None:
+    end = raw.find(b"\n---", 3)
+    if raw.startswith(b"---") and (len(raw) if end < 0 else end) > MAX_CARD:
+        raise MtprefError(
+            f"{label}: a head of more than {MAX_CARD >> 10} KiB between its lines of ---, expected a model card's"
+        )
+
+
+def _checked(value: Any, kind: str, where: str) -> Any:
+    """A key's value, as it may stand in a file.
+
+    Errors   MtprefError for another type, a number out of range, half of a surrogate pair
+    """
+    element = kind.removeprefix("arr:")
+    if element == kind:
+        found = read(_KIND_OF[kind], value, where)
+    else:
+        found = read(list[str if element == "str" else _KIND_OF[element]], list(value), where)  # type: ignore[misc]
+    if element == "str" and not is_whole("".join(found)):
+        raise MtprefError(f"{where} is {describe(found)}, expected text of whole characters")
+    return found
+
+
+def _kind(value: Any, where: str) -> str:
     import gguf
 
-    return str(gguf.GGUFValueType.get_type(values[0]).name)
+    if value.type.name != "ARRAY":
+        return _KINDS[value.type.name]
+    found = value.sub_type or gguf.GGUFValueType.get_type(value.value[0])
+    if found.name not in _KINDS:
+        raise MtprefError(f"{where} is a list of {describe(value.value[0])}, expected texts or numbers")
+    return "arr:" + _KINDS[found.name]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The package prints and logs; what matters is said by the caller."""
-    logger = logging.getLogger("gguf")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # its modules log under several names
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

@@ -6,8 +6,9 @@ Facts: llama.cpp conversion/base.py (set_gguf_parameters) and conversion/qwen.py
 from typing import Any
 
 from mtpref.errors import MtprefError
-from mtpref.gguf import printable
 from mtpref.hf import TextConfig
+from mtpref.hf.config import Rope
+from mtpref.typed import describe
 
 Keys = list[tuple[str, Any, str]]
 ARCH = "qwen35"
@@ -37,11 +38,11 @@ def hyper_parameters(config: TextConfig, n_mtp: int, file_type: int) -> Keys:
         ("attention.head_count_kv", config.num_key_value_heads, "u32"),
     ]
     keys += _rope_scaling(config.rope)
-    sections = config.rope.get("mrope_section")
+    sections = config.rope.mrope_section
     if sections is not None:
         keys.append(("rope.dimension_sections", [*sections, 0, 0, 0][:4], "arr:i32"))
-    if config.rope.get("rope_theta") is not None:
-        keys.append(("rope.freq_base", config.rope["rope_theta"], "f32"))
+    if config.rope.rope_theta is not None:
+        keys.append(("rope.freq_base", config.rope.rope_theta, "f32"))
     keys.append(("attention.layer_norm_rms_epsilon", config.rms_norm_eps, "f32"))
     if config.head_dim is not None:
         keys += [("attention.key_length", config.head_dim, "u32"), ("attention.value_length", config.head_dim, "u32")]
@@ -62,32 +63,30 @@ def _hybrid(config: TextConfig, n_mtp: int) -> Keys:
     if config.recurrent is not None:
         keys.append(("attention.recurrent_layers", [*config.recurrent, *[False] * n_mtp], "arr:bool"))
     keys.append(("full_attention_interval", config.full_attention_interval, "u32"))
-    factor = config.rope.get("partial_rotary_factor", DEFAULT_ROTARY)
+    factor = config.rope.partial_rotary_factor or DEFAULT_ROTARY
     keys.append(("rope.dimension_count", int(config.rope_dim * factor), "u32"))
-    if config.rope.get("mrope_section") is None:
+    if config.rope.mrope_section is None:
         keys.append(("rope.dimension_sections", list(DEFAULT_SECTIONS), "arr:i32"))
     return keys
 
 
-def _rope_scaling(rope: dict[str, Any]) -> Keys:
-    kind = rope.get("rope_type")
+def _rope_scaling(rope: Rope) -> Keys:
+    kind = rope.rope_type
     if kind in (None, "default"):
         return []
-    if kind not in ("linear", "yarn") or rope.get("factor") is None:
-        found = f"{printable(repr(kind))} with factor {printable(repr(rope.get('factor')))}"
-        raise MtprefError(f"config.json: rope_type is {found}, expected default, or linear or yarn with a factor")
-    keys: Keys = [("rope.scaling.type", kind, "str"), ("rope.scaling.factor", rope["factor"], "f32")]
+    if kind not in ("linear", "yarn") or rope.factor is None:
+        raise MtprefError(f"config.json: rope_type is {describe(kind)} with factor {describe(rope.factor)}, expected "
+                          "default, or linear or yarn with a factor")  # fmt: skip
+    keys: Keys = [("rope.scaling.type", kind, "str"), ("rope.scaling.factor", rope.factor, "f32")]
     if kind == "linear":
         return keys
-    original = rope.get("original_max_position_embeddings")
-    if type(original) is not int or not 0 < original < 1 << 32:
-        raise MtprefError(f"config.json: original_max_position_embeddings is {printable(repr(original))}, expected a "
-                          "count (rope_type yarn needs it)")  # fmt: skip
+    original = rope.original_max_position_embeddings
+    if original is None:
+        raise MtprefError("config.json: original_max_position_embeddings is missing, expected a count (rope_type yarn "
+                          "needs it)")  # fmt: skip
     keys.append(("rope.scaling.original_context_length", original, "u32"))
     for names, key in _YARN:
-        value = next((rope[name] for name in names if rope.get(name) is not None), None)
+        value = next((x for x in (getattr(rope, name) for name in names) if x is not None), None)
         if value is not None:
-            if type(value) not in (int, float):
-                raise MtprefError(f"config.json: {names[0]} is {printable(repr(value))}, expected a number")
-            keys.append((key, float(value), "f32"))
+            keys.append((key, value, "f32"))
     return keys

@@ -124,9 +124,9 @@ def _check(model: Model, runs: Sequence[PortRun]) -> None:
         if bad is not None:
             raise MtprefError(f"{run.label}: token id {bad} is not in the model's vocabulary, expected 0 .. "
                               f"{model.n_vocab - 1}; is -m the model that the port ran?")  # fmt: skip
-        if len(ids) > 4 * model.config.n_ctx_train:
-            raise MtprefError(f"{run.label}: {len(ids)} tokens, expected a run within the context of "
-                              f"{model.config.n_ctx_train}")  # fmt: skip
+        n_tokens, n_ctx = len(run.prompt_ids) + sum(len(r.emitted) for r in run.rounds), model.config.n_ctx_train
+        if n_tokens > n_ctx + 1:  # the last token opens no pass
+            raise MtprefError(f"{run.label}: {n_tokens} tokens, expected a run within the context of {n_ctx}")
         if run.settings.get("accept") == "residual" and float(run.settings.get("temp") or 0) > 0:
             raise MtprefError(f"{run.label}: its drafts were drawn at random (--spec-accept residual), expected a "
                               "greedy run or --spec-accept match: a drawn token says little of the head")  # fmt: skip

@@ -4,21 +4,21 @@ Owns the three files that are read (a llama.cpp log, an mtpref trace, the small 
 refusals. It must not know hypotheses.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 from mtpref.errors import MtprefError
 from mtpref.events import RunStarted
 from mtpref.files import TextStream, open_text, read_up_to
 from mtpref.gguf import printable
 from mtpref.llama_cpp.log import LlamaLog, read_text, runs_of
-from mtpref.llama_cpp.log_choice import choose_runs
+from mtpref.llama_cpp.log_choice import MAX_PROMPT_IDS, choose_runs
 from mtpref.trace import read_trace
 from mtpref.trace.rounds import Round as TraceRound
 from mtpref.trace.rounds import rounds_of
+from mtpref.typed import Count, Ids, Sized, Within, parse_json, read, read_fields, read_number
 
 SCHEMA = "mtpref-run-1"
 MAX_JSON = 32 << 20
@@ -40,6 +40,25 @@ class PortRound:
     emitted: tuple[int, ...]
     id_last: int | None = None
     p: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run may say of its settings; None where it does not."""
+
+    n_max: Annotated[int, Within(0, MAX_DRAFT)] | None = None
+    n_min: Annotated[int, Within(0, MAX_DRAFT)] | None = None
+    p_min: Annotated[float, Within(0, 1)] | None = None
+    cooldown: Count | None = None
+    cooldown_after: Count | None = None
+    n_batch: Count | None = None
+    n_predict: Annotated[int, Within(-1, (1 << 31) - 1)] | None = None
+    temp: float | None = None
+    accept: str | None = None
+    rollback: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -107,8 +126,8 @@ def read_port_runs(
 def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str | None) -> list[PortRun]:
     found = []
     for run, ids in choose_runs(runs_of(text, label), label, prompt_ids, which):
-        settings: dict[str, Any] = {k: run.header[k] for k in ("n_max", "p_min") if k in run.header} | run.log.settings
-        settings = {k: float(v) if k == "p_min" else int(v) for k, v in settings.items() if _is_number(v)}
+        settings: dict[str, Any] = {k: _setting(k, run.header[k], label) for k in ("n_max", "p_min") if k in run.header}
+        settings |= read_fields(Settings, dict(run.log.settings), f"{label}: settings").given()
         if run.log.temp is not None:
             settings["temp"] = run.log.temp
         rounds, request = _llama_rounds(run.log), run.log.request
@@ -130,12 +149,9 @@ def _llama_rounds(log: LlamaLog) -> tuple[PortRound, ...]:
     return tuple(rounds)
 
 
-def _is_number(value: object) -> bool:
-    try:
-        float(str(value))
-    except ValueError:
-        return False
-    return True
+def _setting(name: str, text: str, label: str) -> float:
+    value: float = read_number(get_type_hints(Settings, include_extras=True)[name], text, f"{label}: header {name}")
+    return value
 
 
 # -------------------------------------------------------------------------------------------------- trace
@@ -150,7 +166,8 @@ def _of_trace(file: TextStream, label: str) -> list[PortRun]:
     def close() -> None:
         if started is not None and rounds:
             is_whole = first_pos == len(started.prompt_ids)
-            runs.append(PortRun(label, tuple(started.prompt_ids), tuple(rounds), is_whole, _trace_settings(started)))
+            settings = _trace_settings(started, label)
+            runs.append(PortRun(label, tuple(started.prompt_ids), tuple(rounds), is_whole, settings))
 
     with read_trace(file) as events:
         for item in rounds_of(events):
@@ -177,82 +194,64 @@ def _trace_round(item: TraceRound) -> PortRound:
     return PortRound(tuple(drafted.ids), verified.n_accepted, emitted, drafted.id_last, p if has_p else None)
 
 
-def _object(record: dict[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def _trace_settings(started: RunStarted) -> dict[str, Any]:
+def _trace_settings(started: RunStarted, label: str) -> dict[str, Any]:
     found = started.settings
-    policy, sampling = _object(found, "policy"), _object(found, "sampling")
+    policy, sampling = (x if isinstance(x, dict) else {} for x in (found.get("policy"), found.get("sampling")))
     settings: dict[str, Any] = {k: policy[k] for k in ("n_max", "n_min", "cooldown", "cooldown_after") if k in policy}
-    if isinstance(policy.get("p_min"), int):
-        settings["p_min"] = policy["p_min"] / 2**32
+    if "p_min" in policy:
+        settings["p_min"] = read(Annotated[int, Within(0, 1 << 32)], policy["p_min"], f"{label}: policy.p_min") / 2**32
     settings |= {k: sampling[k] for k in ("temp", "accept") if k in sampling}
     settings |= {k: found[k] for k in ("rollback", "n_batch", "n_predict") if k in found}
-    return settings
+    given: dict[str, Any] = read_fields(Settings, settings, f"{label}: settings").given()
+    return given
 
 
 # --------------------------------------------------------------------------------------------------- JSON
 
 
+@dataclass(frozen=True)
+class _Round:
+    """A round of the JSON, as diagnose/run.schema.json says."""
+
+    draft: Annotated[Ids, Sized(0, MAX_DRAFT)]
+    n_accepted: Count
+    emitted: Annotated[Ids, Sized(1, MAX_ROUNDS)]
+    id_last: Annotated[int, Within(0, MAX_ID - 1)] | None = None
+    p: list[Annotated[float, Within(0, 1)]] | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    rounds: Annotated[list[_Round], Sized(1, MAX_ROUNDS)]
+    prompt_ids: Annotated[Ids, Sized(1, MAX_PROMPT_IDS)] | None = None
+    prompt_end: Literal["hold", "whole"] = "hold"
+    settings: Settings = field(default_factory=Settings)
+
+
 def _of_json(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
     raw = read_up_to(file, label, "expected a shorter run", MAX_JSON)
     try:
-        record = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", type(error).__name__)
-        raise MtprefError(f"{label}: it is no JSON ({reason}), expected an object of schema {SCHEMA}") from None
+        record = parse_json(raw)
+    except MtprefError as error:
+        raise MtprefError(f"{label}: {error}, expected an object of schema {SCHEMA}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise MtprefError(
             f'{label}: no "schema": "{SCHEMA}" in it, expected the object that docs/diagnosis.md describes'
         )
-    rounds = record.get("rounds")
-    if not isinstance(rounds, list) or not 0 < len(rounds) <= MAX_ROUNDS:
-        raise MtprefError(f"{label}: rounds is no list of 1 .. {MAX_ROUNDS} rounds, expected one object each")
-    ids = _ids(record["prompt_ids"], label, "prompt_ids") if "prompt_ids" in record else prompt_ids
+    run: _Run = read_fields(_Run, record, f"{label}: run")
+    ids = run.prompt_ids or prompt_ids
     if not ids:
         raise MtprefError(f"{label}: no prompt_ids in it, expected the prompt's token ids; or use -p, -f or --ids")
-    end = record.get("prompt_end", "hold")
-    if end not in ("hold", "whole"):
-        raise MtprefError(f"{label}: prompt_end {printable(str(end), 40)!r} is unknown, expected hold or whole")
-    settings = record.get("settings", {})
-    if not isinstance(settings, dict):
-        raise MtprefError(f'{label}: settings is no object, expected such as {{"n_max": 3}}')
-    read = tuple(_json_round(r, label, i) for i, r in enumerate(rounds))
-    if end == "whole" and read[0].id_last is None:
+    rounds = tuple(_json_round(r, f"{label}: rounds[{i}]") for i, r in enumerate(run.rounds))
+    is_whole = run.prompt_end == "whole"
+    if is_whole and rounds[0].id_last is None:
         raise MtprefError(f"{label}: rounds[0] has no id_last, expected the first token where prompt_end is whole")
-    return PortRun(label, tuple(ids), read, end == "whole", settings)
+    return PortRun(label, tuple(ids), rounds, is_whole, run.settings.given())
 
 
-def _json_round(record: Any, label: str, i: int) -> PortRound:
-    where = f"rounds[{i}]"
-    if not isinstance(record, dict):
-        raise MtprefError(f"{label}: {where} is no object, expected draft, n_accepted, emitted")
-    draft = _ids(record.get("draft"), label, f"{where}.draft")
-    emitted = _ids(record.get("emitted"), label, f"{where}.emitted")
-    n = record.get("n_accepted")
-    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= len(draft) <= MAX_DRAFT:
-        raise MtprefError(f"{label}: {where}: n_accepted {printable(str(n), 20)} of {len(draft)} drafted, expected "
-                          f"0 .. {min(len(draft), MAX_DRAFT)}")  # fmt: skip
-    if not emitted:
-        raise MtprefError(f"{label}: {where}.emitted is empty, expected the tokens that the round added to the text")
-    id_last = record.get("id_last")
-    if id_last is not None:
-        id_last = _ids([id_last], label, f"{where}.id_last")[0]
-    p = record.get("p")
-    if p is not None:
-        is_list = isinstance(p, list) and len(p) == len(draft)
-        if not is_list or not all(isinstance(x, int | float) and 0 <= x <= 1 for x in p):
-            raise MtprefError(
-                f"{label}: {where}.p is no list of {len(draft)} probabilities, expected one a drafted token"
-            )
-        p = tuple(float(x) for x in p)
-    return PortRound(tuple(draft), n, tuple(emitted), id_last, p)
-
-
-def _ids(values: Any, label: str, where: str) -> list[int]:
-    is_list = isinstance(values, list) and all(isinstance(x, int) and not isinstance(x, bool) for x in values)
-    if not is_list or not all(0 <= x < MAX_ID for x in values):
-        raise MtprefError(f"{label}: {where} is no list of token ids, expected such as [1, 2, 3]")
-    return list(values)
+def _json_round(r: _Round, where: str) -> PortRound:
+    if r.n_accepted > len(r.draft):
+        raise MtprefError(f"{where}: n_accepted {r.n_accepted} of {len(r.draft)} drafted, expected at most so many")
+    if r.p is not None and len(r.p) != len(r.draft):
+        raise MtprefError(f"{where}.p has {len(r.p)} entries, expected {len(r.draft)}, one a drafted token")
+    return PortRound(tuple(r.draft), r.n_accepted, tuple(r.emitted), r.id_last, None if r.p is None else tuple(r.p))

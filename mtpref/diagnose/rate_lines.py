@@ -7,8 +7,9 @@ statistics) are taken at their last line.
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
-from mtpref.diagnose.port_run import LogSource
+from mtpref.diagnose.port_run import LogSource, open_log
 from mtpref.diagnose.rate_pool import N
 from mtpref.diagnose.rates import MAX_N, Rates
 from mtpref.diagnose.rates_of_engines import READERS
@@ -23,12 +24,13 @@ READ = (
 )
 
 
-def read_rates(source: LogSource) -> Rates | None:
+def read_rates(path: str | Path | LogSource) -> Rates | None:
     """The rates in a log without draft candidates; None where the file is something else that --log reads (candidates,
     a trace, a JSON).
 
     Errors  MtprefError for a log that holds neither candidates nor rates
     """
+    source = path if isinstance(path, LogSource) else open_log(path)
     if source.file is not None or _CANDIDATE.search(source.text):
         return None
     found = find_rates(source.text)

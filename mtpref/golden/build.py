@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.files import read_regular
 from mtpref.gguf import write_gguf, write_whole
 from mtpref.golden.check import nmse
-from mtpref.golden.format import CLASSES, FORMAT, MAX_JSON_BYTES, Tensor, sha256_of
+from mtpref.golden.format import CLASSES, FORMAT, Tensor, read_json, sha256_of
 from mtpref.golden.sources import source_sha256
 
 
@@ -129,7 +128,7 @@ def manifest(
 
 
 def _suite_record(root: Path, path: Path) -> dict[str, Any]:
-    data = json.loads(read_regular(path, path.name, "expected a suite", MAX_JSON_BYTES))
+    data = read_json(path)
     record = {name: data[name] for name in ("suite", "level", "op", "spec")}
     flags = sorted({flag for case in data["cases"] for flag in case["flags"]})
     requires = sorted({need for case in data["cases"] for need in case["requires"]})

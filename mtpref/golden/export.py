@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from mtpref import quants
 from mtpref.errors import MtprefError
-from mtpref.files import declare_inputs, read_regular
+from mtpref.files import declare_inputs
 from mtpref.gguf import printable
-from mtpref.golden.format import MAX_JSON_BYTES, Folder, Tensor, sha256_of
+from mtpref.golden.format import Folder, Tensor, read_json, sha256_of
 from mtpref.llama_cpp.conversion import write_bin
 from mtpref.llama_cpp.results import write_results
 from mtpref.model import Model, load
@@ -57,7 +57,7 @@ def export_suites(folder: Folder, container: str, out: Path, level: str | None, 
     written = []
     for record in folder.suite_records(level, name):
         path = _inside(str(record["path"]))
-        data = json.loads(read_regular(folder.verify(str(path)), str(path), "expected a suite", MAX_JSON_BYTES))
+        data = read_json(folder.verify(str(path)))
         (suite,) = folder.suites(record["level"], record["suite"])
         tensors, types, bf16 = _arrays(folder.tensors(suite), container)
         files = [out / path]

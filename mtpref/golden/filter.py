@@ -19,9 +19,11 @@ from mtpref.errors import MtprefError
 from mtpref.golden.format import Case, Expected, Suite, Tensor
 from mtpref.golden.port import Inputs, Outputs
 from mtpref.quants import TYPE_IDS, row_bytes
+from mtpref.typed import parse_json
 
 CASE_FORMAT = "mtpref-golden-case-1"
 MAX_LINE = 64 << 20
+MAX_MEMORY = 192 << 20  # what such a line may become
 RESULT_DTYPES = {"F32": "<f4", "I32": "<i4"}
 
 
@@ -86,9 +88,9 @@ def reply_outputs(line: str, id: str, program: str) -> Outputs | None:
     """
     where = f"--cmd {program}: the reply to case {id}"
     try:
-        reply = json.loads(line)
-    except (ValueError, RecursionError):
-        raise MtprefError(f"{where} is no JSON: {line[:60]!r}; expected one object a line") from None
+        reply = _parsed(line)
+    except MtprefError as error:
+        raise MtprefError(f"{where} is {error}: {line[:60]!r}; expected one object a line") from None
     if not isinstance(reply, dict) or reply.get("id") != id:
         raise MtprefError(f"{where} is for another case; expected the id that was asked for")
     if "error" in reply:
@@ -111,7 +113,7 @@ def serve(answers: Callable[[Suite, Case, Inputs], Outputs | None], lines: Itera
 def _answer_line(answers: Callable[[Suite, Case, Inputs], Outputs | None], line: str) -> dict[str, Any]:
     id = None
     try:
-        asked = json.loads(line)
+        asked = _parsed(line)
         id = asked["id"]
         inputs = {name: _tensor(entry) for name, entry in asked["in"].items()}
         suite = Suite(asked["suite"], "", asked["op"], (), "", ())
@@ -122,6 +124,10 @@ def _answer_line(answers: Callable[[Suite, Case, Inputs], Outputs | None], line:
     if given is None:
         return {"id": id, "skip": f"no operation {suite.op}"}
     return {"id": id, "out": {name: _encoded_output(value) for name, value in given.items()}}
+
+
+def _parsed(line: str) -> Any:
+    return parse_json(line.encode("utf-8", "surrogatepass"), max_memory=MAX_MEMORY)
 
 
 def _encoded(tensor: Tensor) -> dict[str, Any]:

@@ -5,11 +5,10 @@ ignores keys that it does not know, and refuses a format that it does not know.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from mtpref import quants
 from mtpref.errors import MtprefError
 from mtpref.files import open_regular, read_regular
 from mtpref.gguf import GgufFile, open_gguf, printable
+from mtpref.typed import Ids, Within, describe, parse_json, read
 
 FORMAT = "mtpref-golden-1"
 LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6")
@@ -130,7 +130,7 @@ class Folder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self.manifest = _read_json(self.root / "manifest.json")
+        self.manifest = read_json(self.root / "manifest.json")
         found = self.manifest.get("format")
         if found != FORMAT:
             raise MtprefError(f"{self._label('manifest.json')}: format {printable(str(found))}, expected {FORMAT}; "
@@ -141,14 +141,8 @@ class Folder:
     def _classes(self) -> dict[str, Mapping[str, Any]]:
         """The tolerance classes; every limit is a number."""
         classes = self.manifest.get("classes", {})
-        if isinstance(classes, dict) and all(isinstance(rule, dict) for rule in classes.values()):
-            limits = {name: rule.get("nmse", 0.0) for name, rule in classes.items()}
-            wrong = next((name for name, x in limits.items() if type(x) not in (int, float) or not 0 <= x < 1), None)
-            if wrong is None:
-                return dict(classes)
-            raise MtprefError(f"{self._label('manifest.json')}: class {printable(wrong)} has NMSE limit "
-                              f"{printable(repr(limits[wrong]), 40)}, expected a number below 1")  # fmt: skip
-        raise MtprefError(f"{self._label('manifest.json')}: classes is no object of objects; fetch the folder again")
+        self._read(dict[str, _Class], classes, "classes")
+        return dict(classes)
 
     def suites(self, level: str | None = None, name: str | None = None) -> Iterator[Suite]:
         """The suites, in the order of the manifest; `level` ("L1") and `name` ("rms_norm") choose some."""
@@ -198,26 +192,25 @@ class Folder:
         return self.root / path
 
     def _suite(self, path: str) -> Suite:
-        data = _read_json(self.verify(path))
+        data = read_json(self.verify(path))
         try:
-            tensors = data.get("tensors")
-            return Suite(
-                _typed(data, "suite", str), _typed(data, "level", str), _typed(data, "op", str),
-                tuple(_typed(data, "spec", list)), _typed(data, "about", str),
-                tuple(_case(case) for case in _typed(data, "cases", list)),
-                None if tensors is None else Path(path).with_name(tensors),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise MtprefError(f"{self._label(path)}: no suite of {FORMAT} ({error!r}); see golden/README.md") from None
+            found: _Suite = read(_Suite, data, "suite")
+            tensors = None if found.tensors is None else Path(path).with_name(found.tensors)
+        except (MtprefError, ValueError) as error:
+            raise MtprefError(f"{self._label(path)}: no suite of {FORMAT} ({error}); see golden/README.md") from None
+        cases = tuple(case.case() for case in found.cases)
+        return Suite(found.suite, found.level, found.op, found.spec, found.about, cases, tensors)
 
     def _records(self, key: str) -> list[dict[str, Any]]:
         records = self.manifest.get(key)
-        needed = {"files": ("path", "sha256"), "suites": ("path", "suite", "level")}[key]
-        if not isinstance(records, list) or not all(
-            isinstance(r, dict) and all(n in r for n in needed) for r in records
-        ):
-            raise MtprefError(f"{self._label('manifest.json')}: {key} is no list of records with {', '.join(needed)}")
-        return records
+        self._read(list[_File] if key == "files" else list[_Record], records, key)
+        return list(records or [])
+
+    def _read(self, kind: Any, value: Any, key: str) -> Any:
+        try:
+            return read(kind, value, key)
+        except MtprefError as error:
+            raise MtprefError(f"{self._label('manifest.json')}: {error}; fetch the folder again") from None
 
     def _label(self, path: str) -> str:
         return printable(str(self.root / path), 400)
@@ -232,39 +225,65 @@ def sha256_of(path: Path) -> str:
         raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected a file of golden vectors") from None
 
 
-def _typed(data: dict[str, Any], key: str, kind: type) -> Any:
-    value = data[key]
-    if not isinstance(value, kind):
-        raise TypeError(f"{key} is no {kind.__name__}")
-    return value
+@dataclass(frozen=True)
+class _Out:
+    """One expected output of a case's JSON."""
+
+    class_: str
+    tensor: str | None = None
+    value: Any = None
+    digest: dict[str, Any] | None = None
+    noise: float | None = None
+    either: dict[str, Ids] | None = None
+
+    def named(self, name: str) -> Expected:
+        either = {int(i): tuple(ids) for i, ids in (self.either or {}).items() if i.isascii() and i.isdigit()}
+        return Expected(name, self.class_, self.tensor, self.value, self.digest, self.noise, either)
 
 
-def _texts(values: Any, what: str) -> tuple[str, ...]:
-    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{what} is no list of strings")
-    return tuple(values)
+@dataclass(frozen=True)
+class _Case:
+    id: str
+    comment: str
+    numerics: str
+    params: dict[str, Any]
+    in_: dict[str, str]
+    out: dict[str, _Out]
+    flags: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+
+    def case(self) -> Case:
+        expected = tuple(out.named(name) for name, out in self.out.items())
+        return Case(self.id, self.comment, self.numerics, self.params, self.in_, expected, self.flags, self.requires)
 
 
-def _case(data: dict[str, Any]) -> Case:
-    expected = tuple(_expected(name, out) for name, out in _typed(data, "out", dict).items())
-    inputs = _typed(data, "in", dict)
-    _texts(tuple(inputs.values()), "in")
-    return Case(
-        _typed(data, "id", str), _typed(data, "comment", str), _typed(data, "numerics", str),
-        _typed(data, "params", dict), inputs, expected,
-        _texts(data.get("flags", ()), "flags"), _texts(data.get("requires", ()), "requires"),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Suite:
+    suite: str
+    level: str
+    op: str
+    spec: tuple[str, ...]
+    about: str
+    cases: list[_Case]
+    tensors: str | None = None
 
 
-def _expected(name: str, data: dict[str, Any]) -> Expected:
-    either = {int(i): tuple(ids) for i, ids in data.get("either", {}).items()}
-    for key, kind in (("tensor", str), ("digest", dict)):
-        if data.get(key) is not None:
-            _typed(data, key, kind)
-    return Expected(
-        name, _typed(data, "class", str), data.get("tensor"), data.get("value"), data.get("digest"), data.get("noise"),
-        either,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _File:
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Record:
+    path: str
+    suite: str
+    level: str
+
+
+@dataclass(frozen=True)
+class _Class:
+    nmse: Annotated[float, Within(0, 1)] = 0.0
 
 
 def _tensor(file: GgufFile, name: str) -> Tensor:
@@ -272,12 +291,17 @@ def _tensor(file: GgufFile, name: str) -> Tensor:
     return Tensor(info.type_name, info.shape, np.array(file.data(info), copy=True).reshape(-1).view(np.uint8))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file of the folder.
+
+    Errors  MtprefError for a file that cannot be read, is too large or is no JSON object
+    """
     label = printable(str(path), 400)
     try:
-        data = json.loads(read_regular(path, label, "expected a folder of golden vectors", MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise MtprefError(f"{label}: no JSON ({type(error).__name__}); fetch the folder again") from None
+        data = parse_json(read_regular(path, label, "expected a folder of golden vectors", MAX_JSON_BYTES))
+    except MtprefError as error:
+        words = str(error) if str(error).startswith(label) else f"{label}: {error}; fetch the folder again"
+        raise MtprefError(words) from None
     if not isinstance(data, dict):
-        raise MtprefError(f"{label}: a JSON {type(data).__name__}, expected an object")
+        raise MtprefError(f"{label}: {describe(data)}, expected an object")
     return data

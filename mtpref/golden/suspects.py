@@ -3,16 +3,21 @@
 Owns the ranking. What fails under which fault is golden/kill_matrix.json, which tools/kill_matrix.py measures.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtpref.errors import MtprefError
 from mtpref.files import read_regular
+from mtpref.typed import parse_json, read
 
 N_SUSPECTS = 5
 MAX_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Entry:
+    killed_by: list[str]
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ def rank(root: Path, failed: Collection[str], passed: Collection[str]) -> list[S
     Empty where nothing failed, or the folder has no kill matrix.
     """
     try:
-        table = json.loads(read_regular(root / "kill_matrix.json", "kill_matrix.json", "expected JSON", MAX_BYTES))
-        killed_by = {str(id): set(entry["killed_by"]) for id, entry in table.items()}
-    except (MtprefError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raw = read_regular(root / "kill_matrix.json", "kill_matrix.json", "expected JSON", MAX_BYTES)
+        table = read(dict[str, _Entry], parse_json(raw), "kill_matrix.json")
+    except MtprefError:
         return []
+    killed_by = {id: set(entry.killed_by) for id, entry in table.items()}
     mine, judged = set(failed), set(failed) | set(passed)
     found = []
     for fault, cases in killed_by.items():

@@ -6,7 +6,6 @@ time. Knows nothing of architectures (see names.py, config.py).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,14 @@ from mtpref.errors import MtprefError
 from mtpref.files import read_regular
 from mtpref.gguf import printable
 from mtpref.tensor_files.safetensors import SafetensorsFile
+from mtpref.typed import parse_json
 
 CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 ADAPTER = "adapter_config.json"
 MAX_JSON = 64 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
+MAX_MEMORY = 384 << 20  # what that index, or the tokenizer.json of 262,144 tokens, may become
 MAX_FILES = 4096
+MAX_NAME = 255  # bytes: what file systems take
 _EXPECTED = "expected a checkpoint folder with config.json and safetensors files"
 
 
@@ -128,7 +130,7 @@ def _index(folder: Path) -> dict[str, str] | None:
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise MtprefError(f"{label}: no weight_map, expected an object of tensor name -> file name")
     for file in found.values():
-        if Path(file).name != file or not file.endswith(".safetensors"):
+        if Path(file).name != file or not file.endswith(".safetensors") or len(file.encode()) > MAX_NAME:
             raise MtprefError(f"{label}: names the file {printable(file)}, expected a .safetensors file beside it")
     return found
 
@@ -183,12 +185,11 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    raw = _text(path).encode("utf-8")
     try:
-        found = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise MtprefError(
-            f"{printable(str(path), 400)}: no JSON ({printable(str(error), 120)}); is it damaged?"
-        ) from None
+        found = parse_json(raw, max_memory=MAX_MEMORY)
+    except MtprefError as error:
+        raise MtprefError(f"{printable(str(path), 400)}: {error}; is it damaged?") from None
     if not isinstance(found, dict):
         raise MtprefError(f"{printable(str(path), 400)}: a {type(found).__name__}, expected a JSON object")
     return found

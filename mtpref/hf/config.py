@@ -6,14 +6,14 @@ Source: transformers' Qwen3_5TextConfig; llama.cpp conversion/base.py and conver
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from mtpref.architectures import ARCHITECTURES as SHEETS
 from mtpref.architectures import Architecture
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
+from mtpref.typed import Sized, Within, describe, read_fields
 
 KINDS = {"linear_attention": True, "full_attention": False}
 MAX_COUNT = 1 << 24
@@ -40,7 +40,7 @@ class TextConfig:
     linear_value_head_dim: int
     recurrent: list[bool] | None
     full_attention_interval: int
-    rope: dict[str, Any]
+    rope: Rope
     vocab_size: int | None
     tie_word_embeddings: bool
 
@@ -63,8 +63,53 @@ class TextConfig:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
+Size = Annotated[int, Within(1, MAX_COUNT)]
+Positive = Annotated[float, Within(1e-38, 1e38)]  # what float32 holds
+U32 = (1 << 32) - 1
+
+
+@dataclass(frozen=True)
+class Rope:
+    """rope_parameters, as far as a conversion reads them."""
+
+    rope_type: str | None = None
+    rope_theta: Positive | None = None
+    partial_rotary_factor: Annotated[float, Within(1e-6, 1)] | None = None
+    factor: Positive | None = None
+    original_max_position_embeddings: Annotated[int, Within(1, U32)] | None = None
+    mrope_section: Annotated[list[Annotated[int, Within(0, (1 << 16) - 1)]], Sized(1, 4)] | None = None
+    extrapolation_factor: Annotated[float, Within(-1e38, 1e38)] | None = None
+    attention_factor: Annotated[float, Within(-1e38, 1e38)] | None = None
+    attn_factor: Annotated[float, Within(-1e38, 1e38)] | None = None
+    beta_fast: Annotated[float, Within(-1e38, 1e38)] | None = None
+    beta_slow: Annotated[float, Within(-1e38, 1e38)] | None = None
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of the text part, as they stand."""
+
+    num_hidden_layers: Annotated[int, Within(1, MAX_LAYERS)]
+    hidden_size: Size
+    intermediate_size: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    linear_conv_kernel_dim: Size
+    linear_key_head_dim: Size
+    linear_num_key_heads: Size
+    linear_num_value_heads: Size
+    linear_value_head_dim: Size
+    mtp_num_hidden_layers: Annotated[int, Within(0, MAX_COUNT)] | None = None
+    max_position_embeddings: Annotated[int, Within(0, U32)] | None = None
+    head_dim: Annotated[int, Within(0, MAX_COUNT)] | None = None
+    rms_norm_eps: Positive = 1e-6
+    full_attention_interval: Annotated[int, Within(0, MAX_COUNT)] = 4
+    vocab_size: Annotated[int, Within(0, MAX_COUNT)] | None = None
+    layer_types: list[Literal["linear_attention", "full_attention"]] | None = None
+
+
 def text_config(config: dict[str, Any], label: str) -> TextConfig:
-    """The text model's configuration.
+    """The text model's configuration. A null stands for a field that is not there.
 
     label    what a refusal names: the folder
     Errors   MtprefError: another architecture, a quantised checkpoint, a number that is missing or out of range
@@ -72,30 +117,24 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     _check_kind(config, label)
     inner = config.get("text_config")
     found = {**config, **inner} if isinstance(inner, dict) else config
-    take = _Taker(found, f"{label}: config.json")
-    take.widths()
-    n_layer = take.count("num_hidden_layers", MAX_LAYERS)
+    taken: _Fields = read_fields(_Fields, _without_null(found), f"{label}: config.json")
+    _check_widths(taken, f"{label}: config.json")
+    given = dict(vars(taken))
+    kinds = given.pop("layer_types")
+    n_layer = taken.num_hidden_layers
+    if kinds is not None and len(kinds) != n_layer:
+        raise MtprefError(f"{label}: config.json: layer_types has {len(kinds)} entries, expected {n_layer} of "
+                          f"{', '.join(KINDS)}")  # fmt: skip
     return TextConfig(
-        num_hidden_layers=n_layer,
-        mtp_num_hidden_layers=take.optional("mtp_num_hidden_layers"),
-        max_position_embeddings=take.optional("max_position_embeddings", (1 << 32) - 1),
-        hidden_size=take.count("hidden_size"),
-        intermediate_size=take.count("intermediate_size"),
-        num_attention_heads=take.count("num_attention_heads"),
-        num_key_value_heads=take.count("num_key_value_heads"),
-        head_dim=take.optional("head_dim"),
-        rms_norm_eps=take.number("rms_norm_eps", 1e-6),
-        linear_conv_kernel_dim=take.count("linear_conv_kernel_dim"),
-        linear_key_head_dim=take.count("linear_key_head_dim"),
-        linear_num_key_heads=take.count("linear_num_key_heads"),
-        linear_num_value_heads=take.count("linear_num_value_heads"),
-        linear_value_head_dim=take.count("linear_value_head_dim"),
-        recurrent=_recurrent(found, n_layer, label),
-        full_attention_interval=take.optional("full_attention_interval") or 4,
-        rope=_rope(found, label),
-        vocab_size=take.optional("vocab_size"),
+        **given | {"full_attention_interval": taken.full_attention_interval or 4},
+        recurrent=None if kinds is None else [KINDS[kind] for kind in kinds],
+        rope=_rope(found, f"{label}: config.json: rope_parameters"),
         tie_word_embeddings=found.get("tie_word_embeddings") is True,
     )
+
+
+def _without_null(found: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _check_kind(config: dict[str, Any], label: str) -> None:
@@ -112,83 +151,35 @@ def _check_kind(config: dict[str, Any], label: str) -> None:
         )
     for key in ("quantization_config", "compression_config"):
         quantised = config.get(key)
-        if isinstance(quantised, dict):
-            method = printable(repr(quantised.get("quant_method", quantised.get("quant_algo"))))
+        if quantised:
+            told = quantised.get("quant_method", quantised.get("quant_algo")) if type(quantised) is dict else quantised
+            method = describe(told)
             raise MtprefError(f"{label}: config.json has {key} ({method}), expected a checkpoint of float tensors; "
                               "convert the original one and quantise the GGUF")  # fmt: skip
 
 
-class _Taker:
-    """Numbers out of a JSON object, each refused by its name."""
-
-    def __init__(self, found: dict[str, Any], where: str) -> None:
-        self.found, self.where = found, where
-
-    def count(self, key: str, most: int = MAX_COUNT) -> int:
-        value = self.optional(key, most)
-        if not value:
-            raise MtprefError(f"{self.where}: {key} is {printable(repr(self.found.get(key)))}, expected a count from 1")
-        return value
-
-    def optional(self, key: str, most: int = MAX_COUNT) -> int | None:
-        value = self.found.get(key)
-        if value is None:
-            return None
-        if type(value) is not int or not 0 <= value <= most:
-            raise MtprefError(f"{self.where}: {key} is {printable(repr(value))}, expected a count of at most {most}")
-        return value
-
-    def widths(self) -> None:
-        """Refuse heads that are wider together than any model: they size what is planned."""
-        for heads, width in (
-            ("num_attention_heads", self.optional("head_dim")),
-            ("num_key_value_heads", self.optional("head_dim")),
-            ("linear_num_key_heads", self.count("linear_key_head_dim")),
-            ("linear_num_value_heads", self.count("linear_value_head_dim")),
-        ):
-            if self.count(heads) * (width or 1) > MAX_COUNT:
-                raise MtprefError(f"{self.where}: {self.found[heads]} {heads} of {width} values, expected at most "
-                                  f"{MAX_COUNT} values together")  # fmt: skip
-
-    def number(self, key: str, default: float) -> float:
-        value = self.found.get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise MtprefError(f"{self.where}: {key} is {printable(repr(value))}, expected a positive number")
-        return float(value)
+def _check_widths(taken: _Fields, where: str) -> None:
+    """Refuse heads that are wider together than any model: they size what is planned."""
+    for heads, width in (
+        ("num_attention_heads", taken.head_dim),
+        ("num_key_value_heads", taken.head_dim),
+        ("linear_num_key_heads", taken.linear_key_head_dim),
+        ("linear_num_value_heads", taken.linear_value_head_dim),
+    ):
+        n = getattr(taken, heads)
+        if n * (width or 1) > MAX_COUNT:
+            raise MtprefError(f"{where}: {n} {heads} of {width} values, expected at most {MAX_COUNT} values together")
 
 
-def _recurrent(found: dict[str, Any], n_layer: int, label: str) -> list[bool] | None:
-    kinds = found.get("layer_types")
-    if kinds is None:
-        return None
-    if not isinstance(kinds, list) or len(kinds) != n_layer or not all(k in KINDS for k in kinds if isinstance(k, str)):
-        raise MtprefError(f"{label}: config.json: layer_types is {printable(repr(kinds))}, expected {n_layer} of "
-                          f"{', '.join(KINDS)}")  # fmt: skip
-    if not all(isinstance(kind, str) for kind in kinds):
-        raise MtprefError(f"{label}: config.json: layer_types holds what is no text, expected {', '.join(KINDS)}")
-    return [KINDS[kind] for kind in kinds]
-
-
-def _rope(found: dict[str, Any], label: str) -> dict[str, Any]:
+def _rope(found: dict[str, Any], where: str) -> Rope:
     """rope_parameters (or rope_scaling of older files), with what stands beside it in the same file."""
     given = found.get("rope_parameters", found.get("rope_scaling")) or {}
     if not isinstance(given, dict):
-        raise MtprefError(f"{label}: config.json: rope_parameters is {printable(repr(given))}, expected an object")
-    rope = dict(given)
-    for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-        if key not in rope and found.get(key) is not None:
-            rope[key] = found[key]
-    if "rope_type" not in rope and rope.get("type") is not None:
-        rope["rope_type"] = rope["type"]
-    take = _Taker(rope, f"{label}: config.json: rope_parameters")
-    for key in ("rope_theta", "partial_rotary_factor", "factor"):
-        if rope.get(key) is not None:
-            rope[key] = take.number(key, 1.0)
-    sections = rope.get("mrope_section")
-    if sections is not None and not (
-        isinstance(sections, list)
-        and 1 <= len(sections) <= 4
-        and all(type(n) is int and 0 <= n < 1 << 16 for n in sections)
-    ):
-        raise MtprefError(f"{label}: config.json: mrope_section is {printable(repr(sections))}, expected 1 to 4 counts")
-    return rope
+        raise MtprefError(f"{where} is {describe(given)}, expected an object")
+    beside = {
+        key: found.get(key) for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    }
+    rope = _without_null({**beside, **given})
+    rope.setdefault("rope_type", rope.get("type"))
+    read_rope: Rope = read_fields(Rope, rope, where)
+    return read_rope

@@ -1,13 +1,15 @@
 """Which runs of a log can be judged: those that are whole, and whose prompt is known."""
 
-import json
 from collections.abc import Sequence
+from typing import Annotated
 
 from mtpref.errors import MtprefError
 from mtpref.gguf import printable
 from mtpref.llama_cpp.rounds import Run
+from mtpref.typed import Ids, Sized, parse_json, read
 
 MAX_LISTED = 8
+MAX_PROMPT_IDS = 1 << 20
 
 
 def choose_runs(
@@ -56,11 +58,11 @@ def _about(run: Run) -> str:
 
 
 def _recorded(run: Run, label: str) -> list[int]:
+    where = f"{label}: prompt_ids"
     try:
-        ids = json.loads(run.header["prompt_ids"])
-        if not (isinstance(ids, list) and ids and all(type(i) is int and 0 <= i < 1 << 31 for i in ids)):
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise MtprefError(f"{label}: prompt_ids {printable(run.header['prompt_ids'], 40)!r} is no list of ids, "
-                          "expected such as [1, 2] in the header of each run") from None  # fmt: skip
-    return list(ids)
+        found = parse_json(run.header["prompt_ids"].encode("utf-8", "surrogatepass"))
+        ids: list[int] = read(Annotated[Ids, Sized(1, MAX_PROMPT_IDS)], found, where)
+    except MtprefError as error:
+        words = str(error) if str(error).startswith(where) else f"{where}: {error}"
+        raise MtprefError(f"{words}; expected such as [1, 2] in the header of each run") from None
+    return ids

@@ -3,7 +3,6 @@
 Owns command lines, time limits and retries. What they print is read by log.py.
 """
 
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from mtpref.errors import MtprefError
 from mtpref.gguf import open_gguf, printable
 from mtpref.llama_cpp.log import LlamaLog, parse
 from mtpref.llama_cpp.results import read_results
+from mtpref.typed import Ids, parse_json, read
 
 # F32 KV and plain attention: what can be compared without the noise of storing cells.
 NUMERICS = ("-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", "1", "-fit", "off")
@@ -55,11 +55,11 @@ class Programs:
         done = self.run("llama-tokenize", "-m", str(model), "-p", text, "--ids", "--log-disable")
         last = (done.stdout.strip().splitlines() or [""])[-1]
         try:
-            ids = json.loads(last)
-        except ValueError:
-            ids = None
-        if not isinstance(ids, list) or not all(type(x) is int for x in ids):
-            raise MtprefError(f"llama-tokenize: {last[:60]!r} is its last line, expected a list of ids")
+            ids: list[int] = read(Ids, parse_json(last.encode("utf-8", "replace")), "ids")
+        except MtprefError as error:
+            raise MtprefError(
+                f"llama-tokenize: {last[:60]!r} is its last line, expected a list of ids ({error})"
+            ) from None
         return ids
 
     def logits(self, model: Path, text: str, folder: Path) -> tuple[list[int], NDArray[np.float32]]:

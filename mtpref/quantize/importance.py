@@ -85,12 +85,15 @@ def _read_gguf(path: Path) -> Importance:
                 raise MtprefError(
                     f"{file.label}: {printable(info.name)} has no {SUFFIX_COUNTS} or is not F32, expected both"
                 )
-            n = file.data(counts).view("<f4")
-            sums = file.data(info).view("<f4").reshape(len(n), -1)
+            n, sums = file.data(counts).view("<f4"), file.data(info).view("<f4")
+            if not len(n) or not len(sums) or len(sums) % len(n):
+                raise MtprefError(f"{file.label}: {printable(info.name)} has {len(sums)} values for {len(n)} counts, "
+                                  "expected as many for each")  # fmt: skip
             if len(n) != 1 or not n[0] > 0:
                 continue  # experts, or a matrix that saw nothing
             n_values = _counted(n_values + sums.size, file.label)
-            columns[name] = (sums[0] / n[0]).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+                columns[name] = (sums / n[0]).astype(np.float32)
         given = file.get("imatrix.datasets")
         datasets = tuple(given.to_strings()) if isinstance(given, GgufArray) and given.element_type == "str" else ()
         n_chunks = file.get("imatrix.chunk_count")
@@ -120,7 +123,8 @@ def _read_dat(file: io.BufferedReader, label: str) -> Importance:
         sums = np.frombuffer(take(4 * n), "<f4")
         if calls > 0:
             n_values = _counted(n_values + n, label)
-            columns[name] = (sums / np.float32(calls)).astype(np.float32, copy=False)
+            with np.errstate(over="ignore", invalid="ignore"):
+                columns[name] = (sums / np.float32(calls)).astype(np.float32, copy=False)
     n_chunks = integer(1 << 30) if file.peek(1) else 0
     datasets = (take(integer(MAX_NAME)).decode("utf-8", "replace"),) if file.peek(1) else ()
     return Importance(columns, datasets, n_chunks)

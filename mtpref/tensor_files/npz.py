@@ -4,9 +4,9 @@ np.load would allocate what a header claims before it looks at the data: here a 
 member, and a member may not unpack to much more than the file. No pickles.
 """
 
-import io
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mtpref.errors import MtprefError
 from mtpref.files import open_regular
 from mtpref.gguf import printable, write_whole
+from mtpref.tensor_files.shapes import shape_bytes
 
 _EXPECTED = "expected what numpy.save or numpy.savez writes"
 MAX_MEMBERS = 100_000
@@ -28,8 +29,12 @@ MAX_HEADER = 10_000  # NumPy's own limit
 # less than 100 times.
 FREE_BYTES = 64 << 20
 MAX_RATIO = 100
-_BROKEN = (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError, struct.error,
-           zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)  # fmt: skip
+_HEADER = re.compile(  # without white space
+    r"""\{(?:(?:['"]descr['"]:['"](?P<descr>[^'"]*)['"]|['"]fortran_order['"]:(?P<order>True|False)"""
+    r"""|['"]shape['"]:\((?P<shape>[0-9,]{0,400})\)),?){3}\}"""
+)
+_BROKEN = (MtprefError, OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError,
+           struct.error, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError)  # fmt: skip
 
 
 class NpzFile:
@@ -94,18 +99,23 @@ class NpzFile:
         """Shape, Fortran order and type; they must agree with the size of the member."""
         if file.read(6) != b"\x93NUMPY":
             raise ValueError("no .npy member")
-        major = file.read(2)[0]
+        major = _read_exactly(file, 2)[0]
         size = struct.calcsize("<H" if major == 1 else "<I")
         length = int.from_bytes(_read_exactly(file, size), "little")
         if length > MAX_HEADER:
             raise ValueError(f"a header of {length} bytes")
-        text = struct.pack("<H", length) + _read_exactly(file, length)
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text), MAX_HEADER)
-        if dtype.kind not in "fiu" or dtype.itemsize > 8:
-            raise ValueError(f"type {dtype}, expected floats or integers")
-        if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != n_bytes - 8 - size - length:
-            raise ValueError(f"shape {shape} of {dtype} in {n_bytes} bytes")
-        return shape, is_fortran, dtype
+        # NumPy's own reader evaluates it, and mends headers of Python 2 in a time that grows with the square.
+        text = "".join(_read_exactly(file, length).decode("latin-1").split())
+        head = _HEADER.fullmatch(text)
+        if head is None or None in head.groups():
+            raise ValueError(f"header {printable(text, 80)}, expected descr, fortran_order and shape")
+        descr, shape = head["descr"], tuple(int(n) for n in head["shape"].split(",") if n)
+        if not re.fullmatch(r"[<>=|]?(f[248]|[iu][1248])", descr):
+            raise ValueError(f"type {printable(descr, 40)}, expected floats or integers")
+        dtype = np.dtype(descr)
+        if shape_bytes(shape, dtype.itemsize) != n_bytes - 8 - size - length:
+            raise ValueError(f"shape {str(shape)[:80]} of {dtype} in {n_bytes} bytes")
+        return shape, head["order"] == "True", dtype
 
     def _checked(self, read, *arguments):  # type: ignore[no-untyped-def]
         try:

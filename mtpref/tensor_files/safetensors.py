@@ -10,8 +10,9 @@ import json
 import math
 import mmap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +20,28 @@ from numpy.typing import NDArray
 from mtpref.errors import MtprefError
 from mtpref.files import map_regular
 from mtpref.gguf import printable, write_whole
+from mtpref.tensor_files.shapes import MAX_DIMENSIONS, shape_bytes
+from mtpref.typed import Sized, Within, parse_json, read
 
 MAX_HEADER = 100_000_000  # the package's own limit
+MAX_MEMORY = 384 << 20  # what a header of 100,000 tensors may become
+Size = Annotated[int, Within(0, (1 << 48) - 1)]
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1",
 }  # fmt: skip
+ITEM_BYTES = {name: np.dtype(text).itemsize for name, text in DTYPES.items()}
 _NAMES = {np.dtype(text): name for name, text in DTYPES.items() if name != "BF16"}
 _EXPECTED = "expected a .safetensors file"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of the header."""
+
+    dtype: str
+    shape: Annotated[tuple[Size, ...], Sized(0, MAX_DIMENSIONS)]
+    data_offsets: Annotated[tuple[Size, ...], Sized(2, 2)]
 
 
 class SafetensorsFile:
@@ -41,9 +56,9 @@ class SafetensorsFile:
         self._map = map_regular(self.path, self.label, _EXPECTED)
         try:
             self._tensors = self._header()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        except MtprefError as error:
             self.close()
-            raise MtprefError(f"{self.label}: damaged ({printable(str(error), 120)}); {_EXPECTED}") from None
+            raise MtprefError(f"{self.label}: damaged ({error}); {_EXPECTED}") from None
 
     @property
     def names(self) -> list[str]:
@@ -89,26 +104,21 @@ class SafetensorsFile:
         n_bytes = len(self._map)
         length = int.from_bytes(self._map[:8], "little")
         if n_bytes < 8 or length > min(MAX_HEADER, n_bytes - 8):
-            raise ValueError(f"a header of {length} bytes in a file of {n_bytes}")
-        header = json.loads(self._map[8 : 8 + length])
-        if not isinstance(header, dict):
-            raise ValueError("a header that is no JSON object")
-        metadata = header.pop("__metadata__", None)
-        if isinstance(metadata, dict):
-            self.metadata = {str(key): str(value) for key, value in metadata.items()}
+            raise MtprefError(f"a header of {length} bytes in a file of {n_bytes}")
+        header = read(dict[str, Any], parse_json(self._map[8 : 8 + length], max_memory=MAX_MEMORY), "the header")
+        self.metadata = read(dict[str, str], header.pop("__metadata__", None) or {}, "__metadata__")
         found = [self._entry(name, record, 8 + length) for name, record in header.items()]
         return dict(sorted(found, key=lambda item: item[1][2]))
 
-    def _entry(self, name: str, record: dict[str, Any], data: int) -> tuple[str, tuple[str, tuple[int, ...], int]]:
-        dtype_name, shape, (start, end) = record["dtype"], tuple(record["shape"]), record["data_offsets"]
-        if dtype_name not in DTYPES:
-            raise ValueError(f"tensor {printable(name)} has type {dtype_name}, not one of {', '.join(DTYPES)}")
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, start, end)) or len(shape) > 16:
-            raise ValueError(f"tensor {printable(name)} has no whole numbers for shape and offsets")
-        size = math.prod(shape) * np.dtype(DTYPES[dtype_name]).itemsize
+    def _entry(self, name: str, record: Any, data: int) -> tuple[str, tuple[str, tuple[int, ...], int]]:
+        what = f"tensor {printable(name)}"
+        entry: _Entry = read(_Entry, record, what)
+        if entry.dtype not in DTYPES:
+            raise MtprefError(f"{what} has type {printable(entry.dtype)}, not one of {', '.join(DTYPES)}")
+        (start, end), size = entry.data_offsets, shape_bytes(entry.shape, ITEM_BYTES[entry.dtype], f"{what}: shape")
         if end - start != size or data + end > len(self._map):
-            raise ValueError(f"tensor {printable(name)} needs {size} bytes, has {start} .. {end} of the data")
-        return name, (dtype_name, shape, data + start)
+            raise MtprefError(f"{what} of shape {entry.shape} needs {size} bytes, has {start} .. {end} of the data")
+        return name, (entry.dtype, entry.shape, data + start)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, NDArray], bf16: frozenset[str] = frozenset()) -> None:

@@ -3,19 +3,19 @@
 Owns the file and its refusals. What an event may hold is typed.py's.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from mtpref.errors import MtprefError
 from mtpref.events import Event, RunEnded, RunStarted
 from mtpref.files import TextStream, open_text
-from mtpref.trace.typed import describe, from_json
+from mtpref.trace.typed import from_json
+from mtpref.typed import MAX_DEPTH, describe, parse_json
 
-# The longest line is a prompt's: a million token ids take 8 MB. The second limit bounds what a line becomes in memory.
+# The longest line is a prompt's: a million token ids take 8 MB.
 MAX_LINE = 8 << 20
-MAX_BRACKETS = 1 << 16
 MAX_NAMED = 8
 
 
@@ -93,17 +93,10 @@ class TraceReader(Iterator[Event]):
                 return line
 
     def _event(self, line: bytes) -> Event | None:
-        if line.count(b"[") + line.count(b"{") > MAX_BRACKETS:
-            raise self._refusal(f"more than {MAX_BRACKETS} lists and objects, expected one event")
         try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise self._refusal("it is not UTF-8, expected a JSON object; is this a trace?") from None
-        except RecursionError:
-            raise self._refusal("it is nested too deeply, expected one event") from None
-        except ValueError as error:
-            reason = getattr(error, "msg", "a number of too many digits")
-            raise self._refusal(f"it is no JSON ({reason}), expected one event; is this a trace?") from None
+            record = _parsed(line)
+        except MtprefError as error:
+            raise self._refusal(f"{error}, expected one event; is this a trace?") from None
         try:
             event = from_json(record)
         except MtprefError as error:
@@ -132,19 +125,18 @@ class TraceReader(Iterator[Event]):
 
 def _is_json(line: bytes) -> bool:
     """Whether a last line without an end is whole: no proper beginning of an object is one."""
-    return line.rstrip().endswith(b"}") and _parses(line)
-
-
-def _parses(line: bytes) -> bool:
-    if line.count(b"[") + line.count(b"{") > MAX_BRACKETS:
-        return True  # refused later, with the right words
-    try:
-        json.loads(line)
-    except RecursionError:
-        return True
-    except ValueError:
+    if not line.rstrip().endswith(b"}"):
         return False
+    try:
+        _parsed(line)
+    except MtprefError as error:
+        return not str(error).startswith("no ")  # what is too large or too deep is refused later, with the right words
     return True
+
+
+def _parsed(line: bytes) -> Any:
+    # A trace holds infinite margins, and names as the system gave them.
+    return parse_json(line, max_depth=MAX_DEPTH + 2, is_strict=False)
 
 
 def read_trace(path: str | Path | TextStream) -> TraceReader:

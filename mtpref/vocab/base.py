@@ -24,6 +24,7 @@ UNDEFINED, UNKNOWN, UNUSED, NORMAL, CONTROL, USER_DEFINED, BYTE = 0, 1, 2, 4, 8,
 TOKEN_TYPES = {1: NORMAL, 2: UNKNOWN, 3: CONTROL, 4: USER_DEFINED, 5: UNUSED, 6: BYTE}
 
 _NOT_ESCAPED_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+PIECE_BYTES = 1 << 16
 _C_SPACES = b" \t\n\v\f\r"  # what C's isspace takes for white space
 
 
@@ -71,7 +72,7 @@ class Vocab(ABC):
         # Longest text first, whatever stands first in the prompt; equal lengths by id.
         self._special = sorted(special, key=lambda id: -len(texts[id]))
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True, limit: int = 0) -> list[int]:
         """Token ids of `text`.
 
         Rule     user-defined tokens, and with parse_special control and unknown tokens, match whole, the
@@ -80,12 +81,17 @@ class Vocab(ABC):
         Bytes    text from a command line may hold undecodable bytes (surrogateescape): each counts as itself in
                  a `llama` vocabulary and as U+FFFD elsewhere, as does any other lone surrogate everywhere.
                  Nothing is normalised.
-        Errors   MtprefError if BOS or EOS is to be added and the vocabulary has none.
+        limit    tokens that there is room for (0: no limit): a text that has far more is refused before all of it
+                 is tokenized. One that has a few more is not: the caller counts.
+        Errors   MtprefError if BOS or EOS is to be added and the vocabulary has none, and for a text beyond `limit`.
         """
+        raw = to_bytes(text)
+        if limit and len(raw) > 4 * limit:
+            self._refuse_longer(raw, limit, parse_special)
         head, tail = self._ends() if add_special else ([], [])
         out = head
         after_special = True
-        for fragment in self._partition(to_bytes(text), parse_special):
+        for fragment in self._partition(raw, parse_special):
             if isinstance(fragment, int):
                 out.append(fragment)
                 after_special = True
@@ -93,6 +99,27 @@ class Vocab(ABC):
                 out += self._encode_fragment(fragment, after_special)
                 after_special = False
         return out + tail
+
+    def _refuse_longer(self, raw: bytes, limit: int, parse_special: bool) -> None:
+        """Tokenize piece by piece, to count alone, until it is plain that the text does not fit.
+
+        Rule   a cut changes the tokens around it, so only more than twice the limit counts. A special token that
+               swallows white space may swallow any number of pieces: vocabularies with such tokens are not judged here.
+        """
+        if self._lstrip or self._rstrip:
+            return
+        n_tokens = start = 0
+        while start < len(raw):
+            end = start + PIECE_BYTES
+            while end < len(raw) and raw[end] & 0xC0 == 0x80 and end < start + PIECE_BYTES + 4:  # within a character
+                end += 1
+            for part in self._partition(raw[start:end], parse_special):
+                n_tokens += 1 if isinstance(part, int) else len(self._encode_fragment(part, start == 0))
+            start = end
+            if n_tokens > 2 * limit + 16:
+                seen = "" if end >= len(raw) else f" in the first {end} of its {len(raw)} bytes"
+                raise MtprefError(f"prompt: {n_tokens} tokens{seen}, expected at most {limit}; use a shorter prompt or "
+                                  "a larger --ctx-size")  # fmt: skip
 
     def piece(self, id: int, *, special: bool = False) -> bytes:
         """The exact bytes of one token: maybe half a character, maybe none.

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import mtpref
+from fuzzing.checkpoints import CHECKPOINTS
 from fuzzing.edits import Edit
 from fuzzing.fields import ARR, BOOL, F32, I32, STR, U32, Doc, Key, Tensor, array, scalar, text, u64, write
 from fuzzing.judge import Unclear, check_line
 from fuzzing.models import MICRO, head_target, heads_target, put, run_whole, shards_target, tiny_target
+from fuzzing.readers import READERS
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_json_edit, random_text_edit
 from mtpref import compare, dump, gguf, inspect
@@ -241,11 +243,25 @@ def template_target() -> Target:
 # GOLDEN VECTORS
 
 
-def golden_target() -> Target:
+LOOPS = (
+    "accept_greedy",
+    "accept_match",
+    "accept_residual",
+    "policy",
+    "near_tie",
+    "filtered",
+    "uniform",
+    "draw",
+    "rope",
+)
+
+
+def golden_target(name: str = "golden", chosen: tuple[str, ...] = ()) -> Target:
     """A folder with a manifest and suites; hashes are made right again, or nothing would pass."""
     folder = ROOT / "golden"
     manifest = json.loads((folder / "manifest.json").read_text())
-    suites = [s for s in manifest["suites"] if s["level"] == "L1"][:6]
+    known = manifest["suites"]
+    suites = [s for s in known if s["suite"] in chosen] or [s for s in known if s["level"] == "L1"][:6]
     seeds, named = [json.dumps({**manifest, "suites": suites}).encode()], ["manifest.json"]
     files = {"manifest.json": seeds[0]}
     for suite in suites:
@@ -272,10 +288,12 @@ def golden_target() -> Target:
         for name, raw in now.items():
             (at / name).parent.mkdir(exist_ok=True)
             put(at, name, raw)
-        for _ in check_folder(Folder(at), Port(at, use_kernels=False), suite=None if i else "rms_norm"):
+        for _ in check_folder(
+            Folder(at), Port(at, use_kernels=False), suite=None if i else chosen[0] if chosen else "rms_norm"
+        ):
             pass
 
-    return Target("golden", seeds, run, 150, edit)
+    return Target(name, seeds, run, 150, edit)
 
 
 def filter_target() -> Target:
@@ -414,8 +432,11 @@ MAKERS: dict[str, Callable[[], Target]] = {
     "prompt": prompt_target,
     "template": template_target,
     "golden": golden_target,
+    "golden-loops": lambda: golden_target("golden-loops", LOOPS),
     "filter": filter_target,
     "options": options_target,
+    **READERS,
+    **CHECKPOINTS,
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from fuzzing.edits import Edit, apply, random_byte_edit, single_edits
 from fuzzing.fields import Doc, parse, write
 
-Run = Callable[[bytes, Path, int], None]
+Run = Callable[[bytes, Path, int], object]
 Random = random.Random
 
 
