@@ -11,28 +11,28 @@ Names below are loaded when they are first used, so that `import mtpref` costs n
 
 from typing import TYPE_CHECKING, Any
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 if TYPE_CHECKING:
-    from mtpref.api import LanguageModel, Run, load
-    from mtpref.contract import MtpContract
-    from mtpref.decode import Options, PolicyConfig, SamplingConfig, Statistics
-    from mtpref.rope_scaling import RopeOverrides
-    from mtpref.session import Session
+    from mtpref.engine.decode import Options, PolicyConfig, SamplingConfig, Statistics
+    from mtpref.engine.session import Session
+    from mtpref.front.api import LanguageModel, Run, load
+    from mtpref.spec.contract import MtpContract
+    from mtpref.spec.rope_scaling import RopeOverrides
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "LanguageModel": "mtpref.api",
-    "MtpContract": "mtpref.contract",
-    "Options": "mtpref.decode",
-    "PolicyConfig": "mtpref.decode",
-    "RopeOverrides": "mtpref.rope_scaling",
-    "Run": "mtpref.api",
-    "SamplingConfig": "mtpref.decode",
-    "Session": "mtpref.session",
-    "Statistics": "mtpref.decode",
-    "load": "mtpref.api",
+    "LanguageModel": "mtpref.front.api",
+    "MtpContract": "mtpref.spec.contract",
+    "Options": "mtpref.engine.decode",
+    "PolicyConfig": "mtpref.engine.decode",
+    "RopeOverrides": "mtpref.spec.rope_scaling",
+    "Run": "mtpref.front.api",
+    "SamplingConfig": "mtpref.engine.decode",
+    "Session": "mtpref.engine.session",
+    "Statistics": "mtpref.engine.decode",
+    "load": "mtpref.front.api",
 }
 
 __all__ = [

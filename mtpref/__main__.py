@@ -2,7 +2,7 @@
 
 import sys
 
-from mtpref.cli import main
+from mtpref.front.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

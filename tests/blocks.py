@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from mtpref import quants, spec
+from mtpref import spec
+from mtpref.spec import quants
 
 # Bytes at which a block's float16 scales lie (IQ1_M has its bits elsewhere, MXFP4 and NVFP4 have other scales).
 HALVES: dict[str, tuple[int, ...]] = {

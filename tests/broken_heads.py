@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpref.gguf import write_gguf
-from mtpref.quants import dequantize, quantize
+from mtpref.files.gguf import write_gguf
+from mtpref.spec.quants import dequantize, quantize
 from tests.gguf_copy import Pairs, Tensors, copy_of
 
 ROOT = Path(__file__).parent.parent

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from mtpref.chat import render
+from mtpref.files.chat import render
 
 NOW = datetime(2026, 1, 31, 12)
 USER = {"role": "user", "content": "Hi"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtpref.gguf import GgufArray, open_gguf
+from mtpref.files.gguf import GgufArray, open_gguf
 
 Pairs = list[tuple[str, Any, str]]
 Tensors = list[tuple[str, str, tuple[int, ...], Any]]

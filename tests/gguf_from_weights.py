@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpref import quants
-from mtpref.gguf import write_gguf
+from mtpref.files.gguf import write_gguf
+from mtpref.spec import quants
 
 Array = np.ndarray
 FLOAT_KEYS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpref.gguf import write_gguf
+from mtpref.files.gguf import write_gguf
 from tests.gguf_copy import Pairs, Tensors, copy_of
 
 SHARED = ("token_embd.weight", "output_norm.weight", "output.weight")

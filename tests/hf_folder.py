@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mtpref.architectures import ARCHITECTURES, state_from_gguf
-from mtpref.gguf import open_gguf
-from mtpref.quants import dequantize, quantize
-from mtpref.tensor_files.safetensors import write_safetensors
+from mtpref.files.gguf import open_gguf
+from mtpref.files.tensor_files.safetensors import write_safetensors
+from mtpref.spec.quants import dequantize, quantize
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "mtpref" / "data" / "tiny.gguf"

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.contract import MtpContract, parse_contract
-from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
-from mtpref.decode.drafters import Drafter
-from mtpref.events import Event, RunEnded, Token
-from mtpref.model import Model, load
-from mtpref.recipe import make_recipe
-from mtpref.state import ModelState
+from mtpref.base.events import Event, RunEnded, Token
+from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.decode.drafters import Drafter
+from mtpref.engine.model import Model, load
+from mtpref.engine.recipe import make_recipe
+from mtpref.spec.contract import MtpContract, parse_contract
+from mtpref.spec.state import ModelState
 
 MICRO = Path(__file__).parent / "data" / "micro"
 ACCEPTS = (30, 60, 90)

@@ -1,9 +1,9 @@
-"""Traces and long runs for the tests of mtpref/report."""
+"""Traces and long runs for the tests of mtpref/look/html."""
 
 from pathlib import Path
 
-from mtpref import cli
-from mtpref.report import Side
+from mtpref.front import cli
+from mtpref.look.html import Side
 
 HOSTILE = "</script><script>pwned=1</script><img src=x onerror=pwned=1><b>\u2028&amp;\u202e'\"`${pwned=1}"
 

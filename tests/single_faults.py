@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpref.quants import dequantize
+from mtpref.spec.quants import dequantize
 from tests.broken_heads import HEAD, TINY, edited, write
 from tests.gguf_copy import copy_of
 

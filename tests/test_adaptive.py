@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mtpref
-from mtpref import cli
-from mtpref import policy as adaptive
-from mtpref.decode import STRATEGIES, Options, PolicyConfig, SamplingConfig
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Token, Verified
-from mtpref.policy import MAX_SILENT, N_BINS, PRIOR, AdaptiveConfig, AdaptiveState, Chain
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.decode import STRATEGIES, Options, PolicyConfig, SamplingConfig
+from mtpref.front import cli
 from mtpref.spec import P_ONE
+from mtpref.spec import policy as adaptive
+from mtpref.spec.policy import MAX_SILENT, N_BINS, PRIOR, AdaptiveConfig, AdaptiveState, Chain
 
 HEURISTIC, EXPECTED = AdaptiveConfig("heuristic"), AdaptiveConfig("expected")
 PAGE = (Path(__file__).parent.parent / "docs/adaptive.md").read_text(encoding="utf-8")

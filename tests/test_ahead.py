@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mtpref import cli, kernels
-from mtpref.errors import MtprefError
+from mtpref import kernels
+from mtpref.base.errors import MtprefError
+from mtpref.front import cli
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import make_random

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.events import RunEnded, RunStarted, Token
+from mtpref.base.events import RunEnded, RunStarted, Token
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from mtpref import cli, kernels, spec
-from mtpref.bench.llama import LlamaBench
-from mtpref.bench.passes import Passes
-from mtpref.bench.render import lines
-from mtpref.bench.report import Bench, Row, Settings, bench, head_bytes, some_ids, trunk_bytes
-from mtpref.bench.scripted import WorkingDrafter, script
-from mtpref.decode import MtpDrafter, Options, PolicyConfig, ScriptedDrafter, Statistics
-from mtpref.errors import MtprefError
+from mtpref import kernels, spec
+from mtpref.base.errors import MtprefError
+from mtpref.engine.decode import MtpDrafter, Options, PolicyConfig, ScriptedDrafter, Statistics
+from mtpref.front import cli
+from mtpref.measure.bench.llama import LlamaBench
+from mtpref.measure.bench.passes import Passes
+from mtpref.measure.bench.render import lines
+from mtpref.measure.bench.report import Bench, Row, Settings, bench, head_bytes, some_ids, trunk_bytes
+from mtpref.measure.bench.scripted import WorkingDrafter, script
 from tests.models import micro, without_head
 
 SMALL = Settings(n_prompt=16, n_gen=6, widths=(2, 3), n_depth=8, drafts=(1, 2), n_rounds=2)
@@ -107,7 +108,7 @@ def test_a_script_is_right_as_often_as_asked_and_the_same_every_time(acceptance)
 
 
 def test_a_working_drafter_runs_the_head_and_proposes_the_script():
-    from mtpref.decode import Decoder
+    from mtpref.engine.decode import Decoder
 
     model = micro(30)
     ids, statistics = some_ids(model, 8), Statistics()

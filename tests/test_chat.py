@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 import mtpref
-from mtpref.api import LanguageModel, tiny_path
-from mtpref.chat import ChatTemplate, chat_prompt, find_template, variant_names
-from mtpref.chat.template import CHATML
-from mtpref.cli import main
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf, write_gguf
+from mtpref.base.errors import MtprefError
+from mtpref.files.chat import ChatTemplate, chat_prompt, find_template, variant_names
+from mtpref.files.chat.template import CHATML
+from mtpref.files.gguf import open_gguf, write_gguf
+from mtpref.front.api import LanguageModel, tiny_path
+from mtpref.front.cli import main
 from tests.chat_cases import NOW, THINKING, USER, text_of
 
 

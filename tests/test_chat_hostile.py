@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref.chat import worker
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.files.chat import worker
 from tests.chat_cases import NOW, THINKING, USER, text_of
 
 
@@ -104,8 +104,8 @@ def test_a_refused_template_took_less_than_200_mb():
     code = (
         "import json, resource, sys\n"
         "from datetime import datetime\n"
-        "from mtpref.chat import render\n"
-        "from mtpref.errors import MtprefError\n"
+        "from mtpref.files.chat import render\n"
+        "from mtpref.base.errors import MtprefError\n"
         "for template in json.load(sys.stdin):\n"
         "    try: render(template, {}, datetime(2026, 1, 31))\n"
         "    except MtprefError: pass\n"
@@ -153,7 +153,7 @@ def test_a_template_that_grows_or_recurses_is_refused(template, expected):
 
 
 def test_a_renderer_that_dies_is_one_line(monkeypatch, tmp_path):
-    from mtpref.chat import render as room
+    from mtpref.files.chat import render as room
 
     for code, expected in (
         ("print('+', end='', flush=True); raise SystemExit(9)", "ended with code 9 and no text"),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.chat import worker
-from mtpref.chat.template import CHATML
+from mtpref.files.chat import worker
+from mtpref.files.chat.template import CHATML
 from tests.chat_cases import CONVERSATIONS, NOW, THINKING, TOOLS
 
 

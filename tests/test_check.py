@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.check import CATALOGUE, check_path
-from mtpref.cli import main
-from mtpref.convert import Settings, convert
-from mtpref.errors import MtprefError
-from mtpref.gguf import write_shards
-from mtpref.probe.count import Estimate, is_sure
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import write_shards
+from mtpref.front.cli import main
+from mtpref.heads.check import CATALOGUE, check_path
+from mtpref.heads.convert import Settings, convert
+from mtpref.measure.probe.count import Estimate, is_sure
 from tests import broken_heads
 from tests.broken_heads import BROKEN, HEALTHY_TYPES, TINY, in_type, write
 from tests.gguf_copy import copy_of
@@ -117,7 +117,7 @@ def test_fast_suspects_all_layer_norms_together_and_never_one(tmp_path, step):
 
 def test_fast_reads_no_tensor_whole(monkeypatch, tmp_path):
     read = []
-    for room in ("check.sampling", "gguf.reader"):
+    for room in ("heads.check.sampling", "files.gguf.reader"):
         monkeypatch.setattr(
             f"mtpref.{room}.dequantize", lambda kind, raw, shape: read.append(shape) or np.ones(shape, np.float32)
         )
@@ -200,7 +200,7 @@ def test_norms_that_an_exporter_has_shifted_already(tmp_path):
     """MLX saves norms with their 1 added; converted once more, the whole model is wrong."""
     state, config, tokenizer = read_state()
     from mtpref.architectures import ARCHITECTURES, place_of
-    from mtpref.transforms import ZERO_CENTRED
+    from mtpref.architectures.transforms import ZERO_CENTRED
 
     def is_norm(name):
         return place_of(ARCHITECTURES["qwen35"], name, 4).tensor.change is ZERO_CENTRED

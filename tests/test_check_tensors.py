@@ -5,11 +5,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-import mtpref.check_tensors as room
-from mtpref.check_tensors import FIELDS, check_tensors
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf, write_gguf, write_shards
-from mtpref.quants import TYPE_IDS, TYPES
+import mtpref.files.finite_weights as room
+from mtpref.base.errors import MtprefError
+from mtpref.files.finite_weights import FIELDS, check_tensors
+from mtpref.files.gguf import open_gguf, write_gguf, write_shards
+from mtpref.spec.quants import TYPE_IDS, TYPES
 
 # Encodings by the bytes of a field: (NaN, infinity, the largest finite number).
 ENCODINGS = {

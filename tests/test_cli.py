@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.api import tiny_path
-from mtpref.cli import main
+from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "def main(argv):"
@@ -179,7 +179,7 @@ def test_escapes_in_the_prompt_are_read_with_e(capfdbinary):
 
 
 def test_an_escape_that_follows_an_escaped_backslash_stays_as_written():
-    from mtpref.cli.options import unescape
+    from mtpref.front.cli.options import unescape
 
     assert unescape(r"\\n") == r"\n"
     assert unescape(r"\\\n") == "\\\n"
@@ -234,7 +234,7 @@ def test_control_characters_of_a_model_never_reach_a_terminal(monkeypatch):
     """A pseudo-terminal in place of stdout; the model's pieces are replaced by hostile ones."""
     import pty
 
-    from mtpref.cli.output import Text
+    from mtpref.front.cli.output import Text
 
     leader, follower = pty.openpty()
     with os.fdopen(follower, "w", encoding="utf-8") as terminal:
@@ -334,7 +334,7 @@ def test_a_fault_is_injected_and_said_so_in_one_line(capsys):
 
 
 def test_a_fault_is_red_on_a_terminal_that_wants_colour(monkeypatch):
-    from mtpref.cli import fault_options
+    from mtpref.front.cli import fault_options
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")

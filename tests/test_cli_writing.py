@@ -2,7 +2,7 @@
 
 import io
 
-from mtpref.cli.writing import ProgressLine, progress_text
+from mtpref.front.cli.writing import ProgressLine, progress_text
 
 
 class Terminal(io.StringIO):
@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
 
 def clock(monkeypatch, times):
     times = iter(times)
-    monkeypatch.setattr("mtpref.cli.writing.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("mtpref.front.cli.writing.time.monotonic", lambda: next(times))
 
 
 def test_rate_and_time_left():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.cli import main
-from mtpref.compare import compare_files, render
-from mtpref.dump import record, write_dump
-from mtpref.gguf import open_gguf, write_gguf
+from mtpref.files.gguf import open_gguf, write_gguf
+from mtpref.front.cli import main
+from mtpref.look.compare import compare_files, render
+from mtpref.look.dump import record, write_dump
 
 PROMPT = "def main("
 

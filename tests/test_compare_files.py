@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.cli import main
-from mtpref.compare import compare_files, open_source, parse_map, render, render_html
-from mtpref.compare.measures import measure
-from mtpref.compare.producers import in_execution_order, producer_of
-from mtpref.dump import record, write_dump
-from mtpref.errors import MtprefError
-from mtpref.gguf import write_gguf
-from mtpref.llama_cpp.callback import read_callback_text
-from mtpref.llama_cpp.results import write_results
-from mtpref.tensor_files import write_npz, write_safetensors
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import write_gguf
+from mtpref.files.tensor_files import write_npz, write_safetensors
+from mtpref.front.cli import main
+from mtpref.look.compare import compare_files, open_source, parse_map, render, render_html
+from mtpref.look.compare.measures import measure
+from mtpref.look.compare.producers import in_execution_order, producer_of
+from mtpref.look.dump import record, write_dump
+from mtpref.look.llama_cpp.callback import read_callback_text
+from mtpref.look.llama_cpp.results import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "llama_cpp"
@@ -72,7 +72,7 @@ def test_steps_are_counted_on_the_line_of_all_floats(a, b, steps):
 def test_measures_do_not_depend_on_the_size_of_blocks(monkeypatch):
     a, b = bell(50, 3), bell(50, 3, seed=1)
     whole = measure(a, b)
-    monkeypatch.setattr("mtpref.compare.measures.BLOCK", 7)
+    monkeypatch.setattr("mtpref.look.compare.measures.BLOCK", 7)
     assert measure(a, b).nmse == pytest.approx(whole.nmse, rel=1e-14)
     assert (measure(a, b).max_ulp, measure(a, b).worst_row) == (whole.max_ulp, whole.worst_row)
 

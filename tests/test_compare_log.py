@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import mtpref
-from mtpref.cli import main
-from mtpref.compare import compare_log
-from mtpref.decode import Options, PolicyConfig
-from mtpref.events import Drafted, Verified
-from mtpref.llama_cpp.log import Candidate, parse, read_runs
+from mtpref.base.events import Drafted, Verified
+from mtpref.engine.decode import Options, PolicyConfig
+from mtpref.front.cli import main
+from mtpref.look.compare import compare_log
+from mtpref.look.llama_cpp.log import Candidate, parse, read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "llama_cpp"

@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 
-from mtpref.contract import BY_ARCHITECTURE, CHOICES, PRESETS, MtpContract, describe, parse_contract
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.spec.contract import BY_ARCHITECTURE, CHOICES, PRESETS, MtpContract, describe, parse_contract
 
 
 def test_every_field_has_its_choices_and_the_default_is_among_them():

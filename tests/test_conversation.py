@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import mtpref
-from mtpref.cli import main
-from mtpref.cli.chat_options import ChatSettings
-from mtpref.cli.conversation import Conversation
-from mtpref.cli.output import Text
-from mtpref.decode import SamplingConfig
-from mtpref.events import Token
+from mtpref.base.events import Token
+from mtpref.engine.decode import SamplingConfig
+from mtpref.front.cli import main
+from mtpref.front.cli.chat_options import ChatSettings
+from mtpref.front.cli.conversation import Conversation
+from mtpref.front.cli.output import Text
 from tests.chat_cases import THINKING
 
 ROOT = Path(__file__).parent.parent

@@ -14,14 +14,14 @@ import pytest
 
 import mtpref
 from mtpref.architectures import ARCHITECTURES, state_to_gguf
-from mtpref.cli import main
-from mtpref.convert import Settings, convert
-from mtpref.convert.pre import PROBE, find_pre
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf
-from mtpref.hf import canonical, open_checkpoint
-from mtpref.quants import dequantize
-from mtpref.tensor_files.safetensors import write_safetensors
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf
+from mtpref.files.tensor_files.safetensors import write_safetensors
+from mtpref.front.cli import main
+from mtpref.heads.convert import Settings, convert
+from mtpref.heads.convert.pre import PROBE, find_pre
+from mtpref.heads.hf import canonical, open_checkpoint
+from mtpref.spec.quants import dequantize
 from tests.hf_folder import TINY, bf16_bits, read_state, write_checkpoint
 
 RECORDED = Path(__file__).parent / "data" / "converted.json"
@@ -201,7 +201,7 @@ def test_fused_tensors_are_taken_apart(plain, tmp_path, fuse):
 
 
 def test_pieces_do_not_matter(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("mtpref.hf.tensors.PIECE_VALUES", 700)
+    monkeypatch.setattr("mtpref.heads.hf.tensors.PIECE_VALUES", 700)
     assert converted(plain[0], tmp_path)[1] == plain[1].read_bytes()
 
 
@@ -294,8 +294,8 @@ def test_the_vocabulary_gives_the_ids_of_the_tokenizer(plain):
 def test_the_pre_tokenizer_is_found_by_what_it_does():
     from tokenizers import Tokenizer
 
-    from mtpref.vocab.patterns import RULES
-    from mtpref.vocab.pretokenizers import build_pre_tokenizer
+    from mtpref.files.vocab.patterns import RULES
+    from mtpref.files.vocab.pretokenizers import build_pre_tokenizer
 
     tokenizer = Tokenizer.from_str(json.dumps(TOKENIZER))
     for name in ("qwen35", "qwen2", "llama-bpe", "gpt-2", "deepseek-v3", "deepseek-llm", "gpt-4o", "tekken"):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mtpref.bench import measure_costs, read_costs, write_costs
-from mtpref.bench.costs import Costs, CostSet, mean_costs
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.measure.bench import measure_costs, read_costs, write_costs
+from mtpref.measure.bench.costs import Costs, CostSet, mean_costs
 from tests.models import micro, prompt_of
 
 GOOD = {"schema": "mtpref-costs-1", "plain": 10, "verify": {"2": 12}, "draft": {"100": 1}}

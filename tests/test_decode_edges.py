@@ -4,10 +4,10 @@ from itertools import count
 
 import pytest
 
-from mtpref.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Token, Verified
-from mtpref.model import Model
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
+from mtpref.engine.model import Model
 from tests.models import CONTRACTS, decode_plainly, micro, prompt_of, run_decoder, with_eog, without_head
 
 PROMPT = prompt_of(9)

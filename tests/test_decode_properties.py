@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mtpref import kernels
-from mtpref.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
-from mtpref.events import Drafted, RolledBack, Token, Verified
+from mtpref.base.events import Drafted, RolledBack, Token, Verified
+from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
 from mtpref.spec import P_ONE
 from tests.models import ACCEPTS, CONTRACTS, decode_plainly, has_nan, micro, prompt_of, run_decoder, trunk_digest
 

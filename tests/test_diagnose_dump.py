@@ -6,16 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mtpref import dump
-from mtpref.cli import main
-from mtpref.contract import parse_contract
-from mtpref.diagnose import PortTensors, diagnose_dump, read_port, render
-from mtpref.diagnose.hypotheses import list_hypotheses
-from mtpref.diagnose.port_tensors import distance
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.engine.recipe import make_recipe
 from mtpref.faults import FAULTS, inject
-from mtpref.gguf import write_gguf
-from mtpref.recipe import make_recipe
+from mtpref.faults.diagnose import PortTensors, diagnose_dump, read_port, render
+from mtpref.faults.diagnose.hypotheses import list_hypotheses
+from mtpref.faults.diagnose.port_tensors import distance
+from mtpref.files.gguf import write_gguf
+from mtpref.front.cli import main
+from mtpref.look import dump
+from mtpref.spec.contract import parse_contract
 from tests.models import micro
 
 IDS = [3, 17, 4, 250, 9, 31, 77, 5, 12, 200, 8, 41]

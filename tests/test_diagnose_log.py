@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.cli import main
-from mtpref.decode import Decoder, Options, PolicyConfig
-from mtpref.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
-from mtpref.diagnose.evidence_log import log_likelihood
-from mtpref.diagnose.forced import Seen, look
-from mtpref.events import Drafted, Token, Verified
+from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.decode import Decoder, Options, PolicyConfig
+from mtpref.engine.model import load
 from mtpref.faults import FAULTS, inject
-from mtpref.model import load
+from mtpref.faults.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
+from mtpref.faults.diagnose.evidence_log import log_likelihood
+from mtpref.faults.diagnose.forced import Seen, look
+from mtpref.front.cli import main
 from tests.models import micro
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_faults_that_no_dump_shows_are_found_in_a_run(id):
 
 
 def test_the_head_only_replay_sees_what_a_whole_one_sees():
-    from mtpref.diagnose import evidence_log, forced
+    from mtpref.faults.diagnose import evidence_log, forced
 
     run = run_of(micro(60, "exact"))
     base = micro(60)
@@ -215,7 +215,7 @@ def test_hostile_runs_end_in_one_line(name, tmp_path, capsys):
 
 
 def test_drafts_that_were_drawn_are_refused():
-    from mtpref.errors import MtprefError
+    from mtpref.base.errors import MtprefError
 
     run = replace(run_of(micro(60)), settings={"temp": 1.0, "accept": "residual"})
     with pytest.raises(MtprefError, match="drawn at random"):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.cli import main
-from mtpref.diagnose import diagnose_stats, parse_stats, read_rates, with_n_max
-from mtpref.diagnose.rate_lines import find_rates
-from mtpref.diagnose.rates import Rates, Reading, readings, usual
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.faults.diagnose import diagnose_stats, parse_stats, read_rates, with_n_max
+from mtpref.faults.diagnose.rate_lines import find_rates
+from mtpref.faults.diagnose.rates import Rates, Reading, readings, usual
+from mtpref.front.cli import main
 
 DATA = Path(__file__).parent / "data" / "rates"
 GGML = "https://github.com/ggml-org/llama.cpp"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.cli import main
-from mtpref.diagnose import diagnose_stats, read_port_runs
-from mtpref.diagnose.of_stats import signatures
 from mtpref.faults import FAULTS
+from mtpref.faults.diagnose import diagnose_stats, read_port_runs
+from mtpref.faults.diagnose.of_stats import signatures
+from mtpref.front.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,7 +87,7 @@ def test_the_example_of_the_page_is_read_and_keeps_to_the_schema(tmp_path):
     path.write_text(example)
     run = read_port_runs(path)[0]
     assert len(run.rounds) == 2
-    schema = json.loads((ROOT / "mtpref" / "diagnose" / "run.schema.json").read_text())
+    schema = json.loads((ROOT / "mtpref" / "faults" / "diagnose" / "run.schema.json").read_text())
     record = json.loads(example)
     assert set(schema["required"]) <= set(record) <= set(schema["properties"])
     for r in record["rounds"]:

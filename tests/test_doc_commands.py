@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mtpref import cli
-from mtpref.gguf import write_gguf
+from mtpref.files.gguf import write_gguf
+from mtpref.front import cli
 from tests.gguf_copy import copy_of
 from tests.hf_folder import read_state, write_checkpoint
 

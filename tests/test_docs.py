@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mtpref import cli
-from mtpref import policy as adaptive
-from mtpref.contract import CHOICES, MtpContract
-from mtpref.decode import ACCEPT_RULES, STRATEGIES
+from mtpref.engine.decode import ACCEPT_RULES, STRATEGIES
+from mtpref.front import cli
+from mtpref.spec import policy as adaptive
+from mtpref.spec.contract import CHOICES, MtpContract
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

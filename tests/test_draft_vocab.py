@@ -5,19 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from mtpref import quants
-from mtpref.cli import main
-from mtpref.decode import DraftLength, MtpDrafter, Statistics
-from mtpref.decode.drafters import Draft, read_head
-from mtpref.decode.sampling import SamplingConfig
-from mtpref.draft_vocab import MAX_BYTES, check_draft_ids, read_draft_ids
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Verified
-from mtpref.gguf import write_gguf
-from mtpref.model import load
-from mtpref.recipe import make_recipe
-from mtpref.spec import Matrix, mul_mat_exact, mul_mat_ggml
-from mtpref.weights import take_rows
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Verified
+from mtpref.engine.decode import DraftLength, MtpDrafter, Statistics
+from mtpref.engine.decode.drafters import Draft, read_head
+from mtpref.engine.decode.sampling import SamplingConfig
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
+from mtpref.engine.weights import take_rows
+from mtpref.files.draft_vocab import MAX_BYTES, check_draft_ids, read_draft_ids
+from mtpref.files.gguf import write_gguf
+from mtpref.front.cli import main
+from mtpref.spec import Matrix, mul_mat_exact, mul_mat_ggml, quants
 from tests.gguf_copy import copy_of
 from tests.head_files import SHARED, head_of, n_trunk_layers, trunk_of
 from tests.models import MICRO, micro, prompt_of, run_decoder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.cli import main
+from mtpref.front.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.decode import PolicyConfig, SamplingConfig
+from mtpref.engine.decode import PolicyConfig, SamplingConfig
 from mtpref.faults import FAULTS, inject
-from mtpref.policy import PolicyState
 from mtpref.spec import P_ONE, Distribution
-from mtpref.steps import Steps
+from mtpref.spec.policy import PolicyState
+from mtpref.spec.steps import Steps
 from tests.models import micro, prompt_of, run_decoder, with_eog
 
 ROOT = Path(__file__).parents[1]

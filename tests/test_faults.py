@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.dump import record
-from mtpref.errors import MtprefError
-from mtpref.events import Verified
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Verified
+from mtpref.engine.model import Model
 from mtpref.faults import BUG_TYPES, FAMILIES, FAULTS, NEEDS, Fault, everywhere, find_fault, inject, refuse_faults
-from mtpref.model import Model
-from mtpref.rope_scaling import RopeOverrides
+from mtpref.look.dump import record
 from mtpref.spec import Matrix
+from mtpref.spec.rope_scaling import RopeOverrides
 from tests.models import micro, prompt_of, run_decoder, without_head
 
 PACKAGE = Path(mtpref.__file__).parent

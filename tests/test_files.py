@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 import mtpref
-from mtpref import files
-from mtpref.api import tiny_path
-from mtpref.errors import MtprefError
-from mtpref.llama_cpp.log import MAX_LOG_BYTES, read_runs
+from mtpref.base.errors import MtprefError
+from mtpref.files import doors as files
+from mtpref.front.api import tiny_path
+from mtpref.look.llama_cpp.log import MAX_LOG_BYTES, read_runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
@@ -37,17 +37,17 @@ OF_MODULES = {"open", "replace", "rename", "link", "symlink", "remove", "move", 
 MODES = ("r", "w", "a", "x", "rb", "wb", "ab", "xb", "r+b", "w+b")
 # File -> calls that are there for a reason: the doors themselves, the package's own files, folders of its own making.
 DOORS = {
-    "files.py": {"os.open", "mmap.mmap"},
-    "gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace"},
-    "tensor_files/npz.py": {"zipfile.ZipFile"},  # of a file that the door has opened
+    "files/doors.py": {"os.open", "mmap.mmap"},
+    "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace"},
+    "files/tensor_files/npz.py": {"zipfile.ZipFile"},  # of a file that the door has opened
     "golden/gen.py": {"os.replace", "shutil.rmtree"},  # a whole folder, after check_output_folder
-    "golden/build.py": {"path.read_bytes"},  # sources of the specification
+    "golden/sources.py": {"path.read_text"},  # sources of the specification
     "kernels/__init__.py": {"path.read_bytes"},  # sources of the kernels
     "kernels/cache.py": {"os.open", "open", "os.replace", "temporary.unlink"},  # compiled code, in a folder of its own
-    "learn/chapter.py": {"self.path.read_text"},  # a chapter
-    "report/page.py": {"files('mtpref') / 'report' / name.read_text"},  # the package's own data
-    "diagnose/rates.py": {"files('mtpref') / 'diagnose' / 'signatures.json'.read_text"},
-    "cli/__init__.py": {"os.open"},  # /dev/null
+    "front/learn/chapter.py": {"self.path.read_text"},  # a chapter
+    "look/html/page.py": {"files('mtpref') / 'look' / 'html' / name.read_text"},  # the package's own data
+    "faults/diagnose/rates.py": {"files('mtpref') / 'faults' / 'diagnose' / 'signatures.json'.read_text"},
+    "front/cli/__init__.py": {"os.open"},  # /dev/null
 }
 
 
@@ -182,7 +182,7 @@ def test_vectors_do_not_replace_a_folder_that_holds_an_input(bench):
 
 
 def test_a_library_may_replace_what_it_has_read(tmp_path):
-    from mtpref.gguf import write_whole
+    from mtpref.files.gguf import write_whole
 
     (tmp_path / "f").write_bytes(b"old")
     assert files.read_regular(tmp_path / "f", "f", "expected", 9) == b"old"
@@ -270,7 +270,7 @@ def fed(path: Path, raw: bytes) -> threading.Thread:
 
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_a_log_comes_through_a_pipe(tmp_path, is_packed):
-    from mtpref.diagnose import read_port_runs
+    from mtpref.faults.diagnose import read_port_runs
 
     raw = LOG.read_bytes() if is_packed else gzip.decompress(LOG.read_bytes())
     thread = fed(tmp_path / "pipe", raw)
@@ -338,7 +338,7 @@ def test_a_small_archive_of_a_large_log_costs_no_more_than_the_limit(tmp_path):
 
 
 def test_a_large_imatrix_is_not_read_whole(tmp_path):
-    from mtpref.quantize.importance import read_importance
+    from mtpref.heads.quantize.importance import read_importance
 
     for start in (
         b"\0\0\0\0",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mtpref import kernels, spec
-from mtpref.config import DeltaConfig
-from mtpref.ops import compose, discard, spec_ops
-from mtpref.recipe import NUMERICS, make_recipe
+from mtpref.engine.recipe import NUMERICS, make_recipe
+from mtpref.spec.config import DeltaConfig
+from mtpref.spec.ops import compose, discard, spec_ops
 from tests.test_kernels import SCALES, assert_same, values
 from tests.test_kernels import matrix as quantised
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref.errors import MtprefError
-from mtpref.gguf import GgufArray, open_gguf, parse, printable
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import GgufArray, open_gguf, parse, printable
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = range(13)
 

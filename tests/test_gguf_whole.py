@@ -9,8 +9,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mtpref.errors import MtprefError
-from mtpref.gguf import (
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import (
     WriteOptions,
     check_targets,
     human_bytes,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref import quants
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf, write_gguf
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf, write_gguf
+from mtpref.spec import quants
 
 WEIGHT = np.arange(64, dtype=np.float32).reshape(2, 32)
 KV = [

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy._core._multiarray_umath import __cpu_dispatch__
 
-from mtpref.cli import main
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf
+from mtpref.front.cli import main
 from mtpref.golden import Folder, Port, check_folder
 from mtpref.golden.format import CLASSES, sha256_of
 from mtpref.golden.gen import tensors_sha256

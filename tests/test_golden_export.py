@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.cli import main
-from mtpref.compare import compare_files, open_source
-from mtpref.gguf import open_gguf
+from mtpref.files.gguf import open_gguf
+from mtpref.files.tensor_files import NpzFile, SafetensorsFile
+from mtpref.front.cli import main
 from mtpref.golden import Folder
 from mtpref.golden.export import LLAMA_FLAGS, PROMPTS
-from mtpref.tensor_files import NpzFile, SafetensorsFile
+from mtpref.look.compare import compare_files, open_source
 from tests.gguf_copy import llama_cpp
 
 ROOT = Path(__file__).resolve().parent.parent

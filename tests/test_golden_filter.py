@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.cli import main
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.front.cli import main
 from mtpref.golden import Folder, Port, check_folder
 from mtpref.golden.filter import Filter, reply_outputs, request, serve
 

@@ -7,8 +7,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from mtpref.api import tiny_path
-from mtpref.cli import main
+from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
 from mtpref.golden.digest import digest_difference, digest_of
 from tests.models import MICRO
 

@@ -59,23 +59,25 @@ def test_an_operation_depends_on_its_rule_and_on_nothing_beside_it():
 
 
 def test_a_run_depends_on_the_loop_the_policy_the_state_and_the_layers_of_its_model():
-    loop = {"decode.loop", "decode.rollback", "decode.drafters", "decode.sampling", "decode.lengths", "policy", "steps"}
+    loop = {f"engine.decode.{name}" for name in ("loop", "rollback", "drafters", "sampling", "lengths")}
+    loop |= {"spec.policy", "spec.steps"}
     assert loop <= modules("generate")
     assert {"ModelState", "Model", "GATED_DELTA_NET", "attn_layer", "accept_greedy", "verify_replay"} <= names(
         "generate"
     )
     assert not {"find_architecture", "ARCHITECTURES", "load", "Statistics", "kernel_ops"} & names("generate")
-    assert not any(module.startswith(("kernels", "gguf", "vocab", "recipe")) for op in OPS for module in modules(op))
+    elsewhere = ("kernels", "files.gguf", "files.vocab", "engine.recipe")
+    assert not any(module.startswith(elsewhere) for op in OPS for module in modules(op))
 
 
 @pytest.mark.parametrize(
     ("path", "old", "new", "expected"),
     [
         ("spec/layers.py", "x[..., 2 * half :]", "x[..., 2 * half : None]", {"rope", "attn_layer"}),
-        ("policy.py", "max(0, min(cfg.n_max, n_room))", "min(cfg.n_max, n_room)", {"policy", "accumulated"}),
-        ("state.py", "self.n_past = n_past\n", "self.n_past = int(n_past)\n", set()),
-        ("decode/rollback.py", "n_replayed = n_accepted + 1", "n_replayed = 1 + n_accepted", set()),
-        ("steps.py", "return [*draft[:n_accepted], row_ids[n_accepted]]", "return list(draft)", {"accept_greedy"}),
+        ("spec/policy.py", "max(0, min(cfg.n_max, n_room))", "min(cfg.n_max, n_room)", {"policy", "accumulated"}),
+        ("spec/state.py", "self.n_past = n_past\n", "self.n_past = int(n_past)\n", set()),
+        ("engine/decode/rollback.py", "n_replayed = n_accepted + 1", "n_replayed = 1 + n_accepted", set()),
+        ("spec/steps.py", "return [*draft[:n_accepted], row_ids[n_accepted]]", "return list(draft)", {"accept_greedy"}),
     ],
     ids=["a rule", "the policy", "the state", "a roll back", "what is emitted"],
 )
@@ -90,10 +92,10 @@ def test_a_change_of_what_decides_values_changes_the_hashes_of_its_users(before,
 @pytest.mark.parametrize(
     ("path", "old", "new"),
     [
-        ("policy.py", "The gate: whether", "The gate (p_min): whether"),
+        ("spec/policy.py", "The gate: whether", "The gate (p_min): whether"),
         ("spec/mtp.py", "def argmax(logits: F32) -> NDArray[np.int64]:", "def argmax(logits):  # the greedy token"),
         ("spec/arith.py", "\nF32 =", "\n\n\nF32 ="),
-        ("decode/statistics.py", "NEAR_TIE = 0.01", "NEAR_TIE = 0.02"),
+        ("engine/decode/statistics.py", "NEAR_TIE = 0.01", "NEAR_TIE = 0.02"),
         ("kernels/choices.py", "def argmax", "def other_argmax"),
         ("architectures/__init__.py", "ARCHITECTURES: dict", 'OTHER = "toy"\nARCHITECTURES: dict'),
         ("spec/sampling.py", "MAX_SEED = (1 << 64) - 1", "MAX_SEED = (1 << 64) - 1\nUNUSED = 1"),

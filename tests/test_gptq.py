@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.cli import main
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf
-from mtpref.probe import Text
-from mtpref.quantize.collect import run_head, watched
-from mtpref.quantize.gptq import gptq, inverse_factor, round_to_nearest
-from mtpref.quantize.grid import Grid
-from mtpref.quantize.head import gptq_head, head_matrices, hessians, trunk_rows, with_matrices
-from mtpref.quantize.methods import REFERENCE, measure
-from mtpref.quants import dequantize, quantize
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf
+from mtpref.front.cli import main
+from mtpref.heads.quantize.collect import run_head, watched
+from mtpref.heads.quantize.gptq import gptq, inverse_factor, round_to_nearest
+from mtpref.heads.quantize.grid import Grid
+from mtpref.heads.quantize.head import gptq_head, head_matrices, hessians, trunk_rows, with_matrices
+from mtpref.heads.quantize.methods import REFERENCE, measure
+from mtpref.measure.probe import Text
+from mtpref.spec.quants import dequantize, quantize
 from tests.broken_heads import in_type, write
 
 GRIDS = [Grid("Q4_0"), Grid("Q4_1"), Grid("Q8_0"), Grid("Q4_0", 128)]
@@ -146,7 +146,7 @@ def test_stages_see_the_stages_before_them_quantised(calibrated, monkeypatch):
         seen.append({n for n, w in head_matrices(changed).items() if w.type_name == "Q4_0"})
         return inner(changed, chunks, names)
 
-    monkeypatch.setattr("mtpref.quantize.head.hessians", spy)
+    monkeypatch.setattr("mtpref.heads.quantize.head.hessians", spy)
     made = gptq_head(model, chunks, Grid("Q4_0"))
     assert [len(s) for s in seen] == [0, 1, 4, 5, 7]
     assert set(made) == set(head_matrices(model))

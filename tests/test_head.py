@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtpref
-from mtpref import quants
-from mtpref.api import tiny_path
-from mtpref.cli import main
-from mtpref.decode import Options
-from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, write_gguf, write_shards
-from mtpref.model import load
-from mtpref.rope_scaling import RopeOverrides
-from mtpref.session.identity import head_id, trunk_id
+from mtpref.base.errors import MtprefError
+from mtpref.engine.decode import Options
+from mtpref.engine.model import load
+from mtpref.engine.session.identity import head_id, trunk_id
+from mtpref.files.gguf import GgufFile, write_gguf, write_shards
+from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
+from mtpref.spec import quants
+from mtpref.spec.rope_scaling import RopeOverrides
 from tests.gguf_copy import copy_of, llama_cpp, llama_speculative
 from tests.gguf_from_weights import write_model
 from tests.head_files import head_of, n_trunk_layers, trunk_of, write_pair

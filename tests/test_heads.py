@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref import cli
-from mtpref.convert import Settings, convert
-from mtpref.errors import MtprefError
-from mtpref.gguf import WriteOptions, open_gguf, write_gguf, write_shards
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model import load
+from mtpref.files.gguf import WriteOptions, open_gguf, write_gguf, write_shards
+from mtpref.front import cli
 from mtpref.heads import extract, graft, layout_of, strip, write_contents
 from mtpref.heads.checkpoint import checkpoint_source
 from mtpref.heads.contents import source_of
+from mtpref.heads.convert import Settings, convert
+from mtpref.heads.hf import open_checkpoint
 from mtpref.heads.match import doubts
 from mtpref.heads.pairs import size_label
 from mtpref.heads.proof import prove
-from mtpref.hf import open_checkpoint
-from mtpref.model import load
-from mtpref.quantize import Settings as QuantizeSettings
-from mtpref.quantize import Wanted, quantize_file
-from mtpref.quants import dequantize
+from mtpref.heads.quantize import Settings as QuantizeSettings
+from mtpref.heads.quantize import Wanted, quantize_file
+from mtpref.spec.quants import dequantize
 from tests.gguf_copy import copy_of, llama_speculative
 from tests.head_files import head_of, trunk_of
 from tests.hf_folder import read_state, write_checkpoint

@@ -19,8 +19,8 @@ from fuzzing.edits import apply, single_edits
 from fuzzing.fields import parse, write
 from fuzzing.judge import Outcome, TooSlow, judge, watchdog
 
-from mtpref.api import tiny_path
-from mtpref.errors import MAX_LINE, MtprefError, one_line
+from mtpref.base.errors import MAX_LINE, MtprefError, one_line
+from mtpref.front.api import tiny_path
 
 # Cases of each target: a second or two.
 N_CASES = {

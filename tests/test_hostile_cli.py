@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 from fuzzing.catalogue import MICRO, cli_outcome
 from fuzzing.fields import ARR, F32, STR, U32, Doc, Key, Tensor, array, parse, scalar, text, u64, write
 
-from mtpref.api import tiny_path
+from mtpref.front.api import tiny_path
 from tests.hostile_files import GB, with_long_value
 
 ROOT = Path(__file__).parent.parent
@@ -213,11 +213,11 @@ def test_a_damaged_manifest_is_one_line(tmp_path, change, expected):
 LIMITED = """
 import resource, sys
 sys.path.insert(0, sys.argv.pop(1))
-import mtpref.cli, mtpref.api  # what every run holds
+import mtpref.front.cli, mtpref.front.api  # what every run holds
 from fuzzing.judge import limit_memory
-mtpref.api.load()
+mtpref.front.api.load()
 limit_memory()
-sys.exit(mtpref.cli.main(sys.argv[1:]))
+sys.exit(mtpref.front.cli.main(sys.argv[1:]))
 """
 PROCESSES = {
     "general.name of 8 GB": "long",

@@ -22,9 +22,9 @@ from fuzzing.fields import ARR, BOOL, F32, I32, STR, U8, U32, Doc, Key, text, u3
 from fuzzing.judge import judge, limited_memory
 
 import mtpref
-from mtpref import inspect
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf, write_gguf
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf, write_gguf
+from mtpref.heads import inspect
 from tests.hostile_files import DOC, GB, with_long_value
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +70,7 @@ def test_a_vocabulary_without_end_is_refused_before_it_is_read(tmp_path):
     """gpt2 merges and tokens of any number, with as many rows of token_embd."""
     path = with_long_value(tmp_path / "m.gguf", b"tokenizer.ggml.merges", ARR, array_of(STR, 1 << 21), 8 << 21)
     assert judge(lambda: mtpref.load(path)).verdict == "ran"  # the micro model's tokenizer reads no merges
-    from mtpref.vocab import load_vocab
+    from mtpref.files.vocab import load_vocab
 
     class Endless(list):
         def __len__(self):
@@ -105,7 +105,7 @@ def test_arrays_of_other_things_are_named(tmp_path, what):
 
 
 def test_names_of_a_dump_cannot_steer_the_terminal(tmp_path):
-    from mtpref.compare import compare_files, render, render_html
+    from mtpref.look.compare import compare_files, render, render_html
 
     one = np.ones(4, np.float32)
     tensors = [("\x1b[31mred", "F32", (4,), one), ("ok", "F32", (4,), one)]
@@ -115,7 +115,7 @@ def test_names_of_a_dump_cannot_steer_the_terminal(tmp_path):
     assert "\u202e" not in table
     assert "\x1b" not in render_html(compare_files(tmp_path / "a.gguf", tmp_path / "b.gguf"))
     write_gguf(tmp_path / "c.gguf", [("mtpref.dump.order", 7, "u32")], tensors)
-    with pytest.raises(MtprefError, match=r"key mtpref.dump.order is of type u32, expected arr:str"):
+    with pytest.raises(MtprefError, match=r"key mtpref.look.dump.order is of type u32, expected arr:str"):
         compare_files(tmp_path / "c.gguf", tmp_path / "a.gguf")
 
 
@@ -172,8 +172,8 @@ def test_an_output_that_takes_nothing_is_one_line(argv):
 KILLED = """
 import os, sys, time
 import mtpref
-from mtpref.decode import Options
-from mtpref import dump
+from mtpref.engine.decode import Options
+from mtpref.look import dump
 def stop(fd):
     print("half", flush=True)
     time.sleep(60)
@@ -228,7 +228,7 @@ def test_a_killed_run_leaves_a_trace_that_can_be_read(tmp_path):
                 break
             time.sleep(0.05)
         child.send_signal(signal.SIGKILL)
-    from mtpref.trace import TraceReader
+    from mtpref.look.trace import TraceReader
 
     with TraceReader(path) as reader:
         assert len(list(reader)) > 20

@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from mtpref.decode import STRATEGIES, Decoder, DraftLength, InlineDrafter, Options, PolicyConfig, Statistics
-from mtpref.decode.inline import ROWS
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Token, Verified
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.decode import STRATEGIES, Decoder, DraftLength, InlineDrafter, Options, PolicyConfig, Statistics
+from mtpref.engine.decode.inline import ROWS
 from tests import naive_loop, naive_model
 from tests.models import CONTRACTS, MICRO, decode_plainly, micro, prompt_of, run_decoder
 

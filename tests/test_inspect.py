@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpref.architectures import ARCHITECTURES, numbers
-from mtpref.errors import MtprefError
-from mtpref.gguf import write_gguf, write_shards
-from mtpref.inspect import inspect_file, render, run
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import write_gguf, write_shards
+from mtpref.heads.inspect import inspect_file, render, run
 
 VALUES = {
     "n_embd": 8, "n_ff": 12, "n_head": 2, "n_head_kv": 1, "n_embd_head": 4, "d_conv": 4, "d_state": 4,

@@ -80,9 +80,9 @@ def hash_kernels() -> dict[str, str]:
 
 def hash_delta_rows(some: Callable[..., np.ndarray]) -> dict[str, str]:
     """Heads of a multiple of 32, and the kernel of a whole DeltaNet layer, whose states are made late."""
-    from mtpref.config import DeltaConfig
-    from mtpref.ops import discard
-    from mtpref.recipe import make_recipe
+    from mtpref.engine.recipe import make_recipe
+    from mtpref.spec.config import DeltaConfig
+    from mtpref.spec.ops import discard
 
     q, v, g, state = some(3, 2, 32), some(3, 4, 32), some(3, 4), some(4, 32, 32)
     cfg = DeltaConfig(n_embd=64, d_conv=4, d_state=32, n_k_heads=2, n_v_heads=4, rms_eps=1e-6)

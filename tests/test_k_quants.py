@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref import PolicyConfig, kernels, quants, spec
-from mtpref.decode import Options
-from mtpref.gguf import open_gguf, write_gguf
-from mtpref.inspect import inspect_file, render
+from mtpref import PolicyConfig, kernels, spec
+from mtpref.engine.decode import Options
+from mtpref.files.gguf import open_gguf, write_gguf
+from mtpref.heads.inspect import inspect_file, render
+from mtpref.spec import quants
 from tests.blocks import BLOCK, HALVES, sane_blocks
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpref import cli
+from mtpref.front import cli
 from tests.hf_folder import read_state, write_checkpoint
 
 ROOT = Path(__file__).parent.parent

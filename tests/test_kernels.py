@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref import kernels, quants, spec
-from mtpref.errors import MtprefError
+from mtpref import kernels, spec
+from mtpref.base.errors import MtprefError
+from mtpref.spec import quants
 from tests.blocks import BLOCK, HALVES, random_bytes, set_halves
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="NUMBA_DISABLE_JIT is set: no kernels to compare")
@@ -452,7 +453,7 @@ def python(code: str, **environment: str) -> str:
 def test_without_jit_nothing_heavy_is_imported_and_a_kernel_is_refused() -> None:
     code = (
         "import sys, mtpref.kernels as k\n"
-        "from mtpref.errors import MtprefError\n"
+        "from mtpref.base.errors import MtprefError\n"
         "try: k.rms_norm\n"
         "except MtprefError as error: print(k.available(), 'numba' in sys.modules, 'NUMBA_DISABLE_JIT' in str(error))"
     )

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mtpref import cli
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 from mtpref.faults import FAULTS
-from mtpref.learn import CHAPTERS, N_MYSTERIES, Chapter, is_answer, mystery, run_chapter, show
-from mtpref.learn import mystery as exercise
-from mtpref.learn.chapter import Cell
-from mtpref.learn.mystery import ANSWERS, digest
-from mtpref.learn.render import contents, notebook, page, terminal
-from mtpref.learn.show import Picture
+from mtpref.front import cli
+from mtpref.front.learn import CHAPTERS, N_MYSTERIES, Chapter, is_answer, mystery, run_chapter, show
+from mtpref.front.learn import mystery as exercise
+from mtpref.front.learn.chapter import Cell
+from mtpref.front.learn.mystery import ANSWERS, digest
+from mtpref.front.learn.render import contents, notebook, page, terminal
+from mtpref.front.learn.show import Picture
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "learn"
@@ -156,7 +156,9 @@ def test_matrices_show_size_and_sign():
 
 def test_output_keeps_its_order_around_a_picture(tmp_path):
     path = tmp_path / "c01_x.py"
-    path.write_text("# %%\nfrom mtpref.learn.show import bars\nprint('a')\nbars('b', 't', [('x', 1.0)])\nprint('c')\n")
+    path.write_text(
+        "# %%\nfrom mtpref.front.learn.show import bars\nprint('a')\nbars('b', 't', [('x', 1.0)])\nprint('c')\n"
+    )
     [cell] = run_chapter(Chapter(1, "x", path))
     assert isinstance(cell, Cell)
     assert (cell.output[0], cell.output[1].name, cell.output[2].strip()) == ("a\n", "b", "c")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mtpref.events import Drafted, DraftStep, Verified
-from mtpref.llama_cpp.agree import Agreement, compare_rounds
-from mtpref.llama_cpp.log import Candidate, Round, Step
+from mtpref.base.events import Drafted, DraftStep, Verified
+from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
+from mtpref.look.llama_cpp.log import Candidate, Round, Step
 
 
 def ours(i, ids, target, p=(0.6, 0.3, 0.1), margins=None, candidates=None):

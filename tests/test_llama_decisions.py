@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.api import tiny_path
-from mtpref.cli.options import add_model, load_model
-from mtpref.config import AttnConfig
-from mtpref.decode import NEAR_TIE, Options, PolicyConfig
-from mtpref.gguf import open_gguf
-from mtpref.llama_cpp.agree import Agreement, compare_rounds
-from mtpref.llama_cpp.log import Run, read_runs
-from mtpref.rope_scaling import RopeScaling
+from mtpref.engine.decode import NEAR_TIE, Options, PolicyConfig
+from mtpref.files.gguf import open_gguf
+from mtpref.front.api import tiny_path
+from mtpref.front.cli.options import add_model, load_model
+from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
+from mtpref.look.llama_cpp.log import Run, read_runs
 from mtpref.spec import P_ONE
+from mtpref.spec.config import AttnConfig
+from mtpref.spec.rope_scaling import RopeScaling
 from tests.naive import nmse
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,8 +6,8 @@ import gguf
 import numpy as np
 import pytest
 
-from mtpref.errors import MtprefError
-from mtpref.llama_cpp import log as llama_log
+from mtpref.base.errors import MtprefError
+from mtpref.look.llama_cpp import log as llama_log
 
 DATA = Path(__file__).resolve().parent / "data" / "llama_cpp"
 RECORDINGS = sorted(DATA.glob("*.log.gz"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.api import tiny_path
-from mtpref.cli import main
-from mtpref.errors import MtprefError
-from mtpref.llama_cpp.programs import Programs, run_to_statistics
+from mtpref.base.errors import MtprefError
+from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
+from mtpref.look.llama_cpp.programs import Programs, run_to_statistics
 
 RAW = (Path(__file__).parent / "data" / "llama_cpp" / "micro-60-f32.raw.log").read_text()
 

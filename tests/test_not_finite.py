@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.check import check_path
-from mtpref.cli import main
-from mtpref.errors import NotFiniteError
+from mtpref.base.errors import NotFiniteError
+from mtpref.engine.model import load
+from mtpref.engine.model.finite import is_finite
 from mtpref.faults import find_fault, inject
-from mtpref.gguf import open_gguf
-from mtpref.model import load
-from mtpref.model.finite import is_finite
+from mtpref.files.gguf import open_gguf
+from mtpref.front.cli import main
+from mtpref.heads.check import check_path
 from tests.broken_heads import TINY, edited, write
 from tests.models import micro
 
-TEXT = Path(__file__).parent.parent / "mtpref" / "check" / "marks.py"
+TEXT = Path(__file__).parent.parent / "mtpref" / "heads" / "check" / "marks.py"
 TRUNK, HEAD = "blk.1.attn_gate.weight", "blk.4.ffn_down.weight"
 VERBS = {
     "generate": ("-p", "def main(", "-n", 4),

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref import api, kernels, spec
+from mtpref import kernels, spec
+from mtpref.engine.recipe import make_recipe
+from mtpref.front import api
 from mtpref.kernels.packed import PackedMatrix
-from mtpref.recipe import make_recipe
 from tests.blocks import random_bytes
 from tests.test_kernels import SCALES, assert_same, matrix, unit_values, values
 

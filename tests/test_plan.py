@@ -7,20 +7,20 @@ from itertools import product
 
 import pytest
 
-from mtpref import cli
-from mtpref.bench.costs import Costs, CostSet, between
-from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Verified
-from mtpref.plan import Continuation, Setting, Tally, plan, prompts_of, record, replay
-from mtpref.plan.price import all_accepted, milliseconds, round_cost
-from mtpref.plan.record import Drafted as Drafts
-from mtpref.plan.record import trims_of
-from mtpref.plan.render import lines
-from mtpref.plan.report import Settings
-from mtpref.policy import AdaptiveConfig
-from mtpref.probe import Text
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Verified
+from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.front import cli
+from mtpref.measure.bench.costs import Costs, CostSet, between
+from mtpref.measure.plan import Continuation, Setting, Tally, plan, prompts_of, record, replay
+from mtpref.measure.plan.price import all_accepted, milliseconds, round_cost
+from mtpref.measure.plan.record import Drafted as Drafts
+from mtpref.measure.plan.record import trims_of
+from mtpref.measure.plan.render import lines
+from mtpref.measure.plan.report import Settings
+from mtpref.measure.probe import Text
 from mtpref.spec import P_ONE
+from mtpref.spec.policy import AdaptiveConfig
 from tests.models import CONTRACTS, micro, prompt_of, with_eog, without_head
 
 SETTINGS = [

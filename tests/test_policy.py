@@ -4,9 +4,9 @@ from itertools import product
 
 import pytest
 
-from mtpref.errors import MtprefError
-from mtpref.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed, takes
+from mtpref.base.errors import MtprefError
 from mtpref.spec import P_ONE
+from mtpref.spec.policy import PolicyConfig, PolicyState, after_round, draft_limit, proposed, takes
 
 
 @pytest.mark.parametrize("n_max", range(5))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.cli import main
+from mtpref.front.cli import main
 from tests.gguf_copy import llama_cpp
 from tests.test_golden_runner import SEEDED
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.contract import parse_contract
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Verified
-from mtpref.model import load
-from mtpref.probe import Settings, Text, Variant, Window, probe, read_texts, walk, windows_of
-from mtpref.probe import head as head_room
-from mtpref.probe.controls import MAIN, Control, compare_controls, contracts, controls, verdict, with_contract
-from mtpref.probe.count import Estimate, Judged, difference, jackknife, judge
-from mtpref.probe.render import lines
-from mtpref.probe.tables import by_context, by_label, calibration, language, ranks
-from mtpref.probe.walk import HeadSeen, Seen, TrunkSeen
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Verified
+from mtpref.engine.model import load
+from mtpref.measure.probe import Settings, Text, Variant, Window, probe, read_texts, walk, windows_of
+from mtpref.measure.probe import head as head_room
+from mtpref.measure.probe.controls import MAIN, Control, compare_controls, contracts, controls, verdict, with_contract
+from mtpref.measure.probe.count import Estimate, Judged, difference, jackknife, judge
+from mtpref.measure.probe.render import lines
+from mtpref.measure.probe.tables import by_context, by_label, calibration, language, ranks
+from mtpref.measure.probe.walk import HeadSeen, Seen, TrunkSeen
+from mtpref.spec.contract import parse_contract
 from tests import naive_loop, naive_model
 from tests.models import CONTRACTS, MICRO, micro, prompt_of, run_decoder, without_head
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.cli import main
+from mtpref.front.cli import main
 from tests.head_files import write_pair
 from tests.models import MICRO, micro, prompt_of
 

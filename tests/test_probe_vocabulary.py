@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.cli import main
-from mtpref.draft_vocab import read_draft_ids
-from mtpref.errors import MtprefError
-from mtpref.probe import Settings, Text, probe
-from mtpref.probe import vocabulary as room
-from mtpref.probe.vocabulary import Domain, always_ids, held_out_texts, rank_ids, read_corpus, write_ids
-from mtpref.probe.vocabulary_report import FIRST, FULL, LIST, measure
+from mtpref.base.errors import MtprefError
+from mtpref.files.draft_vocab import read_draft_ids
+from mtpref.front.cli import main
+from mtpref.measure.probe import Settings, Text, probe
+from mtpref.measure.probe import vocabulary as room
+from mtpref.measure.probe.vocabulary import Domain, always_ids, held_out_texts, rank_ids, read_corpus, write_ids
+from mtpref.measure.probe.vocabulary_report import FIRST, FULL, LIST, measure
 from tests.head_files import write_pair
 from tests.models import MICRO, StubVocab, micro, prompt_of
 

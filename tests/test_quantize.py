@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.check import check_path
-from mtpref.cli import main
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf
-from mtpref.quantize import MIXTURES, Settings, Wanted, plan_types, quantize_file
-from mtpref.quantize.collect import Collector, run_text, watched
-from mtpref.quantize.importance import read_importance, write_importance
-from mtpref.quantize.mixture import Item, fitting
-from mtpref.quants import dequantize
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf
+from mtpref.front.cli import main
+from mtpref.heads.check import check_path
+from mtpref.heads.quantize import MIXTURES, Settings, Wanted, plan_types, quantize_file
+from mtpref.heads.quantize.collect import Collector, run_text, watched
+from mtpref.heads.quantize.importance import read_importance, write_importance
+from mtpref.heads.quantize.mixture import Item, fitting
+from mtpref.spec.quants import dequantize
 from tests.broken_heads import edited, in_type, is_eh_proj, one_nan, write
 from tests.gguf_copy import llama_cpp
 
@@ -174,7 +174,7 @@ def test_values_are_near(source, tmp_path):
 def test_pieces_do_not_matter(source, tmp_path, monkeypatch):
     _, target = quantized(source, tmp_path, "Q4_K_M")
     whole = target.read_bytes()
-    monkeypatch.setattr("mtpref.gguf.reader.PIECE_VALUES", 5000)
+    monkeypatch.setattr("mtpref.files.gguf.reader.PIECE_VALUES", 5000)
     _, target = quantized(source, tmp_path, "Q4_K_M")
     assert target.read_bytes() == whole
 

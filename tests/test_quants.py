@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mtpref import quants
-from mtpref.errors import MtprefError
-from mtpref.quants import codec
+from mtpref.base.errors import MtprefError
+from mtpref.spec import quants
+from mtpref.spec.quants import codec
 from tests import naive
 from tests.blocks import BLOCK, HALVES, QUANTISED, random_bytes, sane_blocks, set_halves
 

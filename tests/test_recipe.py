@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 
 from mtpref import kernels, spec
-from mtpref.contract import MtpContract
-from mtpref.decode import Options, SamplingConfig
-from mtpref.errors import MtprefError
-from mtpref.ops import FINE, PARTS, Ops, compose, spec_ops
-from mtpref.recipe import NUMERICS, make_recipe
-from mtpref.session import Session
-from mtpref.steps import Steps
+from mtpref.base.errors import MtprefError
+from mtpref.engine.decode import Options, SamplingConfig
+from mtpref.engine.recipe import NUMERICS, make_recipe
+from mtpref.engine.session import Session
+from mtpref.spec.contract import MtpContract
+from mtpref.spec.ops import FINE, PARTS, Ops, compose, spec_ops
+from mtpref.spec.steps import Steps
 from tests.models import micro, prompt_of, run_decoder
 
 OPERATIONS = {f.name for f in fields(Ops)} - {"composed"}

@@ -13,11 +13,11 @@ from fuzzing.catalogue import MICRO, cli_outcome
 from fuzzing.judge import limited_memory
 
 import mtpref
-from mtpref.compare import compare_files
-from mtpref.compare.files import Difference
-from mtpref.errors import MtprefError
-from mtpref.tensor_files import write_npz
-from mtpref.vocab.base import Vocab
+from mtpref.base.errors import MtprefError
+from mtpref.files.tensor_files import write_npz
+from mtpref.files.vocab.base import Vocab
+from mtpref.look.compare import compare_files
+from mtpref.look.compare.files import Difference
 
 MB = 1 << 20
 TEXTS = {
@@ -117,7 +117,7 @@ def test_a_recording_longer_than_the_context_is_not_run(tmp_path, verb, monkeypa
     def never(*_args, **_settings):
         raise AssertionError("it is run")
 
-    monkeypatch.setattr("mtpref.model.model.Model.new_state", never)
+    monkeypatch.setattr("mtpref.engine.model.model.Model.new_state", never)
     for n in (4096, 4 * 4096):
         (tmp_path / "run.log").write_text(LOG.format(ids=[1] * n))
         code, _, err = cli_outcome([*verb, "-m", str(MICRO)], tmp_path)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from mtpref.architectures import ARCHITECTURES
-from mtpref.decode import STRATEGIES, ScriptedDrafter
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, RolledBack
-from mtpref.gguf import write_gguf
-from mtpref.model import load, pair
-from mtpref.recipe import make_recipe
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, RolledBack
+from mtpref.engine.decode import STRATEGIES, ScriptedDrafter
+from mtpref.engine.model import load, pair
+from mtpref.engine.recipe import make_recipe
+from mtpref.files.gguf import write_gguf
 from tests import toys
 from tests.models import decode_plainly, has_nan, run_decoder
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.cli import main
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, RolledBack, Token, Verified
-from mtpref.report import Side, divergence, read_side, render_page, rows
-from mtpref.trace import read_trace
-from mtpref.vocab import terminal_safe
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, RolledBack, Token, Verified
+from mtpref.files.vocab import terminal_safe
+from mtpref.front.cli import main
+from mtpref.look.html import Side, divergence, read_side, render_page, rows
+from mtpref.look.trace import read_trace
 from tests.report_traces import HOSTILE, long_side, trace_of
 
 
@@ -149,7 +149,7 @@ def test_the_command_writes_one_file_the_same_each_time(traces, tmp_path, capsys
 
 
 def test_a_model_names_the_tokens_that_the_trace_does_not(traces, tmp_path):
-    from mtpref.api import tiny_path
+    from mtpref.front.api import tiny_path
 
     bare, named = tmp_path / "bare.html", tmp_path / "named.html"
     assert main(["trace", "html", str(traces["healthy"]), "-o", str(bare)]) == 0

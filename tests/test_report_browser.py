@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.report import Side, read_side, render_page
+from mtpref.look.html import Side, read_side, render_page
 from tests.chromium import Browser, chromium
 from tests.report_traces import HOSTILE, long_side, trace_of
 

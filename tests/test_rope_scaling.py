@@ -10,12 +10,12 @@ import pytest
 
 import mtpref
 from mtpref import kernels
-from mtpref.cli import main
-from mtpref.config import Metadata, read_attn_config, read_model_config, read_rope_scaling, rope_notes
-from mtpref.gguf import write_gguf
-from mtpref.model import load
-from mtpref.recipe import make_recipe
-from mtpref.rope_scaling import RopeOverrides, RopeScaling
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
+from mtpref.files.gguf import write_gguf
+from mtpref.front.cli import main
+from mtpref.spec.config import Metadata, read_attn_config, read_model_config, read_rope_scaling, rope_notes
+from mtpref.spec.rope_scaling import RopeOverrides, RopeScaling
 from tests import naive, naive_model
 from tests.gguf_from_weights import metadata, write_model
 from tests.hf_cases import SCALED, shape

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from mtpref import spec
-from mtpref.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, ScriptedDrafter, Statistics
-from mtpref.decode.drafters import Draft
-from mtpref.decode.sampling import SAMPLERS, Sampler
-from mtpref.events import Token, Verified
-from mtpref.policy import AdaptiveConfig
+from mtpref.base.events import Token, Verified
+from mtpref.engine.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, ScriptedDrafter, Statistics
+from mtpref.engine.decode.drafters import Draft
+from mtpref.engine.decode.sampling import SAMPLERS, Sampler
 from mtpref.spec import P_ONE
+from mtpref.spec.policy import AdaptiveConfig
 from tests.toy import ToyModel, ToyState
 
 PROMPT = [1, 0]

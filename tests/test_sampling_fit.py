@@ -10,8 +10,8 @@ from functools import cache
 import pytest
 
 from mtpref import spec
-from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
-from mtpref.events import Drafted, Token, Verified
+from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
 from tests import chi_square
 from tests.toy import ToyModel, ToyState
 

@@ -12,9 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpref import kernels, spec
-from mtpref.decode import STRATEGIES, Decoder, InlineDrafter, Options, PolicyConfig, SamplingConfig, ScriptedDrafter
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, RunEnded, Token, Verified, to_json
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, RunEnded, Token, Verified, to_json
+from mtpref.engine.decode import (
+    STRATEGIES,
+    Decoder,
+    InlineDrafter,
+    Options,
+    PolicyConfig,
+    SamplingConfig,
+    ScriptedDrafter,
+)
 from mtpref.spec import P_ONE
 from tests.models import CONTRACTS, StubVocab, micro, prompt_of, run_decoder, trunk_digest, with_eog
 

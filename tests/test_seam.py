@@ -9,10 +9,10 @@ from typing import get_type_hints
 import pytest
 
 from mtpref import kernels
-from mtpref.ops import PARTS, CoarseEntries, OpEntries, Ops, spec_ops, table
-from mtpref.ops import types as op_types
-from mtpref.recipe import kernel_ops
-from mtpref.steps import StepEntries, Steps
+from mtpref.engine.recipe import kernel_ops
+from mtpref.spec.ops import PARTS, CoarseEntries, OpEntries, Ops, spec_ops, table
+from mtpref.spec.ops import types as op_types
+from mtpref.spec.steps import StepEntries, Steps
 
 ROOT = Path(__file__).parents[1]
 WRONG = ROOT / "tests" / "data" / "mypy" / "wrong_replacements.py"

@@ -10,17 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mtpref import kernels, load, selftest
-from mtpref.api import tiny_path
-from mtpref.cli import main
-from mtpref.decode import Options
-from mtpref.events import Drafted, Verified
+from mtpref import kernels, load
+from mtpref.base.events import Drafted, Verified
+from mtpref.engine.decode import Options
+from mtpref.engine.session import Session
 from mtpref.faults import find_fault, inject
-from mtpref.llama_cpp.limits import LIMITS, limits_of
-from mtpref.llama_cpp.log import Candidate, LlamaLog, Round, Step
-from mtpref.selftest import CHECKS, Bench, Failed, Skipped, numerics, peers, run_checks
-from mtpref.session import Session
-from mtpref.state import ModelState
+from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
+from mtpref.look import selftest
+from mtpref.look.llama_cpp.limits import LIMITS, limits_of
+from mtpref.look.llama_cpp.log import Candidate, LlamaLog, Round, Step
+from mtpref.look.selftest import CHECKS, Bench, Failed, Skipped, numerics, peers, run_checks
+from mtpref.spec.state import ModelState
 from tests.models import MICRO, micro, with_eog, without_head
 
 BY_NAME = {check.name: check for check in CHECKS}
@@ -287,7 +288,7 @@ class Fake:
 
 
 def load_run(model, ids, options):
-    from mtpref.decode import Decoder
+    from mtpref.engine.decode import Decoder
 
     return Decoder(model, model.new_state(512), options).run(ids)
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref.contract import PRESETS
-from mtpref.decode import STRATEGIES, Decoder, Options, PolicyConfig, SamplingConfig, ScriptedDrafter
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, PromptProgress, RolledBack, RunStarted, Token, Verified
-from mtpref.session import Session
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, PromptProgress, RolledBack, RunStarted, Token, Verified
+from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, SamplingConfig, ScriptedDrafter
+from mtpref.engine.session import Session
+from mtpref.spec.contract import PRESETS
 from tests.models import ACCEPTS, CONTRACTS, has_nan, micro, prompt_of, with_eog, without_head
 
 ROLLBACKS = tuple(STRATEGIES)

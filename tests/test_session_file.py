@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref import api
-from mtpref.decode import Options
-from mtpref.errors import MtprefError
-from mtpref.events import Token
-from mtpref.gguf import open_gguf, write_gguf
-from mtpref.session import Session
-from mtpref.session.identity import BLOCK_BYTES, N_BLOCKS, WHOLE_BYTES, _blocks, head_id, trunk_id
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Token
+from mtpref.engine.decode import Options
+from mtpref.engine.session import Session
+from mtpref.engine.session.identity import BLOCK_BYTES, N_BLOCKS, WHOLE_BYTES, _blocks, head_id, trunk_id
+from mtpref.files.gguf import open_gguf, write_gguf
+from mtpref.front import api
 from tests.models import CONTRACTS, has_nan, micro, without_head
 from tests.test_session import FIRST, OTHER, check_same, new_session, options_of, run_fresh, run_in
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtpref
-from mtpref.api import tiny_path
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf, open_one, parse, shards, write_gguf, write_shards
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf, open_one, parse, shards, write_gguf, write_shards
+from mtpref.front.api import tiny_path
 from tests.gguf_copy import copy_of, llama_cpp, llama_speculative
 from tests.test_gguf_reader import I32, U16, container, key, one_line_refusals
 

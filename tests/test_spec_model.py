@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.contract import PRESETS
-from mtpref.model import load
-from mtpref.recipe import make_recipe
-from mtpref.state import ModelState
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
+from mtpref.spec.contract import PRESETS
+from mtpref.spec.state import ModelState
 from tests import naive, naive_model
 from tests.gguf_from_weights import write_model
 from tests.hf_cases import CASES, build, shape

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref import kernels, quants, spec
-from mtpref.errors import MtprefError
-from mtpref.spec import products
+from mtpref import kernels, spec
+from mtpref.base.errors import MtprefError
+from mtpref.spec import products, quants
 from tests import naive
 from tests.blocks import QUANTISED, sane_matrix
 from tests.random_weights import normal

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mtpref.errors import MtprefError
-from mtpref.state import KV_DTYPES, KV_POISON, ModelState, StateSpec
+from mtpref.base.errors import MtprefError
+from mtpref.spec.state import KV_DTYPES, KV_POISON, ModelState, StateSpec
 from tests.models import cells_as_float, has_nan, micro, prompt_of, trunk_digest
 
 IDS = prompt_of(12)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpref.decode import NEAR_TIE, Statistics
-from mtpref.events import Drafted, RolledBack, Token, Verified
+from mtpref.base.events import Drafted, RolledBack, Token, Verified
+from mtpref.engine.decode import NEAR_TIE, Statistics
 from tests.models import micro, prompt_of, run_decoder
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.api import tiny_path
-from mtpref.cli import main
-from mtpref.decode import Decoder, Options
-from mtpref.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
-from mtpref.diagnose.forced import Seen
-from mtpref.diagnose.unexplained import unexplained
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Token, Verified
-from mtpref.llama_cpp import log_events
-from mtpref.llama_cpp.log import parse, parse_all, read_runs
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.decode import Decoder, Options
+from mtpref.faults.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
+from mtpref.faults.diagnose.forced import Seen
+from mtpref.faults.diagnose.unexplained import unexplained
+from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
+from mtpref.look.llama_cpp import log_events
+from mtpref.look.llama_cpp.log import parse, parse_all, read_runs
 from tests.models import micro
 from tests.test_diagnose_log import PROMPT
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref.decode.stops import StopStrings
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.engine.decode.stops import StopStrings
 
 texts = st.text(alphabet="ab\u00e9", max_size=12).map(str.encode)
 strings = st.lists(st.text(alphabet="ab\u00e9", min_size=1, max_size=4), max_size=3)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import mtpref
-from mtpref import kernels, story
-from mtpref.cli import main
-from mtpref.cli.story import DEFAULT_N_PREDICT, ceilings, table
-from mtpref.errors import MtprefError
+from mtpref import kernels
+from mtpref.base.errors import MtprefError
+from mtpref.front.cli import main
+from mtpref.front.cli.story import DEFAULT_N_PREDICT, ceilings, table
+from mtpref.measure import story
 from tests.models import StubVocab, micro, without_head
 
 ROOT = Path(__file__).parent.parent

@@ -7,9 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from mtpref.errors import MtprefError
-from mtpref.tensor_files import NpzFile, SafetensorsFile, write_npz, write_safetensors, write_whole
-from mtpref.tensor_files import npz as npz_module
+from mtpref.base.errors import MtprefError
+from mtpref.files.tensor_files import NpzFile, SafetensorsFile, write_npz, write_safetensors, write_whole
+from mtpref.files.tensor_files import npz as npz_module
 
 TENSORS = {
     "case/out.x": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -4,9 +4,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from mtpref import events, load
-from mtpref.decode import Options, PolicyConfig
-from mtpref.trace import TraceWriter, tee
+from mtpref import load
+from mtpref.base import events
+from mtpref.engine.decode import Options, PolicyConfig
+from mtpref.look.trace import TraceWriter, tee
 
 DOC = Path(__file__).parent.parent / "docs" / "trace.md"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from mtpref import load
-from mtpref.cli import main
-from mtpref.cli.terminal import wants_color
-from mtpref.decode import Options, PolicyConfig, SamplingConfig
-from mtpref.errors import MtprefError
-from mtpref.events import to_json
-from mtpref.trace import Round, TraceWriter, read_trace, rounds_of, tee
-from mtpref.trace.names import cells, fit, quoted
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import to_json
+from mtpref.engine.decode import Options, PolicyConfig, SamplingConfig
+from mtpref.front.cli import main
+from mtpref.front.cli.terminal import wants_color
+from mtpref.look.trace import Round, TraceWriter, read_trace, rounds_of, tee
+from mtpref.look.trace.names import cells, fit, quoted
 
 ROOT = Path(__file__).parent.parent
 START = {"event": "RunStarted", "model": "m", "numerics": "ggml", "contract": {}, "settings": {}, "prompt_ids": [1],
@@ -327,7 +327,7 @@ def test_standard_input_is_read(trace, tmp_path):
 
 
 def test_showing_a_trace_loads_no_compiler(trace):
-    code = "import sys; from mtpref.cli import main; main(sys.argv[1:]); print('numba' in sys.modules)"
+    code = "import sys; from mtpref.front.cli import main; main(sys.argv[1:]); print('numba' in sys.modules)"
     command = [sys.executable, "-c", code, "trace", "show", trace[0]]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "False"

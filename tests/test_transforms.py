@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from mtpref import transforms as tf
 from mtpref.architectures import (
     ARCHITECTURES,
     gguf_to_hf_name,
@@ -12,7 +11,8 @@ from mtpref.architectures import (
     state_to_gguf,
     tensor_of,
 )
-from mtpref.errors import MtprefError
+from mtpref.architectures import transforms as tf
+from mtpref.base.errors import MtprefError
 
 QWEN35 = ARCHITECTURES["qwen35"]
 N_LAYER, H_K, H_V, S = 4, 2, 6, 3

@@ -17,15 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 from fuzzing.checkpoints import CONFIG
 from fuzzing.judge import limited_memory
 
-from mtpref.convert.general import description
-from mtpref.convert.keys import hyper_parameters
-from mtpref.diagnose.port_run import read_port_runs
-from mtpref.errors import MtprefError
-from mtpref.gguf import write_gguf
-from mtpref.hf import text_config
-from mtpref.quantize.importance import read_importance
-from mtpref.tensor_files import NpzFile, SafetensorsFile
-from mtpref.typed import (
+from mtpref.base.errors import MtprefError
+from mtpref.base.typed import (
     MAX_DEPTH,
     Sized,
     Within,
@@ -36,6 +29,13 @@ from mtpref.typed import (
     read_fields,
     read_number,
 )
+from mtpref.faults.diagnose.port_run import read_port_runs
+from mtpref.files.gguf import write_gguf
+from mtpref.files.tensor_files import NpzFile, SafetensorsFile
+from mtpref.heads.convert.general import description
+from mtpref.heads.convert.keys import hyper_parameters
+from mtpref.heads.hf import text_config
+from mtpref.heads.quantize.importance import read_importance
 
 MB = 1 << 20
 
@@ -67,7 +67,7 @@ def test_what_is_below_the_limit_stays_below_it(name):
 
 
 def _is_allowed(unit: bytes, n: int, end: bytes) -> bool:
-    from mtpref.typed import MAX_MEMORY, _cost
+    from mtpref.base.typed import MAX_MEMORY, _cost
 
     return _cost(b"[" + unit * 64 + end) * n / 64 < MAX_MEMORY and _cost(b"[" + unit * n + end) <= MAX_MEMORY
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.check import check_path
-from mtpref.cli import main
-from mtpref.errors import MtprefError
-from mtpref.gguf import open_gguf, tensor_bytes, write_gguf
-from mtpref.gguf.writer import Verbatim
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import open_gguf, tensor_bytes, write_gguf
+from mtpref.files.gguf.writer import Verbatim
+from mtpref.front.cli import main
+from mtpref.heads.check import check_path
 from tests.broken_heads import BROKEN, TINY, write
 from tests.gguf_copy import copy_of
 

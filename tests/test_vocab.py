@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref.errors import MtprefError
-from mtpref.vocab import StreamDecoder, Vocab, known_names, load_vocab, terminal_safe
-from mtpref.vocab.byte_texts import BYTE_TO_CHAR
+from mtpref.base.errors import MtprefError
+from mtpref.files.vocab import StreamDecoder, Vocab, known_names, load_vocab, terminal_safe
+from mtpref.files.vocab.byte_texts import BYTE_TO_CHAR
 from tests.vocab_cases import BLOCKS, BYTE, CONTROL, NORMAL, PREFIX, UNKNOWN, UNUSED, USER, gpt2_kv, run_kv
 
 
@@ -66,7 +66,7 @@ def test_real_qwen35_vocabulary_gives_the_same_ids(real_qwen35: tuple[Any, Vocab
     encoding, vocab = real_qwen35
     assert vocab.n_vocab == 248_077
     for text in BLOCKS:
-        # In "'" + U+017F the two rules differ on purpose: see mtpref/vocab/pretokenizers.py.
+        # In "'" + U+017F the two rules differ on purpose: see mtpref/files/vocab/pretokenizers.py.
         text = text.replace("'\u017f", "'s")
         ids = vocab.encode(text)
         assert ids == encoding.encode(text, allowed_special="all"), text

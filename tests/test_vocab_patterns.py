@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtpref.vocab import known_names, load_vocab
-from mtpref.vocab.byte_texts import CHAR_TO_BYTE, lenient_text
-from mtpref.vocab.clean import clean_spaces
-from mtpref.vocab.patterns import RULES
-from mtpref.vocab.pretokenizers import build_pre_tokenizer
+from mtpref.files.vocab import known_names, load_vocab
+from mtpref.files.vocab.byte_texts import CHAR_TO_BYTE, lenient_text
+from mtpref.files.vocab.clean import clean_spaces
+from mtpref.files.vocab.patterns import RULES
+from mtpref.files.vocab.pretokenizers import build_pre_tokenizer
 from tests.vocab_cases import CONTROL, TEXTS, gpt2_kv
 
 CUTTERS = {name: build_pre_tokenizer(RULES[name]) for name in known_names()}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtpref.gguf import open_gguf
-from mtpref.vocab import Vocab, known_names, load_vocab
-from mtpref.vocab.patterns import RULES
+from mtpref.files.gguf import open_gguf
+from mtpref.files.vocab import Vocab, known_names, load_vocab
+from mtpref.files.vocab.patterns import RULES
 from tests.vocab_cases import BLOCKS, PREFIX, RECORDED, TEXTS, digest, run_kv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from mtpref.errors import MtprefError
-from mtpref.vocab import Vocab, load_vocab
+from mtpref.base.errors import MtprefError
+from mtpref.files.vocab import Vocab, load_vocab
 from tests.vocab_cases import CONTROL, NORMAL, PREFIX, TEXTS, UNUSED, USER, llama_kv, run_kv
 
 SPM = load_vocab(run_kv("llama"))

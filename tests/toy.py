@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from mtpref import spec
-from mtpref.contract import MtpContract
-from mtpref.model.model import Output
-from mtpref.ops import spec_ops
-from mtpref.recipe import Recipe
-from mtpref.steps import Hidden, Steps
+from mtpref.engine.model.model import Output
+from mtpref.engine.recipe import Recipe
+from mtpref.spec.contract import MtpContract
+from mtpref.spec.ops import spec_ops
+from mtpref.spec.steps import Hidden, Steps
 from tests.models import StubVocab
 from tests.random_weights import normal
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from mtpref.architectures import Architecture, Block, Either, HeadSheet, Hyper, Tensor
 from mtpref.architectures.common import base_hypers, eh_proj_tensors, n_embd, n_ff, root_tensors
 from mtpref.architectures.sheet import Streams
-from mtpref.kinds import SWIGLU_FFN, LayerKind, Sequential, no_state
-from mtpref.state import StateSpec
-from mtpref.transforms import AS_IS
+from mtpref.architectures.transforms import AS_IS
+from mtpref.spec.kinds import SWIGLU_FFN, LayerKind, Sequential, no_state
+from mtpref.spec.state import StateSpec
 
 F32 = NDArray[np.float32]
 N_VOCAB, N_EMBD, N_FF, N_EXPERT, N_LAYER = 48, 32, 64, 4, 6

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtpref.vocab.byte_texts import BYTE_TO_CHAR
+from mtpref.files.vocab.byte_texts import BYTE_TO_CHAR
 
 DATA = Path(__file__).parent / "data"
 BLOCKS = (DATA / "multilingual.txt").read_bytes().decode("utf-8").removesuffix("\n").split("\n%%\n")

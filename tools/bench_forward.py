@@ -18,7 +18,7 @@ from typing import Any
 
 import mtpref
 from mtpref import kernels
-from mtpref.model import Model
+from mtpref.engine.model import Model
 
 MOST_VERIFIED = 16
 

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mtpref import kernels, quants, spec
+from mtpref import kernels, spec
 from mtpref.kernels import compile
+from mtpref.spec import quants
 
 # Where d and dmin lie in the blocks of types without an encoder.
 HALVES = {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}

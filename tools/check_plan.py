@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mtpref
-from mtpref.bench import Costs, measure_costs
-from mtpref.bench.costs import mean_costs
-from mtpref.cli.options import set_threads
-from mtpref.decode import Decoder, Options, PolicyConfig
-from mtpref.events import PromptProgress, Verified
-from mtpref.model import Model
-from mtpref.plan import Continuation, Setting, Tally, prompts_of, record, replay
-from mtpref.plan.price import milliseconds
-from mtpref.plan.record import Trim, trims_of
-from mtpref.policy import AdaptiveConfig
-from mtpref.probe import read_texts
+from mtpref.base.events import PromptProgress, Verified
+from mtpref.engine.decode import Decoder, Options, PolicyConfig
+from mtpref.engine.model import Model
+from mtpref.front.cli.options import set_threads
+from mtpref.measure.bench import Costs, measure_costs
+from mtpref.measure.bench.costs import mean_costs
+from mtpref.measure.plan import Continuation, Setting, Tally, prompts_of, record, replay
+from mtpref.measure.plan.price import milliseconds
+from mtpref.measure.plan.record import Trim, trims_of
+from mtpref.measure.probe import read_texts
 from mtpref.spec import P_ONE
+from mtpref.spec.policy import AdaptiveConfig
 
 HALF = P_ONE // 2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from mtpref.check import check_path
+from mtpref.heads.check import check_path
 from tests.single_faults import altered, faults_of, is_told_rightly, values
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mtpref
-from mtpref.api import LanguageModel
-from mtpref.decode import AdaptiveConfig, Options, PolicyConfig, Statistics
+from mtpref.engine.decode import AdaptiveConfig, Options, PolicyConfig, Statistics
+from mtpref.front.api import LanguageModel
 from mtpref.spec import P_ONE
 
 N_PROMPTS, PROMPT_TOKENS, N_TIMED = 6, 48, 3

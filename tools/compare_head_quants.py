@@ -12,15 +12,15 @@ import numpy as np
 from tiny.data import load_corpus
 
 import mtpref
-from mtpref.model import Model, Pairs
-from mtpref.probe import Text
-from mtpref.probe.count import Estimate
-from mtpref.quantize.collect import Collector, run_head, watched
-from mtpref.quantize.encode import encode
-from mtpref.quantize.gptq import round_to_nearest
-from mtpref.quantize.grid import Grid
-from mtpref.quantize.head import gptq_head, head_matrices, trunk_rows
-from mtpref.quantize.methods import Measured, measure
+from mtpref.engine.model import Model, Pairs
+from mtpref.heads.quantize.collect import Collector, run_head, watched
+from mtpref.heads.quantize.encode import encode
+from mtpref.heads.quantize.gptq import round_to_nearest
+from mtpref.heads.quantize.grid import Grid
+from mtpref.heads.quantize.head import gptq_head, head_matrices, trunk_rows
+from mtpref.heads.quantize.methods import Measured, measure
+from mtpref.measure.probe import Text
+from mtpref.measure.probe.count import Estimate
 from mtpref.spec import Matrix
 
 TARGET = Path(__file__).parent.parent / "docs" / "keeping-the-head.md"

@@ -26,16 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import make_micro
 import make_random
 
-from mtpref import dump, kernels
-from mtpref.api import tiny_path
-from mtpref.decode import Decoder, Options, PolicyConfig
-from mtpref.diagnose import PortRound, PortRun, PortTensors, diagnose_dump, diagnose_log
-from mtpref.diagnose.port_tensors import distance
-from mtpref.errors import MtprefError
-from mtpref.events import Drafted, Token, Verified
+from mtpref import kernels
+from mtpref.base.errors import MtprefError
+from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.decode import Decoder, Options, PolicyConfig
+from mtpref.engine.model import Model, load
+from mtpref.engine.recipe import make_recipe
 from mtpref.faults import FAULTS, inject
-from mtpref.model import Model, load
-from mtpref.recipe import make_recipe
+from mtpref.faults.diagnose import PortRound, PortRun, PortTensors, diagnose_dump, diagnose_log
+from mtpref.faults.diagnose.port_tensors import distance
+from mtpref.front.api import tiny_path
+from mtpref.look import dump
 
 RANDOM = (
     "--type F32 --n-embd 128 --n-layer 4 --n-vocab 512 --n-ff 256 --n-head 4 --n-head-kv 2 --head-dim 32 --n-rot 16 "

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from mtpref import spec
-from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
-from mtpref.dump import record
-from mtpref.events import Token
+from mtpref.base.events import Token
+from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.model import Model, Output
 from mtpref.faults import Fault, inject
-from mtpref.model import Model, Output
-from mtpref.state import Checkpoint, ModelState
-from mtpref.steps import Hidden
+from mtpref.look.dump import record
+from mtpref.spec.state import Checkpoint, ModelState
+from mtpref.spec.steps import Hidden
 
 
 class Prepared(Model):

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.engine.recipe import Recipe
 from mtpref.faults import FAULTS, Fault, inject
 from mtpref.faults.fault import everywhere
 from mtpref.golden import Case, Folder, Port, Suite, check_case
 from mtpref.golden.build import write_json
-from mtpref.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "golden"

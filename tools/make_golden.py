@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp, l5_loop, l6_text, sampling
-from mtpref.api import tiny_path
-from mtpref.gguf import open_gguf
+from mtpref.files.gguf import open_gguf
+from mtpref.front.api import tiny_path
 from mtpref.golden.build import FOLDERS, SuiteBuilder, manifest, write_json
 from mtpref.golden.derive import NAMES, derive
 from mtpref.golden.gen import tensors_sha256

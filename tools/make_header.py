@@ -14,13 +14,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from mtpref.gguf import write_gguf
+from mtpref.files.gguf import write_gguf
 
 N_TOKENS, N_MERGES = 248_320, 247_587
 
 _TIME = """
 import sys, time
-from mtpref.gguf import open_gguf
+from mtpref.files.gguf import open_gguf
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
 before = peak()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

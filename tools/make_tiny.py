@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-from mtpref.errors import MtprefError  # noqa: E402
+from mtpref.base.errors import MtprefError  # noqa: E402
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -18,14 +18,14 @@ from typing import Any
 import fault_distance
 
 import mtpref
-from mtpref.decode import Decoder, Options, PolicyConfig, SamplingConfig
-from mtpref.dump import record
-from mtpref.events import Drafted, Event, Token, Verified
+from mtpref.base.events import Drafted, Event, Token, Verified
+from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.model import Model
 from mtpref.faults import FAULTS, Fault, inject
-from mtpref.model import Model
-from mtpref.rope_scaling import RopeOverrides
+from mtpref.look.dump import record
+from mtpref.measure.story import PROMPTS
 from mtpref.spec import P_ONE
-from mtpref.story import PROMPTS
+from mtpref.spec.rope_scaling import RopeOverrides
 
 TARGET = Path(__file__).parent.parent / "docs" / "faults.json"
 SCHEMA = "mtpref-fault-measurements-1"

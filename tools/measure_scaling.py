@@ -15,9 +15,9 @@ import time
 from dataclasses import dataclass, field
 
 import mtpref
-from mtpref.cli.options import set_threads
-from mtpref.model import Model
-from mtpref.state import ModelState
+from mtpref.engine.model import Model
+from mtpref.front.cli.options import set_threads
+from mtpref.spec.state import ModelState
 
 N_BATCH, N_DECODED = 512, 5
 

@@ -23,9 +23,9 @@ import micro_plant  # noqa: E402
 
 import mtpref  # noqa: E402
 from mtpref import spec  # noqa: E402
-from mtpref.errors import MtprefError  # noqa: E402
-from mtpref.gguf import open_gguf, write_gguf  # noqa: E402
-from mtpref.llama_cpp.programs import NUMERICS, run  # noqa: E402
+from mtpref.base.errors import MtprefError  # noqa: E402
+from mtpref.files.gguf import open_gguf, write_gguf  # noqa: E402
+from mtpref.look.llama_cpp.programs import NUMERICS, run  # noqa: E402
 
 PROMPT = "a prompt of several chunks of five bytes each, and some more, to make it twenty tokens long. And on and on"
 # What llama-quantize calls a file of the type, where that is not the type's own name.

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mtpref import gguf, quants
+from mtpref.files import gguf
+from mtpref.spec import quants
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mtpref.errors import MtprefError  # noqa: E402
+from mtpref.base.errors import MtprefError  # noqa: E402
 from tests.hf_cases import CASES, build  # noqa: E402
 from tests.random_weights import Array, HParams, recurrent_layers  # noqa: E402
 

@@ -6,7 +6,7 @@
 
 For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
 simple over prompts x draft lengths x p_min) and NAME.results.gguf (tokens and logits of llama-results). Only lines
-that depend on model and flags are kept: no times, paths or hardware. Read the log with mtpref/llama_cpp/log.py.
+that depend on model and flags are kept: no times, paths or hardware. Read the log with mtpref/look/llama_cpp/log.py.
 """
 
 import argparse
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import make_micro
 
-from mtpref.errors import MtprefError
-from mtpref.llama_cpp.programs import NUMERICS, SPECULATIVE, run, run_to_statistics
+from mtpref.base.errors import MtprefError
+from mtpref.look.llama_cpp.programs import NUMERICS, SPECULATIVE, run, run_to_statistics
 
 PROMPTS = ("The quick brown fox jumps", "def main(argv): return 0", "0123456789 and more text to read here", "a")
 # (--spec-draft-n-max, --spec-draft-p-min)

@@ -31,7 +31,7 @@ from tokenizers.trainers import BpeTrainer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from mtpref.vocab.patterns import RULES  # noqa: E402
+from mtpref.files.vocab.patterns import RULES  # noqa: E402
 
 DATA = ROOT / "tests" / "data"
 PREFIX = "tokenizer.ggml."

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from unittest import mock
 
-from mtpref.errors import MtprefError
-from mtpref.gguf import whole
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import whole
 
 PIECE = 1 << 16
 CLONE_NEWPID = 0x20000000  # Linux, <sched.h>

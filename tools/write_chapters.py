@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtpref.learn import CHAPTERS, run_chapter
-from mtpref.learn.render import contents, notebook, page
-from mtpref.learn.show import Picture
+from mtpref.front.learn import CHAPTERS, run_chapter
+from mtpref.front.learn.render import contents, notebook, page
+from mtpref.front.learn.show import Picture
 
 TARGET = Path(__file__).parent.parent / "docs" / "learn"
 

@@ -1,11 +1,11 @@
-"""Write the table of findings in docs/keeping-the-head.md from mtpref/check/findings.py.
+"""Write the table of findings in docs/keeping-the-head.md from mtpref/heads/check/findings.py.
 
 python tools/write_check_doc.py
 """
 
 from pathlib import Path
 
-from mtpref.check import CATALOGUE
+from mtpref.heads.check import CATALOGUE
 
 PAGE = Path(__file__).parent.parent / "docs" / "keeping-the-head.md"
 BEGIN, END = "<!-- findings -->\n", "<!-- end of findings -->"

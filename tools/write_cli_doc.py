@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mtpref.cli import build_parser
+from mtpref.front.cli import build_parser
 
 TARGET = Path(__file__).parent.parent / "docs" / "cli.md"
 INTRO = """# Command line

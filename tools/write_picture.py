@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import mtpref
-from mtpref.events import Drafted, Token, Verified
+from mtpref.base.events import Drafted, Token, Verified
 
 TARGET = Path(__file__).parent.parent / "docs" / "pictures" / "round.svg"
 PROMPT = "import os\nimport sys\n\ndef main(argv=None):\n"

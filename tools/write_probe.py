@@ -15,12 +15,12 @@ import numpy as np
 from tiny.data import Corpus, load_corpus
 
 import mtpref
-from mtpref.model import Model
-from mtpref.probe import Report, Settings, Text, probe
-from mtpref.probe.report import ContractLine
-from mtpref.probe.tables import Group
-from mtpref.probe.vocabulary import Domain, always_ids, rank_ids
-from mtpref.probe.vocabulary_report import VocabularyReport, measure
+from mtpref.engine.model import Model
+from mtpref.measure.probe import Report, Settings, Text, probe
+from mtpref.measure.probe.report import ContractLine
+from mtpref.measure.probe.tables import Group
+from mtpref.measure.probe.vocabulary import Domain, always_ids, rank_ids
+from mtpref.measure.probe.vocabulary_report import VocabularyReport, measure
 
 TARGET = Path(__file__).parent.parent / "docs" / "probe.md"
 BEGIN, END = "<!-- measured: tools/write_probe.py -->\n", "<!-- end of measured -->\n"

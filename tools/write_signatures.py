@@ -1,6 +1,6 @@
 """Write what `mtpref diagnose --stats` needs of the catalogue's measurements into the package.
 
-python tools/write_signatures.py          docs/faults.json -> mtpref/diagnose/signatures.json
+python tools/write_signatures.py          docs/faults.json -> mtpref/faults/diagnose/signatures.json
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "docs" / "faults.json"
-TARGET = ROOT / "mtpref" / "diagnose" / "signatures.json"
+TARGET = ROOT / "mtpref" / "faults" / "diagnose" / "signatures.json"
 
 
 def signature(measured: dict[str, Any], healthy: dict[str, Any]) -> dict[str, Any]:

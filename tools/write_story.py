@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import mtpref
-from mtpref.cli.story import DEFAULT_N_PREDICT, ceilings, notes, table
-from mtpref.story import PROMPTS, Line, Story, speed_with_cooldown, stale_acceptance, stale_from, tell
+from mtpref.front.cli.story import DEFAULT_N_PREDICT, ceilings, notes, table
+from mtpref.measure.story import PROMPTS, Line, Story, speed_with_cooldown, stale_acceptance, stale_from, tell
 
 TARGET = Path(__file__).parent.parent / "docs" / "pr-20700.md"
 
@@ -23,7 +23,7 @@ run.
 Qwen3.5 in llama.cpp. Its head runs *inline*: every row of a trunk pass goes on through the head, which pairs the
 row with the trunk's own greedy token and so proposes the token after it. A draft is one token, read from the last
 row of the last batch. The PR met every question that an MTP loop has to answer: which row, what after a rejection,
-how to roll back recurrent state, how large a head. Here its design is one drafter (`mtpref/decode/inline.py`), so
+how to roll back recurrent state, how large a head. Here its design is one drafter (`mtpref/engine/decode/inline.py`), so
 the questions can be put one at a time.
 
 ## The PR's figures

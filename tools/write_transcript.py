@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import mtpref
-from mtpref.decode import STRATEGIES, Statistics
+from mtpref.engine.decode import STRATEGIES, Statistics
 
 TARGET = Path(__file__).parent.parent / "docs" / "transcript.md"
 N_PREDICT = 96

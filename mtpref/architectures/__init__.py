@@ -17,8 +17,8 @@ from mtpref.architectures.names import (
 )
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
-from mtpref.config import Metadata
-from mtpref.errors import UnsupportedError
+from mtpref.base.errors import UnsupportedError
+from mtpref.spec.config import Metadata
 
 ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35,)}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtpref.architectures.dims import Named
 from mtpref.architectures.sheet import OPTIONAL, Hyper, Tensor
-from mtpref.transforms import Change
+from mtpref.architectures.transforms import Change
 
 
 def _half(v: Mapping[str, Any]) -> int:

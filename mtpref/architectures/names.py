@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from mtpref.architectures.sheet import Architecture, Fused, Tensor
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from mtpref.architectures.sheet import (
     by_group,
     one_after_the_other,
 )
-from mtpref.kinds import GATED_ATTENTION, GATED_DELTA_NET, SWIGLU_FFN, Sequential
-from mtpref.transforms import NEGATIVE_EXP, ZERO_CENTRED, Change, VHeads
+from mtpref.architectures.transforms import NEGATIVE_EXP, ZERO_CENTRED, Change, VHeads
+from mtpref.spec.kinds import GATED_ATTENTION, GATED_DELTA_NET, SWIGLU_FFN, Sequential
 
 # HYPER-PARAMETERS
 

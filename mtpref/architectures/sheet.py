@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.architectures.dims import Dim, Named, Shape
-from mtpref.config import MAX_DIM, Metadata, Values
-from mtpref.kinds import LayerKind, Residual
-from mtpref.transforms import AS_IS, Change
+from mtpref.architectures.transforms import AS_IS, Change
+from mtpref.spec.config import MAX_DIM, Metadata, Values
+from mtpref.spec.kinds import LayerKind, Residual
 
 Rows = NDArray[np.intp]
 N_EMBD = Named("n_embd")

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model import Model
 from mtpref.faults import cache, chain, graph, look_alikes, policy, rollback, trunk, verify, weights
 from mtpref.faults.fault import BUG_TYPES, FAMILIES, NEEDS, Fault, Signature, everywhere
-from mtpref.model import Model
 
 __all__ = [
     "BUG_TYPES",

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.contract import MtpContract
+from mtpref.engine.model import Model
+from mtpref.engine.recipe import Recipe
 from mtpref.faults.fault import Fault, Signature, contract, steps
-from mtpref.model import Model
-from mtpref.recipe import Recipe
-from mtpref.state import HeadState, ModelState
-from mtpref.step_types import Batch, HeadIds
+from mtpref.spec.contract import MtpContract
+from mtpref.spec.state import HeadState, ModelState
+from mtpref.spec.step_types import Batch, HeadIds
 
 Ids = Sequence[int]
 

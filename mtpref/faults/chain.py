@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.contract import MtpContract
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model import Model
 from mtpref.faults.fault import Fault, Signature, contract, steps
-from mtpref.model import Model
-from mtpref.steps import Hidden
+from mtpref.spec.contract import MtpContract
+from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
 

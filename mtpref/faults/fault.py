@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from mtpref.errors import MtprefError
-from mtpref.model import Model
-from mtpref.ops import CoarseEntries, OpEntries, Ops
-from mtpref.recipe import Recipe
-from mtpref.steps import StepEntries, Steps
-from mtpref.weights import MtpWeights, Weights
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model import Model
+from mtpref.engine.recipe import Recipe
+from mtpref.engine.weights import MtpWeights, Weights
+from mtpref.spec.ops import CoarseEntries, OpEntries, Ops
+from mtpref.spec.steps import StepEntries, Steps
 
 FAMILIES = {
     "W": "weights and conversion",

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.contract import MtpContract
+from mtpref.engine.model import Model
 from mtpref.faults.fault import Fault, Signature, all_ops, contract, head_ops, steps
-from mtpref.model import Model
-from mtpref.ops import OpEntries, Ops
-from mtpref.rope_scaling import RopeScaling
 from mtpref.spec.arith import exp64, log64
-from mtpref.steps import Hidden
+from mtpref.spec.contract import MtpContract
+from mtpref.spec.ops import OpEntries, Ops
+from mtpref.spec.rope_scaling import RopeScaling
+from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.faults.fault import Fault, Signature, all_ops, head_ops, steps
-from mtpref.ops import OpEntries, Ops
-from mtpref.policy import PolicyConfig, PolicyState
-from mtpref.recipe import Recipe, make_recipe
 from mtpref.spec import P_ONE, Matrix
-from mtpref.steps import StepEntries, Steps
+from mtpref.spec.ops import OpEntries, Ops
+from mtpref.spec.policy import PolicyConfig, PolicyState
+from mtpref.spec.steps import StepEntries, Steps
 
 F32 = NDArray[np.float32]
 WIDE_BLOCK = 256

@@ -4,8 +4,7 @@ import zlib
 
 import numpy as np
 
-from mtpref import quants
-from mtpref.spec import Matrix
+from mtpref.spec import Matrix, quants
 
 BLOCK = 32
 INIT_STD = 0.02

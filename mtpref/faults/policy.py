@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from mtpref.faults.fault import Fault, Signature, steps
-from mtpref.policy import PolicyConfig, PolicyState
-from mtpref.steps import StepEntries, Steps
+from mtpref.spec.policy import PolicyConfig, PolicyState
+from mtpref.spec.steps import StepEntries, Steps
 
 
 def _never_over(table: Steps) -> StepEntries:

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from mtpref.engine.recipe import Recipe
 from mtpref.faults.cache import slide
 from mtpref.faults.fault import Fault, Signature, steps
-from mtpref.recipe import Recipe
-from mtpref.state import ModelState
+from mtpref.spec.state import ModelState
 
 CONV, RECURRENT = "cache_r", "cache_s"
 Step = Callable[..., None]

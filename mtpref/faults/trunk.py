@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.faults.fault import Fault, Signature, all_ops
-from mtpref.ops import OpEntries, Ops
+from mtpref.spec.ops import OpEntries, Ops
 
 F32 = NDArray[np.float32]
 

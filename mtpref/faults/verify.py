@@ -6,9 +6,9 @@ import numpy as np
 
 from mtpref import spec
 from mtpref.faults.fault import Fault, Signature, steps
-from mtpref.policy import PolicyConfig
 from mtpref.spec import Distribution
-from mtpref.steps import StepEntries, Steps
+from mtpref.spec.policy import PolicyConfig
+from mtpref.spec.steps import StepEntries, Steps
 
 Ids = Sequence[int]
 

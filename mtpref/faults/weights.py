@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.engine.weights import MtpWeights, Weights
 from mtpref.faults.fault import Fault, Signature, head_ops, head_weights
 from mtpref.faults.matrices import random_like, requantised, with_neighbours_scales, without_second_half
-from mtpref.ops import Ops
 from mtpref.spec import Matrix
-from mtpref.weights import MtpWeights, Weights
+from mtpref.spec.ops import Ops
 
 F32 = NDArray[np.float32]
 ZERO_CENTRED = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 from mtpref.golden.digest import digest_difference
 from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor
 from mtpref.golden.port import Inputs, Outputs

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtpref import quants
-from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, open_gguf, printable, write_gguf
-from mtpref.gguf.parse import TensorInfo
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import GgufFile, open_gguf, printable, write_gguf
+from mtpref.files.gguf.parse import TensorInfo
+from mtpref.spec import quants
 
 # None: the packaged file itself.
 DERIVED: dict[str, str | None] = {"tiny": None, "tiny-f16": "F16", "tiny-q4_0": "Q4_0", "tiny-q5_1": "Q5_1"}

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import quants
-from mtpref.errors import MtprefError
-from mtpref.files import declare_inputs
-from mtpref.gguf import printable
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model import Model, load
+from mtpref.engine.recipe import make_recipe
+from mtpref.files.doors import declare_inputs
+from mtpref.files.gguf import printable
+from mtpref.files.tensor_files import write_npz, write_safetensors, write_whole
 from mtpref.golden.format import Folder, Tensor, read_json, sha256_of
-from mtpref.llama_cpp.conversion import write_bin
-from mtpref.llama_cpp.results import write_results
-from mtpref.model import Model, load
-from mtpref.recipe import make_recipe
-from mtpref.tensor_files import write_npz, write_safetensors, write_whole
+from mtpref.look.llama_cpp.conversion import write_bin
+from mtpref.look.llama_cpp.results import write_results
+from mtpref.spec import quants
 
 FORMAT = "mtpref-golden-export-1"
 CONTAINERS = ("npz", "safetensors")

@@ -15,11 +15,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.base.typed import parse_json
 from mtpref.golden.format import Case, Expected, Suite, Tensor
 from mtpref.golden.port import Inputs, Outputs
-from mtpref.quants import TYPE_IDS, row_bytes
-from mtpref.typed import parse_json
+from mtpref.spec.quants import TYPE_IDS, row_bytes
 
 CASE_FORMAT = "mtpref-golden-case-1"
 MAX_LINE = 64 << 20

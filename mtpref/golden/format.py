@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import quants
-from mtpref.errors import MtprefError
-from mtpref.files import open_regular, read_regular
-from mtpref.gguf import GgufFile, open_gguf, printable
-from mtpref.typed import Ids, Within, describe, parse_json, read
+from mtpref.base.errors import MtprefError
+from mtpref.base.typed import Ids, Within, describe, parse_json, read
+from mtpref.files.doors import open_regular, read_regular
+from mtpref.files.gguf import GgufFile, open_gguf, printable
+from mtpref.spec import quants
 
 FORMAT = "mtpref-golden-1"
 LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6")

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.decode import NEAR_TIE
-from mtpref.errors import MtprefError
-from mtpref.files import check_output_folder
-from mtpref.gguf import GgufFile, open_gguf
+from mtpref.base.errors import MtprefError
+from mtpref.engine.decode import NEAR_TIE
+from mtpref.engine.model import Model
+from mtpref.files.doors import check_output_folder
+from mtpref.files.gguf import GgufFile, open_gguf
 from mtpref.golden import loops
 from mtpref.golden.build import SuiteBuilder, close, manifest, value, write_json
 from mtpref.golden.digest import digest_of
 from mtpref.golden.format import Tensor
 from mtpref.golden.models import GIVEN, run_prompt
 from mtpref.golden.taps import Tap
-from mtpref.model import Model
 
 VERSION = "0.0.0"
 RUN_SPEC = ("S20", "S22", "S23", "S24", "S30", "S31", "S32", "S33", "S34", "S35", "S38", "S40")

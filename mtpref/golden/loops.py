@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.decode import Decoder, DraftLength, Options, PolicyConfig, SamplingConfig
-from mtpref.decode.drafters import Draft, Drafter
-from mtpref.events import Drafted, DraftStep, RunEnded, Token, Verified
+from mtpref.base.events import Drafted, DraftStep, RunEnded, Token, Verified
+from mtpref.engine.decode import Decoder, DraftLength, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.decode.drafters import Draft, Drafter
+from mtpref.engine.model import Model
+from mtpref.engine.recipe import Recipe
 from mtpref.golden.format import param_float
 from mtpref.golden.port import Inputs, Outputs, distribution
-from mtpref.model import Model
-from mtpref.policy import PolicyState
-from mtpref.recipe import Recipe
 from mtpref.spec import P_ONE, load_kv
-from mtpref.state import ModelState
+from mtpref.spec.policy import PolicyState
+from mtpref.spec.state import ModelState
 
 FNV_OFFSET, FNV_PRIME, U64_MASK = 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
 

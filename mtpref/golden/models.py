@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.contract import parse_contract
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model import Model, load, pair, run_heads
+from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.golden import loops
 from mtpref.golden.derive import NAMES, derive
 from mtpref.golden.format import Case, Suite
 from mtpref.golden.port import Inputs, Outputs, answer
 from mtpref.golden.taps import Tap, tap_of
-from mtpref.model import Model, load, pair, run_heads
-from mtpref.ops import discard
-from mtpref.recipe import Recipe, make_recipe
+from mtpref.spec.contract import parse_contract
+from mtpref.spec.ops import discard
 
 GIVEN = "given"  # the model of a case that is not in the folder
 # What the arithmetic of an operation raises where parameters are missing, or shapes do not go together.

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import quants, spec
-from mtpref.config import AttnConfig, DeltaConfig
+from mtpref import spec
+from mtpref.engine.recipe import Recipe
 from mtpref.golden.format import Case, Tensor, hex_float, param_float
 from mtpref.golden.taps import Tap
-from mtpref.recipe import Recipe
-from mtpref.spec import Matrix
+from mtpref.spec import Matrix, quants
+from mtpref.spec.config import AttnConfig, DeltaConfig
 
 Inputs = Mapping[str, Tensor]
 Outputs = dict[str, Any]  # arrays, or JSON values

@@ -17,13 +17,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mtpref import errors, events, gguf, vocab
-from mtpref.decode import statistics
+from mtpref.base import errors, events
+from mtpref.engine.decode import statistics
+from mtpref.engine.model import Head, Layer, Model
+from mtpref.files import gguf, vocab
 from mtpref.golden import format, loops, models, port, taps
-from mtpref.kinds import GATED_ATTENTION, GATED_DELTA_NET, SWIGLU_FFN, Sequential
-from mtpref.model import Head, Layer, Model
-from mtpref.ops import Ops, spec_ops
-from mtpref.steps import Steps
+from mtpref.spec.kinds import GATED_ATTENTION, GATED_DELTA_NET, SWIGLU_FFN, Sequential
+from mtpref.spec.ops import Ops, spec_ops
+from mtpref.spec.steps import Steps
 
 PACKAGE = __name__.partition(".")[0]
 ROOT = Path(str(sys.modules[PACKAGE].__file__)).parent.parent

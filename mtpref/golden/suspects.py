@@ -7,9 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpref.errors import MtprefError
-from mtpref.files import read_regular
-from mtpref.typed import parse_json, read
+from mtpref.base.errors import MtprefError
+from mtpref.base.typed import parse_json, read
+from mtpref.files.doors import read_regular
 
 N_SUSPECTS = 5
 MAX_BYTES = 4 << 20

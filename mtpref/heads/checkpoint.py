@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.convert import Settings, plan
-from mtpref.gguf import tensor_bytes
+from mtpref.files.gguf import tensor_bytes
 from mtpref.heads.contents import Array, Item, Source
-from mtpref.hf import Checkpoint, Part
+from mtpref.heads.convert import Settings, plan
+from mtpref.heads.hf import Checkpoint, Part
 
 
 def checkpoint_source(checkpoint: Checkpoint, outtype: str) -> tuple[Source, list[str]]:

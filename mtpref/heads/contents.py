@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.errors import MtprefError
-from mtpref.gguf import Data, GgufArray, GgufFile, Verbatim, WriteOptions, write_gguf, write_shards
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import Data, GgufArray, GgufFile, Verbatim, WriteOptions, write_gguf, write_shards
 from mtpref.heads.pairs import Pair, pairs_of
 
 Array = np.ndarray[Any, Any]

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from mtpref.architectures import D2T
-from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import GgufFile
 from mtpref.heads.contents import Contents, Item, Source, items_of, source_of
 from mtpref.heads.layout import BLOCK_COUNT, NEXTN, HeadLayout, layout_by, layout_of
 from mtpref.heads.match import check_match, doubts

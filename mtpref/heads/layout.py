@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mtpref.architectures import D2T, HEAD_FAMILY, head_of
-from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, printable
-from mtpref.identify import describe_kind
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.identify import describe_kind
 
 BLOCK_COUNT, NEXTN, INTERVAL = "block_count", "nextn_predict_layers", "full_attention_interval"
 MAX_NAMED = 4

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mtpref.architectures import D2T, head_of, numbers, symbols_of, trimmed
-from mtpref.errors import MtprefError
-from mtpref.gguf import printable
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import printable
 from mtpref.heads.contents import Item, Source
 from mtpref.heads.layout import HeadLayout
 

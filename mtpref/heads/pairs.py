@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.gguf import GgufArray, GgufFile
+from mtpref.files.gguf import GgufArray, GgufFile
 from mtpref.heads.layout import BLOCK_COUNT, NEXTN
 
 Pair = tuple[str, Any, str]

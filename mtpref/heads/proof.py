@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpref.errors import MtprefError
-from mtpref.model import Model, load
-from mtpref.probe import Settings, Text, probe
-from mtpref.probe.controls import Control
-from mtpref.probe.count import Estimate
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model import Model, load
+from mtpref.measure.probe import Settings, Text, probe
+from mtpref.measure.probe.controls import Control
+from mtpref.measure.probe.count import Estimate
 
 SMALL = 64 << 20  # bytes of a model that is probed without being asked
 BLOCK = 16  # tokens of a block of the intervals: the texts are short

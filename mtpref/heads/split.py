@@ -4,8 +4,8 @@ Source: llama.cpp conversion/qwen.py, filter_tensors and set_gguf_parameters.
 """
 
 from mtpref.architectures import D2T, SHARED
-from mtpref.errors import MtprefError
-from mtpref.gguf import GgufFile, printable
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import GgufFile, printable
 from mtpref.heads.contents import Contents, items_of
 from mtpref.heads.layout import NEXTN, HeadLayout, layout_of
 from mtpref.heads.pairs import pairs_of, relabelled, with_head, without_head

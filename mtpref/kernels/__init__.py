@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 # A thread that waits for others spins so many times before it sleeps. libgomp's own 300000 keep a core busy for as long
 # as it takes the scheduler to run the last thread: 10 ms for each parallel region once another job wants the core.

@@ -1,6 +1,6 @@
 """S11, S9, S12, S13, S14 in one kernel: what a gated DeltaNet layer does between its products.
 
-Owns the fused twin of `mtpref.ops.compose.delta_layer`; where mul_mats.py has the products, they are in the same call.
+Owns the fused twin of compose.py's `delta_layer`; where mul_mats.py has the products, they are in the same call.
 One task is a key head with the value heads that read it: its channels are convolved, normalised, run through the rule
 and gated a few tokens at a time, while they are in the cache. Tasks do not read each other, so they are split over
 threads in one parallel region.
@@ -28,7 +28,7 @@ from mtpref.kernels.mul_mats import HOW, all_products, call_products, how, weigh
 from mtpref.kernels.norms import scale32
 from mtpref.kernels.products import WEIGHTS
 from mtpref.kernels.scalars import never_inline
-from mtpref.ops.compose import discard
+from mtpref.spec.ops.compose import discard
 
 F32 = NDArray[np.float32]
 

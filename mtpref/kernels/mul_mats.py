@@ -22,7 +22,7 @@ from mtpref.kernels.norms import call_swiglu, swiglu_part
 from mtpref.kernels.packed import PackedMatrix
 from mtpref.kernels.products import OUT, WEIGHTS, X, call_prepare, call_rows
 from mtpref.kernels.vectors import ROWS
-from mtpref.ops.compose import discard
+from mtpref.spec.ops.compose import discard
 from mtpref.spec.products import Matrix
 
 F32 = NDArray[np.float32]

@@ -2,7 +2,7 @@
 
 Owns norms, RoPE, the DeltaNet operations, attention and the feed-forward activation, as pure functions on
 arrays. A reduction takes `dot` as an argument: `dot64` in `exact` numerics, `dot32` in `ggml` numerics. It
-must not know how operations are strung together (mtpref/model does) nor where state lives. Read next: mtp.py.
+must not know how operations are strung together (mtpref/engine/model does) nor where state lives. Read next: mtp.py.
 """
 
 import numpy as np

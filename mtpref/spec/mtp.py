@@ -1,7 +1,7 @@
 """S19 to S24: the MTP head's own rules and the decisions of the draft/verify loop.
 
 Owns the head's input, the pairing of tokens with hidden rows, the tie rule, the draft's probability and
-acceptance. Everything is stated for one sequence. It must not know how a loop is driven (mtpref/decode does).
+acceptance. Everything is stated for one sequence. It must not know how a loop is driven (mtpref/engine/decode does).
 """
 
 from collections.abc import Sequence

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import quants
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.spec import quants
 from mtpref.spec.arith import F32, dot32, dot64, fma32
 from mtpref.spec.quant import (
     Q8_0_BLOCK,

@@ -2,7 +2,7 @@
 
 Owns everything between a row of logits and a token at a temperature above 0. Every function is a pure function of
 its arguments: a draw is named by seed, stream and position, never by how many draws came before it. It must not know
-who drafts or how a loop is driven (mtpref/decode does).
+who drafts or how a loop is driven (mtpref/engine/decode does).
 """
 
 from collections.abc import Callable, Collection, Sequence

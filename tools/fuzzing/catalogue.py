@@ -22,14 +22,16 @@ from fuzzing.models import MICRO, head_target, heads_target, put, run_whole, sha
 from fuzzing.readers import READERS
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_json_edit, random_text_edit
-from mtpref import compare, dump, gguf, inspect
-from mtpref.chat.render import render
-from mtpref.decode import Options
-from mtpref.draft_vocab import read_draft_ids
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
+from mtpref.engine.decode import Options
+from mtpref.files import gguf
+from mtpref.files.chat.render import render
+from mtpref.files.draft_vocab import read_draft_ids
+from mtpref.files.vocab import load_vocab
 from mtpref.golden import Folder, Port, check_folder
 from mtpref.golden.filter import reply_outputs, serve
-from mtpref.vocab import load_vocab
+from mtpref.heads import inspect
+from mtpref.look import compare, dump
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -228,7 +230,7 @@ def template_target() -> Target:
     """Rendered as they always are, in a process of their own: some seconds for a hundred."""
     from datetime import datetime
 
-    from mtpref.chat.template import CHATML
+    from mtpref.files.chat.template import CHATML
 
     def edit(rng: Random, raw: bytes) -> Edit:
         return random_text_edit(rng, len(raw), TEMPLATE_WORDS)
@@ -363,7 +365,7 @@ def options_target() -> Target:
 
 
 def _flags(verb: str) -> list[str]:
-    from mtpref.cli import build_parser
+    from mtpref.front.cli import build_parser
 
     verbs = next(action for action in build_parser()._actions if action.dest == "verb")
     chosen = dict(verbs.choices or {}).get(verb)
@@ -383,7 +385,7 @@ def cli_outcome(argv: list[str], folder: Path) -> tuple[int, str, str]:
 
     Errors  Unclear for an exit code or output that a refusal must not have; whatever escapes
     """
-    from mtpref.cli import main
+    from mtpref.front.cli import main
 
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _stdin(), contextlib.chdir(folder):

@@ -15,14 +15,14 @@ from fuzzing.models import put
 from fuzzing.readers import WORDS, json_or_text, written
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_text_edit
-from mtpref import gguf
-from mtpref.convert.general import description
-from mtpref.convert.keys import hyper_parameters
-from mtpref.convert.vocabulary import vocabulary
-from mtpref.hf import gguf_tensors, open_checkpoint, text_config
-from mtpref.tensor_files import write_safetensors
-from mtpref.vocab.byte_texts import BYTE_TO_CHAR
-from mtpref.vocab.patterns import RULES
+from mtpref.files import gguf
+from mtpref.files.tensor_files import write_safetensors
+from mtpref.files.vocab.byte_texts import BYTE_TO_CHAR
+from mtpref.files.vocab.patterns import RULES
+from mtpref.heads.convert.general import description
+from mtpref.heads.convert.keys import hyper_parameters
+from mtpref.heads.convert.vocabulary import vocabulary
+from mtpref.heads.hf import gguf_tensors, open_checkpoint, text_config
 
 CONFIG = {
     "architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "vocab_size": 300, "hidden_size": 64,

@@ -1,6 +1,6 @@
 """A GGUF file as fields that can be changed one by one and written back, whether the result makes sense or not.
 
-Owns a reader and writer that check nothing; it is independent of mtpref/gguf, which it is used to test.
+Owns a reader and writer that check nothing; it is independent of mtpref/files/gguf, which it is used to test.
 """
 
 import struct

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 WATCHDOG_SECONDS = 10.0  # far above the 2 s that a refusal may take, since the machine may be busy
 MEMORY_BYTES = 200 << 20  # beyond what the process has when it starts

@@ -13,10 +13,12 @@ import mtpref
 from fuzzing.fields import Doc, parse, write
 from fuzzing.judge import check_line
 from fuzzing.targets import Target
-from mtpref import gguf, heads, inspect
-from mtpref.api import LanguageModel, tiny_path
-from mtpref.decode import Options
-from mtpref.errors import MtprefError
+from mtpref import heads
+from mtpref.base.errors import MtprefError
+from mtpref.engine.decode import Options
+from mtpref.files import gguf
+from mtpref.front.api import LanguageModel, tiny_path
+from mtpref.heads import inspect
 
 MICRO = Path(__file__).parent.parent.parent / "tests" / "data" / "micro" / "micro-60-q8_0.gguf"
 

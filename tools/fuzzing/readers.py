@@ -21,18 +21,18 @@ from fuzzing.edits import Edit, random_byte_edit
 from fuzzing.models import MICRO, put
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_json_edit, random_text_edit
-from mtpref.bench.costs import read_costs
-from mtpref.decode import Options, SamplingConfig
-from mtpref.diagnose import read_port_runs
-from mtpref.llama_cpp.callback import read_callback_text
-from mtpref.llama_cpp.log import read_runs
-from mtpref.quantize.importance import read_importance, write_importance
-from mtpref.report import read_side, render_page
-from mtpref.tensor_files import NpzFile, SafetensorsFile, write_npz, write_safetensors
-from mtpref.trace import TraceWriter, read_trace, tee
-from mtpref.trace.normal import Records
-from mtpref.trace.rounds import rounds_of
-from mtpref.trace.show import RoundLines, TextSpans
+from mtpref.engine.decode import Options, SamplingConfig
+from mtpref.faults.diagnose import read_port_runs
+from mtpref.files.tensor_files import NpzFile, SafetensorsFile, write_npz, write_safetensors
+from mtpref.heads.quantize.importance import read_importance, write_importance
+from mtpref.look.html import read_side, render_page
+from mtpref.look.llama_cpp.callback import read_callback_text
+from mtpref.look.llama_cpp.log import read_runs
+from mtpref.look.trace import TraceWriter, read_trace, tee
+from mtpref.look.trace.normal import Records
+from mtpref.look.trace.rounds import rounds_of
+from mtpref.look.trace.show import RoundLines, TextSpans
+from mtpref.measure.bench.costs import read_costs
 
 DATA = MICRO.parent.parent / "llama_cpp"
 WORDS = (

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.streams import bell, stream
-from mtpref import quants
 from mtpref.golden.build import SuiteBuilder, exact
 from mtpref.golden.format import Tensor
-from mtpref.quants import TYPE_IDS, TYPES
+from mtpref.spec import quants
+from mtpref.spec.quants import TYPE_IDS, TYPES
 
 # Where a block of each quantised type holds float16 scales: byte offsets.
 SCALES: dict[str, tuple[int, ...]] = {

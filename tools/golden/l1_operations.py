@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from golden import l0_dequantize
 from golden.streams import bell, quantised, stream, uniform
-from mtpref import quants
+from mtpref.engine.recipe import Recipe
 from mtpref.golden.build import SuiteBuilder, close, exact, value
 from mtpref.golden.format import Case, Tensor, hex_float
 from mtpref.golden.port import answer
-from mtpref.ops import spec_ops
-from mtpref.quants import TYPE_IDS, TYPES
-from mtpref.recipe import Recipe
+from mtpref.spec import quants
+from mtpref.spec.ops import spec_ops
+from mtpref.spec.quants import TYPE_IDS, TYPES
 from tests import naive
 
 F32 = NDArray[np.float32]

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from golden.l3_trunk import F32_MODEL, GOLDEN, Q8_MODEL, ours, tokens_of
-from mtpref.api import tiny_path
+from mtpref.engine.model import load
+from mtpref.front.api import tiny_path
 from mtpref.golden import loops
 from mtpref.golden.build import SuiteBuilder, value
 from mtpref.golden.derive import NAMES
 from mtpref.golden.format import Case, Tensor, hex_float
 from mtpref.golden.gen import n_sure
 from mtpref.golden.models import Port
-from mtpref.model import load
 
 
 def suites() -> Iterator[SuiteBuilder]:

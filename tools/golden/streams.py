@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref import quants
 from mtpref.golden.format import Tensor
+from mtpref.spec import quants
 
 F32 = NDArray[np.float32]
 U64 = np.uint64

@@ -12,7 +12,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 EXCLUDED_PARTS = frozenset(
     {

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 from .data import Corpus
 from .model import TinyModel

@@ -1,7 +1,7 @@
 """The model in torch, in the HF convention and under HF names (what a Qwen3.5 checkpoint would hold).
 
 Norm weights are zero-centred (1 + w) except ``linear_attn.norm``; ``A_log`` is kept as such; V heads are
-grouped (v-head h reads k-head h // r). ``mtpref.transforms`` turns a state dict into GGUF's convention.
+grouped (v-head h reads k-head h // r). ``mtpref.architectures.transforms`` turns a state dict into GGUF's convention.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 from .data import Corpus, load_corpus
 from .evaluate import greedy, held_out_prompts, llama_cpp, teacher_forced

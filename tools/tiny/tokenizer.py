@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 END_OF_TEXT = "<|endoftext|>"
 QWEN35_PATTERN = (

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtpref.errors import MtprefError
+from mtpref.base.errors import MtprefError
 
 from .model import TinyModel
 from .optim import make_optimizers

@@ -1,10 +1,10 @@
 """Replacements that take or give other things than the entry they replace: each marked line is a type error."""
 
+from mtpref.engine.recipe import make_recipe
 from mtpref.faults.fault import all_ops, head_ops, steps
-from mtpref.ops import OpEntries, Ops
-from mtpref.recipe import make_recipe
 from mtpref.spec import Distribution
-from mtpref.steps import StepEntries, Steps
+from mtpref.spec.ops import OpEntries, Ops
+from mtpref.spec.steps import StepEntries, Steps
 
 
 def two_arguments(dist: Distribution, u: float) -> int:

@@ -1,0 +1,1 @@
+"""What every other room stands on: errors, events, and checks of what comes from outside."""

@@ -1,0 +1,34 @@
+"""The draft/verify loop: loop.py, then drafters.py and lengths.py, rollback.py, sampling.py, passes.py, stops.py,
+statistics.py; options.py says what a run may be told."""
+
+from mtpref.engine.decode.drafters import Drafter, MtpDrafter, NoDrafter, ScriptedDrafter
+from mtpref.engine.decode.inline import InlineDrafter
+from mtpref.engine.decode.lengths import DraftLength
+from mtpref.engine.decode.loop import Decoder
+from mtpref.engine.decode.options import SPEC_TYPES, Options
+from mtpref.engine.decode.rollback import STRATEGIES
+from mtpref.engine.decode.sampling import ACCEPT_RULES, SAMPLERS, SamplingConfig
+from mtpref.engine.decode.statistics import NEAR_TIE, Statistics
+from mtpref.spec.policy import AdaptiveConfig, AdaptiveState, PolicyConfig, PolicyState
+
+__all__ = [
+    "ACCEPT_RULES",
+    "NEAR_TIE",
+    "SAMPLERS",
+    "SPEC_TYPES",
+    "STRATEGIES",
+    "AdaptiveConfig",
+    "AdaptiveState",
+    "Decoder",
+    "DraftLength",
+    "Drafter",
+    "InlineDrafter",
+    "MtpDrafter",
+    "NoDrafter",
+    "Options",
+    "PolicyConfig",
+    "PolicyState",
+    "SamplingConfig",
+    "ScriptedDrafter",
+    "Statistics",
+]

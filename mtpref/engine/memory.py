@@ -1,0 +1,90 @@
+"""What an MTP head costs in memory: absent, in the file but off, and on.
+
+Owns the sums over a loaded model and over a state. inspect/memory.py makes the same sums from a file's header alone; a
+test holds both, and what a run has allocated, to the same numbers.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mtpref import spec
+from mtpref.engine.model import Model
+from mtpref.engine.weights import MtpWeights
+from mtpref.spec.state import KV_DTYPES, ModelState, StateSpec
+
+SNAPSHOT, REPLAY = "snapshot", "replay"
+
+
+@dataclass(frozen=True)
+class HeadMemory:
+    """Bytes. All are 0 for a head that is absent or off: it is not read then, and has no cells.
+
+    weights     the head's own; parts that it shares with the trunk cost nothing
+    kv_cell     one cell (a token) of its KV cache
+    recurrent   one copy of the trunk's recurrent state, which roll back keeps: see `rollback`
+    pending     the hidden row that the next draft starts from
+    """
+
+    weights: int = 0
+    kv_cell: int = 0
+    recurrent: int = 0
+    pending: int = 0
+
+    def kv(self, n_cells: int) -> int:
+        return n_cells * self.kv_cell
+
+    def rollback(self, strategy: str, n_max: int) -> int:
+        """What drafts of up to n_max tokens keep beside the one state that plain decoding has.
+
+        snapshot: the state after each of the n_max tokens; replay: one checkpoint; two-phase: nothing
+        """
+        return self.recurrent * {SNAPSHOT: n_max, REPLAY: 1}.get(strategy, 0)
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def head_memory(model: Model) -> HeadMemory:
+    """The sums for a loaded model."""
+    if not model.heads:
+        return HeadMemory()
+    arrays = [array for head in model.heads for array in _arrays(head.weights)]
+    unique = {array.__array_interface__["data"][0]: array for array in arrays}  # token_embd may serve as output too
+    specs = [s for head in model.heads for s in head.layer.state(model.kv_type_draft)]
+    trunk = [s for layer in model.layers for s in layer.state(model.kv_type) if not s.positional]
+    return HeadMemory(
+        weights=sum(array.nbytes for array in unique.values()),
+        kv_cell=sum(map(_bytes, specs)),
+        recurrent=sum(map(_bytes, trunk)),
+        pending=4 * model.config.n_embd,
+    )
+
+
+def measured(state: ModelState) -> dict[str, int]:
+    """Bytes that a state has allocated: the head's KV, the trunk's recurrent arrays, planes of its last batch."""
+    recurrent = [layer.arrays[s.name] for layer in state.layers for s in layer.specs if not s.positional]
+    return {
+        "kv": sum(array.nbytes for head in state.heads for array in head.layer.arrays.values()),
+        "recurrent": sum(array.nbytes for array in recurrent),
+        "planes": sum(array.nbytes for layer in state.layers for array in layer.planes.values()),
+        "pending": state.pending_h.nbytes,
+    }
+
+
+def _arrays(head: MtpWeights) -> list[Any]:
+    """The arrays of a head's own tensors."""
+    names = ("enorm", "hnorm", "eh_proj", "embed_tokens", "shared_head_norm", "shared_head_head")
+    own = [getattr(head, name) for name in names if name not in head.borrowed]
+    d2t = [] if head.d2t is None else [head.d2t]
+    return [_data(part) for part in (*own, *head.block.values(), *d2t)]
+
+
+def _data(part: Any) -> Any:
+    return part.raw if isinstance(part, spec.Matrix) else part
+
+
+def _bytes(one: StateSpec) -> int:
+    kind = one.kv_type if one.positional else "F32"
+    return int(np.prod(one.shape)) * KV_DTYPES[kind].itemsize

@@ -1,0 +1,44 @@
+"""Reading blocks: the tensors of one layer as its data sheet lists them.
+
+Owns how a sheet's tensors become a dict of weights; load.py reads the trunk with it, head.py the MTP blocks.
+"""
+
+from typing import Any
+
+from mtpref.architectures import Block, Either, Tensor, numbers
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model.model import Layer
+from mtpref.engine.weights import TensorFinder
+from mtpref.spec.config import Values
+
+
+def read_layer(block: Block, values: Values) -> Layer:
+    """The block with its hyper-parameters. Errors: MtprefError for keys that contradict each other"""
+    return Layer(block, block.mixer.configure(values), block.ffn.configure(values))
+
+
+def read_block(finder: TensorFinder, block: Block, values: Values, il: int) -> dict[str, Any]:
+    """The tensors of block il by their GGUF name without "blk.il."."""
+    found: dict[str, Any] = {}
+    for item in block.tensors:
+        tensors = _chosen(finder, item, il) if isinstance(item, Either) else (item,)
+        for tensor in tensors:
+            name = tensor.at(il).name
+            if tensor.required or finder.has(name):
+                found[tensor.name] = read_tensor(finder, tensor, values, name)
+    return found
+
+
+def read_tensor(finder: TensorFinder, tensor: Tensor, values: Values, name: str) -> Any:
+    """One tensor under the name that it has in the file: a matrix, a tuple of matrices (a stack), or float32."""
+    shape = numbers(tensor.shape, values)
+    if shape is None:
+        raise MtprefError(f"{finder.file.label}: the shape of {name} is not known")
+    if not tensor.is_matrix:
+        return finder.array(name, shape)
+    return finder.matrix(name, (shape[0], shape[1])) if len(shape) == 2 else finder.stack(name, shape)
+
+
+def _chosen(finder: TensorFinder, item: Either, il: int) -> tuple[Tensor, ...]:
+    """The first alternative that the file has; the last one is asked for where it has none."""
+    return next((c for c in item.choices if all(finder.has(t.at(il).name) for t in c)), item.choices[-1])

@@ -1,0 +1,313 @@
+"""The MTP head: of the model's own file, or of a stand-alone file that must match the trunk.
+
+Owns what stands in for a tensor that a head does not bring, and the checks between two files. A stand-alone head is
+read as llama.cpp reads it, as a draft model: its own token_embd, output_norm and output serve it, and its token_embd
+stands in for an output that it lacks. Only what such a file does not hold at all is borrowed from the trunk (llama.cpp
+refuses those files, and a note says so).
+Source: llama.cpp common/speculative.cpp, src/models/qwen35.cpp, conversion/qwen.py (--mtp, --no-mtp).
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.architectures import OUTPUT_NORM, TOKEN_EMBD, Architecture, HeadSheet
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
+from mtpref.engine.model.model import Head
+from mtpref.engine.weights import MtpWeights, TensorFinder, Weights, take_rows
+from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
+from mtpref.files.gguf import GgufArray, GgufFile, open_gguf, printable
+from mtpref.files.identify import describe_kind
+from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
+from mtpref.spec.kinds import rope_constants
+
+MAX_UNUSED_NAMED = 4
+INPUT_PARTS = ("enorm", "hnorm", "eh_proj")  # what embedding and hidden row go through before the block
+MAX_TEXT = 1000  # bytes of a name that is compared
+# Hyper-parameters that turn positions into angles, beside rope.scaling.*.
+ROPE_NAMES = ("n_rot", "rope_sections", "freq_base")
+REMAKE = "make both files from one checkpoint with one converter (convert_hf_to_gguf.py --mtp and --no-mtp)"
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What a head is fitted to."""
+
+    file: GgufFile
+    values: Values
+    arch: Architecture
+    config: ModelConfig
+    finder: TensorFinder
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class LoadedHead:
+    """status: "none" (there is none), "own" (in the model's file), "file" (stand-alone) or "off" (there, not loaded).
+
+    finder: of a stand-alone file
+    """
+
+    status: str
+    heads: tuple[Head, ...] = ()
+    finder: TensorFinder | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> LoadedHead:
+    """The head to draft with.
+
+    path    a stand-alone head (-md); it goes before one of the model's own
+    is_on   False: the head stays in the file. Its tensors are checked by the header; none is read, none takes memory
+    Errors  MtprefError, one line for each way in which the two files can disagree
+    """
+    own = _own_head(trunk, is_read=is_on and path is None)
+    if not is_on:
+        notes = (f"-md {printable(str(path), 400)}: not read, drafting is off",) if path is not None else ()
+        return LoadedHead("none" if own is None else "off", notes=notes)
+    if path is None:
+        return own or LoadedHead("none")
+    head = _head_of_file(trunk, path)
+    if own is None:
+        return head
+    note = f"{trunk.file.label} has an MTP head of its own; that of {_name(head.finder)} is used (-md)"
+    return LoadedHead("file", head.heads, head.finder, (note, *head.notes))
+
+
+def _own_head(trunk: Trunk, *, is_read: bool) -> LoadedHead | None:
+    n_nextn = trunk.config.n_layer_nextn
+    if n_nextn == 0:
+        return None
+    if not is_read and n_nextn > trunk.arch.n_heads:
+        return LoadedHead("off")  # blocks that cannot be run, nor checked; their tensors are named as not read
+    finder = trunk.finder if is_read else TensorFinder(trunk.file, trunk.finder.taken, is_header_only=True)
+    heads = _read_heads(trunk, finder, trunk.values)
+    return LoadedHead("own", heads) if is_read else LoadedHead("off")
+
+
+def _sheet(arch: Architecture, values: Values, n_nextn: int) -> HeadSheet:
+    if arch.head is None or n_nextn > arch.n_heads:
+        most = "0" if arch.head is None else "0 or 1" if arch.n_heads == 1 else f"0 .. {arch.n_heads}"
+        raise MtprefError(
+            f"{values.meta.source}: {values.meta.arch}.nextn_predict_layers is {n_nextn}, expected {most}: chains of "
+            "several MTP blocks are not supported"
+        )
+    return arch.head
+
+
+def _read_heads(trunk: Trunk, finder: TensorFinder, values: Values) -> tuple[Head, ...]:
+    """Every head of a file, in the order of the chain."""
+    n_layer, n_nextn = trunk.config.n_layer, values.meta.u32("nextn_predict_layers", 0, low=0)
+    sheet = _sheet(trunk.arch, values, n_nextn)
+    heads = []
+    for il in range(n_layer, n_layer + n_nextn):
+        layer = read_layer(sheet.block, values.at(il))
+        weights = _read_head(trunk, finder, sheet, values.at(il), il)
+        n_hidden = sheet.n_hidden.value(values) or trunk.config.n_embd
+        heads.append(Head(sheet, layer, weights, n_hidden))
+    return tuple(heads)
+
+
+def _read_head(trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, values: Values, il: int) -> MtpWeights:
+    """The head's tensors, its own or those that stand in for them."""
+    n_embd = trunk.config.n_embd
+    is_alone = finder.file is not trunk.file
+    borrowed = {
+        "embed_tokens": trunk.weights.token_embd,
+        "shared_head_norm": trunk.weights.output_norm,
+        "shared_head_head": trunk.weights.output,
+    }
+    d2t, n_rows = _draft_vocabulary(trunk, finder)
+    parts: dict[str, Any] = {}
+    origin = {
+        "embed_tokens": TOKEN_EMBD,
+        "shared_head_norm": OUTPUT_NORM,
+        "shared_head_head": trunk.weights.output.name,
+    }
+    tensors = {tensor.name.split(".")[1]: tensor for tensor in sheet.tensors}
+    for part in borrowed:
+        tensor = tensors[part]
+        names = [tensor.at(il).name, *(tensor.fallback if is_alone else ())]
+        is_trimmed = d2t is not None and part == "shared_head_head"
+        name = _present(finder, names, n_rows if is_trimmed else None)
+        if name is None:
+            parts[part] = borrowed[part]
+            continue
+        origin[part] = name
+        is_norm = part == "shared_head_norm"
+        shape = (n_rows if part == "shared_head_head" else trunk.weights.token_embd.n_out, n_embd)
+        parts[part] = finder.array(name, (n_embd,)) if is_norm else finder.matrix(name, shape)
+    if d2t is not None and (d2t[1:] < d2t[:-1]).any():
+        order = np.argsort(d2t)
+        d2t, parts["shared_head_head"] = d2t[order], take_rows(parts["shared_head_head"], order)
+    return MtpWeights(
+        **{part: read_tensor(finder, tensors[part], values, tensors[part].at(il).name) for part in INPUT_PARTS},
+        block=read_block(finder, sheet.block, values, il),
+        **parts,
+        origin=origin,
+        borrowed=tuple(part for part in parts if parts[part] is borrowed[part]),
+        file=finder.file.label if is_alone else "",
+        d2t=d2t,
+    )
+
+
+def _present(finder: TensorFinder, names: list[str], n_trimmed: int | None) -> str | None:
+    """The first of these tensors that the file has. n_trimmed: it must be a head of so many rows, no token_embd."""
+    if n_trimmed is not None:
+        names = [name for name in names if name != TOKEN_EMBD]
+    name = next((name for name in names if finder.has(name)), None)
+    if name is None and n_trimmed is not None:
+        raise MtprefError(f"{finder.file.label}: tensor {names[0]} is missing beside {D2T}, expected a trimmed head of "
+                          f"{n_trimmed} rows; the full head is no substitute, its rows are other ids")  # fmt: skip
+    return name
+
+
+def _draft_vocabulary(trunk: Trunk, finder: TensorFinder) -> tuple[NDArray[np.int64] | None, int]:
+    """The token id of each row of a head that the file itself has trimmed (None: all ids), and the number of rows."""
+    n_vocab = trunk.weights.token_embd.n_out
+    if not finder.has(D2T):
+        return None, n_vocab
+    finder.taken.add(D2T)
+    n_rows = d2t_length(finder.file, n_vocab)
+    if finder.is_header_only:
+        return np.empty(0, np.int64), n_rows
+    rows = d2t_rows(finder.file, n_vocab)
+    check_draft_ids(rows.tolist(), n_vocab, f"{finder.file.label}: tensor {D2T}")
+    return rows, n_rows
+
+
+# STAND-ALONE
+
+
+def _head_of_file(trunk: Trunk, path: str | Path) -> LoadedHead:
+    file = open_gguf(path)
+    what = describe_kind(file)
+    if what is not None:
+        raise MtprefError(f"{file.label}: this is {what} (-md takes an MTP head)")
+    values = trunk.arch.values(Metadata(file.kv, file.label, trunk.values.meta.rope))
+    check_match(trunk, file, values)
+    finder = TensorFinder(file)
+    heads = _read_heads(trunk, finder, values)
+    return LoadedHead("file", heads, finder, _notes(trunk, finder, heads[0].weights))
+
+
+def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
+    """Whether a stand-alone head belongs to a trunk.
+
+    Errors  MtprefError naming the first of these that differs: architecture, the presence of a head,
+            embedding_length, number of trunk layers, layer_norm_rms_epsilon, a RoPE parameter, tokenizer model, pre,
+            number of tokens, a token, rows of token_embd
+    """
+
+    def differs(what: str, found: object, expected: object) -> MtprefError:
+        return MtprefError(f"{file.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
+                           f"{trunk.file.label}; the head belongs to another model: {REMAKE}")  # fmt: skip
+
+    meta = values.meta
+    arch = meta.arch
+    if arch != trunk.arch.name:
+        raise differs("key general.architecture", arch, trunk.arch.name)
+    if not meta.u32("nextn_predict_layers", 0, low=0):
+        raise MtprefError(f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
+                          "give -md a file made with convert_hf_to_gguf.py --mtp")  # fmt: skip
+    config, own = read_model_config(values), trunk.config
+    if config.n_embd != own.n_embd:
+        raise differs(f"key {arch}.embedding_length", config.n_embd, own.n_embd)
+    if config.n_layer != own.n_layer:
+        what = f"the number of trunk layers ({arch}.block_count - {arch}.nextn_predict_layers)"
+        raise differs(what, config.n_layer, own.n_layer)
+    if config.rms_eps != own.rms_eps:
+        raise differs(f"key {arch}.attention.layer_norm_rms_epsilon", config.rms_eps, own.rms_eps)
+    _check_rope(trunk, values, differs)
+    _check_vocabulary(trunk, file, differs)
+
+
+def _check_rope(trunk: Trunk, values: Values, differs: Any) -> None:
+    """Same angles for same positions. Keys may differ where that changes nothing."""
+    if trunk.arch.head is None:
+        return
+    configure, il = trunk.arch.head.block.mixer.configure, trunk.config.n_layer
+    found, expected = configure(values.at(il)), configure(trunk.values.at(il))
+    if not hasattr(found, "rope_scaling"):
+        return
+    pairs = zip(rope_constants(found), rope_constants(expected), strict=True)
+    if all(_same(a, b) for a, b in pairs):
+        return
+    keys = {hyper.name: hyper.key for hyper in trunk.arch.hypers}
+    for name in ROPE_NAMES:
+        a, b = getattr(found, name, None), getattr(expected, name, None)
+        if a != b:
+            raise differs(f"key {trunk.arch.name}.{keys[name]}", a, b)
+    a, b = asdict(found.rope_scaling), asdict(expected.rope_scaling)
+    names = [name for name in a if a[name] != b[name]]
+    texts = [", ".join(f"{name} {values[name]}" for name in names) for values in (a, b)]
+    raise differs(f"RoPE scaling ({trunk.arch.name}.rope.scaling.*)", *texts)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(a.shape == b.shape and (a == b).all()) if hasattr(a, "shape") else bool(a == b)
+
+
+def _check_vocabulary(trunk: Trunk, file: GgufFile, differs: Any) -> None:
+    for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
+        a, b = _text(file, key), _text(trunk.file, key)
+        if a != b:
+            raise differs(f"key {key}", a, b)
+    found, expected = (f.require("tokenizer.ggml.tokens", "arr:str") for f in (file, trunk.file))
+    if len(found) != len(expected):
+        raise differs("the number of tokens (tokenizer.ggml.tokens)", len(found), len(expected))
+    i = _first_difference(found, expected)
+    if i is not None:
+        raise differs(f"token {i} (tokenizer.ggml.tokens)", found[i], expected[i])
+    n_rows = trunk.weights.token_embd.n_out
+    for name in ("token_embd.weight",) if D2T in file.tensors else ("token_embd.weight", "output.weight"):
+        info = file.tensors.get(name)
+        if info is not None and info.shape[0] != n_rows:
+            raise differs(f"the number of rows of {name}", info.shape[0], n_rows)
+
+
+def _text(file: GgufFile, key: str) -> str | None:
+    """A short text, or a word on what is there in its place."""
+    kind = file.kv.kind(key)
+    if kind is None:
+        return None
+    is_text = kind == "str" and file.kv.size(key) <= MAX_TEXT
+    return str(file.kv[key]) if is_text else f"{kind} of size {file.kv.size(key)}"
+
+
+def _first_difference(a: GgufArray, b: GgufArray) -> int | None:
+    pairs = zip_longest(a.to_bytes_list(), b.to_bytes_list())
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), None)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "absent"
+    return repr(printable(value, 40)) if isinstance(value, str) else printable(str(value), 100)
+
+
+def _name(finder: TensorFinder | None) -> str:
+    return "" if finder is None else printable(finder.file.path.name)
+
+
+def _notes(trunk: Trunk, finder: TensorFinder, weights: MtpWeights) -> tuple[str, ...]:
+    notes, name = [], _name(finder)
+    missing = [t for t in ("token_embd.weight", "output_norm.weight") if not finder.has(t)]
+    if missing:
+        notes.append(f"{name} has no {' and no '.join(missing)}: what it lacks is the trunk's; llama.cpp refuses it")
+    is_tied = weights.origin["shared_head_head"] == "token_embd.weight" and "shared_head_head" not in weights.borrowed
+    if is_tied and trunk.finder.has("output.weight"):
+        notes.append(f"{name} has no output.weight: its token_embd.weight gives the head's logits, as in llama.cpp, "
+                     "though the trunk has an output.weight; was lm_head left out?")  # fmt: skip
+    unused = finder.unused()
+    if finder.has("blk.0.attn_norm.weight"):
+        notes.append(f"{name} holds a whole model; only its MTP head is read, {len(unused)} tensors are not")
+    elif set(unused) - {"token_embd.weight", "output_norm.weight"}:
+        named = ", ".join(printable(n) for n in unused[:MAX_UNUSED_NAMED]) + ", ..." * (len(unused) > MAX_UNUSED_NAMED)
+        notes.append(f"{len(unused)} tensors of {name} are not read: {named}")
+    return tuple(notes)

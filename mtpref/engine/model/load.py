@@ -1,0 +1,181 @@
+"""Loading: from an open GGUF file to a Model.
+
+Owns the order of a load; head.py finds the MTP head. Every tensor that nobody reads is reported, never dropped
+silently.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from mtpref.architectures import OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, find_architecture
+from mtpref.base.errors import MtprefError
+from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
+from mtpref.engine.model.head import MAX_UNUSED_NAMED, LoadedHead, Trunk, load_head
+from mtpref.engine.model.model import Layer, Model
+from mtpref.engine.recipe import Recipe, make_recipe
+from mtpref.engine.weights import TensorFinder, Weights, packed
+from mtpref.files.finite_weights import check_tensors as check_tensors_of
+from mtpref.files.gguf import GgufFile, open_gguf, printable
+from mtpref.files.identify import HEAD_ONLY, REDECLARE, describe_kind, head_in_trunk, is_head_only
+from mtpref.files.vocab import load_vocab
+from mtpref.spec import Matrix
+from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config, rope_notes
+from mtpref.spec.rope_scaling import RopeOverrides
+from mtpref.spec.state import KV_DTYPES
+
+TOKENS = "tokenizer.ggml.tokens"
+
+
+def load(
+    path: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    kv_type: str | None = None,
+    kv_type_draft: str | None = None,
+    rope: RopeOverrides | None = None,
+    model_draft: str | Path | None = None,
+    mtp: bool = True,
+    check_tensors: bool = False,
+) -> Model:
+    """Open a GGUF file and make a Model of it. Weights stay mapped; nothing is copied but small vectors, and the
+    matrices that the recipe lays out anew (`Recipe.pack`), whose mapped pages are given back.
+
+    path            a file, or the first of a split model
+    recipe          numerics, steps and contract (default: ggml numerics, llama.cpp's contract)
+    kv_type         type of the trunk's KV cells: F32, F16 or BF16 (default: F16 in `ggml`, F32 in `exact` numerics)
+    kv_type_draft   type of the MTP block's KV cells (same default)
+    rope            what to set in place of the file's RoPE keys, for trunk and head alike
+    model_draft     a stand-alone MTP head (mtp-*.gguf); it goes before a head of the model's own
+    mtp             False: the head is not loaded and takes no memory
+    check_tensors   look for NaN and infinity in every weight that is read
+    Errors          MtprefError, one line, for anything that is not a model of a supported architecture, and for a head
+                    that does not belong to it
+    """
+    recipe = recipe or make_recipe()
+    kv_types = _kv_types(recipe, kv_type, kv_type_draft)
+    file = open_gguf(path)
+    what = describe_kind(file) or (HEAD_ONLY if is_head_only(file) else None)
+    if what is not None:
+        raise MtprefError(f"{file.label}: this is {what}")
+    meta = Metadata(file.kv, file.label, rope)
+    arch = find_architecture(meta)
+    values = arch.values(meta)
+    config = read_model_config(values)
+    _check_declared(file, config)
+    blocks = arch.layers.blocks(meta, config.n_layer, frozenset(file.tensors))
+    layers = tuple(read_layer(block, values.at(il)) for il, block in enumerate(blocks))
+    finder = TensorFinder(file)
+    weights = _read_trunk(finder, arch, values, layers)
+    _check_n_tokens(file, weights.token_embd.n_out)
+    vocab = load_vocab(file.kv)
+    head = load_head(Trunk(file, values, arch, config, finder, weights), model_draft, is_on=mtp)
+    heads = head.heads
+    if check_tensors:
+        _check(finder, head)
+    if recipe.pack is not None:
+        pack = partial(recipe.pack, done=partial(_release, finder, head))
+        weights, made = packed(weights, [one.weights for one in heads], pack)
+        heads = tuple(replace(one, weights=w) for one, w in zip(heads, made, strict=True))
+    return Model(
+        config=config,
+        arch=arch,
+        layers=layers,
+        heads=heads,
+        weights=weights,
+        recipe=recipe,
+        vocab=vocab,
+        kv_type=kv_types[0],
+        kv_type_draft=kv_types[1],
+        notes=(*_notes(finder, config, head), *head.notes, *_rope_notes(meta, layers)),
+        kv=file.kv,
+        mtp_status=head.status,
+    )
+
+
+def default_kv_type(numerics: str) -> str:
+    """The type of KV cells where nobody asks for another."""
+    return "F32" if numerics == "exact" else "F16"
+
+
+def _kv_types(recipe: Recipe, *given: str | None) -> list[str]:
+    kv_types = [t or default_kv_type(recipe.numerics) for t in given]
+    for kind in kv_types:
+        if kind not in KV_DTYPES:
+            raise MtprefError(f"KV type {kind!r} is not supported, expected one of {', '.join(KV_DTYPES)}")
+    return kv_types
+
+
+def _check(finder: TensorFinder, head: LoadedHead) -> None:
+    """Every tensor that was read, in the order of its file."""
+    for one in (finder, head.finder):
+        if one is not None:
+            check_tensors_of(one.file, [name for name in one.file.tensors if name in one.read])
+
+
+def _check_declared(file: GgufFile, config: ModelConfig) -> None:
+    """Refuse a file whose keys count an MTP block among the trunk's layers: run as one, it gives other text."""
+    name = head_in_trunk(file, config.n_layer)
+    if name is not None:
+        key = f"{config.arch}.nextn_predict_layers"
+        raise MtprefError(f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}: "
+                          f"its block would run as a trunk layer, expected it declared; {REDECLARE}")  # fmt: skip
+
+
+def _release(finder: TensorFinder, head: LoadedHead, w: Matrix) -> None:
+    """Give back the mapped pages of a matrix; what is still read in place comes back when it is used."""
+    for one in (finder, head.finder):
+        if one is not None and w.name in one.read:
+            one.file.release(one.file.tensors[w.name])
+
+
+def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers: tuple[Layer, ...]) -> Weights:
+    n_embd = values["n_embd"]
+    n_vocab = _n_rows(finder.file)
+    token_embd = finder.matrix(TOKEN_EMBD, (n_vocab, n_embd))
+    output = finder.matrix(OUTPUT, (n_vocab, n_embd)) if finder.has(OUTPUT) else token_embd
+    output_norm = finder.array(OUTPUT_NORM, (n_embd,))
+    blocks = tuple(read_block(finder, layer.block, values.at(il), il) for il, layer in enumerate(layers))
+    roots = {
+        tensor.name: read_tensor(finder, tensor, values, tensor.name)
+        for tensor in arch.tensors
+        if tensor.name not in SHARED and (tensor.required or finder.has(tensor.name))
+    }
+    return Weights(token_embd, output_norm, output, blocks, roots)
+
+
+def _n_rows(file: GgufFile) -> int:
+    info = file.tensors.get(TOKEN_EMBD)
+    if info is None or len(info.shape) != 2:
+        raise MtprefError(f"{file.label}: tensor token_embd.weight is missing or not a matrix; is this a GGUF of a "
+                          "language model? try: mtpref inspect FILE")  # fmt: skip
+    return info.shape[0]
+
+
+def _check_n_tokens(file: GgufFile, n_rows: int) -> None:
+    """Before the vocabulary is read, since reading a wrong one of any size takes long."""
+    n_tokens = file.kv.size(TOKENS) if TOKENS in file.kv else 0
+    if n_tokens > n_rows:
+        raise MtprefError(f"{file.label}: the tokenizer has {n_tokens} tokens, token_embd.weight {n_rows} rows, "
+                          "expected at least as many rows; try: mtpref inspect FILE")  # fmt: skip
+
+
+def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple[str, ...]:
+    notes = []
+    unused = finder.unused()
+    if unused:
+        named = ", ".join(printable(name) for name in unused[:MAX_UNUSED_NAMED]) + (
+            ", ..." if len(unused) > MAX_UNUSED_NAMED else ""
+        )
+        notes.append(f"{len(unused)} tensors of the file are not read: {named}")
+    orphans = [name for name in unused if ".nextn." in name]
+    if orphans and head.status in ("none", "file"):
+        notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
+                     f"({config.arch}.nextn_predict_layers is 0 or missing); {REDECLARE}")  # fmt: skip
+    return tuple(notes)
+
+
+def _rope_notes(meta: Metadata, layers: tuple[Layer, ...]) -> tuple[str, ...]:
+    """What is said of RoPE scaling: the keys are the file's, so any attention layer speaks for all, the head's too."""
+    scalings = [layer.cfg.rope_scaling for layer in layers if hasattr(layer.cfg, "rope_scaling")]
+    return rope_notes(meta, scalings[0]) if scalings else ()

@@ -1,0 +1,239 @@
+"""Entrance (a): a port's tensors. Which hypothesis reproduces them?
+
+Owns the likelihood of a dump: how near each hypothesis comes to each of the port's tensors, measured against the noise
+that even the best of them leaves.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.base.errors import MtprefError, NotFiniteError
+from mtpref.engine.model import Model
+from mtpref.faults.diagnose.hypotheses import Hypothesis, list_hypotheses, shares_pass, with_other_numerics
+from mtpref.faults.diagnose.port_tensors import PortTensors, distance
+from mtpref.faults.diagnose.predict import Predictor, tensor_names
+from mtpref.faults.diagnose.rank import Group, Scored, grouped
+
+START_FLOOR = 1e-8
+MIN_TRUNK = 3  # trunk tensors that tell which numerics a port has
+MIN_FLOOR = 1e-9  # rounding: nothing below it counts
+WEIGHT = 0.5  # nats for each factor e of one tensor's distance; neighbours share their noise, so less than 1
+# A fault is named where it explains at least so much better than every harmless hypothesis: in all, and at one tensor.
+MIN_GAIN = 2.0
+MIN_FACTOR = 4.0
+SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart by more
+JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
+MAX_UNEXPLAINED = 0.05
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class DumpEvidence:
+    """names      the port's tensors that were compared, in order of execution
+    unknown    names of the port that the model has not, or of other shapes
+    distances  by hypothesis id, one value for each name (mtpref/faults/diagnose/port_tensors.py `distance`)
+    impossible hypotheses that this model cannot have
+    """
+
+    ids: list[int]
+    names: list[str]
+    unknown: list[str]
+    hypotheses: list[Hypothesis]
+    numerics: str
+    distances: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    impossible: list[str] = field(default_factory=list)
+
+    def best_fit(self) -> float:
+        return max(_fit(row) for row in self.distances.values())
+
+
+@dataclass
+class DumpDiagnosis:
+    """What a dump says. verdict: healthy, found or unknown.
+
+    floor        the noise: what the best hypothesis leaves in front of the divergence
+    divergence   the first tensor that the healthy run does not reproduce while the best hypothesis does ("unknown": the
+                 first that none reproduces); None where healthy is best
+    """
+
+    verdict: str
+    groups: list[Group]
+    evidence: DumpEvidence
+    floor: float
+    divergence: str | None
+    invisible: list[str]
+
+
+def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progress | None = None) -> DumpEvidence:
+    """Replay the tokens under every hypothesis and measure.
+
+    Errors  MtprefError where the port has no tensor that the model has
+    """
+    tokens = list(ids)
+    order = list(tensor_names(model, tokens))
+    known = [name for name in order if name in port.tensors]
+    if not known:
+        raise MtprefError(f"{port.label}: none of its {len(port.tensors)} tensors has a name of this model, expected "
+                          f"cb() names such as mtp_eh_proj-{model.config.n_layer}; try: mtpref dump")  # fmt: skip
+    trunk = [name for name in known if not _is_of_head(name)]
+    other = with_other_numerics(model)
+    candidates = [model, other]
+    if len(trunk) >= MIN_TRUNK:
+        candidates = [_nearer_trunk(model, other, port, tokens, trunk)]
+    runs = [_measure(one, port, tokens, known, progress) for one in candidates]
+    return max(runs, key=lambda run: run.best_fit() - (run.numerics != model.recipe.numerics) * MIN_GAIN)
+
+
+def _is_of_head(name: str) -> bool:
+    return name.startswith("mtp_")
+
+
+def _nearer_trunk(model: Model, other: Model, port: PortTensors, ids: list[int], names: list[str]) -> Model:
+    """Which numerics the port's trunk has: the model's own unless the other's come clearly nearer."""
+    fits = []
+    for one in (model, other):
+        values: list[float] = []
+        Predictor(one, ids, set(names)).trunk(lambda name, array, v=values: v.append(_known(port, name, array)))  # type: ignore[misc]
+        fits.append(_fit(np.asarray(values)))
+    return other if fits[1] > fits[0] + MIN_GAIN else model
+
+
+def _known(port: PortTensors, name: str, array: NDArray) -> float:
+    found = distance(port.tensors[name], array)
+    return 2.0 if found is None else found
+
+
+def _fit(distances: NDArray[np.float64]) -> float:
+    return -WEIGHT * float(np.log(distances + START_FLOOR).sum())
+
+
+def _measure(
+    model: Model, port: PortTensors, tokens: list[int], known: list[str], progress: Progress | None
+) -> DumpEvidence:
+    """The distances of every hypothesis over one model."""
+    predictor = Predictor(model, tokens, set(known))
+    shared: dict[str, float | None] = {}
+    predictor.trunk(lambda name, array: shared.__setitem__(name, distance(port.tensors[name], array)))
+    found: dict[str, dict[str, float | None]] = {}
+    impossible = []
+    hypotheses = list_hypotheses(model)
+    for i, hypothesis in enumerate(hypotheses):
+        if progress is not None:
+            progress(i, len(hypotheses), hypothesis.id)
+        values = dict(shared)
+        try:
+            if "healthy" in found and shares_pass(hypothesis.apply(model), model):
+                found[hypothesis.id] = found["healthy"]
+                continue
+            with np.errstate(all="ignore"):
+                predictor.run(
+                    hypothesis,
+                    lambda name, array, v=values: v.__setitem__(name, distance(port.tensors[name], array)),  # type: ignore[misc]
+                )
+        except NotFiniteError:
+            raise  # the model itself, and not what the hypothesis makes of it: faults are not looked at
+        except (MtprefError, ValueError):
+            impossible.append(hypothesis.id)
+            continue
+        found[hypothesis.id] = values
+    # A shape that only some hypotheses give (a trimmed head) is evidence; one that none gives is another layout.
+    names = [name for name in known if any(values.get(name) is not None for values in found.values())]
+    if not names:
+        raise MtprefError(f"{port.label}: no tensor has the shape that this model gives it for {len(tokens)} "
+                          f"tokens ({known[0]}: {port.tensors[known[0]].shape}); are they the port's?")  # fmt: skip
+    unknown = [name for name in port.tensors if name not in names]
+    evidence = DumpEvidence(tokens, names, unknown, [], model.recipe.numerics, impossible=impossible)
+    for hypothesis in hypotheses:
+        if hypothesis.id in found:
+            values = found[hypothesis.id]
+            evidence.hypotheses.append(hypothesis)
+            # A tensor that a hypothesis does not give at all is unrelated to the port's.
+            row = [2.0 if values.get(name) is None else values[name] for name in names]
+            evidence.distances[hypothesis.id] = np.asarray(row, np.float64)
+    return evidence
+
+
+def judge(evidence: DumpEvidence) -> DumpDiagnosis:
+    """Rank, group, and decide."""
+    best_id, floor = _settled_floor(evidence)
+    best = evidence.distances[best_id]
+    scored = [_score(h, evidence, best, floor) for h in evidence.hypotheses]
+
+    def is_same(a: Scored, b: Scored) -> bool:
+        return _same(evidence.distances[a.hypothesis.id], evidence.distances[b.hypothesis.id], floor)
+
+    groups = grouped(scored, is_same)
+    healthy = evidence.distances["healthy"]
+    home = next(g for g in groups if "healthy" in g.ids)
+    invisible = [s.hypothesis.id for s in home.members if not s.hypothesis.is_harmless]
+    home.members = [s for s in home.members if s.hypothesis.is_harmless]
+    home.members.sort(key=lambda s: s.hypothesis.id != "healthy")
+    groups = _settle(groups, evidence, floor)
+    top = groups[0]
+    jump = _jump(evidence.distances[top.best.hypothesis.id], floor)
+    if jump is not None:
+        return DumpDiagnosis("unknown", groups, evidence, floor, evidence.names[jump], invisible)
+    if top.is_harmless:
+        return DumpDiagnosis("healthy", groups, evidence, floor, None, invisible)
+    at = _divergence(healthy, evidence.distances[top.best.hypothesis.id], floor)
+    return DumpDiagnosis("found", groups, evidence, floor, None if at is None else evidence.names[at], invisible)
+
+
+def _settled_floor(evidence: DumpEvidence) -> tuple[str, float]:
+    """The best hypothesis and the noise in front of its divergence: each decides the other, so twice round."""
+    floor, best_id = START_FLOOR, "healthy"
+    healthy = evidence.distances["healthy"]
+    for _ in range(2):
+        best_id = min(evidence.distances, key=lambda id: float(np.log(evidence.distances[id] + floor).sum()))
+        best = evidence.distances[best_id]
+        at = _divergence(healthy, best, floor)
+        before = best[:at] if at else best[:0] if at == 0 else best
+        floor = max(float(np.median(before)) if before.size else float(np.median(best)), MIN_FLOOR)
+        floor = min(floor, 1e-2)
+    return best_id, floor
+
+
+def _divergence(healthy: NDArray[np.float64], best: NDArray[np.float64], floor: float) -> int | None:
+    apart = np.flatnonzero((healthy + floor) > MIN_FACTOR * (best + floor))
+    return int(apart[0]) if apart.size else None
+
+
+def _jump(best: NDArray[np.float64], floor: float) -> int | None:
+    """Where even the best hypothesis leaves far more than what it left before: what no hypothesis knows."""
+    seen = max(floor, 1e-5)
+    for i, value in enumerate(best):
+        if value > MAX_UNEXPLAINED and value > JUMP * seen:
+            return i
+        seen = max(seen, float(value))
+    return None
+
+
+def _score(h: Hypothesis, evidence: DumpEvidence, best: NDArray[np.float64], floor: float) -> Scored:
+    own = evidence.distances[h.id]
+    log_likelihood = -WEIGHT * float(np.log((own + floor) / (best + floor)).sum())
+    worst = int(own.argmax())
+    words = f"leaves {own[worst]:.1e} at {evidence.names[worst]}" if own[worst] > floor else "reproduces every tensor"
+    return Scored(h, log_likelihood, words)
+
+
+def _same(a: NDArray[np.float64], b: NDArray[np.float64], floor: float) -> bool:
+    return bool((np.abs(np.log((a + floor) / (b + floor))) < math.log(SAME_FACTOR)).all())
+
+
+def _settle(groups: list[Group], evidence: DumpEvidence, floor: float) -> list[Group]:
+    """A fault goes before the best harmless group only where it explains enough more."""
+    harmless = next(g for g in groups if g.is_harmless)
+    base = evidence.distances[harmless.best.hypothesis.id] + floor
+
+    def is_proven(group: Group) -> bool:
+        gains = np.log(base / (evidence.distances[group.best.hypothesis.id] + floor))
+        return bool(WEIGHT * gains.sum() > MIN_GAIN and gains.max() > math.log(MIN_FACTOR))
+
+    ahead = groups[: groups.index(harmless)]
+    proven = [g for g in ahead if is_proven(g)]
+    doubtful = [g for g in ahead if not is_proven(g)]
+    return [*proven, harmless, *doubtful, *groups[len(ahead) + 1 :]]

@@ -1,0 +1,304 @@
+"""A port's run replayed under a hypothesis, along the port's own tokens.
+
+Owns the forced loop: every draft step is given the token that the port drafted, every verdict is the port's. What the
+hypothesis would have drafted and emitted itself is noted at each step, so that every single token is evidence. The loop
+is that of engine/decode; who proposes, who judges and, where a hypothesis leaves the trunk alone, who runs the trunk
+are given to it.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.base.events import Draw, Event
+from mtpref.engine.decode import Decoder, Drafter, DraftLength, Options
+from mtpref.engine.decode.drafters import Draft
+from mtpref.engine.model import Model
+from mtpref.engine.model.model import Output
+from mtpref.faults.diagnose.port_run import PortRound, PortRun
+from mtpref.spec import Distribution
+from mtpref.spec.policy import PolicyConfig
+from mtpref.spec.state import ModelState
+from mtpref.spec.steps import Hidden
+
+F32 = NDArray[np.float32]
+NEAR = 0.03  # in standard deviations of the logits: a choice so close may fall either way
+KNOWN_RULES = ("snapshot", "replay", "two-phase")
+NO_LOGITS = np.empty((0, 0), np.float32)
+ROOM = 2048  # positions behind the port's text: no draft is cut for want of them
+
+Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One row of logits as evidence: own choice, how far the port's token is below it, how far the second best is.
+
+    gap, second   in standard deviations of the row; p: the port's token among the ten best (nan: not asked)
+    """
+
+    round: int
+    own: int
+    port: int
+    gap: float
+    second: float
+    p: float = float("nan")
+    p_port: float = float("nan")
+    kind: str = "draft"
+
+    @property
+    def is_hit(self) -> bool:
+        return self.own == self.port
+
+
+def look(row: F32, port: int, round: int, kind: str) -> Seen:
+    """What a row says about the port's token."""
+    clean = np.where(np.isfinite(row), row, -np.inf)
+    own = int(np.argmax(clean))
+    finite = clean[np.isfinite(clean)]
+    scale = max(float(finite.std()) if finite.size else 0.0, 1e-12)
+    best = float(clean[own])
+    top = np.partition(clean, clean.size - 2)[-2:] if clean.size > 1 else np.asarray([-np.inf, best])
+    port_value = float(clean[port]) if 0 <= port < clean.size else -np.inf
+    if not np.isfinite(best):
+        return Seen(round, 0, port, 0.0 if port == 0 else float("inf"), float("inf"), kind=kind)
+    return Seen(round, own, port, (best - port_value) / scale, (best - float(top[0])) / scale, kind=kind)
+
+
+@dataclass
+class Rows:
+    """The target's rows of one round: its own choices, and what they say of the port's tokens."""
+
+    own: list[int] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+
+
+class ForcedJudge:
+    """The port's verdict in the place of the target's own."""
+
+    def __init__(self, port: PortRound, round: int, rows: Rows | None = None) -> None:
+        self.ids: Sequence[int] = list(port.draft)
+        self.rows = rows or Rows()
+        self.draws: Sequence[Draw] = ()
+        self._port, self._round, self._is_given = port, round, rows is not None
+        self._n_shown = 0
+
+    def see(self, logits: F32, /) -> F32:
+        if self._is_given:
+            self._n_shown = len(self.rows.own)
+            return logits
+        for row in logits:
+            found = look(row, self._port_token(len(self.rows.own)), self._round, "target")
+            self.rows.own.append(found.own)
+            self.rows.seen.append(found)
+        self._n_shown = len(self.rows.own)
+        return logits
+
+    def _port_token(self, i: int) -> int:
+        """What the port's target gave at row i, as far as it told."""
+        if i < self._port.n_accepted:
+            return self._port.draft[i]
+        return self._port.emitted[-1] if i == self._port.n_accepted else -1
+
+    @property
+    def row_ids(self) -> list[int]:
+        told = [self._port_token(i) for i in range(self._n_shown)]
+        return [own if port < 0 else port for own, port in zip(self.rows.own, told, strict=False)]
+
+    @property
+    def n_accepted(self) -> int:
+        return min(self._n_shown, self._port.n_accepted)
+
+
+class ForcedDrafter(Drafter):
+    """Proposes what the port drafted, and notes what the head would have: each step is fed with the port's token."""
+
+    reads_head = True
+
+    def __init__(self, model: Model, run: PortRun) -> None:
+        self.model, self.run = model, run
+        self.n_rounds = 0
+        self.seen: list[Seen] = []
+
+    def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
+        i, port = self.n_rounds, self.run.rounds[self.n_rounds]
+        self.n_rounds += 1
+        self.seen = self._note_length(port, i, length.room)
+        if state.n_past >= self.model.recipe.contract.first_pos and port.draft:
+            self._chain(state, id_last, port, i)
+        return Draft(list(port.draft))
+
+    def _chain(self, state: ModelState, opening: int, port: PortRound, round: int) -> None:
+        model = self.model
+        steps, contract = model.recipe.steps, model.recipe.contract
+        pos0, token, hidden = state.n_past, opening, state.pending_h[None]
+        for step, drafted in enumerate(port.draft):
+            out = model.mtp(state, [token], hidden, pos0 + step, n_logits=1)
+            row = out.logits[0]
+            if model.d2t is not None:
+                full = np.full(model.n_vocab, -np.inf, np.float32)
+                full[model.d2t[: row.size]] = row
+                row = full
+            seen = look(row, drafted, round, "draft")
+            if port.p is not None:
+                ids, p = model.recipe.ops.top_candidates(row)
+                own = float(p[list(ids).index(drafted)]) if drafted in ids else 0.0
+                seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
+            self.seen.append(seen)
+            token, hidden = drafted, steps.chain_hidden(out.hidden, contract)
+        steps.trim_mtp(state, pos0)
+
+    def _note_length(self, port: PortRound, i: int, expected: int) -> list[Seen]:
+        """The draft's length, where the settings say what it must be. The last rounds are cut by the budget."""
+        settings = self.run.settings
+        told = {"n_max", "cooldown"} <= settings.keys()
+        if not told or settings.get("p_min") or settings.get("n_min") or i >= len(self.run.rounds) - 2:
+            return []
+        far = float("inf")
+        gap = far if expected != len(port.draft) else 0.0
+        return [Seen(i, expected, len(port.draft), gap, far, kind="length")]
+
+
+@dataclass
+class Recorded:
+    """The trunk along the port's tokens: hidden rows of each pass, what each round's logits said, and those of the
+    last row of a prompt that was processed whole."""
+
+    hidden: list[Hidden] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+    opening: list[Seen] = field(default_factory=list)
+
+
+class RecordingTrunk:
+    """The model's trunk, whose hidden rows are noted pass by pass."""
+
+    def __init__(self, model: Model, recorded: Recorded) -> None:
+        self._model, self._recorded = model, recorded
+
+    def __call__(self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1) -> Output:
+        out = self._model.trunk(state, ids, n_logits=n_logits, keep=keep)
+        self._recorded.hidden.append(out.hidden)
+        return out
+
+
+class RecordedTrunk:
+    """A trunk whose passes are read from a record: for hypotheses that touch only the head."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._passes = iter(recorded.hidden)
+
+    def __call__(self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1) -> Output:
+        hidden = next(self._passes, None)
+        if hidden is None:
+            raise IndexError("the run makes more passes than the one that was recorded")
+        state.reserve(len(ids))
+        state.n_past += len(ids)
+        return Output(NO_LOGITS, Hidden(hidden.pre.copy(), hidden.post.copy()))
+
+
+class Replay:
+    """One run along the port's tokens. `play` yields what was seen in each round, and fills `recorded`.
+
+    given  what a replay of the same run recorded: the trunk's passes and rows are taken from it, none is run
+    """
+
+    def __init__(self, model: Model, run: PortRun, given: Recorded | None = None) -> None:
+        n_tokens = len(run.prompt_ids) + sum(max(len(r.emitted), len(r.draft) + 1) for r in run.rounds) + ROOM
+        model = _ending(model, run)
+        state = model.new_state(min(n_tokens, 1 << 30))
+        if given is not None:
+            state.layers = []
+        self.model, self.port, self.given, self.recorded = model, run, given, Recorded()
+        self.drafter = ForcedDrafter(model, run)
+        trunk = RecordingTrunk(model, self.recorded) if given is None else RecordedTrunk(given)
+        self.decoder = Decoder(model, state, _options(run), self.drafter, self._judge, trunk)
+
+    def play(self) -> Iterator[list[Seen]]:
+        """Errors  MtprefError, ValueError or IndexError where the hypothesis cannot run along these tokens"""
+        self.recorded.opening = self._opening(_returned(self.decoder.prompt(self.port.prompt_ids)))
+        id_last, opening = self.port.prompt_ids[-1], self.recorded.opening
+        for i, port in enumerate(self.port.rounds):
+            _returned(self.decoder.round(id_last if port.id_last is None else port.id_last))
+            yield opening + self.drafter.seen + self._verdict(port, self.recorded.rows[i], i)
+            id_last, opening = port.emitted[-1], []
+
+    def _opening(self, logits: F32 | None) -> list[Seen]:
+        """What a prompt that was processed whole says of the port's first token."""
+        told = self.port.rounds[0].id_last
+        if self.given is not None:
+            return list(self.given.opening)
+        return [] if logits is None or told is None or is_drawn(self.port) else [look(logits[0], told, 0, "target")]
+
+    def _judge(self, ids: Sequence[int], dists: Sequence[Distribution], pos0: int, /) -> ForcedJudge:
+        i = len(self.recorded.rows)
+        judge = ForcedJudge(self.port.rounds[i], i, None if self.given is None else self.given.rows[i])
+        self.recorded.rows.append(judge.rows)
+        return judge
+
+    def _verdict(self, port: PortRound, rows: Rows, i: int) -> list[Seen]:
+        """What the hypothesis would have emitted, token by token, up to the first disagreement.
+
+        Rule  a row in which the port's token is nearly as good as the best counts for the port
+        """
+        if is_drawn(self.port) or not rows.own:
+            return []
+        steps = self.model.recipe.steps
+        eog = self.model.vocab.eog_ids
+        targets = [s.port if s.port >= 0 and s.gap < NEAR else s.own for s in rows.seen]
+        n_accepted = int(steps.accept_greedy(list(port.draft), targets, eog))
+        emitted = [int(id) for id in steps.emitted(list(port.draft), n_accepted, targets)]
+        found: list[Seen] = []
+        for j, id in enumerate(port.emitted):
+            row = rows.seen[min(j, len(rows.seen) - 1)]
+            own = emitted[j] if j < len(emitted) else -2
+            if own != id:
+                gap = row.gap if own == row.own and id == row.port else float("inf")
+                return [*found, Seen(i, own, id, gap, float("inf"), kind="target")]
+            found.append(Seen(i, own, id, 0.0, row.second if id == row.port else float("inf"), kind="target"))
+        is_end = i == len(self.port.rounds) - 1 or port.emitted[-1] in eog
+        if len(emitted) > len(port.emitted) and not is_end:
+            found.append(Seen(i, emitted[len(port.emitted)], -1, float("inf"), float("inf"), kind="target"))
+        return found
+
+
+def _returned(events: Generator[Event, None, Returned]) -> Returned:
+    """What a part of the loop returns at its end; its events are of no interest here."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            returned: Returned = end.value
+            return returned
+
+
+def is_drawn(run: PortRun) -> bool:
+    """Whether emitted tokens were drawn at a temperature, as far as the run tells."""
+    return float(run.settings.get("temp") or 0.0) > 0
+
+
+def _ending(model: Model, run: PortRun) -> Model:
+    """The model under the prompt_end that the run had."""
+    contract = replace(model.recipe.contract, prompt_end="whole" if run.is_whole else "hold")
+    return replace(model, recipe=replace(model.recipe, contract=contract))
+
+
+def _options(run: PortRun) -> Options:
+    settings = run.settings
+
+    def whole(name: str, default: int) -> int:
+        value = settings.get(name, default)
+        return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1024 else default
+
+    longest = max((len(r.draft) for r in run.rounds), default=1)
+    n_max = min(max(whole("n_max", longest), 1), 1024)
+    policy = PolicyConfig(n_max, 0, 0, whole("cooldown", 0), max(whole("cooldown_after", 1), 1))
+    rollback = settings.get("rollback")
+    n_batch = settings.get("n_batch")
+    is_batch = isinstance(n_batch, int) and 0 < n_batch <= 1 << 20
+    return Options(
+        n_predict=-1, policy=policy, rollback=rollback if rollback in KNOWN_RULES else "snapshot",
+        n_batch=n_batch if isinstance(n_batch, int) and is_batch else 512,
+    )  # fmt: skip

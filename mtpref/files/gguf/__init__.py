@@ -1,0 +1,31 @@
+"""The GGUF container: `open_gguf` reads one over mmap (all files of a split model), `write_gguf` and `write_shards`
+write one. Limits: docs/gguf.md."""
+
+from mtpref.files.gguf.parse import TensorInfo
+from mtpref.files.gguf.reader import GgufFile, KeyValues, open_one
+from mtpref.files.gguf.shards import is_shard, open_gguf, write_shards
+from mtpref.files.gguf.values import GgufArray, printable, without_leading_ones
+from mtpref.files.gguf.whole import WriteOptions, check_targets, human_bytes, write_whole
+from mtpref.files.gguf.writer import QUANTIZATION_VERSION, Data, Verbatim, tensor_bytes, write_gguf
+
+__all__ = [
+    "QUANTIZATION_VERSION",
+    "Data",
+    "GgufArray",
+    "GgufFile",
+    "KeyValues",
+    "TensorInfo",
+    "Verbatim",
+    "WriteOptions",
+    "check_targets",
+    "human_bytes",
+    "is_shard",
+    "open_gguf",
+    "open_one",
+    "printable",
+    "tensor_bytes",
+    "without_leading_ones",
+    "write_gguf",
+    "write_shards",
+    "write_whole",
+]

@@ -1,0 +1,75 @@
+"""What a GGUF file is, where it is no language model: projectors, adapters, statistics, vocabularies, dumps.
+
+Owns the marks by which such files are told. Reads keys and tensor names only.
+"""
+
+from mtpref.files.gguf import GgufFile, printable
+
+# general.type -> what the file is and what to do. Values are those of gguf-py's GGUFType.
+_TYPES = {
+    "mmproj": "a vision or audio projector (mmproj); give the language model's own GGUF file, text needs no projector",
+    "adapter": "an adapter (LoRA), not a model; merge it into its model first (llama-export-lora) and give the result",
+    "imatrix": "an importance matrix for llama-quantize, not a model; give the model's GGUF file",
+}
+# general.architecture -> the same, for files that are no network of any kind.
+_ARCHITECTURES = {
+    "clip": _TYPES["mmproj"],
+    "mmproj": _TYPES["mmproj"],
+    "controlvector": "a control vector, not a model; give the model's GGUF file",
+    "imatrix": _TYPES["imatrix"],
+    "mtpref-dump": "a dump of activations made by mtpref dump, not a model; read it with mtpref compare",
+}
+# A key that only such files have -> the same. (llama-results writes no general.* key at all.)
+_KEYS = {
+    "adapter.type": _TYPES["adapter"],
+    "adapter.lora.alpha": _TYPES["adapter"],
+    "imatrix.chunk_count": _TYPES["imatrix"],
+    "clip.has_vision_encoder": _TYPES["mmproj"],
+    "clip.projector_type": _TYPES["mmproj"],
+    "path_model": "recorded logits made by llama-results, not a model; give the model's GGUF file",
+}
+VOCAB_ONLY = "a vocabulary without weights (vocab-only), not a model; give the model's GGUF file"
+HEAD_ONLY = "an MTP head without its trunk (mtp-*.gguf); give the trunk with -m and this file with -md"
+
+REDECLARE = "mtpref graft FILE FILE -o OUT.gguf (FILE twice) declares it"
+
+
+def describe_kind(file: GgufFile) -> str | None:
+    """What the file is and what to give instead, or None where nothing says that it is no language model."""
+    kind = _text(file, "general.type")
+    if kind in _TYPES:
+        return _TYPES[kind]
+    arch = _text(file, "general.architecture")
+    if arch in _ARCHITECTURES:
+        return _ARCHITECTURES[arch]
+    for key, what in _KEYS.items():
+        if key in file.kv:
+            return what
+    if not file.tensors and "tokenizer.ggml.model" in file.kv:
+        return VOCAB_ONLY
+    if kind not in (None, "model"):
+        return f"of general.type {printable(str(kind), 40)!r}, expected 'model'; give the model's GGUF file"
+    return None
+
+
+def is_head_only(file: GgufFile) -> bool:
+    """Whether it holds an MTP block and nothing of block 0. (llama.cpp looks for blk.0.attn_norm.weight.)"""
+    names = file.tensors
+    return any(name.endswith(".nextn.eh_proj.weight") for name in names) and not any(
+        name.startswith("blk.0.") for name in names
+    )
+
+
+def head_in_trunk(file: GgufFile, n_trunk: int) -> str | None:
+    """The first nextn tensor of a block below n_trunk: an MTP head that the keys count as a trunk layer."""
+    for name in file.tensors:
+        block = name.split(".", 2)
+        if name.startswith("blk.") and ".nextn." in name and block[1].isdecimal() and int(block[1][:9]) < n_trunk:
+            return name
+    return None
+
+
+def _text(file: GgufFile, key: str) -> str | None:
+    if file.kv.kind(key) != "str" or file.kv.size(key) > 100:
+        return None
+    return file.kv.raw(key).decode("utf-8", "replace")

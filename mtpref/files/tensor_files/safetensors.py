@@ -1,0 +1,151 @@
+"""safetensors: 8 bytes of header length, a JSON header, then the data.
+
+A reader of our own, since the container is a page: the safetensors package would be a dependency with a compiled part
+for forty lines, and its NumPy door cannot give BF16. The package reads what is written here, and the other way round
+(tests/test_tensor_files.py).
+Source: the format's own page, github.com/huggingface/safetensors README, "Format".
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.base.errors import MtprefError
+from mtpref.base.typed import Sized, Within, parse_json, read
+from mtpref.files.doors import map_regular
+from mtpref.files.gguf import printable, write_whole
+from mtpref.files.tensor_files.shapes import MAX_DIMENSIONS, shape_bytes
+
+MAX_HEADER = 100_000_000  # the package's own limit
+MAX_MEMORY = 384 << 20  # what a header of 100,000 tensors may become
+Size = Annotated[int, Within(0, (1 << 48) - 1)]
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1",
+}  # fmt: skip
+ITEM_BYTES = {name: np.dtype(text).itemsize for name, text in DTYPES.items()}
+_NAMES = {np.dtype(text): name for name, text in DTYPES.items() if name != "BF16"}
+_EXPECTED = "expected a .safetensors file"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One tensor of the header."""
+
+    dtype: str
+    shape: Annotated[tuple[Size, ...], Sized(0, MAX_DIMENSIONS)]
+    data_offsets: Annotated[tuple[Size, ...], Sized(2, 2)]
+
+
+class SafetensorsFile:
+    """A .safetensors file, open for reading. `names` are in the order of the data; `metadata` is its __metadata__."""
+
+    metadata: dict[str, str]
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.label = printable(str(path), 400)
+        self.metadata = {}
+        self._map = map_regular(self.path, self.label, _EXPECTED)
+        try:
+            self._tensors = self._header()
+        except MtprefError as error:
+            self.close()
+            raise MtprefError(f"{self.label}: damaged ({error}); {_EXPECTED}") from None
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name][1]
+
+    def dtype(self, name: str) -> str:
+        """The container's name of the type: F32, BF16, ..."""
+        return self._tensors[name][0]
+
+    def values(self, name: str) -> NDArray:
+        """A copy; BF16 comes as float32 (exact)."""
+        return self._copy(name, self._view(name))
+
+    def rows(self, name: str, index: slice | NDArray[np.intp]) -> NDArray:
+        """A copy of some rows (of the first dimension), in the order of the index; BF16 comes as float32."""
+        return self._copy(name, self._view(name)[index])
+
+    def _view(self, name: str) -> NDArray:
+        dtype_name, shape, start = self._tensors[name]
+        return np.frombuffer(self._map, DTYPES[dtype_name], math.prod(shape), start).reshape(shape)
+
+    def _copy(self, name: str, array: NDArray) -> NDArray:
+        if self.dtype(name) == "BF16":
+            return np.asarray((array.astype(np.uint32) << np.uint32(16)).view(np.float32))
+        return array.copy()
+
+    def release(self, name: str) -> None:
+        """Give back the memory of the pages that a tensor was read from; reading it again brings them back."""
+        dtype_name, shape, start = self._tensors[name]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            n_bytes = start + math.prod(shape) * np.dtype(DTYPES[dtype_name]).itemsize - first
+            if n_bytes > 0:
+                self._map.madvise(mmap.MADV_DONTNEED, first, n_bytes)
+
+    def close(self) -> None:
+        self._map.close()
+
+    def _header(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
+        n_bytes = len(self._map)
+        length = int.from_bytes(self._map[:8], "little")
+        if n_bytes < 8 or length > min(MAX_HEADER, n_bytes - 8):
+            raise MtprefError(f"a header of {length} bytes in a file of {n_bytes}")
+        header = read(dict[str, Any], parse_json(self._map[8 : 8 + length], max_memory=MAX_MEMORY), "the header")
+        self.metadata = read(dict[str, str], header.pop("__metadata__", None) or {}, "__metadata__")
+        found = [self._entry(name, record, 8 + length) for name, record in header.items()]
+        return dict(sorted(found, key=lambda item: item[1][2]))
+
+    def _entry(self, name: str, record: Any, data: int) -> tuple[str, tuple[str, tuple[int, ...], int]]:
+        what = f"tensor {printable(name)}"
+        entry: _Entry = read(_Entry, record, what)
+        if entry.dtype not in DTYPES:
+            raise MtprefError(f"{what} has type {printable(entry.dtype)}, not one of {', '.join(DTYPES)}")
+        (start, end), size = entry.data_offsets, shape_bytes(entry.shape, ITEM_BYTES[entry.dtype], f"{what}: shape")
+        if end - start != size or data + end > len(self._map):
+            raise MtprefError(f"{what} of shape {entry.shape} needs {size} bytes, has {start} .. {end} of the data")
+        return name, (entry.dtype, entry.shape, data + start)
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, NDArray], bf16: frozenset[str] = frozenset()) -> None:
+    """A .safetensors file; the same bytes for the same input.
+
+    bf16    names of uint16 arrays that hold BF16 bits
+    Errors  MtprefError for a target that cannot be written; ValueError for a type that the container lacks
+    """
+    header, offset, arrays = {}, 0, []
+    for name, given in tensors.items():
+        array = np.ascontiguousarray(given).reshape(given.shape)
+        dtype_name = "BF16" if name in bf16 else _NAMES.get(array.dtype.newbyteorder("<"))
+        if dtype_name is None:
+            raise ValueError(f"safetensors: {name} has dtype {array.dtype}")
+        header[name] = {
+            "dtype": dtype_name,
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+        arrays.append(array)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+
+    write_whole(path, write)

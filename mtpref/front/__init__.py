@@ -1,0 +1,1 @@
+"""The front: the library's door, the command line, the chapters."""

@@ -1,0 +1,203 @@
+"""The library's front door: `mtpref.load(path)` and what it returns.
+
+Owns the convenience around model, state and loop. Everything it does can be done with the parts it is made of.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mtpref.base.events import Event, RunEnded, Token
+from mtpref.engine import model as model_room
+from mtpref.engine.decode import Decoder, Drafter, Options, Statistics
+from mtpref.engine.model import Model
+from mtpref.engine.recipe import make_recipe
+from mtpref.engine.session import Session
+from mtpref.files import chat
+from mtpref.spec.contract import MtpContract, parse_contract
+from mtpref.spec.rope_scaling import RopeOverrides
+from mtpref.spec.state import ModelState
+
+
+def tiny_path() -> Path:
+    """The embedded tiny model's file."""
+    return Path(str(files("mtpref") / "data" / "tiny.gguf"))
+
+
+class Run:
+    """One generation: iterate for events, read `statistics` and `text` at any time."""
+
+    def __init__(self, decoder: Decoder, prompt_ids: Sequence[int], events: Iterator[Event] | None = None) -> None:
+        self.prompt_ids = list(prompt_ids)
+        self.ids: list[int] = []
+        self.texts: list[bytes] = []
+        self._decoder = decoder
+        self._events = decoder.run(prompt_ids) if events is None else events
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self._events:
+            if isinstance(event, Token):
+                self.ids.append(event.id)
+                self.texts.append(event.text)
+            elif isinstance(event, RunEnded):
+                self.texts.append(event.text)
+            yield event
+
+    @property
+    def statistics(self) -> Statistics:
+        return self._decoder.statistics
+
+    @property
+    def state(self) -> ModelState:
+        """The model state that the run works on."""
+        return self._decoder.state
+
+    @property
+    def text(self) -> str:
+        """The text generated so far, without its stop string; bytes that are not UTF-8 show as U+FFFD."""
+        return b"".join([*self.texts, self.held]).decode("utf-8", "replace")
+
+    @property
+    def held(self) -> bytes:
+        """The end of the text so far, as long as it may be the beginning of a stop string."""
+        return self._decoder.stop_strings.held
+
+    def finish(self) -> "Run":
+        """Run to the end, without looking at events."""
+        for _ in self:
+            pass
+        return self
+
+
+class LanguageModel:
+    """A loaded model. `core` is the model itself, for tensors and states."""
+
+    def __init__(self, core: Model) -> None:
+        self.core = core
+
+    @property
+    def has_mtp(self) -> bool:
+        return self.core.has_mtp
+
+    def encode(self, text: str, *, limit: int = 0) -> list[int]:
+        """Token ids of a text; one that has far more than `limit` is refused early (`Vocab.encode`)."""
+        return self.core.vocab.encode(text, limit=limit)
+
+    def chat_template(self, wanted: str | None = None) -> chat.ChatTemplate:
+        """The file's own chat template (None), or a variant, a built-in one, a file, or a template's text.
+
+        Errors  MtprefError where there is none of that name; it lists what there is
+        """
+        return chat.find_template(self.core.kv, wanted)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[chat.Message],
+        *,
+        template: str | chat.ChatTemplate | None = None,
+        now: datetime | None = None,
+        **template_args: Any,
+    ) -> chat.ChatPrompt:
+        """A conversation as a prompt (`text`, `ids`), for `generate`.
+
+        messages       [{"role": "user", "content": "..."}, ...]
+        template       as for `chat_template`
+        now            what a template that asks for the date is told (default: the time of the call)
+        template_args  e.g. enable_thinking=False
+        Errors         MtprefError, one line, where the template refuses the messages or is itself refused
+        """
+        if not isinstance(template, chat.ChatTemplate):
+            template = self.chat_template(template)
+        limit = self.core.config.n_ctx_train
+        return chat.chat_prompt(template, self.core.vocab, messages, template_args, now, limit)
+
+    def new_session(self, n_ctx: int = 0, *, checkpoint_every: int = 0) -> Session:
+        """An empty sequence for `generate(..., session=...)`: later prompts reuse what it holds (docs/sessions.md)."""
+        return Session(self.core, n_ctx, checkpoint_every=checkpoint_every)
+
+    def load_session(self, path: str | Path, n_ctx: int = 0, *, checkpoint_every: int = 0) -> Session:
+        """The sequence that `Session.save` wrote to a file."""
+        return Session.load(self.core, path, n_ctx, checkpoint_every=checkpoint_every)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | chat.ChatPrompt,
+        options: Options | None = None,
+        *,
+        n_ctx: int = 0,
+        state: ModelState | None = None,
+        session: Session | None = None,
+        drafter: Drafter | None = None,
+    ) -> Run:
+        """Start a generation; nothing runs until the result is iterated.
+
+        prompt   a text, token ids, or a conversation from `chat_prompt`
+        options  default: 128 tokens, drafting with the MTP head where the file has one
+        n_ctx    positions at most (0: the model's context length); state: reuse this one instead (it is cleared)
+        session  continue this sequence: what it holds of the prompt is not run again
+        drafter  propose drafts with this object instead of the MTP head
+        Errors   MtprefError for an empty prompt, or one that does not fit the context, when iteration starts
+        """
+        if options is None:
+            options = Options(spec_type="draft-mtp" if self.has_mtp else "none")
+        if isinstance(prompt, chat.ChatPrompt):
+            ids = list(prompt.ids)
+        else:
+            used = state if session is None else session.state
+            limit = (n_ctx if used is None else used.n_ctx) or self.core.config.n_ctx_train
+            ids = self.encode(prompt, limit=limit) if isinstance(prompt, str) else list(prompt)
+        if session is not None:
+            stops = (prompt.n_before_answer,) if isinstance(prompt, chat.ChatPrompt) else ()
+            decoder, events = session.start(ids, options, drafter, checkpoint_at=stops)
+        else:
+            decoder = Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter)
+            events = decoder.run(ids)
+        if isinstance(prompt, chat.ChatPrompt):
+            decoder.statistics.chat = prompt.to_json()
+        return Run(decoder, ids, events)
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    numerics: str = "ggml",
+    contract: str | MtpContract = "llama.cpp",
+    kv_type: str | None = None,
+    kv_type_draft: str | None = None,
+    use_kernels: bool | None = None,
+    repack: bool = True,
+    rope: RopeOverrides | None = None,
+    model_draft: str | Path | None = None,
+    mtp: bool = True,
+    check_tensors: bool = False,
+) -> LanguageModel:
+    """Open a GGUF file, or the first of a split model (None: the embedded tiny model).
+
+    numerics       ggml (what llama.cpp's CPU backend computes) or exact (float32 with float64 sums)
+    contract       an MtpContract, or its textual form: llama.cpp, training, "training,hidden=pre", ...
+    kv_type        F32, F16 or BF16 for the trunk's KV (default: F16 in ggml, F32 in exact numerics)
+    kv_type_draft  the same for the MTP block's KV
+    use_kernels    False: the readable spec instead of the Numba kernels (same bits, slow)
+    repack         False: the kernels read weights as they lie in the file (same bits, slower, no copy in memory)
+    rope           RoPE keys to set in place of the file's: RopeOverrides(scaling_type="yarn", freq_scale=0.25)
+    model_draft    a stand-alone MTP head (mtp-*.gguf) for a model without one, or in place of its own
+    mtp            False: the head is not loaded and takes no memory (for plain decoding)
+    check_tensors  look for NaN and infinity in all weights first
+    Errors         MtprefError, one line
+    """
+    if isinstance(contract, str):
+        contract = parse_contract(contract)
+    recipe = make_recipe(numerics, contract, use_kernels=use_kernels, repack=repack)
+    core = model_room.load(
+        path or tiny_path(),
+        recipe,
+        kv_type=kv_type,
+        kv_type_draft=kv_type_draft,
+        rope=rope,
+        model_draft=model_draft,
+        mtp=mtp,
+        check_tensors=check_tensors,
+    )
+    return LanguageModel(core)

@@ -1,0 +1,214 @@
+"""What a file's header, its small vectors and a sample of rows say. Bounded by the size of a header, not of a model.
+
+Owns the static findings. Nothing here decides a norm's convention: the head's layer norms are set beside the trunk's of
+the same kind, and only where all four lie one off in the same direction is it called suspect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.architectures import D2T
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.vocab.pretokenizers import known_names, unusual_pre
+from mtpref.heads.check.findings import Finding
+from mtpref.heads.check.sampling import FEW_BITS, sample_rows, vector
+from mtpref.spec.quants import DEQUANTIZABLE
+
+COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
+HEAD_NORMS = ("nextn.enorm.weight", "nextn.hnorm.weight", "nextn.shared_head_norm.weight", *COMPARABLE)
+LOW_BITS = FEW_BITS | {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"}
+SENSITIVE = ("nextn.eh_proj.weight", "nextn.shared_head_head.weight", "nextn.embed_tokens.weight")
+SPECTRAL = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+            "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")  # fmt: skip
+SPECTRAL_ROWS, SPECTRAL_COLUMNS, SPECTRAL_LAYERS = 256, 512, 3
+POWER_STEPS = 40
+TRAINED, NOISE = 1.25, 1.06  # of the edge of noise
+
+
+def inventory(report: dict[str, Any]) -> list[Finding]:
+    """The findings in an inspect report: what is declared against what is there."""
+    head, found = report["mtp"], []
+    status = head["status"]
+    where = f"{report['architecture']}.nextn_predict_layers"
+    by_status = {
+        "absent": ("head-absent", "no head: the key is absent or 0, and no nextn tensor is there"),
+        "missing": ("head-dropped", f"{head['declared']} declared, no nextn tensor there"),
+        "undeclared": ("head-undeclared", "absent or 0, and nextn tensors are there"),
+        "partial": ("shards-missing", "not all of the head is in this file of a split model"),
+    }
+    if status in by_status:
+        found.append(Finding(by_status[status][0], where, by_status[status][1]))
+    for block in head["blocks"]:
+        if status == "incomplete":
+            found += [Finding("head-incomplete", name, "missing, expected in every head") for name in block["missing"]]
+    named = {name for block in head["blocks"] for name in block["missing"]}
+    for line in report["problems"]:
+        name = line.split(" ", 1)[0].removesuffix(":")
+        if name in named or "holds nextn tensors" in line or "has no nextn tensor" in line:
+            continue
+        if line.startswith("tensor ") and "mtpref does not know" in line:
+            continue  # said by `unreadable`
+        if line.startswith("one file of a split model"):
+            found.append(Finding("shards-missing", "shards", line))
+        elif line.startswith("tensor ") and line.endswith("unexpected and not used"):
+            found.append(Finding("unused-tensor", line.split(" ")[1], "unexpected, and nothing reads it"))
+        else:
+            found.append(Finding("inventory", name, line))
+    shared = [f"{t['name'].split('.', 2)[-1]} = {t['from']}" for b in head["blocks"] for t in b["tensors"]
+              if t["source"] == "fallback"]  # fmt: skip
+    if head["blocks"] and status == "present":
+        found.append(Finding("fallbacks", "shared with the trunk", ", ".join(shared) or "nothing"))
+        found += list(_types(head["blocks"]))
+    return found
+
+
+def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
+    """Types without decoder among the tensors that a run would read: nothing can be said of their values.
+
+    unused   printable names of those that nothing reads
+    """
+    names: dict[str, list[str]] = {}
+    for info in file.tensors.values():
+        name = printable(info.name)
+        if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
+            names.setdefault(info.type_name, []).append(name)
+    more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
+    return [Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
+            for kind, found in names.items()]  # fmt: skip
+
+
+def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
+    own = [t for block in blocks for t in block["tensors"] if t["source"] == "own"]
+    counts: dict[str, list[str]] = {}
+    for t in own:
+        counts.setdefault(t["type"], []).append(t["name"].split(".", 2)[2].removesuffix(".weight"))
+    text = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(counts.items()))
+    yield Finding("types", "types", text)
+    for t in own:
+        if t["type"] in LOW_BITS and t["name"].endswith(SENSITIVE):
+            yield Finding("low-bits", t["name"], f"{t['type']}, expected Q8_0 or better where acceptance matters")
+
+
+# VALUES
+
+
+def norms_never_loaded(file: GgufFile, il: int) -> list[Finding]:
+    """Whether every norm of the head is exactly 1."""
+    found = (vector(file, f"blk.{il}.{name}") for name in HEAD_NORMS)
+    present = [x for x in found if x is not None]
+    if present and all(np.all(x == 1) for x in present):
+        return [Finding("norms-never-loaded", f"{len(present)} norms", "all values are exactly 1")]
+    return []
+
+
+def norms(file: GgufFile, il: int, recurrent: list[bool]) -> list[Finding]:
+    """Whether all of the head's layer norms lie one off the trunk's of the same kind."""
+    steps: dict[str, int] = {}
+    for name in COMPARABLE:
+        trunk = [mean for i in range(il) if not recurrent[i] and (mean := _mean(file, f"blk.{i}.{name}")) is not None]
+        head = _mean(file, f"blk.{il}.{name}")
+        if head is None or not trunk:
+            return []
+        distance = head - float(np.median(trunk))
+        steps[name] = min((-1, 0, 1), key=lambda step: abs(distance - step))
+    if len(set(steps.values())) == 1 and 0 not in steps.values():
+        step = next(iter(steps.values()))
+        where = "below" if step < 0 else "above"
+        names = ", ".join(name.removesuffix(".weight") for name in COMPARABLE)
+        return [Finding("norms-suspect", names, f"their means lie about 1 {where} those of the trunk's layers")]
+    return []
+
+
+def spectra(file: GgufFile, il: int) -> list[Finding]:
+    """Matrices of the head that look like noise, where the trunk's of the same kind do not.
+
+    The greatest singular value of a matrix of independent values of deviation s is about s (sqrt m + sqrt n); training
+    leaves some far above. Only kinds in which the trunk's are far above can tell.
+    """
+    found = []
+    for name in SPECTRAL:
+        if (head := _edge(file, f"blk.{il}.{name}")) is None or head > NOISE:
+            continue
+        layers = [i for i in range(il) if f"blk.{i}.{name}" in file.tensors][:SPECTRAL_LAYERS]
+        trunk = [e for i in layers if (e := _edge(file, f"blk.{i}.{name}")) is not None]
+        if trunk and min(trunk) >= TRAINED:
+            text = f"greatest singular value {head:.2f} of what noise has, in the trunk {min(trunk):.2f} or more"
+            found.append(Finding("random-matrix", f"blk.{il}.{name}", text))
+    return found
+
+
+def _edge(file: GgufFile, name: str) -> float | None:
+    info = file.tensors.get(name)
+    if info is None or len(info.shape) != 2 or info.type_name not in DEQUANTIZABLE:
+        return None
+    x = sample_rows(file, info, SPECTRAL_ROWS, SPECTRAL_COLUMNS).astype(np.float64)
+    deviation = float(x.std())
+    if not np.all(np.isfinite(x)) or deviation == 0.0:
+        return None
+    greatest = _greatest_singular(x - x.mean())
+    return greatest / (deviation * (np.sqrt(x.shape[0]) + np.sqrt(x.shape[1])))
+
+
+def _greatest_singular(x: NDArray[np.float64]) -> float:
+    """By power iteration: never above the true value, and near it where it stands apart."""
+    random = np.random.Generator(np.random.Philox(0))
+    v: NDArray[np.float64] = np.asarray(random.standard_normal(x.shape[1]), np.float64)
+    for _ in range(POWER_STEPS):
+        v = np.asarray(x.T @ (x @ v), np.float64)
+        v /= np.sqrt(np.dot(v, v))
+    return float(np.linalg.norm(x @ v))
+
+
+def _mean(file: GgufFile, name: str) -> float | None:
+    x = vector(file, name)
+    return None if x is None or not np.all(np.isfinite(x)) else float(np.mean(x, dtype=np.float64))
+
+
+# TOKENIZER
+
+
+def tokenizer(file: GgufFile) -> list[Finding]:
+    """What the keys of the vocabulary say, without building it."""
+    tokens = "tokenizer.ggml.tokens"
+    if tokens not in file.kv:
+        return [Finding("tokenizer", tokens, "missing, expected a vocabulary")]
+    found: list[Finding] = []
+    n_tokens = file.kv.size(tokens)
+    embd = file.tensors.get("token_embd.weight")
+    if embd is not None and len(embd.shape) == 2 and embd.shape[0] != n_tokens:
+        kind = "tokenizer" if n_tokens > embd.shape[0] else "tokenizer-note"
+        remedy = ": take the model's own tokenizer, or resize the embeddings before converting"
+        too_many = remedy if n_tokens > embd.shape[0] else ""
+        found.append(Finding(kind, tokens, f"{n_tokens} tokens, token_embd.weight has {embd.shape[0]} rows{too_many}"))
+    model, pre = (_text(file, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if model == "gpt2" and pre is None:
+        found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", "missing: ids may differ from those of training"))
+    elif model == "gpt2" and pre not in known_names():
+        found.append(
+            Finding("unsupported", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
+        )
+    elif model == "gpt2" and (odd := unusual_pre(str(_text(file, "general.architecture")), str(pre))) is not None:
+        found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", odd))
+    if model == "gpt2" and "tokenizer.ggml.merges" not in file.kv:
+        found.append(Finding("tokenizer", "tokenizer.ggml.merges", "missing: every byte would be a token of its own"))
+    for role in ("eos", "eot", "bos", "padding"):
+        id = file.get(f"tokenizer.ggml.{role}_token_id")
+        if isinstance(id, int) and not 0 <= id < n_tokens:
+            found.append(Finding("tokenizer", f"tokenizer.ggml.{role}_token_id", f"{id}, expected below {n_tokens}"))
+    if not any(f"tokenizer.ggml.{role}_token_id" in file.kv for role in ("eos", "eot", "eom")):
+        found.append(Finding("tokenizer-note", "tokenizer.ggml.eos_token_id", "missing: nothing may end a text"))
+    return found
+
+
+def _text(file: GgufFile, key: str) -> str | None:
+    try:
+        value = file.get(key)
+    except MtprefError:
+        return None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,189 @@
+"""A conversion from end to end: checkpoint in, GGUF file out, in bounded memory.
+
+Owns which tensors go in, their types, and what is refused or said. Facts: llama.cpp conversion/base.py
+(prepare_tensors): one-dimensional tensors, norms, the convolution and what is no .weight stay F32; a row that the
+type's block does not divide becomes F16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import QUANTIZATION_VERSION, WriteOptions, printable, tensor_bytes, write_gguf
+from mtpref.files.vocab.pretokenizers import unusual_pre
+from mtpref.heads.convert.expected import expected_shapes
+from mtpref.heads.convert.general import description
+from mtpref.heads.convert.keys import ARCH, Keys, hyper_parameters
+from mtpref.heads.convert.vocabulary import vocabulary
+from mtpref.heads.hf import Checkpoint, Inventory, Part, TextConfig, gguf_tensors, open_checkpoint, text_config
+from mtpref.spec.quants import TYPE_IDS, TYPES, quantize
+
+# --outtype -> (type of matrices, general.file_type as llama.cpp numbers it)
+OUTTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """outtype         f32, f16, bf16 or q8_0
+    which           "both", "mtp" (the head alone, as --mtp) or "trunk" (as --no-mtp)
+    allow_unmapped  go on without tensors that have no place in a GGUF
+    pre             the pre-tokenizer's name; None: found by behaviour
+    """
+
+    outtype: str = "bf16"
+    which: str = "both"
+    allow_unmapped: bool = False
+    pre: str | None = None
+
+
+@dataclass
+class Converted:
+    """What was written, and what is to be said about it."""
+
+    path: Path
+    n_tensors: int
+    n_mtp: int
+    types: dict[str, int]  # ggml type -> tensors
+    n_bytes: int  # of tensor data
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(
+    folder: str | Path, target: str | Path, settings: Settings, *, options: WriteOptions | None = None
+) -> Converted:
+    """Convert a checkpoint folder.
+
+    options   as `write_gguf` takes them
+    Errors    MtprefError: whatever the checkpoint lacks; tensors without a place (unless allowed); a head that
+              config.json declares and no tensor is of, or that is asked for and absent
+    """
+    with open_checkpoint(folder) as checkpoint:
+        made = plan(checkpoint, settings)
+        write_gguf(target, made.keys, made.tensors, options=options)
+    return _converted(Path(target), made.parts, made.n_mtp, made.notes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will write: keys and tensors as `write_gguf` takes them.
+
+    parts   (part, ggml type) of each    found: the whole checkpoint's inventory
+    """
+
+    keys: Keys
+    tensors: list[tuple[str, str, tuple[int, ...], Callable[[], Iterator[NDArray[np.uint8]]]]]
+    parts: list[tuple[Part, str]]
+    found: Inventory
+    n_mtp: int
+    notes: list[str]
+
+
+def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
+    """The plan for an open checkpoint, which must stay open until it is written. Errors: as `convert`"""
+    config = text_config(checkpoint.config, checkpoint.label)
+    found = gguf_tensors(checkpoint, config)
+    notes = _notes(checkpoint, found, settings)
+    n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
+    parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
+    _check_whole(checkpoint, config, parts, n_mtp, settings.which)
+    type_name, file_type = OUTTYPES[settings.outtype]
+    planned = [(part, _type(part, type_name)) for part in parts]
+    n_values = sum(math.prod(part.shape) for part in parts)
+    keys: Keys = description(checkpoint.folder, n_values)
+    keys += hyper_parameters(config, n_mtp, file_type)
+    keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
+    keys += vocabulary(checkpoint, config.vocab_size, settings.pre)
+    pre = next(value for key, value, _ in keys if key == "tokenizer.ggml.pre")
+    if (odd := unusual_pre(ARCH, pre)) is not None:
+        notes.append(odd)
+    tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
+    return Plan(keys, tensors, planned, found, n_mtp, notes)
+
+
+def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes: list[str]) -> Converted:
+    types = dict(Counter(kind for _, kind in planned))
+    n_bytes = sum(tensor_bytes(kind, part.shape) for part, kind in planned)
+    return Converted(target, len(planned), n_mtp, types, n_bytes, notes)
+
+
+def _type(part: Part, wanted: str) -> str:
+    if not part.place.tensor.is_matrix:
+        return "F32"
+    return "F16" if part.shape[-1] % TYPES[TYPE_IDS[wanted]].block_elements else wanted
+
+
+def _data(checkpoint: Checkpoint, part: Part, kind: str) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+    return lambda: (quantize(kind, piece) for piece in part.pieces(checkpoint))
+
+
+# WHAT IS THERE
+
+
+def _notes(checkpoint: Checkpoint, found: Inventory, settings: Settings) -> list[str]:
+    notes = []
+    if found.unmapped:
+        names = ", ".join(printable(name) for name in found.unmapped[:_LISTED])
+        more = f" and {len(found.unmapped) - _LISTED} more" if len(found.unmapped) > _LISTED else ""
+        if not settings.allow_unmapped:
+            raise MtprefError(f"{checkpoint.label}: {len(found.unmapped)} tensors have no place in a {ARCH} GGUF: "
+                              f"{names}{more}; expected qwen3_5's; leave them out with --allow-unmapped")  # fmt: skip
+        notes.append(f"left out, as --allow-unmapped says: {names}{more}")
+    if found.set_aside:
+        notes.append(
+            f"{len(found.set_aside)} tensors of vision or audio parts are left out: a text model has no use for them"
+        )
+    return notes
+
+
+def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings, notes: list[str]) -> int:
+    """MTP blocks that the file declares, after a word about whatever config.json and tensors disagree on."""
+    declared = config.mtp_num_hidden_layers or 0
+    present = found.n_mtp
+    if settings.which == "trunk":
+        if present:
+            notes.append("the MTP head is left out, as --no-mtp says")
+        return 0
+    if present > 1:
+        raise MtprefError(f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {ARCH} graph runs more; "
+                          "convert the trunk with --no-mtp")  # fmt: skip
+    if declared > 1 and present:
+        raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, the tensors have "
+                          "1 MTP block, expected as many: part of the head is lost, or config.json is wrong; take "
+                          "the original checkpoint, or correct config.json")  # fmt: skip
+    if declared and not present:
+        raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, and no tensor of an "
+                          "MTP head is there; did the program that saved it drop it? take the original checkpoint, "
+                          "or convert the trunk with --no-mtp")  # fmt: skip
+    if not present:
+        if settings.which == "mtp":
+            raise MtprefError(f"{checkpoint.label}: no tensor of an MTP head (mtp.*), expected one for --mtp")
+        notes.append("no MTP head: neither config.json nor the tensors have one")
+    elif not declared:
+        notes.append("config.json lacks mtp_num_hidden_layers; the tensors have an MTP head, which is kept")
+    return present
+
+
+def _check_whole(checkpoint: Checkpoint, config: TextConfig, parts: list[Part], n_mtp: int, which: str) -> None:
+    """Refuse a checkpoint that lacks a tensor which every such model has, or has it in another shape."""
+    found = {part.name: part.shape for part in parts}
+    expected = expected_shapes(config, n_mtp, has_trunk=which != "mtp")
+    missing = [name for name, (_, required) in expected.items() if required and name not in found]
+    if missing:
+        head = " of the MTP head" if ".nextn." in missing[0] or which == "mtp" else ""
+        raise MtprefError(f"{checkpoint.label}: {len(missing)} tensors{head} are missing, the first becomes "
+                          f"{missing[0]}; was the checkpoint saved whole?")  # fmt: skip
+    for name, shape in found.items():
+        wanted = expected.get(name, (None, False))[0]
+        if wanted is not None and shape != wanted:
+            raise MtprefError(
+                f"{checkpoint.label}: {name} would have shape {shape}, expected {wanted} as config.json's sizes say"
+            )

@@ -1,0 +1,186 @@
+"""The tokenizer of a checkpoint as GGUF keys: byte-level BPE, its added tokens, special ids, chat template.
+
+Owns token types and their order. Merges, special ids and the template are read by the gguf package's SpecialVocab, as
+llama.cpp's converter does. What is written is tried before anything is: mtpref's own vocabulary made of the keys must
+give the ids of the checkpoint's tokenizer.
+Facts: llama.cpp conversion/base.py (get_vocab_base).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import printable
+from mtpref.files.vocab.load import load_vocab
+from mtpref.heads.convert.general import quiet, recorded
+from mtpref.heads.convert.keys import Keys
+from mtpref.heads.convert.pre import PROBE, find_pre
+from mtpref.heads.hf import Checkpoint
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+MAX_VOCAB = 1 << 20
+_LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+_BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
+
+
+def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, pre: str | None = None) -> Keys:
+    """The tokenizer.* keys.
+
+    n_vocab   rows of the embedding (config.json's vocab_size): ids behind the tokenizer's own become unused tokens
+    pre       the pre-tokenizer's name, where it is not to be found by behaviour
+    Errors    MtprefError: no or damaged tokenizer.json, no byte-level BPE, more tokens than rows, an unknown
+              pre-tokenizer, a vocabulary that gives other ids than the tokenizer
+    """
+    tokenizer, found = _load(checkpoint)
+    label = f"{checkpoint.label}: tokenizer.json"
+    tokens, types = _tokens(tokenizer, n_vocab, label)
+    pre = pre or find_pre(tokenizer, ignore_merges=bool(found["model"].get("ignore_merges")), label=label)
+    keys: Keys = [
+        ("tokenizer.ggml.model", "gpt2", "str"),
+        ("tokenizer.ggml.pre", pre, "str"),
+        ("tokenizer.ggml.tokens", tokens, "arr:str"),
+        ("tokenizer.ggml.token_type", types, "arr:i32"),
+    ]
+    keys += [pair for pair in _special(checkpoint, found) if pair[0] != "general.architecture"]
+    _check_ids(tokenizer, keys, label)
+    return keys
+
+
+def _load(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer, and tokenizer.json as it stands."""
+    found = checkpoint.json("tokenizer.json")
+    label = f"{checkpoint.label}: tokenizer.json"
+    if found is None:
+        raise MtprefError(f"{label}: there is none, expected a byte-level BPE tokenizer")
+    model = found.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise MtprefError(f"{label}: a tokenizer of type {printable(repr(kind))}, expected byte-level BPE")
+    try:
+        tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    except Exception as error:  # the package throws bare Exception
+        raise MtprefError(
+            f"{label}: cannot be read ({printable(str(error), 160)}); a newer tokenizers package may"
+        ) from None
+    _add_configured(checkpoint, tokenizer)
+    return tokenizer, found
+
+
+def _add_configured(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Tokens that only tokenizer_config.json adds, by id, as transformers does."""
+    config = checkpoint.json("tokenizer_config.json") or {}
+    added = config.get("added_tokens_decoder")
+    if not isinstance(added, dict):
+        return
+    where = f"{checkpoint.label}: tokenizer_config.json: added_tokens_decoder"
+    known = set(tokenizer.get_vocab(with_added_tokens=True))
+    entries = [(i, e) for i, e in added.items() if isinstance(e, dict) and isinstance(e.get("content"), str)]
+    if len(entries) != len(added) or not all(i.isascii() and i.isdecimal() and len(i) < 10 for i, _ in entries):
+        raise MtprefError(f"{where}: an entry has another form, expected id -> object with content")
+    for id_text, entry in sorted(entries, key=lambda pair: int(pair[0])):
+        text = entry["content"]
+        if text in known or not text:
+            continue
+        token = AddedToken(
+            text,
+            normalized=bool(entry.get("normalized")),
+            special=bool(entry.get("special")),
+            lstrip=bool(entry.get("lstrip")),
+            rstrip=bool(entry.get("rstrip")),
+            single_word=bool(entry.get("single_word")),
+        )
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(text) != int(id_text):
+            raise MtprefError(f"{where}: {printable(text)} has id {id_text}, expected {tokenizer.token_to_id(text)}, "
+                              "the next one behind tokenizer.json's")  # fmt: skip
+
+
+def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list[str], list[int]]:
+    """Texts and types by id; an id without a token is [PADn], unused."""
+    by_id = {id: text for text, id in tokenizer.get_vocab(with_added_tokens=True).items()}
+    n_needed = max(by_id, default=-1) + 1
+    n_rows = n_needed if n_vocab is None else n_vocab
+    if n_rows < n_needed <= MAX_VOCAB:
+        first = next(text for id, text in sorted(by_id.items()) if id >= n_rows)
+        raise MtprefError(
+            f"{label}: tokens have ids up to {n_needed - 1}, config.json's vocab_size is {n_rows}, so that "
+            f"{n_needed - n_rows} (first {printable(first)}) have no row of the embeddings, expected one each; "
+            "take added tokens that the model was not trained with out of tokenizer.json and tokenizer_config.json, or "
+            f"resize the embeddings to {n_needed} rows before saving"
+        )
+    if not 0 < n_needed <= n_rows <= MAX_VOCAB:
+        raise MtprefError(f"{label}: ids up to {n_needed - 1}, expected some, all below config.json's vocab_size "
+                          f"{n_rows} (at most {MAX_VOCAB})")  # fmt: skip
+    added = tokenizer.get_added_tokens_decoder()
+    texts, types = [], []
+    for id in range(n_rows):
+        text = by_id.get(id)
+        if text is None:
+            texts.append(f"[PAD{id}]")
+            types.append(UNUSED)
+        elif id in added:
+            text, kind = _added(tokenizer, text, added[id])
+            texts.append(text)
+            types.append(kind)
+        else:
+            texts.append(text)
+            types.append(NORMAL)
+    return texts, types
+
+
+def _added(tokenizer: Tokenizer, text: str, token: Any) -> tuple[str, int]:
+    if not token.normalized:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        text = tokenizer.decode(ids, skip_special_tokens=False)
+    if token.special or _looks_special(text):
+        return text, CONTROL
+    return text.replace("\u2581", " "), USER_DEFINED
+
+
+def _looks_special(text: str) -> bool:
+    return text in _LOOKS_SPECIAL or any(text.startswith(a) and text.endswith(b) for a, b in _BRACKETS)
+
+
+def _special(checkpoint: Checkpoint, found: dict[str, Any]) -> Keys:
+    """Merges, special ids, add_bos, chat template."""
+
+    def fill(writer: Any) -> None:
+        import gguf
+
+        gguf.SpecialVocab(checkpoint.folder, load_merges=True).add_to_gguf(writer, quiet=True)
+
+    keys = recorded(fill, f"{checkpoint.label}: tokenizer files")
+    return _with_flags(keys) if _is_byte_level(found) else keys
+
+
+def _is_byte_level(found: dict[str, Any]) -> bool:
+    """Whether what the tokenizer does behind the merges adds no tokens of its own."""
+    given = found.get("post_processor")
+    steps = given.get("processors", [given]) if isinstance(given, dict) else []
+    return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
+
+
+def _with_flags(keys: Keys) -> Keys:
+    """add_bos_token and add_eos_token are false where nothing says them; older gguf packages leave them out."""
+    flags = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
+    given = {key: value for key, value, _ in keys}
+    last = ("tokenizer.chat_template", "tokenizer.ggml.normalizer")
+    at = next((i for i, pair in enumerate(keys) if pair[0].startswith(last)), len(keys))
+    head = [pair for pair in keys[:at] if pair[0] not in flags]
+    return head + [(key, given.get(key, False), "bool") for key in flags] + keys[at:]
+
+
+def _check_ids(tokenizer: Tokenizer, keys: Keys, label: str) -> None:
+    """Refuse a vocabulary whose ids are not the tokenizer's."""
+    with quiet():
+        vocab = load_vocab({key: value for key, value, _ in keys})
+    wanted = tokenizer.encode(PROBE, add_special_tokens=False).ids
+    got = vocab.encode(PROBE, add_special=False, parse_special=True)
+    if got != wanted:
+        at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
+        texts = [printable(vocab.decode(ids[at : at + 3])) for ids in (got, wanted)]
+        raise MtprefError(f"{label}: as a GGUF vocabulary it gives other ids from token {at} of the probe text on "
+                          f"({texts[0]} for {texts[1]}), expected the same; does it normalise the text?")  # fmt: skip

@@ -1,0 +1,195 @@
+"""A checkpoint folder: its configuration and its tensors, wherever the index says they are.
+
+Owns the finding of files and the limits on what a folder can make a reader hold. Tensors are read over mmap, rows at a
+time. Knows nothing of architectures (see names.py, config.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.base.errors import MtprefError
+from mtpref.base.typed import parse_json
+from mtpref.files.doors import read_regular
+from mtpref.files.gguf import printable
+from mtpref.files.tensor_files.safetensors import SafetensorsFile
+
+CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+ADAPTER = "adapter_config.json"
+MAX_JSON = 64 << 20  # bytes; the index of a model with 100,000 tensors has 10 MB
+MAX_MEMORY = 384 << 20  # what that index, or the tokenizer.json of 262,144 tokens, may become
+MAX_FILES = 4096
+MAX_NAME = 255  # bytes: what file systems take
+_EXPECTED = "expected a checkpoint folder with config.json and safetensors files"
+
+
+class Checkpoint:
+    """An open checkpoint. `names` are the tensors' own names: file by file as the files' names sort, sorted in each.
+
+    That is the order in which llama.cpp's converter visits them. `config` is config.json as it stands; `metadata` the
+    safetensors headers' own, of the first file.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], files: dict[str, SafetensorsFile]) -> None:
+        self.folder, self.config, self.files = folder, config, files
+        self.label = printable(str(folder), 400)
+        self._file_of = {name: files[file] for file in sorted(files) for name in sorted(files[file].names)}
+        self.names = list(self._file_of)
+        self.metadata = files[min(files)].metadata if files else {}
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file_of[name].shape(name)
+
+    def dtype(self, name: str) -> str:
+        """The container's name: F32, F16, BF16, ..."""
+        return self._file_of[name].dtype(name)
+
+    def values(self, name: str) -> NDArray:
+        """A copy of the whole tensor; BF16 comes as float32 (exact)."""
+        return self._file_of[name].values(name)
+
+    def rows(self, name: str, index: slice | NDArray[np.intp]) -> NDArray:
+        """A copy of some rows (of the first dimension), in the order of the index; BF16 comes as float32."""
+        return self._file_of[name].rows(name, index)
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's pages."""
+        self._file_of[name].release(name)
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Another JSON file of the folder (tokenizer_config.json, ...), or None where there is none.
+
+        Errors   MtprefError for one that is no JSON object, or too large
+        """
+        return _json(self.folder / name) if (self.folder / name).is_file() else None
+
+    def text(self, name: str) -> str | None:
+        """A text file of the folder, or None where there is none."""
+        path = self.folder / name
+        return _text(path) if path.is_file() else None
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether the path is a folder with a config.json."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint folder.
+
+    Errors   MtprefError: no folder, no or damaged config.json, an index that names files outside the folder or that
+             are missing, files and index that disagree on their tensors, a tensor in two files, damaged safetensors
+    """
+    folder = Path(path)
+    label = printable(str(path), 400)
+    if not folder.is_dir():
+        raise MtprefError(f"{label}: not a folder, {_EXPECTED}")
+    if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (INDEX, WHOLE)):
+        raise MtprefError(f"{label}: a LoRA adapter ({ADAPTER}), not a model; merge it into its base model and give "
+                          "the merged folder (what saves it may drop mtp.*: see mtpref check)")  # fmt: skip
+    if not (folder / CONFIG).is_file():
+        raise MtprefError(f"{label}: no {CONFIG}, {_EXPECTED}; is it one folder further down?")
+    config = _json(folder / CONFIG)
+    index = _index(folder)
+    files: dict[str, SafetensorsFile] = {}
+    try:
+        for name in _file_names(folder, index):
+            files[name] = SafetensorsFile(folder / name)
+        _check_names(label, index, files)
+    except BaseException:
+        for file in files.values():
+            file.close()
+        raise
+    return Checkpoint(folder, config, files)
+
+
+def _index(folder: Path) -> dict[str, str] | None:
+    """Tensor name -> file name, or None where there is no index."""
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    found = _json(path).get("weight_map")
+    label = printable(str(path), 400)
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise MtprefError(f"{label}: no weight_map, expected an object of tensor name -> file name")
+    for file in found.values():
+        if Path(file).name != file or not file.endswith(".safetensors") or len(file.encode()) > MAX_NAME:
+            raise MtprefError(f"{label}: names the file {printable(file)}, expected a .safetensors file beside it")
+    return found
+
+
+def _file_names(folder: Path, index: dict[str, str] | None) -> list[str]:
+    """The files to open, sorted."""
+    label = printable(str(folder), 400)
+    if index is None:
+        names = sorted(p.name for p in folder.glob("model*.safetensors"))
+        if not names:
+            others = sorted(p.name for p in folder.glob("*.bin"))[:1]
+            hint = f"; it has {printable(others[0])}: save it as safetensors first" if others else ""
+            raise MtprefError(f"{label}: neither {INDEX} nor {WHOLE}, {_EXPECTED}{hint}")
+    else:
+        names = sorted(set(index.values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise MtprefError(f"{label}: {len(missing)} of {len(names)} files of {INDEX} are missing, the first is "
+                              f"{printable(missing[0])}; is the download complete?")  # fmt: skip
+    if len(names) > MAX_FILES:
+        raise MtprefError(f"{label}: {len(names)} safetensors files, expected at most {MAX_FILES}")
+    return names
+
+
+def _check_names(label: str, index: dict[str, str] | None, files: dict[str, SafetensorsFile]) -> None:
+    """Every tensor in one file, and the index of one mind with the files."""
+    seen: dict[str, str] = {}
+    for file in files:
+        for name in files[file].names:
+            if name in seen:
+                raise MtprefError(f"{label}: tensor {printable(name)} is in {printable(seen[name])} and in "
+                                  f"{printable(file)}, expected it once")  # fmt: skip
+            seen[name] = file
+    if index is None:
+        return
+    missing = sorted(set(index) - set(seen))
+    extra = sorted(set(seen) - set(index))
+    if missing:
+        raise MtprefError(f"{label}: {INDEX} lists {len(missing)} tensors that no file has, the first is "
+                          f"{printable(missing[0])}; is the download complete?")  # fmt: skip
+    if extra:
+        raise MtprefError(f"{label}: {len(extra)} tensors are in the files and not in {INDEX}, the first is "
+                          f"{printable(extra[0])}; expected the index of these very files")  # fmt: skip
+
+
+def _text(path: Path) -> str:
+    label = printable(str(path), 400)
+    try:
+        return read_regular(path, label, "expected a text of a checkpoint folder", MAX_JSON).decode("utf-8")
+    except UnicodeDecodeError:
+        raise MtprefError(f"{label}: no UTF-8 text, expected one; download it again") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    raw = _text(path).encode("utf-8")
+    try:
+        found = parse_json(raw, max_memory=MAX_MEMORY)
+    except MtprefError as error:
+        raise MtprefError(f"{printable(str(path), 400)}: {error}; is it damaged?") from None
+    if not isinstance(found, dict):
+        raise MtprefError(f"{printable(str(path), 400)}: a {type(found).__name__}, expected a JSON object")
+    return found

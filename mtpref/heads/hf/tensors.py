@@ -1,0 +1,164 @@
+"""A checkpoint's tensors under GGUF names and conventions, as a plan of rows: which of which tensor, in which order.
+
+Owns the inventory: what becomes what, what is set aside, what has no place. Every change that a conversion makes is a
+choice of rows and columns and, for three kinds of tensor, one operation on values, so that any tensor can be streamed.
+Names and orders come from the data sheet (mtpref/architectures).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.architectures import SHARED, Place, fused_of, place_of
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import printable
+from mtpref.heads.hf.checkpoint import Checkpoint
+from mtpref.heads.hf.config import TextConfig
+from mtpref.heads.hf.names import canonical, is_buffer, is_multimodal
+
+PIECE_VALUES = 1 << 20  # values in memory at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """One GGUF tensor to be made: of these rows of a tensor of the checkpoint, these columns, one operation.
+
+    rows, columns   None: all, in order
+    shape           of the result, NumPy order
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    rows: NDArray[np.intp] | None
+    columns: NDArray[np.intp] | None
+    place: Place
+
+    @property
+    def is_head(self) -> bool:
+        return self.place.is_head
+
+    def pieces(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
+        """The tensor's rows in order, float32, as many at a time as PIECE_VALUES allow (at least one)."""
+        width = math.prod(self.shape[1:])
+        step = max(1, PIECE_VALUES // max(width, 1))
+        for first in range(0, self.shape[0], step):
+            last = min(first + step, self.shape[0])
+            index = slice(first, last) if self.rows is None else self.rows[first:last]
+            x = self.place.tensor.change.apply_values(checkpoint.rows(self.source, index))
+            x = x.reshape(last - first, *self.shape[1:])
+            yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
+            checkpoint.release(self.source)
+
+    def values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        """The whole tensor, float32."""
+        return np.concatenate(list(self.pieces(checkpoint)))
+
+
+@dataclass
+class Inventory:
+    """What a checkpoint holds. `unmapped`: without a place in a GGUF; `set_aside`: of vision and audio parts."""
+
+    parts: list[Part] = field(default_factory=list)
+    unmapped: list[str] = field(default_factory=list)
+    set_aside: list[str] = field(default_factory=list)
+    n_mtp: int = 0  # MTP blocks among the tensors
+
+    def of_head(self) -> list[Part]:
+        """What a stand-alone head's file holds: the head, and what it shares with the trunk."""
+        return [part for part in self.parts if part.is_head or part.name in SHARED]
+
+    def of_trunk(self) -> list[Part]:
+        return [part for part in self.parts if not part.is_head]
+
+
+def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
+    """The plan of every tensor, in the checkpoint's order.
+
+    Errors   MtprefError: two tensors that become one, a shape that the operation cannot take
+    """
+    found = Inventory()
+    taken: dict[str, str] = {}
+    for source in checkpoint.names:
+        if is_multimodal(source):
+            found.set_aside.append(source)
+            continue
+        if is_buffer(source):
+            continue
+        parts = _parts(checkpoint, config, source)
+        if parts is None:
+            found.unmapped.append(source)
+            continue
+        for part in parts:
+            if part.name in taken:
+                raise MtprefError(f"{checkpoint.label}: {printable(taken[part.name])} and {printable(source)} both "
+                                  f"become {part.name}, expected one of them")  # fmt: skip
+            taken[part.name] = source
+            found.parts.append(part)
+    blocks = {int(part.name.split(".")[1]) for part in found.parts if part.is_head}
+    found.n_mtp = max(blocks) + 1 - config.num_hidden_layers if blocks else 0
+    return found
+
+
+def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part] | None:
+    """The GGUF tensors that one tensor of the checkpoint becomes, or None where it has no place."""
+    name = canonical(source)
+    shape, made = checkpoint.shape(source), []
+    for piece, rows in _split(checkpoint, config, source, name, shape):
+        place = place_of(config.sheet, piece, config.num_hidden_layers)
+        if place is None:
+            return None
+        made.append(_part(checkpoint, config, source, place, rows))
+    return made
+
+
+def _split(
+    checkpoint: Checkpoint, config: TextConfig, source: str, name: str, shape: tuple[int, ...]
+) -> list[tuple[str, NDArray[np.intp] | None]]:
+    """(canonical name, its rows; None: all), more than one for a fused tensor."""
+    found = fused_of(config.sheet, name, config.num_hidden_layers)
+    if found is None:
+        return [(name, None)]
+    fused, names = found
+    if fused.rows is not None:
+        return list(zip(names, fused.rows(config.values), strict=True))
+    return [(part, _share(shape, i, len(names), checkpoint, source)) for i, part in enumerate(names)]
+
+
+def _share(shape: tuple[int, ...], i: int, n: int, checkpoint: Checkpoint, source: str) -> NDArray[np.intp]:
+    """The rows of part i of n equal ones."""
+    if not shape or shape[0] % n:
+        raise MtprefError(f"{checkpoint.label}: {printable(source)}: shape {shape}, expected rows in {n} equal parts")
+    size = shape[0] // n
+    return np.arange(i * size, (i + 1) * size)
+
+
+def _part(
+    checkpoint: Checkpoint,
+    config: TextConfig,
+    source: str,
+    place: Place,
+    rows: NDArray[np.intp] | None,
+) -> Part:
+    change = place.tensor.change
+    shape = checkpoint.shape(source)
+    what = f"{checkpoint.label}: {printable(source)}: shape {shape}"
+    if not shape or len(shape) > 3 or min(shape) < 1:
+        raise MtprefError(f"{what}, expected one to three positive dimensions")
+    if change.squeeze:
+        if len(shape) == 3 and shape[1] != 1:
+            raise MtprefError(f"{what}, expected (channels, 1, kernel)")
+        shape = (shape[0], shape[-1])
+    if rows is not None and (n_needed := int(rows.max()) + 1) > shape[0]:
+        raise MtprefError(f"{what}, expected {n_needed} rows or more, as config.json's sizes say")
+    n_rows = shape[0] if rows is None else len(rows)
+    order = change.rows.source(n_rows, config.values) if change.rows else None
+    if order is not None:
+        rows = order if rows is None else rows[order]
+    columns = change.columns.source(shape[-1], config.values) if change.columns and len(shape) == 2 else None
+    return Part(place.name, source, (n_rows, *shape[1:]), rows, columns, place)

@@ -1,0 +1,261 @@
+"""Layer kinds and the MTP head of a file: what the keys declare against what the tensors show.
+
+Owns the judgement (kinds, missing, unexpected and mis-shaped tensors, fallbacks); the names and shapes are
+those of the architecture's data sheet. Never trusts a count from the file to loop by.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Tensor, numbers, trimmed
+from mtpref.base.errors import MtprefError
+from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable
+from mtpref.files.identify import REDECLARE
+
+MTP = "mtp"  # the name of every head's block
+MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
+DROPPED = (
+    "the conversion or quantisation dropped the head; put one in with mtpref graft, drop the key with mtpref strip, or "
+    "convert again from a checkpoint with mtp.* tensors"
+)
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
+
+
+@dataclass
+class Layout:
+    """What the file says about its blocks. `kinds`: declared kind of block 0, 1, ...; empty when unknown."""
+
+    arch: str
+    blocks: dict[int, list[TensorInfo]]  # block -> its tensors, in file order
+    kinds: list[str] = field(default_factory=list)
+    declared_by: str | None = None
+    n_mtp: int | None = None  # declared MTP blocks; None for architectures that mtpref does not know
+    values: dict[str, int] = field(default_factory=dict)  # counts by the data sheet's names
+    sheet: Architecture | None = None  # None for architectures that mtpref does not know
+    partial: bool = False  # one file of a split model, alone: what is missing may be in another
+
+    @property
+    def has_trunk(self) -> bool:
+        return any(t.name == "blk.0.attn_norm.weight" for t in self.blocks.get(0, ()))
+
+
+def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[str]) -> Layout:
+    """Blocks by number, and for a supported architecture their declared kinds."""
+    blocks: dict[int, list[TensorInfo]] = {}
+    for t in f.tensors.values():
+        if m := _BLOCK.fullmatch(t.name):
+            blocks.setdefault(int(m[1]), []).append(t)
+    layout = Layout(arch, blocks)
+    if not supported:
+        return layout
+    sheet = layout.sheet = ARCHITECTURES[arch]
+    n_blocks = _integer(f, f"{arch}.block_count")
+    if n_blocks is None or not 1 <= n_blocks <= MAX_BLOCKS:
+        problems.append(f"key {arch}.block_count is {n_blocks}, expected an integer from 1 to {MAX_BLOCKS}")
+        return layout
+    n_mtp = _integer(f, f"{arch}.nextn_predict_layers") or 0
+    if not 0 <= n_mtp < n_blocks:
+        problems.append(f"key {arch}.nextn_predict_layers is {n_mtp}, expected less than block_count = {n_blocks}")
+        n_mtp = 0
+    layout.n_mtp = n_mtp
+    found: list[str] = []
+    declared, layout.declared_by = sheet.layers.declared(_Keys(f, arch), n_blocks, n_blocks - n_mtp, found)
+    problems += [problem.replace("key ", f"key {arch}.", 1) for problem in found]
+    layout.kinds = [block.name for block in declared] + [MTP] * n_mtp
+    layout.values = _symbol_values(f, sheet)
+    return layout
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """A file's keys as a data sheet asks for them."""
+
+    f: GgufFile
+    arch: str
+
+    def integer(self, key: str) -> int | None:
+        return _integer(self.f, f"{self.arch}.{key}")
+
+    def flags(self, key: str, n: int) -> list[bool] | str | None:
+        key = f"{self.arch}.{key}"
+        if key not in self.f.kv:
+            return None
+        try:
+            value = self.f.kv[key]
+            if not isinstance(value, GgufArray):
+                return [bool(value)] * n
+            return [bool(v) for v in value.to_numpy()] if len(value) == n else f"has {len(value)} elements"
+        except MtprefError:
+            return f"is {self.f.kv.kind(key)}"
+
+
+def _symbol_values(f: GgufFile, sheet: Architecture) -> dict[str, int]:
+    arch = sheet.name
+    found = {symbol: _integer(f, f"{arch}.{key}") for symbol, key in sheet.symbols.items()}
+    tokens = "tokenizer.ggml.tokens"
+    found["n_vocab"] = f.kv.size(tokens) if tokens in f.kv else _integer(f, f"{arch}.vocab_size")
+    if D2T.name in f.tensors:
+        found["n_draft_vocab"] = f.tensors[D2T.name].shape[0]
+    return {symbol: value for symbol, value in found.items() if value is not None}
+
+
+def _integer(f: GgufFile, key: str) -> int | None:
+    value = f.get(key) if f.kv.kind(key) not in (None, "str") else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def kind_found(tensors: list[TensorInfo], sheet: Architecture | None) -> str:
+    """The block that its tensors show: a name of the data sheet's, "empty" or "unknown"."""
+    names = {t.name.split(".", 2)[2] for t in tensors}
+    blocks = sheet.blocks if sheet else [block for one in ARCHITECTURES.values() for block in one.blocks]
+    for block in reversed(blocks):  # the head's first: it has a trunk layer's tensors too
+        if any(name.startswith(block.marks) for name in names):
+            return block.name
+    return "unknown" if names else "empty"
+
+
+def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
+    """declared_by, counts by kind, and for each block its declared kind, the kind found, tensors and bytes."""
+    indices = range(len(layout.kinds)) if layout.kinds else sorted(layout.blocks)
+    rows: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    for i in indices:
+        tensors = layout.blocks.get(i, [])
+        found = kind_found(tensors, layout.sheet)
+        kind = layout.kinds[i] if layout.kinds else "unknown"
+        counts[kind] = counts.get(kind, 0) + 1
+        n_bytes = sum(t.n_bytes for t in tensors)
+        rows.append({"index": i, "kind": kind, "found": found, "n_tensors": len(tensors), "bytes": n_bytes})
+    return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
+
+
+def _tables(sheet: Architecture) -> dict[str, list[Tensor]]:
+    """Name of a block -> its tensors, the head's with what stands around its block."""
+    tables = {block.name: list(block.all_tensors()) for block in sheet.layers.all_blocks()}
+    return tables | ({sheet.head.block.name: list(sheet.head.all_tensors())} if sheet.head else {})
+
+
+def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict[str, str]]:
+    """Compare all tensors with the tables; add to `problems`; give the fallbacks that are in use."""
+    sheet = layout.sheet
+    if not layout.kinds or sheet is None:
+        return []  # the blocks are not known, and `problems` says why
+    specs = list(sheet.tensors)
+    tables = _tables(sheet)
+    for i, kind in enumerate(layout.kinds):
+        if kind != MTP and not layout.has_trunk:
+            continue  # a head-only file holds no trunk block
+        found = kind_found(layout.blocks.get(i, []), sheet)
+        if found not in (kind, "empty") and not layout.partial:
+            problems.append(f"blk.{i} is declared {kind}, its tensors are those of kind {found}")
+            kind = found if found in tables else kind
+        specs += [tensor.at(i) for tensor in tables[kind]]
+    if D2T.name in f.tensors:
+        specs = trimmed(specs, has_trunk=layout.has_trunk)
+    fallbacks = []
+    for spec in specs:
+        info = f.tensors.get(spec.name)
+        if info is not None:
+            expected = numbers(spec.shape, layout.values)
+            if expected is not None and info.shape != expected:
+                formula = ", ".join(map(str, spec.shape))
+                problems.append(f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})")
+            continue
+        stand_in = next((name for name in spec.fallback if name in f.tensors), None)
+        if layout.partial:
+            continue
+        if stand_in is not None:
+            fallbacks.append({"tensor": spec.name, "from": stand_in})
+        else:
+            problems.append(f"{spec.name} is missing" + ("" if spec.required else ", and so is what stands in for it"))
+    known = {spec.name for spec in specs}
+    problems += [f"tensor {printable(name)} is unexpected and not used" for name in f.tensors if name not in known]
+    return fallbacks
+
+
+def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[str]) -> dict[str, Any]:
+    """The MTP head.
+
+    status      "present"; "incomplete" (required tensors are missing); "missing" (declared, no tensor of it is
+                there); "undeclared" (tensors without the key); "absent"; "partial" (not all of it is in this
+                file of a split model); "unknown" (architecture not supported, or no usable block_count)
+    declared    MTP blocks by the key nextn_predict_layers, None when unknown
+    blocks      for each: index, missing, and its tensors with source "own", "fallback" or "missing"
+    unexpected  tensors named nextn, or of an MTP block, that the head does not have
+    """
+    found = sorted(i for i, tensors in layout.blocks.items() if kind_found(tensors, layout.sheet) == MTP)
+    declared = [i for i, kind in enumerate(layout.kinds) if kind == MTP]
+    shown = declared or found
+    head = layout.sheet.head.all_tensors() if layout.sheet and layout.sheet.head else ()
+    known = {tensor.at(i).name for i in shown for tensor in head}
+    unexpected = [
+        t.name for i, tensors in layout.blocks.items() for t in tensors
+        if t.name not in known and (i in declared or ".nextn." in t.name)
+    ]  # fmt: skip
+    if not supported:
+        names = [t.name for i in found for t in layout.blocks[i] if ".nextn." in t.name]
+        if not layout.partial:
+            problems += _head_of_unknown(f, layout.arch, names)
+        return {"status": "unknown", "declared": None, "trunk": None, "blocks": [], "unexpected": names}
+    blocks = [_describe_mtp_block(f, head, i) for i in shown]
+    status = _head_status(layout, declared, found, blocks)
+    if status == "undeclared":
+        problems.append(
+            f"blk.{found[0]} holds nextn tensors, but key {layout.arch}.nextn_predict_layers is absent or 0: the head "
+            f"is not used; {REDECLARE}, or convert the model again with its MTP layers counted"
+        )
+    if status == "missing":
+        problems.append(
+            f"key {layout.arch}.nextn_predict_layers is {len(declared)}, but blk.{declared[0]} has no nextn tensor: "
+            f"{DROPPED}"
+        )
+    trunk = layout.has_trunk
+    return {
+        "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
+    }  # fmt: skip
+
+
+def _head_of_unknown(f: GgufFile, arch: str, names: list[str]) -> list[str]:
+    """What keys and names alone say of the head of an architecture whose blocks are not known."""
+    key = f"{arch}.nextn_predict_layers"
+    declared = _integer(f, key) or 0
+    if declared > 0 and not names:
+        return [f"key {key} is {declared}, and no tensor is named nextn: {DROPPED}"]
+    if names and declared <= 0:
+        return [f"{printable(names[0])} and {len(names) - 1} more are there, and key {key} is absent or 0: the head is "
+                f"not used; {REDECLARE}, or convert the model again"]  # fmt: skip
+    return []
+
+
+def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: list[dict[str, Any]]) -> str:
+    if layout.n_mtp is None:
+        return "unknown"
+    if not declared:
+        return "undeclared" if found else "absent"
+    if not any(block["missing"] for block in blocks):
+        return "present"
+    if layout.partial:
+        return "partial"
+    return "incomplete" if set(declared) & set(found) else "missing"
+
+
+def _describe_mtp_block(f: GgufFile, head: Sequence[Tensor], i: int) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for spec in head:
+        name = spec.at(i).name
+        own = f.tensors.get(name)
+        info = own or next((f.tensors[n] for n in spec.fallback if n in f.tensors), None)
+        rows.append(
+            {
+                "name": name,
+                "required": spec.required,
+                "source": "own" if own else "fallback" if info else "missing",
+                "from": info.name if info else None,
+                "type": info.type_name if info else None,
+                "shape": list(info.shape) if info else None,
+                "bytes": info.n_bytes if info else None,
+            }
+        )
+    return {"index": i, "missing": [r["name"] for r in rows if r["source"] == "missing"], "tensors": rows}

@@ -1,0 +1,122 @@
+"""A plan as lines for people.
+
+Owns the words. It must not compute anything but how a number is written.
+"""
+
+from collections.abc import Sequence
+
+from mtpref.engine.decode import STRATEGIES
+from mtpref.measure.bench import Costs
+from mtpref.measure.plan.report import Line, Plan
+from mtpref.measure.probe.count import Estimate
+from mtpref.measure.probe.render import table
+
+
+def lines(found: Plan) -> list[str]:
+    out = [*_costs(found), "", *_acceptance(found), "", *_rates(found), "", *_ceilings(found), "", *_best(found)]
+    return out
+
+
+def _costs(found: Plan) -> list[str]:
+    costs, n = found.costs.costs, found.settings.n_max
+    about = f", {found.costs.about}" if found.costs.about else ""
+    n_samples = len(found.costs.samples)
+    how = "one sample" if n_samples == 1 else f"means of {n_samples} samples"
+    head = f"costs of {found.costs.engine}{about}: milliseconds, {how}"
+    out = [head, *table(["tokens", "verify", "keeping states", "without logits", "head"], _passes(costs, n))]
+    drafts = ", ".join(f"{trim.name} ({trim.n_rows} rows) {costs.draft_at(trim.n_rows):.3f}" for trim in found.trims)
+    out.append(f"draft step: {drafts}")
+    out.append(
+        f"roll back: choose a state {costs.choose:.3f}, copy {costs.checkpoint:.3f}, put back {costs.restore:.3f}; "
+        f"the rest of a round {costs.round:.3f}, of a token {costs.token:.3f}"
+    )
+    if found.costs.assumed:
+        out.append("not in the file, taken as: " + ", ".join(found.costs.assumed))
+    return out
+
+
+def _passes(costs: Costs, n_max: int) -> list[list[str]]:
+    return [
+        [
+            str(n),
+            f"{costs.verify_at(n, keep=False):.3f}",
+            f"{costs.verify_at(n, keep=True):.3f}",
+            f"{costs.replay_at(n):.3f}",
+            f"{costs.catch_up_at(n):.3f}",
+        ]
+        for n in range(1, n_max + 2)
+    ]
+
+
+def _acceptance(found: Plan) -> list[str]:
+    prompts = "1 prompt" if found.n_prompts == 1 else f"{found.n_prompts} prompts"
+    head = f"acceptance: {found.n_tokens} tokens behind {prompts}; a_k, the first k drafted tokens are all right"
+    rates = list(found.acceptance.values())
+    rows = [[f"a_{k + 1}", *(own[k].shown(2) for own in rates)] for k in range(found.settings.n_max)]
+    return [head, *table(["", *found.acceptance], rows)]
+
+
+def _rates(found: Plan) -> list[str]:
+    n_max = found.settings.n_max
+    out = [f"tokens per second by longest draft n; n = 0, plain decoding: {_rate(found.plain.rate)}; * the best"]
+    rows = []
+    rules = list(dict.fromkeys(line.rule for line in found.lines))
+    for trim in found.trims:
+        for strategy in STRATEGIES:
+            for rule in rules:
+                own = [x for x in found.lines if (x.setting.trim, x.strategy, x.rule) == (trim.name, strategy, rule)]
+                rows.append([trim.name, strategy, rule, *(_cell(line, found) for line in own)])
+    return [*out, *table(["head", "roll back", "rule", *(f"n={n}" for n in range(1, n_max + 1))], rows)]
+
+
+def _cell(line: Line, found: Plan) -> str:
+    return f"{line.rate.value or 0:.4g}" + ("*" if line is found.best else " ")
+
+
+def _rate(rate: Estimate) -> str:
+    ends = "" if rate.low is None or rate.high is None else f" [{rate.low:.4g}, {rate.high:.4g}]"
+    return f"{rate.value or 0:.4g}{ends}"
+
+
+def _ceilings(found: Plan) -> list[str]:
+    titles = ["tokens per trunk pass", *(f"n={n}" for n in range(1, found.settings.n_max + 1))]
+    rows = []
+    for ceiling in found.ceilings:
+        rows.append([ceiling.name, *_numbers(ceiling.measured[1:])])
+        rows.append(
+            [f"  if every draft were right (n={len(ceiling.all_accepted) - 1})", f"{ceiling.all_accepted[-1]:.2f}"]
+        )
+    width = len(titles)
+    return [
+        "ceilings: what no engine exceeds at this acceptance, drafts and roll back free, every pass at one price",
+        *table(titles, [[*row, *[""] * (width - len(row))] for row in rows]),
+    ]
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    return [f"{value:.2f}" for value in values]
+
+
+def _best(found: Plan) -> list[str]:
+    best, alike = found.best, found.alike
+    out = [f"best: {best.flags}", f"  {_rate(best.rate)} tokens per second, {_times(found)}"]
+    if best.rate.low is None:
+        return [*out, "  no interval: it takes 10 prompts or more"]
+    if not alike:
+        return [*out, "  surely faster than every other setting of the table"]
+    if best.n == 0:
+        nearest = max(alike, key=lambda line: line.rate.value or 0.0)
+        return [*out, f"  the drafts do not pay at these costs, as far as this shows; nearest: {nearest.flags} "
+                f"({_rate(nearest.rate)})"]  # fmt: skip
+    simplest = min(alike, key=_simplicity)
+    return [*out, f"  not surely faster than {len(alike)} others; the simplest of them: {simplest.flags} "
+            f"({_rate(simplest.rate)})"]  # fmt: skip
+
+
+def _times(found: Plan) -> str:
+    return "plain decoding" if found.best.n == 0 else f"{found.speed_up.shown(2)} times plain decoding"
+
+
+def _simplicity(line: Line) -> tuple[int, int, int]:
+    """Plain decoding first, then few flags, then short drafts."""
+    return line.n > 0, line.flags.count("--"), line.n

@@ -1,7 +1,0 @@
-"""The model: loading and running. Start with model.py; load.py reads one from a file."""
-
-from mtpref.model.load import load
-from mtpref.model.model import Head, Layer, Model, Output, Tap
-from mtpref.model.walk import Pairs, pair, run_both, run_heads
-
-__all__ = ["Head", "Layer", "Model", "Output", "Pairs", "Tap", "load", "pair", "run_both", "run_heads"]

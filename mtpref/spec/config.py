@@ -1,0 +1,294 @@
+"""Hyper-parameters: read from GGUF metadata, checked once, then frozen.
+
+Owns typed access to keys, the configurations of layer kinds and RoPE scaling. Which keys there are, their defaults and
+limits stand in the architecture's data sheet. It must not read tensors.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpref.base.errors import MtprefError
+from mtpref.spec import rope_scaling
+from mtpref.spec.rope_scaling import RopeOverrides, RopeScaling
+
+MAX_DIM = 1 << 24  # no hyper-parameter of a real model comes near; a larger one is a mistake
+
+
+class Metadata:
+    """Typed access to the keys of one architecture: `u32("block_count")` reads `qwen35.block_count`.
+
+    rope  what the caller sets in place of the file's RoPE keys
+    """
+
+    def __init__(self, kv: Mapping[str, object], source: str, rope: RopeOverrides | None = None) -> None:
+        self.kv = kv
+        self.source = source
+        self.rope = rope or RopeOverrides()
+        arch = kv.get("general.architecture")
+        if not isinstance(arch, str):
+            raise MtprefError(f"{source}: key general.architecture is missing, expected e.g. 'qwen35'; "
+                              "try: mtpref inspect FILE")  # fmt: skip
+        self.arch = arch
+
+    def has(self, key: str) -> bool:
+        return f"{self.arch}.{key}" in self.kv
+
+    def u32(self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_DIM) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.bad(key, value, f"an integer from {low} to {high}")
+        return value
+
+    def f32(self, key: str, default: float | None = None, *, low: float, high: float) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise self.bad(key, value, f"a number from {low} to {high}")
+        return float(value)
+
+    def integers(self, key: str, length: int, default: list[int] | None = None) -> list[int]:
+        """An array of `length` integers or booleans. (A longer one is cut: [t, h, w, 0] sections have
+        four.)"""
+        value = self._get(key, default)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise self.bad(key, value, f"an array of {length} integers")
+        if len(value) < length:
+            raise self.bad(key, f"{len(value)} items", f"an array of {length} integers")
+        items = list(value[:length])
+        if not all(isinstance(item, int) for item in items):
+            raise self.bad(key, items[:4], f"an array of {length} integers")
+        return [int(item) for item in items]
+
+    def is_array(self, key: str) -> bool:
+        value = self.kv.get(f"{self.arch}.{key}")
+        return isinstance(value, Sequence) and not isinstance(value, str)
+
+    def counts(self, key: str, length: int, *, low: int, high: int) -> list[int]:
+        """An array of `length` counts, each within limits."""
+        items = self.integers(key, length)
+        for i, item in enumerate(items):
+            if not low <= item <= high:
+                raise self.bad(key, item, f"integers from {low} to {high} (item {i})")
+        return items
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self.bad(key, value, "a string")
+        return value
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.kv.get(f"{self.arch}.{key}", default)
+        if value is None:
+            raise MtprefError(f"{self.source}: key {self.arch}.{key} is missing; try: mtpref inspect FILE")
+        return value
+
+    def bad(self, key: str, value: object, expected: str) -> MtprefError:
+        found = repr(value)[:60]
+        return MtprefError(f"{self.source}: key {self.arch}.{key} is {found}, expected {expected}; "
+                           "try: mtpref inspect FILE")  # fmt: skip
+
+
+class Values(Mapping[str, Any]):
+    """The hyper-parameters of one model by the names of its data sheet, each read and checked when it is asked for.
+
+    readers   name -> how it is read: (metadata, these values) -> value; a list has one item for each block
+    il        the block that lists are read for (`at`)
+    Errors    MtprefError from [name] for a key that is missing or out of range
+    """
+
+    def __init__(self, meta: Metadata, readers: Mapping[str, Callable[[Metadata, "Values"], Any]]) -> None:
+        self.meta = meta
+        self._readers = readers
+        self._found: dict[str, Any] = {}
+        self._il: int | None = None
+
+    def at(self, il: int) -> "Values":
+        """The values that block il has."""
+        one = Values(self.meta, self._readers)
+        one._found, one._il = self._found, il
+        return one
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._found:
+            self._found[name] = self._readers[name](self.meta, self)
+        value = self._found[name]
+        return value[self._il] if isinstance(value, list) and self._il is not None else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+@dataclass(frozen=True)
+class DeltaConfig:
+    """A gated DeltaNet layer; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    d_conv: int
+    d_state: int  # S, the size of a key and of a value
+    n_k_heads: int  # H_k
+    n_v_heads: int  # H_v
+    rms_eps: float
+
+    @property
+    def d_inner(self) -> int:
+        return self.d_state * self.n_v_heads
+
+    @property
+    def conv_dim(self) -> int:
+        return 2 * self.d_state * self.n_k_heads + self.d_inner
+
+
+@dataclass(frozen=True)
+class AttnConfig:
+    """A gated attention layer; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_embd_head: int  # D
+    n_rot: int
+    rope_sections: tuple[int, int, int, int]
+    freq_base: float
+    rms_eps: float
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+
+@dataclass(frozen=True)
+class FfnConfig:
+    """A dense feed-forward network."""
+
+    n_embd: int
+    n_ff: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What belongs to the model as a whole."""
+
+    arch: str  # general.architecture
+    name: str  # general.name
+    n_embd: int
+    n_ctx_train: int  # context_length, or what an override of RoPE scaling makes of it
+    rms_eps: float
+    n_layer: int  # block_count - nextn_predict_layers: the trunk's layers
+    n_layer_nextn: int  # nextn_predict_layers
+
+
+def read_model_config(v: Values) -> ModelConfig:
+    """Errors  MtprefError for counts that contradict each other, or a key that is missing"""
+    n_block = v["n_block"]
+    n_nextn = v.meta.u32("nextn_predict_layers", 0, low=0, high=n_block - 1)
+    return ModelConfig(
+        arch=v.meta.arch,
+        name=str(v.meta.kv.get("general.name", "")),
+        n_embd=v["n_embd"],
+        n_ctx_train=_n_ctx_train(v.meta),
+        rms_eps=v["rms_eps"],
+        n_layer=n_block - n_nextn,
+        n_layer_nextn=n_nextn,
+    )
+
+
+# ------------------------------------------------------------------------------------------- RoPE scaling
+
+# llama.cpp reads the yarn_* keys for some architectures only (deepseek2, grok, mistral3, ...): key -> field.
+YARN_KEYS = {
+    "yarn_ext_factor": "ext_factor",
+    "yarn_attn_factor": "yarn_attn_factor",
+    "yarn_log_multiplier": "log_multiplier",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+
+
+def read_rope_scaling(meta: Metadata, freq_base: float, *, has_yarn_keys: bool = False) -> RopeScaling:
+    """The RoPE scaling of a run, from `rope.scaling.*` and the caller's overrides.
+
+    freq_base      the base in use
+    has_yarn_keys  whether the architecture reads the yarn_* keys; where it does not, llama.cpp's defaults hold and
+                   `rope_notes` says so
+    Errors         MtprefError for an unknown type, or a number that no scaling has, used or not
+    """
+    keys = _rope_keys(meta)
+    keys |= {field: value for field, value in _yarn_keys(meta).items() if has_yarn_keys}
+    scaling = rope_scaling.resolve(keys, meta.rope)
+    n_ctx = _context(meta, scaling)
+    if scaling.freq_scale * n_ctx > rope_scaling.MAX_ANGLE and scaling.freq_scale > 1.0:
+        raise MtprefError(f"{meta.source}: RoPE frequencies times {scaling.freq_scale:g} over {n_ctx} positions, "
+                          f"expected angles below {rope_scaling.MAX_ANGLE}; use a scale of 1 or less")  # fmt: skip
+    if scaling.ext_factor and freq_base <= 1.0:
+        raise MtprefError(f"{meta.source}: {meta.arch}.rope.freq_base is 1, expected more than 1: YaRN needs "
+                          "frequencies that differ; try --rope-freq-base 10000")  # fmt: skip
+    return scaling
+
+
+def _rope_keys(meta: Metadata) -> dict[str, float | int | str]:
+    """The keys that every architecture has, by field of RopeScaling; a missing type is llama.cpp's: linear."""
+    scaling_type = meta.text("rope.scaling.type", "linear")
+    if scaling_type not in rope_scaling.TYPES and meta.rope.scaling_type is None:
+        why = "the factors of longrope are not implemented (llama.cpp's graph does not read them either); " \
+            if scaling_type == "longrope" else ""  # fmt: skip
+        raise meta.bad("rope.scaling.type", scaling_type, f"one of {', '.join(rope_scaling.TYPES)}; {why}"
+                       "--rope-scaling overrides the key")  # fmt: skip
+    name = "rope.scaling.factor" if meta.has("rope.scaling.factor") else "rope.scale_linear"
+    factor = meta.f32(name, 0.0, low=0.0, high=rope_scaling.MAX_FACTOR)
+    is_unset = factor == 0.0 and scaling_type != "yarn"  # llama.cpp writes 0 where nothing is scaled
+    if meta.has(name) and factor < rope_scaling.MIN_FACTOR and not is_unset:
+        raise meta.bad(name, factor, f"a number from {rope_scaling.MIN_FACTOR:g} to {rope_scaling.MAX_FACTOR:g}")
+    low, high = rope_scaling.LIMITS["attn_factor"]
+    return {
+        "type": scaling_type,
+        "freq_scale": rope_scaling.freq_scale_of(factor),
+        "n_ctx_orig": meta.u32("rope.scaling.original_context_length", meta.u32("context_length")),
+        "attn_factor": meta.f32("rope.scaling.attn_factor", 1.0, low=low, high=high),
+    }
+
+
+def _yarn_keys(meta: Metadata) -> dict[str, float]:
+    """The yarn_* keys that the file has, by field of RopeScaling. llama.cpp writes an unset ext_factor as -1."""
+    found = {}
+    for key, name in YARN_KEYS.items():
+        if not meta.has(f"rope.scaling.{key}"):
+            continue
+        low, high = rope_scaling.LIMITS[name.removeprefix("yarn_")]
+        value = meta.f32(f"rope.scaling.{key}", low=-1.0 if name == "ext_factor" else low, high=high)
+        if value >= 0.0:
+            found[name] = value
+    return found
+
+
+def rope_notes(meta: Metadata, scaling: RopeScaling) -> tuple[str, ...]:
+    """One line that states the scaling where there is any, and one that names the scaling keys nobody reads."""
+    notes = []
+    if scaling.freq_scale != 1.0 or scaling.ext_factor or scaling.attn_factor * scaling.yarn_attn_factor != 1.0:
+        yarn = f"; YaRN, original context {scaling.n_ctx_orig}" if scaling.ext_factor else ""
+        notes.append(f"RoPE scaling {scaling.type}: frequencies times {scaling.freq_scale:g}{yarn}, for trunk and head")
+    used = {f"{meta.arch}.rope.scaling.{key}": getattr(scaling, name) for key, name in YARN_KEYS.items()}
+    used[f"{meta.arch}.rope.scaling.alpha"] = 0.0  # another architecture's rule
+    ignored = [f"{key} = {repr(meta.kv[key])[:20]} ({value:g} is used)" for key, value in used.items()
+               if key in meta.kv and meta.kv[key] not in (value, -1.0)]  # fmt: skip
+    if ignored:
+        notes.append(f"{', '.join(ignored)}: not read, as in llama.cpp for {meta.arch}; "
+                     "--yarn-ext-factor and its like set them")  # fmt: skip
+    return tuple(notes)
+
+
+def _n_ctx_train(meta: Metadata) -> int:
+    return _context(meta, rope_scaling.resolve(_rope_keys(meta), meta.rope))
+
+
+def _context(meta: Metadata, scaling: RopeScaling) -> int:
+    """context_length; where an override changes the scale, at least the original context divided by it."""
+    in_file = rope_scaling.resolve(_rope_keys(meta), RopeOverrides())
+    if scaling.freq_scale == in_file.freq_scale:
+        return meta.u32("context_length")
+    n_ctx = max(meta.u32("context_length"), int(scaling.n_ctx_orig / scaling.freq_scale))
+    if n_ctx > MAX_DIM:
+        raise MtprefError(f"{meta.source}: an original context of {scaling.n_ctx_orig} at a RoPE scale of "
+                          f"{scaling.freq_scale:g} is {n_ctx} positions, expected at most {MAX_DIM}; "
+                          "try --yarn-orig-ctx or another scale")  # fmt: skip
+    return n_ctx

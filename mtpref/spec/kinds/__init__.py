@@ -1,0 +1,25 @@
+"""Layer kinds: mixers and feed-forward networks with their state, and how a block puts them together.
+
+Start with kind.py. A data sheet (mtpref/architectures) combines kinds; nothing here knows an architecture.
+"""
+
+from mtpref.spec.kinds.delta_net import GATED_DELTA_NET
+from mtpref.spec.kinds.ffn import SWIGLU_FFN
+from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
+from mtpref.spec.kinds.kind import F32, LayerKind, Span, no_state, rope_constants
+from mtpref.spec.kinds.residual import Norm, Part, Residual, Sequential
+
+__all__ = [
+    "F32",
+    "GATED_ATTENTION",
+    "GATED_DELTA_NET",
+    "SWIGLU_FFN",
+    "LayerKind",
+    "Norm",
+    "Part",
+    "Residual",
+    "Sequential",
+    "Span",
+    "no_state",
+    "rope_constants",
+]

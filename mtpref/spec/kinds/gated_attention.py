@@ -1,0 +1,61 @@
+"""The gated attention layer kind. Its numerics are mtpref/spec/ops/compose.py:attn_layer (S6, S8, S10, S15 to
+S17)."""
+
+from mtpref.base.errors import MtprefError
+from mtpref.spec.config import AttnConfig, Values, read_rope_scaling
+from mtpref.spec.kinds.kind import F32, LayerKind, Span
+from mtpref.spec.ops import LayerTap, LayerWeights
+from mtpref.spec.state import LayerState, StateSpec
+
+
+def _configure(v: Values) -> AttnConfig:
+    n_head, n_head_kv, d_head, d_value, n_rot = (
+        v[name] for name in ("n_head", "n_head_kv", "n_embd_head", "n_embd_head_v", "n_rot")
+    )
+    if n_head % n_head_kv or d_value != d_head or n_rot > d_head or n_rot % 2:
+        raise MtprefError(
+            f"{v.meta.source}: attention shape head_count {n_head}, head_count_kv {n_head_kv}, key_length {d_head}, "
+            f"value_length {d_value}, rope.dimension_count {n_rot}, expected a multiple of head_count_kv, equal "
+            "lengths and an even dimension_count no larger than key_length"
+        )
+    t, h, w, e = v["rope_sections"]
+    freq_base = v["freq_base"] if v.meta.rope.freq_base is None else v.meta.rope.freq_base
+    return AttnConfig(
+        n_embd=v["n_embd"],
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        n_embd_head=d_head,
+        n_rot=n_rot,
+        rope_sections=(t, h, w, e),
+        freq_base=freq_base,
+        rms_eps=v["rms_eps"],
+        rope_scaling=read_rope_scaling(v.meta, freq_base),
+    )
+
+
+def _state(cfg: AttnConfig, kv_type: str) -> tuple[StateSpec, ...]:
+    """cache_k: after norm and RoPE; cache_v: as projected. One cell per position, in the cache's type."""
+    shape = (cfg.n_head_kv, cfg.n_embd_head)
+    return (
+        StateSpec("cache_k", shape, positional=True, kv_type=kv_type),
+        StateSpec("cache_v", shape, positional=True, kv_type=kv_type),
+    )
+
+
+def _forward(w: LayerWeights, cfg: AttnConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
+    n_cells = span.first + x.shape[0]
+    return span.ops.attn_layer(
+        span.ops,
+        w,
+        cfg,
+        x,
+        state.arrays["cache_k"][:n_cells],
+        state.arrays["cache_v"][:n_cells],
+        state.specs[0].kv_type,
+        span.first,
+        span.rope_cos_sin(cfg),
+        tap,
+    )
+
+
+GATED_ATTENTION = LayerKind("gated_attention", _configure, _state, _forward)

@@ -1,0 +1,84 @@
+"""What a layer kind is: the seam through which architectures are put together.
+
+Owns the record of a kind (its hyper-parameters, state and forward) and what a forward is told about its batch. Kinds
+stand in files of their own (delta_net.py, gated_attention.py, ffn.py); a data sheet (mtpref/architectures) combines
+them and lists their tensors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref import spec
+from mtpref.spec.config import AttnConfig, Values
+from mtpref.spec.ops import LayerTap, LayerWeights, Ops
+from mtpref.spec.state import LayerState, StateSpec
+
+F32 = NDArray[np.float32]
+
+
+@dataclass
+class Span:
+    """One batch of tokens of one sequence, as a layer sees it.
+
+    pos     RoPE positions of the tokens, (T,) int32
+    first   cells that the layer's positional state already holds
+    keep    how many of the last tokens the recurrent state is kept for (at least 1)
+    target  the trunk's layers, for a head that reads their cells; None elsewhere
+    """
+
+    ops: Ops
+    pos: NDArray[np.int32]
+    first: int
+    keep: int
+    target: list[LayerState] | None = None
+    _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
+
+    def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
+        """The RoPE table of the batch, made once for all layers of the same shape."""
+        if cfg not in self._rope:
+            self._rope[cfg] = self.ops.rope_table(self.pos, *rope_constants(cfg))
+        return self._rope[cfg]
+
+
+@lru_cache(maxsize=16)
+def rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
+    """What S10's table needs beside positions: frequencies, which pairs turn, and the magnitude. YaRN's rule holds
+    where ext_factor is not 0; yarn_attn_factor counts only where it does not."""
+    frequencies = spec.rope_frequencies(cfg.n_rot, cfg.freq_base)
+    scaling = cfg.rope_scaling
+    share, magnitude = np.zeros_like(frequencies), scaling.yarn_attn_factor
+    if scaling.ext_factor:
+        betas = scaling.beta_fast, scaling.beta_slow
+        share = scaling.ext_factor * spec.yarn_share(cfg.n_rot, cfg.freq_base, scaling.n_ctx_orig, *betas)
+        magnitude = spec.yarn_magnitude(scaling.freq_scale, scaling.log_multiplier)
+    return (
+        spec.scaled_frequencies(frequencies, scaling.freq_scale, share),
+        spec.imrope_has_position(cfg.n_rot, cfg.rope_sections),
+        magnitude * scaling.attn_factor,
+    )
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A mixer or a feed-forward network: everything that the model needs to know of it but its tensors' shapes.
+
+    configure(values) -> the kind's frozen hyper-parameters, those of one block
+    state(config, kv_type) -> the state that a sequence keeps for it
+    forward(weights, config, x, state, span, tap) -> y, both (T, n_embd); x is normalised, y is added to the
+        residual stream by the block; the state is advanced by T tokens
+    """
+
+    name: str
+    configure: Callable[[Values], Any]
+    state: Callable[[Any, str], tuple[StateSpec, ...]]
+    forward: Callable[[LayerWeights, Any, F32, LayerState, Span, LayerTap], F32]
+
+
+def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:
+    """The state of a kind that keeps none."""
+    return ()

@@ -1,0 +1,179 @@
+"""Coarse operations composed of fine ones: a whole DeltaNet layer, attention layer, feed-forward network, head, and
+the two ends of the MTP block.
+
+Owns the order in which a layer applies its operations, and the cb() names under which a tap sees their
+results. It must not know which table it runs on, nor hold state: arrays of state come in as arguments.
+
+A tap is called as tap(name, array) with llama.cpp's names. The array is live: whoever keeps it copies it.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.spec import Matrix
+from mtpref.spec.config import AttnConfig, DeltaConfig
+from mtpref.spec.ops.table import Ops
+from mtpref.spec.ops.types import F32, InputWeights, LayerTap, LayerWeights
+
+
+def discard(name: str, array: NDArray) -> None:
+    """The tap that keeps nothing. Fused entries look for it: whoever listens gets the composition, result by result."""
+
+
+def delta_layer(
+    ops: Ops, w: LayerWeights, cfg: DeltaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap
+) -> tuple[F32, F32, F32]:
+    """S30. The mixer of a gated DeltaNet layer: S6, S11, S9, S12, S13, S14, S6.
+
+    Shapes   x: (T, n_embd), normalised; conv: (d_conv - 1, C) raw rows before the batch; ssm: (H_v, S, S)
+             -> y: (T, n_embd), and after each of the last `keep` tokens: conv (keep, d_conv - 1, C), ssm
+             (keep, H_v, S, S)
+    """
+    n_tokens, n_k, n_v, size = x.shape[0], cfg.n_k_heads, cfg.n_v_heads, cfg.d_state
+
+    # PROJECT
+    qkv = ops.mul_mat(w["attn_qkv.weight"], x)
+    z = ops.mul_mat(w["attn_gate.weight"], x)
+    beta_raw = ops.mul_mat(w["ssm_beta.weight"], x)
+    alpha = ops.mul_mat(w["ssm_alpha.weight"], x)
+    tap("linear_attn_qkv_mixed", qkv)
+    tap("z", z)
+
+    # CONV
+    tap("conv_states", conv)
+    window = np.concatenate([conv, qkv], axis=0)
+    mixed = ops.conv_silu(window, w["ssm_conv1d.weight"])
+    tap("conv_output_silu", mixed)
+
+    # NORM
+    q = ops.l2_norm(mixed[:, : n_k * size].reshape(n_tokens, n_k, size), cfg.rms_eps)
+    k = ops.l2_norm(mixed[:, n_k * size : 2 * n_k * size].reshape(n_tokens, n_k, size), cfg.rms_eps)
+    v = mixed[:, 2 * n_k * size :].reshape(n_tokens, n_v, size)
+    tap("q_conv_predelta", q)
+    tap("k_conv_predelta", k)
+    tap("v_conv_predelta", v)
+
+    # RECUR
+    g, beta = ops.delta_gates(alpha, beta_raw, w["ssm_dt.bias"], w["ssm_a"])
+    tap("gate", g)
+    tap("beta_sigmoid", beta)
+    tap("state_predelta", ssm)
+    out, states = ops.delta_rule(q, k, v, g, beta, ssm, keep)
+    tap("attn_output", out)
+    tap("new_state", states[-1])
+
+    # GATE, OUT
+    normed = ops.gated_norm(out, z.reshape(n_tokens, n_v, size), w["ssm_norm.weight"], cfg.rms_eps)
+    tap("final_output", normed)
+    y = ops.mul_mat(w["ssm_out.weight"], normed.reshape(n_tokens, n_v * size))
+    tap("linear_attn_out", y)
+    return y, _windows(window, conv.shape[0], keep), states
+
+
+def _windows(window: F32, n_rows: int, keep: int) -> F32:
+    """The raw rows that precede the next token, after each of the last `keep` tokens."""
+    last = window.shape[0]
+    ends = range(last - keep + 1, last + 1)
+    return np.stack([window[end - n_rows : end] for end in ends])
+
+
+def attn_layer(
+    ops: Ops,
+    w: LayerWeights,
+    cfg: AttnConfig,
+    x: F32,
+    k_cache: NDArray,
+    v_cache: NDArray,
+    kv_type: str,
+    first: int,
+    rope_cos_sin: tuple[F32, F32],
+    tap: LayerTap,
+) -> F32:
+    """S30. The mixer of a gated attention layer: S6, S15, S8, S10, S15, S16, S17, S6.
+
+    Shapes   x: (T, n_embd), normalised; k_cache, v_cache: (first + T, n_head_kv, D), rows from `first` on are
+             written here; rope_cos_sin: (T, n_rot/2) each -> (T, n_embd)
+    """
+    n_tokens = x.shape[0]
+
+    # PROJECT
+    q_full = ops.mul_mat(w["attn_q.weight"], x)
+    k = ops.mul_mat(w["attn_k.weight"], x).reshape(n_tokens, cfg.n_head_kv, cfg.n_embd_head)
+    v = ops.mul_mat(w["attn_v.weight"], x).reshape(n_tokens, cfg.n_head_kv, cfg.n_embd_head)
+    tap("Qcur_full", q_full)
+    tap("Vcur", v)
+
+    # NORM, ROPE
+    q, gate = ops.split_q_gate(q_full, cfg.n_head)
+    q = ops.rms_norm(q, w["attn_q_norm.weight"], cfg.rms_eps)
+    k = ops.rms_norm(k, w["attn_k_norm.weight"], cfg.rms_eps)
+    tap("Qcur_normed", q)
+    tap("Kcur_normed", k)
+    tap("gate_reshaped", gate)
+    q, k = ops.rope(q, *rope_cos_sin), ops.rope(k, *rope_cos_sin)
+    tap("Qcur", q)
+    tap("Kcur", k)
+
+    # ATTEND
+    k_cache[first:] = ops.store_kv(k, kv_type)
+    v_cache[first:] = ops.store_kv(v, kv_type)
+    out = ops.attention(q, k_cache, v_cache, kv_type, first)
+    tap("attn_pregate", out)
+
+    # GATE, OUT
+    gated = ops.attn_gate(out, gate)
+    tap("attn_gated", gated)
+    y = ops.mul_mat(w["attn_output.weight"], gated.reshape(n_tokens, -1))
+    tap("attn_output", y)
+    return y
+
+
+def ffn(ops: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
+    """S30. The dense feed-forward network: down(swiglu(gate(x), up(x))). S6, S18, S6.
+
+    Shapes   x: (T, n_embd), normalised -> (T, n_embd)
+    """
+    gate = ops.mul_mat(w["ffn_gate.weight"], x)
+    up = ops.mul_mat(w["ffn_up.weight"], x)
+    tap("ffn_gate", gate)
+    tap("ffn_up", up)
+    hidden = ops.swiglu(gate, up)
+    tap("ffn_swiglu", hidden)
+    y = ops.mul_mat(w["ffn_down.weight"], hidden)
+    tap("ffn_out", y)
+    return y
+
+
+def head(ops: Ops, output: Matrix, h: F32, n_rows: int | None) -> F32:
+    """S31. The output head: logits of the first n_rows ids (all of them for None). S6.
+
+    Rule     a trimmed head (FastMTP) is the same product over fewer rows: its logits are the same bits
+    Shapes   h: (T, n_embd), after the final norm -> (T, n_rows or n_vocab)
+    """
+    rows = output if n_rows is None or n_rows >= output.n_out else output.rows(0, n_rows)
+    return ops.mul_mat(rows, h)
+
+
+def mtp_input(ops: Ops, w: InputWeights, embd: F32, hidden: F32, eps: float, order: str, tap: LayerTap) -> F32:
+    """S31. The input of the MTP block: eh_proj([enorm(embedding) ; hnorm(hidden)]). S8, S8, S19, S6.
+
+    Shapes   embd, hidden: (T, n_embd); w: the head's enorm, hnorm (n_embd,) and eh_proj (n_embd, 2 * n_embd);
+             order: "eh" or "he" (MtpContract.concat) -> (T, n_embd)
+    """
+    hnorm = ops.rms_norm(hidden, w.hnorm, eps)
+    enorm = ops.rms_norm(embd, w.enorm, eps)
+    tap("hnorm", hnorm)
+    tap("enorm", enorm)
+    joined = ops.mtp_concat(*((enorm, hnorm) if order == "eh" else (hnorm, enorm)))
+    tap("concat", joined)
+    x = ops.mul_mat(w.eh_proj, joined)
+    tap("eh_proj", x)
+    return x
+
+
+def mtp_norm(ops: Ops, x: F32, weight: F32, eps: float) -> F32:
+    """S31. The norm after the MTP block, before its output head: shared_head_norm. S8.
+
+    Shapes   x: (T, n_embd), weight: (n_embd,) -> (T, n_embd)
+    """
+    return ops.rms_norm(x, weight, eps)

@@ -1,0 +1,49 @@
+"""The reference table: every entry a function of mtpref/spec, coarse entries composed of fine ones."""
+
+from functools import partial
+
+from mtpref import spec
+from mtpref.spec.ops import compose
+from mtpref.spec.ops.table import Ops
+from mtpref.spec.ops.types import CoarseEntries
+
+COMPOSED: CoarseEntries = {
+    "delta_layer": compose.delta_layer,
+    "attn_layer": compose.attn_layer,
+    "ffn": compose.ffn,
+    "head": compose.head,
+    "mtp_input": compose.mtp_input,
+    "mtp_norm": compose.mtp_norm,
+}
+
+
+def spec_ops(numerics: str) -> Ops:
+    """The reference table of `exact` or `ggml` numerics: functions of mtpref/spec only."""
+    dot = spec.dot64 if numerics == "exact" else spec.dot32
+    return Ops(
+        mul_mat=spec.mul_mat_exact if numerics == "exact" else spec.mul_mat_ggml,
+        get_rows=spec.get_rows,
+        rms_norm=spec.rms_norm,
+        l2_norm=spec.l2_norm,
+        rope_table=spec.rope_table,
+        rope=spec.rope,
+        conv_silu=partial(spec.conv_silu, dot=dot),
+        delta_gates=spec.delta_gates,
+        delta_rule=partial(spec.delta_rule, dot=dot),
+        gated_norm=spec.gated_norm,
+        split_q_gate=spec.split_q_gate,
+        store_kv=spec.store_kv,
+        attention=partial(spec.attention, dot=dot),
+        attn_gate=spec.attn_gate,
+        swiglu=spec.swiglu,
+        mtp_concat=spec.mtp_concat,
+        argmax=spec.argmax,
+        top_candidates=spec.top_candidates,
+        delta_layer=compose.delta_layer,
+        attn_layer=compose.attn_layer,
+        ffn=compose.ffn,
+        head=compose.head,
+        mtp_input=compose.mtp_input,
+        mtp_norm=compose.mtp_norm,
+        composed=COMPOSED,
+    )

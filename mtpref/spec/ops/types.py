@@ -1,0 +1,196 @@
+"""The types of the table's entries: what each takes and gives, by the names of its reference function.
+
+Owns nothing that runs. An entry of another shape is refused by a type checker. Arguments are passed by position, so a
+replacement may name them as it likes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.spec import Matrix
+from mtpref.spec.config import AttnConfig, DeltaConfig
+
+if TYPE_CHECKING:
+    from mtpref.spec.ops.table import Ops
+
+F32 = NDArray[np.float32]
+LayerTap = Callable[[str, NDArray], None]
+LayerWeights = Mapping[str, Any]  # GGUF name without "blk.N." -> Matrix or float32 vector
+
+
+class Planes(Protocol):
+    """State after each of the last tokens of a batch: an array, or what makes a plane when it is asked for one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __getitem__(self, i: int, /) -> Any: ...
+
+
+class InputWeights(Protocol):
+    """What the two ends of a head have of their own."""
+
+    @property
+    def enorm(self) -> F32: ...
+    @property
+    def hnorm(self) -> F32: ...
+    @property
+    def eh_proj(self) -> Matrix: ...
+
+
+class MulMat(Protocol):
+    def __call__(self, w: Matrix, x: F32, /) -> F32: ...
+
+
+class GetRows(Protocol):
+    def __call__(self, w: Matrix, ids: NDArray[np.int32], /) -> F32: ...
+
+
+class RmsNorm(Protocol):
+    def __call__(self, x: F32, weight: F32, eps: float, /) -> F32: ...
+
+
+class L2Norm(Protocol):
+    def __call__(self, x: F32, eps: float, /) -> F32: ...
+
+
+class RopeTable(Protocol):
+    def __call__(
+        self,
+        pos: NDArray[np.int32],
+        frequencies: NDArray[np.float64],
+        has_position: NDArray[np.bool_],
+        magnitude: float = 1.0,
+        /,
+    ) -> tuple[F32, F32]: ...
+
+
+class Rope(Protocol):
+    def __call__(self, x: F32, cos: F32, sin: F32, /) -> F32: ...
+
+
+class ConvSilu(Protocol):
+    def __call__(self, window: F32, weight: F32, /) -> F32: ...
+
+
+class DeltaGates(Protocol):
+    def __call__(self, alpha: F32, beta: F32, dt_bias: F32, ssm_a: F32, /) -> tuple[F32, F32]: ...
+
+
+class DeltaRule(Protocol):
+    def __call__(self, q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, keep: int, /) -> tuple[F32, F32]: ...
+
+
+class GatedNorm(Protocol):
+    def __call__(self, o: F32, z: F32, weight: F32, eps: float, /) -> F32: ...
+
+
+class SplitQGate(Protocol):
+    def __call__(self, q_full: F32, n_head: int, /) -> tuple[F32, F32]: ...
+
+
+class StoreKv(Protocol):
+    def __call__(self, x: F32, kv_type: str, /) -> NDArray: ...
+
+
+class Attention(Protocol):
+    def __call__(self, q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int, /) -> F32: ...
+
+
+class AttnGate(Protocol):
+    def __call__(self, o: F32, gate: F32, /) -> F32: ...
+
+
+class SwiGlu(Protocol):
+    def __call__(self, gate: F32, up: F32, /) -> F32: ...
+
+
+class MtpConcat(Protocol):
+    def __call__(self, enorm: F32, hnorm: F32, /) -> F32: ...
+
+
+class Argmax(Protocol):
+    def __call__(self, logits: F32, /) -> NDArray[np.int64]: ...
+
+
+class TopCandidates(Protocol):
+    def __call__(self, logits: F32, /) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
+
+
+class DeltaLayer(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: DeltaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap, /
+    ) -> tuple[F32, Planes, Planes]: ...
+
+
+class AttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: AttnConfig,
+        x: F32,
+        k_cache: NDArray,
+        v_cache: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
+class Ffn(Protocol):
+    def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
+
+
+class Head(Protocol):
+    def __call__(self, ops: "Ops", output: Matrix, h: F32, n_rows: int | None, /) -> F32: ...
+
+
+class MtpInput(Protocol):
+    def __call__(
+        self, ops: "Ops", w: InputWeights, embd: F32, hidden: F32, eps: float, order: str, tap: LayerTap, /
+    ) -> F32: ...
+
+
+class MtpNorm(Protocol):
+    def __call__(self, ops: "Ops", x: F32, weight: F32, eps: float, /) -> F32: ...
+
+
+class CoarseEntries(TypedDict, total=False):
+    """Entries that compose others."""
+
+    delta_layer: DeltaLayer
+    attn_layer: AttnLayer
+    ffn: Ffn
+    head: Head
+    mtp_input: MtpInput
+    mtp_norm: MtpNorm
+
+
+class OpEntries(CoarseEntries, total=False):
+    """Some entries of the table, as keywords or as a record: what stands in for the table's own."""
+
+    mul_mat: MulMat
+    get_rows: GetRows
+    rms_norm: RmsNorm
+    l2_norm: L2Norm
+    rope_table: RopeTable
+    rope: Rope
+    conv_silu: ConvSilu
+    delta_gates: DeltaGates
+    delta_rule: DeltaRule
+    gated_norm: GatedNorm
+    split_q_gate: SplitQGate
+    store_kv: StoreKv
+    attention: Attention
+    attn_gate: AttnGate
+    swiglu: SwiGlu
+    mtp_concat: MtpConcat
+    argmax: Argmax
+    top_candidates: TopCandidates
