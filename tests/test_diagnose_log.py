@@ -10,6 +10,7 @@ import pytest
 
 import mtpref
 from mtpref.cli import main
+from mtpref.contract import MtpContract
 from mtpref.decode import Decoder, Options, PolicyConfig
 from mtpref.diagnose import PortRound, PortRun, diagnose_log, read_port_runs, render
 from mtpref.diagnose.evidence_log import log_likelihood
@@ -60,6 +61,14 @@ def test_faults_that_no_dump_shows_are_found_in_a_run(id):
     report = diagnose_log(micro(60), [run_of(port)])
     assert report.verdict == "found", render(report)
     assert any(id in cause.ids for cause in report.causes[:3])
+
+
+def test_a_fault_of_the_head_is_found_in_a_run_whose_prompt_was_processed_whole():
+    whole = replace(micro(60).recipe, contract=MtpContract(prompt_end="whole"))
+    port = inject(replace(micro(60), recipe=whole), FAULTS["C1-chain-pre-norm"])
+    report = diagnose_log(micro(60), [replace(run_of(port), is_whole=True)])
+    assert report.verdict == "found", render(report)
+    assert any("C1-chain-pre-norm" in cause.ids for cause in report.causes[:3])
 
 
 def test_the_head_only_replay_sees_what_a_whole_one_sees():
