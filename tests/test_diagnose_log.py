@@ -17,6 +17,7 @@ from mtpref.faults.diagnose import PortRound, PortRun, diagnose_log, read_port_r
 from mtpref.faults.diagnose.evidence_log import log_likelihood
 from mtpref.faults.diagnose.forced import Seen, look
 from mtpref.front.cli import main
+from mtpref.spec.contract import MtpContract
 from tests.models import micro
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,14 @@ def test_faults_that_no_dump_shows_are_found_in_a_run(id):
     report = diagnose_log(micro(60), [run_of(port)])
     assert report.verdict == "found", render(report)
     assert any(id in cause.ids for cause in report.causes[:3])
+
+
+def test_a_fault_of_the_head_is_found_in_a_run_whose_prompt_was_processed_whole():
+    whole = replace(micro(60).recipe, contract=MtpContract(prompt_end="whole"))
+    port = inject(replace(micro(60), recipe=whole), FAULTS["C1-chain-pre-norm"])
+    report = diagnose_log(micro(60), [replace(run_of(port), is_whole=True)])
+    assert report.verdict == "found", render(report)
+    assert any("C1-chain-pre-norm" in cause.ids for cause in report.causes[:3])
 
 
 def test_the_head_only_replay_sees_what_a_whole_one_sees():

@@ -28,7 +28,7 @@ F32 = NDArray[np.float32]
 NEAR = 0.03  # in standard deviations of the logits: a choice so close may fall either way
 KNOWN_RULES = ("snapshot", "replay", "two-phase")
 NO_LOGITS = np.empty((0, 0), np.float32)
-ROOM = 2048  # positions behind the port's text: no draft is cut for want of them
+ROOM = 2048  # positions after the port's text: no draft is cut for want of them
 
 Returned = TypeVar("Returned")
 
