@@ -47,7 +47,7 @@ n_rot = Hyper(
     "rope.dimension_count",
     default=lambda v: v["n_embd_head"],
     high=4096,
-    hf=lambda c: int(c["n_embd_head"] * c.get("partial_rotary_factor", 0.25)),
+    hf=lambda c: int(c["n_embd_head"] * (c.get("partial_rotary_factor") or 0.25)),
 )
 rope_sections = Hyper("rope_sections", "rope.dimension_sections", "arr:i32", hf="mrope_section",
                       hf_default=(11, 11, 10, 0))  # fmt: skip

@@ -47,6 +47,16 @@ class Hyper(Named):
 
     __str__ = Named.__str__
 
+    def of_checkpoint(self, found: Mapping[str, Any]) -> Any:
+        """The value that a conversion writes; None: no key.
+
+        found   config.json's fields, those of rope_parameters among them, and n_embd_head
+        """
+        if callable(self.hf):
+            return self.hf(found)
+        value = found.get(self.hf)
+        return value if value is not None or self.hf_default is OPTIONAL else self.hf_default
+
     def read(self, meta: Metadata, values: Values) -> Any:
         """The value of a file. Errors: MtprefError for a key that is missing or out of range"""
         default = self.default
@@ -175,6 +185,10 @@ class LayerRule(Protocol):
         """The trunk's blocks as keys that may be wrong declare them, and by which key; adds to `problems`."""
         ...
 
+    def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
+        """The keys that say so in a GGUF, of what config.json says: (key, value, kind)."""
+        ...
+
     def all_blocks(self) -> tuple[Block, ...]:
         """Every block that a layer can be."""
         ...
@@ -216,6 +230,14 @@ class Alternating:
             interval = None
         by = self.interval if interval is not None else f"{self.interval} = {self.default}, the default"
         return self.by_interval(interval or self.default, n_trunk), by
+
+    def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
+        keys: list[tuple[str, Any, str]] = []
+        kinds = found.get(self.hf_flags)
+        if kinds is not None:
+            flags = [self.hf_kinds[kind] for kind in kinds]
+            keys.append((self.flags, [*flags, *[False] * n_heads], "arr:bool"))
+        return [*keys, (self.interval, found.get(self.hf_interval) or self.default, "u32")]
 
     def by_flags(self, flags: Sequence[int]) -> tuple[Block, ...]:
         return tuple(self.marked if flag else self.other for flag in flags)

@@ -60,7 +60,7 @@ def _planned(checkpoint: Checkpoint, settings: Settings) -> list[str]:
 
 
 def _inventory(config: TextConfig, found: Inventory) -> list[Finding]:
-    declared = config.mtp_num_hidden_layers or 0
+    declared = config.n_heads or 0
     out = []
     if not found.n_mtp:
         id, text = ("head-dropped", f"{declared} declared, no mtp.* tensor there") if declared else (

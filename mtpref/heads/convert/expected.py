@@ -13,7 +13,7 @@ Shapes = dict[str, tuple[tuple[int, ...] | None, bool]]
 
 def expected_shapes(config: TextConfig, n_mtp: int, *, has_trunk: bool) -> Shapes:
     """GGUF name -> (shape or None where nothing says it, whether a file without it is refused)."""
-    sheet, n_layer = config.sheet, config.num_hidden_layers
+    sheet, n_layer = config.sheet, config.n_layer
     kv: dict[str, Any] = {key: value for key, value, _ in hyper_parameters(config, n_mtp, 0)}
     meta = Metadata(kv | {"general.architecture": sheet.name}, "config.json")
     known = {} if config.vocab_size is None else {"n_vocab": config.vocab_size}

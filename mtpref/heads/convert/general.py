@@ -17,7 +17,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.base.typed import Sized, Within, describe, is_whole, parse_json, read
 from mtpref.files.doors import read_regular
 from mtpref.files.gguf import printable
-from mtpref.heads.convert.keys import ARCH, Keys
+from mtpref.heads.convert.keys import Keys
 
 _KINDS = {
     "UINT8": "u8", "INT8": "i8", "UINT16": "u16", "INT16": "i16", "UINT32": "u32", "INT32": "i32", "FLOAT32": "f32",
@@ -36,7 +36,7 @@ _KIND_OF = {"str": Annotated[str, Sized(0, MAX_TEXT)], "bool": bool,
             **{f"i{n}": Annotated[int, Within(-(1 << n - 1), (1 << n - 1) - 1)] for n in (8, 16, 32, 64)}}  # fmt: skip
 
 
-def description(folder: Path, n_values: int) -> Keys:
+def description(folder: Path, arch: str, n_values: int) -> Keys:
     """general.type and the keys of the model's description; general.architecture stands first in a file.
 
     n_values   weights in the file, for general.size_label
@@ -54,10 +54,10 @@ def description(folder: Path, n_values: int) -> Keys:
             found.size_label = gguf.size_label(n_values, 0, 0, 0)
         found.set_gguf_meta_model(writer)
 
-    return recorded(fill, f"{printable(str(folder), 400)}: model card or generation_config.json")
+    return recorded(fill, arch, f"{printable(str(folder), 400)}: model card or generation_config.json")
 
 
-def recorded(fill: Callable[[Any], None], what: str) -> Keys:
+def recorded(fill: Callable[[Any], None], arch: str, what: str) -> Keys:
     """The keys that a function gives to a gguf.GGUFWriter, in its order.
 
     Errors   MtprefError naming `what` for whatever the package throws at bad files
@@ -66,7 +66,7 @@ def recorded(fill: Callable[[Any], None], what: str) -> Keys:
 
     try:
         with quiet():
-            writer = gguf.GGUFWriter(None, ARCH)
+            writer = gguf.GGUFWriter(None, arch)
             fill(writer)
             pairs = [(key, value.value, _kind(value, f"{what}: {key}")) for key, value in writer.kv_data[0].items()]
     except MtprefError:

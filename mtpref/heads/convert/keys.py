@@ -5,15 +5,14 @@ Facts: llama.cpp conversion/base.py (set_gguf_parameters) and conversion/qwen.py
 
 from typing import Any
 
+from mtpref.architectures.common import base_hypers
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import describe
 from mtpref.heads.hf import TextConfig
 from mtpref.heads.hf.config import Rope
 
 Keys = list[tuple[str, Any, str]]
-ARCH = "qwen35"
-DEFAULT_SECTIONS = (11, 11, 10, 0)
-DEFAULT_ROTARY = 0.25
+FILE_TYPE = "general.file_type"
 # rope_parameters key -> GGUF key of YaRN's own settings
 _YARN = (
     (("extrapolation_factor",), "rope.scaling.yarn_ext_factor"),
@@ -27,47 +26,34 @@ def hyper_parameters(config: TextConfig, n_mtp: int, file_type: int) -> Keys:
     """The keys below the architecture's prefix, and general.file_type among them as llama.cpp has it.
 
     n_mtp   MTP blocks of the file, or of the trunk that a stand-alone head belongs to
+    Order   those of every architecture, RoPE before its base; file_type; heads; the sheet's own, its layers before RoPE
     """
-    keys: Keys = [("block_count", config.num_hidden_layers + n_mtp, "u32")]
-    if config.max_position_embeddings is not None:
-        keys.append(("context_length", config.max_position_embeddings, "u32"))
-    keys += [
-        ("embedding_length", config.hidden_size, "u32"),
-        ("feed_forward_length", config.intermediate_size, "u32"),
-        ("attention.head_count", config.num_attention_heads, "u32"),
-        ("attention.head_count_kv", config.num_key_value_heads, "u32"),
-    ]
-    keys += _rope_scaling(config.rope)
-    sections = config.rope.mrope_section
-    if sections is not None:
-        keys.append(("rope.dimension_sections", [*sections, 0, 0, 0][:4], "arr:i32"))
-    if config.rope.rope_theta is not None:
-        keys.append(("rope.freq_base", config.rope.rope_theta, "f32"))
-    keys.append(("attention.layer_norm_rms_epsilon", config.rms_norm_eps, "f32"))
-    if config.head_dim is not None:
-        keys += [("attention.key_length", config.head_dim, "u32"), ("attention.value_length", config.head_dim, "u32")]
-    prefixed: Keys = [(f"{ARCH}.{key}", value, kind) for key, value, kind in keys]
-    prefixed.append(("general.file_type", file_type, "u32"))
-    return prefixed + [(f"{ARCH}.{key}", value, kind) for key, value, kind in _hybrid(config, n_mtp)]
+    sheet, found = config.sheet, config.found
+    base, own = sheet.hypers[: len(base_hypers)], sheet.hypers[len(base_hypers) :]
+    keys: Keys = []
+    for hyper in base:
+        if hyper.key == "rope.freq_base":
+            keys += [*_rope_scaling(config.rope), *_sections(config.rope)]
+        value = hyper.of_checkpoint(found)
+        if value is not None:
+            keys.append((hyper.key, value + n_mtp if hyper.key == "block_count" else value, hyper.type))
+    keys.append((FILE_TYPE, file_type, "u32"))
+    keys += [("nextn_predict_layers", n_mtp, "u32")] if n_mtp else []
+    layers = sheet.layers.keys_of(found, config.n_layer, n_mtp)
+    for hyper in own:
+        if hyper.key.startswith("rope."):
+            keys, layers = keys + layers, []
+        value = hyper.of_checkpoint(found)
+        if value is not None and hyper.key not in {key for key, _, _ in keys}:
+            keys.append((hyper.key, list(value) if isinstance(value, tuple) else value, hyper.type))
+    prefix = f"{sheet.name}."
+    return [(key if key == FILE_TYPE else prefix + key, value, kind) for key, value, kind in keys + layers]
 
 
-def _hybrid(config: TextConfig, n_mtp: int) -> Keys:
-    keys: Keys = [("nextn_predict_layers", n_mtp, "u32")] if n_mtp else []
-    keys += [
-        ("ssm.conv_kernel", config.linear_conv_kernel_dim, "u32"),
-        ("ssm.state_size", config.linear_key_head_dim, "u32"),
-        ("ssm.group_count", config.linear_num_key_heads, "u32"),
-        ("ssm.time_step_rank", config.linear_num_value_heads, "u32"),
-        ("ssm.inner_size", config.linear_value_head_dim * config.linear_num_value_heads, "u32"),
-    ]
-    if config.recurrent is not None:
-        keys.append(("attention.recurrent_layers", [*config.recurrent, *[False] * n_mtp], "arr:bool"))
-    keys.append(("full_attention_interval", config.full_attention_interval, "u32"))
-    factor = config.rope.partial_rotary_factor or DEFAULT_ROTARY
-    keys.append(("rope.dimension_count", int(config.rope_dim * factor), "u32"))
-    if config.rope.mrope_section is None:
-        keys.append(("rope.dimension_sections", list(DEFAULT_SECTIONS), "arr:i32"))
-    return keys
+def _sections(rope: Rope) -> Keys:
+    """M-RoPE's sections where the checkpoint has them; a default of the sheet's comes later."""
+    sections = rope.mrope_section
+    return [] if sections is None else [("rope.dimension_sections", [*sections, 0, 0, 0][:4], "arr:i32")]
 
 
 def _rope_scaling(rope: Rope) -> Keys:

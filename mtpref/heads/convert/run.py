@@ -21,7 +21,7 @@ from mtpref.files.gguf import QUANTIZATION_VERSION, WriteOptions, printable, ten
 from mtpref.files.vocab.pretokenizers import unusual_pre
 from mtpref.heads.convert.expected import expected_shapes
 from mtpref.heads.convert.general import description
-from mtpref.heads.convert.keys import ARCH, Keys, hyper_parameters
+from mtpref.heads.convert.keys import Keys, hyper_parameters
 from mtpref.heads.convert.vocabulary import vocabulary
 from mtpref.heads.hf import Checkpoint, Inventory, Part, TextConfig, gguf_tensors, open_checkpoint, text_config
 from mtpref.spec.quants import TYPE_IDS, TYPES, quantize
@@ -91,19 +91,19 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     """The plan for an open checkpoint, which must stay open until it is written. Errors: as `convert`"""
     config = text_config(checkpoint.config, checkpoint.label)
     found = gguf_tensors(checkpoint, config)
-    notes = _notes(checkpoint, found, settings)
+    notes = _notes(checkpoint, config, found, settings)
     n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
     parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
     _check_whole(checkpoint, config, parts, n_mtp, settings.which)
     type_name, file_type = OUTTYPES[settings.outtype]
     planned = [(part, _type(part, type_name)) for part in parts]
     n_values = sum(math.prod(part.shape) for part in parts)
-    keys: Keys = description(checkpoint.folder, n_values)
+    keys: Keys = description(checkpoint.folder, config.sheet.name, n_values)
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
     keys += vocabulary(checkpoint, config.vocab_size, settings.pre)
     pre = next(value for key, value, _ in keys if key == "tokenizer.ggml.pre")
-    if (odd := unusual_pre(ARCH, pre)) is not None:
+    if (odd := unusual_pre(config.sheet.name, pre)) is not None:
         notes.append(odd)
     tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
     return Plan(keys, tensors, planned, found, n_mtp, notes)
@@ -128,14 +128,16 @@ def _data(checkpoint: Checkpoint, part: Part, kind: str) -> Callable[[], Iterato
 # WHAT IS THERE
 
 
-def _notes(checkpoint: Checkpoint, found: Inventory, settings: Settings) -> list[str]:
+def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings) -> list[str]:
     notes = []
     if found.unmapped:
         names = ", ".join(printable(name) for name in found.unmapped[:_LISTED])
         more = f" and {len(found.unmapped) - _LISTED} more" if len(found.unmapped) > _LISTED else ""
         if not settings.allow_unmapped:
-            raise MtprefError(f"{checkpoint.label}: {len(found.unmapped)} tensors have no place in a {ARCH} GGUF: "
-                              f"{names}{more}; expected qwen3_5's; leave them out with --allow-unmapped")  # fmt: skip
+            raise MtprefError(
+                f"{checkpoint.label}: {len(found.unmapped)} tensors have no place in a {config.sheet.name} GGUF: "
+                f"{names}{more}; expected qwen3_5's; leave them out with --allow-unmapped"
+            )
         notes.append(f"left out, as --allow-unmapped says: {names}{more}")
     if found.set_aside:
         notes.append(
@@ -146,15 +148,17 @@ def _notes(checkpoint: Checkpoint, found: Inventory, settings: Settings) -> list
 
 def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings, notes: list[str]) -> int:
     """MTP blocks that the file declares, after a word about whatever config.json and tensors disagree on."""
-    declared = config.mtp_num_hidden_layers or 0
+    declared = config.n_heads or 0
     present = found.n_mtp
     if settings.which == "trunk":
         if present:
             notes.append("the MTP head is left out, as --no-mtp says")
         return 0
     if present > 1:
-        raise MtprefError(f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {ARCH} graph runs more; "
-                          "convert the trunk with --no-mtp")  # fmt: skip
+        raise MtprefError(
+            f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {config.sheet.name} graph runs more; "
+            "convert the trunk with --no-mtp"
+        )
     if declared > 1 and present:
         raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, the tensors have "
                           "1 MTP block, expected as many: part of the head is lost, or config.json is wrong; take "

@@ -152,7 +152,7 @@ def _special(checkpoint: Checkpoint, found: dict[str, Any]) -> Keys:
 
         gguf.SpecialVocab(checkpoint.folder, load_merges=True).add_to_gguf(writer, quiet=True)
 
-    keys = recorded(fill, f"{checkpoint.label}: tokenizer files")
+    keys = recorded(fill, "", f"{checkpoint.label}: tokenizer files")
     return _with_flags(keys) if _is_byte_level(found) else keys
 
 

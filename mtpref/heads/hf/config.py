@@ -15,52 +15,40 @@ from mtpref.base.errors import MtprefError
 from mtpref.base.typed import Sized, Within, describe, read_fields
 from mtpref.files.gguf import printable
 
-KINDS = {"linear_attention": True, "full_attention": False}
 MAX_COUNT = 1 << 24
 MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What a conversion reads. `recurrent` has a flag for each trunk layer, or is None where the config has no list."""
+    """What a conversion reads.
 
-    num_hidden_layers: int
-    mtp_num_hidden_layers: int | None
-    max_position_embeddings: int | None
-    hidden_size: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int | None
-    rms_norm_eps: float
-    linear_conv_kernel_dim: int
-    linear_key_head_dim: int
-    linear_num_key_heads: int
-    linear_num_value_heads: int
-    linear_value_head_dim: int
-    recurrent: list[bool] | None
-    full_attention_interval: int
+    sheet    the data sheet of the architecture that the checkpoint is of
+    found    config.json's fields by name, those of rope_parameters among them, as far as a conversion reads them; what
+             is absent is not there. n_embd_head: the width of one head
+    n_heads  the MTP blocks that it declares; None where it declares nothing
+    """
+
+    sheet: Architecture
+    found: dict[str, Any]
     rope: Rope
-    vocab_size: int | None
-    tie_word_embeddings: bool
+    n_heads: int | None
 
     @property
-    def sheet(self) -> Architecture:
-        """The data sheet of the architecture that the checkpoint is of."""
-        return SHEETS["qwen35"]
+    def n_layer(self) -> int:
+        """Trunk layers."""
+        return int(self.found["num_hidden_layers"])
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.found.get("vocab_size")
 
     @property
     def values(self) -> dict[str, int]:
         """Counts by the data sheet's names, n_layer and n_vocab beside them."""
-        fields = {h.name: h.hf for h in self.sheet.hypers if isinstance(h.hf, str)}
-        found = {name: getattr(self, field, None) for name, field in fields.items()}
-        found |= {"n_layer": self.num_hidden_layers, "n_vocab": self.vocab_size, "n_embd_head": self.rope_dim}
-        return {name: value for name, value in found.items() if value is not None}
-
-    @property
-    def rope_dim(self) -> int:
-        """The width of one head, as the rotation sees it."""
-        return self.head_dim or self.hidden_size // self.num_attention_heads
+        counts = {h.name: h.of_checkpoint(self.found) for h in self.sheet.hypers if h.type.startswith("u32")}
+        counts |= {"n_layer": self.n_layer, "n_vocab": self.vocab_size, "n_embd_head": self.found["n_embd_head"]}
+        return {name: value for name, value in counts.items() if value is not None}
 
 
 Size = Annotated[int, Within(1, MAX_COUNT)]
@@ -114,37 +102,38 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     label    what a refusal names: the folder
     Errors   MtprefError: another architecture, a quantised checkpoint, a number that is missing or out of range
     """
-    _check_kind(config, label)
+    sheet = _sheet_of(config, label)
     inner = config.get("text_config")
     found = {**config, **inner} if isinstance(inner, dict) else config
     taken: _Fields = read_fields(_Fields, _without_null(found), f"{label}: config.json")
     _check_widths(taken, f"{label}: config.json")
-    given = dict(vars(taken))
-    kinds = given.pop("layer_types")
+    kinds = taken.layer_types
     n_layer = taken.num_hidden_layers
     if kinds is not None and len(kinds) != n_layer:
-        raise MtprefError(f"{label}: config.json: layer_types has {len(kinds)} entries, expected {n_layer} of "
-                          f"{', '.join(KINDS)}")  # fmt: skip
-    return TextConfig(
-        **given | {"full_attention_interval": taken.full_attention_interval or 4},
-        recurrent=None if kinds is None else [KINDS[kind] for kind in kinds],
-        rope=_rope(found, f"{label}: config.json: rope_parameters"),
-        tie_word_embeddings=found.get("tie_word_embeddings") is True,
-    )
+        raise MtprefError(
+            f"{label}: config.json: layer_types has {len(kinds)} entries, expected {n_layer} of "
+            "linear_attention, full_attention"
+        )
+    rope = _rope(found, f"{label}: config.json: rope_parameters")
+    given = _without_null({**vars(rope), **vars(taken)})
+    given["n_embd_head"] = taken.head_dim or taken.hidden_size // taken.num_attention_heads
+    return TextConfig(sheet, given, rope, taken.mtp_num_hidden_layers)
 
 
 def _without_null(found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _check_kind(config: dict[str, Any], label: str) -> None:
+def _sheet_of(config: dict[str, Any], label: str) -> Architecture:
+    """The data sheet of a float checkpoint's architecture. Errors: MtprefError for any other"""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     kind = config.get("model_type")
-    known = [sheet.hf for sheet in SHEETS.values() if sheet.hf]
-    if not any(name in hf.classes if name is not None else kind in hf.model_types for hf in known):
+    known = {sheet: sheet.hf for sheet in SHEETS.values() if sheet.hf}
+    fits = [s for s, hf in known.items() if (name in hf.classes if name is not None else kind in hf.model_types)]
+    if not fits:
         found = printable(repr(name if name is not None else kind))
-        classes = ", ".join(name for hf in known for name in hf.classes)
+        classes = ", ".join(name for hf in known.values() for name in hf.classes)
         raise MtprefError(
             f"{label}: config.json names the architecture {found}, expected one of {classes}; llama.cpp's converter "
             "may know it"
@@ -156,6 +145,7 @@ def _check_kind(config: dict[str, Any], label: str) -> None:
             method = describe(told)
             raise MtprefError(f"{label}: config.json has {key} ({method}), expected a checkpoint of float tensors; "
                               "convert the original one and quantise the GGUF")  # fmt: skip
+    return fits[0]
 
 
 def _check_widths(taken: _Fields, where: str) -> None:

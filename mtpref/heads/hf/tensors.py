@@ -101,7 +101,7 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             taken[part.name] = source
             found.parts.append(part)
     blocks = {int(part.name.split(".")[1]) for part in found.parts if part.is_head}
-    found.n_mtp = max(blocks) + 1 - config.num_hidden_layers if blocks else 0
+    found.n_mtp = max(blocks) + 1 - config.n_layer if blocks else 0
     return found
 
 
@@ -110,7 +110,7 @@ def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part
     name = canonical(source)
     shape, made = checkpoint.shape(source), []
     for piece, rows in _split(checkpoint, config, source, name, shape):
-        place = place_of(config.sheet, piece, config.num_hidden_layers)
+        place = place_of(config.sheet, piece, config.n_layer)
         if place is None:
             return None
         made.append(_part(checkpoint, config, source, place, rows))
@@ -121,7 +121,7 @@ def _split(
     checkpoint: Checkpoint, config: TextConfig, source: str, name: str, shape: tuple[int, ...]
 ) -> list[tuple[str, NDArray[np.intp] | None]]:
     """(canonical name, its rows; None: all), more than one for a fused tensor."""
-    found = fused_of(config.sheet, name, config.num_hidden_layers)
+    found = fused_of(config.sheet, name, config.n_layer)
     if found is None:
         return [(name, None)]
     fused, names = found
