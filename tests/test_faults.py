@@ -100,8 +100,10 @@ def changed_entries(a: Model, b: Model) -> set[str]:
         f"weights.{f.name}" for f in fields(a.weights) if getattr(a.weights, f.name) is not getattr(b.weights, f.name)
     }
     # A model with any fault is not looked at for NaN (test_not_finite.py).
-    own = [f.name for f in fields(Model) if f.name not in ("recipe", "weights", "is_checked")]
+    own = [f.name for f in fields(Model) if f.name not in ("recipe", "weights", "heads", "is_checked")]
     out |= {name for name in own if getattr(a, name) is not getattr(b, name) and getattr(a, name) != getattr(b, name)}
+    for old, new in zip(a.heads, b.heads, strict=True):
+        out |= {f"heads.{name}" for name in ("weights", "layer") if getattr(old, name) is not getattr(new, name)}
     assert a.recipe.numerics == b.recipe.numerics
     return out
 
@@ -187,7 +189,7 @@ class Tapped(Model):
     def trunk(self, state, ids, *, n_logits, keep=1):
         return super().trunk(state, ids, n_logits=n_logits, keep=keep, tap=self._tap(n_logits, ids))
 
-    def mtp(self, state, ids, hidden, first_pos, *, n_logits, n_draft_vocab=None):
+    def mtp(self, state, ids, hidden, first_pos, *, n_logits, head=0, n_draft_vocab=None, tap=None):
         return super().mtp(state, ids, hidden, first_pos, n_logits=n_logits, n_draft_vocab=n_draft_vocab,
                            tap=self._tap(n_logits, ids))  # fmt: skip
 

@@ -66,7 +66,7 @@ def test_a_text_without_a_pair_of_tokens_is_one_line(capsys, tmp_path, content, 
 
 def test_files_that_cannot_be_read_are_one_line(capsys, tmp_path, text):
     assert "No such file" in refused(capsys, "-m", MODEL, "-f", str(tmp_path / "none"))
-    assert "directory" in refused(capsys, "-m", MODEL, "-f", str(tmp_path))
+    assert "a folder, not" in refused(capsys, "-m", MODEL, "-f", str(tmp_path))
     assert "no file can have this name" in refused(capsys, "-m", MODEL, "-f", "a\0b")
     assert "--block: 0" in refused(capsys, "-m", MODEL, "-f", text, "--block", "0")
 

@@ -185,7 +185,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(capsys, tmp_path, text):
     assert "-n: 0" in refused(capsys, *base, "-f", text, "-n", "0")
     assert "is given with -f too" in refused(capsys, *base, "-f", text, "-n", "9", "--held-out", text)
     assert "No such file" in refused(capsys, *base, "-f", "none", "-n", "9")
-    assert "directory" in refused(capsys, *base, "-f", str(tmp_path), "-n", "9")
+    assert "a folder, not" in refused(capsys, *base, "-f", str(tmp_path), "-n", "9")
     missing = str(tmp_path / "no" / "ids")
     assert "folder does not exist" in refused(capsys, "-m", MODEL, "-o", missing, "-f", text, "-n", "9")
     trunk, _ = write_pair(Path(MODEL), tmp_path)

@@ -10,11 +10,14 @@ import pytest
 
 import mtpref
 from mtpref import kernels
+from mtpref.architectures import ARCHITECTURES
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
 from mtpref.front.cli import main
-from mtpref.spec.config import Metadata, read_attn_config, read_model_config, read_rope_scaling, rope_notes
+from mtpref.spec.config import Metadata, read_model_config, rope_notes
+from mtpref.spec.config import read_rope_scaling as read_with_base
+from mtpref.spec.kinds import GATED_ATTENTION
 from mtpref.spec.rope_scaling import RopeOverrides, RopeScaling
 from tests import naive, naive_model
 from tests.gguf_from_weights import metadata, write_model
@@ -30,6 +33,18 @@ def meta(overrides=None, **keys):
     kv = {key: value for key, value, _ in metadata(shape())}
     kv |= {f"qwen35.rope.scaling.{key}": value for key, value in keys.items()}
     return Metadata(kv, "m.gguf", overrides)
+
+
+def values(keys):
+    return ARCHITECTURES["qwen35"].values(keys)
+
+
+def read_attn_config(keys):
+    return GATED_ATTENTION.configure(values(keys))
+
+
+def read_rope_scaling(keys, **how):
+    return read_with_base(keys, keys.rope.freq_base or values(keys)["freq_base"], **how)
 
 
 def scaled(*args, **kwargs):
@@ -257,7 +272,7 @@ def test_yarn_by_extrapolation_alone_needs_no_type():
 
 def test_the_context_grows_with_an_override_and_with_nothing_else():
     def n_ctx(overrides=None, **keys):
-        return read_model_config(meta(overrides, **keys)).n_ctx_train
+        return read_model_config(values(meta(overrides, **keys))).n_ctx_train
 
     assert n_ctx() == n_ctx(type="yarn", factor=4.0, original_context_length=64) == 256
     assert n_ctx(RopeOverrides("yarn", 0.25)) == n_ctx(RopeOverrides(freq_scale=0.25)) == 1024

@@ -343,7 +343,7 @@ def test_another_contract_is_not_compared_with_llama_cpp(monkeypatch):
 
 
 def test_limits_follow_the_coarsest_weight_type():
-    assert limits_of(tiny().weights.type_names)[1] == "Q8_0"
+    assert limits_of(tiny().type_names)[1] == "Q8_0"
 
 
 # TABLE

@@ -64,7 +64,7 @@ class ToyState:
     def choose_plane(self, n_drop: int) -> None:
         del self.ids[len(self.ids) - n_drop :]
 
-    def trim_mtp(self, pos: int) -> None:
+    def trim_heads(self, pos: int) -> None:
         del self.mtp_ids[pos:]
 
 
@@ -74,6 +74,7 @@ class ToyModel:
     kv_type = kv_type_draft = "F32"
     has_mtp = True
     d2t: np.ndarray | None = None
+    heads = (SimpleNamespace(sheet=SimpleNamespace(reads_target=False)),)
 
     def __init__(self, n_vocab: int, scale: float = 1.0, eog_ids: frozenset[int] = frozenset(), **steps) -> None:
         self.n_vocab, self.scale = n_vocab, scale
@@ -104,7 +105,7 @@ class ToyModel:
         rows = [self.target(tuple(state.ids[: pos + 1])) for pos in range(first, state.n_past)]
         return self._output(rows, len(ids))
 
-    def mtp(self, state, ids, hidden, first_pos, *, n_logits, n_draft_vocab=None):
+    def mtp(self, state, ids, hidden, first_pos, *, n_logits, head=0, n_draft_vocab=None, tap=None):
         assert first_pos == len(state.mtp_ids)
         state.mtp_ids += ids
         row = self.draft(tuple(state.mtp_ids))

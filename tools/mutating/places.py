@@ -14,11 +14,12 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 @dataclass(frozen=True)
 class Mutation:
-    """An edit as the list has it: `where` names the function or class, pairs are (old, new) in order of trial."""
+    """An edit as the list has it: `where` names the function or class, pairs are (old, new) in order of
+    trial, with a third element where the function has another name."""
 
     id: str
     where: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[str, ...], ...]
 
     @property
     def area(self) -> str:
@@ -79,8 +80,9 @@ def find(mutation: Mutation, modules: list[Module]) -> Place | None:
 
     Errors   ValueError where a pair has several places; None where no pair has any
     """
-    for old, new in mutation.pairs:
-        found = [place for module in modules for place in _places(mutation.where, old, new, module)]
+    for old, new, *where in mutation.pairs:
+        name = where[0] if where else mutation.where
+        found = [place for module in modules for place in _places(name, old, new, module)]
         if len(found) > 1:
             places = ", ".join(f"{place.path}:{place.lines[0]}" for place in found)
             raise ValueError(f"mutation {mutation.id}: {len(found)} places ({places}), expected one; make `old` longer")

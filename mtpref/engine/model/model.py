@@ -158,7 +158,8 @@ class Model:
     def with_head(self, i: int = 0, *, layer: Layer | None = None, **weights: Any) -> "Model":
         """The same model with other weights (fields of MtpWeights), or another block, for head i."""
         head = self.heads[i]
-        changed = replace(head, layer=layer or head.layer, weights=replace(head.weights, **weights))
+        new = replace(head.weights, **weights) if weights else head.weights
+        changed = replace(head, layer=layer or head.layer, weights=new)
         return replace(self, heads=(*self.heads[:i], changed, *self.heads[i + 1 :]))
 
     def with_draft_ids(self, ids: Sequence[int] | None) -> "Model":

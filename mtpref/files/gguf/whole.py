@@ -196,10 +196,14 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
         except FileExistsError:
             temporaries.pop()  # not ours
             continue
-        with open(fd, "r+b") as file:
+        file = open(fd, "r+b")  # noqa: SIM115 (closed below)
+        try:
             if _lock(fd):
                 yield file
                 return
+        finally:
+            with contextlib.suppress(OSError):  # what a full disk has kept in the buffer; what counts has been synced
+                file.close()
         _unlink([temporaries.pop()])
 
 
