@@ -112,12 +112,12 @@ def test_a_working_drafter_runs_the_head_and_proposes_the_script():
 
     model = micro(30)
     ids, statistics = some_ids(model, 8), Statistics()
-    plain = Decoder(model, model.new_state(64), Options(12, "none"))
+    plain = Decoder(model, model.new_state(64), Options(n_predict=12, spec_type="none"))
     text = [event.id for event in plain.run(ids) if hasattr(event, "source")]
     policy = PolicyConfig(n_max=2)
     scripted = ScriptedDrafter(text, [[True, True]], len(ids), model.n_vocab)
     drafter = WorkingDrafter(MtpDrafter(model, statistics), scripted)
-    decoder = Decoder(model, model.new_state(64), Options(12, policy=policy), drafter)
+    decoder = Decoder(model, model.new_state(64), Options(n_predict=12, policy=policy), drafter)
     assert [event.id for event in decoder.run(ids) if hasattr(event, "source")] == text
     assert decoder.statistics.acceptance == 1.0
     assert statistics.passes["mtp_draft"] >= decoder.statistics.n_drafted

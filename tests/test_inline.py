@@ -19,7 +19,7 @@ N = 24
 
 def run_inline(model, row, *, n=N, prompt=PROMPT, rollback="snapshot", n_draft_vocab=None, **policy):
     """The loop with an inline drafter, on a poisoned state: decoder, ids, and (was stale, ids, accepted) a round."""
-    options = Options(n, policy=PolicyConfig(n_max=1, **policy), rollback=rollback)
+    options = Options(n_predict=n, policy=PolicyConfig(n_max=1, **policy), rollback=rollback)
     statistics = Statistics()
     drafter = InlineDrafter(model, statistics, n_draft_vocab, row=row)
     decoder = Decoder(model, model.new_state(4096, poison=True), options, drafter)

@@ -119,7 +119,7 @@ def law_of(config, policy, n, *, n_vocab=3, rollback="two-phase", whole=False, l
            n_draft_vocab=None, draft_ids=None, drafter=None, adaptive=None, **faults):  # fmt: skip
     """Text of n + 1 tokens -> probability: the first round by the loop (whole: all rounds), the rest by the target."""
     length = length or n + 1
-    options = Options(length, "draft-mtp", policy, rollback, n_draft_vocab, sampling=config, draft_ids=draft_ids,
+    options = Options(n_predict=length, spec_type="draft-mtp", policy=policy, rollback=rollback, n_draft_vocab=n_draft_vocab, sampling=config, draft_ids=draft_ids,
                       adaptive=adaptive or AdaptiveConfig())  # fmt: skip
     law = defaultdict(float)
     plain = ToyModel(n_vocab, 1.0, eog)
@@ -209,9 +209,9 @@ def test_residual_keeps_the_distribution_of_whole_texts_of_many_rounds(cooldown,
 
 # Rules whose drafts differ in length from branch to branch: the test asserts that they do.
 ADAPTIVE = [
-    AdaptiveConfig("heuristic"),
-    AdaptiveConfig("expected", P_ONE // 16, P_ONE // 4),
-    AdaptiveConfig("expected", P_ONE // 8, P_ONE // 8),
+    AdaptiveConfig(rule="heuristic"),
+    AdaptiveConfig(rule="expected", draft_cost=P_ONE // 16, row_cost=P_ONE // 4),
+    AdaptiveConfig(rule="expected", draft_cost=P_ONE // 8, row_cost=P_ONE // 8),
 ]
 
 
@@ -346,7 +346,7 @@ def test_a_dropped_bonus_token_costs_length_and_not_the_distribution():
 
     laws = law_of(config_of("match"), PolicyConfig(n_max=2), 2, rollback="snapshot", accept_greedy=without_bonus)
     assert distance(laws) < CLOSE
-    options = Options(9, sampling=config_of(), policy=PolicyConfig(n_max=2), rollback="snapshot")
+    options = Options(n_predict=9, sampling=config_of(), policy=PolicyConfig(n_max=2), rollback="snapshot")
     events = list(Decoder(ToyModel(3, accept_greedy=without_bonus), ToyState(), options).run(PROMPT))
     assert max(e.n_accepted for e in events if isinstance(e, Verified)) == 1
     assert not [e for e in events if isinstance(e, Token) and e.source == "bonus"]

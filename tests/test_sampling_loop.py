@@ -165,7 +165,7 @@ def test_the_inline_drafter_works_with_both_rules(row):
     texts = []
     for config, rollback in ((HOT, "snapshot"), (RESIDUAL, "snapshot"), (RESIDUAL, "snapshot")):
         model = micro(90)
-        options = Options(30, policy=PolicyConfig(n_max=1), rollback=rollback, sampling=config)
+        options = Options(n_predict=30, policy=PolicyConfig(n_max=1), rollback=rollback, sampling=config)
         decoder = Decoder(model, model.new_state(4096), options)
         decoder.drafter = InlineDrafter(model, decoder.statistics, sampler=decoder.sampler, row=row)
         texts.append([e.id for e in decoder.run(PROMPT) if isinstance(e, Token)])
