@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from mtpref import kernels
 from mtpref.base.events import Drafted, RolledBack, Token, Verified
 from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
-from mtpref.spec import P_ONE
 from tests.models import ACCEPTS, CONTRACTS, decode_plainly, has_nan, micro, prompt_of, run_decoder, trunk_digest
 
 NUMERICS = ("ggml", "exact")
@@ -77,7 +76,7 @@ settings_of_a_run = st.fixed_dictionaries(
     {
         "n_max": st.integers(1, 4),
         "n_min": st.sampled_from([0, 0, 1, 2]),
-        "p_min": st.sampled_from([0, 0, P_ONE // 4, P_ONE // 2, P_ONE]),
+        "p_min": st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0]),
         "cooldown": st.integers(0, 3),
         "cooldown_after": st.integers(1, 2),
     }

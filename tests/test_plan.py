@@ -9,7 +9,7 @@ import pytest
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Verified
-from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.decode import AdaptiveConfig, Decoder, Options, PolicyConfig, SamplingConfig
 from mtpref.front import cli
 from mtpref.measure.bench.costs import Costs, CostSet, between
 from mtpref.measure.plan import Continuation, Setting, Tally, plan, prompts_of, record, replay
@@ -20,20 +20,19 @@ from mtpref.measure.plan.render import lines
 from mtpref.measure.plan.report import Settings
 from mtpref.measure.probe import Text
 from mtpref.spec import P_ONE
-from mtpref.spec.policy import AdaptiveConfig
 from tests.models import CONTRACTS, micro, prompt_of, with_eog, without_head
 
 SETTINGS = [
     *(PolicyConfig(n_max=n) for n in (1, 2, 3, 5)),
-    PolicyConfig(n_max=5, p_min=P_ONE // 2),
-    PolicyConfig(n_max=5, p_min=P_ONE // 2, n_min=2),
+    PolicyConfig(n_max=5, p_min=1 / 2),
+    PolicyConfig(n_max=5, p_min=1 / 2, n_min=2),
     PolicyConfig(n_max=3, cooldown=1),
     PolicyConfig(n_max=3, cooldown=2, cooldown_after=2),
 ]
 RULES = [
     AdaptiveConfig(),
     AdaptiveConfig(rule="heuristic"),
-    AdaptiveConfig(rule="expected", draft_cost=P_ONE // 4, row_cost=P_ONE // 16),
+    AdaptiveConfig(rule="expected", draft_cost=1 / 4, row_cost=1 / 16),
 ]
 
 

@@ -275,7 +275,7 @@ class Fake:
         return ids, self.change("logits", logits)
 
     def speculative(self, path, text, n_predict, n_max, p_min):
-        options = Options(n_predict=n_predict, policy=replace(Options().policy, n_max=n_max, p_min=int(p_min * 2**32)))
+        options = Options(n_predict=n_predict, policy=replace(Options().policy, n_max=n_max, p_min=p_min))
         events = list(load_run(self.model, self.model.vocab.encode(text), options))
         log = LlamaLog()
         for d in (e for e in events if isinstance(e, Drafted)):

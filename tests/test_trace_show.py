@@ -45,7 +45,8 @@ def trace(model, tmp_path_factory):
     runs, text = [], ""
     for i, options in enumerate((
         Options(n_predict=24, policy=PolicyConfig(n_max=3, cooldown=2)),
-        Options(n_predict=16, sampling=SamplingConfig(temp=0.9, accept="residual", seed=3), policy=PolicyConfig(p_min=3 << 29)),
+        Options(n_predict=16, sampling=SamplingConfig(temp=0.9, accept="residual", seed=3),
+                policy=PolicyConfig(p_min=0.375)),
         Options(n_predict=8, spec_type="none", stop=("ret",)),
     )):  # fmt: skip
         runs.append(write(folder / f"{i}.jsonl", model, options))

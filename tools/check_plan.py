@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import mtpref
 from mtpref.base.events import PromptProgress, Verified
-from mtpref.engine.decode import Decoder, Options, PolicyConfig
+from mtpref.engine.decode import AdaptiveConfig, Decoder, Options, PolicyConfig
 from mtpref.engine.model import Model
 from mtpref.front.cli.options import set_threads
 from mtpref.measure.bench import Costs, measure_costs
@@ -26,10 +26,6 @@ from mtpref.measure.plan import Continuation, Setting, Tally, prompts_of, record
 from mtpref.measure.plan.price import milliseconds
 from mtpref.measure.plan.record import Trim, trims_of
 from mtpref.measure.probe import read_texts
-from mtpref.spec import P_ONE
-from mtpref.spec.policy import AdaptiveConfig
-
-HALF = P_ONE // 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ def cases(trims: Sequence[Trim]) -> list[Case]:
             out.append(Case(f"{strategy} n={n}", strategy, Setting(full, PolicyConfig(n_max=n))))
     out += [
         Case(f"snapshot n=2, {trimmed}", "snapshot", Setting(trimmed, PolicyConfig(n_max=2))),
-        Case("snapshot n=4, p_min 0.5", "snapshot", Setting(full, PolicyConfig(n_max=4, p_min=HALF))),
+        Case("snapshot n=4, p_min 0.5", "snapshot", Setting(full, PolicyConfig(n_max=4, p_min=0.5))),
         Case("snapshot n=3, cooldown 1", "snapshot", Setting(full, PolicyConfig(n_max=3, cooldown=1))),
         Case(
             "snapshot n=4, heuristic",

@@ -22,7 +22,6 @@ from pathlib import Path
 import mtpref
 from mtpref.engine.decode import AdaptiveConfig, Options, PolicyConfig, Statistics
 from mtpref.front.api import LanguageModel
-from mtpref.spec import P_ONE
 
 N_PROMPTS, PROMPT_TOKENS, N_TIMED = 6, 48, 3
 
@@ -66,7 +65,7 @@ class Outcome:
 def settings(n_max: int, draft: float, row: float) -> dict[str, tuple[int, AdaptiveConfig]]:
     """Setting -> (n_max, rule)."""
     fixed = {f"fixed {n}": (n, AdaptiveConfig()) for n in range(n_max + 1)}
-    expected = AdaptiveConfig(rule="expected", draft_cost=round(draft * P_ONE), row_cost=round(row * P_ONE))
+    expected = AdaptiveConfig(rule="expected", draft_cost=draft, row_cost=row)
     return fixed | {"heuristic": (n_max, AdaptiveConfig(rule="heuristic")), "expected": (n_max, expected)}
 
 

@@ -24,7 +24,6 @@ from mtpref.engine.model import Model
 from mtpref.faults import FAULTS, Fault, inject
 from mtpref.look.dump import record
 from mtpref.measure.story import PROMPTS
-from mtpref.spec import P_ONE
 from mtpref.spec.rope_scaling import RopeOverrides
 
 TARGET = Path(__file__).parent.parent / "docs" / "faults.json"
@@ -59,7 +58,7 @@ class Setup:
         return SamplingConfig(temp=1.0, top_k=40, top_p=0.9, min_p=0.0, seed=seed, accept=accept)
 
     def policy(self, n_max: int = N_MAX) -> PolicyConfig:
-        p_min = P_ONE // 2 if "n_min" in self.needs else P_ONE // 10 if "p_min" in self.needs else 0
+        p_min = 0.5 if "n_min" in self.needs else 0.1 if "p_min" in self.needs else 0.0
         n_min = min(2, n_max) if "n_min" in self.needs else 0
         return PolicyConfig(n_max=n_max, n_min=n_min, p_min=p_min, cooldown=int("cooldown" in self.needs))
 

@@ -75,14 +75,15 @@ def check_fields(built: Any, label: str = "") -> None:
             Annotated[kind, Bounds or OneOf]
     Errors  SettingError
     """
-    cls = type(built)
+    cls: Any = type(built)
+    hints = _hints(cls)
     for field in fields(cls):
         where = f"{label or cls.__name__}.{field.name}"
-        object.__setattr__(built, field.name, checked(_hints(cls)[field.name], getattr(built, field.name), where))
+        object.__setattr__(built, field.name, checked(hints[field.name], getattr(built, field.name), where))
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import OneOf, check_fields
