@@ -118,9 +118,10 @@ def law_of(config, policy, n, *, n_vocab=3, rollback="two-phase", whole=False, l
            n_draft_vocab=None, draft_ids=None, drafter=None, adaptive=None, **faults):  # fmt: skip
     """Text of n + 1 tokens -> probability: the first round by the loop (whole: all rounds), the rest by the target."""
     length = length or n + 1
-    options = Options(n_predict=length, spec_type="draft-mtp", policy=policy, rollback=rollback, n_draft_vocab=n_draft_vocab,
-        sampling=config, draft_ids=draft_ids,
-                      adaptive=adaptive or AdaptiveConfig())  # fmt: skip
+    options = Options(
+        n_predict=length, spec_type="draft-mtp", policy=policy, rollback=rollback, n_draft_vocab=n_draft_vocab,
+        sampling=config, draft_ids=draft_ids, adaptive=adaptive or AdaptiveConfig(),
+    )  # fmt: skip
     law = defaultdict(float)
     plain = ToyModel(n_vocab, 1.0, eog)
 

@@ -102,7 +102,9 @@ def checked(kind: Any, value: Any, where: str) -> Any:
     if origin in (tuple, Sequence):
         value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-            raise SettingError(where, f"{_shown(value)} is no list, expected one of {_named(get_args(kind)[0])}s")
+            raise SettingError(
+                where, f"{_shown(value)} is no list, expected a list, each item {_named(get_args(kind)[0])}"
+            )
         item, *others = get_args(kind)
         if others and others[-1] is not Ellipsis and len(value) != 1 + len(others):
             raise SettingError(where, f"{len(value)} values, expected {1 + len(others)}")

@@ -173,7 +173,7 @@ def has_only_workqueue() -> bool:
     if settings.THREADING_LAYER not in ("default", "safe", "threadsafe", "forksafe"):
         return False
     for pool in ("omppool", "tbbpool"):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError), kernels.short_spinning():
             importlib.import_module(f"numba.np.ufunc.{pool}")
             return False
     return True
