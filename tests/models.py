@@ -158,7 +158,15 @@ def run_decoder(
     """Run the loop to its end on a poisoned state."""
     sampling = sampling or SamplingConfig()
     options = Options(
-        n_predict, spec_type, PolicyConfig(**policy), rollback, n_draft_vocab, n_batch, sampling, stop, draft_ids
+        n_predict=n_predict,
+        spec_type=spec_type,
+        policy=PolicyConfig(**policy),
+        rollback=rollback,
+        n_draft_vocab=n_draft_vocab,
+        n_batch=n_batch,
+        sampling=sampling,
+        stop=stop,
+        draft_ids=draft_ids,
     )
     decoder = Decoder(model, state or model.new_state(n_ctx, poison=True), options, drafter)
     events = list(decoder.run(prompt))

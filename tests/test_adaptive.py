@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 import mtpref
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Token, Verified
-from mtpref.engine.decode import STRATEGIES, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.decode import STRATEGIES, AdaptiveConfig, Options, PolicyConfig, SamplingConfig
 from mtpref.front import cli
 from mtpref.spec import P_ONE
 from mtpref.spec import policy as adaptive
-from mtpref.spec.policy import MAX_SILENT, N_BINS, PRIOR, AdaptiveConfig, AdaptiveState, Chain
+from mtpref.spec.policy import MAX_SILENT, N_BINS, PRIOR, AdaptiveState, Chain, FixedAdaptive
 
-HEURISTIC, EXPECTED = AdaptiveConfig("heuristic"), AdaptiveConfig("expected")
+HEURISTIC, EXPECTED = FixedAdaptive(rule="heuristic"), FixedAdaptive(rule="expected")
 PAGE = (Path(__file__).parent.parent / "docs/adaptive.md").read_text(encoding="utf-8")
 PROMPT = "def fibonacci(n):\n"
 
@@ -94,7 +94,7 @@ def test_expected_decides_as_the_fractions_do_but_for_a_hair(counts, draft, row,
     """Survival is rounded down to 2**-32 at each token: decisions may differ only where both sides agree to 1e-7."""
     judged = tuple(n for n, _ in counts)
     state = AdaptiveState(judged=judged, accepted=tuple(int(n * share) for n, share in counts))
-    cfg = AdaptiveConfig("expected", draft, row)
+    cfg = FixedAdaptive(rule="expected", draft_cost=draft, row_cost=row)
     chain, naive = Chain(), NaiveChain(Fraction(draft, P_ONE), Fraction(row, P_ONE))
     mean = Fraction(PRIOR + sum(state.accepted), PRIOR + sum(judged))
     for p in ps:
@@ -163,7 +163,10 @@ def test_n_min_is_never_undercut_once_a_draft_has_begun():
 
 
 def test_free_drafts_are_as_long_as_allowed_and_dear_ones_do_not_happen():
-    free, dear = AdaptiveConfig("expected", 0, 0), AdaptiveConfig("expected", 2 * P_ONE, 2 * P_ONE)
+    free, dear = (
+        FixedAdaptive(rule="expected", draft_cost=0, row_cost=0),
+        FixedAdaptive(rule="expected", draft_cost=2 * P_ONE, row_cost=2 * P_ONE),
+    )
     assert adaptive.worth_a_row(free, AdaptiveState(), Chain(), 1)
     assert not adaptive.worth_a_step(dear, AdaptiveState(), Chain())
 
@@ -171,14 +174,14 @@ def test_free_drafts_are_as_long_as_allowed_and_dear_ones_do_not_happen():
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        (("always",), "--spec-adaptive: 'always'"),
-        (("expected", -1), "--spec-adaptive-costs"),
-        (("expected", 0, 17 * P_ONE), "--spec-adaptive-costs"),
+        (("always",), "AdaptiveConfig.rule: 'always'"),
+        (("expected", -1), "AdaptiveConfig.draft_cost: -1"),
+        (("expected", 0, 17 * P_ONE), "AdaptiveConfig.row_cost"),
     ],
 )
-def test_an_impossible_rule_is_refused_by_the_name_of_its_flag(values, named):
+def test_an_impossible_rule_is_refused_by_its_name(values, named):
     with pytest.raises(MtprefError, match=f"^{named}"):
-        AdaptiveConfig(*values)
+        FixedAdaptive(*values)
 
 
 # ---------------------------------------------------------------------------------------------- the loop
@@ -190,7 +193,8 @@ def tiny():
 
 
 def texts(model, prompt, cfg, **values):
-    options = Options(48, adaptive=cfg, **values)
+    public = AdaptiveConfig(rule=cfg.rule, draft_cost=cfg.draft_cost / P_ONE, row_cost=cfg.row_cost / P_ONE)
+    options = Options(n_predict=48, adaptive=public, **values)
     run = model.generate(prompt, options, n_ctx=128)
     events = list(run)
     return run.ids, events, run
@@ -199,7 +203,7 @@ def texts(model, prompt, cfg, **values):
 @pytest.mark.parametrize("cfg", [HEURISTIC, EXPECTED], ids=lambda cfg: cfg.rule)
 @pytest.mark.parametrize("rollback", STRATEGIES)
 def test_the_greedy_text_is_that_of_plain_decoding(tiny, cfg, rollback):
-    plain = tiny.generate(PROMPT, Options(48, "none"), n_ctx=128).finish().ids
+    plain = tiny.generate(PROMPT, Options(n_predict=48, spec_type="none"), n_ctx=128).finish().ids
     ids, events, run = texts(tiny, PROMPT, cfg, policy=PolicyConfig(n_max=6), rollback=rollback)
     assert ids == plain
     lengths = {len(e.ids) for e in events if isinstance(e, Drafted)}
@@ -211,7 +215,7 @@ def test_the_greedy_text_is_that_of_plain_decoding(tiny, cfg, rollback):
 @pytest.mark.parametrize("cfg", [HEURISTIC, EXPECTED], ids=lambda cfg: cfg.rule)
 def test_match_gives_plain_samplings_text_at_the_same_seed(tiny, cfg):
     sampling = SamplingConfig(temp=0.9, seed=5)
-    plain = tiny.generate(PROMPT, Options(48, "none", sampling=sampling), n_ctx=128).finish().ids
+    plain = tiny.generate(PROMPT, Options(n_predict=48, spec_type="none", sampling=sampling), n_ctx=128).finish().ids
     assert texts(tiny, PROMPT, cfg, policy=PolicyConfig(n_max=6), sampling=sampling)[0] == plain
 
 
@@ -233,7 +237,7 @@ def test_what_the_rule_remembers_is_what_the_run_showed(tiny):
 
 def test_a_cost_changes_the_length_of_drafts(tiny):
     def mean_length(row):
-        cfg = AdaptiveConfig("expected", 0, int(row * P_ONE))
+        cfg = FixedAdaptive(rule="expected", draft_cost=0, row_cost=int(row * P_ONE))
         statistics = texts(tiny, PROMPT, cfg, policy=PolicyConfig(n_max=8))[2].statistics
         return statistics.n_drafted / statistics.n_rounds
 

@@ -1,14 +1,26 @@
 """The library's front door."""
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 import mtpref
 from mtpref.base.events import RunEnded, RunStarted, Token
+from mtpref.files.gguf import WriteOptions
+from mtpref.front.api import Run
+from mtpref.front.cli.flags import FLAGS
+from mtpref.heads.convert.run import Settings as ConvertSettings
+from mtpref.heads.quantize import Wanted
+from mtpref.measure.bench.report import Settings as BenchSettings
+from mtpref.measure.plan.report import Settings as PlanSettings
+from mtpref.measure.probe.report import Settings as ProbeSettings
+from mtpref.spec.policy import FixedPolicy
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,3 +80,125 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = mtpref.nonsense
+
+
+def test_what_there_is_can_be_listed_and_everything_listed_is_there():
+    code = "import mtpref; print(*dir(mtpref))"
+    listed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert set(mtpref.__all__) <= set(listed.split())
+    for name in mtpref.__all__:
+        assert getattr(mtpref, name) is not None
+    told = {kind.__name__ for kind in get_args(mtpref.Event)}
+    taken = {"AdaptiveConfig", "PolicyConfig", "SamplingConfig", "Session", "ModelState", "Drafter", "ChatPrompt"}
+    assert told | taken <= set(mtpref.__all__)
+
+
+BAD = [
+    ("Options", {"policy": 3}, "Options.policy: 3 is out of place, expected PolicyConfig"),
+    ("Options", {"policy": FixedPolicy()}, "Options.policy: a FixedPolicy is out of place"),
+    ("Options", {"stop": "ab"}, "Options.stop: 'ab' is no list"),
+    ("Options", {"stop": ["a", 1]}, "Options.stop: 1 is out of place, expected a string"),
+    ("Options", {"n_predict": 2.0}, "Options.n_predict: 2.0 is no integer"),
+    ("Options", {"n_batch": True}, "Options.n_batch: true is no integer"),
+    ("Options", {"rollback": ["snapshot"]}, "Options.rollback: a list is unknown|Options.rollback: .* is unknown"),
+    ("PolicyConfig", {"p_min": 1 << 31}, "PolicyConfig.p_min: .* is out of range, expected 0 .. 1"),
+    ("PolicyConfig", {"p_min": float("nan")}, "PolicyConfig.p_min: nan is out of range"),
+    ("PolicyConfig", {"n_max": 1, "n_min": 2}, "PolicyConfig.n_min: 2 is more than PolicyConfig.n_max 1"),
+    ("AdaptiveConfig", {"draft_cost": 17}, "AdaptiveConfig.draft_cost: 17 is out of range, expected 0 .. 16 plain"),
+    ("SamplingConfig", {"seed": 1 << 5000}, "SamplingConfig.seed: .* is out of range"),
+    ("SamplingConfig", {"temp": "hot"}, "SamplingConfig.temp: 'hot' is no number"),
+    ("SamplingConfig", {"ignore_eos": 1}, "SamplingConfig.ignore_eos: 1 is out of place, expected True or False"),
+    ("SamplingConfig", {"samplers": ("top_k", "top_k")}, "SamplingConfig.samplers: top_k;top_k names one twice"),
+    ("RopeOverrides", {"freq_scale": "x"}, "RopeOverrides.freq_scale: 'x' is no number"),
+    ("RopeOverrides", {"n_ctx_orig": 1.5}, "RopeOverrides.n_ctx_orig: 1.5 is no integer"),
+    ("MtpContract", {"hidden": "banana"}, "MtpContract.hidden: 'banana' is unknown"),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "told"), BAD)
+def test_a_bad_setting_is_refused_where_it_is_built_in_the_librarys_words(name, values, told):
+    with pytest.raises(mtpref.SettingError, match=f"^({told})") as refused:
+        getattr(mtpref, name)(**values)
+    assert "--" not in str(refused.value)
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "told"),
+    [
+        (WriteOptions, {"inputs": "model.gguf"}, "WriteOptions.inputs: 'model.gguf' is no list"),
+        (WriteOptions, {"force": "no"}, "WriteOptions.force: 'no' is out of place"),
+        (WriteOptions, {"progress": 3}, "WriteOptions.progress: 3 is out of place, expected a function"),
+        (ConvertSettings, {"outtype": "q3"}, "convert.Settings.outtype: 'q3' is unknown, expected one of f32"),
+        (Wanted, {"mixture": "Q9"}, "quantize.Wanted.mixture: 'Q9' is unknown"),
+        (ProbeSettings, {"n_ctx": 1}, "probe.Settings.n_ctx: 1 is out of range"),
+        (PlanSettings, {"p_mins": (0.5, 2)}, "plan.Settings.p_mins: 2 is out of range"),
+        (BenchSettings, {"widths": (1,)}, "bench.Settings.widths: 1 is out of range"),
+    ],
+)
+def test_settings_of_commands_are_validated_too(make, values, told):
+    with pytest.raises(mtpref.SettingError, match=f"^{told}"):
+        make(**values)
+
+
+def test_probabilities_are_floats_outside_and_integers_inside_and_numpys_numbers_will_do():
+    policy = mtpref.PolicyConfig(p_min=0.9, n_max=np.int64(2))
+    assert policy.fixed() == FixedPolicy(n_max=2, p_min=int(0.9 * 2**32))
+    assert type(policy.n_max) is int
+    assert mtpref.PolicyConfig(p_min=np.float32(0.5)).fixed().p_min == 1 << 31
+    assert mtpref.Options(stop=["a"], draft_ids=np.arange(3)).draft_ids == (0, 1, 2)
+    settings = mtpref.Options(policy=policy, adaptive=mtpref.AdaptiveConfig(rule="expected", row_cost=0.5)).to_json()
+    assert (settings["policy"]["p_min"], settings["adaptive"]["row_cost"]) == (int(0.9 * 2**32), 1 << 31)
+    with pytest.raises(TypeError, match="positional"):
+        mtpref.Options(48)
+
+
+def test_p_min_as_a_probability_shuts_the_gate():
+    def drafted(p_min):
+        options = mtpref.Options(n_predict=24, policy=mtpref.PolicyConfig(p_min=p_min))
+        return mtpref.load().generate("def main(argv):", options).finish().statistics.n_drafted
+
+    assert drafted(0.0) > drafted(0.9)
+    assert drafted(1.0) == 0
+
+
+def test_every_setting_that_the_command_line_spells_exists():
+    owners = {
+        **{name: getattr(mtpref, name) for name in ("AdaptiveConfig", "Options", "PolicyConfig", "SamplingConfig")},
+        **{"RopeOverrides": mtpref.RopeOverrides, "convert.Settings": ConvertSettings, "quantize.Wanted": Wanted},
+        **{"probe.Settings": ProbeSettings, "plan.Settings": PlanSettings, "bench.Settings": BenchSettings},
+    }
+    for name in FLAGS:
+        owner, dot, field = name.rpartition(".")
+        assert not dot or field in {f.name for f in fields(owners[owner])}, name
+    error = mtpref.SettingError("PolicyConfig.n_min", "3 is more than {n_max} 2", n_max="PolicyConfig.n_max")
+    assert str(error) == "PolicyConfig.n_min: 3 is more than PolicyConfig.n_max 2"
+    assert error.told(FLAGS) == "--spec-draft-n-min: 3 is more than --spec-draft-n-max 2"
+
+
+def test_a_stream_is_the_text_in_pieces_and_whole_characters():
+    model = mtpref.load()
+    options = mtpref.Options(n_predict=24, stop=("\n",))
+    run = model.generate("def main(argv):", options)
+    assert "".join(run.stream()) == run.text == model.generate("def main(argv):", options).finish().text
+    events = [
+        mtpref.Token(0, 1, b"\xc3", "plain", False, b"\xc3"),
+        mtpref.Token(1, 2, b"\xa4<", "plain", False, b"\xa4<"),
+    ]
+    events += [mtpref.Token(2, 3, b"\xe2", "plain", False, b"\xe2"), mtpref.RunEnded("length")]
+    given = Run(run._decoder, [1], iter(events))
+    assert list(given.stream()) == ["\u00e4<", "\ufffd"]
+    shown = given._repr_html_()
+    assert "&lt;" in shown
+    assert "\u00e4<" not in shown
+
+
+def test_a_model_a_session_and_a_run_say_what_they_are():
+    model = mtpref.load()
+    session = model.new_session(64)
+    run = model.generate("def f(x):", mtpref.Options(n_predict=4), session=session)
+    assert repr(run).startswith("<mtpref.Run: not begun, ")
+    run.finish()
+    assert re.search(r"ended \(length\), \d+ \+ 4 tokens, \d+ of \d+ drafted tokens accepted, text '", repr(run))
+    assert re.search(r"LanguageModel 'mtpref-tiny': 4 layers, 2048 tokens, an MTP head, ggml numerics", repr(model))
+    assert re.search(r"Session: \d+ of 64 positions used, checkpoints at \[\d", repr(session))

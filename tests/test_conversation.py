@@ -57,7 +57,9 @@ def fresh_turns(model, template, contents, n_predict, system=None, sampling=None
     for content in contents:
         messages.append({"role": "user", "content": content})
         prompt = model.chat_prompt(messages, template=template, **args)
-        run = model.generate(prompt, mtpref.Options(n_predict, sampling=sampling or SamplingConfig())).finish()
+        run = model.generate(
+            prompt, mtpref.Options(n_predict=n_predict, sampling=sampling or SamplingConfig())
+        ).finish()
         yield run
         messages.append({"role": "assistant", "content": run.text})
 

@@ -188,11 +188,11 @@ def test_mtp_without_a_head_is_refused_and_plain_decoding_is_not():
 @pytest.mark.parametrize(
     ("values", "flag"),
     [
-        ({"spec_type": "eagle"}, "--spec-type"),
-        ({"rollback": "undo"}, "--spec-rollback"),
-        ({"n_predict": -2}, "--predict"),
-        ({"n_draft_vocab": 0}, "--spec-draft-vocab"),
-        ({"n_batch": 0}, "--batch-size"),
+        ({"spec_type": "eagle"}, "Options.spec_type"),
+        ({"rollback": "undo"}, "Options.rollback"),
+        ({"n_predict": -2}, "Options.n_predict"),
+        ({"n_draft_vocab": 0}, "Options.n_draft_vocab"),
+        ({"n_batch": 0}, "Options.n_batch"),
     ],
 )
 def test_impossible_options_are_refused_by_the_name_of_their_flag(values, flag):

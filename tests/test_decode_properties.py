@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from mtpref import kernels
 from mtpref.base.events import Drafted, RolledBack, Token, Verified
 from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
-from mtpref.spec import P_ONE
 from tests.models import ACCEPTS, CONTRACTS, decode_plainly, has_nan, micro, prompt_of, run_decoder, trunk_digest
 
 NUMERICS = ("ggml", "exact")
@@ -77,7 +76,7 @@ settings_of_a_run = st.fixed_dictionaries(
     {
         "n_max": st.integers(1, 4),
         "n_min": st.sampled_from([0, 0, 1, 2]),
-        "p_min": st.sampled_from([0, 0, P_ONE // 4, P_ONE // 2, P_ONE]),
+        "p_min": st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0]),
         "cooldown": st.integers(0, 3),
         "cooldown_after": st.integers(1, 2),
     }
@@ -102,7 +101,14 @@ def test_tokens_logits_and_state_of_every_round_are_those_of_plain_decoding(
     policy = dict(policy, n_min=min(policy["n_min"], policy["n_max"]))
     model = micro(accept, numerics, contract)
     plain = plain_run(accept, numerics, contract, prompt, n_predict + 1, True)
-    options = Options(n_predict, "draft-mtp", PolicyConfig(**policy), rollback, n_draft_vocab, n_batch)
+    options = Options(
+        n_predict=n_predict,
+        spec_type="draft-mtp",
+        policy=PolicyConfig(**policy),
+        rollback=rollback,
+        n_draft_vocab=n_draft_vocab,
+        n_batch=n_batch,
+    )
     check(model, plain, options, list(prompt))
 
 
@@ -119,7 +125,7 @@ def test_any_pattern_of_acceptance_leaves_no_trace(numerics, prompt, pattern, ro
     model = micro(60, numerics)
     plain = plain_run(60, numerics, "llama.cpp", prompt, 25, False)
     drafter = ScriptedDrafter(plain.ids[len(prompt) :], pattern, len(prompt), model.n_vocab)
-    options = Options(24, "draft-mtp", PolicyConfig(n_max=8), rollback)
+    options = Options(n_predict=24, spec_type="draft-mtp", policy=PolicyConfig(n_max=8), rollback=rollback)
     watched = check(model, plain, options, list(prompt), drafter)
     if rollback != "two-phase" and not all(pattern[0]):
         assert watched.n_rolled_back > 0
@@ -136,7 +142,12 @@ def test_the_readable_spec_alone_keeps_the_identity(numerics, contract, rollback
     prompt = tuple(prompt_of(4))
     model = micro(60, numerics, contract, use_kernels=False)
     plain = plain_run(60, numerics, contract, prompt, 9, True, False)
-    check(model, plain, Options(8, "draft-mtp", PolicyConfig(n_max=n_max), rollback), list(prompt))
+    check(
+        model,
+        plain,
+        Options(n_predict=8, spec_type="draft-mtp", policy=PolicyConfig(n_max=n_max), rollback=rollback),
+        list(prompt),
+    )
 
 
 # -------------------------------------------------------------------------------------- invariance
@@ -174,7 +185,13 @@ def test_the_width_of_the_verify_batch_changes_no_bit(numerics, n):
     for rollback in ROLLBACKS:
         for pattern in ([[True] * n], [[True] * (n - 1) + [False]]):
             drafter = ScriptedDrafter(plain.ids[len(prompt) :], pattern, len(prompt), model.n_vocab)
-            check(model, plain, Options(40, "draft-mtp", PolicyConfig(n_max=8), rollback), list(prompt), drafter)
+            check(
+                model,
+                plain,
+                Options(n_predict=40, spec_type="draft-mtp", policy=PolicyConfig(n_max=8), rollback=rollback),
+                list(prompt),
+                drafter,
+            )
 
 
 @pytest.mark.parametrize("numerics", NUMERICS)
@@ -211,4 +228,9 @@ def test_every_type_of_kv_keeps_the_identity(kv_type):
     prompt = prompt_of(6)
     plain = decode_plainly(model, prompt, 21, warm_head=True)
     for rollback in ROLLBACKS:
-        check(model, plain, Options(20, "draft-mtp", PolicyConfig(n_max=4), rollback), prompt)
+        check(
+            model,
+            plain,
+            Options(n_predict=20, spec_type="draft-mtp", policy=PolicyConfig(n_max=4), rollback=rollback),
+            prompt,
+        )

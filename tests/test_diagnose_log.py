@@ -28,7 +28,7 @@ MICRO = "tests/data/micro/micro-60-q8_0.gguf"
 
 def run_of(model, n_predict=28, n_max=3, with_p=True, prompt=PROMPT):
     """What a port would have logged."""
-    decoder = Decoder(model, model.new_state(512), Options(n_predict, policy=PolicyConfig(n_max=n_max)))
+    decoder = Decoder(model, model.new_state(512), Options(n_predict=n_predict, policy=PolicyConfig(n_max=n_max)))
     rounds, drafted, verified, ids = [], None, None, []
 
     def close():

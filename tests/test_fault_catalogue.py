@@ -11,7 +11,7 @@ import pytest
 from mtpref.engine.decode import PolicyConfig, SamplingConfig
 from mtpref.faults import FAULTS, inject
 from mtpref.spec import P_ONE, Distribution
-from mtpref.spec.policy import PolicyState
+from mtpref.spec.policy import FixedPolicy, PolicyState
 from mtpref.spec.steps import Steps
 from tests.models import micro, prompt_of, run_decoder, with_eog
 
@@ -70,9 +70,9 @@ def test_sampled_text_leaves_the_targets_distribution_where_it_is_predicted_to()
 
 def test_a_new_draw_shows_the_missing_residual():
     model = measure_faults.healthy("ggml", None)
-    sampling = SamplingConfig(1.0, top_k=40, top_p=0.9, min_p=0.0, accept="residual")
+    sampling = SamplingConfig(temp=1.0, top_k=40, top_p=0.9, min_p=0.0, accept="residual")
     healthy, faulty = (
-        fault_distance.measure(model, fault, measure_faults.TV_PROMPT, PolicyConfig(1), sampling, 400)
+        fault_distance.measure(model, fault, measure_faults.TV_PROMPT, PolicyConfig(n_max=1), sampling, 400)
         for fault in (None, FAULTS["V5-no-residual"])
     )
     assert faulty["first"] > healthy["first"] + 0.04
@@ -113,7 +113,7 @@ def test_the_row_behind_is_compared():
 
 
 def test_a_drawn_token_is_judged_by_its_own_probability():
-    steps, cfg = steps_with("V22-gate-after-draw"), PolicyConfig(3, p_min=P_ONE // 2)
+    steps, cfg = steps_with("V22-gate-after-draw"), FixedPolicy(n_max=3, p_min=P_ONE // 2)
     assert steps.takes(cfg, 0, 0)
     assert not steps.takes(cfg, P_ONE // 2 - 1)
     assert (steps.keeps_drawn(cfg, P_ONE // 2 - 1), steps.keeps_drawn(cfg, P_ONE // 2)) == (False, True)
@@ -128,13 +128,13 @@ def test_a_matched_draft_is_never_drawn_again():
 
 
 def test_policy_faults_change_draft_lengths_and_silences():
-    cooling = PolicyConfig(3, cooldown=1)
+    cooling = FixedPolicy(n_max=3, cooldown=1)
     silent = PolicyState(0, 1)
     assert Steps().after_round(cooling, silent, 0, 0).n_cooldown == 0
     assert steps_with("P1-cooldown-endless").after_round(cooling, silent, 0, 0).n_cooldown == 1
     assert Steps().after_round(cooling, PolicyState(), 3, 2).n_cooldown == 0
     assert steps_with("P2-cooldown-after-acceptance").after_round(cooling, PolicyState(), 3, 2).n_cooldown == 1
-    n_min = PolicyConfig(3, n_min=2)
+    n_min = FixedPolicy(n_max=3, n_min=2)
     assert (Steps().proposed(n_min, 1, 3), steps_with("P3-n-min-ignored").proposed(n_min, 1, 3)) == (0, 1)
     past = steps_with("P4-draft-past-budget").draft_limit
     assert (Steps().draft_limit(cooling, PolicyState(), 1), past(cooling, PolicyState(), 1)) == (1, 3)

@@ -74,7 +74,7 @@ def test_a_maker_of_references_refuses_faults():
 def base_of(fault: Fault) -> Model:
     """The embedded model, with the options under which the fault does something."""
     wide = {"wide kv", "wide numerics"} & set(fault.needs)
-    rope = RopeOverrides("linear", freq_scale=0.5) if "scaled rope" in fault.needs else None
+    rope = RopeOverrides(scaling_type="linear", freq_scale=0.5) if "scaled rope" in fault.needs else None
     return tiny("exact" if wide else "ggml", rope)
 
 
@@ -128,7 +128,7 @@ def dump_of(id: str | None, numerics: str, rope: RopeOverrides | None) -> dict:
 def test_a_dump_differs_first_where_the_fault_says_and_nowhere_before(id):
     fault = FAULTS[id]
     base = ("exact" if {"wide kv", "wide numerics"} & set(fault.needs) else "ggml",
-            RopeOverrides("linear", freq_scale=0.5) if "scaled rope" in fault.needs else None)  # fmt: skip
+            RopeOverrides(scaling_type="linear", freq_scale=0.5) if "scaled rope" in fault.needs else None)  # fmt: skip
     clean, faulty = dump_of(None, *base), dump_of(id, *base)
     names = list(clean)
     assert list(faulty) == names

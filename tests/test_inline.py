@@ -19,7 +19,7 @@ N = 24
 
 def run_inline(model, row, *, n=N, prompt=PROMPT, rollback="snapshot", n_draft_vocab=None, **policy):
     """The loop with an inline drafter, on a poisoned state: decoder, ids, and (was stale, ids, accepted) a round."""
-    options = Options(n, policy=PolicyConfig(n_max=1, **policy), rollback=rollback)
+    options = Options(n_predict=n, policy=PolicyConfig(n_max=1, **policy), rollback=rollback)
     statistics = Statistics()
     drafter = InlineDrafter(model, statistics, n_draft_vocab, row=row)
     decoder = Decoder(model, model.new_state(4096, poison=True), options, drafter)
@@ -58,8 +58,8 @@ def test_every_round_is_that_of_a_naive_engine_with_the_head_inside_the_pass(acc
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_the_right_row_gives_the_drafts_of_the_chain_with_one_token(contract, rollback):
     model = micro(60, "ggml", contract)
-    _, _, _, events = run_inline(model, "right", rollback=rollback, p_min=1 << 30)
-    chain = run_decoder(model, PROMPT, N, rollback=rollback, n_max=1, p_min=1 << 30)
+    _, _, _, events = run_inline(model, "right", rollback=rollback, p_min=0.25)
+    chain = run_decoder(model, PROMPT, N, rollback=rollback, n_max=1, p_min=0.25)
     assert [e for e in events if isinstance(e, Drafted | Verified)] == [
         e for e in chain.events if isinstance(e, Drafted | Verified)
     ]

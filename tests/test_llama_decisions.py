@@ -23,7 +23,6 @@ from mtpref.front.api import tiny_path
 from mtpref.front.cli.options import add_model, load_model
 from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
 from mtpref.look.llama_cpp.log import Run, read_runs
-from mtpref.spec import P_ONE
 from mtpref.spec.config import AttnConfig
 from mtpref.spec.rope_scaling import RopeScaling
 from tests.naive import nmse
@@ -82,7 +81,7 @@ def compare_run(model: mtpref.LanguageModel, run: Run, agreement: Agreement) -> 
     n_max, n_predict = int(run.header["n_max"]), int(run.header["n_predict"])
     prompt_ids = json.loads(run.header["prompt_ids"])
     assert model.encode(_literal(run.header["prompt"])) == prompt_ids
-    policy = PolicyConfig(n_max=n_max, p_min=int(float(run.header["p_min"]) * P_ONE))
+    policy = PolicyConfig(n_max=n_max, p_min=float(run.header["p_min"]))
     events = list(model.generate(prompt_ids, Options(n_predict=n_predict, policy=policy)))
     p_min, where = float(run.header["p_min"]), f"{run.header['model']} {run.header['prompt']} n {n_max}"
     compare_rounds(agreement, run.log.rounds, events, n_predict, n_max, p_min, where)

@@ -9,7 +9,7 @@ import pytest
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Verified
-from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.decode import AdaptiveConfig, Decoder, Options, PolicyConfig, SamplingConfig
 from mtpref.front import cli
 from mtpref.measure.bench.costs import Costs, CostSet, between
 from mtpref.measure.plan import Continuation, Setting, Tally, plan, prompts_of, record, replay
@@ -20,26 +20,29 @@ from mtpref.measure.plan.render import lines
 from mtpref.measure.plan.report import Settings
 from mtpref.measure.probe import Text
 from mtpref.spec import P_ONE
-from mtpref.spec.policy import AdaptiveConfig
 from tests.models import CONTRACTS, micro, prompt_of, with_eog, without_head
 
 SETTINGS = [
     *(PolicyConfig(n_max=n) for n in (1, 2, 3, 5)),
-    PolicyConfig(n_max=5, p_min=P_ONE // 2),
-    PolicyConfig(n_max=5, p_min=P_ONE // 2, n_min=2),
+    PolicyConfig(n_max=5, p_min=1 / 2),
+    PolicyConfig(n_max=5, p_min=1 / 2, n_min=2),
     PolicyConfig(n_max=3, cooldown=1),
     PolicyConfig(n_max=3, cooldown=2, cooldown_after=2),
 ]
-RULES = [AdaptiveConfig(), AdaptiveConfig("heuristic"), AdaptiveConfig("expected", P_ONE // 4, P_ONE // 16)]
+RULES = [
+    AdaptiveConfig(),
+    AdaptiveConfig(rule="heuristic"),
+    AdaptiveConfig(rule="expected", draft_cost=1 / 4, row_cost=1 / 16),
+]
 
 
 def real_tally(model, text, setting, strategy="snapshot", sampling=None):
     """What the loop itself counts."""
     options = Options(
-        text.budget,
-        "draft-mtp",
-        setting.policy,
-        strategy,
+        n_predict=text.budget,
+        spec_type="draft-mtp",
+        policy=setting.policy,
+        rollback=strategy,
         adaptive=setting.adaptive,
         sampling=sampling or SamplingConfig(),
     )
@@ -114,7 +117,9 @@ def test_residual_is_refused_because_its_text_depends_on_the_drafts():
 def test_what_is_recorded_is_what_a_run_drafts():
     model = micro(60)
     [text] = recorded(model, seeds=(2,))
-    decoder = Decoder(model, model.new_state(60), Options(32, "draft-mtp", PolicyConfig(n_max=5)))
+    decoder = Decoder(
+        model, model.new_state(60), Options(n_predict=32, spec_type="draft-mtp", policy=PolicyConfig(n_max=5))
+    )
     for event in decoder.run(list(text.prompt)):
         if isinstance(event, Drafted):
             at = event.pos0 - (len(text.prompt) - 1)

@@ -163,5 +163,5 @@ def test_no_entry_of_either_table_is_dead():
         run_decoder(replace(model, recipe=recipe), prompt_of(9), 40, sampling=sampling)
     session = Session(replace(model, recipe=recipe))
     for _ in range(2):
-        list(session.run(prompt_of(9), Options(2)))
+        list(session.run(prompt_of(9), Options(n_predict=2)))
     assert set(log) == OPERATIONS | {f.name for f in fields(Steps)}

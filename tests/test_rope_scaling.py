@@ -252,9 +252,20 @@ def test_a_rope_freqs_tensor_is_named_as_not_read(tmp_path):
 def test_overrides_stand_in_place_of_keys():
     keys = {"type": "yarn", "factor": 4.0, "original_context_length": 64, "attn_factor": 1.25}
     assert scaled(RopeOverrides(), **keys) == scaled(**keys)
-    assert scaled(RopeOverrides("none"), **keys) == RopeScaling("none", 1.0, 64, 0.0, 1.25)
-    assert scaled(RopeOverrides("linear", attn_factor=1.5), **keys) == RopeScaling("linear", 0.25, 64, 0.0, 1.25, 1.5)
-    full = RopeOverrides("yarn", 0.5, 5e3, 32, 0.75, 1.5, 8.0, 0.5)
+    assert scaled(RopeOverrides(scaling_type="none"), **keys) == RopeScaling("none", 1.0, 64, 0.0, 1.25)
+    assert scaled(RopeOverrides(scaling_type="linear", attn_factor=1.5), **keys) == RopeScaling(
+        "linear", 0.25, 64, 0.0, 1.25, 1.5
+    )
+    full = RopeOverrides(
+        scaling_type="yarn",
+        freq_scale=0.5,
+        freq_base=5e3,
+        n_ctx_orig=32,
+        ext_factor=0.75,
+        attn_factor=1.5,
+        beta_fast=8.0,
+        beta_slow=0.5,
+    )
     assert scaled(full, **keys) == RopeScaling("yarn", 0.5, 32, 0.75, 1.25, 1.5, 0.0, 8.0, 0.5)
     assert read_attn_config(meta(full, **keys)).freq_base == 5e3
     assert rope_notes(meta(RopeOverrides(beta_fast=8.0), **keys, yarn_beta_fast=8.0),
@@ -262,7 +273,7 @@ def test_overrides_stand_in_place_of_keys():
 
 
 def test_an_override_of_the_type_opens_a_file_whose_type_is_not_implemented():
-    assert scaled(RopeOverrides("yarn"), type="longrope", factor=4.0) == scaled(type="yarn", factor=4.0)
+    assert scaled(RopeOverrides(scaling_type="yarn"), type="longrope", factor=4.0) == scaled(type="yarn", factor=4.0)
 
 
 def test_yarn_by_extrapolation_alone_needs_no_type():
@@ -275,9 +286,9 @@ def test_the_context_grows_with_an_override_and_with_nothing_else():
         return read_model_config(values(meta(overrides, **keys))).n_ctx_train
 
     assert n_ctx() == n_ctx(type="yarn", factor=4.0, original_context_length=64) == 256
-    assert n_ctx(RopeOverrides("yarn", 0.25)) == n_ctx(RopeOverrides(freq_scale=0.25)) == 1024
-    assert n_ctx(RopeOverrides("yarn", 0.25, n_ctx_orig=64)) == 256
-    assert n_ctx(RopeOverrides("none"), type="yarn", factor=4.0, original_context_length=64) == 256
+    assert n_ctx(RopeOverrides(scaling_type="yarn", freq_scale=0.25)) == n_ctx(RopeOverrides(freq_scale=0.25)) == 1024
+    assert n_ctx(RopeOverrides(scaling_type="yarn", freq_scale=0.25, n_ctx_orig=64)) == 256
+    assert n_ctx(RopeOverrides(scaling_type="none"), type="yarn", factor=4.0, original_context_length=64) == 256
     with pytest.raises(mtpref.MtprefError, match="256000000 positions, expected at most 16777216"):
         n_ctx(RopeOverrides(freq_scale=1e-6))
 
@@ -313,7 +324,7 @@ def test_a_flag_out_of_range_is_one_line(flags, expected, capfd):
 
 def test_an_unknown_type_of_override_is_refused():
     with pytest.raises(mtpref.MtprefError, match="'longrope' is unknown, expected one of none, linear, yarn"):
-        RopeOverrides("longrope")
+        RopeOverrides(scaling_type="longrope")
 
 
 def test_flags_change_the_text_run_and_its_context(capfd):
@@ -325,7 +336,7 @@ def test_flags_change_the_text_run_and_its_context(capfd):
 
 
 def test_the_library_takes_the_same_overrides():
-    plain, turned = mtpref.load(), mtpref.load(rope=mtpref.RopeOverrides("linear", 0.25))
+    plain, turned = mtpref.load(), mtpref.load(rope=mtpref.RopeOverrides(scaling_type="linear", freq_scale=0.25))
     ids = turned.encode("def f(x):\n    return x\n")
 
     def logits(model):

@@ -17,7 +17,6 @@ from mtpref.base.events import Token, Verified
 from mtpref.engine.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, ScriptedDrafter, Statistics
 from mtpref.engine.decode.drafters import Draft
 from mtpref.engine.decode.sampling import SAMPLERS, Sampler
-from mtpref.spec import P_ONE
 from mtpref.spec.policy import AdaptiveConfig
 from tests.toy import ToyModel, ToyState
 
@@ -119,8 +118,10 @@ def law_of(config, policy, n, *, n_vocab=3, rollback="two-phase", whole=False, l
            n_draft_vocab=None, draft_ids=None, drafter=None, adaptive=None, **faults):  # fmt: skip
     """Text of n + 1 tokens -> probability: the first round by the loop (whole: all rounds), the rest by the target."""
     length = length or n + 1
-    options = Options(length, "draft-mtp", policy, rollback, n_draft_vocab, sampling=config, draft_ids=draft_ids,
-                      adaptive=adaptive or AdaptiveConfig())  # fmt: skip
+    options = Options(
+        n_predict=length, spec_type="draft-mtp", policy=policy, rollback=rollback, n_draft_vocab=n_draft_vocab,
+        sampling=config, draft_ids=draft_ids, adaptive=adaptive or AdaptiveConfig(),
+    )  # fmt: skip
     law = defaultdict(float)
     plain = ToyModel(n_vocab, 1.0, eog)
 
@@ -166,7 +167,7 @@ GATES = [
 
 @pytest.mark.parametrize(("n", "p_min", "n_min"), GATES)
 def test_residual_keeps_the_targets_distribution_with_every_gate(n, p_min, n_min):
-    policy = PolicyConfig(n_max=n, n_min=n_min, p_min=int(p_min * P_ONE))
+    policy = PolicyConfig(n_max=n, n_min=n_min, p_min=p_min)
     assert distance(law_of(config_of(), policy, n, n_vocab=3 if n < 4 else 2)) < CLOSE
 
 
@@ -175,7 +176,7 @@ def test_residual_keeps_the_targets_distribution_with_every_gate(n, p_min, n_min
 )
 def test_residual_keeps_the_targets_distribution_with_filters_in_any_order(order):
     config = SamplingConfig(**FILTERS, samplers=order, accept="residual")
-    policy = PolicyConfig(n_max=2, n_min=2, p_min=int(0.4 * P_ONE))
+    policy = PolicyConfig(n_max=2, n_min=2, p_min=0.4)
     assert distance(law_of(config, policy, 2, n_vocab=4)) < CLOSE
 
 
@@ -190,7 +191,7 @@ def test_residual_keeps_the_targets_distribution_where_all_rows_are_run_at_once(
     [{"n_draft_vocab": 1}, {"n_draft_vocab": 2}, {"draft_ids": (2, 0)}, {"draft_ids": (2, 1), "n_draft_vocab": 1}],
 )
 def test_residual_keeps_the_targets_distribution_with_a_trimmed_head(trimmed):
-    policy = PolicyConfig(n_max=2, p_min=int(0.6 * P_ONE))
+    policy = PolicyConfig(n_max=2, p_min=0.6)
     assert distance(law_of(config_of(), policy, 2, **trimmed)) < CLOSE
 
 
@@ -203,20 +204,20 @@ def test_residual_keeps_the_targets_distribution_around_an_end_of_generation(ign
 @pytest.mark.parametrize("cooldown", [0, 1, 2])
 @pytest.mark.parametrize("p_min", [0.0, 0.6])
 def test_residual_keeps_the_distribution_of_whole_texts_of_many_rounds(cooldown, p_min):
-    policy = PolicyConfig(n_max=2, n_min=2, p_min=int(p_min * P_ONE), cooldown=cooldown)
+    policy = PolicyConfig(n_max=2, n_min=2, p_min=p_min, cooldown=cooldown)
     assert distance(law_of(config_of(), policy, 2, n_vocab=2, whole=True, length=5)) < CLOSE
 
 
 # Rules whose drafts differ in length from branch to branch: the test asserts that they do.
 ADAPTIVE = [
-    AdaptiveConfig("heuristic"),
-    AdaptiveConfig("expected", P_ONE // 16, P_ONE // 4),
-    AdaptiveConfig("expected", P_ONE // 8, P_ONE // 8),
+    AdaptiveConfig(rule="heuristic"),
+    AdaptiveConfig(rule="expected", draft_cost=1 / 16, row_cost=1 / 4),
+    AdaptiveConfig(rule="expected", draft_cost=1 / 8, row_cost=1 / 8),
 ]
 
 
 @pytest.mark.parametrize("accept", ["residual", "match"])
-@pytest.mark.parametrize("rule", ADAPTIVE, ids=lambda rule: f"{rule.rule}-{rule.row_cost * 8 // P_ONE}")
+@pytest.mark.parametrize("rule", ADAPTIVE, ids=lambda rule: f"{rule.rule}-{int(rule.row_cost * 8)}")
 @pytest.mark.parametrize("n_min", [0, 2])
 def test_an_adaptive_length_keeps_the_distribution_of_whole_texts_of_many_rounds(accept, rule, n_min):
     policy, lengths = PolicyConfig(n_max=3, n_min=n_min), set()
@@ -240,7 +241,7 @@ def test_residual_keeps_the_targets_distribution_for_a_drafter_without_a_choice(
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_match_keeps_the_targets_distribution(n):
-    policy = PolicyConfig(n_max=n, n_min=1, p_min=int(0.4 * P_ONE))
+    policy = PolicyConfig(n_max=n, n_min=1, p_min=0.4)
     for config in (config_of("match"), SamplingConfig(**FILTERS)):
         assert distance(law_of(config, policy, n)) < CLOSE
 
@@ -306,7 +307,7 @@ def test_an_adaptive_rule_that_weighs_the_drawn_token_is_found():
 
 def test_a_draft_dropped_for_being_short_is_found():
     """llama.cpp's n_min: whether a draft is short follows from the tokens drawn."""
-    policy = PolicyConfig(n_max=2, p_min=int(0.6 * P_ONE))
+    policy = PolicyConfig(n_max=2, p_min=0.6)
     drop = changed(lambda draft: len(draft.ids) if len(draft.ids) >= 2 else 0, config_of())
     assert distance(law_of(config_of(), policy, 2, drafter=drop)) > FAR
     keep = changed(lambda draft: len(draft.ids), config_of())
@@ -346,7 +347,7 @@ def test_a_dropped_bonus_token_costs_length_and_not_the_distribution():
 
     laws = law_of(config_of("match"), PolicyConfig(n_max=2), 2, rollback="snapshot", accept_greedy=without_bonus)
     assert distance(laws) < CLOSE
-    options = Options(9, sampling=config_of(), policy=PolicyConfig(n_max=2), rollback="snapshot")
+    options = Options(n_predict=9, sampling=config_of(), policy=PolicyConfig(n_max=2), rollback="snapshot")
     events = list(Decoder(ToyModel(3, accept_greedy=without_bonus), ToyState(), options).run(PROMPT))
     assert max(e.n_accepted for e in events if isinstance(e, Verified)) == 1
     assert not [e for e in events if isinstance(e, Token) and e.source == "bonus"]

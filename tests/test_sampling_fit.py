@@ -36,7 +36,7 @@ def tally(accept: str, **faults) -> tuple[dict, dict]:
     first: Counter = Counter()
     for seed in range(N_RUNS):
         sampling = SamplingConfig(**FILTERS, seed=seed, accept=accept)
-        options = Options(2, policy=PolicyConfig(n_max=1), sampling=sampling)
+        options = Options(n_predict=2, policy=PolicyConfig(n_max=1), sampling=sampling)
         tokens = []
         for event in Decoder(model, ToyState(), options).run(PROMPT):
             if isinstance(event, Drafted) and event.round == 0:

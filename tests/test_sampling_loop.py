@@ -23,7 +23,6 @@ from mtpref.engine.decode import (
     SamplingConfig,
     ScriptedDrafter,
 )
-from mtpref.spec import P_ONE
 from tests.models import CONTRACTS, StubVocab, micro, prompt_of, run_decoder, trunk_digest, with_eog
 
 PROMPT = prompt_of(9)
@@ -57,7 +56,7 @@ def plain_text(accept, contract, prompt, n, config, eog=frozenset()):
     n_predict=st.integers(1, 16),
     rollback=st.sampled_from(ROLLBACKS),
     n_max=st.integers(0, 4),
-    p_min=st.sampled_from([0, P_ONE // 4, P_ONE // 2]),
+    p_min=st.sampled_from([0.0, 0.25, 0.5]),
     cooldown=st.integers(0, 2),
     n_draft_vocab=st.sampled_from([None, 100]),
     temp=st.sampled_from([0.3, 1.0, 6.0]),
@@ -88,7 +87,7 @@ def test_the_seed_is_the_only_source_of_chance():
 # ---------------------------------------------------------------------------------------------- residual
 
 
-@pytest.mark.parametrize("policy", [{"n_max": 3}, {"n_max": 4, "n_min": 2, "p_min": P_ONE // 3}, {"n_max": 1}])
+@pytest.mark.parametrize("policy", [{"n_max": 3}, {"n_max": 4, "n_min": 2, "p_min": 1 / 3}, {"n_max": 1}])
 def test_residual_gives_the_same_text_and_state_by_every_roll_back(policy):
     runs = [run_decoder(micro(90), PROMPT, 40, rollback=r, sampling=RESIDUAL, **policy) for r in ROLLBACKS]
     assert runs[0].ids == runs[1].ids == runs[2].ids
@@ -117,7 +116,7 @@ def test_without_drafts_both_rules_are_plain_sampling():
 
 
 def test_a_draft_under_residual_is_empty_or_as_long_as_n_min():
-    run = run_decoder(micro(30), PROMPT, 60, sampling=RESIDUAL, n_max=4, n_min=2, p_min=int(0.4 * P_ONE))
+    run = run_decoder(micro(30), PROMPT, 60, sampling=RESIDUAL, n_max=4, n_min=2, p_min=0.4)
     lengths = Counter(len(e.ids) for e in run.events if isinstance(e, Drafted))
     assert lengths[0] > 0
     assert lengths[2] > 0
@@ -136,7 +135,7 @@ def test_no_uniform_number_is_used_for_two_things(config, monkeypatch):
         return original(*name)
 
     monkeypatch.setattr(spec, "uniform", recorded)
-    run_decoder(micro(90), PROMPT, 40, sampling=config, n_max=4, p_min=P_ONE // 8)
+    run_decoder(micro(90), PROMPT, 40, sampling=config, n_max=4, p_min=1 / 8)
     repeated = {name for name, n in Counter(names).items() if n > 1}
     assert len(set(names)) >= 40
     if config.accept == "residual":
@@ -165,7 +164,7 @@ def test_the_inline_drafter_works_with_both_rules(row):
     texts = []
     for config, rollback in ((HOT, "snapshot"), (RESIDUAL, "snapshot"), (RESIDUAL, "snapshot")):
         model = micro(90)
-        options = Options(30, policy=PolicyConfig(n_max=1), rollback=rollback, sampling=config)
+        options = Options(n_predict=30, policy=PolicyConfig(n_max=1), rollback=rollback, sampling=config)
         decoder = Decoder(model, model.new_state(4096), options)
         decoder.drafter = InlineDrafter(model, decoder.statistics, sampler=decoder.sampler, row=row)
         texts.append([e.id for e in decoder.run(PROMPT) if isinstance(e, Token)])

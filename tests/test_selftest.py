@@ -97,7 +97,7 @@ def test_made_drafts_are_accepted_in_part_whatever_the_head():
 
 
 def test_a_text_that_ends_early_is_no_failure():
-    plain = bench_of(micro(60)).run(Options(12, "none"))
+    plain = bench_of(micro(60)).run(Options(n_predict=12, spec_type="none"))
     model = with_eog(micro(60), plain.ids[5])
     object.__setattr__(model, "vocab", SimpleNamespace(**vars(model.vocab), encode=micro(60).vocab.encode,
                                                        piece=model.vocab.piece))  # fmt: skip
@@ -275,7 +275,7 @@ class Fake:
         return ids, self.change("logits", logits)
 
     def speculative(self, path, text, n_predict, n_max, p_min):
-        options = Options(n_predict, policy=replace(Options().policy, n_max=n_max, p_min=int(p_min * 2**32)))
+        options = Options(n_predict=n_predict, policy=replace(Options().policy, n_max=n_max, p_min=p_min))
         events = list(load_run(self.model, self.model.vocab.encode(text), options))
         log = LlamaLog()
         for d in (e for e in events if isinstance(e, Drafted)):

@@ -26,7 +26,9 @@ OTHER = prompt_of(9, seed=4)
 
 
 def options_of(n_predict=10, rollback="snapshot", n_max=3, spec_type="draft-mtp", **more):
-    return Options(n_predict, spec_type, PolicyConfig(n_max=n_max), rollback, **more)
+    return Options(
+        n_predict=n_predict, spec_type=spec_type, policy=PolicyConfig(n_max=n_max), rollback=rollback, **more
+    )
 
 
 class Bits:

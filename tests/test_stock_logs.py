@@ -252,7 +252,7 @@ def test_a_mistake_of_the_target_outside_the_catalogue_is_not_called_healthy():
 
 
 def run_under(model, never=-1):
-    decoder = Decoder(model, model.new_state(512), Options(24))
+    decoder = Decoder(model, model.new_state(512), Options(n_predict=24))
     greedy = decoder.sampler.greedy
     decoder.sampler.greedy = lambda logits: greedy(np.where(np.arange(logits.shape[-1]) == never, -1e9, logits))
     rounds = []

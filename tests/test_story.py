@@ -119,7 +119,7 @@ def test_a_line_of_the_page_is_what_a_run_gives():
     """One line of eighteen, to the last digit; the slow test below compares the page."""
     model = mtpref.load().core
     prompts = [model.vocab.encode(prompt) for prompt in story.PROMPTS]
-    options = mtpref.Options(DEFAULT_N_PREDICT, "none")
+    options = mtpref.Options(n_predict=DEFAULT_N_PREDICT, spec_type="none")
     plain = [mtpref.load().generate(ids, options).finish().ids for ids in prompts]
     line = story.run_setup(model, story.Setup("one-phase", "last", 0, None), prompts, plain, DEFAULT_N_PREDICT)
     row = next(row for row in PAGE.splitlines() if row.replace(" ", "").startswith("|full|one-phase|last|0|"))

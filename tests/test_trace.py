@@ -50,7 +50,7 @@ def test_a_rejection_is_followed_by_its_roll_back(tmp_path):
 
 
 def test_draft_steps_hold_ten_candidates_best_first_whose_probabilities_sum_to_one(tmp_path):
-    _, lines = traced(tmp_path, policy=PolicyConfig(p_min=1 << 31))
+    _, lines = traced(tmp_path, policy=PolicyConfig(p_min=0.5))
     steps = [step for line in lines if line["event"] == "Drafted" for step in line["steps"]]
     assert {step["is_taken"] for step in steps} == {True, False}
     for step in steps:

@@ -44,9 +44,10 @@ def trace(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("traces")
     runs, text = [], ""
     for i, options in enumerate((
-        Options(24, policy=PolicyConfig(n_max=3, cooldown=2)),
-        Options(16, sampling=SamplingConfig(temp=0.9, accept="residual", seed=3), policy=PolicyConfig(p_min=3 << 29)),
-        Options(8, spec_type="none", stop=("ret",)),
+        Options(n_predict=24, policy=PolicyConfig(n_max=3, cooldown=2)),
+        Options(n_predict=16, sampling=SamplingConfig(temp=0.9, accept="residual", seed=3),
+                policy=PolicyConfig(p_min=0.375)),
+        Options(n_predict=8, spec_type="none", stop=("ret",)),
     )):  # fmt: skip
         runs.append(write(folder / f"{i}.jsonl", model, options))
         text += (folder / f"{i}.jsonl").read_text()

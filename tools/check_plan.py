@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import mtpref
 from mtpref.base.events import PromptProgress, Verified
-from mtpref.engine.decode import Decoder, Options, PolicyConfig
+from mtpref.engine.decode import AdaptiveConfig, Decoder, Options, PolicyConfig
 from mtpref.engine.model import Model
 from mtpref.front.cli.options import set_threads
 from mtpref.measure.bench import Costs, measure_costs
@@ -26,10 +26,6 @@ from mtpref.measure.plan import Continuation, Setting, Tally, prompts_of, record
 from mtpref.measure.plan.price import milliseconds
 from mtpref.measure.plan.record import Trim, trims_of
 from mtpref.measure.probe import read_texts
-from mtpref.spec import P_ONE
-from mtpref.spec.policy import AdaptiveConfig
-
-HALF = P_ONE // 2
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,16 @@ def cases(trims: Sequence[Trim]) -> list[Case]:
             out.append(Case(f"{strategy} n={n}", strategy, Setting(full, PolicyConfig(n_max=n))))
     out += [
         Case(f"snapshot n=2, {trimmed}", "snapshot", Setting(trimmed, PolicyConfig(n_max=2))),
-        Case("snapshot n=4, p_min 0.5", "snapshot", Setting(full, PolicyConfig(n_max=4, p_min=HALF))),
+        Case("snapshot n=4, p_min 0.5", "snapshot", Setting(full, PolicyConfig(n_max=4, p_min=0.5))),
         Case("snapshot n=3, cooldown 1", "snapshot", Setting(full, PolicyConfig(n_max=3, cooldown=1))),
-        Case("snapshot n=4, heuristic", "snapshot", Setting(full, PolicyConfig(n_max=4), AdaptiveConfig("heuristic"))),
-        Case("snapshot n=8, expected", "snapshot", Setting(full, PolicyConfig(n_max=8), AdaptiveConfig("expected"))),
+        Case(
+            "snapshot n=4, heuristic",
+            "snapshot",
+            Setting(full, PolicyConfig(n_max=4), AdaptiveConfig(rule="heuristic")),
+        ),
+        Case(
+            "snapshot n=8, expected", "snapshot", Setting(full, PolicyConfig(n_max=8), AdaptiveConfig(rule="expected"))
+        ),
     ]
     return out
 
@@ -61,7 +63,13 @@ def run(model: Model, case: Case, text: Continuation, trims: Sequence[Trim]) -> 
     """Milliseconds of one run, its prompt apart, and what it counted."""
     policy, trim = case.setting.policy, next(t for t in trims if t.name == case.setting.trim)
     spec_type = "draft-mtp" if policy.n_max else "none"
-    options = Options(text.budget, spec_type, policy, case.strategy, adaptive=case.setting.adaptive)
+    options = Options(
+        n_predict=text.budget,
+        spec_type=spec_type,
+        policy=policy,
+        rollback=case.strategy,
+        adaptive=case.setting.adaptive,
+    )
     decoder = Decoder(trim.head, model.new_state(len(text.prompt) + text.budget + 20), options)
     start, rounds = 0.0, Counter[tuple[int, int]]()
     for event in decoder.run(list(text.prompt)):

@@ -22,7 +22,6 @@ from pathlib import Path
 import mtpref
 from mtpref.engine.decode import AdaptiveConfig, Options, PolicyConfig, Statistics
 from mtpref.front.api import LanguageModel
-from mtpref.spec import P_ONE
 
 N_PROMPTS, PROMPT_TOKENS, N_TIMED = 6, 48, 3
 
@@ -66,8 +65,8 @@ class Outcome:
 def settings(n_max: int, draft: float, row: float) -> dict[str, tuple[int, AdaptiveConfig]]:
     """Setting -> (n_max, rule)."""
     fixed = {f"fixed {n}": (n, AdaptiveConfig()) for n in range(n_max + 1)}
-    expected = AdaptiveConfig("expected", round(draft * P_ONE), round(row * P_ONE))
-    return fixed | {"heuristic": (n_max, AdaptiveConfig("heuristic")), "expected": (n_max, expected)}
+    expected = AdaptiveConfig(rule="expected", draft_cost=draft, row_cost=row)
+    return fixed | {"heuristic": (n_max, AdaptiveConfig(rule="heuristic")), "expected": (n_max, expected)}
 
 
 def measure(model: LanguageModel, prompts: Iterable[list[int]], n_predict: int, table: dict) -> dict[str, Outcome]:
@@ -80,7 +79,9 @@ def measure(model: LanguageModel, prompts: Iterable[list[int]], n_predict: int, 
             texts = set()
             for name, (n_max, rule) in table.items():
                 spec_type = "draft-mtp" if n_max else "none"
-                options = Options(n_predict, spec_type, PolicyConfig(n_max=n_max), adaptive=rule)
+                options = Options(
+                    n_predict=n_predict, spec_type=spec_type, policy=PolicyConfig(n_max=n_max), adaptive=rule
+                )
                 run = model.generate(ids, options, n_ctx=len(ids) + n_predict + 1).finish()
                 now[name].add(run.statistics)
                 texts.add(tuple(run.ids))

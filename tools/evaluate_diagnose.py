@@ -124,8 +124,8 @@ def port_tensors(model: Model, ids: list[int], setting: Setting, seed: int) -> P
 
 def port_run(model: Model, ids: list[int], setting: Setting, n_predict: int) -> PortRun:
     """A log of the port, greedy, with drafts of up to 3 tokens."""
-    policy = PolicyConfig(3, cooldown=setting.cooldown)
-    decoder = Decoder(model, model.new_state(512), Options(n_predict, policy=policy))
+    policy = PolicyConfig(n_max=3, cooldown=setting.cooldown)
+    decoder = Decoder(model, model.new_state(512), Options(n_predict=n_predict, policy=policy))
     rounds: list[PortRound] = []
     drafted: Drafted | None = None
     n_accepted = 0

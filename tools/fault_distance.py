@@ -68,7 +68,7 @@ def measure(
     accepted: Counter[int] = Counter()
     pairs: Counter[tuple[int, int]] = Counter()
     for seed in range(n_seeds):
-        options = Options(2, policy=policy, rollback="two-phase", sampling=replace(sampling, seed=seed))
+        options = Options(n_predict=2, policy=policy, rollback="two-phase", sampling=replace(sampling, seed=seed))
         tokens = [e for e in Decoder(model, healthy.new_state(), options).run(prompt) if isinstance(e, Token)]
         firsts[tokens[0].id] += 1
         accepted[tokens[0].id] += tokens[0].source == "draft"

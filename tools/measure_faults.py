@@ -24,7 +24,6 @@ from mtpref.engine.model import Model
 from mtpref.faults import FAULTS, Fault, inject
 from mtpref.look.dump import record
 from mtpref.measure.story import PROMPTS
-from mtpref.spec import P_ONE
 from mtpref.spec.rope_scaling import RopeOverrides
 
 TARGET = Path(__file__).parent.parent / "docs" / "faults.json"
@@ -52,21 +51,21 @@ class Setup:
 
     @property
     def rope(self) -> RopeOverrides | None:
-        return RopeOverrides("linear", freq_scale=0.5) if "scaled rope" in self.needs else None
+        return RopeOverrides(scaling_type="linear", freq_scale=0.5) if "scaled rope" in self.needs else None
 
     def sampling(self, seed: int = 1) -> SamplingConfig:
         accept = "residual" if "residual" in self.needs else "match"
-        return SamplingConfig(1.0, top_k=40, top_p=0.9, min_p=0.0, seed=seed, accept=accept)
+        return SamplingConfig(temp=1.0, top_k=40, top_p=0.9, min_p=0.0, seed=seed, accept=accept)
 
     def policy(self, n_max: int = N_MAX) -> PolicyConfig:
-        p_min = P_ONE // 2 if "n_min" in self.needs else P_ONE // 10 if "p_min" in self.needs else 0
+        p_min = 0.5 if "n_min" in self.needs else 0.1 if "p_min" in self.needs else 0.0
         n_min = min(2, n_max) if "n_min" in self.needs else 0
-        return PolicyConfig(n_max, n_min, p_min, cooldown=int("cooldown" in self.needs))
+        return PolicyConfig(n_max=n_max, n_min=n_min, p_min=p_min, cooldown=int("cooldown" in self.needs))
 
     def options(self) -> Options:
         sampling = self.sampling() if self.is_sampled else SamplingConfig()
         n_batch = 32 if "batches" in self.needs else 512
-        return Options(N_PREDICT, policy=self.policy(), n_batch=n_batch, sampling=sampling)
+        return Options(n_predict=N_PREDICT, policy=self.policy(), n_batch=n_batch, sampling=sampling)
 
     def words(self) -> list[str]:
         """What differs from the common setup, as options of the command line."""

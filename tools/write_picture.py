@@ -25,7 +25,7 @@ def first_round() -> tuple[str, Drafted, Verified, list[Token], mtpref.LanguageM
     drafted = verified = None
     tokens: list[Token] = []
     opening = model.core.vocab.piece(model.encode(PROMPT)[-1]).decode()
-    for event in model.generate(PROMPT, mtpref.Options(12)):
+    for event in model.generate(PROMPT, mtpref.Options(n_predict=12)):
         if isinstance(event, Drafted) and drafted is not None:
             break
         if isinstance(event, Drafted):

@@ -11,6 +11,7 @@ from typing import Unpack
 
 from mtpref import kernels
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import SettingError
 from mtpref.spec import Matrix
 from mtpref.spec.contract import MtpContract
 from mtpref.spec.ops import OpEntries, Ops, spec_ops
@@ -67,7 +68,7 @@ def make_recipe(
     Errors  MtprefError for other numerics, or for kernels asked for with JIT off
     """
     if numerics not in NUMERICS:
-        raise MtprefError(f"--numerics: {numerics!r} is unknown, expected one of {', '.join(NUMERICS)}")
+        raise SettingError("numerics", f"{numerics!r} is unknown, expected one of {', '.join(NUMERICS)}")
     if use_kernels is None:
         use_kernels = kernels.available()
     if use_kernels and not kernels.available():

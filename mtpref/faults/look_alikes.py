@@ -9,7 +9,7 @@ from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.faults.fault import Fault, Signature, all_ops, head_ops, steps
 from mtpref.spec import P_ONE, Matrix
 from mtpref.spec.ops import OpEntries, Ops
-from mtpref.spec.policy import PolicyConfig, PolicyState
+from mtpref.spec.policy import FixedPolicy, PolicyState
 from mtpref.spec.steps import StepEntries, Steps
 
 F32 = NDArray[np.float32]
@@ -45,7 +45,7 @@ BATCH_WIDTH_NOISE = Fault(
 
 
 def _at_least_half(table: Steps) -> StepEntries:
-    def takes(cfg: PolicyConfig, p: int, n_drawn: int | None = None) -> bool:
+    def takes(cfg: FixedPolicy, p: int, n_drawn: int | None = None) -> bool:
         return table.takes(replace(cfg, p_min=max(cfg.p_min, P_ONE // 2)), p, n_drawn)
 
     return {"takes": takes}
@@ -115,7 +115,7 @@ ACTIVATION_QUANTISATION = Fault(
 
 
 def _longer(table: Steps) -> StepEntries:
-    def draft_limit(cfg: PolicyConfig, state: PolicyState, n_room: int) -> int:
+    def draft_limit(cfg: FixedPolicy, state: PolicyState, n_room: int) -> int:
         return table.draft_limit(replace(cfg, n_max=cfg.n_max + 2), state, n_room)
 
     return {"draft_limit": draft_limit}
@@ -136,7 +136,7 @@ LONGER_DRAFTS = Fault(
 
 
 def _cooling(table: Steps) -> StepEntries:
-    def after_round(cfg: PolicyConfig, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
+    def after_round(cfg: FixedPolicy, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
         return table.after_round(replace(cfg, cooldown=max(cfg.cooldown, 1)), state, n_drafted, n_accepted)
 
     return {"after_round": after_round}

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from mtpref.faults.fault import Fault, Signature, steps
-from mtpref.spec.policy import PolicyConfig, PolicyState
+from mtpref.spec.policy import FixedPolicy, PolicyState
 from mtpref.spec.steps import StepEntries, Steps
 
 
 def _never_over(table: Steps) -> StepEntries:
-    def after_round(cfg: PolicyConfig, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
+    def after_round(cfg: FixedPolicy, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
         after = table.after_round(cfg, state, n_drafted, n_accepted)
         return after if n_drafted else replace(after, n_cooldown=state.n_cooldown)
 

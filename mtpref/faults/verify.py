@@ -7,7 +7,7 @@ import numpy as np
 from mtpref import spec
 from mtpref.faults.fault import Fault, Signature, steps
 from mtpref.spec import Distribution
-from mtpref.spec.policy import PolicyConfig
+from mtpref.spec.policy import FixedPolicy
 from mtpref.spec.steps import StepEntries, Steps
 
 Ids = Sequence[int]
@@ -220,7 +220,7 @@ WRONG_VERIFY_ROW = Fault(
 
 
 def _after_the_draw(table: Steps) -> StepEntries:
-    def takes(cfg: PolicyConfig, p: int, n_drawn: int | None = None) -> bool:
+    def takes(cfg: FixedPolicy, p: int, n_drawn: int | None = None) -> bool:
         return n_drawn is not None or table.takes(cfg, p)
 
     return {"takes": takes, "keeps_drawn": lambda cfg, p: p >= cfg.p_min}

@@ -3,6 +3,8 @@
 Owns the convenience around model, state and loop. Everything it does can be done with the parts it is made of.
 """
 
+import codecs
+import html
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -27,13 +29,14 @@ def tiny_path() -> Path:
 
 
 class Run:
-    """One generation: iterate for events, read `statistics` and `text` at any time."""
+    """One generation: iterate for events, or `stream()` for text; read `statistics` and `text` at any time."""
 
     def __init__(self, decoder: Decoder, prompt_ids: Sequence[int], events: Iterator[Event] | None = None) -> None:
         self.prompt_ids = list(prompt_ids)
         self.ids: list[int] = []
         self.texts: list[bytes] = []
         self._decoder = decoder
+        self._reason = ""
         self._events = decoder.run(prompt_ids) if events is None else events
 
     def __iter__(self) -> Iterator[Event]:
@@ -43,7 +46,37 @@ class Run:
                 self.texts.append(event.text)
             elif isinstance(event, RunEnded):
                 self.texts.append(event.text)
+                self._reason = event.reason
             yield event
+
+    def stream(self) -> Iterator[str]:
+        """The text in pieces, as soon as each is known: joined, they are `text` at the end of the run.
+
+        Rule  a character of several tokens comes whole, and what may begin a stop string is held back; bytes that are
+              not UTF-8 become U+FFFD
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for event in self:
+            if isinstance(event, Token | RunEnded):
+                text = decoder.decode(event.text, final=isinstance(event, RunEnded))
+                if text:
+                    yield text
+
+    def __repr__(self) -> str:
+        text = self.text
+        shown = text if len(text) <= 60 else f"{text[:57]}..."
+        return f"<mtpref.Run: {self._told()}, text {shown!r}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how far the run is, and its text."""
+        return f"<p>{html.escape(self._told())}</p><pre>{html.escape(self.text)}</pre>"
+
+    def _told(self) -> str:
+        counts = self.statistics
+        state = f"ended ({self._reason})" if self._reason else "under way" if counts.n_prompt else "not begun"
+        rate = counts.acceptance
+        drafts = "" if rate is None else f", {counts.n_accepted} of {counts.n_drafted} drafted tokens accepted"
+        return f"{state}, {len(self.prompt_ids)} + {len(self.ids)} tokens{drafts}"
 
     @property
     def statistics(self) -> Statistics:
@@ -80,6 +113,12 @@ class LanguageModel:
     @property
     def has_mtp(self) -> bool:
         return self.core.has_mtp
+
+    def __repr__(self) -> str:
+        core = self.core
+        layers, head = f"{core.config.n_layer} layers", "an MTP head" if core.has_mtp else "no MTP head"
+        about = f"{layers}, {core.n_vocab} tokens, {head}, {core.recipe.numerics} numerics"
+        return f"<mtpref.LanguageModel {core.config.name!r}: {about}>"
 
     def encode(self, text: str, *, limit: int = 0) -> list[int]:
         """Token ids of a text; one that has far more than `limit` is refused early (`Vocab.encode`)."""

@@ -4,7 +4,7 @@ Owns the mapping from a case's parameters to the loop's options, and the hashes 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from mtpref.engine.recipe import Recipe
 from mtpref.golden.format import param_float
 from mtpref.golden.port import Inputs, Outputs, distribution
 from mtpref.spec import P_ONE, load_kv
-from mtpref.spec.policy import PolicyState
+from mtpref.spec.policy import FixedPolicy, PolicyState
 from mtpref.spec.state import ModelState
 
 FNV_OFFSET, FNV_PRIME, U64_MASK = 0xCBF29CE484222325, 0x100000001B3, (1 << 64) - 1
@@ -73,8 +73,8 @@ def accept_residual(recipe: Recipe, params: Mapping[str, Any], inputs: Inputs) -
     return {"n_accepted": n, "emitted": [int(i) for i in steps.emitted(draft, n, row_ids)][: n if ended else None]}
 
 
-def policy_config(params: Mapping[str, Any]) -> PolicyConfig:
-    return PolicyConfig(
+def policy_config(params: Mapping[str, Any]) -> FixedPolicy:
+    return FixedPolicy(
         n_max=int(params["n_max"]), n_min=int(params.get("n_min", 0)), p_min=int(params.get("p_min", 0)),
         cooldown=int(params.get("cooldown", 0)), cooldown_after=int(params.get("cooldown_after", 1)),
     )  # fmt: skip
@@ -201,9 +201,15 @@ class GivenDrafts(Drafter):
 def _options(params: Mapping[str, Any]) -> Options:
     return Options(
         n_predict=int(params["n_predict"]), rollback=str(params.get("rollback", "snapshot")),
-        policy=policy_config(params), spec_type="draft-mtp" if int(params["n_max"]) else "none",
+        policy=_policy(params), spec_type="draft-mtp" if int(params["n_max"]) else "none",
         n_batch=int(params.get("n_batch", 512)), sampling=_sampling(params),
     )  # fmt: skip
+
+
+def _policy(params: Mapping[str, Any]) -> PolicyConfig:
+    """The policy of a case as a caller writes it; p_min / 2**32 is exact."""
+    fixed = asdict(policy_config(params))
+    return PolicyConfig(**fixed | {"p_min": fixed["p_min"] / P_ONE})
 
 
 def _sampling(params: Mapping[str, Any]) -> SamplingConfig:

@@ -27,10 +27,25 @@ from mtpref.base.errors import MtprefError
 
 # A thread that waits for others spins so many times before it sleeps. libgomp's own 300000 keep a core busy for as long
 # as it takes the scheduler to run the last thread: 10 ms for each parallel region once another job wants the core.
-# libgomp reads it when it is loaded, with Numba, so it is set here; a user's own setting wins.
+# libgomp reads it once, when it is loaded.
 SPIN_COUNT = "1000"
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+
+
+@contextlib.contextmanager
+def short_spinning() -> Iterator[None]:
+    """Stand around whatever may load libgomp: it reads SPIN_COUNT then, and the process's environment stays as it was.
+
+    A user's own GOMP_SPINCOUNT or OMP_WAIT_POLICY wins.
+    """
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        yield
+        return
     os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    try:
+        yield
+    finally:
+        os.environ.pop("GOMP_SPINCOUNT", None)
+
 
 _HOMES = {
     "mul_mat_exact": "matmul",

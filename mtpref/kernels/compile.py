@@ -88,7 +88,7 @@ class Kernel:
 
     def compile(self) -> None:
         """Compile now, or load from the cache, which another process may be filling (`when_needed`)."""
-        with kernels.clock_stopped():
+        with kernels.clock_stopped(), kernels.short_spinning():
             if _helpers is not None:
                 _helpers(self.name)
             self.dispatcher.compile(self.signature)
@@ -153,7 +153,8 @@ def start_threads() -> int:
     """The number of threads in use, told to Numba: a process that never calls this starts no thread."""
     global _n_applied
     if _n_applied != _n_threads:
-        numba.set_num_threads(_n_threads)
+        with kernels.short_spinning():
+            numba.set_num_threads(_n_threads)
         _n_applied = _n_threads
     return _n_threads
 
@@ -172,7 +173,7 @@ def has_only_workqueue() -> bool:
     if settings.THREADING_LAYER not in ("default", "safe", "threadsafe", "forksafe"):
         return False
     for pool in ("omppool", "tbbpool"):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError), kernels.short_spinning():
             importlib.import_module(f"numba.np.ufunc.{pool}")
             return False
     return True

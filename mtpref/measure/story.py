@@ -118,7 +118,7 @@ def tell(model: Model, prompts: Sequence[str], n_predict: int) -> Story:
     if n_predict < CYCLE:
         raise MtprefError(f"--predict: {n_predict} is out of range, expected {CYCLE} or more")
     prompt_ids = [model.vocab.encode(prompt, limit=model.config.n_ctx_train) for prompt in prompts]
-    options = Options(n_predict, "none")
+    options = Options(n_predict=n_predict, spec_type="none")
     plain = [_run(model, ids, options, None).ids for ids in prompt_ids]
     n_draft_vocab = min(FAST_MTP_ROWS, max(1, model.n_head_rows // 2))
     nameable = set(range(n_draft_vocab) if model.d2t is None else model.d2t[:n_draft_vocab].tolist())
@@ -196,7 +196,7 @@ def run_setup(model: Model, setup: Setup, prompts: list[list[int]], plain: list[
         model = replace(model, recipe=model.recipe.with_steps(choose_plane=_without_recurrent(steps.choose_plane)))
     rollback = "two-phase" if setup.decoding == "two-phase" else "snapshot"
     policy = PolicyConfig(n_max=1, cooldown=setup.cooldown)
-    options = Options(n_predict, policy=policy, rollback=rollback)
+    options = Options(n_predict=n_predict, policy=policy, rollback=rollback)
     runs = [
         _run(model, ids, options, InlineDrafter(model, Statistics(), setup.n_draft_vocab, row=setup.row))
         for ids in prompts
@@ -267,7 +267,7 @@ def _ceilings(model: Model, prompts: list[list[int]], plain: list[list[int]]) ->
         return ()
     found = []
     for what, arithmetic, rule, cycle, cooldown, rollback in _CEILINGS:
-        options = Options(n, policy=PolicyConfig(n_max=1, cooldown=cooldown), rollback=rollback)
+        options = Options(n_predict=n, policy=PolicyConfig(n_max=1, cooldown=cooldown), rollback=rollback)
         drafter = ScriptedDrafter(text, cycle * n, len(prompt), model.n_vocab)
         run = _run(model, prompt, options, drafter)
         found.append(Ceiling(what, arithmetic, rule, len(run.ids), run.statistics.n_trunk_passes))

@@ -6,7 +6,7 @@ Owns the fields, the presets and their textual form. It must not know how the fi
 
 from dataclasses import dataclass, fields, replace
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.settings import SettingError
 
 ARCH = "arch"
 
@@ -51,7 +51,7 @@ class MtpContract:
     new_prompt  the pending hidden that a new prompt starts from: `zero`, or `stale` (left over from the last one)
     replay      the pending hidden that a replayed batch starts from: `right`, or `stale` (the last row of the rejected
                 batch: llama.cpp on architectures without recurrent snapshots)
-    Errors      MtprefError for a value that a field does not have
+    Errors      SettingError for a value that a field does not have
     """
 
     hidden: str = ARCH
@@ -68,7 +68,7 @@ class MtpContract:
         for name in CHOICES:
             value, legal = getattr(self, name), _legal(name)
             if value not in legal or isinstance(value, bool):
-                raise MtprefError(f"contract: {name} is {value!r}, expected one of {_listed(legal)}")
+                raise SettingError(f"MtpContract.{name}", f"{value!r} is unknown, expected one of {_listed(legal)}")
 
     @property
     def first_pos(self) -> int:
@@ -90,21 +90,21 @@ PRESETS: dict[str, MtpContract] = {
 def parse_contract(text: str) -> MtpContract:
     """Read `PRESET`, `field=value,...` or `PRESET,field=value,...`; fields start from the llama.cpp preset.
 
-    Errors  MtprefError naming the part that is not understood and what is
+    Errors  SettingError naming the part that is not understood and what is
     """
     contract = PRESETS["llama.cpp"]
     for index, part in enumerate(text.split(",")):
         name, equals, value = part.strip().partition("=")
         if index == 0 and not equals:
             if name not in PRESETS:
-                raise MtprefError(f"--contract: preset {name!r} is unknown, expected one of {_listed(PRESETS)}")
+                raise SettingError("contract", f"preset {name!r} is unknown, expected one of {_listed(PRESETS)}")
             contract = PRESETS[name]
             continue
         if name not in CHOICES:
-            raise MtprefError(f"--contract: field {name!r} is unknown, expected one of {_listed(CHOICES)}")
+            raise SettingError("contract", f"field {name!r} is unknown, expected one of {_listed(CHOICES)}")
         legal = {str(choice): choice for choice in _legal(name)}
         if value not in legal:
-            raise MtprefError(f"--contract: {name}={value!r} is unknown, expected one of {_listed(legal)}")
+            raise SettingError("contract", f"{name}={value!r} is unknown, expected one of {_listed(legal)}")
         contract = replace(contract, **{name: legal[value]})  # type: ignore[arg-type]
     return contract
 

@@ -9,8 +9,9 @@ order.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, OneOf, SettingError, check_fields
 from mtpref.spec import P_ONE
 
 RULES = ("off", "heuristic", "expected")
@@ -23,61 +24,56 @@ STEP_UP, STEP_DOWN = 2, 1  # `heuristic`
 
 # A draft step and a further row of a verify pass, in parts of a plain decode pass.
 DRAFT_COST, ROW_COST = P_ONE // 8, P_ONE // 8
+MAX_COST = 16  # plain decode passes
+
+POLICY, ADAPTIVE = "PolicyConfig", "AdaptiveConfig"  # what a caller builds, and errors name
+
+
+Length = Annotated[int, Bounds(0, 1024)]
+Streak = Annotated[int, Bounds(1, 1024)]
+Rule = Annotated[str, OneOf(RULES)]
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """How long drafts may be, and when there are none.
+class FixedPolicy:
+    """How long drafts may be, and when there are none: the integers of a `PolicyConfig` (engine/decode/options.py).
 
     n_max, n_min    longest and shortest draft (llama.cpp: --spec-draft-n-max, --spec-draft-n-min)
     p_min           a draft token below this probability is not proposed and ends the draft; in units of 2**-32
     cooldown        rounds of silence (--spec-cooldown), 0: never
     cooldown_after  after so many rounds in a row without an acceptance (--spec-cooldown-after)
+    Errors          SettingError for a value out of range
     """
 
-    n_max: int = 3
-    n_min: int = 0
-    p_min: int = 0
-    cooldown: int = 0
-    cooldown_after: int = 1
+    n_max: Length = 3
+    n_min: Length = 0
+    p_min: Annotated[int, Bounds(0, P_ONE)] = 0
+    cooldown: Length = 0
+    cooldown_after: Streak = 1
 
     def __post_init__(self) -> None:
-        limits = (
-            ("--spec-draft-n-max", self.n_max, 0),
-            ("--spec-draft-n-min", self.n_min, 0),
-            ("--spec-cooldown", self.cooldown, 0),
-            ("--spec-cooldown-after", self.cooldown_after, 1),
-        )
-        for name, value, low in limits:
-            if not low <= value <= 1024:
-                raise MtprefError(f"{name}: {value} is out of range, expected {low} .. 1024")
-        if not 0 <= self.p_min <= P_ONE:
-            raise MtprefError(f"--spec-draft-p-min: {self.p_min / P_ONE} is out of range, expected 0 .. 1")
+        check_fields(self, POLICY)
         if self.n_min > self.n_max:
-            raise MtprefError(f"--spec-draft-n-min: {self.n_min} is more than --spec-draft-n-max {self.n_max}; "
-                              "no draft would ever be proposed")  # fmt: skip
+            problem = f"{self.n_min} is more than {{n_max}} {self.n_max}; no draft would ever be proposed"
+            raise SettingError(f"{POLICY}.n_min", problem, n_max=f"{POLICY}.n_max")
 
 
 @dataclass(frozen=True)
-class AdaptiveConfig:
-    """The rule that makes drafts shorter than the policy allows.
+class FixedAdaptive:
+    """The rule that makes drafts shorter than the policy allows: the integers of an `AdaptiveConfig`.
 
     rule        off (every round may draft n_max tokens), heuristic or expected
     draft_cost  `expected`: what one step of the head costs, in units of 2**-32 of a pass of the trunk for one token
     row_cost    `expected`: what one more token costs in a verify pass, in the same units
+    Errors      SettingError for a value out of range
     """
 
-    rule: str = "off"
-    draft_cost: int = DRAFT_COST
-    row_cost: int = ROW_COST
+    rule: Rule = "off"
+    draft_cost: Annotated[int, Bounds(0, MAX_COST * P_ONE)] = DRAFT_COST
+    row_cost: Annotated[int, Bounds(0, MAX_COST * P_ONE)] = ROW_COST
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise MtprefError(f"--spec-adaptive: {self.rule!r} is unknown, expected one of {', '.join(RULES)}")
-        for what, value in (("draft step", self.draft_cost), ("verify row", self.row_cost)):
-            if not 0 <= value <= 16 * P_ONE:
-                raise MtprefError(f"--spec-adaptive-costs: {value / P_ONE:g} for a {what} is out of range, "
-                                  "expected 0 .. 16 plain decode passes")  # fmt: skip
+        check_fields(self, ADAPTIVE)
 
 
 @dataclass(frozen=True)
@@ -118,12 +114,12 @@ class Chain:
     tokens: int = P_ONE
 
 
-def draft_limit(cfg: PolicyConfig, state: PolicyState, n_room: int) -> int:
+def draft_limit(cfg: FixedPolicy, state: PolicyState, n_room: int) -> int:
     """S35. The longest draft of this round: n_max, cut to what is useful (n_room), 0 while cooling down."""
     return 0 if state.n_cooldown else max(0, min(cfg.n_max, n_room))
 
 
-def takes(cfg: PolicyConfig, p: int, n_drawn: int | None = None) -> bool:
+def takes(cfg: FixedPolicy, p: int, n_drawn: int | None = None) -> bool:
     """S35. The gate: whether a candidate of probability p (in units of 2**-32) is proposed.
 
     n_drawn  `residual`: whether one more token is drawn after so many; p is still that of the best candidate
@@ -135,7 +131,7 @@ def takes(cfg: PolicyConfig, p: int, n_drawn: int | None = None) -> bool:
     return p >= cfg.p_min or (n_drawn is not None and 0 < n_drawn < cfg.n_min)
 
 
-def keeps_drawn(cfg: PolicyConfig, p: int) -> bool:
+def keeps_drawn(cfg: FixedPolicy, p: int) -> bool:
     """S35. `residual`: whether a token that was drawn is proposed: always; p is its own probability.
 
     Rule  what was drawn must be judged, or the text loses tokens by their improbability
@@ -143,7 +139,7 @@ def keeps_drawn(cfg: PolicyConfig, p: int) -> bool:
     return True
 
 
-def proposed(cfg: PolicyConfig, n_drafted: int, limit: int) -> int:
+def proposed(cfg: FixedPolicy, n_drafted: int, limit: int) -> int:
     """S35. How many drafted tokens are proposed: all, or none where p_min left fewer than n_min of them.
 
     A limit below n_min (the end of the budget) does not count against the draft.
@@ -151,7 +147,7 @@ def proposed(cfg: PolicyConfig, n_drafted: int, limit: int) -> int:
     return n_drafted if n_drafted >= min(cfg.n_min, limit) else 0
 
 
-def after_round(cfg: PolicyConfig, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
+def after_round(cfg: FixedPolicy, state: PolicyState, n_drafted: int, n_accepted: int) -> PolicyState:
     """S36. The cooldown's state for the next round.
 
     Rule  after `cooldown_after` rounds in a row that proposed something and had nothing accepted, `cooldown` rounds are
@@ -167,7 +163,7 @@ def after_round(cfg: PolicyConfig, state: PolicyState, n_drafted: int, n_accepte
     return PolicyState(n_misses, 0)
 
 
-def adaptive_limit(cfg: AdaptiveConfig, state: AdaptiveState, limit: int) -> int:
+def adaptive_limit(cfg: FixedAdaptive, state: AdaptiveState, limit: int) -> int:
     """S37. The longest draft of this round, given the policy's own limit: shorter under `heuristic` alone."""
     if cfg.rule != "heuristic" or state.length is None:
         return limit
@@ -191,7 +187,7 @@ def mean_acceptance(state: AdaptiveState) -> int:
     return (PRIOR + sum(state.accepted)) * P_ONE // (PRIOR + sum(state.judged))
 
 
-def worth_a_step(cfg: AdaptiveConfig, state: AdaptiveState, chain: Chain, n_min: int = 0) -> bool:
+def worth_a_step(cfg: FixedAdaptive, state: AdaptiveState, chain: Chain, n_min: int = 0) -> bool:
     """S37. `expected`: whether the head should run for one more token.
 
     Rule  survival a / (draft + row) > tokens / (1 + n (draft + row)), with a = `mean_acceptance`: the token's expected
@@ -204,7 +200,7 @@ def worth_a_step(cfg: AdaptiveConfig, state: AdaptiveState, chain: Chain, n_min:
     return _is_worth(chain, mean_acceptance(state), more, P_ONE + chain.n * more)
 
 
-def worth_a_row(cfg: AdaptiveConfig, state: AdaptiveState, chain: Chain, p: int, n_min: int = 0) -> bool:
+def worth_a_row(cfg: FixedAdaptive, state: AdaptiveState, chain: Chain, p: int, n_min: int = 0) -> bool:
     """S37. `expected`: whether a token is drafted after the chain; p: the head's probability of its best candidate.
 
     Rule  survival a / row > tokens / (1 + n (draft + row) + draft), with a = `calibrated`(p): the step of the head has
@@ -216,7 +212,7 @@ def worth_a_row(cfg: AdaptiveConfig, state: AdaptiveState, chain: Chain, p: int,
     return _is_worth(chain, calibrated(state, p), cfg.row_cost, spent)
 
 
-def _asks(cfg: AdaptiveConfig, state: AdaptiveState, chain: Chain, n_min: int) -> bool:
+def _asks(cfg: FixedAdaptive, state: AdaptiveState, chain: Chain, n_min: int) -> bool:
     """Whether the rule has a say about the next token."""
     is_tried = chain.n == 0 and state.n_silent >= MAX_SILENT
     return cfg.rule == "expected" and not is_tried and not 0 < chain.n < n_min
@@ -234,7 +230,7 @@ def longer(state: AdaptiveState, chain: Chain, p: int) -> Chain:
 
 
 def after_adaptive_round(
-    cfg: AdaptiveConfig, state: AdaptiveState, ps: Sequence[int], n_accepted: int, limit: int
+    cfg: FixedAdaptive, state: AdaptiveState, ps: Sequence[int], n_accepted: int, limit: int
 ) -> AdaptiveState:
     """S37. What is remembered after a round.
 

@@ -6,10 +6,11 @@ Owns the parameters of linear and YaRN scaling and llama.cpp's rules for what is
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, OneOf, check_fields
 
 TYPES = ("none", "linear", "yarn")
 MIN_FACTOR, MAX_FACTOR = 1.0 / 1024, 1e6  # of the context; beyond it a key is wrong
@@ -36,31 +37,6 @@ class RopeScaling:
     beta_slow: float = BETA_SLOW  # rope.scaling.yarn_beta_slow
 
 
-@dataclass(frozen=True)
-class RopeOverrides:
-    """What a caller sets in place of a file's RoPE keys; None leaves the file's (llama.cpp's --rope-* and --yarn-*).
-
-    Errors  MtprefError, one line, for a value out of range
-    """
-
-    scaling_type: str | None = None  # --rope-scaling
-    freq_scale: float | None = None  # --rope-freq-scale, or 1 / --rope-scale
-    freq_base: float | None = None  # --rope-freq-base
-    n_ctx_orig: int | None = None  # --yarn-orig-ctx
-    ext_factor: float | None = None  # --yarn-ext-factor
-    attn_factor: float | None = None  # --yarn-attn-factor
-    beta_fast: float | None = None  # --yarn-beta-fast
-    beta_slow: float | None = None  # --yarn-beta-slow
-
-    def __post_init__(self) -> None:
-        if self.scaling_type is not None and self.scaling_type not in TYPES:
-            raise MtprefError(f"--rope-scaling: {self.scaling_type!r} is unknown, expected one of {', '.join(TYPES)}")
-        for name, (flag, low, high) in _OVERRIDE_LIMITS.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise MtprefError(f"{flag}: {value:g} is out of range, expected {low:g} .. {high:g}")
-
-
 # Limits of a number, for keys and overrides alike.
 LIMITS: dict[str, tuple[float, float]] = {
     "ext_factor": (0.0, 100.0),
@@ -69,15 +45,30 @@ LIMITS: dict[str, tuple[float, float]] = {
     "beta_fast": (1e-3, 1e6),
     "beta_slow": (1e-3, 1e6),
 }
-_OVERRIDE_LIMITS: dict[str, tuple[str, float, float]] = {
-    "freq_scale": ("--rope-freq-scale", 1.0 / MAX_FACTOR, 1.0 / MIN_FACTOR),
-    "freq_base": ("--rope-freq-base", 1.0, 1e12),
-    "n_ctx_orig": ("--yarn-orig-ctx", 1, 1 << 24),
-    **{
-        name: (f"--yarn-{name.replace('_', '-')}", *LIMITS[name])
-        for name in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")
-    },
-}
+
+
+def _limited(name: str) -> Bounds:
+    return Bounds(*LIMITS[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeOverrides:
+    """What a caller sets in place of a file's RoPE keys; None leaves the file's (llama.cpp's --rope-* and --yarn-*).
+
+    Errors  SettingError, one line, for a value out of range
+    """
+
+    scaling_type: Annotated[str, OneOf(TYPES)] | None = None  # --rope-scaling
+    freq_scale: Annotated[float, Bounds(1.0 / MAX_FACTOR, 1.0 / MIN_FACTOR)] | None = None  # or 1 / --rope-scale
+    freq_base: Annotated[float, Bounds(1.0, 1e12)] | None = None  # --rope-freq-base
+    n_ctx_orig: Annotated[int, Bounds(1, 1 << 24)] | None = None  # --yarn-orig-ctx
+    ext_factor: Annotated[float, _limited("ext_factor")] | None = None  # --yarn-ext-factor
+    attn_factor: Annotated[float, _limited("attn_factor")] | None = None  # --yarn-attn-factor
+    beta_fast: Annotated[float, _limited("beta_fast")] | None = None  # --yarn-beta-fast
+    beta_slow: Annotated[float, _limited("beta_slow")] | None = None  # --yarn-beta-slow
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def freq_scale_of(factor: float) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtpref.spec import Distribution
 from mtpref.spec.contract import MtpContract
-from mtpref.spec.policy import PolicyConfig, PolicyState
+from mtpref.spec.policy import FixedPolicy, PolicyState
 from mtpref.spec.state import Checkpoint, HeadState, ModelState
 
 F32 = NDArray[np.float32]
@@ -82,23 +82,23 @@ class DraftOpening(Protocol):
 
 
 class DraftLimit(Protocol):
-    def __call__(self, cfg: PolicyConfig, state: PolicyState, n_room: int, /) -> int: ...
+    def __call__(self, cfg: FixedPolicy, state: PolicyState, n_room: int, /) -> int: ...
 
 
 class Takes(Protocol):
-    def __call__(self, cfg: PolicyConfig, p: int, n_drawn: int | None = None, /) -> bool: ...
+    def __call__(self, cfg: FixedPolicy, p: int, n_drawn: int | None = None, /) -> bool: ...
 
 
 class KeepsDrawn(Protocol):
-    def __call__(self, cfg: PolicyConfig, p: int, /) -> bool: ...
+    def __call__(self, cfg: FixedPolicy, p: int, /) -> bool: ...
 
 
 class Proposed(Protocol):
-    def __call__(self, cfg: PolicyConfig, n_drafted: int, limit: int, /) -> int: ...
+    def __call__(self, cfg: FixedPolicy, n_drafted: int, limit: int, /) -> int: ...
 
 
 class AfterRound(Protocol):
-    def __call__(self, cfg: PolicyConfig, state: PolicyState, n_drafted: int, n_accepted: int, /) -> PolicyState: ...
+    def __call__(self, cfg: FixedPolicy, state: PolicyState, n_drafted: int, n_accepted: int, /) -> PolicyState: ...
 
 
 class PendingAtPrompt(Protocol):

@@ -7,7 +7,7 @@ out.
 from collections.abc import Sequence
 
 from mtpref.spec import policy
-from mtpref.spec.policy import AdaptiveConfig, AdaptiveState, Chain, PolicyConfig, PolicyState
+from mtpref.spec.policy import AdaptiveState, Chain, FixedAdaptive, FixedPolicy, PolicyState
 from mtpref.spec.steps import Steps
 
 
@@ -19,17 +19,15 @@ class DraftLength:
     chain  the draft as it grows
     """
 
-    def __init__(
-        self, config: PolicyConfig, adaptive: AdaptiveConfig | None = None, steps: Steps | None = None
-    ) -> None:
-        self._config, self._adaptive, self._steps = config, adaptive or AdaptiveConfig(), steps or Steps()
+    def __init__(self, config: FixedPolicy, adaptive: FixedAdaptive | None = None, steps: Steps | None = None) -> None:
+        self._config, self._adaptive, self._steps = config, adaptive or FixedAdaptive(), steps or Steps()
         self.state, self.learnt = PolicyState(), AdaptiveState()
         self.room, self.limit, self.chain = 0, 0, Chain()
 
     @classmethod
     def of(cls, limit: int) -> "DraftLength":
         """A round that is open for `limit` tokens, and no rule beside it: for a draft outside of a run."""
-        length = cls(PolicyConfig())
+        length = cls(FixedPolicy())
         length.room = length.limit = max(limit, 0)
         return length
 

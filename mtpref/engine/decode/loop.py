@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
+from mtpref.base.settings import SettingError
 from mtpref.engine.decode.drafters import Draft, Drafter, MtpDrafter, NoDrafter
 from mtpref.engine.decode.lengths import DraftLength
 from mtpref.engine.decode.options import Options
@@ -51,7 +51,7 @@ class Decoder:
         self.statistics = Statistics(clock=model.recipe.clock)
         self.sampler = Sampler(model, options.sampling)
         self.stop_strings = StopStrings(options.stop)
-        self.length = DraftLength(options.policy, options.adaptive, model.recipe.steps)
+        self.length = DraftLength(options.policy.fixed(), options.adaptive.fixed(), model.recipe.steps)
         self.drafter = _drafter(model, options, self.statistics, self.sampler, drafter)
         self.judge: MakeJudge = judge or partial(TargetJudge, self.sampler)
         self.keeps_head_warm = self.drafter.reads_head
@@ -88,13 +88,15 @@ class Decoder:
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
-            raise MtprefError("prompt: it has no tokens, expected at least one; give a text with -p or -f")
+            raise SettingError("prompt", "it has no tokens, expected at least one; give {text}", text="a text")
         if len(prompt_ids) > self.state.n_ctx:
-            raise MtprefError(f"prompt: {len(prompt_ids)} tokens, expected at most {self.state.n_ctx}; "
-                              "use a shorter prompt or a larger --ctx-size")  # fmt: skip
+            problem = (
+                f"{len(prompt_ids)} tokens, expected at most {self.state.n_ctx}; use a shorter prompt or a larger "
+            )
+            raise SettingError("prompt", problem + "{n_ctx}", n_ctx="n_ctx")
 
     def _started(self, prompt_ids: Sequence[int], n_reused: int) -> RunStarted:
-        settings = asdict(self.options)
+        settings = self.options.to_json()
         settings["draft_ids"] = _summary(self.options.draft_ids)
         settings |= {"n_ctx": self.state.n_ctx, "kv_type": self.model.kv_type}
         settings |= {"kv_type_draft": self.model.kv_type_draft, "drafter": type(self.drafter).__name__}
@@ -257,13 +259,14 @@ def _drafter(
     if uses_mtp and not model.has_mtp:
         is_off = model.mtp_status == "off"
         why = "the MTP head was not loaded (mtp=False)" if is_off else "the file has no MTP head"
-        raise MtprefError(f"--spec-type draft-mtp: {why}; use --spec-type none, or try: mtpref inspect FILE")
+        problem = f"draft-mtp is asked for, and {why}; use {{spec_type}} none, or try: mtpref inspect FILE"
+        raise SettingError("Options.spec_type", problem, spec_type="Options.spec_type")
     n_draft_vocab = options.n_draft_vocab
     trimmed = model.with_draft_ids(options.draft_ids)
     if n_draft_vocab is not None and n_draft_vocab > trimmed.n_head_rows:
         what = "the size of the vocabulary" if trimmed.d2t is None else "the rows of the trimmed head"
-        raise MtprefError(f"--spec-draft-vocab: {n_draft_vocab} is out of range, expected 1 .. "
-                          f"{trimmed.n_head_rows}, {what}")  # fmt: skip
+        problem = f"{n_draft_vocab} is out of range, expected 1 .. {trimmed.n_head_rows}, {what}"
+        raise SettingError("Options.n_draft_vocab", problem)
     if given is None and uses_mtp:
         return MtpDrafter(trimmed, statistics, n_draft_vocab, sampler)
     return given or NoDrafter()

@@ -7,14 +7,14 @@ reached through the table of steps. A temperature of 0 never comes near them: th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.base.errors import MtprefError
 from mtpref.base.events import Draw
+from mtpref.base.settings import Bounds, OneOf, SettingError, check_fields
 from mtpref.engine.model import Model
 from mtpref.spec import ACCEPT, DRAFT, RESIDUAL, TARGET, Distribution
 
@@ -23,44 +23,36 @@ ACCEPT_RULES = ("match", "residual")
 SAMPLERS = ("top_k", "top_p", "min_p", "temperature")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """temp         temperature; 0 or less: greedy, whatever the filters say
+    """How tokens are drawn; the same filters apply to target and draft.
+
+    temp         temperature; 0 or less: greedy, whatever the filters say
     top_k, top_p, min_p   the filters; 0, 1 and 0 turn them off
     samplers     the filters' order; one that is not named is not applied
     seed         key of every draw, 0 .. 2**64 - 1
     ignore_eos   end-of-generation ids can be neither drafted nor chosen
     accept       match (the target's own draw is compared with the draft) or residual (rejection sampling)
-
-    The same filters apply to target and draft.
+    Errors       SettingError for a value that a field does not have
     """
 
-    temp: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
+    temp: Annotated[float, Bounds(-math.inf, words="a number, 0 for greedy")] = 0.0
+    top_k: Annotated[int, Bounds(0, words="0 (off) or more")] = 40
+    top_p: Annotated[float, Bounds(0, 1)] = 0.95
+    min_p: Annotated[float, Bounds(0, 1)] = 0.05
     samplers: tuple[str, ...] = SAMPLERS
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, spec.MAX_SEED)] = 0
     ignore_eos: bool = False
-    accept: str = "match"
+    accept: Annotated[str, OneOf(ACCEPT_RULES)] = "match"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.temp):
-            raise MtprefError(f"--temp: {self.temp} is out of range, expected a number, 0 for greedy")
-        if self.top_k < 0:
-            raise MtprefError(f"--top-k: {self.top_k} is out of range, expected 0 (off) or more")
-        for flag, value in (("--top-p", self.top_p), ("--min-p", self.min_p)):
-            if not 0 <= value <= 1:
-                raise MtprefError(f"{flag}: {value} is out of range, expected 0 .. 1")
+        check_fields(self)
+        where, named = "SamplingConfig.samplers", ";".join(self.samplers)
         for name in self.samplers:
             if name not in SAMPLERS:
-                raise MtprefError(f"--samplers: {name!r} is unknown, expected some of {';'.join(SAMPLERS)}")
+                raise SettingError(where, f"{name!r} is unknown, expected some of {';'.join(SAMPLERS)}")
         if len(set(self.samplers)) != len(self.samplers):
-            raise MtprefError(f"--samplers: {';'.join(self.samplers)} names one twice, expected each at most once")
-        if not 0 <= self.seed <= spec.MAX_SEED:
-            raise MtprefError(f"--seed: {self.seed} is out of range, expected 0 .. {spec.MAX_SEED}")
-        if self.accept not in ACCEPT_RULES:
-            raise MtprefError(f"--spec-accept: {self.accept!r} is unknown, expected one of {', '.join(ACCEPT_RULES)}")
+            raise SettingError(where, f"{named} names one twice, expected each at most once")
 
     @property
     def is_greedy(self) -> bool:

@@ -6,7 +6,7 @@ character, and its result does not depend on how the text is cut into tokens.
 
 from collections.abc import Sequence
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.settings import SettingError
 
 
 class StopStrings:
@@ -18,7 +18,7 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str]) -> None:
         if "" in strings:
-            raise MtprefError("--reverse-prompt: the string is empty, expected at least one character")
+            raise SettingError("Options.stop", "the string is empty, expected at least one character")
         self._strings = [text.encode("utf-8", "surrogateescape") for text in strings]
         self.held = b""
         self.is_complete = False

@@ -69,6 +69,10 @@ class Session:
     def n_past(self) -> int:
         return self.mark.n_past
 
+    def __repr__(self) -> str:
+        kept = [saved.n_past for saved in self.checkpoints]
+        return f"<mtpref.Session: {self.n_past} of {self.state.n_ctx} positions used, checkpoints at {kept}>"
+
     def run(
         self,
         prompt_ids: Sequence[int],

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.events import Draw, Event
-from mtpref.engine.decode import Decoder, Drafter, DraftLength, Options
+from mtpref.engine.decode import Decoder, Drafter, DraftLength, Options, PolicyConfig
 from mtpref.engine.decode.drafters import Draft
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.port_run import PortRound, PortRun
 from mtpref.spec import Distribution
-from mtpref.spec.policy import PolicyConfig
 from mtpref.spec.state import ModelState
 from mtpref.spec.steps import Hidden
 
@@ -294,7 +293,9 @@ def _options(run: PortRun) -> Options:
 
     longest = max((len(r.draft) for r in run.rounds), default=1)
     n_max = min(max(whole("n_max", longest), 1), 1024)
-    policy = PolicyConfig(n_max, 0, 0, whole("cooldown", 0), max(whole("cooldown_after", 1), 1))
+    policy = PolicyConfig(
+        n_max=n_max, n_min=0, p_min=0, cooldown=whole("cooldown", 0), cooldown_after=max(whole("cooldown_after", 1), 1)
+    )
     rollback = settings.get("rollback")
     n_batch = settings.get("n_batch")
     is_batch = isinstance(n_batch, int) and 0 < n_batch <= 1 << 20

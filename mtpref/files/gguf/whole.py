@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import check_fields
 from mtpref.files import doors as files
 from mtpref.files.gguf.values import printable
 
@@ -50,6 +51,9 @@ class WriteOptions:
     force: bool = True
     inputs: Sequence[str | Path] = ()
     progress: Report | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

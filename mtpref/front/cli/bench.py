@@ -125,7 +125,7 @@ def run_warmup(args: argparse.Namespace) -> int:
     spec_type = "draft-mtp" if model.has_mtp else "none"
     ids = [(7919 * i + 11) % model.core.n_vocab for i in range(40)]
     for strategy in STRATEGIES:
-        options = Options(4, spec_type, PolicyConfig(n_max=3), strategy)
+        options = Options(n_predict=4, spec_type=spec_type, policy=PolicyConfig(n_max=3), rollback=strategy)
         model.generate(ids, options, n_ctx=64).finish()
     print(f"kernels ready in {time.perf_counter() - start:.1f} s, threads: {kernels.threading_layer()}, "
           f"cache: {kernels.cache_folder()}")  # fmt: skip

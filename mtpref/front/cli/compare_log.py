@@ -77,16 +77,13 @@ def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> 
     from mtpref.engine.decode import Options, PolicyConfig
     from mtpref.look.compare import compare_log
     from mtpref.look.llama_cpp.limits import decision_limits
-    from mtpref.spec import P_ONE
 
     n_max, n_min, p_min = (_setting(args, run, name) for name in ("n_max", "n_min", "p_min"))
-    if not 0.0 <= p_min <= 1.0:
-        raise MtprefError(f"--spec-draft-p-min: {p_min} is out of range, expected 0 .. 1")
     if run.log.temp:
         raise MtprefError(f"{args.log}: the log says temp = {run.log.temp:g}, expected a greedy run: temperature 0")
     # Our budget never cuts what theirs did not: the rounds of both stay comparable to the end.
     n_predict = len(run.log.ids) + int(n_max) + 3
-    policy = PolicyConfig(n_max=int(n_max), n_min=int(n_min), p_min=int(p_min * P_ONE))
+    policy = PolicyConfig(n_max=int(n_max), n_min=int(n_min), p_min=p_min)
     _check_ids(args, run, ids, model.core)
     core = model.core
     limits = decision_limits(core.type_names | {core.kv_type, core.kv_type_draft}, core.recipe.numerics)

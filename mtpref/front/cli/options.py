@@ -116,7 +116,7 @@ def rope_overrides(args: argparse.Namespace) -> Any:
             raise MtprefError(f"--rope-scale: {args.rope_scale:g} is out of range, expected {MIN_FACTOR:g} .. "
                               f"{MAX_FACTOR:g}")  # fmt: skip
         given["freq_scale"] = freq_scale_of(args.rope_scale)
-    return RopeOverrides(args.rope_scaling, **given)
+    return RopeOverrides(scaling_type=args.rope_scaling, **given)
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:

@@ -66,14 +66,11 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
 
 def decode_options(args: argparse.Namespace, model: Any) -> Any:
     from mtpref.engine.decode import Options, PolicyConfig
-    from mtpref.spec import P_ONE
 
-    if not 0.0 <= args.spec_draft_p_min <= 1.0:
-        raise MtprefError(f"--spec-draft-p-min: {args.spec_draft_p_min} is out of range, expected 0 .. 1")
     policy = PolicyConfig(
         n_max=args.spec_draft_n_max,
         n_min=args.spec_draft_n_min,
-        p_min=int(args.spec_draft_p_min * P_ONE),
+        p_min=args.spec_draft_p_min,
         cooldown=args.spec_cooldown,
         cooldown_after=args.spec_cooldown_after,
     )
@@ -93,17 +90,17 @@ def decode_options(args: argparse.Namespace, model: Any) -> Any:
 def _adaptive(rule: str, costs: str | None) -> Any:
     """The adaptive rule and its costs: `DRAFT,ROW` in plain decode passes."""
     from mtpref.engine.decode import AdaptiveConfig
-    from mtpref.spec import P_ONE
 
     if costs is None:
-        return AdaptiveConfig(rule)
+        return AdaptiveConfig(rule=rule)
     if rule != "expected":
         raise MtprefError(f"--spec-adaptive-costs: only the rule expected reads costs, found --spec-adaptive {rule}; "
                           "use --spec-adaptive expected")  # fmt: skip
     parts = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{0,9})?),([0-9]{1,9}(?:\.[0-9]{0,9})?)", costs)
     if parts is None:
         raise MtprefError(f"--spec-adaptive-costs: {costs!r} is not DRAFT,ROW, expected two numbers such as 0.1,0.2")
-    return AdaptiveConfig(rule, *(round(float(part) * P_ONE) for part in parts.groups()))
+    draft_cost, row_cost = map(float, parts.groups())
+    return AdaptiveConfig(rule=rule, draft_cost=draft_cost, row_cost=row_cost)
 
 
 def _draft_vocab(text: str | None, n_vocab: int) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import OneOf, check_fields
 from mtpref.files.gguf import QUANTIZATION_VERSION, WriteOptions, printable, tensor_bytes, write_gguf
 from mtpref.files.vocab.pretokenizers import unusual_pre
 from mtpref.heads.convert.expected import expected_shapes
@@ -39,10 +41,13 @@ class Settings:
     pre             the pre-tokenizer's name; None: found by behaviour
     """
 
-    outtype: str = "bf16"
-    which: str = "both"
+    outtype: Annotated[str, OneOf(tuple(OUTTYPES))] = "bf16"
+    which: Annotated[str, OneOf(("both", "mtp", "trunk"))] = "both"
     allow_unmapped: bool = False
     pre: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "convert.Settings")
 
 
 @dataclass

@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import OneOf, check_fields
 from mtpref.spec.quants import TYPE_IDS, TYPES
 
 # Name of a mixture -> (type of most matrices, general.file_type)
@@ -47,11 +49,14 @@ class Wanted:
     has_imatrix whether there is an importance matrix, which changes two rules
     """
 
-    mixture: str
+    mixture: Annotated[str, OneOf(tuple(MIXTURES))]
     pure_llama: bool = False
     mtp_type: str | None = None
     overrides: tuple[tuple[str, str], ...] = ()
     has_imatrix: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "quantize.Wanted")
 
 
 @dataclass(frozen=True)

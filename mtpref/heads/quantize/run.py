@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import check_fields
 from mtpref.files.gguf import (
     QUANTIZATION_VERSION,
     Data,
@@ -46,6 +47,9 @@ class Settings:
     importance: Importance | None = None
     importance_name: str | None = None
     allow_requantize: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "quantize.Settings")
 
     def weights(self, info: TensorInfo) -> NDArray[np.float32] | None:
         """The importance of a tensor's columns, where there is one."""

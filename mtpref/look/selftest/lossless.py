@@ -17,7 +17,7 @@ SCRIPT = [[True, False, True], [False], [True, True, True], [True, True, False],
 def plain(bench: Bench, sampling: SamplingConfig) -> Outcome:
     """Decoding without drafts."""
     n = bench.size.n_predict
-    return bench.run(Options(n, "none", sampling=sampling))
+    return bench.run(Options(n_predict=n, spec_type="none", sampling=sampling))
 
 
 def made_drafts(bench: Bench) -> str:
@@ -30,7 +30,7 @@ def made_drafts(bench: Bench) -> str:
     for rollback in STRATEGIES:
         bench.say(f"made drafts, roll back by {rollback}")
         drafter = ScriptedDrafter(known, SCRIPT * bench.size.n_predict, len(bench.prompt), bench.model.n_vocab)
-        options = Options(bench.size.n_predict, rollback=rollback, policy=PolicyConfig(n_max=3))
+        options = Options(n_predict=bench.size.n_predict, rollback=rollback, policy=PolicyConfig(n_max=3))
         found = bench.run(options, drafter)
         _expect_equal(f"roll back by {rollback}", found, expected)
         runs.append(found)
@@ -46,13 +46,13 @@ def mtp_drafts(bench: Bench) -> str:
         *((rollback, PolicyConfig(n_max=longest)) for rollback in STRATEGIES),
         *(("snapshot", PolicyConfig(n_max=n)) for n in bench.size.draft_lengths if n != longest),
         *([("snapshot", PolicyConfig(n_max=longest, cooldown=1))] if bench.size.is_full else []),
-        ("replay", PolicyConfig(n_max=longest, cooldown=2, p_min=1 << 31)),
+        ("replay", PolicyConfig(n_max=longest, cooldown=2, p_min=0.5)),
     ]
     runs = []
     for rollback, policy in settings:
         what = _describe(rollback, policy)
         bench.say(f"MTP drafts, {what}")
-        found = bench.run(Options(bench.size.n_predict, policy=policy, rollback=rollback))
+        found = bench.run(Options(n_predict=bench.size.n_predict, policy=policy, rollback=rollback))
         _expect_equal(what, found, expected)
         runs.append(found)
     whole = {run.whole for run in runs if run.n_past == runs[0].n_past}
@@ -68,7 +68,7 @@ def match_at_a_seed(bench: Bench) -> str:
     runs = []
     for rollback in _some(bench):
         bench.say(f"match, roll back by {rollback}")
-        found = bench.run(Options(bench.size.n_predict, rollback=rollback, sampling=SAMPLING))
+        found = bench.run(Options(n_predict=bench.size.n_predict, rollback=rollback, sampling=SAMPLING))
         _expect_equal(f"match, roll back by {rollback}", found, expected)
         runs.append(found)
     return _told(expected, runs, f"at temperature {SAMPLING.temp:g}, seed {SEED}")
@@ -81,7 +81,7 @@ def residual_at_a_seed(bench: Bench) -> str:
     runs = []
     for rollback in _some(bench):
         bench.say(f"residual, roll back by {rollback}")
-        runs.append(bench.run(Options(bench.size.n_predict, rollback=rollback, sampling=sampling)))
+        runs.append(bench.run(Options(n_predict=bench.size.n_predict, rollback=rollback, sampling=sampling)))
         _expect_equal(f"residual, roll back by {rollback} against {next(iter(STRATEGIES))}", runs[-1], runs[0])
     return _told(runs[0], runs, f"by {', '.join(_some(bench))}")
 

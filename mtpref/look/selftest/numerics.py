@@ -113,7 +113,7 @@ def prompt_chunks(bench: Bench) -> str:
 def _prefilled(bench: Bench, n_batch: int) -> tuple[NDArray, str]:
     """The logits behind the prompt, and the state, head included."""
     model, state = bench.model, bench.new_state()
-    options = Options(0, "draft-mtp" if model.has_mtp else "none", n_batch=n_batch)
+    options = Options(n_predict=0, spec_type="draft-mtp" if model.has_mtp else "none", n_batch=n_batch)
     for _ in Decoder(model, state, options).run(bench.prompt):
         pass
     logits = model.trunk(state, bench.prompt[-1:], n_logits=1).logits

@@ -15,7 +15,6 @@ from mtpref.look.llama_cpp.limits import decision_limits, limits_of
 from mtpref.look.llama_cpp.programs import Programs
 from mtpref.look.selftest.bench import Bench, Failed, Skipped
 from mtpref.look.selftest.tokens import TEXTS
-from mtpref.spec import P_ONE
 from mtpref.spec.contract import MtpContract
 
 # No backslashes: the programs read them as escapes.
@@ -73,8 +72,8 @@ def same_decisions(bench: Bench) -> str:
             bench.say(f"llama-speculative-simple, drafts of up to {n_max}, p_min {p_min:g}")
             log = _programs(bench).speculative(bench.path, text, n_predict, n_max, p_min)
             n_lost += not log.is_complete
-            policy = PolicyConfig(n_max=n_max, p_min=int(p_min * P_ONE))
-            decoder = Decoder(model, model.new_state(N_DRAFT_CTX), Options(n_predict, policy=policy))
+            policy = PolicyConfig(n_max=n_max, p_min=p_min)
+            decoder = Decoder(model, model.new_state(N_DRAFT_CTX), Options(n_predict=n_predict, policy=policy))
             events = list(decoder.run(model.vocab.encode(text)))
             compare_rounds(agreement, log.rounds, events, n_predict, n_max, p_min, f"{text[:12]!a} n_max {n_max}")
     return _judged(agreement, n_lost)

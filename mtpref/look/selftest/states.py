@@ -38,7 +38,7 @@ def checkpoint_and_restore(bench: Bench) -> str:
 def session_files(bench: Bench) -> str:
     """A sequence saved to a file, loaded, and gone on with, beside one that was never saved."""
     model, n = bench.model, max(4, bench.size.n_predict // 4)
-    options = Options(n, "draft-mtp" if model.has_mtp else "none")
+    options = Options(n_predict=n, spec_type="draft-mtp" if model.has_mtp else "none")
     n_ctx = min(1024, model.config.n_ctx_train)
     session = Session(model, n_ctx, poison=True)
     begun = _ids(session, bench.prompt, options)

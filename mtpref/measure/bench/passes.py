@@ -39,7 +39,7 @@ class Passes:
     def __post_init__(self) -> None:
         n_ctx = len(self.ids) + max(self.n_max, N_CHAIN, N_PLAIN_RUN) + 2
         spec_type = "draft-mtp" if self.heads else "none"
-        decoder = Decoder(self.model, self.model.new_state(n_ctx), Options(0, spec_type))
+        decoder = Decoder(self.model, self.model.new_state(n_ctx), Options(n_predict=0, spec_type=spec_type))
         for _ in decoder.run(self.ids):
             pass
         self.state, self.n_ctx = decoder.state, n_ctx
@@ -118,7 +118,9 @@ class Passes:
     def plain_run(self, n_tokens: int) -> float:
         """Milliseconds per token of a real plain run at this context, the prompt and the first token apart: what
         follows a prompt starts with cold caches."""
-        run = Decoder(self.model, self.model.new_state(self.n_ctx), Options(n_tokens, "none")).run(self.ids)
+        run = Decoder(self.model, self.model.new_state(self.n_ctx), Options(n_predict=n_tokens, spec_type="none")).run(
+            self.ids
+        )
         first, n = 0.0, 0
         for event in run:
             if isinstance(event, Token):

@@ -8,11 +8,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref import spec
-from mtpref.base.errors import MtprefError
 from mtpref.base.events import PromptProgress, Token
+from mtpref.base.settings import Bounds, SettingError, check_fields
 from mtpref.engine.decode import Decoder, MtpDrafter, Options, PolicyConfig, ScriptedDrafter, Statistics
 from mtpref.engine.model import Model
 from mtpref.measure.bench.bandwidth import read_gb_per_second
@@ -26,6 +26,9 @@ Progress = Callable[[int, int], None]
 Heads = Sequence[tuple[str, Model]]  # a name, and the model with that head vocabulary
 
 
+MOST = 1 << 20
+
+
 @dataclass(frozen=True)
 class Settings:
     """parts      what is measured, of PARTS
@@ -36,31 +39,20 @@ class Settings:
     """
 
     parts: tuple[str, ...] = PARTS
-    n_prompt: int = 512
-    n_gen: int = 32
-    widths: tuple[int, ...] = (2, 4, 8)
-    n_depth: int = 64
-    drafts: tuple[int, ...] = (1, 2, 3)
-    acceptance: float = 0.8
-    n_rounds: int = 5
+    n_prompt: Annotated[int, Bounds(1, MOST)] = 512
+    n_gen: Annotated[int, Bounds(2, MOST)] = 32
+    widths: tuple[Annotated[int, Bounds(2, MOST)], ...] = (2, 4, 8)
+    n_depth: Annotated[int, Bounds(2, MOST)] = 64
+    drafts: tuple[Annotated[int, Bounds(1, MOST)], ...] = (1, 2, 3)
+    acceptance: Annotated[float, Bounds(0, 1)] = 0.8
+    n_rounds: Annotated[int, Bounds(1, MOST)] = 5
 
     def __post_init__(self) -> None:
-        limits = (
-            ("--n-prompt", self.n_prompt, 1),
-            ("--n-gen", self.n_gen, 2),
-            ("--n-depth", self.n_depth, 2),
-            ("--repetitions", self.n_rounds, 1),
-            *(("--widths", width, 2) for width in self.widths),
-            *(("--drafts", n, 1) for n in self.drafts),
-        )
-        for flag, value, low in limits:
-            if not low <= value <= 1 << 20:
-                raise MtprefError(f"{flag}: {value} is out of range, expected {low} .. {1 << 20}")
-        if not 0 <= self.acceptance <= 1:
-            raise MtprefError(f"--acceptance: {self.acceptance:g} is out of range, expected 0 .. 1")
+        check_fields(self, "bench.Settings")
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts:
-            raise MtprefError(f"--parts: {(unknown or [''])[0]!r} is unknown, expected some of {','.join(PARTS)}")
+            problem = f"{(unknown or [''])[0]!r} is unknown, expected some of {','.join(PARTS)}"
+            raise SettingError("bench.Settings.parts", problem)
 
 
 @dataclass
@@ -190,7 +182,7 @@ class _Measured:
         self._put("prompt", str(n), n, 1000 * (time.perf_counter() - start))
 
     def _decode(self) -> None:
-        ms, text = self._run(Options(self.settings.n_gen, "none"), None)
+        ms, text = self._run(Options(n_predict=self.settings.n_gen, spec_type="none"), None)
         self._put("decode", "1", len(text), ms, self.n_bytes * len(text))
 
     def _verify(self) -> None:
@@ -215,14 +207,14 @@ class _Measured:
         s = self.settings
         if not self.heads:
             return
-        ms, text = self._run(Options(s.n_gen, "none"), None)
+        ms, text = self._run(Options(n_predict=s.n_gen, spec_type="none"), None)
         self._put("mtp", "plain", len(text), ms)
         for name, head in self.heads:
             for n in s.drafts:
                 policy = PolicyConfig(n_max=n)
                 drafter = MtpDrafter(head, Statistics())
                 scripted = ScriptedDrafter(text, script(s.acceptance, n, s.n_gen), len(self.ids), self.model.n_vocab)
-                ms, ids = self._run(Options(s.n_gen, policy=policy), WorkingDrafter(drafter, scripted))
+                ms, ids = self._run(Options(n_predict=s.n_gen, policy=policy), WorkingDrafter(drafter, scripted))
                 if ids != text[: len(ids)]:
                     raise AssertionError("the text with drafts is not the text without")
                 self._put("mtp", f"{name} n={n}", len(ids), ms)

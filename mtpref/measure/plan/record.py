@@ -151,7 +151,7 @@ def record(
         raise MtprefError("plan: --spec-accept residual draws its drafts, so that each setting writes a text of its "
                           "own; use --spec-accept match, or greedy decoding")  # fmt: skip
     out = []
-    options = Options(n_predict, "none", sampling=sampling)
+    options = Options(n_predict=n_predict, spec_type="none", sampling=sampling)
     for i, (label, prompt) in enumerate(prompts):
         recorder = _Recorder(trims, n_max, Sampler(model, sampling))
         state = model.new_state(len(prompt) + n_predict + n_max + 1)

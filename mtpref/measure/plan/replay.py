@@ -7,10 +7,9 @@ Owns settings and what a run under one would count. The rules are those of spec/
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mtpref.engine.decode import DraftLength
+from mtpref.engine.decode import AdaptiveConfig, DraftLength, PolicyConfig
 from mtpref.measure.plan.record import Continuation
 from mtpref.spec import accept_greedy
-from mtpref.spec.policy import AdaptiveConfig, PolicyConfig
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def replay(text: Continuation, setting: Setting) -> Tally:
            is accepted where the text has it; the round gives the accepted tokens and one more
     """
     ids, drafts = text.ids, text.drafts[setting.trim]
-    length = DraftLength(setting.policy, setting.adaptive)
+    length = DraftLength(setting.policy.fixed(), setting.adaptive.fixed())
     rounds: Counter[tuple[int, int]] = Counter()
     i, n_steps, n_silent = text.n_before, 0, 0
     while i < len(ids):

@@ -5,21 +5,21 @@ Owns the grid of settings, the intervals and the schema. render.py prints it, pl
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.decode import STRATEGIES
+from mtpref.base.settings import Bounds, check_fields
+from mtpref.engine.decode import STRATEGIES, AdaptiveConfig, PolicyConfig
 from mtpref.measure.bench import Costs, CostSet
 from mtpref.measure.bench.costs import ideal_costs
 from mtpref.measure.plan.price import all_accepted, milliseconds
 from mtpref.measure.plan.record import Continuation, Trim
 from mtpref.measure.plan.replay import Setting, Tally, replay
 from mtpref.measure.probe.count import Estimate, jackknife
-from mtpref.spec import P_ONE
-from mtpref.spec.policy import AdaptiveConfig, PolicyConfig
+from mtpref.spec.policy import MAX_COST, Length
 
 SCHEMA = "mtpref-plan-1"
 MAX_DRAFT = 16
@@ -31,19 +31,12 @@ Floats = NDArray[np.float64]
 class Settings:
     """What a plan compares. n_max: longest draft; p_mins, cooldowns: values of --spec-draft-p-min, --spec-cooldown."""
 
-    n_max: int = 8
-    p_mins: tuple[float, ...] = (0.0, 0.5, 0.75)
-    cooldowns: tuple[int, ...] = (0, 1)
+    n_max: Annotated[int, Bounds(1, MAX_DRAFT)] = 8
+    p_mins: tuple[Annotated[float, Bounds(0, 1)], ...] = (0.0, 0.5, 0.75)
+    cooldowns: tuple[Length, ...] = (0, 1)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_max <= MAX_DRAFT:
-            raise MtprefError(f"--spec-draft-n-max: {self.n_max} is out of range, expected 1 .. {MAX_DRAFT}")
-        for p in self.p_mins:
-            if not 0 <= p <= 1:
-                raise MtprefError(f"--p-mins: {p:g} is out of range, expected 0 .. 1")
-        for k in self.cooldowns:
-            if not 0 <= k <= 1024:
-                raise MtprefError(f"--cooldowns: {k} is out of range, expected 0 .. 1024")
+        check_fields(self, "plan.Settings")
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ class Line:
             "trim": self.setting.trim,
             "strategy": self.strategy,
             "n_max": policy.n_max,
-            "p_min": policy.p_min / P_ONE,
+            "p_min": policy.p_min,
             "cooldown": policy.cooldown,
             "adaptive": self.setting.adaptive.rule,
             "tokens_per_second": self.rate.to_json(),
@@ -170,7 +163,7 @@ def _grid(trims: Sequence[Trim], settings: Settings, costs: Costs) -> list[tuple
     for trim in trims:
         for n in range(1, settings.n_max + 1):
             for p in settings.p_mins:
-                policy = PolicyConfig(n_max=n, p_min=int(p * P_ONE))
+                policy = PolicyConfig(n_max=n, p_min=p)
                 grid.append((Setting(trim.name, policy), f"p_min {p:g}" if p else "-"))
             for k in settings.cooldowns:
                 if k:
@@ -184,10 +177,10 @@ def _grid(trims: Sequence[Trim], settings: Settings, costs: Costs) -> list[tuple
 def _adaptive(rule: str, costs: Costs, n_rows: int) -> AdaptiveConfig:
     """The rule, told what a draft step costs, and a row of a verify pass: the mean of the first four."""
     if rule != "expected":
-        return AdaptiveConfig(rule)
+        return AdaptiveConfig(rule=rule)
     draft = costs.draft_at(n_rows) / costs.plain
     row = max(0.0, costs.verify_at(5, keep=True) - costs.plain) / 4 / costs.plain
-    return AdaptiveConfig(rule, *(min(16 * P_ONE, round(part * P_ONE)) for part in (draft, row)))
+    return AdaptiveConfig(rule=rule, draft_cost=min(MAX_COST, draft), row_cost=min(MAX_COST, row))
 
 
 def _flags(setting: Setting, strategy: str, trim_flag: str) -> str:
@@ -196,12 +189,12 @@ def _flags(setting: Setting, strategy: str, trim_flag: str) -> str:
     parts = [f"--spec-draft-n-max {policy.n_max}"]
     parts += [trim_flag] if trim_flag else []
     parts += [f"--spec-rollback {strategy}"] if strategy != "snapshot" else []
-    parts += [f"--spec-draft-p-min {policy.p_min / P_ONE:g}"] if policy.p_min else []
+    parts += [f"--spec-draft-p-min {policy.p_min:g}"] if policy.p_min else []
     parts += [f"--spec-cooldown {policy.cooldown}"] if policy.cooldown else []
     if rule.rule != "off":
         parts.append(f"--spec-adaptive {rule.rule}")
     if rule.rule == "expected":
-        costs = f"{rule.draft_cost / P_ONE:.4f},{rule.row_cost / P_ONE:.4f}"
+        costs = f"{rule.draft_cost:.4f},{rule.row_cost:.4f}"
         parts.append(f"--spec-adaptive-costs {costs}")
     return " ".join(parts)
 

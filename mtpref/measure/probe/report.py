@@ -5,9 +5,10 @@ Owns the order of the parts and the schema. render.py prints it, plot.py draws i
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, SettingError, check_fields
 from mtpref.engine.model import Model
 from mtpref.measure.probe.controls import INVISIBLE, MAIN, Control, compare_controls, contracts, controls, verdict
 from mtpref.measure.probe.count import Estimate, Judged, difference, judge, total_difference
@@ -45,30 +46,19 @@ class Settings:
     block       tokens of a block, the unit of the intervals
     """
 
-    n_draft: int = 3
-    stride: int = 1
-    n_positions: int = 1024
-    n_ctx: int = 0
-    n_batch: int = 512
-    block: int = 128
+    n_draft: Annotated[int, Bounds(1, MAX_DRAFT)] = 3
+    stride: Annotated[int, Bounds(1)] = 1
+    n_positions: Annotated[int, Bounds(0)] = 1024
+    n_ctx: Annotated[int, Bounds(0)] = 0
+    n_batch: Annotated[int, Bounds(1)] = 512
+    block: Annotated[int, Bounds(1)] = 128
     with_controls: bool = True
     with_contracts: bool = False
 
     def __post_init__(self) -> None:
-        limits = (
-            ("--spec-draft-n-max", self.n_draft, 1, MAX_DRAFT),
-            ("--stride", self.stride, 1, None),
-            ("--positions", self.n_positions, 0, None),
-            ("--ctx-size", self.n_ctx, 0, None),
-            ("--batch-size", self.n_batch, 1, None),
-            ("--block", self.block, 1, None),
-        )
-        for flag, value, low, high in limits:
-            if value < low or (high is not None and value > high):
-                expected = f"{low} or more" if high is None else f"{low} .. {high}"
-                raise MtprefError(f"{flag}: {value} is out of range, expected {expected}")
+        check_fields(self, "probe.Settings")
         if self.n_ctx == 1:
-            raise MtprefError("--ctx-size: 1 is out of range, expected 0 (the model's own) or 2 or more")
+            raise SettingError("probe.Settings.n_ctx", "1 is out of range, expected 0 (the model's own) or 2 or more")
 
 
 @dataclass(frozen=True)

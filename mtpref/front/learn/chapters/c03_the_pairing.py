@@ -28,7 +28,9 @@ from mtpref.front.learn.show import bars
 from mtpref.measure.story import PROMPTS
 
 model = mtpref.load().core
-texts = [mtpref.load().generate(prompt, mtpref.Options(40, "none")).finish() for prompt in PROMPTS[:6]]
+texts = [
+    mtpref.load().generate(prompt, mtpref.Options(n_predict=40, spec_type="none")).finish() for prompt in PROMPTS[:6]
+]
 texts = [run.prompt_ids + run.ids for run in texts]
 hidden = spec.pair_hidden(np.float32([[1], [2], [3], [4]]), np.float32([0]))
 print("rows 1 2 3 4 with nothing pending are paired as", hidden[:, 0])

@@ -79,7 +79,7 @@ model.trunk(alone, ids[:-1], n_logits=0)
 for i, token in enumerate(batch):
     one = model.trunk(alone, [token], n_logits=1).logits[0]
     assert np.array_equal(one, out.logits[i]), "not one bit differs"
-plain = lm.generate(prompt, mtpref.Options(len(text), "none")).finish()
+plain = lm.generate(prompt, mtpref.Options(n_predict=len(text), spec_type="none")).finish()
 assert plain.ids == text
 print(f"plain decoding takes {plain.statistics.n_trunk_passes} passes for the same {len(text)} tokens")
 
@@ -98,7 +98,7 @@ out = model.trunk(state, kept, n_logits=0)
 model.mtp(state, kept, spec.pair_hidden(out.hidden.post, pending), before.n_past, n_logits=0)
 state.pending_h = spec.next_pending(out.hidden.post, n_accepted)
 
-loop = lm.generate(prompt, mtpref.Options(len(text))).finish()
+loop = lm.generate(prompt, mtpref.Options(n_predict=len(text))).finish()
 assert loop.ids == text
 assert state.n_past == state.heads[0].n_cells == len(ids) - 1 + len(kept)
 print(

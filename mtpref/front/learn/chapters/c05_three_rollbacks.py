@@ -16,7 +16,7 @@ from mtpref.front.learn.show import bars
 lm = mtpref.load()
 model = lm.core
 ids = lm.encode("class Point:\n    def __init__(self, x, y):\n")
-plain = lm.generate(ids, mtpref.Options(40, "none")).finish()
+plain = lm.generate(ids, mtpref.Options(n_predict=40, spec_type="none")).finish()
 good, wrong = plain.ids[0], (plain.ids[1] + 1) % model.n_vocab
 batch = [ids[-1], good, wrong, wrong]
 
@@ -65,7 +65,9 @@ assert len(digests) == 1, "the same bits, recurrent matrices and cells alike"
 # %%
 rows, texts = [], {tuple(plain.ids)}
 for strategy in ("snapshot", "replay", "two-phase"):
-    run = lm.generate(ids, mtpref.Options(40, policy=mtpref.PolicyConfig(n_max=3), rollback=strategy)).finish()
+    run = lm.generate(
+        ids, mtpref.Options(n_predict=40, policy=mtpref.PolicyConfig(n_max=3), rollback=strategy)
+    ).finish()
     counts = run.statistics
     n_run = sum(counts.tokens[kind] for kind in ("plain", "verify", "replay"))
     n_replays = counts.passes["replay"]

@@ -19,7 +19,7 @@ from mtpref.measure.story import PROMPTS, ROWS, Setup, run_setup, speed_with_coo
 
 lm = mtpref.load()
 prompts = [lm.encode(prompt) for prompt in PROMPTS]
-plain = [lm.generate(ids, mtpref.Options(32, "none")).finish().ids for ids in prompts]
+plain = [lm.generate(ids, mtpref.Options(n_predict=32, spec_type="none")).finish().ids for ids in prompts]
 lines = {
     (row, cooldown): run_setup(lm.core, Setup("one-phase", row, cooldown, None), prompts, plain, 32)
     for row, cooldown in ROWS

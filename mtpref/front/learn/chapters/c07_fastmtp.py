@@ -30,7 +30,7 @@ assert head.n_out == model.n_vocab
 
 # %%
 def written(prompts, **options):
-    return [lm.generate(prompt, mtpref.Options(40, **options)).finish() for prompt in prompts]
+    return [lm.generate(prompt, mtpref.Options(n_predict=40, **options)).finish() for prompt in prompts]
 
 
 counts = {}

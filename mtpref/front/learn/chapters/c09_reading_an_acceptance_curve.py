@@ -27,7 +27,7 @@ def curve(model):
     reached, accepted, rounds = np.zeros(4), np.zeros(4), 0
     lm = mtpref.LanguageModel(model)
     for prompt in PROMPTS[:8]:
-        counts = lm.generate(prompt, mtpref.Options(40, policy=policy)).finish().statistics
+        counts = lm.generate(prompt, mtpref.Options(n_predict=40, policy=policy)).finish().statistics
         rounds += counts.n_draft_rounds
         for k in range(4):
             reached[k] += counts.reached_at[k]
@@ -78,7 +78,7 @@ def after_rejections(model):
     right, n = {True: 0, False: 0}, {True: 0, False: 0}
     for prompt in PROMPTS[:8]:
         whole = None
-        for event in mtpref.LanguageModel(model).generate(prompt, mtpref.Options(40, policy=policy)):
+        for event in mtpref.LanguageModel(model).generate(prompt, mtpref.Options(n_predict=40, policy=policy)):
             if isinstance(event, mtpref.base.events.Verified) and event.draft_ids:
                 if whole is not None:
                     right[whole] += event.n_accepted > 0

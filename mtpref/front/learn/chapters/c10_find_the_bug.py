@@ -26,8 +26,8 @@ def seen(lm):
     """Acceptance by position, and in how many of six prompts the text is plain decoding's."""
     accepted, rounds, same = np.zeros(3), 0, 0
     for prompt in PROMPTS[:6]:
-        run = lm.generate(prompt, mtpref.Options(40, policy=policy)).finish()
-        plain = healthy.generate(prompt, mtpref.Options(40, "none")).finish()
+        run = lm.generate(prompt, mtpref.Options(n_predict=40, policy=policy)).finish()
+        plain = healthy.generate(prompt, mtpref.Options(n_predict=40, spec_type="none")).finish()
         same += run.ids == plain.ids
         rounds += run.statistics.n_draft_rounds
         accepted += [run.statistics.accepted_at[k] for k in range(3)]
@@ -55,7 +55,7 @@ def split(lm):
     right, n = [0, 0], [0, 0]
     for prompt in PROMPTS[:6]:
         behind = None
-        for event in lm.generate(prompt, mtpref.Options(40, policy=policy)):
+        for event in lm.generate(prompt, mtpref.Options(n_predict=40, policy=policy)):
             if isinstance(event, mtpref.base.events.Verified) and event.draft_ids:
                 if behind is not None:
                     right[behind] += event.n_accepted > 0
