@@ -75,6 +75,33 @@ def test_a_small_gain_is_no_cause_and_a_trunk_is_not_mended_by_a_head(tmp_path):
     assert "head-not-judged" in ids(trunk, "note") or len(ids(trunk)) == 1
 
 
+@pytest.mark.parametrize(
+    ("tensor", "remedy"), [("blk.2.ffn_up", "get the trunk anew"), ("blk.4.ffn_up", "`mtpref graft` puts in")]
+)
+def test_another_head_is_advised_for_a_head_s_zeros_alone(tmp_path, tensor, remedy):
+    change = broken_heads.edited(lambda name: name == f"{tensor}.weight", lambda x: 0 * x)
+    report = check_path(write(tmp_path / "m.gguf", change), fast=True)
+    assert f"zero ({tensor}.weight); {remedy}" in report.verdict
+    assert ("graft" in report.verdict) == tensor.startswith("blk.4")
+
+
+def test_a_matrix_in_another_s_place_is_not_called_noise(tmp_path):
+    def swap(kv, tensors):
+        names = {"blk.4.attn_k.weight": "blk.4.attn_v.weight", "blk.4.attn_v.weight": "blk.4.attn_k.weight"}
+        return kv, [(names.get(name, name), *rest) for name, *rest in tensors]
+
+    assert "random-matrix" not in ids(check_path(write(tmp_path / "m.gguf", swap), fast=True))
+    noise = broken_heads.random_parts("attn_k")
+    assert "random-matrix" in ids(check_path(write(tmp_path / "m.gguf", noise), fast=True))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_what_is_not_finite_is_said_in_findings_alone(tmp_path, value):
+    change = broken_heads.edited(lambda name: name == "blk.4.ffn_up.weight", lambda x: np.full_like(x, value), "F32")
+    check_path(write(tmp_path / "m.gguf", change), fast=True)
+
+
 def test_a_head_is_not_run_on_weights_that_are_no_numbers(tmp_path):
     report = check_path(write(tmp_path / "x.gguf", BROKEN["NaN in a norm"][0]))
     assert not report.was_run

@@ -17,6 +17,7 @@ import pytest
 
 import mtpref
 from mtpref.base.errors import MtprefError
+from mtpref.faults.diagnose import read_rates
 from mtpref.files import doors as files
 from mtpref.front.api import tiny_path
 from mtpref.look.llama_cpp.log import MAX_LOG_BYTES, read_runs
@@ -359,3 +360,32 @@ def test_a_large_imatrix_is_not_read_whole(tmp_path):
 def test_the_tiny_model_is_found_by_its_own_name():
     with files.open_regular(tiny_path(), "tiny", "expected") as file:
         assert file.read(4) == b"GGUF"
+
+
+LINE = "draft acceptance rate = 0.36667 (44 accepted / 120 generated)\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_logs_as_powershell_writes_them(tmp_path, encoding):
+    log = tmp_path / "run.log"
+    log.write_bytes(LINE.replace("\n", "\r\n").encode(encoding))
+    found = read_rates(log)
+    assert found is not None
+    assert (found.accepted, found.drafted) == (44, 120)
+    log.write_bytes('{"schema": "mtpref-run-1", "prompt_ids": [], "rounds": []}'.encode("utf-8-sig"))
+    assert cli_outcome(["diagnose", "--log", str(log)]).startswith(f"mtpref diagnose: error: {log}: run.rounds is")
+
+
+def test_zeros_after_an_archive_are_no_archive(tmp_path):
+    log = tmp_path / "run.log.gz"
+    packed = gzip.compress(LINE.encode())
+    log.write_bytes(packed + bytes(700) + packed + bytes(100_000))
+    found = read_rates(log)
+    assert found is not None
+    assert (found.accepted, found.drafted) == (88, 240)
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that opens and cannot be read")
+def test_a_file_that_opens_and_cannot_be_read_is_the_one_that_is_named():
+    with pytest.raises(MtprefError, match=r"^/proc/self/mem: cannot be read \(Input/output error\); expected a log"):
+        read_rates("/proc/self/mem")

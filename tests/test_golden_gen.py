@@ -33,8 +33,7 @@ def test_mtpref_passes_the_vectors_that_it_made(tmp_path, capsys, more):
 
 def test_the_same_bytes_again_and_an_old_folder_is_replaced_whole(tmp_path):
     assert gen(tmp_path / "a") == 0
-    assert gen(tmp_path / "b") == 0
-    (tmp_path / "b" / "stray").write_text("x")
+    assert gen(tmp_path / "b", "-p", "a third") == 0
     assert gen(tmp_path / "b") == 0
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*") if p.is_file())
@@ -93,6 +92,26 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert gen(tmp_path) == 2
     assert "holds no golden vectors" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("theirs", ['{"name": "a web page"}', '{"format": "mtpref-golden-1", "models": {}}', "[", "7"])
+def test_a_folder_with_a_manifest_of_another_kind_is_left_alone(tmp_path, capsys, theirs):
+    (tmp_path / "manifest.json").write_text(theirs)
+    (tmp_path / "page.html").write_text("x")
+    assert gen(tmp_path) == 2
+    assert "holds no golden vectors of golden gen" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "page.html"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "L3-trunk/notes.txt", "link"])
+def test_a_file_that_was_put_into_a_golden_folder_is_not_lost(tmp_path, capsys, name):
+    assert gen(tmp_path / "g", "-n", "0") == 0
+    mine = tmp_path / "g" / name
+    mine.symlink_to(tmp_path) if name == "link" else mine.write_text("x")
+    capsys.readouterr()
+    assert gen(tmp_path / "g", "-n", "0") == 2
+    assert f"holds {name}, which golden gen did not write" in capsys.readouterr().err
+    assert mine.is_symlink() or mine.read_text() == "x"
 
 
 def test_digests_pass_within_a_class_and_refute_beyond():

@@ -200,6 +200,14 @@ def test_every_kernel_has_a_file_of_its_own():
     assert len(names) == len(set(names))
 
 
+def test_whatever_kernels_are_made_of_counts_in_the_name_of_their_folder():
+    counted = {str(path) for path in kernels._sources()}
+    rooms = ("mtpref.kernels", "mtpref.spec")
+    loaded = {name: str(m.__file__) for name, m in list(sys.modules.items()) if name.startswith(rooms)}
+    assert "mtpref.spec.ops.compose" in loaded
+    assert set(loaded.values()) <= counted
+
+
 def test_the_clock_stands_still_while_a_kernel_is_compiled(folders):
     before, stopped = kernels.clock(), kernels.compile_seconds()
     fresh().compile()

@@ -87,21 +87,28 @@ class TextStream(io.BufferedReader):
 class _Rejoined(io.RawIOBase):
     """A file of which a beginning has been read already."""
 
-    def __init__(self, file: BinaryIO, head: bytes = b"", *, is_ours: bool = True) -> None:
+    def __init__(self, file: BinaryIO, label: str, expected: str, head: bytes = b"", *, is_ours: bool = True) -> None:
         self._file, self.head, self._is_ours = file, head, is_ours
+        self._label, self._expected = label, expected
 
     def readable(self) -> bool:
         return True
 
     def fill(self, n_bytes: int) -> None:
-        while len(self.head) < n_bytes and (piece := self._file.read(min(n_bytes - len(self.head), PIECE))):
+        while len(self.head) < n_bytes and (piece := self._read(min(n_bytes - len(self.head), PIECE))):
             self.head += piece
+
+    def _read(self, n_bytes: int) -> bytes:
+        try:
+            return self._file.read(n_bytes) or b""
+        except OSError as error:
+            raise _unreadable(self._label, self._expected, error) from None
 
     def readinto(self, buffer: Any) -> int:
         if self.head:
             piece, self.head = self.head[: len(buffer)], self.head[len(buffer) :]
         else:
-            piece = self._file.read(len(buffer)) or b""
+            piece = self._read(len(buffer))
         buffer[: len(piece)] = piece
         return len(piece)
 
@@ -123,7 +130,7 @@ def open_text(path: str | Path, label: str, expected: str) -> TextStream:
         with contextlib.suppress(OSError, ValueError):
             _remember(os.fstat(sys.stdin.fileno()), name, label)
         # What is read from a terminal ends where a line does.
-        return TextStream(name, _Rejoined(_Available(sys.stdin.buffer), is_ours=False))  # type: ignore[arg-type]
+        return TextStream(name, _Rejoined(_Available(sys.stdin.buffer), label, expected, is_ours=False))  # type: ignore[arg-type]
     file = _open(path, label, expected, takes_pipes=True)
     try:
         head = _wait_for_writer(file.fileno()) if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) else b""
@@ -133,7 +140,7 @@ def open_text(path: str | Path, label: str, expected: str) -> TextStream:
     if head is None:
         file.close()
         raise MtprefError(f"{label}: a pipe that nobody writes to; {expected}; start what writes it first")
-    return TextStream(name, _Rejoined(file, head))
+    return TextStream(name, _Rejoined(file, label, expected, head))
 
 
 def read_text(path: str | Path, label: str, expected: str, max_bytes: int) -> bytes:
@@ -168,7 +175,9 @@ def unpacked(file: TextStream, label: str, expected: str) -> Iterator[bytes]:
             if not is_packed:
                 yield piece
             while is_packed and piece:
-                if unpacker.eof:  # archives may follow each other
+                if unpacker.eof:  # archives may follow each other, and zeros may fill the last block of a tape
+                    if not (piece := piece.lstrip(b"\0")):
+                        break
                     unpacker = zlib.decompressobj(wbits=31)
                 yield unpacker.decompress(piece, PIECE)
                 piece = unpacker.unconsumed_tail or unpacker.unused_data

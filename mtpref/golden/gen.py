@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.typed import parse_json
 from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import Model
-from mtpref.files.doors import check_output_folder
-from mtpref.files.gguf import GgufFile, open_gguf
+from mtpref.files.doors import check_output_folder, in_place, read_regular
+from mtpref.files.gguf import GgufFile, open_gguf, printable
 from mtpref.golden import loops
 from mtpref.golden.build import SuiteBuilder, close, manifest, value, write_json
 from mtpref.golden.digest import digest_of
-from mtpref.golden.format import Tensor
+from mtpref.golden.format import FORMAT, MAX_JSON_BYTES, Tensor
 from mtpref.golden.models import GIVEN, run_prompt
 from mtpref.golden.taps import Tap
 
@@ -193,9 +194,36 @@ def _rows(rows: str | tuple[int, ...], n: int) -> list[int] | None:
 
 
 def _check_target(out: Path) -> None:
+    """A folder that is there is replaced whole, so it may hold nothing that an earlier run did not write."""
     check_output_folder(out)
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "manifest.json").is_file())):
-        raise MtprefError(f"-o {out}: is there and holds no golden vectors, expected a new or a golden folder")
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise MtprefError(f"-o {out}: is there and is no folder, expected a new or a golden folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    written = _files_of_gen(out / "manifest.json")
+    if written is None:
+        raise MtprefError(f"-o {out}: is there and holds no golden vectors of golden gen, expected a new folder")
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix()
+        if name not in written and (path.is_symlink() or not path.is_dir()):
+            raise MtprefError(f"-o {out}: holds {printable(name, 200)}, which golden gen did not write, expected a new "
+                              "folder, since the whole of an old one is replaced")  # fmt: skip
+
+
+def _files_of_gen(path: Path) -> set[str] | None:
+    """The files that a manifest of golden gen names, itself included; None where it is none."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        with in_place():  # it is replaced later
+            record = parse_json(read_regular(path, str(path), "expected a manifest", MAX_JSON_BYTES))
+    except MtprefError:
+        return None
+    if not isinstance(record, dict) or record.get("format") != FORMAT or "model" not in record:
+        return None  # another program's, or the published vectors, which have "models"
+    listed = record.get("files")
+    files = listed if isinstance(listed, list) else []
+    return {"manifest.json"} | {str(f.get("path")) for f in files if isinstance(f, dict)}
 
 
 def _replace(root: Path, out: Path) -> None:

@@ -134,11 +134,17 @@ def _versions() -> tuple[str, ...]:
     return (*compilers, str(sys.implementation.cache_tag))
 
 
-def _source_hash() -> str:
+def _sources() -> list[Path]:
+    """What a kernel can be made of, the rooms within these rooms too."""
     here = Path(__file__).parent
+    return sorted(here.rglob("*.py")) + sorted((here.parent / "spec").rglob("*.py"))
+
+
+def _source_hash() -> str:
     digest = hashlib.sha256()
-    for path in sorted(here.glob("*.py")) + sorted((here.parent / "spec").glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in _sources():
+        name = path.relative_to(Path(__file__).parents[1]).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

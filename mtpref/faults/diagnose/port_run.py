@@ -4,6 +4,7 @@ Owns the three files that are read (a llama.cpp log, an mtpref trace, the small 
 refusals. It must not know hypotheses.
 """
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -92,7 +93,7 @@ def open_log(path: str | Path) -> LogSource:
     """Errors  MtprefError for what cannot be opened, or a log that is too large"""
     label = printable(str(path), 200)
     file = open_text(path, label, "expected a log, a trace or a JSON")
-    if file.start(START_BYTES).lstrip()[:1] == b"{":
+    if file.start(START_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{":
         return LogSource(label, file=file)
     return LogSource(label, text=read_text(file))
 

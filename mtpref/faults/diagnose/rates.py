@@ -226,6 +226,8 @@ def with_n_max(rates: Rates, n_max: int | None) -> Rates:
     """
     if n_max is None:
         return rates
+    if not 1 <= n_max <= MAX_N:
+        raise MtprefError(f"--n-max: {n_max}, expected 1 .. {MAX_N} draft tokens")
     known = max(len(rates.positions), rates.n_max or 0)
     if rates.n_max not in (None, n_max) or len(rates.positions) > n_max:
         raise MtprefError(f"{rates.source}: n_max is {known} there, and --n-max is {n_max}; expected the same, or none")

@@ -57,6 +57,8 @@ def run_compare_log(args: argparse.Namespace) -> int:
     runs = read_runs(args.log)
     if args.p_limit is not None and not 0.0 <= args.p_limit <= 1.0:
         raise MtprefError(f"--p-limit: {args.p_limit} is out of range, expected 0 .. 1")
+    if args.prompt is None and args.file is None:  # no vocabulary is needed: refused before a model is loaded
+        choose_runs(runs, printable(args.log, 400), given_ids(args, None), args.which)
     model = load_model(args)
     if not model.has_mtp:
         raise MtprefError(f"compare-log: {model.core.config.name or 'the model'} has no MTP head, expected one")

@@ -83,8 +83,10 @@ def run_diagnose(args: argparse.Namespace) -> int:
         report = diagnose.diagnose_dump(model.core, port, given_ids(args, model), _progress())
     else:
         assert log is not None
-        model = load_model(args)
+        needs_vocab = args.prompt is not None or args.file is not None
+        model = load_model(args) if needs_vocab else None
         runs = diagnose.read_port_runs(log, given_ids(args, model), args.which)
+        model = model or load_model(args)  # a run that cannot be judged is refused before it
         report = diagnose.diagnose_log(model.core, runs, _progress())
     begin()
     print(json.dumps(report.to_json()) if args.json else diagnose.render(report))

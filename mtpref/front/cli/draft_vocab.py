@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.errors import MtprefError, NotFiniteError
 from mtpref.front.cli.options import add_model, load_model
 from mtpref.front.cli.output import Notes
 from mtpref.front.cli.probe import Progress, add_positions, add_texts
@@ -94,7 +94,10 @@ def run_draft_vocab(args: argparse.Namespace) -> int:
         measured[0].counts += counts  # what the report calls counted
     else:
         measured = domains
-    report = measure(model, ids, measured, settings, Progress("draft-vocab"))
+    try:
+        report = measure(model, ids, measured, settings, Progress("draft-vocab"))
+    except NotFiniteError as error:
+        raise MtprefError(f"{args.output} is written; {error}") from None
     print(json.dumps(report.to_json(), ensure_ascii=True) if args.json else _safe(lines(report)))
     return 0
 

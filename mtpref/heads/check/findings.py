@@ -20,10 +20,10 @@ class Kind:
 
 
 _AGAIN = "convert again from the original checkpoint with `mtpref convert`"
-_GRAFT = "`mtpref graft` puts in the head of another file or of the original checkpoint"
+GRAFT = _GRAFT = "`mtpref graft` puts in the head of another file or of the original checkpoint"
 _DROPPED = f"{_GRAFT}; `mtpref strip` drops the declaration; or {_AGAIN}"
 _EITHER = f"{_GRAFT}; a trunk's: {_AGAIN}"
-_TRUNK = "get the trunk anew: download it again, or convert the original checkpoint; another head does not help"
+TRUNK = _TRUNK = "get the trunk anew: download it again, or convert the original checkpoint; another head does not help"
 
 CATALOGUE: dict[str, Kind] = {
     "head-absent": Kind(FAIL, "no key declares a head and no tensor of one is there", _GRAFT),
@@ -131,16 +131,23 @@ SYMPTOMS = ("head-useless", "head-ignores-trunk", "constant-draft", "head-unclea
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. what: the tensor, key or part; text: found and expected, one line."""
+    """One thing found. what: the tensor, key or part; text: found and expected, one line; own_remedy: instead of its
+    kind's, where the place of it says more."""
 
     id: str
     what: str
     text: str
+    own_remedy: str = ""
 
     @property
     def severity(self) -> str:
         return CATALOGUE[self.id].severity
 
+    @property
+    def remedy(self) -> str:
+        return self.own_remedy or CATALOGUE[self.id].remedy
+
     def to_json(self) -> dict[str, str]:
-        kind = CATALOGUE[self.id]
-        return {"id": self.id, "severity": kind.severity, "what": self.what, "text": self.text, "remedy": kind.remedy}
+        return {
+            "id": self.id, "severity": self.severity, "what": self.what, "text": self.text, "remedy": self.remedy
+        }  # fmt: skip

@@ -62,7 +62,7 @@ class Report:
             first = next((f for f in failed if f.id not in SYMPTOMS), failed[0])
             kind = CATALOGUE[first.id]
             where = f" ({first.what})" if first.id in LOCATED else ""
-            return f"verdict: NOT sound: {kind.meaning}{where}; {kind.remedy}"
+            return f"verdict: NOT sound: {kind.meaning}{where}; {first.remedy}"
         warned = [CATALOGUE[f.id] for f in self.findings if f.severity == WARNING]
         if warned:
             return f"verdict: the head is there; look at the warning: {warned[0].meaning}; {warned[0].remedy}"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.files.gguf import GgufFile, TensorInfo
-from mtpref.heads.check.findings import Finding
+from mtpref.heads.check.findings import GRAFT, TRUNK, Finding
 from mtpref.spec.quants import DEQUANTIZABLE, dequantize
 
 F32 = NDArray[np.float32]
@@ -42,6 +42,7 @@ class _Sample:
     share: float  # of different values in a row
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what is not finite is found elsewhere
 def samples(file: GgufFile) -> list[Finding]:
     """Findings on all matrices, and on norms that are zero."""
     found: list[Finding] = []
@@ -61,7 +62,14 @@ def samples(file: GgufFile) -> list[Finding]:
             kept.append(_kept(info, x))
             if info.name.endswith("nextn.eh_proj.weight"):
                 found += _halves(info.name, x)
-    return found + list(_few_values(kept)) + list(_doubled(kept))
+    heads = {name.split(".")[1] for name in file.tensors if name.startswith("blk.") and ".nextn." in name}
+    return [_for_its_part(f, heads) for f in [*found, *_few_values(kept)]] + list(_doubled(kept))
+
+
+def _for_its_part(finding: Finding, heads: set[str]) -> Finding:
+    """Another head does not mend a trunk."""
+    is_heads = finding.what.startswith("blk.") and finding.what.split(".")[1] in heads
+    return replace(finding, own_remedy=GRAFT if is_heads else TRUNK)
 
 
 def _columns(info: TensorInfo) -> int | None:

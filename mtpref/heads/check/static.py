@@ -28,7 +28,7 @@ SPECTRAL = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weig
             "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")  # fmt: skip
 SPECTRAL_ROWS, SPECTRAL_COLUMNS, SPECTRAL_LAYERS = 256, 512, 3
 POWER_STEPS = 40
-TRAINED, NOISE = 1.25, 1.06  # of the edge of noise
+TRAINED, NOISE = 1.25, (0.93, 1.06)  # of the edge of noise
 
 
 def inventory(report: dict[str, Any]) -> list[Finding]:
@@ -125,6 +125,7 @@ def norms(file: GgufFile, il: int, recurrent: list[bool]) -> list[Finding]:
     return []
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def spectra(file: GgufFile, il: int) -> list[Finding]:
     """Matrices of the head that look like noise, where the trunk's of the same kind do not.
 
@@ -133,7 +134,7 @@ def spectra(file: GgufFile, il: int) -> list[Finding]:
     """
     found = []
     for name in SPECTRAL:
-        if (head := _edge(file, f"blk.{il}.{name}")) is None or head > NOISE:
+        if (head := _edge(file, f"blk.{il}.{name}")) is None or not NOISE[0] <= head <= NOISE[1]:
             continue
         layers = [i for i in range(il) if f"blk.{i}.{name}" in file.tensors][:SPECTRAL_LAYERS]
         trunk = [e for i in layers if (e := _edge(file, f"blk.{i}.{name}")) is not None]

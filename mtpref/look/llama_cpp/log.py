@@ -6,6 +6,7 @@ Works on raw logs of llama-speculative-simple and llama-server (with or without 
 recordings, where several runs stand each under its header. log_split.py tells runs, requests and slots apart.
 """
 
+import codecs
 import re
 from pathlib import Path
 
@@ -78,4 +79,6 @@ def read_text(source: str | Path | TextStream) -> str:
             raw += (tail + piece).replace(b"\r\n", b"\n")
             if len(raw) > MAX_LOG_BYTES:
                 raise MtprefError(f"{label}: more than {MAX_LOG_BYTES >> 20} MiB, expected the log of a shorter run")
-    return raw.decode("utf-8", "replace")
+    if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # what PowerShell's > writes
+        return raw.decode("utf-16", "replace").replace("\r\n", "\n")
+    return raw.decode("utf-8-sig", "replace")
