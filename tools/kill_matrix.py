@@ -3,7 +3,7 @@
     python tools/kill_matrix.py
 
 Writes golden/flags.json (what each flag means), golden/kill_matrix.json (fault -> cases that fail under it) and
-docs/kill-matrix.md. A case that carries a fault's flag must fail under it, and no case may fail under a look-alike; the
+golden/kill-matrix.md. A case that carries a fault's flag must fail under it, and no case may fail under a look-alike; the
 tool ends with an error where that is not so.
 """
 
@@ -115,7 +115,7 @@ def flags() -> dict[str, Any]:
 
 
 def page(found: dict[str, dict[str, list[str]]]) -> str:
-    """docs/kill-matrix.md: how many cases of each level a fault fails, and the first ones."""
+    """golden/kill-matrix.md: how many cases of each level a fault fails, and the first ones."""
     folder = Folder(GOLDEN)
     level = {case.id: suite.level for suite in folder.suites() for case in suite.cases}
     columns = ("L1", "L2", "L3", "L4", "L5", "L6")

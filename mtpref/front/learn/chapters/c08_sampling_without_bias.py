@@ -87,4 +87,4 @@ assert other.statistics.n_accepted > 0
 
 # %% [markdown]
 # One trap is left: a gate such as p_min must look at the draft's distribution *before* its token is drawn. A gate
-# that throws away drawn tokens because they were improbable changes what is drawn (docs/sampling.md).
+# that throws away drawn tokens because they were improbable changes what is drawn (docs/spec.md#sampling-and-drafts).
