@@ -97,7 +97,7 @@ class MtpDrafter(HeadDrafter):
                  many tokens as there are heads. A head that reads the trunk's cells stays at position state.n_past
         """
         pos0, heads, recipe, drafted = state.n_past, self.model.heads, self.model.recipe, Draft()
-        is_chain, stays = len(heads) > 1, heads[0].sheet.reads_target
+        is_chain, stays = len(heads) > 1, any(head.sheet.reads_target for head in heads[:1])
         ids, hidden = [id_last], state.pending_h[None]
         while length.wants_step() and (not is_chain or len(drafted.ids) < len(heads)):
             step = len(drafted.ids)
