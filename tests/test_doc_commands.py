@@ -41,8 +41,8 @@ NOT_HERE = {
     ("docs/keeping-the-head.md", "mtpref quantize model.gguf model-q4_0.gguf"): "test_keeping_doc.py",
     ("docs/diagnosis.md", "mtpref diagnose --log port.jsonl"): "test_evaluate_diagnose.py: it replays every fault",
     ("docs/diagnosis.md", "mtpref diagnose --dump port.gguf"): "test_evaluate_diagnose.py: it replays every fault",
-    ("docs/tiny-model.md", "python tools/make_tiny.py"): "trains for 70 minutes; test_make_tiny.py runs its steps",
-    ("docs/micro-models.md", "llama-quantize"): "stock llama.cpp; test_kernels.py reads what it wrote",
+    ("docs/models.md", "python tools/make_tiny.py"): "trains for 70 minutes; test_make_tiny.py runs its steps",
+    ("docs/models.md", "llama-quantize"): "stock llama.cpp; test_kernels.py reads what it wrote",
     ("docs/transcript.md", "mtpref generate"): "test_readme.py holds the page to its output",
     ("docs/learn/README.md", "python tools/write_chapters.py"): "test_learn.py makes every notebook",
 }

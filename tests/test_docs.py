@@ -1,4 +1,4 @@
-"""The pages as a whole: links, the reading guide's reach, the glossary's completeness, the README's picture."""
+"""The pages as a whole: links, the one map's reach, what is named and must exist, the glossary, the picture."""
 
 import argparse
 import dataclasses
@@ -12,6 +12,7 @@ from mtpref.engine.decode import ACCEPT_RULES, STRATEGIES
 from mtpref.front import cli
 from mtpref.spec import policy as adaptive
 from mtpref.spec.contract import CHOICES, MtpContract
+from tests.test_layering import ROOMS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -64,27 +65,57 @@ def anchors(path):
     return made | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
 
 
-def test_the_reading_guide_reaches_every_page():
-    guide = ROOT / "docs" / "reading-guide.md"
-    reached, new = set(), {guide}
+def test_the_one_map_reaches_every_page():
+    """README's map, and the lists of a folder that it points to."""
+    reached, new = set(), {ROOT / "README.md"}
     while new:
         reached |= new
-        # From the guide itself, and from the lists that it points to.
-        lists = [p for p in new if p == guide or p.name == "README.md"]
+        lists = [p for p in new if p.name == "README.md"]
         found = {(p.parent / link.partition("#")[0]).resolve() for p in lists for link in links(p)}
         new = {p for p in found if p.suffix == ".md" and p.exists() and ROOT in p.parents} - reached
-    unreached = {p for p in PAGES if p.parent != ROOT and "tests" not in p.parts} - reached
+    unreached = {p for p in PAGES if "tests" not in p.parts} - reached - {ROOT / "golden/CHANGELOG.md"}
     assert not unreached, sorted(map(name_of, unreached))
+    assert "docs/pictures/round.svg" in (ROOT / "README.md").read_text("utf-8")
 
 
-def test_the_readme_names_every_page_of_docs():
-    readme = (ROOT / "README.md").read_text("utf-8")
-    named = {link.partition("#")[0] for link in links(ROOT / "README.md")}
-    # Pages that belong to another page, which the README names.
-    of_others = {"docs/cli.md", "docs/hostile-input.md", "docs/transcript.md"}
-    missing = {name_of(p) for p in (ROOT / "docs").glob("*.md")} - named - of_others
+def test_the_reading_guide_has_the_rooms_in_their_order():
+    guide = (ROOT / "docs/reading-guide.md").read_text("utf-8")
+    table = guide[: guide.index("## Five questions")]
+    assert re.findall(r"(?m)^\| `(\w+)` \|", table) == list(ROOMS)
+    for room, start in re.findall(r"(?m)^\| `(\w+)` \|.*\| ([^|]*) \|$", table):
+        for name in re.findall(r"`([\w/.]+)`", start):
+            assert any((ROOT / "mtpref" / at / name).exists() for at in (room, f"{room}/decode")), (room, name)
+
+
+def test_the_guides_search_finds_a_rule_and_its_twin():
+    guide = (ROOT / "docs/reading-guide.md").read_text("utf-8")
+    [pattern] = re.findall(r"grep -rn '([^']+)' mtpref/", guide)
+    found = [name_of(p) for p in (ROOT / "mtpref").rglob("*.py") if re.search(pattern, p.read_text("utf-8"))]
+    assert sorted(found) == ["mtpref/kernels/delta.py", "mtpref/spec/layers.py"]
+    assert all(name in guide for name in found)
+
+
+# What a page names and is no file of this tree: a placeholder, outputs.
+NO_FILES = {"mtpref/architectures/NAME.py"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_of_the_tree_that_a_page_names_exist(page):
+    named = re.findall(r"(?<![\w./-])((?:mtpref|tools|tests|docs)/[\w/.*-]*[\w*])", page.read_text("utf-8"))
+    missing = [path for path in named if path not in NO_FILES and not (any(ROOT.glob(path)) or (ROOT / path).exists())]
     assert not missing
-    assert "docs/pictures/round.svg" in readme
+
+
+CODE = ("mtpref/**/*.py", "tools/**/*.py", "tests/*.py", "golden/runners/**/*.[ch]pp", "golden/runners/**/*.h")
+
+
+@pytest.mark.parametrize("pattern", CODE)
+def test_pages_that_code_and_its_messages_name_exist(pattern):
+    """Pages of docs and golden, with the heading after # where one is named."""
+    for path in ROOT.glob(pattern):
+        for target, anchor in re.findall(r"\b((?:docs|golden)/[\w-]+\.md)(?:#([\w-]+))?", path.read_text("utf-8")):
+            assert (ROOT / target).exists(), (name_of(path), target)
+            assert not anchor or anchor in anchors(ROOT / target), (name_of(path), target, anchor)
 
 
 def test_the_glossary_has_every_verb():

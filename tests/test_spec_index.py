@@ -180,8 +180,8 @@ SUBJECTS = {
     "S39": "token|target|judge",
     "S40": "emit|text|token",
 }
-FAULT_PAGES = {"docs/faults.md", "docs/kill-matrix.md", "tools/write_faults.py"}  # S1, S2, .. are faults there
-CITED = re.compile(r"(?<![\w-])(?<!fault )S([1-9]\d?)(?![\w-])")
+FAULT_PAGES = {"docs/faults.md", "golden/kill-matrix.md", "tools/write_faults.py"}  # S1, S2, .. are faults there
+CITED = re.compile(r"(?<![\w'-])(?<!fault )S([1-9]\d?)(?![\w-])")  # 'S4' is NumPy's type
 # Only looked at for whether it exists: an anchor in a series, or at the head of the rule itself, or of its twin.
 SERIES = re.compile(r"S\d+(?:,\s+S\d+){2,}|S\d+(?:,\s+S\d+)* to\s+S\d+|\(\"S\d+\"(?:, \"S\d+\")*,?\)")
 HEAD = re.compile(r'(?:"""|// |^## |^ *# )S\d+(?:(?:,| and) S\d+)*', re.MULTILINE)

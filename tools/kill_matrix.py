@@ -3,8 +3,8 @@
     python tools/kill_matrix.py
 
 Writes golden/flags.json (what each flag means), golden/kill_matrix.json (fault -> cases that fail under it) and
-docs/kill-matrix.md. A case that carries a fault's flag must fail under it, and no case may fail under a look-alike; the
-tool ends with an error where that is not so.
+golden/kill-matrix.md. A case that carries a fault's flag must fail under it, and no case may fail under a look-alike;
+the tool ends with an error where that is not so.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mtpref.golden.build import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "golden"
-PAGE = ROOT / "docs" / "kill-matrix.md"
+PAGE = GOLDEN / "kill-matrix.md"
 # Look-alikes that are other settings than a case states: a port that runs them does not run the case.
 SETTINGS = ("L4-p-min", "L10-trimmed-vocabulary", "L11-activation-quantisation", "L12-longer-drafts", "L13-cooldown")
 OWN_FLAGS = {
@@ -115,19 +115,19 @@ def flags() -> dict[str, Any]:
 
 
 def page(found: dict[str, dict[str, list[str]]]) -> str:
-    """docs/kill-matrix.md: how many cases of each level a fault fails, and the first ones."""
+    """golden/kill-matrix.md: how many cases of each level a fault fails, and the first ones."""
     folder = Folder(GOLDEN)
     level = {case.id: suite.level for suite in folder.suites() for case in suite.cases}
     columns = ("L1", "L2", "L3", "L4", "L5", "L6")
     lines = [
         "# Which golden cases catch which fault",
         "",
-        "Every fault of the [catalogue](faults.md) against every golden case: mtpref with the fault in it is checked",
-        "as any port would be. A case that carries a flag fails under that fault; look-alikes (other summation orders,",
-        "a float16 cache) fail nothing; those that are other settings than a case states are not tried. Faults",
+        "Every fault of the [catalogue](../docs/faults.md) against every golden case: mtpref with the fault in it is",
+        "checked as any port would be. A case that carries a flag fails under that fault; look-alikes (other summation",
+        "orders, a float16 cache) fail nothing; those that are other settings than a case states are not tried. Faults",
         "without a case need what the vectors do not have (the catalogue says what), or change only acceptance.",
         "",
-        "Made by `python tools/kill_matrix.py`; the full lists are in golden/kill_matrix.json.",
+        "Made by `python tools/kill_matrix.py`; the full lists are in [kill_matrix.json](kill_matrix.json).",
         "",
         "| fault | " + " | ".join(columns) + " | claimed by | first case |",
         "|---|" + "---|" * (len(columns) + 2),

@@ -2,7 +2,7 @@
 
     python tools/make_micro.py --seed 1 --accept 60 --type F32 -o micro.gguf
 
-Same arguments, same bytes. What is planted: tools/micro_plant.py; measured rates: docs/micro-models.md.
+Same arguments, same bytes. What is planted: tools/micro_plant.py; measured rates: docs/models.md#micro-models.
 """
 
 import argparse

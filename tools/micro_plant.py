@@ -29,7 +29,7 @@ HEADS = (
 )
 BIAS, MARK = 0, 1
 SILU_4 = 3.928
-# Strengths, settled by measurement (docs/micro-models.md).
+# Strengths, settled by measurement (docs/models.md#micro-models).
 KEY_NOISE = 0.05
 GATE_NOISE = 0.03
 WRITE_NOISE = 0.01

@@ -45,7 +45,7 @@ last column of positions and the first rounds have few rounds.
 * **first tensor**: the first that differs in a dump of a prompt, by its cb() name; "none": only the loop shows it.
 * **text**: how many of the {prompts} texts begin as the healthy ones, and the first token of any that is another.
 * **TV**: total variation over {seeds} seeds between what is drawn at one prompt and the target's own distribution: the
-  token of a row that has a draft, and the token behind it. The healthy row shows the noise.
+  token of a row that has a draft, and the token after it. The healthy row shows the noise.
 """  # noqa: E501
 
 OUT = """

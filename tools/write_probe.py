@@ -60,7 +60,8 @@ def render(report: Report, lists: list[VocabularyReport], corpus: Corpus) -> str
         f"Embedded tiny model, `{report.numerics}` numerics, contract `{report.contract}`. Texts: the first {N_TOKENS} "
         f"tokens of {len(FILES)} files of CPython {corpus.python_version}'s library that are held out of its training, "
         f"and of the docstrings of all held-out files (sha256 `{corpus.sha256_held_out[:16]}...`, "
-        f"[tiny-model.md](tiny-model.md)); at most {SETTINGS.n_positions} positions of each. Brackets: 95 %.",
+        f"[the tiny model](models.md#the-tiny-model)); at most {SETTINGS.n_positions} positions of each. "
+        "Brackets: 95 %.",
         _table(["domain", "positions", "a_1", "a_2", "a_3", "tokens per round"],
                [row(g) for g in [*report.domains, report.trunk]]),
         f"The text's own next token: trunk right {own.trunk_right:.3f}, head right {own.head_right:.3f}. The two "

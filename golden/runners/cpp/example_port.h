@@ -129,7 +129,7 @@ policy_state after_round(const policy_config &cfg, policy_state state, int64_t n
 
 // -------------------------------------------------------------------------------------------------------- the model
 
-// How an engine feeds its MTP head (docs/contract.md); the fields that the golden cases use.
+// How an engine feeds its MTP head (docs/spec.md#the-contract); the fields that the golden cases use.
 struct contract {
     std::string hidden = "post", chain = "post", concat = "eh", first = "zero_hidden", prime = "prompt";
     int64_t pos_offset = 0;

@@ -78,7 +78,12 @@ def _presets(model: Model) -> Iterator[Hypothesis]:
         if contract != own:
             words = f"Nothing is wrong, but the head is fed by the contract {name}, not by {model.contract_name}."
             yield Hypothesis(
-                f"contract {name}", "preset", f"contract {name}", words, with_contract(contract), "docs/contract.md"
+                f"contract {name}",
+                "preset",
+                f"contract {name}",
+                words,
+                with_contract(contract),
+                "docs/spec.md#the-contract",
             )
 
 
@@ -94,7 +99,9 @@ def _fields(model: Model) -> Iterator[Hypothesis]:
                 continue
             words = f"The contract's {name} is {value} in the port, {getattr(own, name)} in {model.contract_name}."
             title = f"contract: {name}={value}"
-            yield Hypothesis(f"{name}={value}", "contract", title, words, with_contract(contract), "docs/contract.md")
+            yield Hypothesis(
+                f"{name}={value}", "contract", title, words, with_contract(contract), "docs/spec.md#the-contract"
+            )
 
 
 def _look_alikes(model: Model) -> Iterator[Hypothesis]:

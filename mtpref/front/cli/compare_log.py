@@ -43,7 +43,7 @@ def add_parser(verbs: Any) -> None:
         "--p-limit",
         type=float,
         metavar="P",
-        help="differences of p that count as equal (default: by the file's weight type, docs/selftest.md)",
+        help="differences of p that count as equal (default: by the file's weight type, docs/checks.md)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
     parser.set_defaults(run=run_compare_log)

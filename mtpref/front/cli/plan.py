@@ -30,7 +30,7 @@ def add_parser(verbs: Any) -> None:
                        "(default: 12)")  # fmt: skip
     group.add_argument("--prompt-tokens", type=int, default=48, metavar="N", help="tokens of a prompt (default: 48)")
     group.add_argument(
-        "-n", "--predict", type=int, default=48, metavar="N", help="tokens generated behind each (default: 48)"
+        "-n", "--predict", type=int, default=48, metavar="N", help="tokens generated after each (default: 48)"
     )
     group.add_argument(
         "--spec-draft-n-max", dest="n_max", type=int, default=8, metavar="N", help="longest draft compared (default: 8)"
@@ -92,12 +92,12 @@ def run_plan(args: argparse.Namespace) -> int:
                           "stand-alone head with -md")  # fmt: skip
     trims = trims_of(model, args.trims.split(",") if args.trims else default_trims(model.n_head_rows))
     prompts = prompts_of(read_texts(args.file, model.vocab), args.prompts, args.prompt_tokens)
-    say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens behind each")
+    say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens after each")
     texts = record(model, prompts, trims, args.n_max, args.predict, sampling, Progress("plan"))
     if given is None:
         context = max((text.prompt + text.ids[: args.predict // 2] for text in texts), key=len)
-        say.line(f"costs: {args.samples} samples of every pass, behind {len(context)} tokens")
-        about = f"{threads_in_use()} threads, behind {len(context)} tokens"
+        say.line(f"costs: {args.samples} samples of every pass, after {len(context)} tokens")
+        about = f"{threads_in_use()} threads, after {len(context)} tokens"
         given = measure_costs(model, context, [t.head for t in trims], args.n_max, args.samples, about=about)
         if args.save_costs is not None:
             write_costs(given, args.save_costs)

@@ -19,7 +19,7 @@ def add_parser(verbs: Any) -> None:
         usage="mtpref selftest [options]",
         help="check kernels, invariances, losslessness, head and llama.cpp's agreement on your machine and file",
         description="Check on this machine, and on your file, what mtpref claims; with llama.cpp's programs also that "
-        "both agree. A table on stdout, progress on stderr; no network. Exit code 1 if a check fails. docs/selftest.md "
+        "both agree. A table on stdout, progress on stderr; no network. Exit code 1 if a check fails. docs/checks.md "
         "explains each check.",
     )
     parser.add_argument("-m", "--model", metavar="FNAME", help="GGUF file (default: the embedded tiny model)")

@@ -49,7 +49,7 @@ ids = model.vocab.encode('def close(self):\n    """Close the file."""\n    self.
 n, wrong = 8, model.vocab.encode(" return")[0]
 
 
-def logits_behind(state):
+def logits_after(state):
     """Rows of logits for the rest of the text."""
     return model.trunk(state, ids[n:], n_logits=len(ids) - n).logits
 
@@ -63,7 +63,7 @@ right.restore(saved)
 cut = model.new_state(64)
 model.trunk(cut, ids[:n], n_logits=0)
 model.trunk(cut, [wrong], n_logits=0)
-cut.n_past -= 1  # the attention cells of the wrong token are behind the end now; the matrices still hold it
+cut.n_past -= 1  # the attention cells of the wrong token are past the end now; the matrices still hold it
 
 never = model.new_state(64)
 model.trunk(never, ids[:n], n_logits=0)
@@ -74,8 +74,8 @@ assert cut.digest() != never.digest()
 # Both go on with the same text. The curve is the largest difference of a logit, token by token.
 
 # %%
-good, bad = logits_behind(right), logits_behind(cut)
-assert np.array_equal(good, logits_behind(never))
+good, bad = logits_after(right), logits_after(cut)
+assert np.array_equal(good, logits_after(never))
 off = np.abs(good - bad).max(axis=1)
 changed = int((good.argmax(axis=1) != bad.argmax(axis=1)).sum())
 shown = off[:16]

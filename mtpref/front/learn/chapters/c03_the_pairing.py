@@ -17,7 +17,7 @@
 #     predicts   x_1    x_2    x_3    x_4
 #
 # Position 0 has no row before it. llama.cpp gives it zeros; the models were trained without that cell. Engines
-# differ on points like this, so they are the fields of a *contract* (docs/contract.md).
+# differ on points like this, so they are the fields of a *contract* (docs/spec.md).
 
 # %%
 import numpy as np

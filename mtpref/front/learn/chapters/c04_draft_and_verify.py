@@ -52,7 +52,7 @@ assert state.heads[0].n_cells == len(ids) - 1, "as it was"
 # %% [markdown]
 # ## Verify
 #
-# One pass of the trunk over the opening token and the draft gives the trunk's own choice behind each of them.
+# One pass of the trunk over the opening token and the draft gives the trunk's own choice after each of them.
 # Reading four tokens costs hardly more than reading one: the weights are read once. That is the whole gain.
 
 # %%
@@ -62,7 +62,7 @@ out = model.trunk(state, batch, n_logits=len(batch))
 target = [int(id) for id in spec.argmax(out.logits)]
 n_accepted = spec.accept_greedy(draft, target, frozenset(model.vocab.eog_ids))
 for i, chosen in enumerate(target):
-    verdict = "accept" if i < n_accepted else "reject" if i == n_accepted < len(draft) else "behind the end"
+    verdict = "accept" if i < n_accepted else "reject" if i == n_accepted < len(draft) else "past the end"
     drafted = repr(model.vocab.piece(draft[i])) if i < len(draft) else "-"
     print(f"drafted {drafted:14} trunk {model.vocab.piece(chosen)!r:14} {verdict}")
 text = [*draft[:n_accepted], target[n_accepted]]
@@ -88,7 +88,7 @@ print(f"plain decoding takes {plain.statistics.n_trunk_passes} passes for the sa
 #
 # Rejected tokens leave the state (chapter 5). Kept ones go through the head once more, with the trunk's rows in
 # place of the head's guesses: the catch-up pass. And the pending row is the one of the last *accepted* token, row
-# number `n_accepted` of the batch (rule S24), not the last row: behind a rejection the last row belongs to a text
+# number `n_accepted` of the batch (rule S24), not the last row: after a rejection the last row belongs to a text
 # that is not going to be written.
 
 # %%

@@ -22,12 +22,12 @@ p = spec.Distribution(ids, np.array([0.40, 0.30, 0.20, 0.10, 0.00]))
 q = spec.Distribution(ids, np.array([0.10, 0.50, 0.10, 0.10, 0.20]))
 
 
-def chance(token, behind_rejection):
+def chance(token, after_rejection):
     """The exact probability that a round's first token is `token`."""
     total = 0.0
     for x in ids:
         keep = min(1.0, p.prob(x) / q.prob(x))
-        total += q.prob(x) * (keep * (x == token) + (1 - keep) * behind_rejection(x).prob(token))
+        total += q.prob(x) * (keep * (x == token) + (1 - keep) * after_rejection(x).prob(token))
     return total
 
 
@@ -87,4 +87,4 @@ assert other.statistics.n_accepted > 0
 
 # %% [markdown]
 # One trap is left: a gate such as p_min must look at the draft's distribution *before* its token is drawn. A gate
-# that throws away drawn tokens because they were improbable changes what is drawn (docs/sampling.md).
+# that throws away drawn tokens because they were improbable changes what is drawn (docs/spec.md).

@@ -74,7 +74,7 @@ assert swapped[0] < 0.2, "low from the first step on: look at what the head is f
 
 # %%
 def after_rejections(model):
-    """Acceptance of position 1 behind a round that was accepted whole, and behind any other."""
+    """Acceptance of position 1 after a round that was accepted whole, and after any other."""
     right, n = {True: 0, False: 0}, {True: 0, False: 0}
     for prompt in PROMPTS[:8]:
         whole = None

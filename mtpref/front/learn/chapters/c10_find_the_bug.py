@@ -51,16 +51,16 @@ assert all(rates[0] < facts[0][0][0] for n, (rates, _) in facts.items() if n), "
 
 # %%
 def split(lm):
-    """Acceptance of position 1 behind a whole draft, and behind a rejection."""
+    """Acceptance of position 1 after a whole draft, and after a rejection."""
     right, n = [0, 0], [0, 0]
     for prompt in PROMPTS[:6]:
-        behind = None
+        before = None
         for event in lm.generate(prompt, mtpref.Options(n_predict=40, policy=policy)):
             if isinstance(event, mtpref.base.events.Verified) and event.draft_ids:
-                if behind is not None:
-                    right[behind] += event.n_accepted > 0
-                    n[behind] += 1
-                behind = int(event.n_accepted < len(event.draft_ids))
+                if before is not None:
+                    right[before] += event.n_accepted > 0
+                    n[before] += 1
+                before = int(event.n_accepted < len(event.draft_ids))
     return [f"{r / m:.2f}" if m else "never" for r, m in zip(right, n, strict=True)]
 
 
@@ -74,7 +74,7 @@ for n in range(N_MYSTERIES + 1):
 # ## A tensor, if you still doubt
 #
 # A dump compares the insides. The first tensor that differs from the reference is where the mistake is, or right
-# behind it. Mistakes of the loop leave a dump of a prompt as it was.
+# after it. Mistakes of the loop leave a dump of a prompt as it was.
 
 
 # %%
