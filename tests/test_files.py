@@ -20,6 +20,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.faults.diagnose import read_rates
 from mtpref.files import doors as files
 from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
 from mtpref.look.llama_cpp.log import MAX_LOG_BYTES, read_runs
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
@@ -366,14 +367,15 @@ LINE = "draft acceptance rate = 0.36667 (44 accepted / 120 generated)\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
-def test_logs_as_powershell_writes_them(tmp_path, encoding):
+def test_logs_as_powershell_writes_them(tmp_path, capsys, encoding):
     log = tmp_path / "run.log"
     log.write_bytes(LINE.replace("\n", "\r\n").encode(encoding))
     found = read_rates(log)
     assert found is not None
     assert (found.accepted, found.drafted) == (44, 120)
-    log.write_bytes('{"schema": "mtpref-run-1", "prompt_ids": [], "rounds": []}'.encode("utf-8-sig"))
-    assert cli_outcome(["diagnose", "--log", str(log)]).startswith(f"mtpref diagnose: error: {log}: run.rounds is")
+    log.write_bytes('{"schema": "mtpref-run-1", "prompt_ids": [1], "rounds": []}'.encode("utf-8-sig"))
+    assert main(["diagnose", "--log", str(log), "-m", "no-such.gguf"]) == 2  # refused before a model is looked for
+    assert f"{log}: run.rounds is a list of length 0" in capsys.readouterr().err
 
 
 def test_zeros_after_an_archive_are_no_archive(tmp_path):
