@@ -223,7 +223,22 @@ def test_interrupt_ends_with_statistics_and_a_readable_trace(tmp_path):
     assert events[-1]["reason"] == "interrupted"
 
 
+def test_what_to_try_names_the_verb(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", "-q"])
+    assert stopped.value.code == 2
+    assert (
+        capsys.readouterr().err == "mtpref generate: error: unrecognized arguments: -q; try: mtpref generate --help\n"
+    )
+    assert main([]) == 2
+    assert "diagnose" in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_error():
+    """141, as of a program that SIGPIPE ends: 1 would say that something was found."""
+    command = f"{{ {sys.executable} -m mtpref faults; echo $? >&2; }} | head -c 1 >/dev/null"
+    done = subprocess.run(command, shell=True, capture_output=True, cwd=ROOT)
+    assert done.stderr.split() == [b"141"]
     command = f"{sys.executable} -m mtpref generate -p x -n 64 | head -c 1 >/dev/null"
     done = subprocess.run(command, shell=True, capture_output=True, cwd=ROOT)
     assert b"Traceback" not in done.stderr

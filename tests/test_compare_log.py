@@ -151,7 +151,7 @@ def test_the_command_reads_recordings_of_several_runs(capsys):
     ("arguments", "reason"),
     [
         ([str(RAW)], "does not hold the prompt"),
-        (["-p", PROMPT, str(ROOT / "README.md")], "no draft candidate"),
+        (["-p", PROMPT, str(ROOT / "README.md")], "run it again with -lv 5"),
         (["-p", PROMPT, str(RAW), "--spec-draft-p-min", "2"], "out of range"),
         (["-p", PROMPT, str(RAW), "--p-limit", "nan"], "out of range"),
         (["-p", PROMPT, str(RAW), "--spec-draft-n-max", "-1"], "--spec-draft-n-max: -1 is out of range"),

@@ -309,10 +309,10 @@ def test_malformed_files_end_in_one_line(write, case):
 
 
 def test_a_directory_says_what_to_give_instead(tmp_path):
-    assert refusal(tmp_path).endswith("not a regular file: a directory, expected a GGUF file")
+    assert refusal(tmp_path).endswith("not a regular file: a directory without config.json, expected a GGUF file")
     (tmp_path / "config.json").write_text("{}")
     line = refusal(tmp_path)
-    assert "a Hugging Face model, expected a GGUF file; convert it first: python convert_hf_to_gguf.py " in line
+    assert "a Hugging Face model, expected a GGUF file; convert it first: mtpref convert " in line
     for name in ("b.gguf", "a.gguf"):
         (tmp_path / name).write_bytes(b"")
     assert f"a directory with 2 GGUF files, expected one file; give for example {tmp_path / 'a.gguf'}" in refusal(

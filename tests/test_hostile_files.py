@@ -115,7 +115,7 @@ def test_names_of_a_dump_cannot_steer_the_terminal(tmp_path):
     assert "\u202e" not in table
     assert "\x1b" not in render_html(compare_files(tmp_path / "a.gguf", tmp_path / "b.gguf"))
     write_gguf(tmp_path / "c.gguf", [("mtpref.dump.order", 7, "u32")], tensors)
-    with pytest.raises(MtprefError, match=r"key mtpref.look.dump.order is of type u32, expected arr:str"):
+    with pytest.raises(MtprefError, match=r"key mtpref.dump.order is of type u32, expected arr:str"):
         compare_files(tmp_path / "c.gguf", tmp_path / "a.gguf")
 
 

@@ -2,7 +2,7 @@
 
 Reads the standard library of the running CPython, trains a tokenizer, the trunk and the MTP block, writes a
 Q8_0 GGUF (and an F32 one with ``--f32``), then measures acceptance on held-out text. Needs torch
-(``pip install 'mtpref[train]'``); everything else of mtpref runs without it.
+(``pip install '.[train]'``); everything else of mtpref runs without it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             import torch  # noqa: F401
         except ImportError:
-            raise MtprefError("torch is not installed; training needs it, try: pip install 'mtpref[train]'") from None
+            raise MtprefError("torch is not installed; training needs it, try: pip install '.[train]'") from None
         if args.work is not None:
             report = run(args, args.work)
         else:

@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; try: pip install 'mtpref[oracle]'", file=sys.stderr)
+        print(f"error: {error.name} is not installed; try: pip install '.[oracle]'", file=sys.stderr)
         return 2
     write_npz(out, arrays)
     print(json.dumps({"out": str(out), "arrays": len(arrays), "bytes": out.stat().st_size}))

@@ -16,7 +16,8 @@ Written by `python tools/write_cli_doc.py` from the program's own help. Flag nam
 flag.
 
 stdout holds the text (or the JSON object, or the report); everything else goes to stderr. Exit codes: 0 done, 1 a
-comparison found differences, 2 bad usage or input (one line says what, found, expected, what to try), 130 interrupted.
+comparison found differences, 2 bad usage or input (one line says what, found, expected, what to try), 3 cannot judge
+(check, diagnose), 130 interrupted, 141 the reader of stdout has gone (`| head`).
 Model text is written to a pipe or file byte for byte; on a terminal, control characters are shown as escapes.
 """
 

@@ -1,7 +1,7 @@
 """Dumps: any tensor of any layer, trunk and head, written to a GGUF under llama.cpp's cb() names.
 
 Owns what is run for a dump (one pass over the whole prompt, trunk first, then the head with its paired rows) and the
-file's keys. mtpref/look/compare.py reads it.
+file's keys. mtpref/look/compare reads it.
 """
 
 import re

@@ -214,7 +214,7 @@ def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
         raise differs("key general.architecture", arch, trunk.arch.name)
     if not meta.u32("nextn_predict_layers", 0, low=0):
         raise MtprefError(f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
-                          "give -md a file made with convert_hf_to_gguf.py --mtp")  # fmt: skip
+                          "give -md a file made with mtpref extract, or convert_hf_to_gguf.py --mtp")  # fmt: skip
     config, own = read_model_config(values), trunk.config
     if config.n_embd != own.n_embd:
         raise differs(f"key {arch}.embedding_length", config.n_embd, own.n_embd)

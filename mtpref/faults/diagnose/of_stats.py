@@ -34,8 +34,8 @@ ONE_SIDED = 1.64  # standard deviations: 95 %
 LOWEST, LOW, HIGH = -1.9, -0.5, 1.6
 FEW = 0.3  # a rate known no better than this says little
 PROBE = (
-    "a log of one run tells single drafts apart: mtpref diagnose --log FILE -m MODEL; is the head good on this text at "
-    "all? mtpref probe -m MODEL"
+    "a log of single drafts (llama.cpp: -lv 5 --temp 0) tells them apart: mtpref diagnose --log FILE -m MODEL -p TEXT; "
+    "is the head good on this text at all? mtpref probe -m MODEL -f TEXT"
 )
 
 

@@ -37,7 +37,8 @@ def read_rates(path: str | Path | LogSource) -> Rates | None:
     if found is None:
         raise MtprefError(
             f"{source.label}: no draft candidate and no acceptance rate in it, expected a log of "
-            f"llama-speculative-simple -lv 5 --spec-type draft-mtp, a trace, a run as JSON, or {READ}"
+            f"llama-speculative-simple -lv 5 --spec-type draft-mtp (it may end before its log is written: run again), "
+            f"a trace, a run as JSON, or {READ}"
         )
     return replace(found, source=f"{source.label}, {found.source}")
 

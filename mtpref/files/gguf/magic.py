@@ -65,6 +65,6 @@ def describe_directory(path: Path) -> str:
     if "config.json" in names or any(name.endswith((".safetensors", ".bin", ".pth")) for name in names):
         return (
             "a directory, perhaps a Hugging Face model, expected a GGUF file; convert it first: "
-            f"python convert_hf_to_gguf.py {printable(str(path), 400)}"
+            f"mtpref convert {printable(str(path), 400)} -o OUT.gguf"
         )
-    return "a directory, expected a GGUF file"
+    return "a directory without config.json, expected a GGUF file"

@@ -230,7 +230,7 @@ def open_one(path: str | Path, budget: Budget | None = None) -> GgufFile:
     refuse_left_over(path)
     if os.path.isdir(path):
         raise MtprefError(f"{label}: not a regular file: {describe_directory(path)}")
-    buffer = map_regular(path, label, "expected a GGUF file; download or convert it again")
+    buffer = map_regular(path, label, "expected a GGUF file")
     try:
         return GgufFile(path, buffer, read_header(buffer, len(buffer), label, budget))
     except BaseException:

@@ -1,7 +1,7 @@
 """The command line: `mtpref VERB ...` and `python -m mtpref VERB ...`.
 
 Owns verbs, exit codes and the one-line error. Exit codes: 0 done, 1 a comparison found differences, 2 bad usage or
-input, 130 interrupted. Each verb stands in a file of its own.
+input, 130 interrupted, 141 the reader of stdout has gone. Each verb stands in a file of its own.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from mtpref.front.cli.writing import OutputPath
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # 128 + SIGPIPE: 1 would say that something was found
 
 # Imports, compiled code and a vocabulary are some hundred thousand objects that stay. Looking through them for garbage
 # after every 700 new ones, Python's default, takes a fifteenth of a start, and of compiling.
@@ -96,9 +97,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     if not arguments:
-        parser.print_usage(sys.stderr)
+        parser.print_help(sys.stderr)
         return EXIT_USAGE
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        names = f"unrecognized arguments: {' '.join(unknown)}"
+        parser.exit(EXIT_USAGE, one_line(f"mtpref {args.verb}: error: {names}; try: mtpref {args.verb} --help") + "\n")
     if sys.stdout is None:
         return _refuse(args.verb, "standard output is closed, expected it open; redirect it to a file or /dev/null")
     hold_notes()
@@ -122,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of stdout is gone (`| head`).
         _drop_stdout()
-        return 1
+        return EXIT_PIPE
     except OSError as error:
         _drop_stdout()
         name = f"{error.filename}: " if error.filename else ""

@@ -49,6 +49,7 @@ def library() -> Any:
     try:
         import libgguf
     except ImportError as error:
-        raise MtprefError(f"K-quants and importance matrices need the package libgguf ({error}); try: pip install "
-                          "'mtpref[quantize]', or a type such as Q8_0 or Q4_0 without --imatrix") from None  # fmt: skip
+        raise MtprefError("K-quants (the mixtures of Q4_0 to Q5_1 have some, too) and importance matrices need the "
+                          f"package libgguf ({error}); try: pip install libgguf, or the type Q8_0 without "
+                          "--imatrix") from None  # fmt: skip
     return libgguf

@@ -40,7 +40,7 @@ def choose_runs(
     fitting = [(i, run) for i, run in sound if run.log.n_prompt in (None, len(prompt_ids))]
     if not fitting:
         raise MtprefError(f"{label}: the prompt that was given has {len(prompt_ids)} tokens, expected that of "
-                          f"{_listed(sound)}")  # fmt: skip
+                          f"{_listed(sound)}; give the very text (a chat's with template) or --ids LIST")  # fmt: skip
     if len(fitting) > 1 and which is None:
         raise MtprefError(f"{label}: {len(fitting)} runs could have had this prompt: {_listed(fitting)}; choose one "
                           "with --run N, or say --run all where all had it")  # fmt: skip

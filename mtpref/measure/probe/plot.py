@@ -26,7 +26,7 @@ def check_plot(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MtprefError("--plot: matplotlib is not installed, expected it; try: pip install 'mtpref[plot]', or leave "
+        raise MtprefError("--plot: matplotlib is not installed, expected it; try: pip install matplotlib, or leave "
                           "--plot out: the terminal chart needs nothing") from None  # fmt: skip
 
 
