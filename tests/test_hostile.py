@@ -28,6 +28,7 @@ N_CASES = {
     "dump": 400, "d2t": 2000, "d2t-gguf": 1000, "prompt": 300, "template": 8, "golden": 250, "filter": 2000,
     "options": 60, "golden-loops": 200, "trace": 200, "log": 300, "printed": 200, "run": 1500, "costs": 1500,
     "npz": 700, "safetensors": 1500, "imatrix": 700, "imatrix-dat": 2000, "config": 250, "tokenizer": 30, "card": 150,
+    "kernel": 60,
 }  # fmt: skip
 SEED = 2026
 EVERY = 150  # of the tiny model's single edits; the long mode takes them all

@@ -2,6 +2,7 @@
 
     python tools/evaluate_diagnose.py dump -o results-dump.jsonl
     python tools/evaluate_diagnose.py log -o results-log.jsonl
+    python tools/evaluate_diagnose.py log --every 8 --healthy 20 -o sample.jsonl
     python tools/evaluate_diagnose.py render results-*.jsonl --page docs/diagnosis.md
 
 A port has other numerics, another KV type, perhaps a quantised file, and noise on its tensors; models and prompts are
@@ -165,15 +166,16 @@ def is_visible_in_log(a: PortRun, b: PortRun) -> bool:
     return any(abs(x - y) > P_VISIBLE for x, y in pairs)
 
 
-def fault_cases(kind: str, models: Models) -> Iterator[dict[str, Any]]:
+def fault_cases(kind: str, models: Models, every: int = 1) -> Iterator[dict[str, Any]]:
+    """Every fault in every kind of port, or one pair in `every`."""
     for n, setting in enumerate(DUMPS if kind == "dump" else LOGS):
         reference = models.get(setting.model)
         port = models.get(setting.port, setting.numerics, setting.kv_type)
         ids = prompt_of(reference, setting.model, n)
         quiet = replace(setting, noise=0.0)
         healthy = port_tensors(port, ids, quiet, 0) if kind == "dump" else port_run(port, ids, setting, 40)
-        for fault in FAULTS.values():
-            if fault.is_look_alike:
+        for i, fault in enumerate(FAULTS.values()):
+            if fault.is_look_alike or (i + n) % every:
                 continue
             try:
                 broken = inject(port, fault)
@@ -292,6 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("what", choices=("dump", "log", "render"))
     parser.add_argument("files", nargs="*", type=Path, help="results to render")
     parser.add_argument("--healthy", type=int, default=150, help="healthy ports (default 150)")
+    parser.add_argument("--every", type=int, default=1, help="of the ports with a fault one in so many (default 1)")
     parser.add_argument("-o", "--output", type=Path, help="results, one JSON a line")
     parser.add_argument("--page", type=Path, help="page with a block of results to rewrite")
     args = parser.parse_args(argv)
@@ -310,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     np.seterr(all="ignore")
     with tempfile.TemporaryDirectory() as folder, args.output.open("w", encoding="utf-8") as out:
         models = Models(Path(folder))
-        for source in (fault_cases(args.what, models), healthy_cases(args.what, models, args.healthy)):
+        for source in (fault_cases(args.what, models, args.every), healthy_cases(args.what, models, args.healthy)):
             for case in source:
                 out.write(json.dumps(case) + "\n")
                 out.flush()

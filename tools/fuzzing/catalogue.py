@@ -18,6 +18,7 @@ from fuzzing.checkpoints import CHECKPOINTS
 from fuzzing.edits import Edit
 from fuzzing.fields import ARR, BOOL, F32, I32, STR, U32, Doc, Key, Tensor, array, scalar, text, u64, write
 from fuzzing.judge import Unclear, check_line
+from fuzzing.kernel_files import kernel_target
 from fuzzing.models import MICRO, head_target, heads_target, put, run_whole, shards_target, tiny_target
 from fuzzing.readers import READERS
 from fuzzing.targets import Random, Target
@@ -437,6 +438,7 @@ MAKERS: dict[str, Callable[[], Target]] = {
     "golden-loops": lambda: golden_target("golden-loops", LOOPS),
     "filter": filter_target,
     "options": options_target,
+    "kernel": kernel_target,
     **READERS,
     **CHECKPOINTS,
 }

@@ -65,6 +65,10 @@ class Replayed:
 
 @dataclass
 class LogDiagnosis:
+    """divergence  the first token in question    open: what the best hypothesis leaves
+    rival       a fault that explains more than healthy does by MIN_GAIN, but less than the best of many may by chance
+    """
+
     verdict: str
     groups: list[Group]
     replayed: dict[str, Replayed]
@@ -74,6 +78,7 @@ class LogDiagnosis:
     divergence: Seen | None
     runs: list[PortRun] = field(default_factory=list)
     open: Unexplained | None = None
+    rival: Scored | None = None
 
 
 def diagnose_runs(model: Model, runs: Sequence[PortRun], progress: Progress | None = None) -> LogDiagnosis:
@@ -224,11 +229,17 @@ def _judge(replayed: dict[str, Replayed], impossible: list[str], base: Model, ru
     groups = [*proven, home, *doubtful, *groups[len(ahead) + 1 :]]
     top = replayed[groups[0].best.hypothesis.id]
     open = unexplained(top.seen)
-    verdict = "unknown" if open is not None else "found" if proven else "healthy"
+    if open is not None and open.is_doubt and proven:  # what the fault explains is more than what it leaves
+        open = None
+    rival = next((g.best for g in doubtful if g.best.log_likelihood > harmless.log_likelihood + MIN_GAIN), None)
+    verdict = "found" if proven else "healthy" if open is None and rival is None else "undecided"
+    if open is not None and not open.is_doubt:
+        verdict = "unknown"
     first = None if open is None else open.first
-    if verdict == "found":
-        first = next((s for s in replayed["healthy"].seen if not s.is_hit and s.gap > CLEAR_MISS), None)
-    return LogDiagnosis(verdict, groups, replayed, invisible, impossible, base, first, runs, open)
+    if open is None and verdict != "healthy":
+        clear = CLEAR_MISS if proven else 0.0
+        first = next((s for s in replayed["healthy"].seen if not s.is_hit and s.gap > clear), None)
+    return LogDiagnosis(verdict, groups, replayed, invisible, impossible, base, first, runs, open, rival)
 
 
 def _count(seen: Sequence[Seen], kinds: tuple[str, ...]) -> tuple[int, int]:

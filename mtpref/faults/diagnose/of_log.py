@@ -10,6 +10,11 @@ from mtpref.faults.diagnose.report import Report, causes_of, listed, name_of
 from mtpref.faults.diagnose.separate import telling_tensor
 from mtpref.faults.diagnose.unexplained import Unexplained
 
+SETTLES = (
+    "what settles it: -m the very file that the port ran (another quantisation gives such tokens), a run with "
+    "--temp 0, a longer log"
+)
+
 
 def diagnose_log(model: Model, runs: Sequence[PortRun], progress: Progress | None = None) -> Report:
     """Which hypothesis drafts and emits the port's very tokens.
@@ -25,6 +30,8 @@ def diagnose_log(model: Model, runs: Sequence[PortRun], progress: Progress | Non
 
 def _headline(found: LogDiagnosis) -> str:
     top = found.groups[0]
+    if found.verdict == "undecided":
+        return f"CANNOT TELL: {_doubt(found)}"
     if found.open is not None:
         return f"NONE OF THE KNOWN: {_open(found.open)}"
     if found.verdict == "healthy":
@@ -44,6 +51,21 @@ def _open(open: Unexplained) -> str:
     if open.kind == "p":
         return f"no hypothesis gives the port's probabilities: {of} are far off"
     return f"no hypothesis gives enough of the port's tokens: {of} drafted ones are left"
+
+
+def _doubt(found: LogDiagnosis) -> str:
+    """What is in doubt of a run that is healthy but for it."""
+    seen, open = found.divergence, found.open
+    where = "" if seen is None else f"; {_divergence(seen, found.verdict)}"
+    if open is None:
+        assert found.rival is not None
+        gain = found.rival.log_likelihood - found.groups[0].best.log_likelihood
+        return (
+            f"{found.rival.hypothesis.id} explains more than healthy by {gain:.1f} nats, chance may do as much{where}"
+        )
+    things = {"target": "emitted tokens", "draft": "drafted tokens", "length": "lengths of drafts"}[open.kind]
+    apart = "" if open.kind == "length" or seen is None else f", {seen.gap:.2g} standard deviations apart"
+    return f"healthy but for {open.n} of {open.n_all} {things}{where}{apart}; no near tie, and too little to accuse"
 
 
 def _looked_at(found: LogDiagnosis) -> list[str]:
@@ -66,11 +88,13 @@ def _divergence(seen: Seen | None, verdict: str) -> str | None:
     if seen is None:
         return None
     what = {"draft": "drafted", "target": "emitted", "length": "drafted this many tokens:"}[seen.kind]
-    whose = "the healthy run" if verdict == "found" else "the best hypothesis"
+    whose = "the healthy run" if verdict in ("found", "undecided") else "the best hypothesis"
     return f"round {seen.round}: the port {what} {seen.port}, {whose} {seen.own}"
 
 
 def _experiment(found: LogDiagnosis) -> str | None:
+    if found.verdict == "undecided":
+        return SETTLES
     if found.open is not None:
         greedy = "run it with --temp 0 (llama-server: temperature 0); " if found.open.kind == "target" else ""
         return greedy + (

@@ -20,7 +20,7 @@ def add_parser(verbs: Any) -> None:
         help="name the mistake that explains a port's tensors, its run or its rates",
         description="Replay what a port ran under every hypothesis (healthy, every contract, every fault of the "
         "catalogue) and rank them by how well they reproduce it. Exit code 0: healthy, 1: a mistake was found, or none "
-        "of the known ones fits, 3: rates that cannot tell.",
+        "of the known ones fits, 3: cannot tell.",
     )
     evidence = parser.add_argument_group("evidence (one of them)")
     evidence.add_argument("--dump", metavar="FILE", help="a GGUF of the port's tensors under cb() names")

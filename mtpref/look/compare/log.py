@@ -13,6 +13,7 @@ from mtpref.base.events import Drafted, DraftStep, Event, Token, Verified
 from mtpref.look.llama_cpp.log import LlamaLog, Round, Step
 
 SCHEMA = "mtpref-compare-log-1"
+FEW = 0.5  # of the tokens: a comparison that ended earlier says little
 P_DIGIT = 0.0005  # p is printed to three decimals
 SAMPLED = "the tokens are not the target's best: was it run with --temp 0, and with this prompt?"
 BLURRED = (
@@ -83,6 +84,11 @@ class LogAgreement:
         return any(d.what == "token" and d.is_near_tie for d in self.differences)
 
     @property
+    def is_hardly_compared(self) -> bool:
+        """The texts parted so early that most tokens were not compared: no difference then says little."""
+        return self.is_parted and self.n_tokens < FEW * self.n_tokens_theirs
+
+    @property
     def hint(self) -> str | None:
         """What to look at first, where the texts part at a token that no near tie explains."""
         first = self.first_divergence
@@ -95,6 +101,7 @@ class LogAgreement:
             "schema": SCHEMA,
             **record,
             "is_parted": self.is_parted,
+            "is_hardly_compared": self.is_hardly_compared,
             "hint": self.hint,
             "first_divergence": vars(first) if first else None,
             "differences": [vars(d) for d in self.differences],
@@ -114,7 +121,12 @@ class LogAgreement:
             )
         if self.first is not None and self.first is not self.first_divergence:
             lines.append(f"first near tie: {self.first.text()}")
-        if self.is_parted:
+        if self.is_hardly_compared:
+            lines.append(
+                f"HARDLY ANYTHING WAS COMPARED: {self.n_tokens} of {self.n_tokens_theirs} tokens, then the texts part "
+                "at a near tie, as those of a sampled run do; was it run with --temp 0?"
+            )
+        elif self.is_parted:
             lines.append(
                 "the texts part at a near tie: what follows was not compared (a run without --temp 0 parts, too)"
             )
