@@ -115,12 +115,12 @@ def gated_delta_rule(q: Array, k: Array, v: Array, g: Array, beta: Array, state:
     """
     q, k, v, g, beta = f64(q), f64(k), f64(v), f64(g), f64(beta)
     state = f64(state).copy()
-    n_tokens, n_v_heads, size = v.shape
-    n_k_heads = k.shape[1]
+    n_tokens, n_v_head, size = v.shape
+    n_k_head = k.shape[1]
     out = np.zeros_like(v)
     for t in range(n_tokens):
-        for h in range(n_v_heads):
-            key, query = k[t, h % n_k_heads], q[t, h % n_k_heads]
+        for h in range(n_v_head):
+            key, query = k[t, h % n_k_head], q[t, h % n_k_head]
             m = state[h] * exp(g[t, h])
             delta = (v[t, h] - dot(m, key)) * beta[t, h]
             m = m + np.outer(delta, key)

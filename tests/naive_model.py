@@ -56,7 +56,7 @@ def eps_of(hparams: HParams) -> float:
 
 def linear_layer(weights: Weights, hparams: HParams, il: int, h: Array) -> tuple[Array, dict[str, Array]]:
     """Gated DeltaNet over a whole sequence from the zero state. h (n, n_embd), already normed."""
-    n_k_heads, n_v_heads = int(hparams["ssm.group_count"]), int(hparams["ssm.time_step_rank"])
+    n_k_head, n_v_head = int(hparams["ssm.group_count"]), int(hparams["ssm.time_step_rank"])
     size, eps, n = int(hparams["ssm.state_size"]), eps_of(hparams), len(h)
     w = {name: weights[f"blk.{il}.{name}"] for name in LINEAR_TENSORS}
     t: dict[str, Array] = {}
@@ -72,10 +72,10 @@ def linear_layer(weights: Weights, hparams: HParams, il: int, h: Array) -> tuple
     t["conv_output_raw"], t["conv_output_silu"], t["conv_state_last"] = naive.conv_window(
         t["linear_attn_qkv_mixed"], history, w["ssm_conv1d.weight"]
     )
-    n_qk = n_k_heads * size
-    t["q_conv"] = t["conv_output_silu"][:, :n_qk].reshape(n, n_k_heads, size)
-    t["k_conv"] = t["conv_output_silu"][:, n_qk : 2 * n_qk].reshape(n, n_k_heads, size)
-    t["v_conv"] = t["conv_output_silu"][:, 2 * n_qk :].reshape(n, n_v_heads, size)
+    n_qk = n_k_head * size
+    t["q_conv"] = t["conv_output_silu"][:, :n_qk].reshape(n, n_k_head, size)
+    t["k_conv"] = t["conv_output_silu"][:, n_qk : 2 * n_qk].reshape(n, n_k_head, size)
+    t["v_conv"] = t["conv_output_silu"][:, 2 * n_qk :].reshape(n, n_v_head, size)
     # RECURRENCE
     t["q_conv_predelta"] = naive.l2_norm(t["q_conv"], eps)
     t["k_conv_predelta"] = naive.l2_norm(t["k_conv"], eps)
@@ -86,10 +86,10 @@ def linear_layer(weights: Weights, hparams: HParams, il: int, h: Array) -> tuple
         t["v_conv"],
         t["gate"],
         t["beta_sigmoid"],
-        np.zeros((n_v_heads, size, size)),
+        np.zeros((n_v_head, size, size)),
     )
     # OUTPUT
-    z = t["z"].reshape(n, n_v_heads, size)
+    z = t["z"].reshape(n, n_v_head, size)
     t["final_output"] = naive.gated_norm(t["attn_output"], z, w["ssm_norm.weight"], eps).reshape(n, -1)
     t["linear_attn_out"] = naive.matmul(w["ssm_out.weight"], t["final_output"])
     return t["linear_attn_out"], t

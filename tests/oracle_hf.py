@@ -72,11 +72,11 @@ def precision(dtype: torch.dtype, delta_rule: str = "chunk") -> Iterator[None]:
         yield
 
 
-def v_heads_grouped(x: Array, n_k_heads: int, n_v_heads: int, axis: int) -> Array:
-    """Undo the tiled order along an axis of n_v_heads parts: grouped head g * r + t is tiled t * H_k + g."""
-    r = n_v_heads // n_k_heads
-    parts = np.split(x, n_v_heads, axis=axis)
-    order = [t * n_k_heads + g for g in range(n_k_heads) for t in range(r)]
+def v_heads_grouped(x: Array, n_k_head: int, n_v_head: int, axis: int) -> Array:
+    """Undo the tiled order along an axis of n_v_head parts: grouped head g * r + t is tiled t * H_k + g."""
+    r = n_v_head // n_k_head
+    parts = np.split(x, n_v_head, axis=axis)
+    order = [t * n_k_head + g for g in range(n_k_head) for t in range(r)]
     return np.concatenate([parts[i] for i in order], axis=axis)
 
 

@@ -100,17 +100,17 @@ def tensor_shapes(hparams: HParams, extra: tuple[str, ...] = ()) -> dict[str, tu
 
 def linear_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
     n_embd, size = hparams["embedding_length"], hparams["ssm.state_size"]
-    n_v_heads = hparams["ssm.time_step_rank"]
-    n_v = n_v_heads * size
+    n_v_head = hparams["ssm.time_step_rank"]
+    n_v = n_v_head * size
     n_conv = 2 * hparams["ssm.group_count"] * size + n_v
     return {
         "attn_qkv.weight": (n_conv, n_embd),
         "attn_gate.weight": (n_v, n_embd),
         "ssm_conv1d.weight": (n_conv, hparams["ssm.conv_kernel"]),
-        "ssm_dt.bias": (n_v_heads,),
-        "ssm_a": (n_v_heads,),
-        "ssm_beta.weight": (n_v_heads, n_embd),
-        "ssm_alpha.weight": (n_v_heads, n_embd),
+        "ssm_dt.bias": (n_v_head,),
+        "ssm_a": (n_v_head,),
+        "ssm_beta.weight": (n_v_head, n_embd),
+        "ssm_alpha.weight": (n_v_head, n_embd),
         "ssm_norm.weight": (size,),
         "ssm_out.weight": (n_embd, n_v),
     }

@@ -1,7 +1,6 @@
 """Chat templates: which one, what it writes, which tokens that is, and what a run says of it."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -10,7 +9,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.chat import ChatTemplate, chat_prompt, find_template, variant_names
 from mtpref.files.chat.template import CHATML
 from mtpref.files.gguf import open_gguf, write_gguf
-from mtpref.front.api import LanguageModel, tiny_path
+from mtpref.front.api import tiny_path
 from mtpref.front.cli import main
 from tests.chat_cases import NOW, THINKING, USER, text_of
 
@@ -18,10 +17,6 @@ from tests.chat_cases import NOW, THINKING, USER, text_of
 @pytest.fixture(scope="module")
 def model():
     return mtpref.load()
-
-
-def with_template(model, kv):
-    return LanguageModel(replace(model.core, kv=kv))
 
 
 # WHAT A TEMPLATE WRITES

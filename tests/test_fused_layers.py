@@ -39,12 +39,12 @@ def matrix(rng: np.random.Generator, n_out: int, n_in: int, scale: str = "unit")
 
 
 def delta_config(n_k: int, n_v: int, size: int, d_conv: int = 4) -> DeltaConfig:
-    return DeltaConfig(n_embd=N_EMBD, n_k_heads=n_k, n_v_heads=n_v, d_state=size, d_conv=d_conv, rms_eps=1e-6)
+    return DeltaConfig(n_embd=N_EMBD, n_k_head=n_k, n_v_head=n_v, d_state=size, d_conv=d_conv, rms_eps=1e-6)
 
 
 def delta_weights(rng: np.random.Generator, cfg: DeltaConfig, scale: str) -> dict[str, object]:
-    n_v, size = cfg.n_v_heads, cfg.d_state
-    channels = (2 * cfg.n_k_heads + n_v) * size
+    n_v, size = cfg.n_v_head, cfg.d_state
+    channels = (2 * cfg.n_k_head + n_v) * size
     return {
         "attn_qkv.weight": matrix(rng, channels, N_EMBD, scale),
         "attn_gate.weight": matrix(rng, n_v * size, N_EMBD),

@@ -85,7 +85,7 @@ def hash_delta_rows(some: Callable[..., np.ndarray]) -> dict[str, str]:
     from mtpref.spec.ops import discard
 
     q, v, g, state = some(3, 2, 32), some(3, 4, 32), some(3, 4), some(4, 32, 32)
-    cfg = DeltaConfig(n_embd=64, d_conv=4, d_state=32, n_k_heads=2, n_v_heads=4, rms_eps=1e-6)
+    cfg = DeltaConfig(n_embd=64, d_conv=4, d_state=32, n_k_head=2, n_v_head=4, rms_eps=1e-6)
     rows = {"attn_qkv": 256, "attn_gate": 128, "ssm_beta": 4, "ssm_alpha": 4}
     w: dict[str, Any] = {f"{name}.weight": matrix(some(n, 64)) for name, n in rows.items()}
     w |= {"ssm_out.weight": matrix(some(64, 128)), "ssm_conv1d.weight": some(256, 4), "ssm_dt.bias": some(4)}

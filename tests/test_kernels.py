@@ -328,8 +328,8 @@ def test_convolution_is_the_specifications(rng: np.random.Generator, scale: str,
 @pytest.mark.parametrize("scale", SCALES)
 def test_delta_rule_is_the_specifications(rng: np.random.Generator, scale: str, size: int, dot: object,
                                           wide: bool) -> None:  # fmt: skip
-    for n_tokens, n_k_heads, keep in ((1, 2, 1), (2, 4, 1), (3, 1, 3), (8, 2, 5)):
-        q, k = (values(rng, (n_tokens, n_k_heads, size), scale) for _ in range(2))
+    for n_tokens, n_k_head, keep in ((1, 2, 1), (2, 4, 1), (3, 1, 3), (8, 2, 5)):
+        q, k = (values(rng, (n_tokens, n_k_head, size), scale) for _ in range(2))
         v, g = values(rng, (n_tokens, 4, size), scale), -np.abs(unit_values(rng, n_tokens, 4))
         beta = np.abs(unit_values(rng, n_tokens, 4))
         state = values(rng, (4, size, size), scale)
@@ -337,8 +337,8 @@ def test_delta_rule_is_the_specifications(rng: np.random.Generator, scale: str, 
 
 
 def test_delta_rule_refuses_what_the_specification_refuses(rng: np.random.Generator) -> None:
-    for n_k_heads, keep in ((3, 1), (2, 0), (2, 3)):
-        q, v, g = unit_values(rng, 2, n_k_heads, 8), unit_values(rng, 2, 4, 8), unit_values(rng, 2, 4)
+    for n_k_head, keep in ((3, 1), (2, 0), (2, 3)):
+        q, v, g = unit_values(rng, 2, n_k_head, 8), unit_values(rng, 2, 4, 8), unit_values(rng, 2, 4)
         args = (q, q, v, g, g, unit_values(rng, 4, 8, 8), keep)
         for call in (partial(spec.delta_rule, dot=spec.dot32), partial(kernels.delta_rule, wide=False)):
             with pytest.raises(ValueError, match="delta_rule: H_v 4"):

@@ -148,9 +148,9 @@ def micro_metadata(shape: mp.MicroShape, variant: MicroVariant) -> dict[str, obj
         "qwen35.rope.freq_base": 10000.0,
         "qwen35.ssm.conv_kernel": shape.d_conv,
         "qwen35.ssm.state_size": shape.state_size,
-        "qwen35.ssm.group_count": shape.n_k_heads,
-        "qwen35.ssm.time_step_rank": shape.n_v_heads,
-        "qwen35.ssm.inner_size": shape.n_v_heads * shape.state_size,
+        "qwen35.ssm.group_count": shape.n_k_head,
+        "qwen35.ssm.time_step_rank": shape.n_v_head,
+        "qwen35.ssm.inner_size": shape.n_v_head * shape.state_size,
         "tokenizer.ggml.model": "test",
         "tokenizer.ggml.tokens": [f"{i:x}" for i in range(shape.n_vocab)],
     }

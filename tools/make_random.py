@@ -38,8 +38,8 @@ class Shape(argparse.Namespace):
     head_dim: int
     n_rot: int
     state_size: int
-    n_k_heads: int
-    n_v_heads: int
+    n_k_head: int
+    n_v_head: int
     d_conv: int
     tokenizer: str
 
@@ -65,15 +65,15 @@ def matrix_pieces(seed: int, name: str, shape: tuple[int, ...], type_name: str) 
 
 def layer_shapes(shape: Shape, layer: int) -> dict[str, tuple[int, ...]]:
     """NumPy shapes of one layer's tensors by their name after `blk.N.`; layer == n_layer is the MTP block."""
-    n, n_key = shape.n_embd, shape.n_k_heads * shape.state_size
-    n_value, n_q = shape.n_v_heads * shape.state_size, shape.n_head * shape.head_dim
+    n, n_key = shape.n_embd, shape.n_k_head * shape.state_size
+    n_value, n_q = shape.n_v_head * shape.state_size, shape.n_head * shape.head_dim
     out: dict[str, tuple[int, ...]] = {"attn_norm.weight": (n,), "post_attention_norm.weight": (n,)}
     if layer < shape.n_layer and (layer + 1) % shape.interval != 0:
         n_conv = 2 * n_key + n_value
         out |= {"attn_qkv.weight": (n_conv, n), "attn_gate.weight": (n_value, n), "ssm_out.weight": (n, n_value)}
         out |= {"ssm_conv1d.weight": (n_conv, shape.d_conv), "ssm_norm.weight": (shape.state_size,)}
-        out |= dict.fromkeys(("ssm_alpha.weight", "ssm_beta.weight"), (shape.n_v_heads, n))
-        out |= dict.fromkeys(("ssm_dt.bias", "ssm_a"), (shape.n_v_heads,))
+        out |= dict.fromkeys(("ssm_alpha.weight", "ssm_beta.weight"), (shape.n_v_head, n))
+        out |= dict.fromkeys(("ssm_dt.bias", "ssm_a"), (shape.n_v_head,))
     else:
         n_kv = shape.n_head_kv * shape.head_dim
         out |= {"attn_q.weight": (2 * n_q, n), "attn_k.weight": (n_kv, n), "attn_v.weight": (n_kv, n)}
@@ -148,9 +148,9 @@ def random_metadata(shape: Shape) -> dict[str, object]:
         "rope.freq_base": 1e7,
         "ssm.conv_kernel": shape.d_conv,
         "ssm.state_size": shape.state_size,
-        "ssm.group_count": shape.n_k_heads,
-        "ssm.time_step_rank": shape.n_v_heads,
-        "ssm.inner_size": shape.n_v_heads * shape.state_size,
+        "ssm.group_count": shape.n_k_head,
+        "ssm.time_step_rank": shape.n_v_head,
+        "ssm.inner_size": shape.n_v_head * shape.state_size,
     }
     general: dict[str, object] = {"general.architecture": "qwen35", "general.name": "mtpref random"}
     return general | {f"qwen35.{key}": value for key, value in values.items()} | tokenizer_metadata(shape)

@@ -25,6 +25,7 @@ import mtpref  # noqa: E402
 from mtpref import spec  # noqa: E402
 from mtpref.base.errors import MtprefError  # noqa: E402
 from mtpref.files.gguf import open_gguf, write_gguf  # noqa: E402
+from mtpref.look.compare.measures import nmse  # noqa: E402
 from mtpref.look.llama_cpp.programs import NUMERICS, run  # noqa: E402
 
 PROMPT = "a prompt of several chunks of five bytes each, and some more, to make it twenty tokens long. And on and on"
@@ -64,11 +65,6 @@ def quantise(bin_dir: Path, type_name: str, f32: Path, imatrix: Path, out: Path)
     if type_name in ("MXFP4", "NVFP4", "IQ2_S"):
         flags += ["--tensor-type", f".*={type_name}"]
     run([str(bin_dir / "llama-quantize"), *flags, str(f32), str(out), FILE_TYPES.get(type_name, type_name)], out.parent)
-
-
-def nmse(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return float(((a - b) ** 2).sum() / (a**2).sum())
 
 
 def measure(bin_dir: Path, model: Path) -> str:

@@ -28,7 +28,7 @@ def value_inputs(plant: mp.Plant, layer: int, head: int) -> list[int]:
 def delta_net_layer(plant: mp.Plant, layer: int) -> None:
     """One gated DeltaNet layer: nearly constant q and k, so that each head is a leaky sum of its values."""
     shape, name = plant.shape, f"blk.{layer}."
-    size, n_k, n_v = shape.state_size, shape.n_k_heads, shape.n_v_heads
+    size, n_k, n_v = shape.state_size, shape.n_k_head, shape.n_v_head
     norm = plant.gamma(name + "attn_norm.weight", shape.n_embd)
     n_key, n_value = n_k * size, n_v * size
 
@@ -66,7 +66,7 @@ def delta_net_layer(plant: mp.Plant, layer: int) -> None:
 def delta_net_gates(plant: mp.Plant, layer: int, norm: F32) -> None:
     """z nearly constant; beta and decay of each head as HEADS says, moved by the token."""
     shape, name = plant.shape, f"blk.{layer}."
-    n_v = shape.n_v_heads
+    n_v = shape.n_v_head
     z = plant.noise(name + "attn_gate.weight", (n_v * shape.state_size, shape.n_embd), mp.GATE_NOISE)
     z[:, mp.BIAS] += np.float32(2)
     plant.tensors[name + "attn_gate.weight"] = z / norm

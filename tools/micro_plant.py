@@ -63,8 +63,8 @@ class MicroShape:
     head_dim: int = 16
     n_rot: int = 8
     state_size: int = 16
-    n_k_heads: int = 2
-    n_v_heads: int = 4
+    n_k_head: int = 2
+    n_v_head: int = 4
     d_conv: int = 4
 
     @property
@@ -189,7 +189,7 @@ def context_inputs(shape: MicroShape, seed: int) -> list[list[tuple[int, int, in
     pairs = shape.state_size // 2
     out = []
     for c in range(shape.n_context):
-        layer, head = c % (shape.n_layer - 1), (c // (shape.n_layer - 1)) % shape.n_v_heads
+        layer, head = c % (shape.n_layer - 1), (c // (shape.n_layer - 1)) % shape.n_v_head
         signs = hash_u64(seed, f"context signs {c}", pairs).tolist()
         out.append([(layer, head, j, 1 - 2 * (signs[j] >> 63)) for j in range(pairs)])
     return out

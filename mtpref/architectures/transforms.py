@@ -36,24 +36,24 @@ class Count(Protocol):
 class VHeads:
     """The order of V heads along an axis: GGUF's tiled, head t * H_k + g, from HF's grouped, head g * r + t.
 
-    n_k, n_v   names of H_k and H_v; r = H_v / H_k
+    n_k_head, n_v_head   names of H_k and H_v; r = H_v / H_k
     skip       so much of the axis comes first and stays (q and k of a fused tensor)
     """
 
-    n_k: str
-    n_v: str
+    n_k_head: str
+    n_v_head: str
     skip: Count | None = None
 
     def source(self, size: int, values: Values) -> np.ndarray | None:
         """Which HF index each GGUF index of an axis of this size comes from; None where all stay."""
-        n_k, n_v = values[self.n_k], values[self.n_v]
-        if n_k < 1 or n_v % n_k:
-            raise MtprefError(f"V heads: H_v = {n_v} is not a multiple of H_k = {n_k}; check ssm.time_step_rank and "
-                              "ssm.group_count")  # fmt: skip
-        if n_k == n_v:
+        n_k_head, n_v_head = values[self.n_k_head], values[self.n_v_head]
+        if n_k_head < 1 or n_v_head % n_k_head:
+            raise MtprefError(f"V heads: H_v = {n_v_head} is not a multiple of H_k = {n_k_head}; check "
+                              "ssm.time_step_rank and ssm.group_count")  # fmt: skip
+        if n_k_head == n_v_head:
             return None
         first = 0 if self.skip is None else self.skip.value(values) or 0
-        rest = reorder_v_heads(np.arange(size - first), 0, n_k, n_v, to_gguf=True)
+        rest = reorder_v_heads(np.arange(size - first), 0, n_k_head, n_v_head, to_gguf=True)
         return np.concatenate([np.arange(first), first + rest])
 
 
@@ -138,23 +138,23 @@ def conv1d_from_gguf(weight: np.ndarray) -> np.ndarray:
     return weight[:, None, :]
 
 
-def v_head_source(n_k: int, n_v: int) -> np.ndarray:
+def v_head_source(n_k_head: int, n_v_head: int) -> np.ndarray:
     """The HF V head each GGUF V head comes from: head t * H_k + g <- head g * r + t, r = H_v / H_k."""
-    return np.arange(n_v).reshape(n_k, n_v // n_k).T.reshape(-1)
+    return np.arange(n_v_head).reshape(n_k_head, n_v_head // n_k_head).T.reshape(-1)
 
 
-def reorder_v_heads(x: np.ndarray, axis: int, n_k: int, n_v: int, to_gguf: bool) -> np.ndarray:
+def reorder_v_heads(x: np.ndarray, axis: int, n_k_head: int, n_v_head: int, to_gguf: bool) -> np.ndarray:
     """Move whole V heads along ``axis`` between grouped (HF) and tiled (GGUF) order.
 
-    The axis holds n_v equal pieces, one a head (of S rows, or of one value for ``ssm_a``).
+    The axis holds n_v_head equal pieces, one a head (of S rows, or of one value for ``ssm_a``).
     """
-    if x.shape[axis] % n_v:
-        raise MtprefError(f"V heads: axis of {x.shape[axis]} values, expected a multiple of H_v = {n_v}")
-    source = v_head_source(n_k, n_v)
+    if x.shape[axis] % n_v_head:
+        raise MtprefError(f"V heads: axis of {x.shape[axis]} values, expected a multiple of H_v = {n_v_head}")
+    source = v_head_source(n_k_head, n_v_head)
     if not to_gguf:
         source = np.argsort(source)
     moved = np.moveaxis(x, axis, 0)
-    heads = moved.reshape(n_v, x.shape[axis] // n_v, *moved.shape[1:])
+    heads = moved.reshape(n_v_head, x.shape[axis] // n_v_head, *moved.shape[1:])
     return np.ascontiguousarray(np.moveaxis(heads[source].reshape(moved.shape), 0, axis))
 
 

@@ -50,10 +50,6 @@ class Recipe:
         mtp_ops = None if self.mtp_ops is None else self.mtp_ops.replaced(**entries)
         return replace(self, ops=self.ops.replaced(**entries), mtp_ops=mtp_ops)
 
-    def with_mtp_ops(self, **entries: Unpack[OpEntries]) -> "Recipe":
-        """Other entries for the MTP block alone."""
-        return replace(self, mtp_ops=self.head_ops.replaced(**entries))
-
     def with_steps(self, **entries: Unpack[StepEntries]) -> "Recipe":
         """Other steps."""
         return replace(self, steps=replace(self.steps, **entries))

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.files.gguf import write_gguf, write_whole
-from mtpref.golden.check import nmse
 from mtpref.golden.format import CLASSES, FORMAT, Tensor, read_json, sha256_of
 from mtpref.golden.sources import source_sha256
+from mtpref.look.compare.measures import nmse
 
 
 @dataclass

@@ -4,7 +4,6 @@ Owns the comparison rules of golden/README.md: bits for the class "exact", NMSE 
 at near ties. Who answers (mtpref, another program) is given as a function.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.golden.digest import digest_difference
 from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor
 from mtpref.golden.port import Inputs, Outputs
+from mtpref.look.compare.measures import nmse
 
 Answers = Callable[[Suite, Case, Inputs], Outputs | None]
 
@@ -69,16 +69,6 @@ def check_case(folder: Folder, suite: Suite, case: Case, tensors: Mapping[str, T
         elif found is not None:
             measured[expected.name] = found
     return CaseResult(suite, case, "FAIL" if wrong else "PASS", tuple(wrong), nmse=measured)
-
-
-def nmse(expected: NDArray, found: NDArray) -> float:
-    """sum((a - b)^2) / sum(a^2), summed exactly; infinite where the answer is not finite or a is all zero."""
-    a, b = expected.astype(np.float64).reshape(-1), found.astype(np.float64).reshape(-1)
-    if not np.isfinite(b).all():
-        return math.inf
-    error = math.fsum((a - b) ** 2)
-    power = math.fsum(a * a)
-    return error / power if power else (0.0 if error == 0.0 else math.inf)
 
 
 def _named(suite: Suite, tensors: Mapping[str, Tensor], name: str) -> Tensor:

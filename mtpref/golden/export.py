@@ -31,7 +31,6 @@ from mtpref.spec import quants
 
 FORMAT = "mtpref-golden-export-1"
 CONTAINERS = ("npz", "safetensors")
-LLAMA_CPP = ("llama-results", "bin")
 PROMPTS = ("The quick brown fox jumps", "0123456789 and more text to read here", "abcdef")
 # What stock llama.cpp must be told so that it computes what the file holds.
 LLAMA_FLAGS = "-fa off -ctk f32 -ctv f32 -t 1 -fit off"

@@ -20,7 +20,6 @@ from mtpref.files.gguf import GgufFile, open_gguf, printable
 from mtpref.spec import quants
 
 FORMAT = "mtpref-golden-1"
-LEVELS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6")
 # Limits of the NMSE, sum((a - b)^2) / sum(a^2). A manifest repeats them: a port reads them there.
 CLASSES: dict[str, dict[str, Any]] = {
     "exact": {"about": "the same bits, where any NaN equals any NaN; or the same JSON value"},

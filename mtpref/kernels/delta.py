@@ -68,9 +68,9 @@ _DELTA_ARGS = (
 def _delta_heads(q, k, v, g, beta, state, wide, scale, out, states, first, last):
     """Value heads first .. last - 1, all tokens. `states` holds the matrices after the last tokens."""
     n_tokens, size = v.shape[0], v.shape[2]
-    n_k_heads, n_kept, n_heads = q.shape[1], states.shape[0], v.shape[1]
+    n_k_head, n_kept, n_heads = q.shape[1], states.shape[0], v.shape[1]
     row, decay, strength = np.empty(size, np.float32), np.empty(n_tokens, np.float32), np.empty(n_tokens, np.float32)
-    step = (n_k_heads * size, n_heads * size)
+    step = (n_k_head * size, n_heads * size)
     for h in range(first, last):
         for t in range(n_tokens):
             decay[t], strength[t] = exp(g[t, h]), beta[t, h]
@@ -78,7 +78,7 @@ def _delta_heads(q, k, v, g, beta, state, wide, scale, out, states, first, last)
             flat = out.reshape(-1)
             for start in range(0, n_tokens, TOKENS_IN_CACHE):
                 end = min(n_tokens, start + TOKENS_IN_CACHE)
-                at_k, at_v = start * step[0] + h % n_k_heads * size, start * step[1] + h * size
+                at_k, at_v = start * step[0] + h % n_k_head * size, start * step[1] + h * size
                 delta_tokens(state, states, h, start, end, n_tokens, q, k, v, step, at_k, at_v, decay[start:end],
                              strength[start:end], wide, scale, flat, h * size, step[1])  # fmt: skip
             continue
@@ -86,8 +86,8 @@ def _delta_heads(q, k, v, g, beta, state, wide, scale, out, states, first, last)
             for i in range(size):
                 row[i] = state[h, j, i]
             for t in range(n_tokens):
-                at_head = (t * n_k_heads + h % n_k_heads) * size
-                key = k[t, h % n_k_heads]
+                at_head = (t * n_k_head + h % n_k_head) * size
+                key = k[t, h % n_k_head]
                 for i in range(size):
                     row[i] = row[i] * decay[t]
                 delta = (v[t, h, j] - dot(row, 0, k, at_head, size, wide)) * beta[t, h]
@@ -126,14 +126,14 @@ def delta_rule(q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, keep: int,
 
     Errors   ValueError if H_v is no multiple of H_k, or keep is not in 1 .. T
     """
-    n_tokens, n_v_heads, size = v.shape
-    if n_v_heads % q.shape[1] or not 1 <= keep <= n_tokens:
-        raise ValueError(f"delta_rule: H_v {n_v_heads}, H_k {q.shape[1]}, keep {keep} of {n_tokens} tokens")
+    n_tokens, n_v_head, size = v.shape
+    if n_v_head % q.shape[1] or not 1 <= keep <= n_tokens:
+        raise ValueError(f"delta_rule: H_v {n_v_head}, H_k {q.shape[1]}, keep {keep} of {n_tokens} tokens")
     scale = one_over_root(size)
     out, states = np.empty(v.shape, np.float32), np.empty((keep, *state.shape), np.float32)
     arrays = [np.ascontiguousarray(a) for a in (q, k, v, g, beta, state)]
-    if compile.n_threads() == 1 or n_tokens * n_v_heads * size * size < PARALLEL_FROM:
-        _delta_heads(*arrays, wide, scale, out, states, 0, n_v_heads)
+    if compile.n_threads() == 1 or n_tokens * n_v_head * size * size < PARALLEL_FROM:
+        _delta_heads(*arrays, wide, scale, out, states, 0, n_v_head)
     else:
         _all_delta_heads(_delta_heads.address(), *arrays, wide, scale, out, states, compile.start_threads())
     return out, states

@@ -86,7 +86,7 @@ _ARGS = (
 
 
 @kernel(*_ARGS, INT, INT)
-def _delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, wide,
+def _delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_head, eps, wide,
                   scale, out, states, first, last):  # fmt: skip
     """Key heads first .. last - 1 with their value heads, all tokens."""
     n_tokens, n_heads, size = len(qkv), state.shape[0], state.shape[2]
@@ -101,11 +101,11 @@ def _delta_groups(qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, no
         for start in range(0, n_tokens, TOKENS_IN_CACHE):
             end = min(n_tokens, start + TOKENS_IN_CACHE)
             _convolve(qkv, conv, conv_weight, k_head * size, start, end, wide, q)
-            _convolve(qkv, conv, conv_weight, (n_k_heads + k_head) * size, start, end, wide, k)
+            _convolve(qkv, conv, conv_weight, (n_k_head + k_head) * size, start, end, wide, k)
             _normalise(q, end - start, eps)
             _normalise(k, end - start, eps)
-            for h in range(k_head, n_heads, n_k_heads):
-                _convolve(qkv, conv, conv_weight, (2 * n_k_heads + h) * size, start, end, wide, v)
+            for h in range(k_head, n_heads, n_k_head):
+                _convolve(qkv, conv, conv_weight, (2 * n_k_head + h) * size, start, end, wide, v)
                 for t in range(start, end):
                     decay[t - start] = exp(softplus(alpha[t, h] + dt_bias[h]) * ssm_a[h])
                     strength[t - start] = sigmoid(beta_raw[t, h])
@@ -118,13 +118,13 @@ _call_groups = caller(*_ARGS, INT, INT)
 
 
 @kernel(INT, *_ARGS, INT, parallel=True)
-def _all_delta_groups(groups, qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads,
+def _all_delta_groups(groups, qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_head,
                       eps, wide, scale, out, states, n_parts):  # fmt: skip
     """All key heads, with the kernel at this address."""
     for p in prange(n_parts):
-        _call_groups(groups, (qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads,
-                              eps, wide, scale, out, states, p * n_k_heads // n_parts,
-                              (p + 1) * n_k_heads // n_parts))  # fmt: skip
+        _call_groups(groups, (qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_head,
+                              eps, wide, scale, out, states, p * n_k_head // n_parts,
+                              (p + 1) * n_k_head // n_parts))  # fmt: skip
 
 
 _call_all_groups = caller(INT, *_ARGS, INT)
@@ -135,7 +135,7 @@ _OUT = target(types.float32, 2)
         *(_VECTOR, _VECTOR, _VECTOR, source(types.float32, 3), INT, F64, types.float32),
         *(_OUT, _OUT, _OUT, _OUT, _OUT, _OUT, target(types.float32, 4), _OUT, INT))  # fmt: skip
 def _whole_layer(products, all_groups, groups, how_qkv, how_gates, how_out, w_qkv, w_z, w_beta, w_alpha, w_out, x, conv,
-                 conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_heads, eps, scale, qkv, z, beta_raw, alpha, out,
+                 conv_weight, dt_bias, ssm_a, norm_weight, state, n_k_head, eps, scale, qkv, z, beta_raw, alpha, out,
                  window, states, y, n_parts):  # fmt: skip
     """All of a layer, in all threads, with the kernels at the first three addresses; window is what `_window` gives
     for all tokens."""
@@ -148,7 +148,7 @@ def _whole_layer(products, all_groups, groups, how_qkv, how_gates, how_out, w_qk
             products, (how_gates, 3, (w_z, w_beta, w_alpha, w_alpha), x, (z, beta_raw, alpha, alpha), n_parts)
         )
     _call_all_groups(all_groups, (groups, qkv, z, beta_raw, alpha, conv, conv_weight, dt_bias, ssm_a, norm_weight,
-                                  state, n_k_heads, eps, False, scale, out, states, n_parts))  # fmt: skip
+                                  state, n_k_head, eps, False, scale, out, states, n_parts))  # fmt: skip
     for i in range(n_before):
         t = n_tokens - n_before + i
         for c in range(conv.shape[1]):
@@ -198,10 +198,10 @@ def delta_layer(
 
     The states of a short batch are LatePlanes: a long one would have to keep its projections for them.
     """
-    n_k, n_v, size = cfg.n_k_heads, cfg.n_v_heads, cfg.d_state
+    n_k_head, n_v_head, size = cfg.n_k_head, cfg.n_v_head, cfg.d_state
     n_tokens = len(x)
     n_taps = w["ssm_conv1d.weight"].shape[1]
-    is_usual = n_taps == N_TAPS and size % 32 == 0 and n_v % n_k == 0 and 1 <= keep <= n_tokens
+    is_usual = n_taps == N_TAPS and size % 32 == 0 and n_v_head % n_k_head == 0 and 1 <= keep <= n_tokens
     if tap is not discard or not is_usual:
         y, windows, states = ops.composed["delta_layer"](ops, w, cfg, x, conv, ssm, keep, tap)
         return y, windows, states
@@ -213,16 +213,16 @@ def delta_layer(
     read = [weights_of(m) for m in matrices]
     if not wide and all(m is not None for m in read) and _is_whole(matrices, x):
         *projections, y = (np.empty((n_tokens, m.n_out), np.float32) for m in matrices)
-        out, states = np.empty((n_tokens, n_v * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
+        out, states = np.empty((n_tokens, n_v_head * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
         window = np.empty_like(conv)
         kernels_at = all_products.address(), _all_delta_groups.address(), _delta_groups.address()
         args = *(how(matrices[i].type_name) for i in (0, 1, 4)), *read
-        given = np.ascontiguousarray(x), conv, *weights, ssm, n_k, cfg.rms_eps, one_over_root(size)
+        given = np.ascontiguousarray(x), conv, *weights, ssm, n_k_head, cfg.rms_eps, one_over_root(size)
         _whole_layer(*kernels_at, *args, *given, *projections, out, window, states, y, compile.start_threads())
     else:
         first = matrices[:4]
         projections = [ops.mul_mat(m, x) for m in first] if wide else mul_mats.mul_mats(ops, first, x)
-        out, states = _mix(projections, conv, weights, ssm, n_k, cfg.rms_eps, wide, n_tokens, n_kept)
+        out, states = _mix(projections, conv, weights, ssm, n_k_head, cfg.rms_eps, wide, n_tokens, n_kept)
         window = _window(conv, projections[0], 0)
         y = ops.mul_mat(matrices[-1], out)
     if keep == 1:
@@ -233,7 +233,7 @@ def delta_layer(
     n_behind = ssm.nbytes + sum(projection.nbytes for projection in projections)
 
     def without(n: int) -> F32:
-        return _mix(projections, conv, weights, ssm, n_k, cfg.rms_eps, wide, n_tokens - n, 1)[1][0]
+        return _mix(projections, conv, weights, ssm, n_k_head, cfg.rms_eps, wide, n_tokens - n, 1)[1][0]
 
     windows = LatePlanes(window, keep, lambda n: _window(conv, qkv, n), conv.nbytes)
     return y, windows, LatePlanes(states[0], keep, without, n_behind)
@@ -246,15 +246,15 @@ def _is_whole(matrices: Sequence[Any], x: F32) -> bool:
     return compile.n_threads() > 1 and matrices[0].n_out * x.size >= mul_mats.PARALLEL_FROM
 
 
-def _mix(projections: Sequence[F32], conv: F32, weights: Sequence[F32], ssm: F32, n_k: int, eps: float, wide: bool,
+def _mix(projections: Sequence[F32], conv: F32, weights: Sequence[F32], ssm: F32, n_k_head: int, eps: float, wide: bool,
          n: int, n_kept: int) -> tuple[F32, F32]:  # fmt: skip
     """The first n tokens: what goes to the output projection, and the states after the last n_kept of them."""
     n_heads, size = ssm.shape[0], ssm.shape[2]
     out, states = np.empty((n, n_heads * size), np.float32), np.empty((n_kept, *ssm.shape), np.float32)
     parts = (projection[:n] for projection in projections)
-    args = *parts, conv, *weights, ssm, n_k, eps, wide, one_over_root(size), out, states
+    args = *parts, conv, *weights, ssm, n_k_head, eps, wide, one_over_root(size), out, states
     if compile.n_threads() == 1 or n * ssm.size < PARALLEL_FROM:
-        _delta_groups(*args, 0, n_k)
+        _delta_groups(*args, 0, n_k_head)
     else:
         _all_delta_groups(_delta_groups.address(), *args, compile.start_threads())
     return out, states

@@ -129,17 +129,17 @@ class DeltaConfig:
     n_embd: int
     d_conv: int
     d_state: int  # S, the size of a key and of a value
-    n_k_heads: int  # H_k
-    n_v_heads: int  # H_v
+    n_k_head: int  # H_k
+    n_v_head: int  # H_v
     rms_eps: float
 
     @property
     def d_inner(self) -> int:
-        return self.d_state * self.n_v_heads
+        return self.d_state * self.n_v_head
 
     @property
     def conv_dim(self) -> int:
-        return 2 * self.d_state * self.n_k_heads + self.d_inner
+        return 2 * self.d_state * self.n_k_head + self.d_inner
 
 
 @dataclass(frozen=True)

@@ -208,10 +208,10 @@ def delta_rule(q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, keep: int,
     Errors   ValueError if H_v is no multiple of H_k, or keep is not in 1 .. T
     Source   Yang et al., arXiv 2412.06464, eq. 10; the state is the transpose of the paper's
     """
-    n_tokens, n_v_heads, size = v.shape
-    if n_v_heads % q.shape[1] or not 1 <= keep <= n_tokens:
-        raise ValueError(f"delta_rule: H_v {n_v_heads}, H_k {q.shape[1]}, keep {keep} of {n_tokens} tokens")
-    k_head = np.arange(n_v_heads) % q.shape[1]
+    n_tokens, n_v_head, size = v.shape
+    if n_v_head % q.shape[1] or not 1 <= keep <= n_tokens:
+        raise ValueError(f"delta_rule: H_v {n_v_head}, H_k {q.shape[1]}, keep {keep} of {n_tokens} tokens")
+    k_head = np.arange(n_v_head) % q.shape[1]
     scale = rsqrt64(np.asarray(size, np.float64)).astype(np.float32)
     decay = exp(g)
     out = np.empty_like(v)

@@ -4,7 +4,7 @@ Owns a reader and writer that check nothing; it is independent of mtpref/files/g
 """
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 # Value type id -> struct code of a scalar; 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
@@ -74,10 +74,6 @@ def write(doc: Doc) -> bytes:
         out += [u32(t.type_id), u64(t.offset)]
     header = b"".join(out)
     return header + bytes(-len(header) % doc.pad) + doc.data
-
-
-def without_data(doc: Doc) -> Doc:
-    return replace(doc, data=b"")
 
 
 def u32(n: int) -> bytes:

@@ -15,7 +15,7 @@ from mtpref import spec
 from mtpref.base.events import DraftStep
 from mtpref.engine.decode.lengths import DraftLength
 from mtpref.engine.decode.sampling import Sampler, SamplingConfig
-from mtpref.engine.decode.statistics import Statistics
+from mtpref.engine.decode.statistics import Statistics, margin
 from mtpref.engine.model import Model
 from mtpref.spec.state import ModelState
 from mtpref.spec.steps import Hidden
@@ -141,7 +141,6 @@ def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: Dra
         drafted.steps.append(DraftStep(run.at, [], [], 0.0, False))
         return out.hidden
     rows, p = model.recipe.ops.top_candidates(compact)
-    margin = float(compact[rows[0]]) - float(compact[rows[min(1, len(rows) - 1)]])
     candidates = rows if d2t is None else d2t[rows]
     p_best, is_drawn = spec.fixed_probability(float(p[0])), sampler.config.draws_drafts
     is_taken = length.takes(p_best, is_drawn=is_drawn)
@@ -151,8 +150,8 @@ def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: Dra
         q = dist.prob(token)
         is_taken = length.keeps_drawn(spec.fixed_probability(q))
         drafted.dists += [dist] * is_taken
-    step = DraftStep(run.at, [int(id) for id in candidates], [float(x) for x in p], margin, is_taken, u, q)
-    drafted.steps.append(step)
+    ids, ps = [int(id) for id in candidates], [float(x) for x in p]
+    drafted.steps.append(DraftStep(run.at, ids, ps, margin(compact[rows]), is_taken, u, q))
     drafted.ids += [token] * is_taken
     if is_taken:
         length.grow(p_best)

@@ -4,9 +4,7 @@ Owns the sharing of the trunk's pass between hypotheses that only touch the head
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
@@ -14,16 +12,7 @@ from mtpref.engine.model import Model, pair, run_heads
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.hypotheses import Hypothesis, shares_trunk
 
-F32 = NDArray[np.float32]
 Sink = Callable[[str, NDArray], None]
-
-
-@dataclass
-class TrunkPass:
-    """The healthy trunk's pass: its hidden rows, and whatever the sink was shown."""
-
-    output: Output
-    distances: dict[str, float | None] = field(default_factory=dict)
 
 
 def run_trunk(model: Model, ids: list[int], sink: Sink, wants_logits: bool) -> Output:

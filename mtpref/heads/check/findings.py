@@ -7,7 +7,6 @@ those 3. Read next: report.py.
 from dataclasses import dataclass
 
 OK, NOTE, WARNING, CANNOT, FAIL = "ok", "note", "warning", "cannot-judge", "fail"
-SEVERITIES = (OK, NOTE, WARNING, CANNOT, FAIL)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Owns the order of the parts, the verdict and the schema.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mtpref.heads.check.findings import CANNOT, CATALOGUE, FAIL, NOTE, OK, SYMPT
 from mtpref.heads.check.running import Ran, run
 from mtpref.heads.check.sampling import samples
 from mtpref.heads.hf import is_checkpoint
+from mtpref.heads.inspect.layers import Problem
 from mtpref.heads.inspect.report import describe_file, open_to_inspect
 from mtpref.heads.proof import BLOCK
 from mtpref.measure.probe.controls import MAIN
@@ -127,7 +129,7 @@ def _check_file(path: Path, settings: _Settings) -> list[Finding]:
     with file:
         if alone is not None and "general.architecture" not in file.kv:
             raise MtprefError(alone)  # a later file of a split model, whose keys are all in the first
-        found = _look(path, file, describe_file(file, alone), settings)
+        found = _look(path, file, *describe_file(file, alone), settings)
     if settings.fast:
         return [*found, Finding("not-run", "the head", "--fast")]
     blocking = next((f for f in found if f.id in BLOCKING), None)
@@ -136,7 +138,9 @@ def _check_file(path: Path, settings: _Settings) -> list[Finding]:
     return found + _run(path, settings)
 
 
-def _look(path: Path, file: GgufFile, seen: dict[str, Any], settings: _Settings) -> list[Finding]:
+def _look(
+    path: Path, file: GgufFile, seen: dict[str, Any], problems: Sequence[Problem], settings: _Settings
+) -> list[Finding]:
     """What needs no run."""
     if seen["what"] is not None:
         how = (
@@ -148,7 +152,7 @@ def _look(path: Path, file: GgufFile, seen: dict[str, Any], settings: _Settings)
     if seen["architecture"] not in ARCHITECTURES:
         raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
                           "mtpref inspect shows what is in it")  # fmt: skip
-    found = static.inventory(seen)
+    found = static.inventory(seen, problems)
     found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
     found += marks.of_gguf(seen["general"])
     found += static.tokenizer(file)

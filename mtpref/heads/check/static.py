@@ -6,7 +6,7 @@ the same kind, and only where all four lie one off in the same direction is it c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from mtpref.files.gguf import GgufFile, printable
 from mtpref.files.vocab.pretokenizers import known_names, unusual_pre
 from mtpref.heads.check.findings import Finding
 from mtpref.heads.check.sampling import FEW_BITS, sample_rows, vector
+from mtpref.heads.inspect.layers import Problem
 from mtpref.spec.quants import DEQUANTIZABLE
 
 COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
@@ -31,8 +32,8 @@ POWER_STEPS = 40
 TRAINED, NOISE = 1.25, (0.93, 1.06)  # of the edge of noise
 
 
-def inventory(report: dict[str, Any]) -> list[Finding]:
-    """The findings in an inspect report: what is declared against what is there."""
+def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Finding]:
+    """The findings in an inspect report and its problems: what is declared against what is there."""
     head, found = report["mtp"], []
     status = head["status"]
     where = f"{report['architecture']}.nextn_predict_layers"
@@ -48,18 +49,15 @@ def inventory(report: dict[str, Any]) -> list[Finding]:
         if status == "incomplete":
             found += [Finding("head-incomplete", name, "missing, expected in every head") for name in block["missing"]]
     named = {name for block in head["blocks"] for name in block["missing"]}
-    for line in report["problems"]:
-        name = line.split(" ", 1)[0].removesuffix(":")
-        if name in named or "holds nextn tensors" in line or "has no nextn tensor" in line:
-            continue
-        if line.startswith("tensor ") and "mtpref does not know" in line:
-            continue  # said by `unreadable`
-        if line.startswith("one file of a split model"):
-            found.append(Finding("shards-missing", "shards", line))
-        elif line.startswith("tensor ") and line.endswith("unexpected and not used"):
-            found.append(Finding("unused-tensor", line.split(" ")[1], "unexpected, and nothing reads it"))
+    for problem in problems:
+        if problem.tensor in named or problem.kind in ("head", "type"):
+            continue  # said by the head's status, and by `unreadable`
+        if problem.kind == "shards":
+            found.append(Finding("shards-missing", "shards", problem.text))
+        elif problem.kind == "unused":
+            found.append(Finding("unused-tensor", problem.tensor, "unexpected, and nothing reads it"))
         else:
-            found.append(Finding("inventory", name, line))
+            found.append(Finding("inventory", problem.tensor or "key", problem.text))
     shared = [f"{t['name'].split('.', 2)[-1]} = {t['from']}" for b in head["blocks"] for t in b["tensors"]
               if t["source"] == "fallback"]  # fmt: skip
     if head["blocks"] and status == "present":

@@ -7,7 +7,7 @@ those of the architecture's data sheet. Never trusts a count from the file to lo
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Tensor, numbers, trimmed
 from mtpref.base.errors import MtprefError
@@ -21,6 +21,21 @@ DROPPED = (
     "convert again from a checkpoint with mtp.* tensors"
 )
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a file.
+
+    kind    what it is about: "key", a "block" of another kind, a tensor that is "missing", "misshapen" or "unused", a
+            "type" that mtpref does not know, a "head" whose key and tensors disagree, other "shards" that are needed
+    tensor  the tensor or block; empty where it is about a key or a file
+    text    one line: found and expected
+    """
+
+    kind: Literal["key", "block", "missing", "misshapen", "unused", "type", "head", "shards"]
+    tensor: str
+    text: str
 
 
 @dataclass
@@ -41,7 +56,7 @@ class Layout:
         return any(t.name == "blk.0.attn_norm.weight" for t in self.blocks.get(0, ()))
 
 
-def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[str]) -> Layout:
+def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[Problem]) -> Layout:
     """Blocks by number, and for a supported architecture their declared kinds."""
     blocks: dict[int, list[TensorInfo]] = {}
     for t in f.tensors.values():
@@ -53,16 +68,18 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[str]) ->
     sheet = layout.sheet = ARCHITECTURES[arch]
     n_blocks = _integer(f, f"{arch}.block_count")
     if n_blocks is None or not 1 <= n_blocks <= MAX_BLOCKS:
-        problems.append(f"key {arch}.block_count is {n_blocks}, expected an integer from 1 to {MAX_BLOCKS}")
+        text = f"key {arch}.block_count is {n_blocks}, expected an integer from 1 to {MAX_BLOCKS}"
+        problems.append(Problem("key", "", text))
         return layout
     n_mtp = _integer(f, f"{arch}.nextn_predict_layers") or 0
     if not 0 <= n_mtp < n_blocks:
-        problems.append(f"key {arch}.nextn_predict_layers is {n_mtp}, expected less than block_count = {n_blocks}")
+        text = f"key {arch}.nextn_predict_layers is {n_mtp}, expected less than block_count = {n_blocks}"
+        problems.append(Problem("key", "", text))
         n_mtp = 0
     layout.n_mtp = n_mtp
     found: list[str] = []
     declared, layout.declared_by = sheet.layers.declared(_Keys(f, arch), n_blocks, n_blocks - n_mtp, found)
-    problems += [problem.replace("key ", f"key {arch}.", 1) for problem in found]
+    problems += [Problem("key", "", text.replace("key ", f"key {arch}.", 1)) for text in found]
     layout.kinds = [block.name for block in declared] + [MTP] * n_mtp
     layout.values = _symbol_values(f, sheet)
     return layout
@@ -137,7 +154,7 @@ def _tables(sheet: Architecture) -> dict[str, list[Tensor]]:
     return tables | ({sheet.head.block.name: list(sheet.head.all_tensors())} if sheet.head else {})
 
 
-def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict[str, str]]:
+def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[dict[str, str]]:
     """Compare all tensors with the tables; add to `problems`; give the fallbacks that are in use."""
     sheet = layout.sheet
     if not layout.kinds or sheet is None:
@@ -149,7 +166,8 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict
             continue  # a head-only file holds no trunk block
         found = kind_found(layout.blocks.get(i, []), sheet)
         if found not in (kind, "empty") and not layout.partial:
-            problems.append(f"blk.{i} is declared {kind}, its tensors are those of kind {found}")
+            text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
+            problems.append(Problem("block", f"blk.{i}", text))
             kind = found if found in tables else kind
         specs += [tensor.at(i) for tensor in tables[kind]]
     if D2T.name in f.tensors:
@@ -161,7 +179,8 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict
             expected = numbers(spec.shape, layout.values)
             if expected is not None and info.shape != expected:
                 formula = ", ".join(map(str, spec.shape))
-                problems.append(f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})")
+                text = f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})"
+                problems.append(Problem("misshapen", spec.name, text))
             continue
         stand_in = next((name for name in spec.fallback if name in f.tensors), None)
         if layout.partial:
@@ -169,13 +188,15 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[str]) -> list[dict
         if stand_in is not None:
             fallbacks.append({"tensor": spec.name, "from": stand_in})
         else:
-            problems.append(f"{spec.name} is missing" + ("" if spec.required else ", and so is what stands in for it"))
+            more = "" if spec.required else ", and so is what stands in for it"
+            problems.append(Problem("missing", spec.name, f"{spec.name} is missing{more}"))
     known = {spec.name for spec in specs}
-    problems += [f"tensor {printable(name)} is unexpected and not used" for name in f.tensors if name not in known]
+    unused = [printable(name) for name in f.tensors if name not in known]
+    problems += [Problem("unused", name, f"tensor {name} is unexpected and not used") for name in unused]
     return fallbacks
 
 
-def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[str]) -> dict[str, Any]:
+def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[Problem]) -> dict[str, Any]:
     """The MTP head.
 
     status      "present"; "incomplete" (required tensors are missing); "missing" (declared, no tensor of it is
@@ -202,30 +223,36 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[s
     blocks = [_describe_mtp_block(f, head, i) for i in shown]
     status = _head_status(layout, declared, found, blocks)
     if status == "undeclared":
-        problems.append(
+        text = (
             f"blk.{found[0]} holds nextn tensors, but key {layout.arch}.nextn_predict_layers is absent or 0: the head "
             f"is not used; {REDECLARE}, or convert the model again with its MTP layers counted"
         )
+        problems.append(Problem("head", f"blk.{found[0]}", text))
     if status == "missing":
-        problems.append(
+        text = (
             f"key {layout.arch}.nextn_predict_layers is {len(declared)}, but blk.{declared[0]} has no nextn tensor: "
             f"{DROPPED}"
         )
+        problems.append(Problem("head", f"blk.{declared[0]}", text))
     trunk = layout.has_trunk
     return {
         "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
     }  # fmt: skip
 
 
-def _head_of_unknown(f: GgufFile, arch: str, names: list[str]) -> list[str]:
+def _head_of_unknown(f: GgufFile, arch: str, names: list[str]) -> list[Problem]:
     """What keys and names alone say of the head of an architecture whose blocks are not known."""
     key = f"{arch}.nextn_predict_layers"
     declared = _integer(f, key) or 0
     if declared > 0 and not names:
-        return [f"key {key} is {declared}, and no tensor is named nextn: {DROPPED}"]
+        return [Problem("key", "", f"key {key} is {declared}, and no tensor is named nextn: {DROPPED}")]
     if names and declared <= 0:
-        return [f"{printable(names[0])} and {len(names) - 1} more are there, and key {key} is absent or 0: the head is "
-                f"not used; {REDECLARE}, or convert the model again"]  # fmt: skip
+        first = printable(names[0])
+        text = (
+            f"{first} and {len(names) - 1} more are there, and key {key} is absent or 0: the head is "
+            f"not used; {REDECLARE}, or convert the model again"
+        )
+        return [Problem("key", first, text)]
     return []
 
 

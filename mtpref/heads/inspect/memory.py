@@ -16,8 +16,6 @@ from mtpref.heads.inspect.layers import Layout
 from mtpref.spec.config import Metadata, Values
 from mtpref.spec.state import KV_DTYPES
 
-STATES = ("absent", "off", "on")
-
 
 def head_memory(f: GgufFile, layout: Layout, head: dict[str, Any]) -> dict[str, Any] | None:
     """Bytes by state of the head; None where the head is not whole, or a key is missing.

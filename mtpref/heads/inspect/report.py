@@ -17,7 +17,7 @@ from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, printable
 from mtpref.files.identify import HEAD_ONLY, describe_kind, is_head_only
-from mtpref.heads.inspect.layers import check_tensors, describe_head, describe_layers, read_layout
+from mtpref.heads.inspect.layers import Problem, check_tensors, describe_head, describe_layers, read_layout
 from mtpref.heads.inspect.memory import head_memory
 
 SCHEMA = "mtpref-inspect-1"
@@ -49,7 +49,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     """
     f, alone = open_to_inspect(path)
     with f:
-        return describe_file(f, alone)
+        return describe_file(f, alone)[0]
 
 
 def open_to_inspect(path: str | Path) -> tuple[GgufFile, str | None]:
@@ -64,20 +64,19 @@ def open_to_inspect(path: str | Path) -> tuple[GgufFile, str | None]:
         return f, str(error)
 
 
-def describe_file(f: GgufFile, alone: str | None) -> dict[str, Any]:
-    """The report on an open file, as `inspect_file` gives it."""
+def describe_file(f: GgufFile, alone: str | None) -> tuple[dict[str, Any], list[Problem]]:
+    """The report on an open file, as `inspect_file` gives it, and its problems as what they are."""
     arch = _text(f, "general.architecture")
     supported = arch in ARCHITECTURES
-    problems = [] if arch is not None else ["key general.architecture is missing or no text"]
-    problems += _container_problems(f)
+    problems = _container_problems(f, arch)
     layout = read_layout(f, arch or "", supported, problems)
     if alone is not None:
         layout.partial = True
-        problems.append(f"one file of a split model, described alone: {alone}")
+        problems.append(Problem("shards", "", f"one file of a split model, described alone: {alone}"))
     head = describe_head(f, layout, supported, problems)
     fallbacks = check_tensors(f, layout, problems) if supported else []
     prefix = f"{arch}." if arch else None
-    return {
+    report = {
         "schema": SCHEMA,
         "file": {
             "path": str(f.path),
@@ -104,17 +103,18 @@ def describe_file(f: GgufFile, alone: str | None) -> dict[str, Any]:
         "fallbacks": fallbacks,
         "quantisation": _quantisation(f.tensors.values()),
         "tensors": [_tensor(t) for t in f.tensors.values()],
-        "problems": problems,
+        "problems": [problem.text for problem in problems],
     }
+    return report, problems
 
 
-def _container_problems(f: GgufFile) -> list[str]:
-    out = [
-        f"tensor {printable(t.name)} has type id {t.type_id}, which mtpref does not know: its {t.n_bytes} bytes can be "
-        "copied, not read"
-        for t in f.tensors.values()
-        if not t.is_known
-    ]
+def _container_problems(f: GgufFile, arch: str | None) -> list[Problem]:
+    out = [] if arch is not None else [Problem("key", "", "key general.architecture is missing or no text")]
+    for t in f.tensors.values():
+        if not t.is_known:
+            name = printable(t.name)
+            text = f"has type id {t.type_id}, which mtpref does not know: its {t.n_bytes} bytes can be copied, not read"
+            out.append(Problem("type", name, f"tensor {name} {text}"))
     return out
 
 

@@ -59,11 +59,24 @@ def measure(a: NDArray, b: NDArray) -> Measures:
         max_abs = max(max_abs, float(np.abs(u - v).max(initial=0.0)))
         max_ulp = max(max_ulp, 0 if is_integer else _max_ulp(x, y))
     error = float(errors.sum())
-    nmse = error / power_a if power_a else (0.0 if error == 0.0 else math.inf)
+    nmse = normalised(error, power_a)
     norm = math.sqrt(power_a) * math.sqrt(power_b)
     cosine = min(1.0, max(-1.0, dot / norm)) if norm else (1.0 if power_a == power_b else 0.0)
     worst = int(errors.argmax()) if errors.any() else None
     return Measures(is_equal, nmse, math.sqrt(nmse), cosine, max_abs, None if is_integer else max_ulp, worst)
+
+
+def nmse(a: NDArray, b: NDArray) -> float:
+    """sum((a - b)^2) / sum(a^2), summed exactly; infinite where b is not finite or a is all zero."""
+    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    if not np.isfinite(y).all():
+        return math.inf
+    return normalised(math.fsum((x - y) ** 2), math.fsum(x * x))
+
+
+def normalised(error: float, power: float) -> float:
+    """The NMSE of a sum of squared errors and a sum of squares."""
+    return error / power if power else (0.0 if error == 0.0 else math.inf)
 
 
 def _rows(array: NDArray) -> NDArray:

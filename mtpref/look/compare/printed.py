@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.look.compare.layouts import WITHOUT_TOKENS
-from mtpref.look.compare.measures import Measures
+from mtpref.look.compare.measures import Measures, normalised
 from mtpref.look.llama_cpp.callback import HALF_DIGIT, HALF_SUM_DIGIT, Printed
 
 Found = tuple[Measures, str, str]  # measures, note (why it fails without them), remark
@@ -80,7 +80,7 @@ def _beyond(a: NDArray[np.float64], b: NDArray[np.float64], half: float) -> Meas
         return Measures(False, infinite, infinite, math.nan, infinite, None, None, False)
     beyond = np.maximum(0.0, np.abs(a - b) - half * (1 + 1e-9))
     error, power, other = float((beyond**2).sum()), float((a * a).sum()), float((b * b).sum())
-    nmse = error / power if power else (0.0 if error == 0.0 else math.inf)
+    nmse = normalised(error, power)
     norm = math.sqrt(power) * math.sqrt(other)
     cosine = min(1.0, max(-1.0, float((a * b).sum()) / norm)) if norm else (1.0 if power == other else 0.0)
     return Measures(False, nmse, math.sqrt(nmse), cosine, float(beyond.max(initial=0.0)), None, None)

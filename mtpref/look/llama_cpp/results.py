@@ -15,7 +15,6 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, write_gguf
 
 KEY = "path_model"
-CHECK_LIMIT = 1e-6
 
 
 def is_results(file: GgufFile) -> bool:

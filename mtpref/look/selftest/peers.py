@@ -5,11 +5,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from mtpref.engine.decode import Options, PolicyConfig
 from mtpref.engine.decode.loop import Decoder
 from mtpref.engine.model import Model
+from mtpref.look.compare.measures import measure
 from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
 from mtpref.look.llama_cpp.limits import decision_limits, limits_of
 from mtpref.look.llama_cpp.programs import Programs
@@ -46,7 +45,7 @@ def same_logits(bench: Bench) -> str:
     if max(ids) >= model.n_vocab or theirs.shape[1] != model.n_vocab:
         raise Failed(f"llama.cpp's logits have {theirs.shape[1]} columns, the model {model.n_vocab} tokens")
     ours = model.trunk(model.new_state(N_DRAFT_CTX), ids, n_logits=len(ids)).logits
-    nmse = float(np.sum((ours - theirs).astype(np.float64) ** 2) / np.sum(theirs.astype(np.float64) ** 2))
+    nmse = measure(theirs, ours).nmse
     n_same = int((ours.argmax(axis=1) == theirs.argmax(axis=1)).sum())
     limit = limits.exact if model.recipe.numerics == "exact" else limits.ggml
     told = f"NMSE {nmse:.1e} (limit {limit:g} for {kind}), {n_same} of {len(ids)} greedy tokens equal"

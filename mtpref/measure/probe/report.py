@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import Bounds, SettingError, check_fields
+from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import Model
 from mtpref.measure.probe.controls import INVISIBLE, MAIN, Control, compare_controls, contracts, controls, verdict
 from mtpref.measure.probe.count import Estimate, Judged, difference, judge, total_difference
@@ -34,7 +35,6 @@ from mtpref.measure.probe.walk import Progress, Seen, Variant, walk_all
 
 SCHEMA = "mtpref-probe-1"
 MAX_DRAFT = 16
-NEAR_TIE = 0.01
 TEN = "p among the ten best (p_min's)"
 
 

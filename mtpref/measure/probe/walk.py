@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.engine.decode.statistics import margin
 from mtpref.engine.model import Model
 from mtpref.measure.probe.head import HeadWindow, tiles
 from mtpref.measure.probe.texts import Window
@@ -157,14 +158,6 @@ def _see_trunk(model: Model, seen: TrunkSeen, ids: Ints, post: F32, pos0: int, n
             seen.margin[p] = margin(row)
             if p + 1 < len(ids):
                 seen.lp_text[p] = float(row[ids[p + 1]]) - log_sum_exp(row)
-
-
-def margin(logits: F32) -> float:
-    """How far the best logit is above the second best."""
-    if logits.size < 2:
-        return float("inf")
-    top = np.partition(logits, logits.size - 2)[-2:]
-    return float(top[1]) - float(top[0])
 
 
 def log_sum_exp(logits: F32) -> float:

@@ -10,10 +10,10 @@ from mtpref.spec.state import LayerState, StateSpec
 def _configure(v: Values) -> DeltaConfig:
     cfg = DeltaConfig(v["n_embd"], v["d_conv"], v["d_state"], v["n_k_head"], v["n_v_head"], v["rms_eps"])
     label = f"{v.meta.source}: {v.meta.arch}"
-    if cfg.n_v_heads % cfg.n_k_heads:
+    if cfg.n_v_head % cfg.n_k_head:
         raise MtprefError(
-            f"{label}.ssm.time_step_rank {cfg.n_v_heads} is no multiple of {v.meta.arch}.ssm.group_count "
-            f"{cfg.n_k_heads}; convert the model again"
+            f"{label}.ssm.time_step_rank {cfg.n_v_head} is no multiple of {v.meta.arch}.ssm.group_count "
+            f"{cfg.n_k_head}; convert the model again"
         )
     if v["d_inner"] != cfg.d_inner:
         raise MtprefError(
@@ -27,7 +27,7 @@ def _state(cfg: DeltaConfig, kv_type: str) -> tuple[StateSpec, ...]:
     """cache_r: the last d_conv - 1 raw rows, oldest first; cache_s: (H_v, value, key). Always float32."""
     return (
         StateSpec("cache_r", (cfg.d_conv - 1, cfg.conv_dim), positional=False),
-        StateSpec("cache_s", (cfg.n_v_heads, cfg.d_state, cfg.d_state), positional=False),
+        StateSpec("cache_s", (cfg.n_v_head, cfg.d_state, cfg.d_state), positional=False),
     )
 
 

@@ -29,7 +29,7 @@ def delta_layer(
              -> y: (T, n_embd), and after each of the last `keep` tokens: conv (keep, d_conv - 1, C), ssm
              (keep, H_v, S, S)
     """
-    n_tokens, n_k, n_v, size = x.shape[0], cfg.n_k_heads, cfg.n_v_heads, cfg.d_state
+    n_tokens, n_k_head, n_v_head, size = x.shape[0], cfg.n_k_head, cfg.n_v_head, cfg.d_state
 
     # PROJECT
     qkv = ops.mul_mat(w["attn_qkv.weight"], x)
@@ -46,9 +46,9 @@ def delta_layer(
     tap("conv_output_silu", mixed)
 
     # NORM
-    q = ops.l2_norm(mixed[:, : n_k * size].reshape(n_tokens, n_k, size), cfg.rms_eps)
-    k = ops.l2_norm(mixed[:, n_k * size : 2 * n_k * size].reshape(n_tokens, n_k, size), cfg.rms_eps)
-    v = mixed[:, 2 * n_k * size :].reshape(n_tokens, n_v, size)
+    q = ops.l2_norm(mixed[:, : n_k_head * size].reshape(n_tokens, n_k_head, size), cfg.rms_eps)
+    k = ops.l2_norm(mixed[:, n_k_head * size : 2 * n_k_head * size].reshape(n_tokens, n_k_head, size), cfg.rms_eps)
+    v = mixed[:, 2 * n_k_head * size :].reshape(n_tokens, n_v_head, size)
     tap("q_conv_predelta", q)
     tap("k_conv_predelta", k)
     tap("v_conv_predelta", v)
@@ -63,9 +63,9 @@ def delta_layer(
     tap("new_state", states[-1])
 
     # GATE, OUT
-    normed = ops.gated_norm(out, z.reshape(n_tokens, n_v, size), w["ssm_norm.weight"], cfg.rms_eps)
+    normed = ops.gated_norm(out, z.reshape(n_tokens, n_v_head, size), w["ssm_norm.weight"], cfg.rms_eps)
     tap("final_output", normed)
-    y = ops.mul_mat(w["ssm_out.weight"], normed.reshape(n_tokens, n_v * size))
+    y = ops.mul_mat(w["ssm_out.weight"], normed.reshape(n_tokens, n_v_head * size))
     tap("linear_attn_out", y)
     return y, _windows(window, conv.shape[0], keep), states
 
