@@ -8,7 +8,7 @@ import pytest
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Verified
 from mtpref.engine.decode import DraftLength, MtpDrafter, Statistics
-from mtpref.engine.decode.drafters import Draft, read_head
+from mtpref.engine.decode.drafters import Draft, HeadRun, read_head
 from mtpref.engine.decode.sampling import SamplingConfig
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
@@ -150,7 +150,8 @@ def test_logits_and_candidates_are_those_of_the_full_head_for_the_ids_alone(nume
         some = trimmed.mtp(trimmed.new_state(), ids, hidden, 0, n_logits=5).logits
         assert some.tobytes() == np.ascontiguousarray(full[:, IDS]).tobytes()
         drafted = Draft()
-        read_head(MtpDrafter(trimmed, Statistics()), trimmed.new_state(), ids, hidden, 0, DraftLength.of(1), drafted)
+        run = HeadRun(0, ids, hidden, 0, 5)
+        read_head(MtpDrafter(trimmed, Statistics()), trimmed.new_state(), run, DraftLength.of(1), drafted)
         (step,) = drafted.steps
         best = sorted(IDS, key=lambda id: (-full[-1][id], id))[:10]
         assert step.candidates == best
