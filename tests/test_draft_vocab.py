@@ -150,7 +150,7 @@ def test_logits_and_candidates_are_those_of_the_full_head_for_the_ids_alone(nume
         some = trimmed.mtp(trimmed.new_state(), ids, hidden, 0, n_logits=5).logits
         assert some.tobytes() == np.ascontiguousarray(full[:, IDS]).tobytes()
         drafted = Draft()
-        run = HeadRun(0, ids, hidden, 0, 1)
+        run = HeadRun(0, ids, hidden, 0, 5)
         read_head(MtpDrafter(trimmed, Statistics()), trimmed.new_state(), run, DraftLength.of(1), drafted)
         (step,) = drafted.steps
         best = sorted(IDS, key=lambda id: (-full[-1][id], id))[:10]

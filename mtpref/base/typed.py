@@ -85,6 +85,14 @@ def parse_json(raw: bytes, *, max_depth: int = MAX_DEPTH, max_memory: int = MAX_
     return value
 
 
+def parse_json_at(raw: bytes, where: str, hint: str, **limits: Any) -> Any:
+    """`parse_json`, its errors as a whole line: where, what is wrong, and the hint as it stands."""
+    try:
+        return parse_json(raw, **limits)
+    except MtprefError as error:
+        raise MtprefError(f"{where}: {error}{hint}") from None
+
+
 def _reason(error: ValueError) -> str:
     return "a number of too many digits" if "digits" in str(error) else str(error)
 

@@ -7,12 +7,10 @@ test holds both, and what a run has allocated, to the same numbers.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from mtpref import spec
 from mtpref.engine.model import Model
 from mtpref.engine.weights import MtpWeights
-from mtpref.spec.state import KV_DTYPES, ModelState, StateSpec
+from mtpref.spec.state import ModelState
 
 SNAPSHOT, REPLAY = "snapshot", "replay"
 
@@ -56,8 +54,8 @@ def head_memory(model: Model) -> HeadMemory:
     trunk = [s for layer in model.layers for s in layer.state(model.kv_type) if not s.positional]
     return HeadMemory(
         weights=sum(array.nbytes for array in unique.values()),
-        kv_cell=sum(map(_bytes, specs)),
-        recurrent=sum(map(_bytes, trunk)),
+        kv_cell=sum(s.n_bytes for s in specs),
+        recurrent=sum(s.n_bytes for s in trunk),
         pending=4 * model.config.n_embd,
     )
 
@@ -83,8 +81,3 @@ def _arrays(head: MtpWeights) -> list[Any]:
 
 def _data(part: Any) -> Any:
     return part.raw if isinstance(part, spec.Matrix) else part
-
-
-def _bytes(one: StateSpec) -> int:
-    kind = one.kv_type if one.positional else "F32"
-    return int(np.prod(one.shape)) * KV_DTYPES[kind].itemsize

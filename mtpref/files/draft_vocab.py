@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.base.typed import parse_json
+from mtpref.base.typed import parse_json_at
 from mtpref.files.doors import open_text, read_up_to
 from mtpref.files.gguf import GgufFile, open_gguf, printable
 
@@ -102,12 +102,10 @@ def _are_offsets(ids: Sequence[int], n_vocab: int) -> bool:
 
 
 def _from_json(text: str, source: str) -> list[int]:
-    try:
-        values = parse_json(text.encode("utf-8", "surrogatepass"))
-    except MtprefError as error:
-        raise MtprefError(f"{source}: {error}, expected a list of token ids such as [0, 1, 2]") from None
+    expected = "expected a list of token ids such as [0, 1, 2]"
+    values = parse_json_at(text.encode("utf-8", "surrogatepass"), source, f", {expected}")
     if not isinstance(values, list):
-        raise MtprefError(f"{source}: a JSON {type(values).__name__}, expected a list of token ids such as [0, 1, 2]")
+        raise MtprefError(f"{source}: a JSON {type(values).__name__}, {expected}")
     for i, value in enumerate(values):
         if type(value) is not int:
             raise MtprefError(f"{source}: item {i} is {printable(repr(value), 40)}, expected a token id")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.base.typed import Ids, Within, describe, parse_json, read
+from mtpref.base.typed import Ids, Within, describe, parse_json_at, read
 from mtpref.files.doors import open_regular, read_regular
 from mtpref.files.gguf import GgufFile, open_gguf, printable
 from mtpref.spec import quants
@@ -296,11 +296,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Errors  MtprefError for a file that cannot be read, is too large or is no JSON object
     """
     label = printable(str(path), 400)
-    try:
-        data = parse_json(read_regular(path, label, "expected a folder of golden vectors", MAX_JSON_BYTES))
-    except MtprefError as error:
-        words = str(error) if str(error).startswith(label) else f"{label}: {error}; fetch the folder again"
-        raise MtprefError(words) from None
+    raw = read_regular(path, label, "expected a folder of golden vectors", MAX_JSON_BYTES)
+    data = parse_json_at(raw, label, "; fetch the folder again")
     if not isinstance(data, dict):
         raise MtprefError(f"{label}: {describe(data)}, expected an object")
     return data

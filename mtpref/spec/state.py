@@ -9,6 +9,7 @@ their own, so they need a checkpoint, or planes: their values after each of the 
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,6 +41,11 @@ class StateSpec:
     shape: tuple[int, ...]
     positional: bool
     kv_type: str = "F32"
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of one cell, or of the array that is carried."""
+        return math.prod(self.shape) * KV_DTYPES[self.kv_type if self.positional else "F32"].itemsize
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import RunStarted
-from mtpref.base.typed import Count, Ids, Sized, Within, parse_json, read, read_fields, read_number
+from mtpref.base.typed import Count, Ids, Sized, Within, parse_json_at, read, read_fields, read_number
 from mtpref.files.doors import TextStream, open_text, read_up_to
 from mtpref.files.gguf import printable
 from mtpref.look.llama_cpp.log import LlamaLog, read_text, runs_of
@@ -231,10 +231,7 @@ class _Run:
 
 def _of_json(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> PortRun:
     raw = read_up_to(file, label, "expected a shorter run", MAX_JSON)
-    try:
-        record = parse_json(raw)
-    except MtprefError as error:
-        raise MtprefError(f"{label}: {error}, expected an object of schema {SCHEMA}") from None
+    record = parse_json_at(raw, label, f", expected an object of schema {SCHEMA}")
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise MtprefError(
             f'{label}: no "schema": "{SCHEMA}" in it, expected the object that docs/diagnosis.md describes'

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from mtpref.base.errors import MtprefError
-from mtpref.base.typed import parse_json
+from mtpref.base.typed import parse_json_at
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
@@ -79,12 +79,10 @@ class ChatSettings:
 def _object(flag: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
-    try:
-        value = parse_json(text.encode("utf-8", "surrogateescape"))
-    except MtprefError as error:
-        raise MtprefError(f'{flag}: {error}, expected an object, e.g. {{"enable_thinking": false}}') from None
+    example = 'object, e.g. {"enable_thinking": false}'
+    value = parse_json_at(text.encode("utf-8", "surrogateescape"), flag, f", expected an {example}")
     if not isinstance(value, dict):
-        raise MtprefError(f'{flag}: {text[:40]}, expected a JSON object, e.g. {{"enable_thinking": false}}')
+        raise MtprefError(f"{flag}: {text[:40]}, expected a JSON {example}")
     return value
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.base.typed import parse_json
+from mtpref.base.typed import parse_json_at
 from mtpref.files.doors import read_regular
 from mtpref.files.gguf import printable
 from mtpref.files.tensor_files.safetensors import SafetensorsFile
@@ -185,11 +185,8 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    raw = _text(path).encode("utf-8")
-    try:
-        found = parse_json(raw, max_memory=MAX_MEMORY)
-    except MtprefError as error:
-        raise MtprefError(f"{printable(str(path), 400)}: {error}; is it damaged?") from None
+    label = printable(str(path), 400)
+    found = parse_json_at(_text(path).encode("utf-8"), label, "; is it damaged?", max_memory=MAX_MEMORY)
     if not isinstance(found, dict):
-        raise MtprefError(f"{printable(str(path), 400)}: a {type(found).__name__}, expected a JSON object")
+        raise MtprefError(f"{label}: a {type(found).__name__}, expected a JSON object")
     return found

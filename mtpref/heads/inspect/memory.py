@@ -6,7 +6,6 @@ Sums over what the layer kinds say of their states:
                            for each token of a draft
 """
 
-from math import prod
 from typing import Any
 
 from mtpref.architectures import D2T, Block
@@ -14,7 +13,6 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile
 from mtpref.heads.inspect.layers import Layout
 from mtpref.spec.config import Metadata, Values
-from mtpref.spec.state import KV_DTYPES
 
 
 def head_memory(f: GgufFile, layout: Layout, head: dict[str, Any]) -> dict[str, Any] | None:
@@ -56,4 +54,4 @@ def _bytes(block: Block, values: Values, kv_type: str, *, positional: bool) -> i
     """Bytes of one cell of a block's positional arrays, or of its others."""
     specs = block.mixer.state(block.mixer.configure(values), kv_type)
     specs += block.ffn.state(block.ffn.configure(values), kv_type)
-    return sum(prod(s.shape) * KV_DTYPES[s.kv_type].itemsize for s in specs if s.positional == positional)
+    return sum(s.n_bytes for s in specs if s.positional == positional)

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 from mtpref.base.errors import MtprefError
-from mtpref.base.typed import Within, describe, parse_json, read
+from mtpref.base.typed import Within, describe, parse_json_at, read
 from mtpref.files.doors import read_regular
 from mtpref.files.gguf import printable, write_whole
 
@@ -173,12 +173,10 @@ def read_costs(path: str | Path) -> CostSet:
 
 def _read_json(path: str | Path, source: str) -> dict[str, Any]:
     raw = read_regular(path, source, "expected a small JSON file of costs", MAX_BYTES)
-    try:
-        data = parse_json(raw)
-    except MtprefError as error:
-        raise MtprefError(f"{source}: {error}, expected one object of schema {SCHEMA}") from None
+    expected = f", expected one object of schema {SCHEMA}"
+    data = parse_json_at(raw, source, expected)
     if not isinstance(data, dict):
-        raise MtprefError(f"{source}: a JSON {type(data).__name__}, expected one object of schema {SCHEMA}")
+        raise MtprefError(f"{source}: a JSON {type(data).__name__}{expected}")
     return data
 
 
