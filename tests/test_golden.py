@@ -141,8 +141,8 @@ def test_damaged_folders_are_refused_with_one_line(copy):
         ("", "no JSON"),
         ("[1]", "expected an object"),
         ('{"format": "x"}', "format x"),
-        ('{"format": "mtpref-golden-1"}', "no list of records"),
-        ("[" * 100000, "no JSON"),
+        ('{"format": "mtpref-golden-1"}', "files is null, expected a list"),
+        ("[" * 100000, "nested more than 32 deep"),
     ):
         manifest.write_text(damage)
         assert message in refused(copy)

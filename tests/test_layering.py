@@ -12,21 +12,19 @@ PACKAGE = Path(mtpref.__file__).parent
 SELF = "mtpref"  # mtpref/__init__.py and __main__.py: the package's own door
 
 # A room may import those before it.
-ROOMS = tuple(
-    [
-        "base",
-        "spec",
-        "files",
-        "architectures",
-        "kernels",
-        "engine",
-        "measure",
-        "look",
-        "heads",
-        "golden",
-        "faults",
-        "front",
-    ]
+ROOMS = (
+    "base",
+    "spec",
+    "files",
+    "architectures",
+    "kernels",
+    "engine",
+    "measure",
+    "look",
+    "heads",
+    "golden",
+    "faults",
+    "front",
 )
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
