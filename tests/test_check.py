@@ -304,3 +304,12 @@ def test_the_page_has_every_finding():
     assert rows == {id: kind.severity for id, kind in CATALOGUE.items()}
     for kind in CATALOGUE.values():
         assert kind.meaning in page
+
+
+def test_bytes_after_the_last_tensor_are_said_and_padding_is_not(tmp_path):
+    path = tmp_path / "m.gguf"
+    for extra, is_said in ((0, False), (880, True)):
+        path.write_bytes(TINY.read_bytes() + bytes(extra))
+        found = [f for f in check_path(path, fast=True).findings if f.id == "trailing-bytes"]
+        assert bool(found) == is_said
+    assert "880 bytes after" in found[0].text

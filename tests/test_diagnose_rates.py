@@ -248,7 +248,8 @@ def test_short_drafts_are_read_both_ways():
     [
         ("(0.843, 0.686)", {"positions": (0.843, 0.686)}), ("0.843 0.686", {"positions": (0.843, 0.686)}),
         ("[84.3%; 68.6%]", {"positions": (0.843, 0.686)}), ("84.3,68.6", {"positions": (0.843, 0.686)}),
-        ("83.4%", {"aggregate": 0.834}), ("83.4", {"aggregate": 0.834}), ("0.5%", {"aggregate": 0.005}),
+        ("83.4%", {"aggregate": 0.834}), ("36.667 %", {"aggregate": 0.36667}),
+        ("83.4", {"aggregate": 0.834}), ("0.5%", {"aggregate": 0.005}),
         ("44/120", {"accepted": 44, "drafted": 120}), ("44 of 120", {"accepted": 44, "drafted": 120}),
         ("mean 2.34", {"mean": 2.34}), ("mean len = 2.34", {"mean": 2.34}), ("AL 2.34", {"mean": 2.34}),
         ("accept len: 2.34", {"mean": 2.34}), ("mean acceptance length: 2.34", {"mean": 2.34}),
@@ -439,3 +440,19 @@ def test_the_page_counts_the_published_rates():
 def test_an_n_max_that_none_can_have_is_named_by_its_option(n_max):
     with pytest.raises(MtprefError, match=rf"^--n-max: {n_max}, expected 1 .. 64"):
         verdict("44/120", n_max)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["draft acceptance rate = 0.00000 (    0 accepted /     0 generated)",
+     "slot print_timing: id  0 | task 0 | draft acceptance = nan ( 0 accepted / 0 generated), mean len = nan",
+     "n_drafted = 0\nn_accept  = 0\n"],
+)  # fmt: skip
+def test_a_log_of_a_drafter_that_drafted_nothing_says_so(line, tmp_path, capsys):
+    log = tmp_path / "server.log"
+    log.write_text(f"{line}\n")
+    assert main(["diagnose", "--log", str(log)]) == 2
+    err = capsys.readouterr().err
+    assert ": nothing was drafted in it" in err
+    assert "mtpref check FILE" in err
+    assert err.count("\n") == 1

@@ -18,6 +18,10 @@ from mtpref.faults.diagnose.rates_of_llama import of_llama
 from mtpref.files.gguf import printable
 
 _CANDIDATE = re.compile(r"draft candidate +\d{1,3}, pos +\d{1,9}:")
+# What engines print of a drafter that gave no draft.
+_NOTHING = re.compile(
+    r"\( *0 accepted / *0 generated\)|#gen tokens = +0,|\bn_drafted += 0(?=\s|$)|Drafted: 0 tokens|mean len = nan"
+)
 READ = (
     "the rate lines of llama-server, llama-speculative-simple, ik_llama.cpp, vLLM, SGLang, mlx-vlm or oMLX "
     "(docs/diagnosis.md); rates from elsewhere go to --stats, such as --stats 44/120 --n-max 3"
@@ -34,6 +38,11 @@ def read_rates(path: str | Path | LogSource) -> Rates | None:
     if source.file is not None or _CANDIDATE.search(source.text):
         return None
     found = find_rates(source.text)
+    if found is None and _NOTHING.search(source.text):
+        raise MtprefError(
+            f"{source.label}: nothing was drafted in it, expected drafts; has the file its head (mtpref check FILE), "
+            "and was the engine told to draft (llama.cpp: --spec-type draft-mtp, --spec-draft-n-max above 0)?"
+        )
     if found is None:
         raise MtprefError(
             f"{source.label}: no draft candidate and no acceptance rate in it, expected a log of "
@@ -72,7 +81,7 @@ def parse_stats(text: str, n_max: int | None = None, rounds: int | None = None) 
     """
     if len(text) > MAX_STATS:
         raise MtprefError(f"--stats: {len(text)} characters, expected rates; a log goes to --log FILE")
-    plain = re.sub(r"\s+", " ", text.strip()).strip("()[]{} ")
+    plain = re.sub(r"\s+", " ", text.strip()).strip("()[]{} ").replace(" %", "%")
     found: Rates | None = None
     if match := _COUNT.fullmatch(plain):
         found = Rates("--stats", int(match[1]), int(match[2]))

@@ -35,6 +35,11 @@ CATALOGUE: dict[str, Kind] = {
     "shards-missing": Kind(FAIL, "a file of a split model is missing; the head is mostly in the last", "find it"),
     "inventory": Kind(FAIL, "a tensor or key is missing, misshapen, unexpected or contradicts another", _AGAIN),
     "unused-tensor": Kind(WARNING, "a tensor that nothing reads", "see where it comes from; nothing is lost by it"),
+    "trailing-bytes": Kind(
+        WARNING,
+        "bytes after the last tensor that belong to none: appended, or its type is not the one that was written",
+        "--against the original tells",
+    ),
     "cannot-load": Kind(FAIL, "the model cannot be loaded", _AGAIN),
     "unsupported": Kind(
         CANNOT,

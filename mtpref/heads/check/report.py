@@ -153,6 +153,7 @@ def _look(
         raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
                           "mtpref inspect shows what is in it")  # fmt: skip
     found = static.inventory(seen, problems)
+    found += static.trailing(file)
     found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
     found += marks.of_gguf(seen["general"])
     found += static.tokenizer(file)

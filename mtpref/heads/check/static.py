@@ -66,6 +66,21 @@ def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Findi
     return found
 
 
+def trailing(file: GgufFile) -> list[Finding]:
+    """Bytes after the last tensor and its padding: a type that takes less than what was written leaves them."""
+    found, elsewhere = [], {name for other in file.others for name in other.tensors}
+    for part in (file, *file.others):
+        own = [t for name, t in part.tensors.items() if part is not file or name not in elsewhere]
+        if own:
+            last = max(own, key=lambda t: t.offset)
+            n_data = -(-(last.offset + last.n_bytes - part.data_offset) // part.alignment) * part.alignment
+            n = part.n_bytes - part.data_offset - n_data
+            if n > 0:
+                text = f"{n} bytes after {printable(last.name)} ({last.type_name}), expected none"
+                found.append(Finding("trailing-bytes", part.label, text))
+    return found
+
+
 def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
     """Types without decoder among the tensors that a run would read: nothing can be said of their values.
 
