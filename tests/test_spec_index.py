@@ -228,7 +228,7 @@ def test_a_wrong_citation_is_found():
 
 def test_a_kernel_carries_the_anchor_of_its_twin():
     n_twins = 0
-    for path in (ROOT / "mtpref/kernels").glob("*.py"):
+    for path in (ROOT / "mtpref/kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             found = ANCHOR.match(ast.get_docstring(node) or "") if isinstance(node, ast.FunctionDef) else None
             if found and anchors().get(node.name):

@@ -27,7 +27,7 @@ class Stopwatch:
     """Counts the calls that Python makes of each kernel, and adds up their seconds."""
 
     def __init__(self) -> None:
-        from mtpref.kernels.compile import Kernel
+        from mtpref.kernels.compiling.compile import Kernel
 
         self.found: dict[str, list[float]] = defaultdict(list)
         run = Kernel.__call__
