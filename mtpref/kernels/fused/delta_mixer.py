@@ -278,7 +278,7 @@ def delta_layer(
         return y, windows, states
     conv, ssm = np.ascontiguousarray(conv), np.ascontiguousarray(ssm)
     weights = Weights(w["ssm_conv1d.weight"], w["ssm_dt.bias"], w["ssm_a"], w["ssm_norm.weight"])
-    before, sizes = Before(conv, ssm), Sizes(n_k, cfg.rms_eps, wide, one_over_root(size))
+    before, sizes = Before(conv, ssm), Sizes(n_k_head, cfg.rms_eps, wide, one_over_root(size))
     is_late = keep > 1 and n_tokens <= MOST_LATE
     n_kept = 1 if is_late else keep
     matrices = [w[name] for name in MATRICES]
