@@ -263,7 +263,7 @@ def test_the_commands_of_the_page_give_the_text_of_plain_decoding(capfd):
         (["--spec-adaptive", "expected", "--spec-adaptive-costs", "0.1"], "--spec-adaptive-costs: '0.1' is not"),
         (
             ["--spec-adaptive", "expected", "--spec-adaptive-costs", "1,99"],
-            "costs: 99 for a verify row",
+            "costs: 99 is out of range",
         ),
         (["--spec-adaptive", "expected", "--spec-adaptive-costs", "nan,1"], "--spec-adaptive-costs: 'nan,1' is not"),
     ],

@@ -26,7 +26,7 @@ from mtpref.kernels.layers import attend, delta, norms
 from mtpref.kernels.products import matmul, mul_mats, panels
 
 SHAPE = ("--n-layer", "4", "--n-embd", "256", "--n-ff", "512", "--n-vocab", "400", "--n-head", "2", "--n-head-kv", "1")
-SIZES = ("--head-dim", "64", "--n-rot", "16", "--state-size", "64", "--n-k-heads", "4", "--n-v-heads", "4")
+SIZES = ("--head-dim", "64", "--n-rot", "16", "--state-size", "64", "--n-k-head", "4", "--n-v-head", "4")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def test_what_the_architecture_decides_is_resolved_once_and_named_by_no_word():
 
 @pytest.mark.parametrize("field", [{"hidden": "banana"}, {"pos_offset": True}, {"first": None}, {"concat": "arch"}])
 def test_a_value_that_a_field_does_not_have_is_refused(field):
-    with pytest.raises(MtprefError, match=f"contract: {next(iter(field))} is .*, expected one of"):
+    with pytest.raises(MtprefError, match=rf"^MtpContract\.{next(iter(field))}: .* is unknown, expected one of"):
         MtpContract(**field)
 
 

@@ -366,7 +366,7 @@ def test_a_head_that_is_off_is_never_read(monkeypatch, tiny_pair):
     assert n_off == reads.n_decoded < n_with_head
     assert (off.core.mtp_status, off.has_mtp, off.core.heads) == ("off", False, ())
     assert off.core.notes == ()
-    with pytest.raises(MtprefError, match=r"the MTP head was not loaded \(mtp=False\); use --spec-type none"):
+    with pytest.raises(MtprefError, match=r"the MTP head was not loaded \(mtp=False\); use Options.spec_type none"):
         off.generate(PROMPT, Options(spec_type="draft-mtp"))
     assert off.core.new_state(64).heads == []
     assert text == on.generate(PROMPT, n_ctx=64).finish().ids

@@ -14,7 +14,7 @@ import make_random  # noqa: E402
 
 SMALL = [
     *("--n-embd", "128", "--n-layer", "4", "--n-ff", "256", "--n-vocab", "600", "--n-head", "4"),
-    *("--head-dim", "32", "--n-rot", "16", "--state-size", "32", "--n-k-heads", "2", "--n-v-heads", "4"),
+    *("--head-dim", "32", "--n-rot", "16", "--state-size", "32", "--n-k-head", "2", "--n-v-head", "4"),
 ]
 
 

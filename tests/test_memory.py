@@ -9,13 +9,13 @@ import pytest
 
 from mtpref import kernels
 from mtpref.engine.decode import Options
+from mtpref.engine.decode.options import PolicyConfig
 from mtpref.engine.memory import HeadMemory, head_memory, measured
 from mtpref.files.gguf import WriteOptions, open_gguf
 from mtpref.front import api, cli
 from mtpref.heads import extract, strip, write_contents
 from mtpref.heads.inspect import inspect_file
 from mtpref.spec.ops import compose
-from mtpref.spec.policy import PolicyConfig
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "mtpref/data/tiny.gguf"

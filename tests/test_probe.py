@@ -461,13 +461,13 @@ def test_windows_cut_a_text_and_space_positions_over_all_of_it():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"n_draft": 0}, "--spec-draft-n-max: 0"),
+        ({"n_draft": 0}, "Settings.n_draft: 0"),
         ({"n_draft": 17}, "expected 1 .. 16"),
-        ({"stride": 0}, "--stride"),
-        ({"n_positions": -1}, "--positions"),
-        ({"n_ctx": 1}, "--ctx-size: 1"),
-        ({"n_batch": 0}, "--batch-size"),
-        ({"block": 0}, "--block"),
+        ({"stride": 0}, "Settings.stride"),
+        ({"n_positions": -1}, "Settings.n_positions"),
+        ({"n_ctx": 1}, "Settings.n_ctx: 1"),
+        ({"n_batch": 0}, "Settings.n_batch"),
+        ({"block": 0}, "Settings.block"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, expected):

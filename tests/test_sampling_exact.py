@@ -16,8 +16,8 @@ from mtpref import spec
 from mtpref.base.events import Token, Verified
 from mtpref.engine.decode import Decoder, MtpDrafter, Options, PolicyConfig, SamplingConfig, ScriptedDrafter, Statistics
 from mtpref.engine.decode.drafters import Draft
+from mtpref.engine.decode.options import AdaptiveConfig
 from mtpref.engine.decode.sampling import SAMPLERS, Sampler
-from mtpref.spec.policy import AdaptiveConfig
 from tests.toy import ToyModel, ToyState
 
 PROMPT = [1, 0]

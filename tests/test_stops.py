@@ -62,5 +62,5 @@ def test_no_string_holds_nothing_back():
 
 
 def test_an_empty_string_is_refused():
-    with pytest.raises(MtprefError, match=r"^--reverse-prompt: the string is empty"):
+    with pytest.raises(MtprefError, match=r"^Options\.stop: the string is empty"):
         StopStrings(["x", ""])

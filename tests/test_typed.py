@@ -271,7 +271,7 @@ accepted 1/1 draft tokens, the last target token is: (12)
         ("# n_max: 1e300", "header n_max is"),
         ("# n_max: nan", "header n_max is"),
         ("# p_min: 2", "header p_min is"),
-        ("# prompt_ids: " + "[" * 5000, "prompt_ids: JSON nested more than 32 deep"),
+        ("# prompt_ids: " + "[" * 5000 + "]" * 5000, "prompt_ids: JSON nested more than 32 deep"),
         ("# prompt_ids: [true]", "prompt_ids[0] is true"),
         ("# prompt_ids: [NaN]", "NaN is no number"),
     ],
@@ -312,7 +312,7 @@ def test_a_null_is_a_field_that_is_not_there():
 )
 def test_a_model_card_with_what_no_key_can_hold(tmp_path, card, words):
     (tmp_path / "README.md").write_bytes(b"---\n" + card + b"\n---\n# A model\n")
-    line = refusal(description, tmp_path, 1000)
+    line = refusal(description, tmp_path, "qwen35", 1000)
     assert words in line
     (tmp_path / "README.md").write_bytes(b"---\nmodel_name: A\ntags: [a, b]\n---\n")
-    assert ("general.tags", ["a", "b"], "arr:str") in description(tmp_path, 1000)
+    assert ("general.tags", ["a", "b"], "arr:str") in description(tmp_path, "qwen35", 1000)

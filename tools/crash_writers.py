@@ -34,10 +34,10 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from rival_writers import rival_rounds  # noqa: E402
 
-from mtpref import cli  # noqa: E402
 from mtpref.base.errors import MtprefError  # noqa: E402
 from mtpref.files.gguf import open_gguf, write_gguf  # noqa: E402
 from mtpref.files.gguf.whole import left_over_of  # noqa: E402
+from mtpref.front import cli  # noqa: E402
 from mtpref.heads.convert import Settings, convert  # noqa: E402
 from tests.gguf_copy import copy_of  # noqa: E402
 from tests.hf_folder import read_state, write_checkpoint  # noqa: E402

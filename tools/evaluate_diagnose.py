@@ -41,7 +41,7 @@ from mtpref.look import dump
 
 RANDOM = (
     "--type F32 --n-embd 128 --n-layer 4 --n-vocab 512 --n-ff 256 --n-head 4 --n-head-kv 2 --head-dim 32 --n-rot 16 "
-    "--state-size 32 --n-k-heads 2 --n-v-heads 4 --seed 5"
+    "--state-size 32 --n-k-head 2 --n-v-head 4 --seed 5"
 )
 PROMPTS = ("class Queue:\n    def get(self, timeout=None):\n        with self", "import json\n\ndef merge(a, b):\n    ")
 VISIBLE = 30.0  # a fault is visible in a dump where it moves a tensor by so many times the noise's power

@@ -164,7 +164,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Shape]:
     parser.add_argument("--seed", type=int, default=1, help="seed of every random number (default 1)")
     parser.add_argument("--tokenizer", default="test", choices=["test", "gpt2"], help="default: test")
     sizes = {"n-embd": 1024, "n-layer": 24, "interval": 4, "n-ff": 3584, "n-vocab": 248320, "n-head": 8, "n-head-kv": 2}
-    sizes |= {"head-dim": 256, "n-rot": 64, "state-size": 128, "n-k-heads": 16, "n-v-heads": 16, "d-conv": 4}
+    sizes |= {"head-dim": 256, "n-rot": 64, "state-size": 128, "n-k-head": 16, "n-v-head": 16, "d-conv": 4}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     args = parser.parse_args(argv)

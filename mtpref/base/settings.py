@@ -136,7 +136,7 @@ def _number(kind: Any, value: Any, where: str, bounds: Bounds) -> Any:
         raise SettingError(where, f"{_shown(value)} is no {what.split()[1]}, expected {what}, {bounds}")
     own: int | float = int(value) if isinstance(value, numbers.Integral) else float(value)
     if (isinstance(own, float) and not math.isfinite(own)) or not bounds.low <= own <= bounds.high:
-        shown = own if isinstance(own, float) or abs(own) < 1 << 70 else describe(own)
+        shown = f"{own:g}" if isinstance(own, float) else own if abs(own) < 1 << 70 else describe(own)
         raise SettingError(where, f"{shown} is out of range, expected {bounds}")
     return kind(own)
 
