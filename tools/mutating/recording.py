@@ -50,11 +50,8 @@ def run_pytest(
 
     Everything that its processes write lies below `work`; only the tree's own package can be imported.
     """
-    environment = _own_environment() | {
-        "PYTHONPATH": f"{tree}{os.pathsep}{work / 'side'}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    environment |= {"NUMBA_CACHE_DIR": str(work / "numba")} | more
+    environment = _own_environment() | {"NUMBA_CACHE_DIR": str(work / "numba"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTHONPATH": f"{tree}{os.pathsep}{work / 'side'}"} | more
     (work / "side").mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "pytest_side.py", work / "side")
     prefix = ["-m", "coverage", "run", f"--rcfile={more['COVERAGE_RCFILE']}"] if "COVERAGE_RCFILE" in more else []
