@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtpref.heads.check.findings import Finding
 from mtpref.spec.quants import dequantize
 from tests.broken_heads import HEAD, TINY, edited, write
 from tests.gguf_copy import copy_of
@@ -77,7 +78,7 @@ def altered(path: Path, name: str, x: np.ndarray) -> Path:
     return write(path, edited(lambda n: n == name, lambda _: x))
 
 
-def is_told_rightly(name: str, finding) -> bool:
+def is_told_rightly(name: str, finding: Finding) -> bool:
     """Whether a warning or failure is allowed to be said of a file in which this tensor is altered."""
     what, short = finding.what, name.removeprefix(HEAD).removesuffix(".weight")
     if name in what:

@@ -6,6 +6,7 @@ models.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -13,12 +14,12 @@ from math import prod
 Terms = tuple[tuple[int, tuple[str, ...]], ...]  # of each product: its number, and the names that it multiplies
 
 
-class Dim:
+class Dim(ABC):
     """A count, or a sum of products of counts."""
 
     @property
-    def terms(self) -> Terms:
-        raise NotImplementedError
+    @abstractmethod
+    def terms(self) -> Terms: ...
 
     def __add__(self, other: Dim | int) -> Dim:
         return _Sum(self.terms + _terms(other))

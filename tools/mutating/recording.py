@@ -38,6 +38,11 @@ def copy_tree(tree: Path, target: Path) -> None:
     shutil.copytree(tree, target, ignore=shutil.ignore_patterns(*_LEFT_BEHIND), symlinks=True)
 
 
+def _own_environment() -> dict[str, str]:
+    """What is set for a run of coverage around this one must not move its files."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("MUTATION_", "COVERAGE_"))}
+
+
 def run_pytest(
     tree: Path, work: Path, arguments: Iterable[str], more: dict[str, str], limit: float | None = None
 ) -> int:
@@ -45,9 +50,8 @@ def run_pytest(
 
     Everything that its processes write lies below `work`; only the tree's own package can be imported.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MUTATION_", "COVERAGE_"))}
-    environment |= {"PYTHONPATH": f"{tree}{os.pathsep}{work / 'side'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {"NUMBA_CACHE_DIR": str(work / "numba")} | more
+    environment = _own_environment() | {"NUMBA_CACHE_DIR": str(work / "numba"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTHONPATH": f"{tree}{os.pathsep}{work / 'side'}"} | more
     (work / "side").mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "pytest_side.py", work / "side")
     prefix = ["-m", "coverage", "run", f"--rcfile={more['COVERAGE_RCFILE']}"] if "COVERAGE_RCFILE" in more else []
@@ -157,6 +161,6 @@ def _record_file(path: Path, work: Path, folder: Path) -> None:
         print(f"  no test ran: {log}", file=sys.stderr)
     target = folder / f"{path.stem}.coverage"
     command = [sys.executable, "-m", "coverage", "combine", f"--rcfile={parts / 'rc'}", str(parts)]
-    subprocess.run(command, check=False, capture_output=True)
+    subprocess.run(command, check=False, capture_output=True, env=_own_environment())
     made = parts / "part"
     made.rename(target) if made.exists() else target.touch()

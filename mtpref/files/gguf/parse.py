@@ -313,7 +313,9 @@ def _place(cur: Cursor, raw: list[_RawTensor], data_offset: int, alignment: int)
                 f"{what} ends at byte {offset + (n_bytes or 1)}, the file has {cur.end}; it is cut short, "
                 "download or convert it again"
             )
-        _check_follows(cur, before, t, offset, data_offset if before is None else _next(before, data_offset, alignment))
+        _check_follows(
+            cur, before, t, offset, data_offset if before is None else next_aligned(before, data_offset, alignment)
+        )
         if n_bytes is None:
             end = data_offset + raw[i + 1].offset if i + 1 < len(raw) else cur.end
             n_bytes = max(end - offset, 1)  # where the next one lies before it or beside it, its own check says so
@@ -335,7 +337,7 @@ def _n_bytes(cur: Cursor, t: _RawTensor, what: str) -> int | None:
     return math.prod(t.ne) // quant.block_elements * quant.block_bytes
 
 
-def _next(before: TensorInfo, data_offset: int, alignment: int) -> int:
+def next_aligned(before: TensorInfo, data_offset: int, alignment: int) -> int:
     """The first aligned byte after a tensor."""
     return data_offset + -(-(before.offset + before.n_bytes - data_offset) // alignment) * alignment
 

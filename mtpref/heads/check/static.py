@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mtpref.architectures import D2T
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.gguf.parse import next_aligned
 from mtpref.files.vocab.pretokenizers import known_names, unusual_pre
 from mtpref.heads.check.findings import Finding
 from mtpref.heads.check.sampling import FEW_BITS, sample_rows, vector
@@ -73,8 +74,7 @@ def trailing(file: GgufFile) -> list[Finding]:
         own = [t for name, t in part.tensors.items() if part is not file or name not in elsewhere]
         if own:
             last = max(own, key=lambda t: t.offset)
-            n_data = -(-(last.offset + last.n_bytes - part.data_offset) // part.alignment) * part.alignment
-            n = part.n_bytes - part.data_offset - n_data
+            n = part.n_bytes - next_aligned(last, part.data_offset, part.alignment)
             if n > 0:
                 text = f"{n} bytes after {printable(last.name)} ({last.type_name}), expected none"
                 found.append(Finding("trailing-bytes", part.label, text))
