@@ -16,11 +16,12 @@ from mtpref.architectures.names import (
     tensor_of,
 )
 from mtpref.architectures.qwen35 import QWEN35
+from mtpref.architectures.qwen35moe import QWEN35MOE
 from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
 from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
-ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35,)}
+ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35, QWEN35MOE)}
 
 __all__ = [
     "ARCHITECTURES",
@@ -56,7 +57,7 @@ __all__ = [
 
 # Architectures that do not run here, whose heads can be taken out, off and put in: the converter treats them alike.
 # Their experts are not listed: what is known of their heads is everything but the feed-forward network.
-_HEADS_ALIKE = {"qwen35moe": QWEN35, "qwen3next": QWEN35}
+_HEADS_ALIKE = {"qwen3next": QWEN35}
 HEAD_FAMILY = (*ARCHITECTURES, *_HEADS_ALIKE)
 
 
