@@ -33,7 +33,7 @@ class MoeShape:
 
     n_expert: int = 6
     n_used: int = 3
-    n_ff_exp: int = 24
+    n_ff_exp: int = 32
     n_ff_dense: int = 80
     n_dense: int = 1  # layers in front that are dense, where an architecture has them
     n_group: int = 1
@@ -83,10 +83,12 @@ def micro_values(sheet: Architecture, shape: MoeShape) -> dict[str, Any]:
     if shape.n_group > 1:
         values |= {"n_expert_group": shape.n_group, "n_expert_group_used": shape.n_group_used}
     known = {hyper.name for hyper in sheet.hypers}
-    if isinstance(sheet.layers, LeadingDense | ByTensor):
-        values["n_dense"] = shape.n_dense
-    else:
+    if not isinstance(sheet.layers, LeadingDense | ByTensor):
         del values["n_ff"]  # no dense layers: converted files have no such key
+    if isinstance(sheet.layers, ByTensor):
+        values["n_rot"] = m.head_dim  # the whole head turns
+    if any(hyper.name == "rope_sections" and hyper.default is not None for hyper in sheet.hypers):
+        del values["rope_sections"]  # a model for pictures
     return {name: value for name, value in values.items() if name in known}
 
 
@@ -169,10 +171,11 @@ def lay_out(
 ) -> dict[str, F32]:
     """A block's planted tensors as its data sheet lists them."""
     wanted = {tensor.name: numbers(tensor.shape, values) for tensor in chosen(block, shape.fused)}
-    if "attn_norm.weight" in own and "attn_q.weight" in own and (shape.micro.n_head * shape.micro.head_dim) == (
-        wanted["attn_q.weight"] or (0,)
-    )[0]:  # fmt: skip
+    if block.mixer.name == "attention":
         own = without_gate(plant, il, own, shape.micro)
+    if shape.fused and block.mixer.name == "attention":
+        for kind in ("weight", "bias"):
+            own[f"attn_qkv.{kind}"] = np.concatenate([own.pop(f"attn_{part}.{kind}") for part in "qkv"])
     if "ffn_norm.weight" in wanted:
         own["ffn_norm.weight"] = own.pop("post_attention_norm.weight")
     if "ffn_gate_inp.weight" in wanted:
@@ -191,17 +194,16 @@ def chosen(block: Block, fused: bool) -> list[Tensor]:
     found: list[Tensor] = []
     for item in block.tensors:
         choices = item.choices if isinstance(item, Either) else ((item,),)
-        found += min(choices, key=len) if fused else max(choices, key=len)
-    return [tensor for tensor in found if tensor.name != "attn_qkv.bias"]
+        sizes = [len(choice) for choice in choices]
+        found += choices[sizes.index(min(sizes) if fused else max(sizes))]
+    return found
 
 
 def without_gate(plant: mp.Plant, il: int, own: dict[str, F32], m: mp.MicroShape) -> dict[str, F32]:
     """Plain attention: the queries without their gates, the output at the gates' mean, biases."""
     q = own["attn_q.weight"].reshape(m.n_head, 2, m.head_dim, m.n_embd)[:, 0].reshape(-1, m.n_embd)
-    changed = {
-        "attn_q.weight": np.ascontiguousarray(q),
-        "attn_output.weight": own["attn_output.weight"] * np.float32(0.5),
-    }
+    out = own["attn_output.weight"] * np.float32(0.5)
+    changed = {"attn_q.weight": np.ascontiguousarray(q), "attn_output.weight": out}
     for part in "qkv":
         rows = len(changed["attn_q.weight"]) if part == "q" else len(own[f"attn_{part}.weight"])
         name = f"attn_{part}.bias"
@@ -226,15 +228,14 @@ def with_experts(
     for name in wanted:
         if name.startswith("exp_probs_b"):
             made[name] = uniform(plant.seed, prefix + name, (shape.n_expert,)) * np.float32(BIAS_OF_EXPERTS)
-    made["ffn_gate_inp.weight"] = (
-        plant.noise(prefix + "ffn_gate_inp.weight", (shape.n_expert, len(norm)), ROUTER) / norm
-    )
+    router = plant.noise(prefix + "ffn_gate_inp.weight", (shape.n_expert, len(norm)), ROUTER)
+    made["ffn_gate_inp.weight"] = router / norm
     width = shape.n_ff_exp
     stacks = {
         part: plant.noise(f"{prefix}ffn_{part}_exps.weight", (shape.n_expert, width, len(norm)), 0.4) / norm
         for part in ("gate", "up")
     }
-    if shape.fused:
+    if "ffn_gate_up_exps.weight" in wanted:
         made["ffn_gate_up_exps.weight"] = np.concatenate([stacks["gate"], stacks["up"]], axis=1)
     else:
         made |= {f"ffn_{part}_exps.weight": x for part, x in stacks.items()}

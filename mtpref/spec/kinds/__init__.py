@@ -3,7 +3,7 @@
 Start with kind.py. A data sheet (mtpref/architectures) combines kinds; nothing here knows an architecture.
 """
 
-from mtpref.spec.kinds.attention import ATTENTION, WHOLE_ROTARY_ATTENTION
+from mtpref.spec.kinds.attention import ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_ATTENTION
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
@@ -20,6 +20,7 @@ __all__ = [
     "MOE_FFN",
     "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
+    "TEXT_ATTENTION",
     "WHOLE_ROTARY_ATTENTION",
     "LayerKind",
     "Norm",

@@ -1,7 +1,9 @@
 """The plain attention layer kind: biases and norms of q and k where the file has them, no gate. Its numerics are
 mtpref/spec/ops/compose.py:plain_attn_layer (S6, S8, S10, S15, S16, S49)."""
 
-from mtpref.base.errors import MtprefError
+from dataclasses import replace
+
+from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.spec.config import AttnConfig, Values
 from mtpref.spec.kinds.gated_attention import configure, kv_state
 from mtpref.spec.kinds.kind import F32, LayerKind, Span
@@ -35,6 +37,18 @@ def _forward(w: LayerWeights, cfg: AttnConfig, x: F32, state: LayerState, span: 
     )
 
 
+def _configure_text(v: Values) -> AttnConfig:
+    sections = v["rope_sections"]
+    if min(sections[:2]) > 0:
+        raise UnsupportedError(
+            f"{v.meta.source}: {v.meta.arch}.rope.dimension_sections is {list(sections)}: a model for pictures, which "
+            "is not supported; expected no sections"
+        )
+    return replace(configure(v), rope_sections=None)
+
+
 ATTENTION = LayerKind("attention", configure, kv_state, _forward)
+# The same with plain RoPE, where files for pictures have other sections: those are refused.
+TEXT_ATTENTION = LayerKind("attention", _configure_text, kv_state, _forward)
 # The same where RoPE must turn the whole head.
 WHOLE_ROTARY_ATTENTION = LayerKind("attention", _configure_whole, kv_state, _forward)
