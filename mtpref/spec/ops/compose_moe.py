@@ -22,7 +22,7 @@ def route(ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap) -> t
     tap("ffn_moe_logits", logits)
     probs = ops.expert_probs(logits, cfg.gating)
     tap("ffn_moe_probs", probs)
-    bias = w.get("exp_probs_b")
+    bias = w.get("exp_probs_b.bias", w.get("exp_probs_b"))
     scores = ops.expert_scores(probs, bias)
     if bias is not None:
         tap("ffn_moe_probs_biased", scores)
