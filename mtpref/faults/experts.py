@@ -259,8 +259,9 @@ GROUPS_IGNORED = Fault(
 # ---------------------------------------------------------------------------------------------------- shared expert
 
 
-def _nothing(table: Ops, w: Any, x: F32, tap: Any) -> F32:
-    return np.zeros((len(x), w["ffn_down_shexp.weight"].n_out), np.float32)
+def _nothing(entry: Callable[..., F32]) -> Callable[..., F32]:
+    """What an entry gives, as zeros."""
+    return lambda *args: np.zeros_like(entry(*args))
 
 
 SHARED_FORGOTTEN = Fault(
@@ -269,10 +270,10 @@ SHARED_FORGOTTEN = Fault(
     mechanism="Only the routed experts are added up.",
     bug_type="MISSING_STEP",
     replaces=("ops.shared_expert",),
-    predicted=_broken("ffn_shexp"),
+    predicted=_broken("ffn_out"),
     where=("shared expert",),
     needs=(),
-    apply_recipe=all_ops(lambda ops: {"shared_expert": _nothing}),
+    apply_recipe=all_ops(lambda ops: {"shared_expert": _nothing(ops.shared_expert)}),
 )
 
 SHARED_UNGATED = Fault(
@@ -362,15 +363,11 @@ DENSE_AS_MOE = Fault(
     "the layer has the router and the experts of the next one.",
     bug_type="OFF_BY_ONE",
     replaces=("layers", "weights.layers"),
-    predicted=_broken("ffn_moe_logits"),
+    predicted=_broken("ffn_gate"),
     where=("dense in front",),
     needs=(),
     apply_model=_as_moe,
 )
-
-
-def _shared_alone(ops: Ops) -> OpEntries:
-    return {"experts": lambda table, w, x, routing, weights, tap: np.zeros_like(x)}
 
 
 HEAD_AS_DENSE = Fault(
@@ -380,7 +377,7 @@ HEAD_AS_DENSE = Fault(
     "network only the shared expert is run.",
     bug_type="MISSING_STEP",
     replaces=("mtp_ops.experts",),
-    predicted=Signature("mtp_ffn_moe_gate", "lower"),
+    predicted=Signature("mtp_ffn_moe_out", "lower"),
     where=("dense in front", "shared expert"),
-    apply_recipe=head_ops(_shared_alone),
+    apply_recipe=head_ops(lambda ops: {"experts": _nothing(ops.experts)}),
 )

@@ -159,7 +159,8 @@ QK_NORM_AFTER_ROPE = Fault(
 
 def _half_width(ops: Ops) -> OpEntries:
     def rope_table(pos: NDArray, frequencies: NDArray, has_position: NDArray, *magnitude: float) -> Any:
-        return ops.rope_table(pos, frequencies[::2], has_position[: (len(has_position) + 1) // 2], *magnitude)
+        wide = np.ascontiguousarray(frequencies[::2])  # those of a base to the powers of half the width
+        return ops.rope_table(pos, wide, np.ascontiguousarray(has_position[: len(wide)]), *magnitude)
 
     return {"rope_table": rope_table}
 
