@@ -22,9 +22,7 @@ _MICRO = MicroShape(
     n_k_head=2, n_v_head=4,
 )  # fmt: skip
 _QWEN = MoeShape(n_expert=5, n_used=2, n_ff_exp=32, micro=_MICRO)
-_GROUPS = MoeShape(
-    n_expert=6, n_used=3, n_group=3, n_group_used=2, scale=2.5, n_ff_exp=32, n_ff_dense=64, micro=_MICRO
-)
+_GROUPS = MoeShape(n_expert=6, n_used=3, n_group=3, n_group_used=2, scale=2.5, n_ff_exp=32, n_ff_dense=64, micro=_MICRO)
 # As files without keys of the router: a sigmoid, and weights as they are.
 _PLAIN = MoeShape(n_expert=5, n_used=2, normalise=False, fused=True, n_ff_exp=32, n_ff_dense=64, micro=_MICRO)
 
