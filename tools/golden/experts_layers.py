@@ -143,7 +143,7 @@ def moe_ffn() -> SuiteBuilder:
         ("fused", "gate and up in one stack, the gate's rows first", SOFTMAX,
          {"is_gated": True, "is_biased": False, "is_fused": True}, mixed, ("ggml",)),
     ):  # fmt: skip
-        w = moe_weights("moe_ffn", **kind)  # type: ignore[arg-type]
+        w = moe_weights("moe_ffn", **kind)
         found = routed(w, params, x)
         block = {f"blk.0.{name}": array for name, array in w.items()}
         y, taps = naive_moe.moe(block, hparams(params), 0, x)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from golden import l3_trunk, l5_loop
 from golden.moe_models import MODELS, N_VOCAB, path_of
-from golden.streams import stream
+from golden.moe_models import prompt as tokens_of
 from mtpref.engine.model import Model, load
 from mtpref.engine.recipe import make_recipe
 from mtpref.golden.build import SuiteBuilder, close, value
@@ -45,10 +45,6 @@ KEPT = ("l_out", "ffn_moe_logits", "ffn_moe_probs", "ffn_moe_weights", "ffn_out"
 
 def features(arch: str, *more: str) -> tuple[str, ...]:
     return ("moe", "q8_0", *FEATURES[arch], *more)
-
-
-def tokens_of(name: str, n: int) -> list[int]:
-    return [int(i) for i in stream(name, n) % np.uint64(N_VOCAB)]
 
 
 @lru_cache(maxsize=4)

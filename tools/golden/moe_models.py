@@ -11,9 +11,12 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
+import numpy as np
 from make_micro import MicroVariant, make_micro_moe
 from micro_moe import MoeShape
 from micro_plant import MicroShape
+
+from golden.streams import stream
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 N_VOCAB = 64
@@ -38,6 +41,11 @@ MODELS: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
 def path_of(arch: str) -> str:
     """The file below the folder of the vectors."""
     return f"models/nano-{arch}-q8_0.gguf"
+
+
+def prompt(name: str, n: int) -> list[int]:
+    """Token ids of the models' vocabulary."""
+    return [int(i) for i in stream(name, n) % np.uint64(N_VOCAB)]
 
 
 def make(root: Path) -> None:
