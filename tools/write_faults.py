@@ -44,7 +44,8 @@ last column of positions and the first rounds have few rounds.
 * **first / full / partial**: a1 in the first round, after a round in which all was accepted, and after any other.
 * **<64 / <192 / more**: a1 in rounds that open at those positions of the context.
 * **first tensor**: the first that differs in a dump of a prompt, by its cb() name; "none": only the loop shows it.
-* **text**: how many of the {prompts} texts begin as the healthy ones, and the first token of any that is another.
+* **text**: how many of the {prompts} texts begin as the healthy ones, and the first token of any that is another. The
+  small models that stand in have a planted text, which some faults leave as it is; a real model's is not so robust.
 * **TV**: total variation over {seeds} seeds between what is drawn at one prompt and the target's own distribution: the
   token of a row that has a draft, and the token after it. The healthy row shows the noise.
 """  # noqa: E501

@@ -40,6 +40,9 @@ OF_HEAD = {
     "glm4moe": ("E11-experts-of-last-layer", "E13-head-as-dense"),
     "hy_v3": ("E11-experts-of-last-layer", "E13-head-as-dense"),
 }
+# What quantised activations hide in so small a trunk: the class of `ggml` cases is wider than these faults' effect.
+FAINT = ("E1-bias-in-weights", "E1b-norm-with-bias", "G13-v-heads-grouped", "G13b-v-heads-tiled",
+         "G18-qk-norm-after-rope")  # fmt: skip
 KEPT = ("l_out", "ffn_moe_logits", "ffn_moe_probs", "ffn_moe_weights", "ffn_out")
 
 
@@ -81,6 +84,7 @@ def add(
     out = {name: close("model_f32", tensors[name].reshape(given[name].shape), given[name]) for name in names}
     suite.case(arch, comment, inputs=inputs, out=out, params=params, flags=flags, requires=features(arch, *need))
     bits = ours(suite.op, params, inputs, "ggml")
+    flags = tuple(flag for flag in flags if flag not in FAINT)
     out = {name: close("model_ggml", bits[name]) for name in last}
     suite.case(f"{arch}_ggml", f"{comment}; quantised activations", inputs=inputs, out=out, params=params,
                numerics="ggml", requires=features(arch, "ggml", *need), flags=flags)  # fmt: skip
