@@ -350,7 +350,7 @@ def test_what_has_no_head_and_what_has_no_trunk(tmp_path):
             stray,
             r"nextn tensors in blk.4, no key .*, and key qwen35.block_count is 3: which",
         ),
-        (strip, behind, r"11 tensors of blocks behind qwen35.block_count = 3 .*, none of them an MTP head's"),
+        (strip, behind, r"11 tensors of blocks after qwen35.block_count = 3 .*, none of them an MTP head's"),
     ):
         with open_gguf(path) as f, pytest.raises(MtprefError, match=line):
             make(f)

@@ -22,7 +22,7 @@ from mtpref.engine.model.model import Head
 from mtpref.engine.weights import MtpWeights, TensorFinder, Weights, take_rows
 from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
 from mtpref.files.gguf import GgufArray, GgufFile, open_gguf, printable
-from mtpref.files.identify import describe_kind
+from mtpref.files.identify import describe_kind, has_trunk
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
 from mtpref.spec.kinds import rope_constants
 
@@ -305,7 +305,7 @@ def _notes(trunk: Trunk, finder: TensorFinder, weights: MtpWeights) -> tuple[str
         notes.append(f"{name} has no output.weight: its token_embd.weight gives the head's logits, as in llama.cpp, "
                      "though the trunk has an output.weight; was lm_head left out?")  # fmt: skip
     unused = finder.unused()
-    if finder.has("blk.0.attn_norm.weight"):
+    if has_trunk(finder.file.tensors):
         notes.append(f"{name} holds a whole model; only its MTP head is read, {len(unused)} tensors are not")
     elif set(unused) - {"token_embd.weight", "output_norm.weight"}:
         named = ", ".join(printable(n) for n in unused[:MAX_UNUSED_NAMED]) + ", ..." * (len(unused) > MAX_UNUSED_NAMED)
