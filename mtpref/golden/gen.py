@@ -118,7 +118,7 @@ def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBu
     run_prompt(model, ids, batches, tap)
     kept = {tensor: array for tensor, array in tap.kept.items() if array.size}
     if not kept:
-        raise MtprefError(f"--tensors: {plan.tensors!r} matches no activation of the model; try: mtpref dump")
+        raise MtprefError(f"`tensors`: {plan.tensors!r} matches no activation of the model; try: mtpref dump")
     suite = SuiteBuilder(
         "L3", f"prompt_{name}", "prompt", ("S6", "S20", "S30", "S31"), f"Prompt {name} through trunk and head."
     )
@@ -179,7 +179,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise MtprefError(f"--tensors: {text[:80]!r} is no regular expression ({error})") from None
+        raise MtprefError(f"`tensors`: {text[:80]!r} is no regular expression ({error})") from None
 
 
 def _rows(rows: str | tuple[int, ...], n: int) -> list[int] | None:
@@ -189,7 +189,7 @@ def _rows(rows: str | tuple[int, ...], n: int) -> list[int] | None:
         return None
     chosen = [n - 1] if rows == "last" else sorted({int(r) for r in rows})
     if chosen and not 0 <= chosen[0] <= chosen[-1] < n:
-        raise MtprefError(f"--rows: {chosen[-1]} is out of range, expected 0 .. {n - 1}, the prompt's tokens")
+        raise MtprefError(f"`rows`: {chosen[-1]} is out of range, expected 0 .. {n - 1}, the prompt's tokens")
     return chosen
 
 
@@ -197,17 +197,17 @@ def _check_target(out: Path) -> None:
     """A folder that is there is replaced whole, so it may hold nothing that an earlier run did not write."""
     check_output_folder(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise MtprefError(f"-o {out}: is there and is no folder, expected a new or a golden folder")
+        raise MtprefError(f"`out` {out}: is there and is no folder, expected a new or a golden folder")
     if not out.exists() or not any(out.iterdir()):
         return
     written = _files_of_gen(out / "manifest.json")
     if written is None:
-        raise MtprefError(f"-o {out}: is there and holds no golden vectors of golden gen, expected a new folder")
+        raise MtprefError(f"`out` {out}: is there and holds no golden vectors of golden gen, expected a new folder")
     for path in out.rglob("*"):
         name = path.relative_to(out).as_posix()
         if name not in written and (path.is_symlink() or not path.is_dir()):
-            raise MtprefError(f"-o {out}: holds {printable(name, 200)}, which golden gen did not write, expected a new "
-                              "folder, since the whole of an old one is replaced")  # fmt: skip
+            raise MtprefError(f"`out` {out}: holds {printable(name, 200)}, which golden gen did not write, expected a "
+                              "new folder, since the whole of an old one is replaced")  # fmt: skip
 
 
 def _files_of_gen(path: Path) -> set[str] | None:

@@ -166,7 +166,7 @@ class ModelState:
         needed = self.n_past + n_tokens
         if needed > self.n_ctx:
             raise MtprefError(f"context: {needed} positions needed, expected at most {self.n_ctx}; "
-                              "use a shorter prompt or a larger --ctx-size")  # fmt: skip
+                              "use a shorter prompt or a larger `n_ctx`")  # fmt: skip
         for layer in self.layers:
             layer.reserve(needed, self.poison)
 
@@ -235,10 +235,10 @@ class ModelState:
             for name, planes in layer.planes.items():
                 if n_drop >= planes.shape[0]:
                     raise MtprefError(f"roll back: {n_drop} tokens, expected fewer than the {planes.shape[0]} "
-                                      "planes of the last batch; use --spec-rollback replay")  # fmt: skip
+                                      "planes of the last batch; use `Options.rollback` replay")  # fmt: skip
                 layer.arrays[name] = planes[planes.shape[0] - 1 - n_drop].copy()
             if not layer.planes and any(not s.positional for s in layer.specs):
-                raise MtprefError("roll back: the last batch kept no planes; use --spec-rollback replay")
+                raise MtprefError("roll back: the last batch kept no planes; use `Options.rollback` replay")
             layer.planes = {}
         self._cut(self.n_past - n_drop)
 

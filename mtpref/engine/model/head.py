@@ -188,7 +188,7 @@ def _head_of_file(trunk: Trunk, path: str | Path) -> LoadedHead:
     file = open_gguf(path)
     what = describe_kind(file)
     if what is not None:
-        raise MtprefError(f"{file.label}: this is {what} (-md takes an MTP head)")
+        raise MtprefError(f"{file.label}: this is {what} (`model_draft` takes an MTP head)")
     values = trunk.arch.values(Metadata(file.kv, file.label, trunk.values.meta.rope))
     check_match(trunk, file, values)
     finder = TensorFinder(file)
@@ -214,7 +214,8 @@ def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
         raise differs("key general.architecture", arch, trunk.arch.name)
     if not meta.u32("nextn_predict_layers", 0, low=0):
         raise MtprefError(f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
-                          "give -md a file made with mtpref extract, or convert_hf_to_gguf.py --mtp")  # fmt: skip
+                          "give `model_draft` a file made with mtpref extract, or convert_hf_to_gguf.py "
+                          "--mtp")  # fmt: skip
     config, own = read_model_config(values), trunk.config
     if config.n_embd != own.n_embd:
         raise differs(f"key {arch}.embedding_length", config.n_embd, own.n_embd)

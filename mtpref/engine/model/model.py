@@ -235,7 +235,7 @@ class Model:
         Errors   MtprefError without a head; ValueError where positions would leave a hole
         """
         if not self.heads:
-            raise MtprefError("the model has no MTP head; use --spec-type none")
+            raise MtprefError("the model has no MTP head; use `Options.spec_type` none")
         one, own = self.heads[head], state.heads[head]
         mw, layer = one.weights, one.layer
         steps, contract, eps = self.recipe.steps, self.recipe.contract, self.config.rms_eps

@@ -41,7 +41,7 @@ def trunk_rows(
     cut = [list(ids[i : i + n_ctx]) for ids in texts for i in range(0, len(ids), n_ctx)]
     n_all = sum(map(len, cut))
     if not 2 <= n_all <= MAX_TOKENS:
-        raise MtprefError(f"--calibration: {n_all} tokens, expected 2 to {MAX_TOKENS}; give other texts")
+        raise MtprefError(f"`calibration`: {n_all} tokens, expected 2 to {MAX_TOKENS}; give other texts")
     out, n_done = [], 0
     for ids in cut:
         chunk = paired(model, ids)

@@ -105,8 +105,8 @@ def plan_types(items: Sequence[Item], wanted: Wanted, n_blocks: int, n_nextn: in
         types[item.name] = fitting(kind, item.shape[-1])
     unused = [wanted.overrides[i][0] for i in range(len(patterns)) if i not in used]
     if unused:
-        raise MtprefError(f"--tensor {unused[0]}: no tensor's name matches, expected one that can be quantised; mtpref "
-                          "inspect lists them")  # fmt: skip
+        raise MtprefError(f"`quantize.Wanted.overrides` {unused[0]}: no tensor's name matches, expected one that can "
+                          "be quantised; mtpref inspect lists them")  # fmt: skip
     return types
 
 
@@ -154,7 +154,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise MtprefError(f"--tensor {pattern}: no regular expression ({error})") from None
+        raise MtprefError(f"`quantize.Wanted.overrides` {pattern}: no regular expression ({error})") from None
 
 
 class _Rules:

@@ -131,7 +131,8 @@ def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacemen
             )
         if info.type_name not in FLOATS and not settings.allow_requantize:
             raise MtprefError(f"{file.label}: tensor {printable(info.name)} is {info.type_name} already, expected F32, "
-                              "F16 or BF16: quantising twice loses twice; say --allow-requantize to do so")  # fmt: skip
+                              "F16 or BF16: quantising twice loses twice; say "
+                              "`quantize.Settings.allow_requantize` to do so")  # fmt: skip
         if needs_library(kind, weighted=settings.weights(info) is not None):
             library()
 
