@@ -140,7 +140,10 @@ def test_what_a_head_alone_reads_and_a_whole_model_does_not_is_said(tmp_path):
 def test_an_undeclared_head_is_no_trunk_layer(tmp_path, key):
     """The engine refuses it, quantize too; graft of the file with itself declares it."""
     stray = rewritten(TINY, tmp_path / "stray.gguf", keys={"qwen35.nextn_predict_layers": key})
-    for refuse in (load, lambda path: quantize_file(path, tmp_path / "q.gguf", QuantizeSettings(Wanted("Q4_0")))):
+    for refuse in (
+        load,
+        lambda path: quantize_file(path, tmp_path / "q.gguf", QuantizeSettings(wanted=Wanted(mixture="Q4_0"))),
+    ):
         with pytest.raises(MtprefError, match=r"blk\.4\.nextn\.enorm\.weight is there.*mtpref graft FILE FILE"):
             refuse(stray)
     assert join(stray, stray, tmp_path / "out.gguf").stat().st_size == TINY.stat().st_size

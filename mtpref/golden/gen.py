@@ -12,14 +12,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, OneOf, check_fields
 from mtpref.base.typed import parse_json
-from mtpref.engine.decode import NEAR_TIE
+from mtpref.engine.decode import NEAR_TIE, STRATEGIES
 from mtpref.engine.model import Model
 from mtpref.files.doors import check_output_folder, in_place, read_regular
 from mtpref.files.gguf import GgufFile, open_gguf, printable
@@ -33,10 +34,11 @@ from mtpref.golden.taps import Tap
 VERSION = "0.0.0"
 RUN_SPEC = ("S20", "S22", "S23", "S24", "S30", "S31", "S32", "S33", "S34", "S35", "S38", "S40")
 NEAR_P = 1e-3  # candidates of a draft whose probabilities are nearer than this may be exchanged
+MOST = 1 << 20
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to record of every prompt.
 
@@ -49,12 +51,15 @@ class Plan:
     """
 
     tensors: str = r"^(l_out-\d+|result_norm|result_output|mtp_(eh_proj-\d+|l_out-\d+|result_output))$"
-    rows: str | tuple[int, ...] = "last"
-    n_batch: int = 512
-    n_predict: int = 32
-    drafts: tuple[int, ...] = (0, 3)
-    rollbacks: tuple[str, ...] = ("snapshot",)
+    rows: Annotated[str, OneOf(("last", "all"))] | tuple[Annotated[int, Bounds(0, MOST)], ...] = "last"
+    n_batch: Annotated[int, Bounds(1, MOST)] = 512
+    n_predict: Annotated[int, Bounds(0, MOST)] = 32
+    drafts: tuple[Annotated[int, Bounds(0, MOST)], ...] = (0, 3)
+    rollbacks: tuple[Annotated[str, OneOf(tuple(STRATEGIES))], ...] = ("snapshot",)
     is_digest: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "golden.Plan")
 
 
 def tensors_sha256(file: GgufFile) -> str:

@@ -12,12 +12,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, OneOf
 
 KV_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -26,6 +27,8 @@ KV_DTYPES: dict[str, np.dtype[Any]] = {
 }
 KV_POISON = {"F32": np.float32(np.nan), "F16": np.uint16(0x7E00), "BF16": np.uint16(0x7FC0)}
 MIN_CELLS = 64
+KvType = Annotated[str, OneOf(tuple(KV_DTYPES))]
+Positions = Annotated[int, Bounds(0, (1 << 31) - 1)]  # 0: as many as the model was made for
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _OLD = os.O_RDONLY | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_NONBLOCK",
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WriteOptions:
     """What a caller says about its targets.
 

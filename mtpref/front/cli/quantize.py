@@ -83,10 +83,16 @@ def run_quantize(args: argparse.Namespace) -> int:
         if args.pure_llama:
             raise MtprefError("--mtp-type: not with --pure-llama, which gives the head llama.cpp's types, expected one")
     found = None if args.imatrix is None else read_importance(args.imatrix)
-    wanted = Wanted(args.type, args.pure_llama, args.mtp_type, overrides, found is not None)
+    wanted = Wanted(
+        mixture=args.type,
+        pure_llama=args.pure_llama,
+        mtp_type=args.mtp_type,
+        overrides=overrides,
+        has_imatrix=found is not None,
+    )
     name = None if args.imatrix is None else Path(args.imatrix).name
     inputs = [] if args.imatrix is None else [args.imatrix]
-    settings = Settings(wanted, found, name, args.allow_requantize)
+    settings = Settings(wanted=wanted, importance=found, importance_name=name, allow_requantize=args.allow_requantize)
     replacements = _by_gptq(args, overrides) if args.method == "gptq" else None
     with writing(args, [*inputs, *(args.calibration or [])]) as options:
         made = quantize_file(args.source, args.target, settings, replacements=replacements, options=options)

@@ -33,7 +33,7 @@ OUTTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": 
 _LISTED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """outtype         f32, f16, bf16 or q8_0
     which           "both", "mtp" (the head alone, as --mtp) or "trunk" (as --no-mtp)

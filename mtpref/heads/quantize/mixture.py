@@ -40,7 +40,7 @@ LEAST_HEAD = "Q8_0"
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """mixture     a name of MIXTURES
     pure_llama  llama.cpp's types exactly, for the head too

@@ -27,7 +27,7 @@ Z_95 = 1.959963984540054
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a plan compares. n_max: longest draft; p_mins, cooldowns: values of --spec-draft-p-min, --spec-cooldown."""
 

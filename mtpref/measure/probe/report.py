@@ -38,7 +38,7 @@ MAX_DRAFT = 16
 TEN = "p among the ten best (p_min's)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """n_draft     draft steps
     stride, n_positions   which positions are probed: every so manieth, at most so many a text (0: all)
