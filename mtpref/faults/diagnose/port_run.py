@@ -31,7 +31,7 @@ START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 @dataclass(frozen=True)
 class PortRound:
-    """One round: the draft behind id_last (None: the last token so far), how many were accepted, what was emitted.
+    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted.
 
     p   the draft's own probability of each drafted token over its ten best, None where it is not known
     """
