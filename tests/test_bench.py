@@ -202,7 +202,7 @@ def test_llama_bench_is_asked_for_the_same_passes(tmp_path):
 )
 def test_another_program_is_refused(tmp_path, text, words):
     llama = LlamaBench(program(tmp_path, text), "model.gguf", 1)
-    with pytest.raises(MtprefError, match="--vs-llama-bench") as refused:
+    with pytest.raises(MtprefError, match="`llama_bench`") as refused:
         llama.run(8, 8, (2,), 8, ("prompt",))
     assert words in str(refused.value)
 

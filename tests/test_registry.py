@@ -1,6 +1,7 @@
 """The house, proved: architectures of other kinds of layer, block, stream and head, defined in tests/toys.py alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mtpref.engine.decode import STRATEGIES, ScriptedDrafter
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
+from mtpref.golden.loops import head_cells
 from mtpref.measure.probe import Variant, Window, walk
 from mtpref.spec.contract import MtpContract
 from tests import toys
@@ -227,3 +229,14 @@ def test_a_probe_takes_a_row_wider_than_an_embedding(files):
     seen = walk(toy, window, [Variant("head", toy, 3)], whole_chains=True).heads["head"]
     for event in (event for event in run.events if isinstance(event, Drafted) and event.ids):
         assert seen.draft[event.pos0 - 1, : len(event.ids)].tolist() == event.ids
+
+
+def test_golden_cells_are_those_of_any_positional_array(files):
+    toy = load(files["toy"], kv_type_draft="F16")  # its latent rows are float32 whatever the KV type is
+    inputs = {"tokens": SimpleNamespace(values=lambda: np.array(PROMPT))}
+    out = head_cells(toy, {"n_predict": 8, "n_max": 3}, inputs)
+    run = run_decoder(toy, PROMPT, 8, n_max=3)
+    assert out["ids"] == run.ids
+    cells = run.decoder.state.heads[0].layer.arrays["cache_latent"][: out["n_mtp"]]
+    assert np.array_equal(out["latent"], cells)
+    assert cells.any()
