@@ -11,7 +11,7 @@ import pytest
 
 import mtpref
 from mtpref import spec
-from mtpref.architectures import ARCHITECTURES
+from mtpref.architectures import ARCHITECTURES, Tensor
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import write_gguf
 from mtpref.files.tensor_files import write_npz, write_safetensors
@@ -269,11 +269,13 @@ def test_every_rule_that_makes_something_has_its_number():
 
 def test_of_a_kind_without_a_graph_the_sheets_own_words_are_told(monkeypatch):
     """A layer of another architecture is told by its names, in front of qwen35's; see tests/toys.py for the kinds."""
-    rows = (replace(toys.ROWS[0], cb="latent"), replace(toys.ROWS[1], cb="latent_out"))
+    bias = Tensor("probs.bias", (toys.n_expert,), cb="probs")
+    rows = (replace(toys.ROWS[0], cb="latent"), replace(toys.ROWS[1], cb="latent_out"), bias)
     block = replace(toys.LATENT_MOE, tensors=rows)
     monkeypatch.setitem(ARCHITECTURES, "toy", replace(toys.SINGLE, layers=toys.Cycle(block, ())))
     known = frozenset({"latent-1", "latent_out-1", "l_out-1", "z-0", "l_out-0"})
-    assert producer_of("latent_out-1", known) == Producer((), "made with blk.1.latent_up.weight")
+    assert producer_of("latent_out-1", known) == Producer((), "product with blk.1.latent_up.weight (S6)")
+    assert producer_of("probs-1", known).step == "made with blk.1.probs.bias"
     assert producer_of("attn_norm-0", known).inputs == ("model.input_embed",)
     assert producer_of("z-1", known) is None
     assert in_execution_order(["latent_out-1", "z-0", "latent-1"]) == ["z-0", "latent-1", "latent_out-1"]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 
 from mtpref.architectures import D2T, HEAD_FAMILY, head_of, sheet_of
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.gguf import GgufFile, listed, printable
 from mtpref.files.identify import describe_kind
 
 BLOCK_COUNT, NEXTN = "block_count", "nextn_predict_layers"
-MAX_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -104,20 +103,16 @@ def _undeclared(file: GgufFile, arch: str, n_block: int) -> HeadLayout:
         if layout.names:
             raise MtprefError(
                 f"{file.label}: {len(layout.names)} tensors of blocks after {arch}.{BLOCK_COUNT} = {n_block} "
-                f"({_named(layout.names)}), none of them an MTP head's; convert the model again"
+                f"({listed(layout.names)}), none of them an MTP head's; convert the model again"
             )
         return layout
     n_trunk, n_nextn = found[0], len(found)
     if n_trunk < 1 or found != list(range(n_trunk, n_trunk + n_nextn)) or n_block not in (n_trunk, n_trunk + n_nextn):
         raise MtprefError(
-            f"{file.label}: nextn tensors in {_named(tuple(f'blk.{i}' for i in found))}, no key {arch}.{NEXTN}, and "
+            f"{file.label}: nextn tensors in {listed(tuple(f'blk.{i}' for i in found))}, no key {arch}.{NEXTN}, and "
             f"key {arch}.{BLOCK_COUNT} is {n_block}: which blocks are the head is not said; convert the model again"
         )
     return replace(layout_by(arch, n_trunk + n_nextn, n_nextn, file.tensors), is_declared=False)
-
-
-def _named(names: tuple[str, ...]) -> str:
-    return ", ".join(printable(name) for name in names[:MAX_NAMED]) + ", ..." * (len(names) > MAX_NAMED)
 
 
 def _block_of(name: str) -> int:

@@ -5,13 +5,11 @@ Source: llama.cpp conversion/qwen.py, filter_tensors and set_gguf_parameters.
 
 from mtpref.architectures import D2T, SHARED
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.gguf import GgufFile, listed
 from mtpref.files.identify import has_trunk
 from mtpref.heads.contents import Contents, items_of
 from mtpref.heads.layout import NEXTN, HeadLayout, layout_of
 from mtpref.heads.pairs import pairs_of, relabelled, with_head, without_head
-
-MAX_NAMED = 4
 
 
 def extract(file: GgufFile) -> Contents:
@@ -23,7 +21,7 @@ def extract(file: GgufFile) -> Contents:
     layout = _with_head(file)
     if layout.missing:
         raise MtprefError(f"{file.label}: the MTP head is incomplete, {len(layout.missing)} tensors are missing "
-                          f"({_named(layout.missing)}); take it from another file")  # fmt: skip
+                          f"({listed(layout.missing)}); take it from another file")  # fmt: skip
     if not has_trunk(file.tensors):
         raise MtprefError(f"{file.label}: holds no trunk (blk.0), so it is an MTP head already; expected a whole model")
     shared = set(SHARED)
@@ -59,7 +57,3 @@ def _part(file: GgufFile, names: set[str], pairs: list) -> Contents:
     contents = Contents(pairs, items_of(file, names))
     before = [(info.name, info.shape) for info in file.tensors.values()]
     return Contents(relabelled(pairs, before, contents.shapes), contents.items)
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(printable(name) for name in names[:MAX_NAMED]) + ", ..." * (len(names) > MAX_NAMED)

@@ -21,12 +21,11 @@ from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
 from mtpref.engine.model.model import Head
 from mtpref.engine.weights import MtpWeights, TensorFinder, Weights, take_rows
 from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
-from mtpref.files.gguf import GgufArray, GgufFile, open_gguf, printable
+from mtpref.files.gguf import GgufArray, GgufFile, listed, open_gguf, printable
 from mtpref.files.identify import describe_kind, has_trunk
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
 from mtpref.spec.kinds import rope_constants
 
-MAX_UNUSED_NAMED = 4
 INPUT_PARTS = ("enorm", "hnorm", "eh_proj")  # what embedding and hidden row go through before the block
 MAX_TEXT = 1000  # bytes of a name that is compared
 # Hyper-parameters that turn positions into angles, beside rope.scaling.*.
@@ -309,6 +308,5 @@ def _notes(trunk: Trunk, finder: TensorFinder, weights: MtpWeights) -> tuple[str
     if has_trunk(finder.file.tensors):
         notes.append(f"{name} holds a whole model; only its MTP head is read, {len(unused)} tensors are not")
     elif set(unused) - {"token_embd.weight", "output_norm.weight"}:
-        named = ", ".join(printable(n) for n in unused[:MAX_UNUSED_NAMED]) + ", ..." * (len(unused) > MAX_UNUSED_NAMED)
-        notes.append(f"{len(unused)} tensors of {name} are not read: {named}")
+        notes.append(f"{len(unused)} tensors of {name} are not read: {listed(unused)}")
     return tuple(notes)

@@ -12,12 +12,12 @@ from mtpref.architectures import OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, Archit
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_arguments
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
-from mtpref.engine.model.head import MAX_UNUSED_NAMED, LoadedHead, Trunk, load_head
+from mtpref.engine.model.head import LoadedHead, Trunk, load_head
 from mtpref.engine.model.model import Layer, Model
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.engine.weights import TensorFinder, Weights, packed
 from mtpref.files.finite_weights import check_tensors as check_tensors_of
-from mtpref.files.gguf import GgufFile, open_gguf, printable
+from mtpref.files.gguf import GgufFile, listed, open_gguf, printable
 from mtpref.files.identify import HEAD_ONLY, REDECLARE, describe_kind, head_in_trunk, is_head_only
 from mtpref.files.vocab import load_vocab
 from mtpref.spec import Matrix
@@ -157,10 +157,7 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple
     notes = []
     unused = finder.unused()
     if unused:
-        named = ", ".join(printable(name) for name in unused[:MAX_UNUSED_NAMED]) + (
-            ", ..." if len(unused) > MAX_UNUSED_NAMED else ""
-        )
-        notes.append(f"{len(unused)} tensors of the file are not read: {named}")
+        notes.append(f"{len(unused)} tensors of the file are not read: {listed(unused)}")
     orphans = [name for name in unused if ".nextn." in name]
     if orphans and head.status in ("none", "file"):
         notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "

@@ -10,12 +10,12 @@ from comes before it.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from mtpref import spec
-from mtpref.architectures import ARCHITECTURES, Architecture, Block, HeadSheet
+from mtpref.architectures import ARCHITECTURES, Architecture, Block, HeadSheet, Tensor
 from mtpref.engine.model.model import MTP_NAMES
 from mtpref.spec.kinds import FFN, INPUT, LAYER_INPUT, MIXER, Graph, Made
 
@@ -67,7 +67,7 @@ _HEAD_INPUT = {
 def block_graph(block: Block) -> dict[str, Made]:
     """What a block makes, in order: its residual's graph with those of mixer and network where they are first read.
 
-    Of a part that has no graph, the weights are told: each makes what its data sheet says (`Tensor.cb`).
+    Where neither has words, the weight is told that makes it by the data sheet (`Tensor.cb`).
     """
     residual: Graph = getattr(block.residual, "graph", {})
     feeds: Sequence[str] = getattr(block.residual, "feeds", ("", ""))
@@ -80,9 +80,19 @@ def block_graph(block: Block) -> dict[str, Made]:
         made[name] = _with_inputs(one, {part: (list(graph) or [""])[-1] for part, (graph, _) in parts.items()})
     del made[""]
     for tensor in block.all_tensors():
-        if tensor.cb and tensor.cb not in made:
-            made[tensor.cb] = Made((), f"made with blk.{{i}}.{tensor.name}")
+        one = made.get(tensor.cb, Made(()))
+        if tensor.cb and not one.step:
+            made[tensor.cb] = replace(one, **_with_weight(tensor))
     return made
+
+
+def _with_weight(tensor: Tensor) -> dict[str, Any]:
+    weight = f"with blk.{{i}}.{tensor.name}"
+    if len(tensor.shape) == 2 and not tensor.keep_f32:
+        return {"step": f"product {weight}", "rules": (spec.mul_mat_exact,)}
+    if tensor.name.endswith("norm.weight"):
+        return {"step": f"rms_norm {weight}", "rules": (spec.rms_norm,)}
+    return {"step": f"made {weight}"}
 
 
 def head_graph(sheet: HeadSheet) -> dict[str, Made]:

@@ -44,8 +44,8 @@ _LEFT = "that earlier tokens left (zero at the start; rolled back after a reject
 _CONV_IN = ("conv_states", "linear_attn_qkv_mixed")
 _RECUR_IN = ("k_conv_predelta", "v_conv_predelta", "gate", "beta_sigmoid", "state_predelta")
 GRAPH = {
-    "linear_attn_qkv_mixed": Made((INPUT,), "product with blk.{i}.attn_qkv.weight", (spec.mul_mat_exact,)),
-    "z": Made((INPUT,), "product with blk.{i}.attn_gate.weight", (spec.mul_mat_exact,)),
+    "linear_attn_qkv_mixed": Made((INPUT,)),
+    "z": Made((INPUT,)),
     "conv_states": Made((), f"the conv window {_LEFT}"),
     "conv_input": Made(_CONV_IN, "the window, then the rows of the batch"),
     "conv_output_raw": Made(_CONV_IN, "convolution with blk.{i}.ssm_conv1d.weight", (spec.conv_silu,)),
@@ -74,6 +74,6 @@ GRAPH = {
     "final_output": Made(
         ("attn_output", "z"), "rms_norm of each head with blk.{i}.ssm_norm.weight, times silu(z)", (spec.gated_norm,)
     ),
-    "linear_attn_out": Made(("final_output",), "product with blk.{i}.ssm_out.weight", (spec.mul_mat_exact,)),
+    "linear_attn_out": Made(("final_output",)),
 }
 GATED_DELTA_NET = LayerKind("gated_delta_net", _configure, _state, _forward, GRAPH)

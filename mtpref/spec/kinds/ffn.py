@@ -16,9 +16,9 @@ def _forward(w: LayerWeights, cfg: FfnConfig, x: F32, state: LayerState, span: S
 
 
 GRAPH = {
-    "ffn_gate": Made((INPUT,), "product with blk.{i}.ffn_gate.weight", (spec.mul_mat_exact,)),
-    "ffn_up": Made((INPUT,), "product with blk.{i}.ffn_up.weight", (spec.mul_mat_exact,)),
+    "ffn_gate": Made((INPUT,)),
+    "ffn_up": Made((INPUT,)),
     "ffn_swiglu": Made(("ffn_gate", "ffn_up"), "silu(gate) * up", (spec.swiglu,)),
-    "ffn_out": Made(("ffn_swiglu",), "product with blk.{i}.ffn_down.weight", (spec.mul_mat_exact,)),
+    "ffn_out": Made(("ffn_swiglu",)),
 }
 SWIGLU_FFN = LayerKind("swiglu_ffn", _configure, no_state, _forward, GRAPH)

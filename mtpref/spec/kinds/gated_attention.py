@@ -64,7 +64,7 @@ GRAPH = {
     "Qcur_full": Made(
         (INPUT,), "product with blk.{i}.attn_q.weight: query and gate of each head", (spec.mul_mat_exact,)
     ),
-    "Vcur": Made((INPUT,), "product with blk.{i}.attn_v.weight", (spec.mul_mat_exact,)),
+    "Vcur": Made((INPUT,)),
     "Qcur_normed": Made(
         ("Qcur_full",),
         "the query half of each head, rms_norm with blk.{i}.attn_q_norm.weight",
@@ -81,6 +81,6 @@ GRAPH = {
     "attn_pregate": Made(("Qcur", "Kcur", "Vcur"), "causal attention over the KV cache", (spec.attention,)),
     "gate_sigmoid": Made(("gate_reshaped",), "sigmoid", (spec.attn_gate,)),
     "attn_gated": Made(("attn_pregate", "gate_reshaped"), "times sigmoid of the gate", (spec.attn_gate,)),
-    "attn_output": Made(("attn_gated",), "product with blk.{i}.attn_output.weight", (spec.mul_mat_exact,)),
+    "attn_output": Made(("attn_gated",)),
 }
 GATED_ATTENTION = LayerKind("gated_attention", _configure, _state, _forward, GRAPH)

@@ -27,12 +27,13 @@ class Made:
     """How an activation comes about, for whoever has to explain one.
 
     inputs   cb() names of the same layer, or a word in brackets that stands for one (INPUT, and those of residual.py)
-    step     the operation and its weights in words; {i} is the number of the block
+    step     the operation and its weights in words, {i} for the number of the block; "": the product, or the norm, with
+             the weight of which the data sheet says that it makes this (`Tensor.cb`)
     rules    functions of the specification that make it
     """
 
     inputs: tuple[str, ...]
-    step: str
+    step: str = ""
     rules: tuple[Callable[..., Any], ...] = ()
 
 

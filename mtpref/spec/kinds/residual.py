@@ -6,9 +6,8 @@ function of the same arguments, named by its architecture's data sheet.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from mtpref import spec
 from mtpref.spec.kinds.kind import F32, Graph, Made
 from mtpref.spec.ops import LayerTap
 
@@ -47,15 +46,12 @@ class Sequential:
         tap("l_out", x)
         return x
 
-    feeds = ("attn_norm", "attn_post_norm")
-
-    @property
-    def graph(self) -> Graph:
-        """What the block makes around its two parts."""
-        return {
-            "attn_norm": Made((LAYER_INPUT,), f"rms_norm with blk.{{i}}.{self.mixer_norm}", (spec.rms_norm,)),
-            "attn_residual": Made((MIXER, LAYER_INPUT), "sum"),
-            "attn_post_norm": Made(("attn_residual",), f"rms_norm with blk.{{i}}.{self.ffn_norm}", (spec.rms_norm,)),
-            "post_ffn": Made((FFN, "attn_residual"), "sum"),
-            "l_out": Made((FFN, "attn_residual"), "sum"),
-        }
+    # What the block makes around its two parts, and which of it they are given.
+    graph: ClassVar[Graph] = {
+        "attn_norm": Made((LAYER_INPUT,)),
+        "attn_residual": Made((MIXER, LAYER_INPUT), "sum"),
+        "attn_post_norm": Made(("attn_residual",)),
+        "post_ffn": Made((FFN, "attn_residual"), "sum"),
+        "l_out": Made((FFN, "attn_residual"), "sum"),
+    }
+    feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_post_norm")
