@@ -7,6 +7,7 @@ the weights of the layer that the first bad result belongs to. Nothing here chan
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ _LAYER = re.compile(r"-(\d+)$")
 def is_finite(*arrays: F32) -> bool:
     """Whether every value is a finite number."""
     with np.errstate(all="ignore"):
-        return all(np.isfinite(np.add.reduce(a, axis=None)) or np.isfinite(a).all() for a in arrays)
+        totals = [float(np.add.reduce(a, axis=None)) for a in arrays]
+        return all(map(math.isfinite, totals)) or all(bool(np.isfinite(a).all()) for a in arrays)
 
 
 def not_finite(

@@ -89,7 +89,7 @@ class Kernel:
         self.dispatcher = _compiled(py_func, signature, parallel)
         self.name = name_of(py_func)
         self.signature = signature
-        self._has_records = any(isinstance(t, Record) for t in signature)
+        self._records = [i for i, t in enumerate(signature) if isinstance(t, Record)]
         self._ready: Any = None
         self._address = 0
 
@@ -115,9 +115,12 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         if self._ready is None:
             self.compile()
-        if self._has_records:
-            args = tuple(tuple(a) if isinstance(a, tuple) else a for a in args)
-        return self._ready(*args)
+        if not self._records:
+            return self._ready(*args)
+        plain = list(args)
+        for i in self._records:
+            plain[i] = tuple(plain[i])
+        return self._ready(*plain)
 
 
 def kernel(*signature: types.Type, parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
