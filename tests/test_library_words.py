@@ -90,6 +90,7 @@ def test_a_refusal_is_told_in_flags_where_there_are_some():
     nested = MtprefError(f"{Path('out')} is written; {error}")
     assert "--ctx-size" in nested.told(FLAGS)
     assert SettingError("n_ctx", "-1 is out of range").told(FLAGS) == "--ctx-size: -1 is out of range"
+    assert SettingError("x.gguf", "{name} and {n}", n="n_ctx").told(FLAGS) == "x.gguf: {name} and --ctx-size"
     assert with_flags("`{}`", FLAGS) == "`{}`"
     assert flagged("`out` x") == "-o x"
 

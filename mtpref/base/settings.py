@@ -12,7 +12,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.errors import MtprefError, one_line, with_flags
 from mtpref.base.typed import describe
 
 
@@ -30,9 +30,9 @@ class SettingError(MtprefError):
     def told(self, flags: Mapping[str, str]) -> str:
         """The line with a flag in place of each setting that has one."""
         setting, problem, others = self._parts
-        if others:
-            problem = problem.format(**{key: flags.get(name, name) for key, name in others.items()})
-        return str(MtprefError(f"{flags.get(setting, setting)}: {problem}"))
+        for key, name in others.items():
+            problem = problem.replace(f"{{{key}}}", flags.get(name, name))
+        return with_flags(one_line(f"{flags.get(setting, setting)}: {problem}"), flags)
 
 
 @dataclass(frozen=True)
