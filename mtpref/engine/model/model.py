@@ -7,13 +7,14 @@ what to keep and what to throw away is the caller's (mtpref/engine/decode). Load
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.architectures import Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, checked
 from mtpref.engine.model.finite import head_weights, is_finite, not_finite, trunk_weights
 from mtpref.engine.recipe import Recipe
 from mtpref.engine.weights import MtpWeights, Weights
@@ -28,6 +29,7 @@ from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
 Tap = Callable[[str, NDArray], None]
+Context = Annotated[int, Bounds(0, words="0 (the model's own) or more")]
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class Model:
 
     def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
         """An empty sequence of at most n_ctx positions (0: the model's own context length)."""
+        n_ctx = checked(Context, n_ctx, "n_ctx")
         layers = [layer.state(self.kv_type) for layer in self.layers]
         heads = [head.layer.state(self.kv_type_draft) for head in self.heads]
         n_hidden = self.heads[0].n_hidden if self.heads else self.config.n_embd

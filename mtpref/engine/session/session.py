@@ -8,10 +8,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Event, PromptProgress, RunEnded, Token, Verified
+from mtpref.base.settings import Bounds, check_path, checked
 from mtpref.engine.decode import Decoder, Drafter, Options
 from mtpref.engine.model import Model
 from mtpref.engine.session.file import read_session, write_session
@@ -47,8 +48,8 @@ class Session:
     ) -> None:
         self.core = core
         self.state: ModelState = core.new_state(n_ctx, poison=poison)
-        self.n_checkpoints = n_checkpoints
-        self.checkpoint_every = checkpoint_every
+        self.n_checkpoints = checked(Annotated[int, Bounds(0)], n_checkpoints, "n_checkpoints")
+        self.checkpoint_every = checked(Annotated[int, Bounds(0)], checkpoint_every, "checkpoint_every")
         self.checkpoints: list[Checkpoint] = []
         self.decoder: Decoder | None = None  # of the last run: its statistics
         # The last moment at which trunk, head and pending hidden agreed: a run that stops between two such moments,
@@ -125,6 +126,7 @@ class Session:
 
         Errors  MtprefError where the file cannot be written; it is replaced whole or not at all
         """
+        check_path(path, "path")
         with _ONE_AT_A_TIME:
             write_session(path, self.core, self.state, self.ids, self.mark, self.checkpoints)
 
@@ -134,6 +136,7 @@ class Session:
 
         Errors  MtprefError, one line, for a file of another model or run, and for a damaged one
         """
+        check_path(path, "path")
         session = cls(core, n_ctx, **settings)
         saved = read_session(path, core, session.state)
         session._ids, session.checkpoints = saved.ids, saved.checkpoints
@@ -218,7 +221,7 @@ class Session:
 
     def _thin_out(self) -> None:
         kept = self.checkpoints
-        while len(kept) > max(0, self.n_checkpoints):
+        while len(kept) > self.n_checkpoints:
             ends = [0, *(c.n_past for c in kept)]
             gaps = [ends[i + 2] - ends[i] for i in range(len(kept) - 1)]
             del kept[gaps.index(min(gaps)) if gaps else 0]
