@@ -165,6 +165,9 @@ def named(value: Any) -> str:
 
 
 def check_path(value: Any, where: str) -> None:
-    """Errors  SettingError for what cannot be a file's name; whether there is such a file is not asked"""
+    """Refuse what cannot be a file's name; whether there is such a file is not asked.
+
+    Errors  SettingError
+    """
     if value == "" or not isinstance(value, str | PathLike):
         raise SettingError(where, f"{named(value)} is out of place, expected a file's name")

@@ -80,7 +80,7 @@ NO_RESIDUAL = Fault(
 BONUS_ARGMAX = Fault(
     id="V6-bonus-argmax",
     title="The bonus token is the target's best, not its draw",
-    mechanism="The row behind a whole draft bypasses the sampler.",
+    mechanism="The row after a whole draft bypasses the sampler.",
     bug_type="WRONG_RULE",
     replaces=("steps.bonus_token",),
     predicted=Signature("", "the same", distribution=False),
@@ -210,7 +210,7 @@ WRONG_VERIFY_ROW = Fault(
     id="V21-wrong-verify-row",
     title="Drafted tokens are compared with the row behind theirs",
     mechanism="The verified batch's rows are read one too late: each drafted token is held against the target's choice "
-    "behind it.",
+    "after it.",
     bug_type="OFF_BY_ONE",
     replaces=("steps.accept_greedy",),
     predicted=Signature("", "near 0, higher where tokens repeat"),

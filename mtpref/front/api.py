@@ -263,8 +263,8 @@ def load(
         checked(bool, flag, name)
     checked(bool | None, use_kernels, "use_kernels")
     checked(RopeOverrides | None, rope, "rope")
-    contract = checked(MtpContract, parse_contract(contract) if isinstance(contract, str) else contract, "contract")
-    recipe = make_recipe(numerics, contract, use_kernels=use_kernels, repack=repack)
+    parsed = checked(MtpContract, parse_contract(contract) if isinstance(contract, str) else contract, "contract")
+    recipe = make_recipe(numerics, parsed, use_kernels=use_kernels, repack=repack)
     core = model_room.load(
         tiny_path() if path is None else path,
         recipe,

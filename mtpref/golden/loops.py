@@ -284,7 +284,7 @@ def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
 
 
 def head_cells(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
-    """The cells of the MTP block's cache behind a run that drafts with it: keys and values of the tokens that stay."""
+    """The cells of the MTP block's cache after a run that drafts with it: keys and values of the tokens that stay."""
     state, out = _run(model, params, [int(i) for i in inputs["tokens"].values()], None)
     head = state.heads[0]
     cells = {name: load_kv(a[: head.n_cells], model.kv_type_draft) for name, a in head.layer.arrays.items()}

@@ -171,7 +171,7 @@ class Session:
         self.checkpoints = [c for c in self.checkpoints if c.n_past <= saved.n_past]
         self.mark = self._round_start = saved
         steps.restore(state, saved)
-        if not needs_head:  # a fresh run would have no cells here, and would leave a hole behind any that stayed
+        if not needs_head:  # a fresh run would have no cells here, and would leave a hole after any that stayed
             self.checkpoints = [c.without_head() for c in self.checkpoints]
             self.mark = self._round_start = saved.without_head()
             steps.trim_mtp(state, 0)
@@ -200,10 +200,10 @@ class Session:
     # -------------------------------------------------------------------------------- checkpoints
 
     def _checkpoint_positions(self, prompt_ids: list[int], checkpoint_at: Sequence[int]) -> frozenset[int]:
-        """Where the prompt's passes must end: in front of its last token, behind its last turn, at what was asked for,
+        """Where the prompt's passes must end: in front of its last token, after its last turn, at what was asked for,
         and every so often.
 
-        A turn ends with an end-of-generation token. What a chat template writes behind the last one opens the answer,
+        A turn ends with an end-of-generation token. What a chat template writes after the last one opens the answer,
         and is written differently once the answer is there (without its thinking, for example).
         """
         n_prompt, every = len(prompt_ids), self.checkpoint_every

@@ -21,7 +21,7 @@ from mtpref.base.errors import MtprefError
 Array = npt.NDArray[np.float64]
 
 # Rates of healthy engines by draft position, about the middle of what is published for dense models, code and prose;
-# TAIL is what is left from one position to the next behind the fourth (vLLM pull request 48892, eight positions).
+# TAIL is what is left from one position to the next after the fourth (vLLM pull request 48892, eight positions).
 USUAL = (0.80, 0.66, 0.54, 0.44)
 TAIL = 0.87
 SHIFTS = 0.2 * np.arange(-18, 19)  # models and texts differ: logits of all rates together
