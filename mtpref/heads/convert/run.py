@@ -35,7 +35,9 @@ _LISTED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """outtype         f32, f16, bf16 or q8_0
+    """What a conversion is asked for.
+
+    outtype         f32, f16, bf16 or q8_0
     which           "both", "mtp" (the head alone, as --mtp) or "trunk" (as --no-mtp)
     allow_unmapped  go on without tensors that have no place in a GGUF
     pre             the pre-tokenizer's name; None: found by behaviour

@@ -29,7 +29,7 @@ _BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, pre: str | None = None) -> Keys:
     """The tokenizer.* keys.
 
-    n_vocab   rows of the embedding (config.json's vocab_size): ids behind the tokenizer's own become unused tokens
+    n_vocab   rows of the embedding (config.json's vocab_size): ids after the tokenizer's own become unused tokens
     pre       the pre-tokenizer's name, where it is not to be found by behaviour
     Errors    MtprefError: no or damaged tokenizer.json, no byte-level BPE, more tokens than rows, an unknown
               pre-tokenizer, a vocabulary that gives other ids than the tokenizer
@@ -95,7 +95,7 @@ def _add_configured(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(text) != int(id_text):
             raise MtprefError(f"{where}: {printable(text)} has id {id_text}, expected {tokenizer.token_to_id(text)}, "
-                              "the next one behind tokenizer.json's")  # fmt: skip
+                              "the next one after tokenizer.json's")  # fmt: skip
 
 
 def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list[str], list[int]]:
@@ -157,7 +157,7 @@ def _special(checkpoint: Checkpoint, found: dict[str, Any]) -> Keys:
 
 
 def _is_byte_level(found: dict[str, Any]) -> bool:
-    """Whether what the tokenizer does behind the merges adds no tokens of its own."""
+    """Whether what the tokenizer does after the merges adds no tokens of its own."""
     given = found.get("post_processor")
     steps = given.get("processors", [given]) if isinstance(given, dict) else []
     return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)

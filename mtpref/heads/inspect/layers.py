@@ -5,11 +5,11 @@ those of the architecture's data sheet. Never trusts a count from the file to lo
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Tensor, numbers, trimmed
+from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Block, Either, Tensor, numbers, trimmed
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable
 from mtpref.files.identify import REDECLARE, has_trunk
@@ -148,10 +148,13 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
     return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
 
 
-def _tables(sheet: Architecture) -> dict[str, list[Tensor]]:
-    """Name of a block -> its tensors, the head's with what stands around its block."""
-    tables = {block.name: list(block.all_tensors()) for block in sheet.layers.all_blocks()}
-    return tables | ({sheet.head.block.name: list(sheet.head.all_tensors())} if sheet.head else {})
+def _tensors_at(block: Block, around: Sequence[Tensor], il: int, names: Container[str]) -> list[Tensor]:
+    """The tensors of block il, under their whole names, with those around it; of alternatives what the loader takes."""
+    out = [tensor.at(il) for tensor in around]
+    for item in block.tensors:
+        choices = [[t.at(il) for t in c] for c in (item.choices if isinstance(item, Either) else ((item,),))]
+        out += next((choice for choice in choices if all(t.name in names for t in choice)), choices[-1])
+    return out
 
 
 def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[dict[str, str]]:
@@ -160,7 +163,9 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
     if not layout.kinds or sheet is None:
         return []  # the blocks are not known, and `problems` says why
     specs = list(sheet.tensors)
-    tables = _tables(sheet)
+    tables: dict[str, tuple[Block, tuple[Tensor, ...]]] = {b.name: (b, ()) for b in sheet.layers.all_blocks()}
+    if sheet.head:
+        tables[MTP] = (sheet.head.block, sheet.head.tensors)
     for i, kind in enumerate(layout.kinds):
         if kind != MTP and not layout.has_trunk:
             continue  # a head-only file holds no trunk block
@@ -169,7 +174,7 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
             text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
             problems.append(Problem("block", f"blk.{i}", text))
             kind = found if found in tables else kind
-        specs += [tensor.at(i) for tensor in tables[kind]]
+        specs += _tensors_at(*tables[kind], i, f.tensors)
     if D2T.name in f.tensors:
         specs = trimmed(specs, has_trunk=layout.has_trunk)
     fallbacks = []
@@ -209,8 +214,9 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     found = sorted(i for i, tensors in layout.blocks.items() if kind_found(tensors, layout.sheet) == MTP)
     declared = [i for i, kind in enumerate(layout.kinds) if kind == MTP]
     shown = declared or found
-    head = layout.sheet.head.all_tensors() if layout.sheet and layout.sheet.head else ()
-    known = {tensor.at(i).name for i in shown for tensor in head}
+    sheet = layout.sheet.head if layout.sheet else None
+    heads = {i: _tensors_at(sheet.block, sheet.tensors, i, f.tensors) if sheet else [] for i in shown}
+    known = {tensor.name for head in heads.values() for tensor in head}
     unexpected = [
         t.name for i, tensors in layout.blocks.items() for t in tensors
         if t.name not in known and (i in declared or ".nextn." in t.name)
@@ -220,7 +226,7 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
         if not layout.partial:
             problems += _head_of_unknown(f, layout.arch, names)
         return {"status": "unknown", "declared": None, "trunk": None, "blocks": [], "unexpected": names}
-    blocks = [_describe_mtp_block(f, head, i) for i in shown]
+    blocks = [_describe_mtp_block(f, heads[i], i) for i in shown]
     status = _head_status(layout, declared, found, blocks)
     if status == "undeclared":
         text = (
@@ -271,7 +277,7 @@ def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: 
 def _describe_mtp_block(f: GgufFile, head: Sequence[Tensor], i: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for spec in head:
-        name = spec.at(i).name
+        name = spec.name
         own = f.tensors.get(name)
         info = own or next((f.tensors[n] for n in spec.fallback if n in f.tensors), None)
         rows.append(
