@@ -13,6 +13,8 @@ from mtpref.architectures.names import (
     gguf_to_hf_name,
     hf_to_gguf_name,
     place_of,
+    stacks_beside,
+    stacks_of,
     state_from_gguf,
     state_to_gguf,
     tensor_of,
@@ -20,7 +22,17 @@ from mtpref.architectures.names import (
 from mtpref.architectures.qwen3next import QWEN3NEXT
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.qwen35moe import QWEN35MOE
-from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
+from mtpref.architectures.sheet import (
+    Alternating,
+    Architecture,
+    Block,
+    Either,
+    HeadSheet,
+    Hyper,
+    Tensor,
+    present_tensors,
+    tensors_of,
+)
 from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
@@ -50,6 +62,9 @@ __all__ = [
     "hf_to_gguf_name",
     "numbers",
     "place_of",
+    "present_tensors",
+    "stacks_beside",
+    "stacks_of",
     "state_from_gguf",
     "state_to_gguf",
     "symbols_of",

@@ -93,6 +93,8 @@ QWEN35MOE = Architecture(
         head="mtp.",
         head_block="mtp.layers.{i}.",
         n_heads="mtp_num_hidden_layers",
+        layers_after="ssm.inner_size",
+        heads_after="expert_shared_feed_forward_length",
         fused=EXPERT_FUSED,
         stacks=FUSED_STACKS,
     ),

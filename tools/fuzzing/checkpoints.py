@@ -99,7 +99,7 @@ def _folder_target(
         with open_checkpoint(at) as checkpoint:
             config = text_config(checkpoint.config, checkpoint.label)
             found = gguf_tensors(checkpoint, config)
-            keys = [*description(at, "qwen35", 1000), *hyper_parameters(config, found.n_mtp, 1)]
+            keys = [*description(at, "qwen35", [("x", (1000,))]), *hyper_parameters(config, found.n_mtp, 1)]
             if with_vocabulary:
                 keys += vocabulary(checkpoint, config.vocab_size)
         gguf.write_gguf(folder / "out.gguf", keys, [])
