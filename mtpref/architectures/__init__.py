@@ -58,7 +58,6 @@ __all__ = [
     "find_architecture",
     "fused_of",
     "gguf_to_hf_name",
-    "head_of",
     "hf_to_gguf_name",
     "numbers",
     "place_of",
@@ -74,12 +73,6 @@ __all__ = [
 ]
 
 HEAD_FAMILY = tuple(ARCHITECTURES)  # architectures whose heads can be taken out, off and put in
-
-
-def head_of(arch: str) -> tuple[Tensor, ...]:
-    """The tensors of one head of an architecture of HEAD_FAMILY."""
-    head = ARCHITECTURES[arch].head
-    return head.all_tensors() if head else ()
 
 
 def symbols_of(arch: str) -> dict[str, str]:

@@ -77,6 +77,7 @@ _names = {"attn_residual": "ffn_inp", "attn_post_norm": "post_attn_norm", "ffn_s
 
 GLM4MOE = Architecture(
     name="glm4moe",
+    pre="glm4",
     hypers=(
         *(replace(h, hf_default=1e-5) if h is rms_eps else h for h in base_hypers),
         replace(n_expert, hf="n_routed_experts"),

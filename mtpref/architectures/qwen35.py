@@ -136,6 +136,7 @@ FUSED = (
 
 QWEN35 = Architecture(
     name="qwen35",
+    pre="qwen35",
     hypers=(
         *base_hypers,
         d_conv,

@@ -46,6 +46,7 @@ MTP = replace(ATTENDING, name="mtp", marks=("nextn.",))
 
 QWEN3NEXT = Architecture(
     name="qwen3next",
+    pre="qwen2",
     hypers=(*moe_base_hypers, *expert_hypers, d_conv, d_state, n_k_head, n_v_head, d_inner, n_rot),
     tensors=root_tensors(norm=ZERO_CENTRED),
     layers=Alternating(

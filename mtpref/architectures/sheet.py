@@ -440,6 +440,7 @@ class Architecture:
     tensors    those outside of blocks      layers    which block each trunk layer is
     head       None: no MTP head            n_heads   most heads that it can have: more than one are a chain
     streams    where the residual stream is wider than a row
+    pre        tokenizer.ggml.pre of its published models; "" where no one name is theirs
     cb, cb_head  names of results that llama.cpp's graph of this architecture calls otherwise -> its names, for trunk
                and head (without its mtp_)
     """
@@ -452,6 +453,7 @@ class Architecture:
     n_heads: int = 1
     hf: HuggingFace | None = None
     streams: Streams | None = None
+    pre: str = ""
     cb: Mapping[str, str] = field(default_factory=dict)
     cb_head: Mapping[str, str] = field(default_factory=dict)
 
@@ -463,6 +465,13 @@ class Architecture:
     def values(self, meta: Metadata) -> Values:
         """The hyper-parameters of a file, read as they are asked for."""
         return Values(meta, {hyper.name: hyper.read for hyper in self.hypers})
+
+    def head_tensors(self, il: int, names: Container[str]) -> list[Tensor]:
+        """The tensors of the head that is block il of a file with these names: of alternatives those that are there."""
+        if self.head is None:
+            return []
+        block = self.head.block_at(il, names)
+        return list(present_tensors((*self.head.tensors, *block.tensors), names, f"blk.{il}."))
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -483,12 +492,12 @@ def tensors_of(items: Sequence[Tensor | Either]) -> Iterator[Tensor]:
 def present_tensors(items: Sequence[Tensor | Either], names: Container[str], prefix: str = "") -> Iterator[Tensor]:
     """The tensors that a block of a file with these names has, or lacks: of alternatives the first that is all there.
 
-    Where none is, the last, which is what converters write.
+    Where none is: the first that checkpoints have, which is what converters write, else the last.
     """
     for item in items:
-        if isinstance(item, Either):
-            yield from next(
-                (choice for choice in item.choices if all(prefix + t.name in names for t in choice)), item.choices[-1]
-            )
-        else:
+        if not isinstance(item, Either):
             yield item
+            continue
+        there = (choice for choice in item.choices if all(prefix + t.name in names for t in choice))
+        written = next((choice for choice in item.choices if all(t.hf for t in choice)), item.choices[-1])
+        yield from next(there, written)

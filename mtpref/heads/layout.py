@@ -6,7 +6,7 @@ Source: llama.cpp conversion/qwen.py (--mtp, --no-mtp), src/models/qwen35.cpp.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mtpref.architectures import D2T, HEAD_FAMILY, head_of
+from mtpref.architectures import ARCHITECTURES, D2T, HEAD_FAMILY
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, printable
 from mtpref.files.identify import describe_kind
@@ -30,9 +30,10 @@ class HeadLayout:
 
     @property
     def missing(self) -> list[str]:
-        """Required tensors that are not there (of a dense block: the experts of others are not listed)."""
-        here, blocks = set(self.names), range(self.n_trunk, self.n_trunk + self.n_nextn)
-        wanted = [tensor.at(i).name for i in blocks for tensor in head_of(self.arch) if tensor.required]
+        """Required tensors that are not there."""
+        here, sheet = set(self.names), ARCHITECTURES[self.arch]
+        blocks = range(self.n_trunk, self.n_trunk + self.n_nextn)
+        wanted = [tensor.at(i).name for i in blocks for tensor in sheet.head_tensors(i, here) if tensor.required]
         return [name for name in wanted if name not in here]
 
 
@@ -62,9 +63,11 @@ def layout_of(file: GgufFile) -> HeadLayout:
 
 
 def _is_trunk(file: GgufFile, arch: str, il: int, names: tuple[str, ...]) -> bool:
-    """Whether the block that the keys call the head is an attention layer that the trunk has there by its interval."""
-    interval = int(file.require(f"{arch}.{INTERVAL}", "int")) if f"{arch}.{INTERVAL}" in file.kv else 4
-    is_due = interval > 0 and (il + 1) % interval == 0
+    """Whether the block that the keys call the head is an attention layer that the trunk has there."""
+    is_due = True
+    if hasattr(ARCHITECTURES[arch].layers, "interval"):
+        interval = int(file.require(f"{arch}.{INTERVAL}", "int")) if f"{arch}.{INTERVAL}" in file.kv else 4
+        is_due = interval > 0 and (il + 1) % interval == 0
     return is_due and f"blk.{il}.attn_q.weight" in names and not any(".nextn." in name for name in names)
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import D2T, head_of, numbers, symbols_of, trimmed
+from mtpref.architectures import ARCHITECTURES, D2T, numbers, symbols_of, trimmed
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import printable
+from mtpref.files.gguf import printable, without_leading_ones
 from mtpref.heads.contents import Item, Source
 from mtpref.heads.layout import HeadLayout
 
-# Keys that set shapes or arithmetic of an MTP block, below the architecture's prefix; None of both files is equal.
+# Keys that set shapes or arithmetic of an MTP block, below the architecture's prefix; an absent one is its default.
 KEYS = (
     "embedding_length",
     "feed_forward_length",
@@ -34,6 +34,9 @@ KEYS = (
     "expert_used_count",
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
+    "expert_shared_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
 )
 TOKENIZER_KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
@@ -52,9 +55,10 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         raise differs("key general.architecture", theirs.arch, own.arch)
     if not theirs.n_nextn:
         raise MtprefError(f"{source.label}: no MTP head, expected one; give an mtp-*.gguf or a model that has one")
+    defaults = {h.key: h.default for h in ARCHITECTURES[own.arch].hypers if not callable(h.default)}
     for key in KEYS:
         name = f"{own.arch}.{key}"
-        a, b = source.get(name), trunk.get(name)
+        a, b = (defaults.get(key) if (found := file.get(name)) is None else found for file in (source, trunk))
         if a != b:
             raise differs(f"key {name}", a, b)
     if theirs.n_trunk != own.n_trunk:
@@ -93,11 +97,15 @@ def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     values["n_vocab"] = _rows(trunk, "token_embd.weight")
     if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
-    specs = head_of(layout.arch)
+    specs = ARCHITECTURES[layout.arch].head_tensors(layout.n_trunk, source.items)
     for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
         item = source.items.get(spec.at(layout.n_trunk).name)
         expected = numbers(spec.shape, values)
-        if item is not None and expected is not None and item.shape != expected:
+        if (
+            item is not None
+            and expected is not None
+            and without_leading_ones(item.shape) != without_leading_ones(expected)
+        ):
             raise MtprefError(f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
                               f"trunk {trunk.label}")  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import D2T
+from mtpref.architectures import ARCHITECTURES, D2T
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, printable
 from mtpref.files.gguf.parse import next_aligned
@@ -207,7 +207,7 @@ def tokenizer(file: GgufFile) -> list[Finding]:
         found.append(
             Finding("unsupported", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
         )
-    elif model == "gpt2" and (odd := unusual_pre(str(_text(file, "general.architecture")), str(pre))) is not None:
+    elif model == "gpt2" and (odd := _unusual_pre(file, str(pre))) is not None:
         found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", odd))
     if model == "gpt2" and "tokenizer.ggml.merges" not in file.kv:
         found.append(Finding("tokenizer", "tokenizer.ggml.merges", "missing: every byte would be a token of its own"))
@@ -218,6 +218,11 @@ def tokenizer(file: GgufFile) -> list[Finding]:
     if not any(f"tokenizer.ggml.{role}_token_id" in file.kv for role in ("eos", "eot", "eom")):
         found.append(Finding("tokenizer-note", "tokenizer.ggml.eos_token_id", "missing: nothing may end a text"))
     return found
+
+
+def _unusual_pre(file: GgufFile, pre: str) -> str | None:
+    arch = str(_text(file, "general.architecture"))
+    return unusual_pre(arch, pre, ARCHITECTURES[arch].pre) if arch in ARCHITECTURES else None
 
 
 def _text(file: GgufFile, key: str) -> str | None:

@@ -104,9 +104,9 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     keys: Keys = description(checkpoint.folder, config.sheet.name, [(part.name, part.shape) for part in parts])
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
-    keys += vocabulary(checkpoint, config.vocab_size, settings.pre, config.sheet.hf.special if config.sheet.hf else ())
+    keys += vocabulary(checkpoint, config.vocab_size, config.sheet, settings.pre)
     pre = next(value for key, value, _ in keys if key == "tokenizer.ggml.pre")
-    if (odd := unusual_pre(config.sheet.name, pre)) is not None:
+    if (odd := unusual_pre(config.sheet.name, pre, config.sheet.pre)) is not None:
         notes.append(odd)
     tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
     return Plan(keys, tensors, planned, found, n_mtp, notes)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from mtpref.architectures import Architecture
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.files.vocab.load import load_vocab
@@ -28,26 +29,27 @@ _LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 
 
-def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, pre: str | None = None, special: Roles = ()) -> Keys:
+def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, sheet: Architecture, pre: str | None = None) -> Keys:
     """The tokenizer.* keys.
 
     n_vocab   rows of the embedding (config.json's vocab_size): ids behind the tokenizer's own become unused tokens
     pre       the pre-tokenizer's name, where it is not to be found by behaviour
-    special   added tokens with a role, where the tokenizer's files give that role to none
+    sheet     for the name that is taken where several pre-tokenizers do the same, and for added tokens with a role
     Errors    MtprefError: no or damaged tokenizer.json, no byte-level BPE, more tokens than rows, an unknown
               pre-tokenizer, a vocabulary that gives other ids than the tokenizer
     """
     tokenizer, found = _load(checkpoint)
     label = f"{checkpoint.label}: tokenizer.json"
     tokens, types = _tokens(tokenizer, n_vocab, label)
-    pre = pre or find_pre(tokenizer, ignore_merges=bool(found["model"].get("ignore_merges")), label=label)
+    ignore_merges = bool(found["model"].get("ignore_merges"))
+    pre = pre or find_pre(tokenizer, ignore_merges=ignore_merges, label=label, usual=sheet.pre)
     keys: Keys = [
         ("tokenizer.ggml.model", "gpt2", "str"),
         ("tokenizer.ggml.pre", pre, "str"),
         ("tokenizer.ggml.tokens", tokens, "arr:str"),
         ("tokenizer.ggml.token_type", types, "arr:i32"),
     ]
-    more = _special(checkpoint, found, tokenizer, special)
+    more = _special(checkpoint, found, tokenizer, sheet.hf.special if sheet.hf else ())
     keys += [pair for pair in more if pair[0] != "general.architecture"]
     _check_ids(tokenizer, keys, label)
     return keys
