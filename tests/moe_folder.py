@@ -99,6 +99,7 @@ def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndar
     meta = Metadata({key: x for key, x in kv.items() if x is not None} | {"general.architecture": arch}, arch)
     blocks = sheet.layers.of_checkpoint(config.found, N_LAYER) or sheet.layers.blocks(meta, N_LAYER, frozenset())
     tensors = list(sheet.tensors)
+    assert sheet.head is not None
     for il, block in enumerate((*blocks, sheet.head.block)):
         tensors += [t.at(il) for t in present_tensors(block.tensors, frozenset())]
     ships_all = arch == "glm4moe"
@@ -106,6 +107,7 @@ def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndar
     out: dict[str, np.ndarray] = {}
     for tensor in tensors:
         name, shape = gguf_to_hf_name(sheet, tensor.name, N_LAYER), numbers(tensor.shape, values)
+        assert shape is not None, tensor.name
         x = (normal(seed, name, math.prod(shape)).reshape(shape) * 0.2).astype(np.float32)
         x = x[:, None] if tensor.change.squeeze else x
         if "{e}" in name:
@@ -129,10 +131,8 @@ def _all_in_one(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     out = dict(named)
     for first in [n for n in named if n.endswith("mlp.experts.0.gate_proj.weight")]:
         prefix = first.removesuffix("0.gate_proj.weight")
-        parts = {
-            part: [out.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(N_EXPERT)]
-            for part in ("gate", "up", "down")
-        }
+        names = ("gate", "up", "down")
+        parts = {part: [out.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(N_EXPERT)] for part in names}
         both = [np.concatenate(pair) for pair in zip(parts["gate"], parts["up"], strict=True)]
         out[f"{prefix}gate_up_proj"], out[f"{prefix}down_proj"] = np.stack(both), np.stack(parts["down"])
     return out

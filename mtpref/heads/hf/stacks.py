@@ -69,6 +69,8 @@ class Stacks:
 
     def _one(self, source: str, name: str, place: Place) -> list[Part]:
         block = self._block(place, source, is_fused=False)
+        if block is None:
+            return []
         if not block.found:
             block.found = {template: {} for template in stacks_beside(self.config.sheet, name, self.config.n_layer)}
         e = place.expert or 0
@@ -102,7 +104,8 @@ class Stacks:
 
     def _whole(self, source: str, places: list[Place]) -> list[Part]:
         """The stacks of a tensor that holds every expert."""
-        self._block(places[0], source, is_fused=True)
+        if self._block(places[0], source, is_fused=True) is None:
+            return []
         shapes = [numbers(place.tensor.shape, self.config.values) for place in places]
         if any(shape is None for shape in shapes):
             return []
@@ -119,12 +122,14 @@ class Stacks:
             skip += own[1]
         return made
 
-    def _block(self, place: Place, source: str, *, is_fused: bool) -> _Block:
+    def _block(self, place: Place, source: str, *, is_fused: bool) -> _Block | None:
+        """The block that a tensor belongs to; None where its experts came in the other form."""
         il = -1 if place.il is None else place.il
         block = self._blocks.setdefault(il, _Block(place.is_head, is_fused, source))
         if block.is_fused != is_fused:
             self._fault(place, f"{printable(block.first)} and {printable(source)}: experts of one layer both by "
                                "themselves and all in one tensor, expected one of the two")  # fmt: skip
+            return None
         return block
 
     def _fault(self, place: Place, text: str) -> None:
