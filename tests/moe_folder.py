@@ -90,26 +90,50 @@ CONFIGS: dict[str, dict[str, Any]] = {
 _SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
 
 
-def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndarray]:
-    """All tensors by checkpoint name; experts each by itself, or all in one tensor."""
-    sheet, config = ARCHITECTURES[arch], text_config(CONFIGS[arch], arch)
-    values = config.values
-    kv = {f"{arch}.{h.key}": h.of_checkpoint(config.found) for h in sheet.hypers if h.type != "bool"}
-    kv |= {f"{arch}.{key}": value for key, value, _ in sheet.layers.keys_of(config.found, N_LAYER, 1)}
+def shapes(arch: str, config: dict[str, Any], *, fused: bool = False) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape, as a config.json says; experts each by itself, or all in one tensor."""
+    found = _templates(arch, config)
+    out: dict[str, tuple[int, ...]] = {}
+    for name, (n, *shape) in found.items():
+        if "{e}" not in name:
+            out[name] = (n, *shape)
+        elif not fused:
+            out |= {name.replace("{e}", str(e)): tuple(shape) for e in range(n)}
+        elif "up_proj" not in name:
+            is_gate = "gate_proj" in name
+            one = name.replace("{e}.gate_proj.weight", "gate_up_proj").replace("{e}.down_proj.weight", "down_proj")
+            out[one] = (n, 2 * shape[0] if is_gate else shape[0], shape[1])
+    return out
+
+
+def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name, with {e} for an expert's number, -> shape of it or of its stack."""
+    sheet, read = ARCHITECTURES[arch], text_config(config, arch)
+    n_layer = read.n_layer
+    kv = {f"{arch}.{h.key}": h.of_checkpoint(read.found) for h in sheet.hypers if h.type != "bool"}
+    kv |= {f"{arch}.{key}": value for key, value, _ in sheet.layers.keys_of(read.found, n_layer, 1)}
     meta = Metadata({key: x for key, x in kv.items() if x is not None} | {"general.architecture": arch}, arch)
-    blocks = sheet.layers.of_checkpoint(config.found, N_LAYER) or sheet.layers.blocks(meta, N_LAYER, frozenset())
+    blocks = sheet.layers.of_checkpoint(read.found, n_layer) or sheet.layers.blocks(meta, n_layer, frozenset())
     tensors = list(sheet.tensors)
     assert sheet.head is not None
     for il, block in enumerate((*blocks, sheet.head.block)):
         tensors += [t.at(il) for t in present_tensors(block.tensors, frozenset())]
     ships_all = arch == "glm4moe"
-    tensors += [t.at(N_LAYER) for t in sheet.head.tensors if ships_all or not t.name.endswith(_SHARED_WITH_TRUNK)]
-    out: dict[str, np.ndarray] = {}
+    tensors += [t.at(n_layer) for t in sheet.head.tensors if ships_all or not t.name.endswith(_SHARED_WITH_TRUNK)]
+    out: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
-        name, shape = gguf_to_hf_name(sheet, tensor.name, N_LAYER), numbers(tensor.shape, values)
+        shape = numbers(tensor.shape, read.values)
         assert shape is not None, tensor.name
+        shape = (shape[0], 1, shape[1]) if tensor.change.squeeze else shape
+        out[gguf_to_hf_name(sheet, tensor.name, n_layer)] = shape
+    return out
+
+
+def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndarray]:
+    """All tensors by checkpoint name; experts each by itself, or all in one tensor."""
+    out: dict[str, np.ndarray] = {}
+    for name, shape in _templates(arch, CONFIGS[arch]).items():
         x = (normal(seed, name, math.prod(shape)).reshape(shape) * 0.2).astype(np.float32)
-        x = x[:, None] if tensor.change.squeeze else x
         if "{e}" in name:
             out |= {name.replace("{e}", str(e)): matrix for e, matrix in enumerate(x)}
         else:

@@ -13,7 +13,7 @@ def add_parser(verbs: Any) -> None:
         "convert",
         usage="mtpref convert [options] HF_DIR -o OUT.gguf",
         help="make a GGUF file of a Qwen3.5 checkpoint folder, head included",
-        description="Convert a Qwen3.5 checkpoint folder (config.json, safetensors, tokenizer.json) to GGUF: the bytes "
+        description="Convert a checkpoint folder of one of the architectures of docs/architectures.md (config.json, safetensors, tokenizer.json) to GGUF: the bytes "
         "that llama.cpp's converter writes. The MTP head is kept unless --no-mtp says otherwise; a tensor that has no "
         "place in the file is an error. docs/keeping-the-head.md explains.",
     )

@@ -19,7 +19,7 @@ from mtpref.files.gguf.parse import next_aligned
 from mtpref.files.vocab.pretokenizers import known_names, unusual_pre
 from mtpref.heads.check.findings import Finding
 from mtpref.heads.check.sampling import FEW_BITS, sample_rows, vector
-from mtpref.heads.inspect.layers import Problem
+from mtpref.heads.inspect.layers import Problem, without_head
 from mtpref.spec.quants import DEQUANTIZABLE
 
 COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
@@ -35,12 +35,15 @@ TRAINED, NOISE = 1.25, (0.93, 1.06)  # of the edge of noise
 
 def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Finding]:
     """The findings in an inspect report and its problems: what is declared against what is there."""
-    head, found = report["mtp"], []
+    head, found, arch = report["mtp"], [], report["architecture"]
     status = head["status"]
     where = f"{report['architecture']}.nextn_predict_layers"
     by_status = {
         "absent": ("head-absent", "no head: the key is absent or 0, and no nextn tensor is there"),
-        "missing": ("head-dropped", f"{head['declared']} declared, no nextn tensor there"),
+        "missing": (
+            "head-dropped",
+            f"{head['declared']} declared, no nextn tensor there; {without_head(ARCHITECTURES.get(arch))}",
+        ),
         "undeclared": ("head-undeclared", "absent or 0, and nextn tensors are there"),
         "partial": ("shards-missing", "not all of the head is in this file of a split model"),
     }

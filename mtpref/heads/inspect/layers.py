@@ -236,7 +236,7 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     if status == "missing":
         text = (
             f"key {layout.arch}.nextn_predict_layers is {len(declared)}, but blk.{declared[0]} has no nextn tensor: "
-            f"{_without_head(layout.sheet)}; {DROPPED}"
+            f"{without_head(layout.sheet)}; {DROPPED}"
         )
         problems.append(Problem("head", f"blk.{declared[0]}", text))
     trunk = layout.has_trunk
@@ -245,7 +245,7 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     }  # fmt: skip
 
 
-def _without_head(sheet: Architecture | None) -> str:
+def without_head(sheet: Architecture | None) -> str:
     """What llama.cpp does with a file that counts a head and does not hold it."""
     if sheet is not None and sheet.head is not None and sheet.head.may_lack:
         return "llama.cpp runs it without drafting, and aborts with --spec-type draft-mtp"
