@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--here", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.here:
-        convert_here(*args.here, args.outtype)
+        convert_here(args.here[0], args.here[1], args.outtype)
         return 0
     expert = 2 * 2048 * 512
     print("experts  form    checkpoint  peak above the imports  of one expert's matrix  seconds")
