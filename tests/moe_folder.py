@@ -117,7 +117,7 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     tensors = list(sheet.tensors)
     assert sheet.head is not None
     for il, block in enumerate((*blocks, sheet.head.block)):
-        tensors += [t.at(il) for t in present_tensors(block.tensors, frozenset())]
+        tensors += [t.at(il) for t in present_tensors(block.tensors, il, frozenset())]
     ships_all = arch == "glm4moe"
     tensors += [t.at(n_layer) for t in sheet.head.tensors if ships_all or not t.name.endswith(_SHARED_WITH_TRUNK)]
     out: dict[str, tuple[int, ...]] = {}

@@ -24,8 +24,8 @@ from mtpref.heads.quantize import Wanted, quantize_file
 from mtpref.spec.quants import dequantize
 from tests.gguf_copy import copy_of, llama_speculative
 from tests.head_files import head_of, trunk_of
-from tests.micro_moe import standard
 from tests.hf_folder import read_state, write_checkpoint
+from tests.micro_moe import standard
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "mtpref/data/tiny.gguf"
@@ -267,8 +267,13 @@ def test_size_label(shapes, label):
     assert size_label(shapes) == label
 
 
-def test_a_head_of_another_architecture_is_refused(tmp_path):
-    trunk, _ = split_of(standard("micro-qwen35moe-q8_0"), tmp_path)
+@pytest.mark.parametrize("name", ["micro-qwen35moe-f32", "micro-qwen3next-fused-f32"])
+def test_models_with_experts_are_split_and_joined(name, tmp_path, capsys):
+    trunk, head = split_of(standard(name), tmp_path)
+    out = tmp_path / "out.gguf"
+    assert cli.main(["graft", str(trunk), str(head), "-o", str(out)]) == 0
+    assert "not probed" not in capsys.readouterr().err
+    assert out.read_bytes() == standard(name).read_bytes()
     with open_gguf(MICRO) as f, open_gguf(trunk) as t, pytest.raises(MtprefError, match=r"key general.architecture is"):
         graft(t, f)
 

@@ -131,6 +131,15 @@ class Either:
 
     choices: tuple[tuple[Tensor, ...], ...]
 
+    def chosen(self, il: int, names: Container[str]) -> tuple[Tensor, ...]:
+        """The first alternative that block il of a file with these tensors has.
+
+        Where it has none: the first that checkpoints have, which is what converters write, else the last.
+        """
+        there = (choice for choice in self.choices if all(t.at(il).name in names for t in choice))
+        written = next((choice for choice in self.choices if all(t.hf for t in choice)), self.choices[-1])
+        return next(there, written)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -471,7 +480,7 @@ class Architecture:
         if self.head is None:
             return []
         block = self.head.block_at(il, names)
-        return list(present_tensors((*self.head.tensors, *block.tensors), names, f"blk.{il}."))
+        return list(present_tensors((*self.head.tensors, *block.tensors), il, names))
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -489,15 +498,7 @@ def tensors_of(items: Sequence[Tensor | Either]) -> Iterator[Tensor]:
             yield item
 
 
-def present_tensors(items: Sequence[Tensor | Either], names: Container[str], prefix: str = "") -> Iterator[Tensor]:
-    """The tensors that a block of a file with these names has, or lacks: of alternatives the first that is all there.
-
-    Where none is: the first that checkpoints have, which is what converters write, else the last.
-    """
+def present_tensors(items: Sequence[Tensor | Either], il: int, names: Container[str]) -> Iterator[Tensor]:
+    """The tensors that block il of a file with these names has, or lacks: of alternatives one (`Either.chosen`)."""
     for item in items:
-        if not isinstance(item, Either):
-            yield item
-            continue
-        there = (choice for choice in item.choices if all(prefix + t.name in names for t in choice))
-        written = next((choice for choice in item.choices if all(t.hf for t in choice)), item.choices[-1])
-        yield from next(there, written)
+        yield from item.chosen(il, names) if isinstance(item, Either) else (item,)

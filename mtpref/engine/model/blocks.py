@@ -20,7 +20,7 @@ def read_layer(block: Block, values: Values) -> Layer:
 def read_block(finder: TensorFinder, block: Block, values: Values, il: int) -> dict[str, Any]:
     """The tensors of block il by their GGUF name without "blk.il."."""
     found: dict[str, Any] = {}
-    for tensor in present_tensors(block.tensors, finder.file.tensors, f"blk.{il}."):
+    for tensor in present_tensors(block.tensors, il, finder.file.tensors):
         name = tensor.at(il).name
         if tensor.required or finder.has(name):
             found |= _held(tensor, read_tensor(finder, tensor, values, name), values)

@@ -35,4 +35,4 @@ def expected_shapes(config: TextConfig, n_mtp: int, names: frozenset[str], *, ha
 
 
 def _of_block(items: Sequence[Tensor | Either], il: int, names: frozenset[str]) -> list[Tensor]:
-    return [tensor.at(il) for tensor in present_tensors(items, names, f"blk.{il}.")]
+    return [tensor.at(il) for tensor in present_tensors(items, il, names)]

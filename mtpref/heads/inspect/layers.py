@@ -174,7 +174,7 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
         if kind == MTP:
             specs += [tensor.at(i) for tensor in sheet.head_tensors(i, f.tensors)]
         else:
-            specs += [tensor.at(i) for tensor in present_tensors(tables[kind], f.tensors, f"blk.{i}.")]
+            specs += [tensor.at(i) for tensor in present_tensors(tables[kind], i, f.tensors)]
     if D2T.name in f.tensors:
         specs = trimmed(specs, has_trunk=layout.has_trunk)
     fallbacks = []
