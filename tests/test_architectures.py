@@ -77,7 +77,7 @@ def test_names_go_to_a_checkpoint_and_back(sheet):
         pytest.skip(f"checkpoints of {sheet.name} are not known")
     for name, tensor in tensors(sheet):
         if tensor.hf:
-            assert hf_to_gguf_name(sheet, gguf_to_hf_name(sheet, name, N_LAYER), N_LAYER) == name
+            assert hf_to_gguf_name(sheet, gguf_to_hf_name(sheet, name, N_LAYER).replace("{e}", "7"), N_LAYER) == name
 
 
 def test_a_fused_tensor_names_parts_that_exist(sheet):

@@ -30,9 +30,10 @@ class HeadLayout:
     @property
     def missing(self) -> list[str]:
         """Required tensors that are not there."""
-        here, head = set(self.names), sheet_of(self.arch).head
-        blocks = range(self.n_trunk, self.n_trunk + self.n_nextn) if head else ()
-        return [name for i in blocks if head for name in head.missing(i, here)]
+        here, sheet = set(self.names), sheet_of(self.arch)
+        blocks = range(self.n_trunk, self.n_trunk + self.n_nextn)
+        wanted = [tensor.at(i).name for i in blocks for tensor in sheet.head_tensors(i, here) if tensor.required]
+        return [name for name in wanted if name not in here]
 
 
 def layout_of(file: GgufFile) -> HeadLayout:

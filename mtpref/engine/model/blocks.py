@@ -5,7 +5,7 @@ Owns how a sheet's tensors become a dict of weights; load.py reads the trunk wit
 
 from typing import Any
 
-from mtpref.architectures import Block, Either, Tensor, numbers
+from mtpref.architectures import Block, Tensor, numbers, present_tensors
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model.model import Layer
 from mtpref.engine.weights import TensorFinder
@@ -20,12 +20,10 @@ def read_layer(block: Block, values: Values) -> Layer:
 def read_block(finder: TensorFinder, block: Block, values: Values, il: int) -> dict[str, Any]:
     """The tensors of block il by their GGUF name without "blk.il."."""
     found: dict[str, Any] = {}
-    for item in block.tensors:
-        tensors = item.chosen(il, finder.file.tensors) if isinstance(item, Either) else (item,)
-        for tensor in tensors:
-            name = tensor.at(il).name
-            if tensor.required or finder.has(name):
-                found |= _held(tensor, read_tensor(finder, tensor, values, name), values)
+    for tensor in present_tensors(block.tensors, il, finder.file.tensors):
+        name = tensor.at(il).name
+        if tensor.required or finder.has(name):
+            found |= _held(tensor, read_tensor(finder, tensor, values, name), values)
     return found
 
 

@@ -5,13 +5,13 @@ those of the architecture's data sheet. Never trusts a count from the file to lo
 """
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Block, Either, Tensor, numbers, trimmed
+from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Either, Tensor, numbers, present_tensors, trimmed
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable
+from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable, without_leading_ones
 from mtpref.files.identify import REDECLARE, has_trunk
 
 MTP = "mtp"  # the name of every head's block
@@ -151,13 +151,9 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
     return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
 
 
-def _tensors_at(block: Block, around: Sequence[Tensor], il: int, names: Container[str]) -> list[Tensor]:
-    """The tensors of block il, under their whole names, with those around it; of alternatives what the loader takes."""
-    out = [tensor.at(il) for tensor in around]
-    for item in block.tensors:
-        choices = [[t.at(il) for t in c] for c in (item.choices if isinstance(item, Either) else ((item,),))]
-        out += next((choice for choice in choices if all(t.name in names for t in choice)), choices[-1])
-    return out
+def _tables(sheet: Architecture) -> dict[str, Sequence[Tensor | Either]]:
+    """Name of a trunk block -> its tensors."""
+    return {block.name: block.tensors for block in sheet.layers.all_blocks()}
 
 
 def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[dict[str, str]]:
@@ -166,9 +162,7 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
     if not layout.kinds or sheet is None:
         return []  # the blocks are not known, and `problems` says why
     specs = list(sheet.tensors)
-    tables: dict[str, tuple[Block, tuple[Tensor, ...]]] = {b.name: (b, ()) for b in sheet.layers.all_blocks()}
-    if sheet.head:
-        tables[MTP] = (sheet.head.block, sheet.head.tensors)
+    tables = _tables(sheet)
     for i, kind in enumerate(layout.kinds):
         if kind != MTP and not layout.has_trunk:
             continue  # a head-only file holds no trunk block
@@ -176,8 +170,11 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
         if found not in (kind, "empty") and not layout.partial:
             text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
             problems.append(Problem("block", f"blk.{i}", text))
-            kind = found if found in tables else kind
-        specs += _tensors_at(*tables[kind], i, f.tensors)
+            kind = found if found in (*tables, MTP) else kind
+        if kind == MTP:
+            specs += [tensor.at(i) for tensor in sheet.head_tensors(i, f.tensors)]
+        else:
+            specs += [tensor.at(i) for tensor in present_tensors(tables[kind], i, f.tensors)]
     if D2T.name in f.tensors:
         specs = trimmed(specs, has_trunk=layout.has_trunk)
     fallbacks = []
@@ -185,13 +182,13 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
         info = f.tensors.get(spec.name)
         if info is not None:
             expected = numbers(spec.shape, layout.values)
-            if expected is not None and info.shape != expected:
+            if expected is not None and without_leading_ones(info.shape) != without_leading_ones(expected):
                 formula = ", ".join(map(str, spec.shape))
                 text = f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})"
                 problems.append(Problem("misshapen", spec.name, text))
             continue
         stand_in = next((name for name in spec.fallback if name in f.tensors), None)
-        if layout.partial:
+        if layout.partial or spec.optional:
             continue
         if stand_in is not None:
             fallbacks.append({"tensor": spec.name, "from": stand_in})
@@ -217,9 +214,8 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     found = sorted(i for i, tensors in layout.blocks.items() if kind_found(tensors, layout.sheet) == MTP)
     declared = [i for i, kind in enumerate(layout.kinds) if kind == MTP]
     shown = declared or found
-    sheet = layout.sheet.head if layout.sheet else None
-    heads = {i: _tensors_at(sheet.block, sheet.tensors, i, f.tensors) if sheet else [] for i in shown}
-    known = {tensor.name for head in heads.values() for tensor in head}
+    heads = {i: layout.sheet.head_tensors(i, f.tensors) if layout.sheet else [] for i in shown}
+    known = {tensor.at(i).name for i, tensors in heads.items() for tensor in tensors}
     unexpected = [
         t.name for i, tensors in layout.blocks.items() for t in tensors
         if t.name not in known and (i in declared or ".nextn." in t.name)
@@ -240,13 +236,20 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     if status == "missing":
         text = (
             f"key {layout.arch}.nextn_predict_layers is {len(declared)}, but blk.{declared[0]} has no nextn tensor: "
-            f"{DROPPED}"
+            f"{without_head(layout.sheet)}; {DROPPED}"
         )
         problems.append(Problem("head", f"blk.{declared[0]}", text))
     trunk = layout.has_trunk
     return {
         "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
     }  # fmt: skip
+
+
+def without_head(sheet: Architecture | None) -> str:
+    """What llama.cpp does with a file that counts a head and does not hold it."""
+    if sheet is not None and sheet.head is not None and sheet.head.may_lack:
+        return "llama.cpp runs it without drafting, and aborts with --spec-type draft-mtp"
+    return "llama.cpp does not load it"
 
 
 def _head_of_unknown(f: GgufFile, arch: str, names: list[str]) -> list[Problem]:
@@ -282,6 +285,8 @@ def _describe_mtp_block(f: GgufFile, head: Sequence[Tensor], i: int) -> dict[str
     for spec in head:
         name = spec.name
         own = f.tensors.get(name)
+        if own is None and spec.optional:
+            continue
         info = own or next((f.tensors[n] for n in spec.fallback if n in f.tensors), None)
         rows.append(
             {
