@@ -149,7 +149,8 @@ def test_reading_reads_every_word():
     ("own", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
 def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(own, expected):
-    code = "import os; from mtpref.kernels.compiling import compile; compile.start_threads(); print(compile.threading_layer());"
+    code = "import os; from mtpref.kernels.compiling import compile; compile.start_threads();"
+    code += "print(compile.threading_layer());"
     code += "print(os.environ.get('GOMP_SPINCOUNT'))"
     settings = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | own
     settings |= {"OMP_DISPLAY_ENV": "verbose"}

@@ -133,7 +133,7 @@ def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -
     from mtpref.engine.model import load
     from mtpref.front.cli.probe import Progress
     from mtpref.heads.quantize.grid import Grid
-    from mtpref.heads.quantize.head import gptq_head, trunk_rows
+    from mtpref.heads.quantize.head import gptq_head, tensors_of, trunk_rows
     from mtpref.measure.probe import read_texts
 
     Notes().when_compiling(argparse.Namespace(ops=None))
@@ -143,7 +143,7 @@ def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -
     n_ctx = min(512, model.config.n_ctx_train)
     made = gptq_head(model, trunk_rows(model, texts, n_ctx, Progress("calibrate")), grid)
     taken = [re.compile(pattern) for pattern, _ in overrides]
-    return {name: (w.type_name, w.raw) for name, w in made.items() if not any(p.search(name) for p in taken)}
+    return {name: one for name, one in tensors_of(made).items() if not any(p.search(name) for p in taken)}
 
 
 def _head_line(made: Any) -> str:

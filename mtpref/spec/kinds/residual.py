@@ -8,15 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mtpref.spec.kinds.kind import F32
+from mtpref import spec
+from mtpref.spec.kinds.kind import F32, Graph, Made
 from mtpref.spec.ops import LayerTap
 
 Norm = Callable[[str, F32], F32]  # (name of the norm's weight, rows) -> normalised rows
 Part = Callable[[F32], F32]  # the mixer or the feed-forward network, on normalised rows
+# In the graph of a block: the rows that come into it, and what its parts give.
+LAYER_INPUT, MIXER, FFN = "(layer input)", "(mixer)", "(ffn)"
 
 
 class Residual(Protocol):
-    """One block on the rows of the residual stream."""
+    """One block on the rows of the residual stream.
+
+    It may also have `graph`, what it makes of them, and `feeds`, which of that its mixer and its feed-forward network
+    are given.
+    """
 
     def __call__(self, x: F32, norm: Norm, mixer: Part, ffn: Part, tap: LayerTap) -> F32: ...
 
@@ -39,3 +46,16 @@ class Sequential:
         tap("post_ffn", x)
         tap("l_out", x)
         return x
+
+    feeds = ("attn_norm", "attn_post_norm")
+
+    @property
+    def graph(self) -> Graph:
+        """What the block makes around its two parts."""
+        return {
+            "attn_norm": Made((LAYER_INPUT,), f"rms_norm with blk.{{i}}.{self.mixer_norm}", (spec.rms_norm,)),
+            "attn_residual": Made((MIXER, LAYER_INPUT), "sum"),
+            "attn_post_norm": Made(("attn_residual",), f"rms_norm with blk.{{i}}.{self.ffn_norm}", (spec.rms_norm,)),
+            "post_ffn": Made((FFN, "attn_residual"), "sum"),
+            "l_out": Made((FFN, "attn_residual"), "sum"),
+        }
