@@ -155,12 +155,12 @@ def test_stages_see_the_stages_before_them_quantised(calibrated, monkeypatch):
     seen = []
     inner = hessians
 
-    def spy(changed, chunks, names):
+    def spy(changed, chunks, names, spill):
         seen.append({n for n, w in head_matrices(changed).items() if w.type_name == "Q4_0"})
-        return inner(changed, chunks, names)
+        return inner(changed, chunks, names, spill)
 
     monkeypatch.setattr("mtpref.heads.quantize.head.hessians", spy)
-    made = gptq_head(model, chunks, Grid("Q4_0"))
+    made = gptq_head(model, chunks, Grid("Q4_0")).made
     assert [len(s) for s in seen] == [0, 1, 4, 5, 7]
     assert set(made) == set(head_matrices(model))
 
@@ -188,7 +188,7 @@ def test_a_head_without_attention_and_with_experts_is_quantised_in_its_own_order
     unseen = set(matrices) - set(hessians(model, chunks, list(matrices)))
     assert unseen
     assert all(tensor_name(name) == stack for name in unseen)
-    made = gptq_head(model, chunks, Grid("Q4_0"))
+    made = gptq_head(model, chunks, Grid("Q4_0")).made
     for name in unseen:
         w = matrices[name]
         assert np.array_equal(made[name].raw, round_to_nearest(w.dequantize(), Grid("Q4_0")).reshape(-1))
@@ -204,7 +204,7 @@ def test_a_quantised_head_is_measured_beside_its_own(calibrated):
         "t", tuple(model.vocab.encode("class Stack:\n    def push(self, item):\n        self.items.append(item)\n" * 8))
     )
     ways = {
-        "gptq": gptq_head(model, chunks, Grid("Q4_0")),
+        "gptq": gptq_head(model, chunks, Grid("Q4_0")).made,
         "rtn8": {n: _rtn(w, "Q8_0") for n, w in head_matrices(model).items()},
     }
     reference, four, eight = measure(model, ways, [held_out])
@@ -222,7 +222,7 @@ def _rtn(w, kind):
 
 def test_with_matrices_changes_the_head_alone(calibrated):
     model, chunks = calibrated
-    changed = with_matrices(model, gptq_head(model, chunks, Grid("Q4_1")))
+    changed = with_matrices(model, gptq_head(model, chunks, Grid("Q4_1")).made)
     assert changed.weights.layers is model.weights.layers
     assert {w.type_name for w in head_matrices(changed).values()} == {"Q4_1"}
 
