@@ -17,7 +17,7 @@ def add_bias(y: F32, bias: F32) -> F32:
 
 
 def repeat_heads(x: F32, n_head: int) -> F32:
-    """S50. Key heads in groups: head h of the result is head h // (n_head / H_k) of x (grouped, not tiled, as the delta rule (S13) has it).
+    """S50. Key heads in groups: head h of the result is head h // (n_head / H_k) of x (the delta rule, S13, has tiles).
 
     Rule     after it there is a key head for each value head, so that the delta rule's h % H_k (S13) is h
     Shapes   x: (T, H_k, S) -> (T, n_head, S)
