@@ -38,6 +38,8 @@ from mtpref.heads.quantize.importance import Importance
 from mtpref.heads.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, category, head_layers, layer_order, plan_types
 from mtpref.spec.quants import DEQUANTIZABLE
 
+# What a head may have of its own and no importance is measured for, as of the trunk's.
+OWN = ("embed_tokens", "shared_head_head")
 # Already quantised bytes of a tensor: (type, uint8 bytes of the whole tensor).
 Replacements = Mapping[str, tuple[str, NDArray[np.uint8]]]
 
@@ -228,7 +230,8 @@ def _report(file: GgufFile, items: list[Item], types: dict[str, str], settings: 
     notes = []
     if settings.importance is not None:
         seen = settings.importance.columns
-        lacking = [name for name in head if name not in seen and types[name] in WEIGHTED]
+        shared = tuple(f".nextn.{name}.weight" for name in OWN)
+        lacking = [name for name in head if name not in seen and types[name] in WEIGHTED and not name.endswith(shared)]
         if lacking:
             notes.append(f"the importance matrix lacks {len(lacking)} tensors of the head, {lacking[0]} first; "
                          "it was made with the trunk alone: mtpref imatrix covers the head")  # fmt: skip
