@@ -1,5 +1,6 @@
 """GPTQ on GGUF's grids: against the plain form of the algorithm, and what it is for."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -356,3 +357,24 @@ def test_rows_that_find_no_room_end_in_one_line(tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
         with Spill(tmp_path) as spill, pytest.raises(MtprefError, match="No space left"):
             spill.add(0, np.ones((2, 3), np.float32))
+
+
+@pytest.mark.slow
+def test_calibrated_experts_of_a_trained_head_are_nearer_than_rounded_ones(tmp_path):
+    """Hidden rows on held-out text, of the tiny model with its network cut into experts; few rows do no harm."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+    try:
+        import compare_expert_quants as tool
+    finally:
+        sys.path.pop(0)
+    tool.write_with_experts(tmp_path / "experts.gguf")
+    model = mtpref.load(tmp_path / "experts.gguf").core
+    corpus, grid = tool.load_corpus(), Grid("Q4_0")
+    held = tool.first_tokens(tool.chunks_of(model, list(corpus.held_out), 1024), 1024)
+    chunks = tool.chunks_of(model, list(corpus.train), 2048)
+    ways = [tool.rounded(model, grid)] + [
+        tool.calibrated(model, some, grid, scaled=True) for some in (tool.first_tokens(chunks, 256), chunks)
+    ]
+    rounded, few, many = (tool.nmse(model, tool.only_experts(made), held) for made in ways)
+    assert few < 1.05 * rounded
+    assert many < 0.9 * rounded
