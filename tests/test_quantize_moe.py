@@ -35,7 +35,8 @@ def case(request, tmp_path_factory):
 def quantized(path, tmp_path, key, **wanted):
     mixture, _, weighted = key.partition(" ")
     found = read_importance(path.parent / cases.IMATRIX) if weighted else None
-    settings = Settings(Wanted(mixture, has_imatrix=found is not None, **wanted), found, cases.IMATRIX)
+    chosen = Wanted(mixture=mixture, has_imatrix=found is not None, **wanted)
+    settings = Settings(wanted=chosen, importance=found, importance_name=cases.IMATRIX)
     return quantize_file(path, tmp_path / "out.gguf", settings), tmp_path / "out.gguf"
 
 
@@ -81,7 +82,7 @@ def downs(n_blocks, n_expert, mixture="Q4_K_M"):
     for i in range(n_blocks):
         items.append(Item(f"blk.{i}.ffn_down_exps.weight", "F32", (max(n_expert, 2), 256, 256)))
         items.append(Item(f"blk.{i}.ffn_down_shexp.weight", "F32", (256, 256)))
-    types = plan_types(items, Wanted(mixture, True), n_blocks, 1, n_expert=n_expert)
+    types = plan_types(items, Wanted(mixture=mixture, pure_llama=True), n_blocks, 1, n_expert=n_expert)
     found = {}
     for name, kind in types.items():
         if "exps" in name:
@@ -100,8 +101,9 @@ def test_a_35b_has_21_blocks_of_more_bits():
 def test_a_down_projection_of_no_block_is_refused_where_its_type_depends_on_it():
     for name in ("ffn_down.weight", "blk.9.ffn_down.weight"):
         with pytest.raises(MtprefError, match=rf"tensor {name}: expected one of blk\.0 to blk\.8"):
-            plan_types([Item(name, "F32", (256, 256))], Wanted("Q4_K_M"), 9, 1, n_expert=4)
-    assert plan_types([Item("ffn_down.weight", "F32", (256, 256))], Wanted("Q4_0"), 9, 1)["ffn_down.weight"] == "Q4_0"
+            plan_types([Item(name, "F32", (256, 256))], Wanted(mixture="Q4_K_M"), 9, 1, n_expert=4)
+    dense = plan_types([Item("ffn_down.weight", "F32", (256, 256))], Wanted(mixture="Q4_0"), 9, 1)
+    assert dense["ffn_down.weight"] == "Q4_0"
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,8 @@ def _encoded(
 def _report(file: GgufFile, items: list[Item], types: dict[str, str], settings: Settings, counts: _Counts) -> Quantized:
     prefixes = tuple(f"blk.{i}." for i in head_layers(counts.n_blocks, counts.n_nextn))
     head = {i.name: types[i.name] for i in items if i.name.startswith(prefixes) and len(i.shape) > 1}
-    pure = counts.types(items, Wanted(settings.wanted.mixture, True, has_imatrix=settings.wanted.has_imatrix))
+    llama = Wanted(mixture=settings.wanted.mixture, pure_llama=True, has_imatrix=settings.wanted.has_imatrix)
+    pure = counts.types(items, llama)
 
     def size_of(item: Item, of: dict[str, str]) -> int:
         kind = of[item.name]
