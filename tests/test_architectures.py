@@ -67,7 +67,7 @@ def test_marks_tell_the_blocks_of_a_trunk_apart(sheet):
 
 def test_the_quantisers_category_is_llama_cpps_by_name(sheet):
     for name, tensor in tensors(sheet):
-        shape = tuple(2 for dim in tensor.shape if dim is not ONE)  # {n, 1} has one dimension
+        shape = tuple(1 if dim is ONE else 2 for dim in tensor.shape)
         assert category(name) == tensor.role, name
         assert is_quantizable(Item(name, "F32", shape)) == tensor.is_quantised, name
 

@@ -83,9 +83,17 @@ DELTA = (
 ATTENTION = (
     # per head: q, then gate
     Tensor("attn_q.weight", (2 * n_head * n_embd_head, n_embd), "self_attn.q_proj.weight", cb="Qcur_full"),
-    Tensor("attn_k.weight", (n_head_kv * n_embd_head, n_embd), "self_attn.k_proj.weight", cb="Kcur_normed"),
+    Tensor(
+        "attn_k.weight", (n_head_kv * n_embd_head, n_embd), "self_attn.k_proj.weight", role="attn_k", cb="Kcur_normed"
+    ),
     Tensor("attn_v.weight", (n_head_kv * n_embd_head, n_embd), "self_attn.v_proj.weight", role="attn_v", cb="Vcur"),
-    Tensor("attn_output.weight", (n_embd, n_head * n_embd_head), "self_attn.o_proj.weight", cb="attn_output"),
+    Tensor(
+        "attn_output.weight",
+        (n_embd, n_head * n_embd_head),
+        "self_attn.o_proj.weight",
+        role="attn_output",
+        cb="attn_output",
+    ),
     Tensor("attn_q_norm.weight", (n_embd_head,), "self_attn.q_norm.weight", ZERO_CENTRED, cb="Qcur_normed"),
     Tensor("attn_k_norm.weight", (n_embd_head,), "self_attn.k_norm.weight", ZERO_CENTRED, cb="Kcur_normed"),
 )

@@ -86,7 +86,8 @@ class Tensor:
     fallback  names that stand in for it, the first present wins
     optional  whether it may be absent with nothing in its place
     cb        llama.cpp's name of what the graph makes with it
-    role      the quantiser's category: "attn_v", "ffn_down", "output", "token_embd", or "" for the rest
+    role      the quantiser's category: "attn_v", "attn_k", "attn_output", "ffn_down", "output", "token_embd", or "" for
+              the rest
     keep_f32  held and stored as float32 whatever its dimensions
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
