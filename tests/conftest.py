@@ -61,7 +61,7 @@ def _no_kernel_is_compiled_twice(request):
     if not hasattr(request.config, "workerinput") or not kernels.available():
         yield
         return
-    from mtpref.kernels.compile import Kernel
+    from mtpref.kernels.compiling.compile import Kernel
 
     compile_kernel = Kernel.compile
 

@@ -19,18 +19,11 @@ import make_random
 if not kernels.available():
     pytest.skip("NUMBA_DISABLE_JIT is set: nothing is compiled", allow_module_level=True)
 
-from mtpref.kernels import (
-    ahead,
-    attend,
-    compile,
-    delta,
-    delta_mixer,
-    matmul,
-    mul_mats,
-    needed,
-    norms,
-    panels,
-)
+from mtpref.kernels import needed
+from mtpref.kernels.compiling import ahead, compile
+from mtpref.kernels.fused import delta_mixer
+from mtpref.kernels.layers import attend, delta, norms
+from mtpref.kernels.products import matmul, mul_mats, panels
 
 SHAPE = ("--n-layer", "4", "--n-embd", "256", "--n-ff", "512", "--n-vocab", "400", "--n-head", "2", "--n-head-kv", "1")
 SIZES = ("--head-dim", "64", "--n-rot", "16", "--state-size", "64", "--n-k-head", "4", "--n-v-head", "4")

@@ -25,7 +25,8 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the product is, it is split; with one thread there is nothing to split."""
-    from mtpref.kernels import compile, mul_mats
+    from mtpref.kernels.compiling import compile
+    from mtpref.kernels.products import mul_mats
 
     if compile.settings.NUMBA_NUM_THREADS == 1:
         pytest.skip("Numba has one thread here: nothing to split")
@@ -92,7 +93,7 @@ def test_a_delta_layer_is_the_composition(rng: np.random.Generator, scale: str, 
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_delta_layer_of_panels_is_the_composition(rng: np.random.Generator, scale: str) -> None:
     """The projections in the same call: one type, two, or three, where the products are calls of their own."""
-    from mtpref.kernels import delta_mixer
+    from mtpref.kernels.fused import delta_mixer
 
     table, fused, cfg = spec_ops("ggml"), make_recipe("ggml").ops, delta_config(2, 4, 64)
     channels, inner = 8 * 64, 4 * 64
@@ -204,7 +205,8 @@ def test_another_product_or_swiglu_is_what_runs(rng: np.random.Generator) -> Non
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_several_matrices_give_each_its_product(rng: np.random.Generator, n_threads: int,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from mtpref.kernels import compile, mul_mats
+    from mtpref.kernels.compiling import compile
+    from mtpref.kernels.products import mul_mats
 
     if n_threads > compile.settings.NUMBA_NUM_THREADS:
         pytest.skip("Numba has one thread here: nothing to split")

@@ -123,7 +123,7 @@ def assembly_of_a_dot_product() -> str:
     """The code of dot32, compiled here and now: a kernel from the cache no longer knows its assembly."""
     import numba
 
-    from mtpref.kernels import lanes
+    from mtpref.kernels.arithmetic import lanes
 
     @numba.njit
     def product(a, b):

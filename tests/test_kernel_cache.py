@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from mtpref import kernels
 if not kernels.available():
     pytest.skip("NUMBA_DISABLE_JIT is set: nothing is compiled", allow_module_level=True)
 
-from mtpref.kernels import cache, choices, compile
+from mtpref.kernels import choices
+from mtpref.kernels.compiling import cache, compile
 
 ROOT = Path(__file__).parent.parent
 LOGITS = np.array([[1, 5, 3, 5]], np.float32)
@@ -192,8 +194,8 @@ def test_processes_that_compile_the_same_kernel_at_once(tmp_path):
 
 def test_every_kernel_has_a_file_of_its_own():
     names = []
-    for path in sorted((ROOT / "mtpref" / "kernels").glob("*.py")):
-        module = __import__(f"mtpref.kernels.{path.stem}", fromlist=["x"]) if path.stem != "__init__" else kernels
+    for path in sorted((ROOT / "mtpref" / "kernels").rglob("*.py")):
+        module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
         own = {id(v): v for v in vars(module).values() if isinstance(v, compile.Kernel)}.values()
         names += [v.dispatcher._cache.name for v in own if v.dispatcher.py_func.__module__ == module.__name__]
     assert len(names) > 30

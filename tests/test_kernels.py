@@ -108,7 +108,7 @@ def hard_sums(rng: np.random.Generator, n: int) -> list[np.ndarray]:
 def test_fma32_is_the_specifications(rng: np.random.Generator, scale: str) -> None:
     from numba import njit
 
-    from mtpref.kernels import scalars
+    from mtpref.kernels.arithmetic import scalars
 
     @njit
     def apply(a, b, c):
@@ -136,7 +136,7 @@ def edge_arguments(rng: np.random.Generator) -> np.ndarray:
 def test_elementary_functions_are_the_specifications(rng: np.random.Generator, name: str) -> None:
     from numba import njit
 
-    from mtpref.kernels import arith
+    from mtpref.kernels.arithmetic import arith
 
     function = getattr(arith, name)
 
@@ -161,7 +161,7 @@ def test_elementary_functions_are_the_specifications(rng: np.random.Generator, n
 def test_sixteen_bit_floats_convert_exactly(rng: np.random.Generator) -> None:
     from numba import njit
 
-    from mtpref.kernels import arith, scalars
+    from mtpref.kernels.arithmetic import arith, scalars
 
     @njit
     def widen(bits):
@@ -387,7 +387,10 @@ def test_rows_of_nothing_but_nan_or_minus_infinity_choose_the_lowest_ids() -> No
 @pytest.fixture
 def always_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every product, however small, takes the parallel path when more than one thread is set."""
-    from mtpref.kernels import attend, compile, delta, delta_mixer, matmul, mul_mats, norms
+    from mtpref.kernels.compiling import compile
+    from mtpref.kernels.fused import delta_mixer
+    from mtpref.kernels.layers import attend, delta, norms
+    from mtpref.kernels.products import matmul, mul_mats
 
     if compile.settings.NUMBA_NUM_THREADS < 2:
         pytest.skip("Numba has one thread here: nothing to split")

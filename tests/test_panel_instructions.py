@@ -42,7 +42,8 @@ def print_assembly() -> None:
     import numba
     from numba.core import types
 
-    from mtpref.kernels import blocks, compile
+    from mtpref.kernels.compiling import compile
+    from mtpref.kernels.products import blocks
 
     floats, words = compile.source(types.float32, 2), compile.source(types.int32, 2)
     signature = compile.source(types.uint8, 1), words, floats, words, compile.target(types.float32, 2)
@@ -67,7 +68,7 @@ def emulate(name: str) -> None:
     """Make the vector room believe in another processor, and give AVX-512's instructions as plain vector code."""
     from llvmlite import ir
 
-    from mtpref.kernels import target
+    from mtpref.kernels.compiling import target
 
     has: Callable[[str], bool] = target.target_has
     if name == "not x86":
@@ -76,7 +77,7 @@ def emulate(name: str) -> None:
         denied = {"avx512bw", "avx512vnni"}
         target.target_has = lambda f: f in EMULATED[name] or (f not in denied and has(f))
 
-    from mtpref.kernels import vectors
+    from mtpref.kernels.arithmetic import vectors
 
     i8, i32, given = ir.IntType(8), ir.IntType(32), vectors.call
 
@@ -106,8 +107,8 @@ def print_same(emulated: str, *types: str) -> None:
     """For these types, or all with a layout: that panels give the specification's bits; then the room's constants."""
     if emulated:
         emulate(emulated)
-    from mtpref.kernels.panels import LAYOUTS
-    from mtpref.kernels.vectors import CODE_BYTES, GROUP, LANES
+    from mtpref.kernels.arithmetic.vectors import CODE_BYTES, GROUP, LANES
+    from mtpref.kernels.products.panels import LAYOUTS
     from tests.test_kernels import assert_same, matrix, values
 
     rng = np.random.default_rng(5)

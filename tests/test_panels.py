@@ -9,7 +9,7 @@ import pytest
 from mtpref import kernels, spec
 from mtpref.engine.recipe import make_recipe
 from mtpref.front import api
-from mtpref.kernels.packed import PackedMatrix
+from mtpref.kernels.products.packed import PackedMatrix
 from tests.blocks import random_bytes
 from tests.test_kernels import SCALES, assert_same, matrix, unit_values, values
 
@@ -80,7 +80,8 @@ def test_more_tokens_than_a_thread_takes_at_once(rng: np.random.Generator, type_
 @pytest.mark.parametrize("type_name", TYPES)
 def test_threads_change_no_bit_of_panels_or_products(rng: np.random.Generator, type_name: str, n_threads: int,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    from mtpref.kernels import compile, mul_mats, panels
+    from mtpref.kernels.compiling import compile
+    from mtpref.kernels.products import mul_mats, panels
 
     if n_threads > compile.settings.NUMBA_NUM_THREADS:
         pytest.skip("Numba has one thread here: nothing to split")
@@ -204,7 +205,8 @@ def test_float_rows_in_pieces_are_the_specifications(rng: np.random.Generator, t
 def test_threads_share_rows_and_tokens_of_floats(rng: np.random.Generator, type_name: str,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Where a thread's tokens begin within a tile, and its rows within those that wait together."""
-    from mtpref.kernels import compile, mul_mats
+    from mtpref.kernels.compiling import compile
+    from mtpref.kernels.products import mul_mats
 
     if compile.settings.NUMBA_NUM_THREADS < 2:
         pytest.skip("Numba has one thread here: nothing to split")

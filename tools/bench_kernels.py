@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mtpref import kernels, spec
-from mtpref.kernels import compile
+from mtpref.kernels.compiling import compile
 from mtpref.spec import quants
 
 # Where d and dmin lie in the blocks of types without an encoder.

@@ -4,9 +4,9 @@ A twin takes what the specification's function takes, save that `dot` becomes th
 not). Importing this package is cheap; Numba is imported when a kernel is first named. With NUMBA_DISABLE_JIT=1
 there are no kernels, and naming one raises MtprefError: only the specification runs then.
 
-Read in this order: cache, compile, scalars and lanes (the arithmetic), arith, activations, unpack, rows, matmul;
-panels, vectors, tiles and blocks (weights laid out anew); products, panel_products, float_rows and mul_mats; then the
-layers in delta, attend, norms, rotary, and choices; last needed and ahead (a first run compiles in several processes).
+A room for each part of the specification, named by its `__init__`: arithmetic, quants, products, layers, fused (the
+layers of compose.py); choices.py twins `spec.mtp`. A room imports those before it. Beside them: compiling (before all),
+reading (for `mtpref bench`), and needed (what compiling/ahead.py compiles on a first run, in several processes).
 docs/kernels.md has the rules.
 """
 
@@ -48,36 +48,36 @@ def short_spinning() -> Iterator[None]:
 
 
 _HOMES = {
-    "mul_mat_exact": "matmul",
-    "mul_mat_ggml": "matmul",
-    "pack": "packed",
-    "quantize_q8_0": "matmul",
-    "quantize_q8_1": "matmul",
-    "quantize_q8_k": "matmul",
-    "rms_norm": "norms",
-    "l2_norm": "norms",
-    "gated_norm": "norms",
-    "delta_gates": "norms",
-    "attn_gate": "norms",
-    "swiglu": "norms",
-    "rope_table": "rotary",
-    "rope": "rotary",
-    "conv_silu": "delta",
-    "delta_rule": "delta",
-    "attention": "attend",
-    "delta_layer": "delta_mixer",
-    "ffn": "mul_mats",
+    "mul_mat_exact": "products.matmul",
+    "mul_mat_ggml": "products.matmul",
+    "pack": "products.packed",
+    "quantize_q8_0": "products.matmul",
+    "quantize_q8_1": "products.matmul",
+    "quantize_q8_k": "products.matmul",
+    "rms_norm": "layers.norms",
+    "l2_norm": "layers.norms",
+    "gated_norm": "layers.norms",
+    "delta_gates": "layers.norms",
+    "attn_gate": "layers.norms",
+    "swiglu": "layers.norms",
+    "rope_table": "layers.rotary",
+    "rope": "layers.rotary",
+    "conv_silu": "layers.delta",
+    "delta_rule": "layers.delta",
+    "attention": "layers.attend",
+    "delta_layer": "fused.delta_mixer",
+    "ffn": "fused.ffn",
     "argmax": "choices",
     "top_candidates": "choices",
     "read_all": "reading",
-    "set_threads": "compile",
-    "n_threads": "compile",
-    "threading_layer": "compile",
-    "has_only_workqueue": "compile",
-    "when_compiling": "compile",
-    "compile_ahead": "ahead",
+    "set_threads": "compiling.compile",
+    "n_threads": "compiling.compile",
+    "threading_layer": "compiling.compile",
+    "has_only_workqueue": "compiling.compile",
+    "when_compiling": "compiling.compile",
+    "compile_ahead": "compiling.ahead",
     "needed_kernels": "needed",
-    "effective_target": "target",
+    "effective_target": "compiling.target",
 }
 
 
@@ -108,7 +108,7 @@ def cache_folders() -> tuple[Path, ...]:
     else ~/.cache; the second is a private temporary folder.
     """
     base = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    made_by = (*import_module("mtpref.kernels.target").effective_target(), *_versions())
+    made_by = (*import_module("mtpref.kernels.compiling.target").effective_target(), *_versions())
     name = f"{_source_hash()[:16]}-{hashlib.sha256(chr(10).join(made_by).encode()).hexdigest()[:8]}"
     found = []
     with contextlib.suppress(RuntimeError):  # no home folder

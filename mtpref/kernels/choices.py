@@ -9,9 +9,9 @@ import numpy as np
 from numba.core import types
 from numpy.typing import NDArray
 
-from mtpref.kernels.arith import exp64
-from mtpref.kernels.compile import kernel, source, target
-from mtpref.kernels.floats import N_SCANNED, any_above
+from mtpref.kernels.arithmetic.arith import exp64
+from mtpref.kernels.arithmetic.floats import N_SCANNED, any_above
+from mtpref.kernels.compiling.compile import kernel, source, target
 from mtpref.spec.mtp import N_TOP
 
 F32 = NDArray[np.float32]

@@ -10,21 +10,27 @@ from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES
 
 # The slowest to compile, seconds first: helpers begin with them. Others take less than a second.
 SLOWEST = (
-    "attend._attention_tiles",
-    "delta_mixer._delta_groups",
-    "mul_mats.all_products",
-    "panel_products.prepare_q8_0",
-    "panel_products.prepare_q8_k",
-    "attend._attention_tasks",
+    "layers.attend._attention_tiles",
+    "fused.delta_mixer._delta_groups",
+    "products.mul_mats.all_products",
+    "products.panel_products.prepare_q8_0",
+    "products.panel_products.prepare_q8_k",
+    "layers.attend._attention_tasks",
 )
 PANEL_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 _ALWAYS = (
-    *("delta_mixer._delta_groups", "norms._rms_norm", "norms._attn_gate", "norms.swiglu_part", "rotary._rope"),
-    *("rotary._rope_table", "choices._argmax", "choices._top_candidates"),
+    *(
+        "fused.delta_mixer._delta_groups",
+        "layers.norms._rms_norm",
+        "layers.norms._attn_gate",
+        "layers.norms.swiglu_part",
+        "layers.rotary._rope",
+    ),
+    *("layers.rotary._rope_table", "choices._argmax", "choices._top_candidates"),
 )
-_LOOPS = ("delta_mixer._all_delta_groups", "norms._all_rms_norm")
+_LOOPS = ("fused.delta_mixer._all_delta_groups", "layers.norms._all_rms_norm")
 
 
 def needed_kernels(
@@ -38,16 +44,16 @@ def needed_kernels(
     repack    whether weights get panels
     """
     serial, loops = set(_ALWAYS), set(_LOOPS)
-    serial.add("attend._attention_tasks" if wide else "attend._attention_tiles")
-    loops.add("attend._all_attention_tasks" if wide else "attend._all_attention_tiles")
+    serial.add("layers.attend._attention_tasks" if wide else "layers.attend._attention_tiles")
+    loops.add("layers.attend._all_attention_tasks" if wide else "layers.attend._all_attention_tiles")
     if set(kv_types) - {"F32"}:
-        serial.add("activations.round_to")
+        serial.add("quants.activations.round_to")
     for name in set(types):
         one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
         serial.update(one[0])
         loops.update(one[1])
-    if "mul_mats._all_ffn" not in loops:
-        loops.add("norms._all_swiglu")
+    if "fused.ffn._all_ffn" not in loops:
+        loops.add("layers.norms._all_swiglu")
     found = serial | loops if n_threads > 1 else serial
     return sorted(found, key=lambda name: (SLOWEST.index(name) if name in SLOWEST else len(SLOWEST), name))
 
@@ -56,34 +62,49 @@ _Names = tuple[tuple[str, ...], tuple[str, ...]]  # kernels of one thread; paral
 
 
 # Of a layer in one call.
-_WHOLE = ("mul_mats.all_products", "mul_mats._all_ffn", "delta_mixer._whole_layer")
+_WHOLE = ("products.mul_mats.all_products", "fused.ffn._all_ffn", "fused.delta_mixer._whole_layer")
 
 
 def _in_panels(name: str) -> _Names:
-    prepare = "panel_products.prepare_q8_k" if ACTIVATION_TYPES[name] == "Q8_K" else "panel_products.prepare_q8_0"
-    serial = ("panels._make_panels", "mul_mats._products", prepare, f"panel_products.rows_{name.lower()}")
-    return serial, ("panels._make_all_panels", *_WHOLE)
+    prepare = (
+        "products.panel_products.prepare_q8_k"
+        if ACTIVATION_TYPES[name] == "Q8_K"
+        else "products.panel_products.prepare_q8_0"
+    )
+    serial = (
+        "products.panels._make_panels",
+        "products.mul_mats._products",
+        prepare,
+        f"products.panel_products.rows_{name.lower()}",
+    )
+    return serial, ("products.panels._make_all_panels", *_WHOLE)
 
 
 def _floats(name: str) -> tuple[str, ...]:
-    return "mul_mats._products", f"float_rows.prepare_{name.lower()}", f"float_rows.rows_{name.lower()}"
+    return (
+        "products.mul_mats._products",
+        f"products.float_rows.prepare_{name.lower()}",
+        f"products.float_rows.rows_{name.lower()}",
+    )
 
 
 def _in_place(name: str) -> _Names:
     if name in FLOAT_TYPES:
         return _floats(name), _WHOLE
     if _is_tiled(name):  # a tile of rows is dequantised and goes through the F32 kernel
-        return _floats("F32"), ("mul_mats.all_products",)
+        return _floats("F32"), ("products.mul_mats.all_products",)
     if ACTIVATION_TYPES[name] == "Q8_K":
         family = "k_32" if name in ("Q4_K", "Q5_K") else "k_16"
-        return (f"rows.rows_{family}", "activations.quantize_q8_k"), ("matmul._all_rows_k",)
+        return (f"products.rows.rows_{family}", "quants.activations.quantize_q8_k"), ("products.matmul._all_rows_k",)
     family = "q8_0" if name == "Q8_0" else "legacy"
-    return (f"rows.rows_{family}", "activations.quantize_q8_1"), (f"matmul._all_rows_{family}",)
+    return (f"products.rows.rows_{family}", "quants.activations.quantize_q8_1"), (
+        f"products.matmul._all_rows_{family}",
+    )
 
 
 def _exact(name: str) -> _Names:
     family = "float" if name in FLOAT_TYPES or _is_tiled(name) else "blocks"
-    return (f"rows.rows_{family}",), ("matmul._all_rows_exact",)
+    return (f"products.rows.rows_{family}",), ("products.matmul._all_rows_exact",)
 
 
 def _is_tiled(name: str) -> bool:

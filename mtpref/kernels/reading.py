@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 from numba.core import types
 
-from mtpref.kernels.compile import INT, helper, kernel, source, start_threads, target
+from mtpref.kernels.compiling.compile import INT, helper, kernel, source, start_threads, target
 
 
 @helper

@@ -66,7 +66,7 @@ def _call(folders: tuple[Path, ...]) -> tuple[list[str], int]:
         stack.enter_context(patch.object(kernels, "cache_folders", lambda: folders))
         stack.enter_context(patch.object(compile, "_listener", lambda: compiled.append(None)))
         for name in ("_said", "_full"):
-            stack.enter_context(patch(f"mtpref.kernels.cache.{name}", set()))
+            stack.enter_context(patch(f"mtpref.kernels.compiling.cache.{name}", set()))
         stack.enter_context(patch.object(logging.getLogger("mtpref"), "handlers", [handler]))
         stack.enter_context(patch.object(logging.getLogger("mtpref"), "propagate", False))
         known = choices._argmax

@@ -7,6 +7,7 @@ the weights of the layer that the first bad result belongs to. Nothing here chan
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ _LAYER = re.compile(r"-(\d+)$")
 def is_finite(*arrays: F32) -> bool:
     """Whether every value is a finite number."""
     with np.errstate(all="ignore"):
-        return all(np.isfinite(np.add.reduce(a, axis=None)) or np.isfinite(a).all() for a in arrays)
+        totals = [float(np.add.reduce(a, axis=None)) for a in arrays]
+        return all(map(math.isfinite, totals)) or all(bool(np.isfinite(a).all()) for a in arrays)
 
 
 def not_finite(
@@ -53,9 +55,8 @@ def _error(what: str, place: str, found: tuple[str, str] | None) -> NotFiniteErr
     if found is not None:
         why = f"tensor {found[0]} holds {found[1]}; the file is damaged or was badly converted: try mtpref check"
     else:
-        why = (
-            "the weights there are finite, so values overflow; try --numerics exact or KV cells of type F32 (-ctk f32)"
-        )
+        why = "the weights there are finite, so values overflow; try `numerics` exact or KV cells of type F32"
+        why += " (`kv_type=F32`)"
     return NotFiniteError(f"{what}: NaN or infinity, expected finite rows: {place}: {why}")
 
 

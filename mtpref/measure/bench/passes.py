@@ -1,7 +1,7 @@
 """Measuring the passes of a loop, each as the loop itself makes it, in turn and several times.
 
 Owns what is timed and from which state. Every pass starts from the same state, which is restored outside the timing,
-and behind a pass of the other part of the model (trunk or head), as in the loop: a pass that follows itself finds its
+and after a pass of the other part of the model (trunk or head), as in the loop: a pass that follows itself finds its
 weights in the cache. What it finds is the cost at one length of context, on this machine, now.
 """
 
@@ -79,10 +79,13 @@ class Passes:
 
     def draft(self, head: Model) -> float:
         drafter = MtpDrafter(head, Statistics(), None, self.sampler)
-        return (
-            self._ms(lambda: drafter.draft(self.state, self.ids[-1], DraftLength.of(N_CHAIN)), self._trunk_pass)
-            / N_CHAIN
-        )
+        rounds: list[DraftLength] = []
+
+        def before() -> None:
+            rounds.append(DraftLength.of(N_CHAIN))
+            self._trunk_pass()
+
+        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], rounds.pop()), before) / N_CHAIN
 
     def catch_up(self, n: int) -> float:
         ids, state, recipe = self._next(n), self.state, self.model.recipe
@@ -144,7 +147,7 @@ def measure_costs(
     warm: bool = True,
     progress: Progress | None = None,
 ) -> CostSet:
-    """What every pass costs behind a prompt.
+    """What every pass costs after a prompt.
 
     ids      the prompt, at least 2 tokens: passes run at this length of context
     heads    the model with each head vocabulary to measure; none: no head is measured

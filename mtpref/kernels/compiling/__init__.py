@@ -1,0 +1,1 @@
+"""How kernels are compiled, kept on disk, told what they get, and called. It twins nothing."""
