@@ -225,7 +225,7 @@ def typed(tensors: dict[str, F32], type_name: str) -> list[Tensor]:
             return "F32"
         return "Q6_K" if type_name == "Q4_K" and any(part in name for part in wide) else type_name
 
-    made = []
+    made: list[Tensor] = []
     for name, values in tensors.items():
         kind = type_of(name, values)
         if kind in TYPES_K:

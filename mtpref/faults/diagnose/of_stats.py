@@ -46,7 +46,9 @@ def diagnose_stats(
     after_partial: float | None = None,
     model: Model | None = None,
 ) -> Report:
-    """rates        a measurement, or what was accepted at draft position 1, 2, ... in parts of the rounds (not of what
+    """Judge acceptance rates by the catalogue's signatures.
+
+    rates        a measurement, or what was accepted at draft position 1, 2, ... in parts of the rounds (not of what
                  was accepted before)
     after_full   the first position's rate in rounds after a full acceptance, after_partial: in others
     model        faults that it can have are looked at; None: those of a dense model such as the embedded one

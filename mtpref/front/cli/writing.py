@@ -46,7 +46,7 @@ def writing(args: argparse.Namespace, inputs: Sequence[str | Path] = ()) -> Iter
     bar = ProgressLine(sys.stderr, args.progress)
     with sigterm_as_interrupt():
         try:
-            yield WriteOptions(args.force, tuple(inputs), bar.show if bar.is_on else None)
+            yield WriteOptions(force=args.force, inputs=tuple(inputs), progress=bar.show if bar.is_on else None)
         finally:
             bar.end()
 
@@ -77,7 +77,7 @@ class ProgressLine:
         self._stream.flush()
 
     def end(self) -> None:
-        """The cursor behind the line, on a terminal."""
+        """The cursor after the line, on a terminal."""
         if self._width:
             self._stream.write("\n")
             self._stream.flush()

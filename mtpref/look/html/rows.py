@@ -61,7 +61,7 @@ def read_side(
             if n == run:
                 reader.take(item)
         if n < run:
-            raise MtprefError(f"--run: {run} is out of range, {path} holds {n} runs")
+            raise MtprefError(f"`run`: {run} is out of range, {path} holds {n} runs")
         reader.side.notes += [one_line(note) for note in events.notes()]
         if n > 1:
             reader.side.notes.append(f"run {run} of {n} in this file; --run shows another")
@@ -93,7 +93,7 @@ class _SideReader:
             return
         if len(self._raw) >= MAX_ROUNDS:
             raise MtprefError(f"{self._path}: more than {MAX_ROUNDS} rounds, expected at most that many on a page; "
-                              "choose some with --rounds A-B")  # fmt: skip
+                              "choose some with `rounds` A-B")  # fmt: skip
         self._raw.append(r)
 
     def finish(self) -> Side:
@@ -182,10 +182,10 @@ class _SideReader:
 
 
 def restored(b: RolledBack, pos0: int, n_drafted: int) -> str:
-    """Which state a roll back went to, in words. Batch: the opening token at pos0 and the draft behind it."""
+    """Which state a roll back went to, in words. Batch: the opening token at pos0 and the draft after it."""
     span = f"from position {b.from_pos} to {b.to_pos}"
     if b.strategy == "snapshot":
-        return (f"snapshot, {span}: the recurrent state kept behind token {b.to_pos - pos0} of {n_drafted + 1} "
+        return (f"snapshot, {span}: the recurrent state kept after token {b.to_pos - pos0} of {n_drafted + 1} "
                 f"of the batch was chosen, KV cells from {b.to_pos} on were cut")  # fmt: skip
     if b.strategy == "replay":
         return f"replay, {span}: the checkpoint before position {pos0} was restored, {b.n_replayed} tokens run again"
