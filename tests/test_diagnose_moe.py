@@ -1,5 +1,6 @@
 """Diagnosis of ports with experts: healthy ones are healthy, each mistake is named, per architecture."""
 
+import gzip
 import sys
 from functools import cache
 from pathlib import Path
@@ -7,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Token, Verified
+from mtpref.engine.model import load
 from mtpref.faults import FAULTS, inject, is_possible
-from mtpref.faults.diagnose import PortRound, PortRun, PortTensors, diagnose_dump, diagnose_log
+from mtpref.faults.diagnose import PortRound, PortRun, PortTensors, diagnose_dump, diagnose_log, read_port_runs
 from mtpref.faults.diagnose.hypotheses import list_hypotheses
 from mtpref.look.dump import record
+from tests.micro_moe import standard
 from tests.models import run_decoder
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +38,14 @@ def pairs():
     return [(arch, id) for arch in measure_faults.STAND_INS for id in NEW if is_possible(FAULTS[id], model(arch))]
 
 
-# One of each fault on the first model that can have it; the others are slow.
-FIRST = list({id: (arch, id) for arch, id in reversed(pairs())}.values())
+# A few of different kinds; the whole product is slow.
+FIRST = [
+    ("glm4moe", "E1-bias-in-weights"),
+    ("glm4moe", "E13-head-as-dense"),
+    ("hy_v3", "G17-qk-biases-forgotten"),
+    ("qwen35moe", "E9b-shared-ungated"),
+    ("qwen3next", "G16b-beta-alpha-halves"),
+]
 SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs() if pair not in FIRST]
 
 
@@ -81,13 +91,13 @@ def test_a_dump_names_the_mistake(arch, id):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_healthy_run_in_other_numerics_is_healthy(arch):
-    report = diagnose_log(model(arch), [run_of(model(arch, "exact"), arch, 40)])
+    report = diagnose_log(model(arch), [run_of(model(arch, "exact"), arch, 20)])
     assert report.verdict == "healthy", report.headline
 
 
 @pytest.mark.parametrize(
     ("arch", "id"),
-    [("glm4moe", "E5-scale-forgotten"), ("qwen3next", "G16b-beta-alpha-halves"),
+    [("glm4moe", "E5-scale-forgotten"),
      *(pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs())],
 )  # fmt: skip
 def test_a_run_is_never_called_healthy_where_the_mistake_shows(arch, id):
@@ -106,3 +116,38 @@ def test_hypotheses_are_those_that_a_model_can_have():
         assert asked & set(FAULTS) == {id for id, fault in FAULTS.items() if is_possible(fault, model(arch))}
     assert "E4-softmax-after-selection" not in {h.id for h in list_hypotheses(model("qwen35moe"))}
     assert next(h for h in list_hypotheses(model("qwen35moe")) if h.id.startswith("L14")).is_harmless
+
+
+# --------------------------------------------------------------------------------------------- stock llama.cpp
+
+STOCK = ROOT / "tests" / "data" / "llama_cpp" / "moe"
+
+
+def stock_runs(name: str, folder: Path):
+    path = folder / f"{name}.log"
+    path.write_bytes(gzip.decompress((STOCK / f"{name}.log.gz").read_bytes()))
+    return [run for run in read_port_runs(path, which="all") if run.rounds]
+
+
+@pytest.mark.parametrize(
+    ("name", "n_runs"),
+    [
+        ("micro-glm4moe-groups-f32", 1),
+        *(pytest.param(f"micro-{name}", 3, marks=pytest.mark.slow) for name in (
+            "qwen35moe-f32", "qwen35moe-30-f32", "qwen35moe-90-fused-f32", "qwen35moe-q8_0", "glm4moe-f32",
+            "glm4moe-q8_0", "hy_v3-f32", "hy_v3-fused-f32", "hy_v3-q8_0")),
+        pytest.param("micro-qwen3next-fused-f32", 99, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_stock_log_is_healthy(name, n_runs, tmp_path):
+    runs = stock_runs(name, tmp_path)[:n_runs]
+    report = diagnose_log(load(standard(name)), runs)
+    assert report.verdict == "healthy", report.headline
+
+
+def test_a_log_with_replays_is_judged_up_to_the_first_of_them(tmp_path):
+    """What llama.cpp emits where it goes back to a checkpoint is not in its log."""
+    assert all(all(len(r.draft) == r.n_accepted for r in run.rounds)
+               for run in stock_runs("micro-qwen3next-fused-f32", tmp_path))  # fmt: skip
+    with pytest.raises(MtprefError, match=r"before llama\.cpp first goes back to a checkpoint, expected 8 or more"):
+        stock_runs("micro-qwen3next-f32", tmp_path)
