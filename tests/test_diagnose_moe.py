@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -151,3 +152,40 @@ def test_a_log_with_replays_is_judged_up_to_the_first_of_them(tmp_path):
                for run in stock_runs("micro-qwen3next-fused-f32", tmp_path))  # fmt: skip
     with pytest.raises(MtprefError, match=r"before llama\.cpp first goes back to a checkpoint, expected 8 or more"):
         stock_runs("micro-qwen3next-f32", tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- near ties
+
+
+def with_other_choice(arch: str, token: int | slice):
+    """A port that takes the next best expert for one token, or all, of the first layer."""
+    port, calls = model(arch, "exact"), []
+
+    def select(scores, n_used):
+        ids = port.recipe.ops.select_experts(scores, n_used + 1)
+        calls.append(0)
+        if len(calls) == 1:
+            ids[token, n_used - 1] = ids[token, n_used]
+        return ids[:, :n_used]
+
+    return replace(port, recipe=port.recipe.with_ops(select_experts=select))
+
+
+@pytest.mark.parametrize("is_near", [True, False])
+def test_a_jump_after_a_near_tie_accuses_nobody(is_near):
+    """Another expert within the noise is no mistake; far beyond it, it is one that nobody knows."""
+    arch = "qwen35moe"
+    texts = [prompt_of(f"near/{i}", 2) for i in range(60)]
+    gaps = [record(model(arch, "exact"), ids, ".").tensors["ffn_moe_gap-0"] for ids in texts]
+    at = int(np.argmin([g.min() for g in gaps])) if is_near else int(np.argmax([g.min() for g in gaps]))
+    token = int(gaps[at].argmin())
+    port = with_other_choice(arch, token if is_near else slice(None))
+    noise = 3e-3 if is_near else 0.0
+    random = np.random.default_rng(1)
+    tensors = {name: (array * (1 + noise * random.standard_normal(array.shape))).astype(np.float32)
+               for name, array in record(port, texts[at], "^(attn_norm|l_out|ffn_moe_down|ffn_out|result)").tensors.items()}  # fmt: skip
+    report = diagnose_dump(model(arch), PortTensors("port", texts[at], tensors))
+    assert report.verdict == ("undecided" if is_near else "unknown"), report.headline
+    assert report.headline.startswith("CANNOT TELL: " if is_near else "NONE OF THE KNOWN")
+    if is_near:
+        assert f"ffn_moe_gap-0, token {token}" in report.headline

@@ -321,7 +321,7 @@ def test_every_flag_of_the_golden_vectors_is_a_fault():
 
 def test_a_fault_is_at_most_25_lines():
     for path in (PACKAGE / "faults").glob("*.py"):
-        if path.name in ("__init__.py", "fault.py", "matrices.py"):
+        if path.name in ("__init__.py", "fault.py", "matrices.py", "places.py"):
             continue
         code = [line for line in path.read_text().splitlines() if line.strip()]
         n_faults = sum(bool(re.match(r"[A-Z0-9_]+ = Fault\($", line)) for line in code)

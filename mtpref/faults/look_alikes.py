@@ -177,7 +177,7 @@ def _softmax_of_chosen(ops: Ops) -> OpEntries:
 
 SOFTMAX_AFTER_SELECTION = Fault(
     id="L14-softmax-after-selection",
-    title="The softmax is taken over the chosen experts alone",
+    title="Weights are a softmax of the chosen experts' logits",
     mechanism="Where weights are renormalised, a softmax over the chosen experts' logits is the same number: "
     "exp(l_i) / sum of exp(l_j) either way.",
     bug_type="LOOK_ALIKE",

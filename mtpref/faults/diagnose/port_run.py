@@ -150,9 +150,9 @@ def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str 
         found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))
     n_rounds = sum(len(run.rounds) for run in found)
     if is_cut and n_rounds < MIN_SOUND:
-        raise MtprefError(f"{label}: {n_rounds} of its rounds come before llama.cpp first goes back to a checkpoint, expected "
-                          f"{MIN_SOUND} or more: what it emits there is not in its log, so the rest cannot be judged; "
-                          "append runs of other prompts (--run all), or use --dump")  # fmt: skip
+        raise MtprefError(f"{label}: {n_rounds} of its rounds come before llama.cpp first goes back to a checkpoint, "
+                          f"expected {MIN_SOUND} or more: what it emits there is not in its log, so the rest cannot be "
+                          "judged; append runs of other prompts (--run all), or use --dump")  # fmt: skip
     return found
 
 
