@@ -29,6 +29,7 @@ SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart b
 # A router's gap below so many times the noise of an activation: two right ports may choose other experts there.
 NEAR_GAP = 5.0
 GAP = "ffn_moe_gap"
+NO_MEASURE = (GAP, "_topk")  # a difference that is all noise; ids, whose distance means nothing
 JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
 MAX_UNEXPLAINED = 0.05
 Progress = Callable[[int, int, str], None]
@@ -86,7 +87,7 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
     """
     tokens = list(ids)
     order = list(tensor_names(model, tokens))
-    known = [name for name in order if name in port.tensors]
+    known = [name for name in order if name in port.tensors and not any(part in name for part in NO_MEASURE)]
     if not known:
         raise MtprefError(f"{port.label}: none of its {len(port.tensors)} tensors has a name of this model, expected "
                           f"cb() names such as mtp_eh_proj-{model.config.n_layer}; try: mtpref dump")  # fmt: skip
