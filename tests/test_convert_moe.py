@@ -47,7 +47,7 @@ def arch(request):
 
 def converted(source, tmp_path, outtype="f32", which="both", **settings):
     target = tmp_path / "out.gguf"
-    return convert(source, target, Settings(outtype, which, **settings)), target
+    return convert(source, target, Settings(outtype=outtype, which=which, **settings)), target
 
 
 def tensors(path):

@@ -283,7 +283,7 @@ def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: 
 def _describe_mtp_block(f: GgufFile, head: Sequence[Tensor], i: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for spec in head:
-        name = spec.name
+        name = spec.at(i).name
         own = f.tensors.get(name)
         if own is None and spec.optional:
             continue
