@@ -234,7 +234,7 @@ def test_size_label(shapes, label):
     assert size_label(shapes) == label
 
 
-@pytest.mark.parametrize("name", ["micro-qwen35moe-f32", "micro-qwen3next-fused-f32"])
+@pytest.mark.parametrize("name", ["micro-qwen35moe-f32", "micro-qwen3next-f32"])
 def test_models_with_experts_are_split_and_joined(name, tmp_path, capsys):
     trunk, head = split_of(standard(name), tmp_path)
     out = tmp_path / "out.gguf"
