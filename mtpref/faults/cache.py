@@ -130,7 +130,7 @@ BOUNDARY_OVERWRITTEN = Fault(
 TRIMMED_TWO_MORE = Fault(
     id="K6-trimmed-two-more",
     title="After a rejection the head's cache is cut two cells too far",
-    mechanism="The number of cells to cut counts the opening token and one more: the cache falls behind by up to two "
+    mechanism="The number of cells to cut counts the opening token and one more: the cache falls short by up to two "
     "cells with each rejection.",
     bug_type="OFF_BY_ONE",
     replaces=("steps.head_ids", "steps.place_mtp"),

@@ -211,7 +211,7 @@ KV_NOT_TRIMMED = Fault(
 
 KEPT_ON_FULL_ACCEPT = Fault(
     id="S18-kept-on-full-accept",
-    title="After a full acceptance the state goes on from behind the first token",
+    title="After a full acceptance the state is the one after the first token",
     mechanism="Nothing is rejected, so nothing is chosen, and the state that the graph left is the first plane: the "
     "accepted tokens are not in it.",
     bug_type="STALE_STATE",

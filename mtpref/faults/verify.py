@@ -137,7 +137,7 @@ FILTER_ORDER = Fault(
 
 EOG_PASSED = Fault(
     id="V14-eog-passed",
-    title="The text goes on behind an end of generation inside a draft",
+    title="The text goes on after an end of generation inside a draft",
     mechanism="Only the last token of a round is looked at: an accepted end-of-generation token in the middle of a "
     "draft ends nothing.",
     bug_type="MISSING_STEP",
@@ -208,7 +208,7 @@ def _next_row(table: Steps) -> StepEntries:
 
 WRONG_VERIFY_ROW = Fault(
     id="V21-wrong-verify-row",
-    title="Drafted tokens are compared with the row behind theirs",
+    title="Drafted tokens are compared with the row after theirs",
     mechanism="The verified batch's rows are read one too late: each drafted token is held against the target's choice "
     "after it.",
     bug_type="OFF_BY_ONE",

@@ -9,19 +9,19 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from mtpref.base.events import Event, RunEnded, Token
-from mtpref.base.settings import Bounds, SettingError, check_path, checked, named
+from mtpref.base.settings import SettingError, check_arguments, check_path, checked, named
 from mtpref.engine import model as model_room
 from mtpref.engine.decode import Decoder, Drafter, Options, Statistics
-from mtpref.engine.model import Context, Model
+from mtpref.engine.model import Model
 from mtpref.engine.recipe import make_recipe
 from mtpref.engine.session import Session
 from mtpref.files import chat
 from mtpref.spec.contract import MtpContract, parse_contract
 from mtpref.spec.rope_scaling import RopeOverrides
-from mtpref.spec.state import ModelState
+from mtpref.spec.state import KvType, ModelState, Positions
 
 DRAFTER = ("draft", "saw", "reads_head")  # what a drafter must have
 
@@ -136,7 +136,7 @@ class LanguageModel:
     def encode(self, text: str, *, limit: int = 0) -> list[int]:
         """Token ids of a text; one that has far more than `limit` is refused early (`Vocab.encode`)."""
         checked(str, text, "text")
-        checked(Annotated[int, Bounds(0)], limit, "limit")
+        checked(Positions, limit, "limit")
         return self.core.vocab.encode(text, limit=limit)
 
     def chat_template(self, wanted: str | None = None) -> chat.ChatTemplate:
@@ -183,7 +183,7 @@ class LanguageModel:
         prompt: str | Sequence[int] | chat.ChatPrompt,
         options: Options | None = None,
         *,
-        n_ctx: int = 0,
+        n_ctx: Positions = 0,
         state: ModelState | None = None,
         session: Session | None = None,
         drafter: Drafter | None = None,
@@ -198,11 +198,9 @@ class LanguageModel:
         Errors   SettingError for an argument of another type; MtprefError for an empty prompt, or one that does not
                  fit the context, when iteration starts
         """
+        check_arguments(self.__class__.generate, {k: v for k, v in locals().items() if k not in ("prompt", "drafter")})
         if options is None:
             options = Options(spec_type="draft-mtp" if self.has_mtp else "none")
-        checked(Options, options, "options")
-        checked(ModelState | None, state, "state")
-        checked(Session | None, session, "session")
         if drafter is not None and (isinstance(drafter, type) or not all(hasattr(drafter, part) for part in DRAFTER)):
             raise SettingError("drafter", f"{named(drafter)} is out of place, expected an object derived from Drafter")
         if session is not None and state is not None:
@@ -210,8 +208,6 @@ class LanguageModel:
         if session is not None and n_ctx not in (0, session.state.n_ctx):
             raise SettingError("n_ctx", f"{named(n_ctx)}, expected that of the session, {session.state.n_ctx}")
         used = session.state if session is not None else state
-        if used is None:
-            n_ctx = checked(Context, n_ctx, "n_ctx")
         if isinstance(prompt, chat.ChatPrompt):
             ids = list(prompt.ids)
         else:
@@ -233,8 +229,8 @@ def load(
     *,
     numerics: str = "ggml",
     contract: str | MtpContract = "llama.cpp",
-    kv_type: str | None = None,
-    kv_type_draft: str | None = None,
+    kv_type: KvType | None = None,
+    kv_type_draft: KvType | None = None,
     use_kernels: bool | None = None,
     repack: bool = True,
     rope: RopeOverrides | None = None,
@@ -256,14 +252,11 @@ def load(
     check_tensors  look for NaN and infinity in all weights first
     Errors         MtprefError, one line
     """
+    check_arguments(load, locals())
     for name, file in (("path", path), ("model_draft", model_draft)):
         if file is not None:
             check_path(file, name)
-    for name, flag in (("repack", repack), ("mtp", mtp), ("check_tensors", check_tensors)):
-        checked(bool, flag, name)
-    checked(bool | None, use_kernels, "use_kernels")
-    checked(RopeOverrides | None, rope, "rope")
-    parsed = checked(MtpContract, parse_contract(contract) if isinstance(contract, str) else contract, "contract")
+    parsed = parse_contract(contract) if isinstance(contract, str) else contract
     recipe = make_recipe(numerics, parsed, use_kernels=use_kernels, repack=repack)
     core = model_room.load(
         tiny_path() if path is None else path,

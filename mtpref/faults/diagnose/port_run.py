@@ -244,7 +244,7 @@ def _of_json(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> 
     run: _Run = read_fields(_Run, record, f"{label}: run")
     ids = run.prompt_ids or prompt_ids
     if not ids:
-        raise MtprefError(f"{label}: no prompt_ids in it, expected the prompt's token ids; or use -p, -f or --ids")
+        raise MtprefError(f"{label}: no prompt_ids in it, expected the prompt's token ids; or use `prompt_ids`")
     rounds = tuple(_json_round(r, f"{label}: rounds[{i}]") for i, r in enumerate(run.rounds))
     is_whole = run.prompt_end == "whole"
     if is_whole and rounds[0].id_last is None:

@@ -36,6 +36,7 @@ def add_parser(verbs: Any) -> None:
 def run_check(args: argparse.Namespace) -> int:
     from mtpref.base.errors import MtprefError
     from mtpref.files.vocab import terminal_safe
+    from mtpref.front.cli.flags import flagged
     from mtpref.heads.check import check_path
 
     if args.positions < 1:
@@ -49,9 +50,9 @@ def run_check(args: argparse.Namespace) -> int:
         args.path, against=args.against, fast=args.fast, n_positions=args.positions, progress=Progress("check")
     )
     if args.json:
-        print(json.dumps(report.to_json(), ensure_ascii=True))
+        print(flagged(json.dumps(report.to_json(), ensure_ascii=True)))
     else:
-        print(terminal_safe("\n".join(report.lines())))
+        print(terminal_safe(flagged("\n".join(report.lines()))))
     if report.is_sound is None:
         return EXIT_CANNOT_JUDGE
     return 0 if report.is_sound else EXIT_UNSOUND
