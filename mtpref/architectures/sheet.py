@@ -85,7 +85,7 @@ class Tensor:
     change    what a conversion does to its values and rows
     fallback  names that stand in for it, the first present wins
     optional  whether it may be absent with nothing in its place
-    cb        llama.cpp's name of what the graph makes with it
+    cb        llama.cpp's name of what the graph makes with it, as its kind has it (`Architecture.cb` renames)
     role      the quantiser's category: "attn_v", "attn_k", "attn_output", "ffn_down", "output", "token_embd", or "" for
               the rest
     keep_f32  held and stored as float32 whatever its dimensions
@@ -190,6 +190,11 @@ class HeadSheet:
     def block_at(self, il: int, names: Container[str]) -> Block:
         """The block of the head that is block il of a file with these tensors."""
         return self.without[1] if self.without and f"blk.{il}.{self.without[0]}" not in names else self.block
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block that the head can have."""
+        return (self.block, *([self.without[1]] if self.without else []))
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())
