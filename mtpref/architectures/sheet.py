@@ -477,6 +477,12 @@ class Architecture:
         """Counts that shapes are written with -> their keys."""
         return {hyper.name: hyper.key for hyper in self.hypers if hyper.type.startswith("u32")}
 
+    @property
+    def per_block(self) -> frozenset[str]:
+        """Keys that may be arrays of one entry for each block: flags of layers, and what else is one number."""
+        flags = {self.layers.flags} if isinstance(self.layers, Alternating) else set()
+        return frozenset(flags | {hyper.key for hyper in self.hypers if not hyper.type.startswith("arr:")})
+
     def values(self, meta: Metadata) -> Values:
         """The hyper-parameters of a file, read as they are asked for."""
         return Values(meta, {hyper.name: hyper.read for hyper in self.hypers})

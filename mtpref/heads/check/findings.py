@@ -32,6 +32,9 @@ CATALOGUE: dict[str, Kind] = {
         "`mtpref graft FILE FILE -o OUT.gguf` (FILE twice) declares it"
     ),
     "head-incomplete": Kind(FAIL, "a part of the head is missing", _GRAFT),
+    "heads-overcounted": Kind(
+        FAIL, "the key counts more MTP blocks than are there, so the trunk loses its last layers", _AGAIN
+    ),
     "shards-missing": Kind(FAIL, "a file of a split model is missing; the head is mostly in the last", "find it"),
     "inventory": Kind(FAIL, "a tensor or key is missing, misshapen, unexpected or contradicts another", _AGAIN),
     "unused-tensor": Kind(WARNING, "a tensor that nothing reads", "see where it comes from; nothing is lost by it"),

@@ -32,8 +32,8 @@ from mtpref.measure.probe.count import difference, judge
 from mtpref.measure.probe.walk import Progress, Variant, walk_all
 
 SCHEMA = "mtpref-check-1"
-BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load",
-            "unsupported", "not-finite")  # fmt: skip
+BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "heads-overcounted", "shards-missing",
+            "cannot-load", "unsupported", "not-finite")  # fmt: skip
 LOCATED = ("norm-convention", "exchanged", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
            "tensor-doubled", "random-matrix")  # fmt: skip
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", CANNOT: "CANNOT ", FAIL: "FAIL   "}

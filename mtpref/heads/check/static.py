@@ -46,8 +46,14 @@ def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Findi
     }
     if status in by_status:
         found.append(Finding(by_status[status][0], where, by_status[status][1]))
-    for block in head["blocks"]:
-        if status == "incomplete":
+    kinds = {row["index"]: row["found"] for row in report["layers"]["blocks"]}
+    sheet = ARCHITECTURES.get(arch)
+    of_trunk = {block.name for block in sheet.layers.all_blocks()} if sheet else set()
+    for block in head["blocks"] if status == "incomplete" else ():
+        if kinds.get(block["index"]) in of_trunk:
+            text = f"{where} is {head['declared']}, and blk.{block['index']} is a trunk layer, which then is not run"
+            found.append(Finding("heads-overcounted", block["missing"][0], f"missing: {text}"))
+        else:
             found += [Finding("head-incomplete", name, "missing, expected in every head") for name in block["missing"]]
     named = {name for block in head["blocks"] for name in block["missing"]}
     for problem in problems:

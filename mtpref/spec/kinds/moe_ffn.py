@@ -59,7 +59,7 @@ GRAPH = {
     ),
     "ffn_moe_probs_biased": Made(
         ("ffn_moe_probs",),
-        "plus blk.{i}.exp_probs_b, for the choice alone",
+        "plus blk.{i}.exp_probs_b or blk.{i}.exp_probs_b.bias, for the choice alone",
         (spec.expert_scores,),
         instead=("ffn_moe_probs",),
     ),
