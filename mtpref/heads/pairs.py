@@ -1,8 +1,9 @@
 """The keys of a model with and without its head, as llama.cpp's converter writes them.
 
-Three keys say how many blocks there are: block_count counts all, nextn_predict_layers those of the head (absent without
-one), arrays that the data sheet says are per block have an entry for each. general.size_label, basename and finetune depend on the number
-of values in the file; they are made anew where the file's own are what that rule gives.
+Three kinds of keys say how many blocks there are: block_count counts all, nextn_predict_layers those of the head
+(absent without one), arrays that the data sheet says are per block have an entry for each. general.size_label, basename
+and finetune depend on the number of values in the file; they are made anew where the file's own are what that rule
+gives.
 Source: llama.cpp conversion/qwen.py, conversion/base.py (prepare_metadata), gguf-py metadata.py and gguf_writer.py
 (get_total_parameter_count).
 """
