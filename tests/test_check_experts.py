@@ -51,16 +51,30 @@ def test_a_sound_head_with_experts_is_called_sound(cut):
     ran, found = run(model, 192)
     assert {f.id for f in found} == {"acceptance"}, found
     assert ran.a[0].value > 0.7
-    assert verdict(ran.controls).startswith("verdict: the head is above every other control")
+    assert verdict(ran.controls).startswith("verdict: the head is above every"), verdict(ran.controls)
     tried = {t.variant.name for t in changes(model, controls(model))}
     assert {"no-ffn", "no-experts", "no-shared-expert", "even attention"} <= tried
 
 
 def test_the_cut_model_computes_what_the_tiny_one_does(cut):
-    """To float32's last digits of sums in another order; so what is said of one holds of the other."""
-    rows = [mtpref.load(path, numerics="exact").core for path in (TINY, cut)]
-    a, b = (model.trunk(model.new_state(), [5, 6, 7], n_logits=3).logits for model in rows)
-    np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
+    """But for sums in another order, and activations that are rounded to other codes for it."""
+    models = [mtpref.load(path).core for path in (TINY, cut)]
+    a, b = (model.trunk(model.new_state(), [5, 6, 7], n_logits=3).logits for model in models)
+    assert np.square(a - b).sum() < 1e-3 * np.square(a).sum()
+
+
+def test_a_stack_of_noise_is_told_where_the_trunk_s_are_none(cut, tmp_path):
+    """Here each of the trunk's is given a direction that stands out, as long training leaves one."""
+
+    def trained(x):
+        return x + 2 * x.std() * np.ones((x.shape[1], 1)) @ np.random.default_rng(0).choice([-1, 1], (1, x.shape[2]))
+
+    def change(kv, tensors):
+        of_trunk = edited(lambda n: n.endswith("ffn_up_exps.weight") and not n.startswith(HEAD), trained)
+        return of("ffn_up_exps", broken_heads.noise)(*of_trunk(kv, tensors))
+
+    report = check_path(write(tmp_path / "x.gguf", change, cut), fast=True)
+    assert said_of(report) == {("random-matrix", f"{HEAD}ffn_up_exps.weight")}
 
 
 @pytest.mark.parametrize(
@@ -70,8 +84,6 @@ def test_the_cut_model_computes_what_the_tiny_one_does(cut):
         ("ffn_down_shexp", lambda x: 0 * x, "tensor-zero"),
         ("ffn_up_exps", lambda x: 0 * x, "tensor-zero"),
         ("ffn_gate_inp_shexp", lambda x: 0 * x, "gate-zero"),
-        ("ffn_gate_exps", broken_heads.noise, "random-matrix"),
-        ("ffn_up_shexp", broken_heads.noise, "random-matrix"),
     ],
 )
 def test_what_values_show_is_said_of_the_tensor_alone(cut, tmp_path, name, edit, id):
