@@ -60,6 +60,8 @@ def controls(model: Model) -> list[Variant]:
 
 def head_without(model: Model, part: Literal["mixer", "ffn"]) -> Model:
     """The model with a part of its head's block adding zero, whatever kind of layer that is."""
+    if not model.heads:
+        return model  # refused where a head is run
     layer = model.heads[0].layer
     kind = layer.block.mixer if part == "mixer" else layer.block.ffn
     idle = replace(kind, forward=_adds_nothing)
