@@ -154,7 +154,7 @@ def _add_export(actions: Any) -> None:
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", nargs="?", default="golden", help="folder (default: golden)")
-    parser.add_argument("--level", metavar="L", help="only this level: L0 .. L6 (default: all)")
+    parser.add_argument("--level", type=str.upper, metavar="L", help="only this level: L0 .. L6 (default: all)")
     parser.add_argument("--suite", metavar="NAME", help="only this suite (default: all)")
 
 
