@@ -198,7 +198,7 @@ def test_every_verb_is_in_one_group_and_every_command_has_examples():
     assert set(EXAMPLES) == {name for name, _ in commands(parser)}
 
 
-@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize("width", [70, 80, 140])
 def test_help_fits_the_terminal(width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))
     assert main([]) == 0

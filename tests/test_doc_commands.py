@@ -56,7 +56,7 @@ FEWER = {
     "plan": ["--prompts", "2", "-n", "8", "--samples", "1", "--spec-draft-n-max", "2"],
 }
 WRITERS = ("convert", "quantize", "imatrix", "extract", "strip", "graft")  # pages write the same name more than once
-EXIT_CODES = {"mtpref learn 10 --answer 1=W6": 1}
+EXIT_CODES = {"mtpref learn 11 --answer 1=W6": 1}
 
 
 @dataclass(frozen=True)

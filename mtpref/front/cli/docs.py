@@ -13,7 +13,7 @@ def add_parser(verbs: Any) -> None:
         "docs",
         usage="mtpref docs [PAGE]",
         help="print a page of the documentation, or list them",
-        description="List the pages of the documentation, or print one. Messages that name docs/NAME.md mean these.",
+        description="List the pages of the documentation, or print one. Messages that name a page of docs/ mean these.",
     )
     parser.add_argument("page", nargs="?", metavar="PAGE", help="spec, docs/spec.md, ... (default: list them)")
     parser.add_argument("--no-pager", action="store_true", help="print at once on a terminal too (default: off)")
