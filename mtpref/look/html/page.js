@@ -80,11 +80,11 @@
   }
 
   function timeChart(sides) {
-    const w = 640, h = 180, left = 40, bottom = 24, top = 8;
+    const w = 640, h = 180, left = 58, bottom = 24, top = 8;
     const n = Math.max(2, ...sides.map((s) => s.rounds.length));
     const x = (i) => left + (w - left - 8) * i / (n - 1);
     const y = (r) => top + (h - top - bottom) * (1 - r);
-    const chart = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img",
+    const chart = svg("svg", { class: "wide", viewBox: `0 0 ${w} ${h}`, role: "img",
       "aria-label": "Share of drafted tokens accepted, over the rounds" });
     for (const r of [0, 0.5, 1]) {
       chart.append(svg("line", { class: "grid", x1: left, x2: w - 8, y1: y(r), y2: y(r) }));
@@ -102,25 +102,19 @@
   }
 
   function positionTable(sides) {
-    const runs = el("tr", {}, el("td")), head = el("tr", {}, el("th", { scope: "col" }, "position"));
+    const tables = el("div", { class: "positions" });
     sides.forEach((s, k) => {
-      runs.append(el("th", { scope: "colgroup", colspan: "3" }, k ? "second run" : "first run"));
-      for (const name of ["drafted", "accepted", "if reached"]) head.append(el("th", { scope: "col" }, name));
+      const head = el("tr");
+      for (const name of ["position", "drafted", "accepted", "if reached"]) head.append(el("th", { scope: "col" }, name));
+      const body = el("tbody");
+      s.per_pos.forEach(([proposed, judged, accepted], i) => body.append(el("tr", {},
+        el("th", { scope: "row" }, String(i + 1)), el("td", {}, String(proposed)),
+        el("td", {}, percent(accepted, proposed)), el("td", {}, percent(accepted, judged)))));
+      const caption = sides.length > 1 ? [el("caption", {}, k ? "second run" : "first run")] : [];
+      tables.append(el("table", {}, ...caption, el("thead", {}, head), body));
     });
-    const heads = sides.length > 1 ? [runs, head] : [head];
-    const body = el("tbody");
-    for (let i = 0; i < Math.max(0, ...sides.map((s) => s.per_pos.length)); i++) {
-      const row = el("tr", {}, el("th", { scope: "row" }, String(i + 1)));
-      for (const s of sides) {
-        const [proposed, judged, accepted] = s.per_pos[i] || [0, 0, 0];
-        row.append(el("td", {}, String(proposed)), el("td", {}, percent(accepted, proposed)),
-          el("td", {}, percent(accepted, judged)));
-      }
-      body.append(row);
-    }
     const rates = sides.map((s) => s.per_pos.map(([, judged, accepted]) => accepted / Math.max(1, judged)));
-    return el("section", {}, el("h3", {}, "Acceptance by draft position"), bars(rates),
-      el("table", { class: "positions" }, el("thead", {}, ...heads), body),
+    return el("section", {}, el("h3", {}, "Acceptance by draft position"), bars(rates), tables,
       el("p", { class: "soft" }, "If reached: of those whose predecessors were accepted; the bars show it."));
   }
 
