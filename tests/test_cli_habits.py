@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,15 @@ def test_every_verb_is_in_one_group_and_every_command_has_examples():
     parser = build_parser()
     assert sorted(verb for _, verbs in GROUPS for verb in verbs) == sorted(parser.sub.choices)
     assert set(EXAMPLES) == {name for name, _ in commands(parser)}
+
+
+def test_every_example_is_read_by_its_parser():
+    """test_doc_commands.py runs them."""
+    parser = build_parser()
+    for command, lines in EXAMPLES.items():
+        for line in lines:
+            args = parser.parse_args([*command.split(), *shlex.split(line.partition(" > ")[0])])
+            assert args.run
 
 
 @pytest.mark.parametrize("width", [70, 80, 140])
