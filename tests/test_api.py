@@ -15,8 +15,10 @@ from mtpref.base.events import RunEnded, RunStarted, Token
 from mtpref.files.gguf import WriteOptions
 from mtpref.front.api import Run
 from mtpref.front.cli.flags import FLAGS
+from mtpref.golden.gen import Plan as GoldenPlan
 from mtpref.heads.convert.run import Settings as ConvertSettings
 from mtpref.heads.quantize import Wanted
+from mtpref.heads.quantize.run import Settings as QuantizeSettings
 from mtpref.measure.bench.report import Settings as BenchSettings
 from mtpref.measure.plan.report import Settings as PlanSettings
 from mtpref.measure.probe.report import Settings as ProbeSettings
@@ -134,11 +136,46 @@ def test_a_bad_setting_is_refused_where_it_is_built_in_the_librarys_words(name, 
         (ProbeSettings, {"n_ctx": 1}, "probe.Settings.n_ctx: 1 is out of range"),
         (PlanSettings, {"p_mins": (0.5, 2)}, "plan.Settings.p_mins: 2 is out of range"),
         (BenchSettings, {"widths": (1,)}, "bench.Settings.widths: 1 is out of range"),
+        (GoldenPlan, {"rows": "some"}, "golden.Plan.rows: 'some' is unknown, expected one of last, all"),
+        (GoldenPlan, {"rows": (-1,)}, "golden.Plan.rows: -1 is out of range"),
+        (GoldenPlan, {"rollbacks": ("none",)}, "golden.Plan.rollbacks: 'none' is unknown"),
+        (QuantizeSettings, {"wanted": "Q4_0"}, "quantize.Settings.wanted: 'Q4_0' is out of place, expected Wanted"),
     ],
 )
 def test_settings_of_commands_are_validated_too(make, values, told):
     with pytest.raises(mtpref.SettingError, match=f"^{told}"):
         make(**values)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: mtpref.load(kv_type="Q8_0"), "kv_type: 'Q8_0' is unknown, expected one of F32, F16, BF16"),
+        (lambda: mtpref.load(kv_type_draft=1), "kv_type_draft: 1 is unknown, expected one of F32, F16, BF16"),
+        (lambda: mtpref.load(3), "path: 3 is out of place, expected a string or Path"),
+        (lambda: mtpref.load(contract=None), "contract: null is out of place, expected a string or MtpContract"),
+        (lambda: mtpref.load(mtp="no"), "mtp: 'no' is out of place, expected True or False"),
+        (lambda: mtpref.load(rope="yarn"), "rope: 'yarn' is out of place, expected RopeOverrides"),
+        (lambda: mtpref.load().new_session(-1), r"n_ctx: -1 is out of range, expected 0 \.\. "),
+        (lambda: mtpref.load().new_session("64"), "n_ctx: '64' is no integer"),
+        (lambda: mtpref.load().new_session(checkpoint_every=-1), "checkpoint_every: -1 is out of range"),
+        (lambda: mtpref.Session(mtpref.load().core, n_checkpoints=True), "n_checkpoints: true is no integer"),
+        (lambda: mtpref.load().core.new_state(1.5), "n_ctx: 1.5 is no integer"),
+        (lambda: mtpref.load().generate("x", {"n_predict": 3}), "options: .* is out of place, expected Options"),
+        (lambda: mtpref.load().generate("x", n_ctx=-3), "n_ctx: -3 is out of range"),
+        (lambda: mtpref.load().generate("x", session=4), "session: 4 is out of place, expected Session"),
+    ],
+)
+def test_a_bad_argument_is_refused_where_it_is_given(make, told):
+    with pytest.raises(mtpref.SettingError, match=f"^{told}"):
+        make()
+
+
+@pytest.mark.parametrize("make", [Wanted, ConvertSettings, QuantizeSettings, ProbeSettings, PlanSettings, BenchSettings,
+                                  GoldenPlan, WriteOptions])  # fmt: skip
+def test_settings_take_keywords_alone(make):
+    with pytest.raises(TypeError, match="positional"):
+        make("x")
 
 
 def test_probabilities_are_floats_outside_and_integers_inside_and_numpys_numbers_will_do():
@@ -167,10 +204,11 @@ def test_every_setting_that_the_command_line_spells_exists():
         **{name: getattr(mtpref, name) for name in ("AdaptiveConfig", "Options", "PolicyConfig", "SamplingConfig")},
         **{"RopeOverrides": mtpref.RopeOverrides, "convert.Settings": ConvertSettings, "quantize.Wanted": Wanted},
         **{"probe.Settings": ProbeSettings, "plan.Settings": PlanSettings, "bench.Settings": BenchSettings},
+        **{"quantize.Settings": QuantizeSettings, "WriteOptions": WriteOptions},
     }
     for name in FLAGS:
         owner, dot, field = name.rpartition(".")
-        assert not dot or field in {f.name for f in fields(owners[owner])}, name
+        assert not dot or name == "Session.save" or field in {f.name for f in fields(owners[owner])}, name
     error = mtpref.SettingError("PolicyConfig.n_min", "3 is more than {n_max} 2", n_max="PolicyConfig.n_max")
     assert str(error) == "PolicyConfig.n_min: 3 is more than PolicyConfig.n_max 2"
     assert error.told(FLAGS) == "--spec-draft-n-min: 3 is more than --spec-draft-n-max 2"

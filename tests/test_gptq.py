@@ -1,19 +1,32 @@
 """GPTQ on GGUF's grids: against the plain form of the algorithm, and what it is for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import mtpref
+from mtpref.architectures import ARCHITECTURES, Block
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import open_gguf
+from mtpref.files.gguf import open_gguf, write_gguf
 from mtpref.front.cli import main
 from mtpref.heads.quantize.collect import run_head, watched
 from mtpref.heads.quantize.gptq import gptq, inverse_factor, round_to_nearest
 from mtpref.heads.quantize.grid import Grid
-from mtpref.heads.quantize.head import gptq_head, head_matrices, hessians, trunk_rows, with_matrices
+from mtpref.heads.quantize.head import (
+    gptq_head,
+    head_matrices,
+    hessians,
+    stages,
+    tensor_name,
+    tensors_of,
+    trunk_rows,
+    with_matrices,
+)
 from mtpref.heads.quantize.methods import REFERENCE, measure
 from mtpref.measure.probe import Text
 from mtpref.spec.quants import dequantize, quantize
+from tests import toys
 from tests.broken_heads import in_type, write
 
 GRIDS = [Grid("Q4_0"), Grid("Q4_1"), Grid("Q8_0"), Grid("Q4_0", 128)]
@@ -150,6 +163,39 @@ def test_stages_see_the_stages_before_them_quantised(calibrated, monkeypatch):
     made = gptq_head(model, chunks, Grid("Q4_0"))
     assert [len(s) for s in seen] == [0, 1, 4, 5, 7]
     assert set(made) == set(head_matrices(model))
+
+
+def test_stages_are_what_sees_the_same_rows_in_the_order_of_the_head(calibrated):
+    found = [[name.removeprefix("blk.4.").removesuffix(".weight") for name in stage] for stage in stages(*calibrated)]
+    assert found == [
+        ["nextn.eh_proj"], ["attn_q", "attn_k", "attn_v"], ["attn_output"], ["ffn_gate", "ffn_up"], ["ffn_down"]
+    ]  # fmt: skip
+
+
+def test_a_head_without_attention_and_with_experts_is_quantised_in_its_own_order(tmp_path, monkeypatch):
+    """Its kinds are of tests/toys.py; with so few tokens some experts see nothing, and are rounded to nearest."""
+    tensors = toys.norms("attn_norm") + toys.MIX + toys.STACK
+    block = Block("mtp", toys.COMPRESSED, toys.EXPERTS, tensors, toys.parallel, ("nextn.",))
+    sheet = toys.toy("toymoe", toys.CYCLE, replace(toys.SINGLE.head, block=block))
+    monkeypatch.setitem(ARCHITECTURES, "toymoe", sheet)
+    write_gguf(tmp_path / "moe.gguf", toys.keys(sheet), toys.tensors(sheet))
+    model = mtpref.load(tmp_path / "moe.gguf", numerics="exact").core
+    chunks = trunk_rows(model, [[3, 4, 9]])
+    into, out, stack = (f"blk.6.{name}.weight" for name in ("mix_in", "mix_out", "ffn_exps"))
+    assert stages(model, chunks) == [["blk.6.nextn.eh_proj.weight"], [into, stack], [out]]
+    matrices = head_matrices(model)
+    assert len(matrices) == 3 + toys.N_EXPERT  # not ffn_gate_inp: it stays as it is
+    unseen = set(matrices) - set(hessians(model, chunks, list(matrices)))
+    assert unseen
+    assert all(tensor_name(name) == stack for name in unseen)
+    made = gptq_head(model, chunks, Grid("Q4_0"))
+    for name in unseen:
+        w = matrices[name]
+        assert np.array_equal(made[name].raw, round_to_nearest(w.dequantize(), Grid("Q4_0")).reshape(-1))
+    changed = with_matrices(model, made)
+    assert {w.type_name for w in head_matrices(changed).values()} == {"Q4_0"}
+    kind, raw = tensors_of(made)[stack]
+    assert (kind, raw.size) == ("Q4_0", toys.N_EXPERT * 32 * 18)
 
 
 def test_a_quantised_head_is_measured_beside_its_own(calibrated):

@@ -208,7 +208,12 @@ def some_texts(accept, seeds):
 def a_plan(costs=COSTS, seeds=range(11), accept=60, samples=()):
     trims = trims_of(micro(accept), ["full", "128"])
     texts = some_texts(accept, tuple(seeds))
-    return plan(texts, trims, CostSet(costs, tuple(samples) or (costs,), "test"), Settings(4, (0.0, 0.5), (1,)))
+    return plan(
+        texts,
+        trims,
+        CostSet(costs, tuple(samples) or (costs,), "test"),
+        Settings(n_max=4, p_mins=(0.0, 0.5), cooldowns=(1,)),
+    )
 
 
 def test_every_setting_is_in_the_table_and_the_best_is_the_fastest():
@@ -289,7 +294,7 @@ def test_the_page_of_a_plan_says_what_it_was_made_of():
 
 def test_a_plan_without_tokens_is_refused():
     with pytest.raises(MtprefError, match="nothing was generated"):
-        plan([], trims_of(micro(60), ["full"]), CostSet(COSTS, (COSTS,), "test"), Settings(4))
+        plan([], trims_of(micro(60), ["full"]), CostSet(COSTS, (COSTS,), "test"), Settings(n_max=4))
 
 
 # --------------------------------------------------------------------------------------------- prompts

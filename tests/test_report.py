@@ -222,7 +222,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(traces, tmp_pat
 
 def test_a_run_of_too_many_rounds_is_refused_and_a_part_of_it_shown(traces, monkeypatch):
     monkeypatch.setattr(rows, "MAX_ROUNDS", 10)
-    with pytest.raises(MtprefError, match=r"more than 10 rounds, .* choose some with --rounds"):
+    with pytest.raises(MtprefError, match=r"more than 10 rounds, .* choose some with `rounds`"):
         read_side(str(traces["healthy"]))
     assert len(read_side(str(traces["healthy"]), rounds=(0, 8)).rounds) <= 10
 

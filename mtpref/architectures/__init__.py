@@ -46,6 +46,7 @@ __all__ = [
     "hf_to_gguf_name",
     "numbers",
     "place_of",
+    "sheet_of",
     "state_from_gguf",
     "state_to_gguf",
     "symbols_of",
@@ -62,14 +63,19 @@ HEAD_FAMILY = (*ARCHITECTURES, *_HEADS_ALIKE)
 
 def head_of(arch: str) -> tuple[Tensor, ...]:
     """The tensors of one head of an architecture of HEAD_FAMILY, as far as they are known."""
-    sheet = ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]
+    sheet = sheet_of(arch)
     tensors = sheet.head.all_tensors() if sheet.head else ()
     return tuple(t for t in tensors if arch in ARCHITECTURES or not t.name.startswith("ffn_"))
 
 
 def symbols_of(arch: str) -> dict[str, str]:
     """Counts that shapes are written with -> their keys, for an architecture of HEAD_FAMILY."""
-    return (ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]).symbols
+    return sheet_of(arch).symbols
+
+
+def sheet_of(arch: str) -> Architecture:
+    """The data sheet of an architecture of HEAD_FAMILY: its own, or that of the one that converters treat alike."""
+    return ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]
 
 
 def find_architecture(meta: Metadata) -> Architecture:

@@ -12,7 +12,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.errors import MtprefError, one_line, with_flags
 from mtpref.base.typed import describe
 
 
@@ -30,9 +30,9 @@ class SettingError(MtprefError):
     def told(self, flags: Mapping[str, str]) -> str:
         """The line with a flag in place of each setting that has one."""
         setting, problem, others = self._parts
-        if others:
-            problem = problem.format(**{key: flags.get(name, name) for key, name in others.items()})
-        return str(MtprefError(f"{flags.get(setting, setting)}: {problem}"))
+        for key, name in others.items():
+            problem = problem.replace(f"{{{key}}}", flags.get(name, name))
+        return with_flags(one_line(f"{flags.get(setting, setting)}: {problem}"), flags)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,14 @@ def check_fields(built: Any, label: str = "") -> None:
         object.__setattr__(built, field.name, checked(hints[field.name], getattr(built, field.name), where))
 
 
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold arguments to a function's type hints, as check_fields does; those that are not given are left out.
+
+    Errors  SettingError, which names the argument
+    """
+    return {name: checked(kind, given[name], name) for name, kind in _hints(function).items() if name in given}
+
+
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
@@ -124,8 +132,11 @@ def _one_of_kinds(kinds: Sequence[Any], value: Any, where: str) -> Any:
         return None
     kinds = [kind for kind in kinds if kind is not NoneType]
     for kind in kinds[:-1]:
-        if isinstance(kind, type) and isinstance(value, kind):
-            return value
+        base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        if isinstance(base, type) and isinstance(value, base):
+            return value if base is kind else checked(kind, value, where)
+    if len(kinds) > 1 and all(isinstance(kind, type) for kind in kinds) and not isinstance(value, kinds[-1]):
+        raise SettingError(where, f"{_shown(value)} is out of place, expected {' or '.join(map(_named, kinds))}")
     return checked(kinds[-1], value, where)
 
 
@@ -147,7 +158,8 @@ def _named(kind: Any) -> str:
     if get_origin(kind) is Callable:
         return "a function"
     names = {str: "a string", int: "an integer", float: "a number", bool: "True or False"}
-    return names.get(kind) or " or ".join(getattr(k, "__name__", str(k)) for k in get_args(kind) or (kind,))
+    kinds = get_args(kind) or (kind,)
+    return names.get(kind) or " or ".join(names.get(k) or str(getattr(k, "__name__", k)) for k in kinds)
 
 
 def _shown(value: Any) -> str:

@@ -89,4 +89,4 @@ def refuse_faults(ids: Iterable[str], what: str) -> None:
     """
     named = ", ".join(ids)
     if named:
-        raise MtprefError(f"--fault {named}: {what} come from the reference alone, expected no fault; leave it out")
+        raise MtprefError(f"`faults` {named}: {what} come from the reference alone, expected no fault; leave it out")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.base.events import Event, RunEnded, Token
+from mtpref.base.settings import check_arguments
 from mtpref.engine import model as model_room
 from mtpref.engine.decode import Decoder, Drafter, Options, Statistics
 from mtpref.engine.model import Model
@@ -20,7 +21,7 @@ from mtpref.engine.session import Session
 from mtpref.files import chat
 from mtpref.spec.contract import MtpContract, parse_contract
 from mtpref.spec.rope_scaling import RopeOverrides
-from mtpref.spec.state import ModelState
+from mtpref.spec.state import KvType, ModelState, Positions
 
 
 def tiny_path() -> Path:
@@ -165,7 +166,7 @@ class LanguageModel:
         prompt: str | Sequence[int] | chat.ChatPrompt,
         options: Options | None = None,
         *,
-        n_ctx: int = 0,
+        n_ctx: Positions = 0,
         state: ModelState | None = None,
         session: Session | None = None,
         drafter: Drafter | None = None,
@@ -179,6 +180,7 @@ class LanguageModel:
         drafter  propose drafts with this object instead of the MTP head
         Errors   MtprefError for an empty prompt, or one that does not fit the context, when iteration starts
         """
+        check_arguments(self.__class__.generate, {k: v for k, v in locals().items() if k not in ("prompt", "drafter")})
         if options is None:
             options = Options(spec_type="draft-mtp" if self.has_mtp else "none")
         if isinstance(prompt, chat.ChatPrompt):
@@ -203,8 +205,8 @@ def load(
     *,
     numerics: str = "ggml",
     contract: str | MtpContract = "llama.cpp",
-    kv_type: str | None = None,
-    kv_type_draft: str | None = None,
+    kv_type: KvType | None = None,
+    kv_type_draft: KvType | None = None,
     use_kernels: bool | None = None,
     repack: bool = True,
     rope: RopeOverrides | None = None,
@@ -226,6 +228,7 @@ def load(
     check_tensors  look for NaN and infinity in all weights first
     Errors         MtprefError, one line
     """
+    check_arguments(load, locals())
     if isinstance(contract, str):
         contract = parse_contract(contract)
     recipe = make_recipe(numerics, contract, use_kernels=use_kernels, repack=repack)

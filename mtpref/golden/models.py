@@ -80,7 +80,7 @@ class Port:
     def _path(self, case: Case, name: str) -> Path:
         if name == GIVEN:
             if self.given is None:
-                raise MtprefError(f"golden case {case.id}: its model is not in the folder, expected it with -m")
+                raise MtprefError(f"golden case {case.id}: its model is not in the folder, expected it with `model`")
             return self.given
         if name in NAMES:
             return self._packaged(name)

@@ -8,15 +8,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Event, PromptProgress, RunEnded, Token, Verified
+from mtpref.base.settings import Bounds, check_arguments
 from mtpref.engine.decode import Decoder, Drafter, Options
 from mtpref.engine.model import Model
-from mtpref.engine.session.file import read_session, write_session
+from mtpref.engine.session.file import MAX_CHECKPOINTS, read_session, write_session
 from mtpref.spec.contract import MtpContract
-from mtpref.spec.state import Checkpoint, ModelState
+from mtpref.spec.state import Checkpoint, ModelState, Positions
 
 N_CHECKPOINTS = 4
 # Kernels use all threads anyway, and not every threading layer of Numba may be entered from two threads at once.
@@ -34,6 +35,7 @@ class Session:
     n_checkpoints     checkpoints kept at most; of more, the one that leaves the smallest gap goes, never the newest
     checkpoint_every  keep one every so many tokens too (0: at the ends of prompts and at the starts of runs only)
     poison            fill unused cells with NaN (tests)
+    Errors            SettingError for an argument of another kind, or out of range
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Session:
         core: Model,
         n_ctx: int = 0,
         *,
-        n_checkpoints: int = N_CHECKPOINTS,
-        checkpoint_every: int = 0,
+        n_checkpoints: Annotated[int, Bounds(0, MAX_CHECKPOINTS)] = N_CHECKPOINTS,
+        checkpoint_every: Positions = 0,
         poison: bool = False,
     ) -> None:
+        given = {"n_ctx": n_ctx, "n_checkpoints": n_checkpoints, "checkpoint_every": checkpoint_every, "poison": poison}
+        check_arguments(Session.__init__, given)
         self.core = core
         self.state: ModelState = core.new_state(n_ctx, poison=poison)
         self.n_checkpoints = n_checkpoints

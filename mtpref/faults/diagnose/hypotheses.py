@@ -53,7 +53,7 @@ def list_hypotheses(model: Model) -> list[Hypothesis]:
     """
     if not model.has_mtp:
         raise MtprefError("diagnose: the model has no MTP head, expected one; use the file that the port runs, or give "
-                          "its head with -md")  # fmt: skip
+                          "its head with `model_draft`")  # fmt: skip
     healthy = Hypothesis("healthy", "healthy", "nothing is wrong", f"The contract is {model.contract_name}.", _same)
     return [healthy, *_presets(model), *_look_alikes(model), *_fields(model), *of_faults()]
 

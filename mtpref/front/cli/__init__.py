@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 from mtpref import __version__
 from mtpref.base.errors import MtprefError, one_line
-from mtpref.base.settings import SettingError
 from mtpref.files import doors as files
 from mtpref.front.cli.examples import epilog
 from mtpref.front.cli.flags import FLAGS
@@ -137,10 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         begin()
         sys.stdout.flush()
         return code
-    except SettingError as error:
-        return _refuse(args.verb, error.told(FLAGS))
     except MtprefError as error:
-        return _refuse(args.verb, str(error))
+        return _refuse(args.verb, error.told(FLAGS))
     except KeyboardInterrupt:
         begin()
         print(f"mtpref {args.verb}: interrupted", file=sys.stderr)

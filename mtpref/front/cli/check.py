@@ -39,6 +39,7 @@ def add_parser(verbs: Any) -> None:
 def run_check(args: argparse.Namespace) -> int:
     from mtpref.base.errors import MtprefError
     from mtpref.files.vocab import terminal_safe
+    from mtpref.front.cli.flags import flagged
     from mtpref.front.cli.terminal import wants_color, width_of
     from mtpref.heads.check import check_path
 
@@ -53,10 +54,10 @@ def run_check(args: argparse.Namespace) -> int:
         args.path, against=args.against, fast=args.fast, n_positions=args.positions, progress=Progress("check")
     )
     if args.json:
-        print(json.dumps(report.to_json(), ensure_ascii=True))
+        print(flagged(json.dumps(report.to_json(), ensure_ascii=True)))
     else:
         width, is_colored = width_of(sys.stdout), wants_color("auto", sys.stdout)
-        print("\n".join(_shown(terminal_safe(line), width, is_colored) for line in report.lines()))
+        print("\n".join(_shown(terminal_safe(flagged(line)), width, is_colored) for line in report.lines()))
     if report.is_sound is None:
         return EXIT_CANNOT_JUDGE
     return 0 if report.is_sound else EXIT_UNSOUND

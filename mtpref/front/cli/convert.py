@@ -43,7 +43,7 @@ def run_convert(args: argparse.Namespace) -> int:
     if args.pre is not None:
         rules_of(args.pre)
     which = "mtp" if args.mtp else "trunk" if args.no_mtp else "both"
-    settings = Settings(args.outtype, which, args.allow_unmapped, args.pre)
+    settings = Settings(outtype=args.outtype, which=which, allow_unmapped=args.allow_unmapped, pre=args.pre)
     with writing(args, sorted(Path(args.folder).glob("*.safetensors"))) as options:
         made = convert(args.folder, args.output, settings, options=options)
     for note in made.notes:

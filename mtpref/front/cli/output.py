@@ -8,6 +8,8 @@ import argparse
 import sys
 from typing import Any
 
+from mtpref.front.cli.flags import flagged
+
 ORIGINS = ("draft", "correction", "bonus", "plain")  # of tokens; plain has no colour
 _held: list[str] | None = None  # None: notes are printed at once
 
@@ -33,7 +35,8 @@ def drop_notes() -> None:
 
 
 def note(line: str) -> None:
-    """A line for stderr, harmless already."""
+    """A line for stderr, harmless already; settings that it names become flags."""
+    line = flagged(line)
     if _held is None:
         print(line, file=sys.stderr, flush=True)
     else:

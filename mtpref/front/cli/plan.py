@@ -70,7 +70,9 @@ def run_plan(args: argparse.Namespace) -> int:
     from mtpref.measure.probe.plot import check_plot
 
     settings = Settings(
-        args.n_max, _numbers(args.p_mins, "--p-mins"), whole_numbers(args.cooldowns, "--cooldowns", 4, "1,2")
+        n_max=args.n_max,
+        p_mins=_numbers(args.p_mins, "--p-mins"),
+        cooldowns=whole_numbers(args.cooldowns, "--cooldowns", 4, "1,2"),
     )
     for flag, value, low in (
         ("--prompts", args.prompts, 1),

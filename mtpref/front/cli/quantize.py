@@ -86,10 +86,16 @@ def run_quantize(args: argparse.Namespace) -> int:
         if args.pure_llama:
             raise MtprefError("--mtp-type: not with --pure-llama, which gives the head llama.cpp's types, expected one")
     found = None if args.imatrix is None else read_importance(args.imatrix)
-    wanted = Wanted(args.type, args.pure_llama, args.mtp_type, overrides, found is not None)
+    wanted = Wanted(
+        mixture=args.type,
+        pure_llama=args.pure_llama,
+        mtp_type=args.mtp_type,
+        overrides=overrides,
+        has_imatrix=found is not None,
+    )
     name = None if args.imatrix is None else Path(args.imatrix).name
     inputs = [] if args.imatrix is None else [args.imatrix]
-    settings = Settings(wanted, found, name, args.allow_requantize)
+    settings = Settings(wanted=wanted, importance=found, importance_name=name, allow_requantize=args.allow_requantize)
     replacements = _by_gptq(args, overrides) if args.method == "gptq" else None
     with writing(args, [*inputs, *(args.calibration or [])]) as options:
         made = quantize_file(args.source, args.target, settings, replacements=replacements, options=options)
@@ -136,7 +142,7 @@ def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -
     from mtpref.engine.model import load
     from mtpref.front.cli.probe import Progress
     from mtpref.heads.quantize.grid import Grid
-    from mtpref.heads.quantize.head import gptq_head, trunk_rows
+    from mtpref.heads.quantize.head import gptq_head, tensors_of, trunk_rows
     from mtpref.measure.probe import read_texts
 
     Notes().when_compiling(argparse.Namespace(ops=None))
@@ -146,7 +152,7 @@ def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -
     n_ctx = min(512, model.config.n_ctx_train)
     made = gptq_head(model, trunk_rows(model, texts, n_ctx, Progress("calibrate")), grid)
     taken = [re.compile(pattern) for pattern, _ in overrides]
-    return {name: (w.type_name, w.raw) for name, w in made.items() if not any(p.search(name) for p in taken)}
+    return {name: one for name, one in tensors_of(made).items() if not any(p.search(name) for p in taken)}
 
 
 def _head_line(made: Any) -> str:

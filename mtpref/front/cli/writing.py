@@ -97,7 +97,7 @@ def writing(args: argparse.Namespace, inputs: Sequence[str | Path] = ()) -> Iter
     bar = ProgressLine(sys.stderr, args.progress)
     with sigterm_as_interrupt():
         try:
-            yield WriteOptions(args.force, tuple(inputs), bar.show if bar.is_on else None)
+            yield WriteOptions(force=args.force, inputs=tuple(inputs), progress=bar.show if bar.is_on else None)
         finally:
             bar.end()
 

@@ -51,7 +51,7 @@ def find_pre(tokenizer: Tokenizer, *, ignore_merges: bool, label: str) -> str:
     found = wanted[most] if most < len(wanted) else "the end"
     raise MtprefError(
         f"{label}: its pre-tokenizer is none that llama.cpp has; the closest is {closest}, which first "
-        f"differs at {found!r} (ignore_merges {ignore_merges}); give a name with --pre"
+        f"differs at {found!r} (ignore_merges {ignore_merges}); give a name with `convert.Settings.pre`"
     )
 
 

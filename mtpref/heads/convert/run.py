@@ -33,7 +33,7 @@ OUTTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": 
 _LISTED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """outtype         f32, f16, bf16 or q8_0
     which           "both", "mtp" (the head alone, as --mtp) or "trunk" (as --no-mtp)
@@ -141,7 +141,7 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         if not settings.allow_unmapped:
             raise MtprefError(
                 f"{checkpoint.label}: {len(found.unmapped)} tensors have no place in a {config.sheet.name} GGUF: "
-                f"{names}{more}; expected qwen3_5's; leave them out with --allow-unmapped"
+                f"{names}{more}; expected qwen3_5's; leave them out with `convert.Settings.allow_unmapped`"
             )
         notes.append(f"left out, as --allow-unmapped says: {names}{more}")
     if found.set_aside:
@@ -162,7 +162,7 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
     if present > 1:
         raise MtprefError(
             f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {config.sheet.name} graph runs more; "
-            "convert the trunk with --no-mtp"
+            "convert the trunk with `which=trunk`"
         )
     if declared > 1 and present:
         raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, the tensors have "
@@ -171,10 +171,10 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
     if declared and not present:
         raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, and no tensor of an "
                           "MTP head is there; did the program that saved it drop it? take the original checkpoint, "
-                          "or convert the trunk with --no-mtp")  # fmt: skip
+                          "or convert the trunk with `which=trunk`")  # fmt: skip
     if not present:
         if settings.which == "mtp":
-            raise MtprefError(f"{checkpoint.label}: no tensor of an MTP head (mtp.*), expected one for --mtp")
+            raise MtprefError(f"{checkpoint.label}: no tensor of an MTP head (mtp.*), expected one for `which=mtp`")
         notes.append("no MTP head: neither config.json nor the tensors have one")
     elif not declared:
         notes.append("config.json lacks mtp_num_hidden_layers; the tensors have an MTP head, which is kept")

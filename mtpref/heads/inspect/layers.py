@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Tensor, numbers, trimmed
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable
-from mtpref.files.identify import REDECLARE
+from mtpref.files.identify import REDECLARE, has_trunk
 
 MTP = "mtp"  # the name of every head's block
 MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def has_trunk(self) -> bool:
-        return any(t.name == "blk.0.attn_norm.weight" for t in self.blocks.get(0, ()))
+        return has_trunk({t.name for t in self.blocks.get(0, ())})
 
 
 def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[Problem]) -> Layout:

@@ -51,5 +51,5 @@ def library() -> Any:
     except ImportError as error:
         raise MtprefError("K-quants (the mixtures of Q4_0 to Q5_1 have some, too) and importance matrices need the "
                           f"package libgguf ({error}); try: pip install libgguf, or the type Q8_0 without "
-                          "--imatrix") from None  # fmt: skip
+                          "`importance`") from None  # fmt: skip
     return libgguf

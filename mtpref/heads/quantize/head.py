@@ -1,12 +1,13 @@
 """The MTP head quantised by GPTQ: calibrated on what its matrices see when it runs on the trunk's real hidden rows.
 
 Owns the order. Trunk rows are computed once; then the head runs once for each stage, with all earlier stages quantised
-already, so that a matrix is calibrated on the inputs it will have. The trunk is not touched.
+already, so that a matrix is calibrated on the inputs it will have. Stages are found by watching the head run, whatever
+its block is. The trunk is not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,17 @@ from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model, Pairs
+from mtpref.engine.weights import MtpWeights
 from mtpref.heads.quantize.collect import paired, run_head, watched
 from mtpref.heads.quantize.gptq import DAMPING, gptq
 from mtpref.heads.quantize.grid import Grid
+from mtpref.heads.quantize.mixture import Item, is_quantizable
 from mtpref.spec import Matrix
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 MAX_TOKENS = 1 << 16
-STAGES = (
-    ("nextn.eh_proj",), ("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",),
-)  # fmt: skip
 Progress = Callable[[int, int], None]
 
 
@@ -41,7 +41,7 @@ def trunk_rows(
     cut = [list(ids[i : i + n_ctx]) for ids in texts for i in range(0, len(ids), n_ctx)]
     n_all = sum(map(len, cut))
     if not 2 <= n_all <= MAX_TOKENS:
-        raise MtprefError(f"--calibration: {n_all} tokens, expected 2 to {MAX_TOKENS}; give other texts")
+        raise MtprefError(f"`calibration`: {n_all} tokens, expected 2 to {MAX_TOKENS}; give other texts")
     out, n_done = [], 0
     for ids in cut:
         chunk = paired(model, ids)
@@ -68,21 +68,53 @@ def hessians(model: Model, chunks: Sequence[Pairs], names: Sequence[str]) -> dic
 
 
 def with_matrices(model: Model, made: dict[str, Matrix]) -> Model:
-    """The model with matrices of its head replaced, by GGUF name."""
-    mtp = model.heads[0].weights
+    """The model with matrices of its heads replaced, by the names that head_matrices gives."""
 
     def new(w: Any) -> Any:
-        return made.get(w.name, w) if isinstance(w, Matrix) else w
+        return tuple(map(new, w)) if isinstance(w, tuple) else made.get(w.name, w) if isinstance(w, Matrix) else w
 
-    return model.with_head(eh_proj=new(mtp.eh_proj), block={key: new(w) for key, w in mtp.block.items()})
+    for i, head in enumerate(model.heads):
+        block = {key: new(w) for key, w in head.weights.block.items()}
+        model = model.with_head(i, eh_proj=new(head.weights.eh_proj), block=block)
+    return model
 
 
 def head_matrices(model: Model) -> dict[str, Matrix]:
-    """The head's own matrices by GGUF name, in the order of STAGES; embedding and output head are not among them."""
-    mtp = model.heads[0].weights
-    found = {"nextn.eh_proj": mtp.eh_proj}
-    found |= {key.removesuffix(".weight"): w for key, w in mtp.block.items() if isinstance(w, Matrix)}
-    return {found[short].name: found[short] for stage in STAGES for short in stage if short in found}
+    """The heads' own matrices that can be quantised, by GGUF name; those of a stack (experts) are NAME[0], NAME[1], ...
+
+    Embedding and output head are not among them.
+    """
+    return {w.name: w for head in model.heads for w in _matrices(head.weights)}
+
+
+def _matrices(mtp: MtpWeights) -> Iterator[Matrix]:
+    for part in (mtp.eh_proj, *mtp.block.values()):
+        for w in part if isinstance(part, tuple) else (part,):
+            if isinstance(w, Matrix) and is_quantizable(Item(tensor_name(w.name), w.type_name, (w.n_out, w.n_in))):
+                yield w
+
+
+def tensor_name(name: str) -> str:
+    """The tensor that a matrix is of: itself, or the stack."""
+    return name.partition("[")[0]
+
+
+def stages(model: Model, chunks: Sequence[Pairs]) -> list[list[str]]:
+    """The tensors of head_matrices in the order in which they run; those that see the same rows are one stage.
+
+    Rule  one pair tells: a stack is where the matrix of it that ran is; a tensor that no pass reads is in no stage
+    """
+    chunk = max(chunks, key=lambda chunk: len(chunk.ids))
+    wanted = {tensor_name(name) for name in head_matrices(model)}
+    by_rows: dict[bytes, list[str]] = {}
+
+    def see(name: str, x: F32) -> None:
+        if tensor_name(name) in wanted:
+            wanted.remove(tensor_name(name))
+            by_rows.setdefault(x.tobytes(), []).append(tensor_name(name))
+
+    run_head(watched(model, see), [Pairs(chunk.ids[-1:], chunk.rows[-1:], chunk.first + len(chunk.ids) - 1)])
+    return list(by_rows.values())
 
 
 def gptq_head(
@@ -93,16 +125,28 @@ def gptq_head(
     damping: float = DAMPING,
     progress: Progress | None = None,
 ) -> dict[str, Matrix]:
-    """The head's matrices on a grid, stage by stage: GGUF name -> quantised matrix."""
+    """The heads' matrices on a grid, stage by stage: name as of head_matrices -> quantised matrix.
+
+    Rule  a matrix that saw nothing (an expert that no token chose) is rounded to nearest
+    """
     made: dict[str, Matrix] = {}
-    sources = head_matrices(model)
-    for i, stage in enumerate(STAGES):
-        names = [name for name in sources if name.split(".", 2)[2].removesuffix(".weight") in stage]
+    sources, order = head_matrices(model), stages(model, chunks)
+    for i, stage in enumerate(order):
+        names = [name for name in sources if tensor_name(name) in stage]
         found = hessians(with_matrices(model, made), chunks, names)
         for name in names:
             w = sources[name]
-            raw = gptq(w.dequantize(), found[name], grid, damping=damping, name=name)
+            hessian = found.get(name, np.zeros((w.n_in, w.n_in)))
+            raw = gptq(w.dequantize(), hessian, grid, damping=damping, name=name)
             made[name] = Matrix(name, grid.kind, w.n_out, w.n_in, raw.reshape(-1))
         if progress is not None:
-            progress(i + 1, len(STAGES))
+            progress(i + 1, len(order))
     return made
+
+
+def tensors_of(made: dict[str, Matrix]) -> dict[str, tuple[str, U8]]:
+    """Quantised matrices as tensors of a file: GGUF name -> type and bytes, a stack's one after the other."""
+    stacks: dict[str, list[Matrix]] = {}
+    for name, w in made.items():
+        stacks.setdefault(tensor_name(name), []).append(w)
+    return {name: (ws[0].type_name, np.concatenate([w.raw for w in ws])) for name, ws in stacks.items()}

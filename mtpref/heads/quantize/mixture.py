@@ -40,7 +40,7 @@ LEAST_HEAD = "Q8_0"
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """mixture     a name of MIXTURES
     pure_llama  llama.cpp's types exactly, for the head too
@@ -105,8 +105,8 @@ def plan_types(items: Sequence[Item], wanted: Wanted, n_blocks: int, n_nextn: in
         types[item.name] = fitting(kind, item.shape[-1])
     unused = [wanted.overrides[i][0] for i in range(len(patterns)) if i not in used]
     if unused:
-        raise MtprefError(f"--tensor {unused[0]}: no tensor's name matches, expected one that can be quantised; mtpref "
-                          "inspect lists them")  # fmt: skip
+        raise MtprefError(f"`quantize.Wanted.overrides` {unused[0]}: no tensor's name matches, expected one that can "
+                          "be quantised; mtpref inspect lists them")  # fmt: skip
     return types
 
 
@@ -154,7 +154,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise MtprefError(f"--tensor {pattern}: no regular expression ({error})") from None
+        raise MtprefError(f"`quantize.Wanted.overrides` {pattern}: no regular expression ({error})") from None
 
 
 class _Rules:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from mtpref.spec.quants import DEQUANTIZABLE
 Replacements = Mapping[str, tuple[str, NDArray[np.uint8]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """wanted, importance: see mixture.py and importance.py; allow_requantize: take quantised tensors apart again"""
 
@@ -97,7 +97,7 @@ def quantize_file(
             info, kind = file.tensors[item.name], types[item.name]
             tensors.append((item.name, kind, item.shape, _data(file, info, kind, settings, replacements)))
         options = options or WriteOptions()
-        options = WriteOptions(options.force, (*options.inputs, *files_of(file)), options.progress)
+        options = replace(options, inputs=(*options.inputs, *files_of(file)))
         write_gguf(target, _keys(file, settings), tensors, options=options)
         return _report(file, items, types, settings, (n_blocks, n_nextn))
 
@@ -131,7 +131,8 @@ def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacemen
             )
         if info.type_name not in FLOATS and not settings.allow_requantize:
             raise MtprefError(f"{file.label}: tensor {printable(info.name)} is {info.type_name} already, expected F32, "
-                              "F16 or BF16: quantising twice loses twice; say --allow-requantize to do so")  # fmt: skip
+                              "F16 or BF16: quantising twice loses twice; say "
+                              "`quantize.Settings.allow_requantize` to do so")  # fmt: skip
         if needs_library(kind, weighted=settings.weights(info) is not None):
             library()
 
@@ -177,7 +178,11 @@ def _report(
 ) -> Quantized:
     prefixes = tuple(f"blk.{i}." for i in head_layers(*blocks))
     head = {i.name: types[i.name] for i in items if i.name.startswith(prefixes) and len(i.shape) > 1}
-    pure = plan_types(items, Wanted(settings.wanted.mixture, True, has_imatrix=settings.wanted.has_imatrix), *blocks)
+    pure = plan_types(
+        items,
+        Wanted(mixture=settings.wanted.mixture, pure_llama=True, has_imatrix=settings.wanted.has_imatrix),
+        *blocks,
+    )
 
     def size_of(item: Item, of: dict[str, str]) -> int:
         kind = of[item.name]

@@ -79,7 +79,7 @@ def read_side(
             if n == run:
                 reader.take(item)
         if n < run:
-            raise MtprefError(f"--run: {run} is out of range, {path} holds {n} runs")
+            raise MtprefError(f"`run`: {run} is out of range, {path} holds {n} runs")
         reader.side.notes += [one_line(note) for note in events.notes()]
         if n > 1:
             reader.side.notes.append(f"run {run} of {n} in this file; --run shows another")
@@ -111,7 +111,7 @@ class _SideReader:
             return
         if len(self._raw) >= MAX_ROUNDS:
             raise MtprefError(f"{self._path}: more than {MAX_ROUNDS} rounds, expected at most that many on a page; "
-                              "choose some with --rounds A-B")  # fmt: skip
+                              "choose some with `rounds` A-B")  # fmt: skip
         self._raw.append(r)
 
     def finish(self) -> Side:

@@ -146,7 +146,7 @@ def read_costs(path: str | Path) -> CostSet:
 
     Errors   MtprefError naming the key, what is there and what is expected
     """
-    source = f"--costs {printable(str(path), 400)}"
+    source = f"`costs` {printable(str(path), 400)}"
     data = _read_json(path, source)
     if data.get("schema") != SCHEMA:
         found = printable(repr(data.get("schema")), 60)

@@ -29,7 +29,7 @@ Heads = Sequence[tuple[str, Model]]  # a name, and the model with that head voca
 MOST = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """parts      what is measured, of PARTS
     n_prompt   tokens of a prompt pass          n_gen     tokens of a plain run

@@ -27,7 +27,7 @@ Z_95 = 1.959963984540054
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a plan compares. n_max: longest draft; p_mins, cooldowns: values of --spec-draft-p-min, --spec-cooldown."""
 
@@ -126,7 +126,7 @@ def plan(texts: Sequence[Continuation], trims: Sequence[Trim], costs: CostSet, s
     """
     texts = [text for text in texts if len(text.ids) > text.n_before]
     if not texts:
-        raise MtprefError("plan: nothing was generated, expected a token at least; use --predict 2 or more")
+        raise MtprefError("plan: nothing was generated, expected a token at least; use `Options.n_predict` 2 or more")
     rows = {trim.name: trim.n_rows for trim in trims}
     flags = {trim.name: trim.flag for trim in trims}
     pricer = _Pricer(texts, costs, rows)

@@ -6,15 +6,21 @@ Start with kind.py. A data sheet (mtpref/architectures) combines kinds; nothing 
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
-from mtpref.spec.kinds.kind import F32, LayerKind, Span, no_state, rope_constants
-from mtpref.spec.kinds.residual import Norm, Part, Residual, Sequential
+from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants
+from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Norm, Part, Residual, Sequential
 
 __all__ = [
     "F32",
+    "FFN",
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
+    "INPUT",
+    "LAYER_INPUT",
+    "MIXER",
     "SWIGLU_FFN",
+    "Graph",
     "LayerKind",
+    "Made",
     "Norm",
     "Part",
     "Residual",
