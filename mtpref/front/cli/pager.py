@@ -30,7 +30,7 @@ def paged(out: TextIO, *, is_wanted: bool = True) -> Iterator[Writer]:
         assert pager.stdin is not None
         try:
             with contextlib.suppress(BrokenPipeError):
-                yield pager.stdin  # type: ignore[misc]
+                yield pager.stdin
         finally:
             with contextlib.suppress(BrokenPipeError):
                 pager.stdin.close()

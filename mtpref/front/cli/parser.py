@@ -124,7 +124,7 @@ class Parser(argparse.ArgumentParser):
     # VALUES
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        value = super()._get_value(action, arg_string)  # type: ignore[misc]
+        value = super()._get_value(action, arg_string)
         is_choice = isinstance(value, str) and action.choices is not None and value not in action.choices
         if is_choice and not isinstance(action, argparse._SubParsersAction):
             return next((c for c in action.choices if str(c).lower() == value.lower()), value)  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from xml.sax.saxutils import escape
 
 MARK = "\x00picture "
@@ -55,7 +56,7 @@ def _shown_by_jupyter(picture: Picture) -> bool:
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):
         return False
-    ipython.display.display({"image/svg+xml": picture.svg, "text/plain": picture.text}, raw=True)
+    import_module("IPython.display").display({"image/svg+xml": picture.svg, "text/plain": picture.text}, raw=True)
     return True
 
 
