@@ -263,7 +263,7 @@ def test_a_wrong_answer_gets_a_hint_of_the_family(capsys):
 # ------------------------------------------------------------------------------------------ a terminal
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [80, 96])
 @by_title
 def test_a_chapter_fits_the_terminal(chapter, width):
     for cell in cells_of(chapter):

@@ -287,7 +287,7 @@ def test_ceilings_are_tokens_per_pass():
 
 
 def test_the_page_of_a_plan_says_what_it_was_made_of():
-    text = "\n".join(lines(a_plan()))
+    text = "\n".join(lines(a_plan(), is_whole=True))
     for words in ("costs of test", "a_4", "n=4", "two-phase", "heuristic", "cooldown 1", "ceilings", "best: "):
         assert words in text
 

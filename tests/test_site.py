@@ -34,7 +34,7 @@ def test_links_of_laid_pages_lead_to_pages(pages):
 
 def test_rules_and_chapters_are_links_and_code_is_not(pages):
     text = (pages / "docs" / "learn" / "03-the-pairing.md").read_text("utf-8")
-    assert "rule S20: the rows" in text, "in a block of code"
+    assert "rule S20: shifted by one" in text, "in a block of code"
     text = (pages / "docs" / "learn" / "01-draft-and-verify.md").read_text("utf-8")
     assert "[S24](../spec.md#s24-the-next-pending-row)" in text
     assert "[Chapter 2](../learn/02-inside-the-head.md)" in text

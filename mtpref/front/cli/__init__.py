@@ -44,8 +44,8 @@ EPILOG = """Without -m, verbs run the tiny model inside the package. A start:
   mtpref learn 1
   mtpref check model.gguf
 
-mtpref VERB --help shows a verb's options with examples; mtpref docs NAME prints
-docs/NAME.md."""
+mtpref VERB --help shows a verb's options with examples;
+mtpref docs NAME prints docs/NAME.md."""
 
 
 def build_parser() -> Parser:

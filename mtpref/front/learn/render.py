@@ -53,6 +53,10 @@ def _paragraph(text: str, width: int, is_colored: bool) -> str:
         title = text[mark.end() :]
         line = ("=" if mark[0] == "# " else "-") * len(title)
         return f"{TITLE}{title}{RESET}" if is_colored else f"{title}\n{line}"
+    if text.startswith("|") and max(map(len, text.splitlines())) > width:
+        rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
+        told = [" | ".join(row) for row in rows if set("".join(row)) - set("-: ")]
+        return "\n".join(textwrap.fill(row, width, subsequent_indent=" " * 4, break_on_hyphens=False) for row in told)
     if text.startswith(("    ", "```", "|")):
         return text
     # A list: each item on lines of its own.

@@ -37,8 +37,10 @@ print("borrowed from the trunk:", ", ".join(weights.borrowed))
 # these two.
 #
 #     token --- embedding --- enorm --+
-#                                     concat --- eh_proj --- attention --- FFN --- shared_head_norm --- logits
-#     row of the trunk ------ hnorm --+
+#                                     +-- concat --- eh_proj --+
+#     row of the trunk ------ hnorm --+                        |
+#                                                              |
+#         logits --- shared_head_norm --- FFN --- attention ---+
 #
 # `enorm` and `hnorm` bring two vectors of different origin to one scale. `eh_proj` mixes them, 512 numbers into 256.
 # From there on it is a layer as in the trunk: attention over the cells that the head has of its own, and a
