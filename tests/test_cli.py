@@ -226,10 +226,13 @@ def test_what_to_try_names_the_verb(capsys):
 
 def test_a_reader_that_goes_away_is_no_error():
     """But 141, as of a program that SIGPIPE ends, where the code is a verdict: 0 and 1 would say what was found."""
-    for words, code in (("faults", b"0"), ("golden list", b"141")):
-        command = f"{{ {sys.executable} -m mtpref {words}; echo $? >&2; }} | head -c 1 >/dev/null"
+    broken = "import sys; from mtpref.files import doors; from mtpref.front.cli import main; "
+    code = f"{broken}import mtpref.front.cli.VERB as v; v.run_VERB = lambda args: print('x' * 999999) or 1; "
+    for verb, expected in (("faults", b"0"), ("check", b"141")):
+        program = (code + "sys.exit(main(['VERB', 'x']))").replace("VERB", verb)
+        command = f'{{ {sys.executable} -c "{program}"; echo $? >&2; }} | head -c 1 >/dev/null'
         done = subprocess.run(command, shell=True, capture_output=True, cwd=ROOT)
-        assert done.stderr.split() == [code]
+        assert done.stderr.split() == [expected]
     command = f"{sys.executable} -m mtpref generate -p x -n 64 | head -c 1 >/dev/null"
     done = subprocess.run(command, shell=True, capture_output=True, cwd=ROOT)
     assert b"Traceback" not in done.stderr

@@ -45,7 +45,7 @@ EPILOG = """Without -m, verbs run the tiny model inside the package. A start:
   mtpref check model.gguf
 
 mtpref VERB --help shows a verb's options with examples;
-mtpref docs NAME prints docs/NAME.md."""
+mtpref docs NAME prints a page of docs/."""
 
 
 def build_parser() -> Parser:

@@ -32,8 +32,6 @@ class Side:
     """
 
     label: str
-    prompt: str = ""
-    has_names: bool = False
     facts: list[tuple[str, str]] = field(default_factory=list)
     prompt_ids: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -43,6 +41,8 @@ class Side:
     per_pos: list[list[int]] = field(default_factory=list)  # [proposed, judged, accepted] of draft position 1, 2, ...
     over_time: list[list[float]] = field(default_factory=list)  # [index of the round, accepted / drafted around it]
     notes: list[str] = field(default_factory=list)
+    prompt: str = ""
+    has_names: bool = False
 
     def to_json(self) -> dict[str, Any]:
         names = (
