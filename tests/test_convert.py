@@ -201,7 +201,7 @@ def test_fused_tensors_are_taken_apart(plain, tmp_path, fuse):
 
 
 def test_pieces_do_not_matter(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("mtpref.heads.hf.tensors.PIECE_VALUES", 700)
+    monkeypatch.setattr("mtpref.heads.hf.parts.PIECE_VALUES", 700)
     assert converted(plain[0], tmp_path)[1] == plain[1].read_bytes()
 
 

@@ -67,7 +67,7 @@ def test_a_roll_back_names_the_state_that_was_restored(traces):
         events = list(reader)
     first = next(e for e in events if isinstance(e, RolledBack))
     drafted = next(e for e in events if isinstance(e, Drafted) and e.round == first.round)
-    kept = f"behind token {first.to_pos - drafted.pos0} of {len(drafted.ids) + 1} of the batch was chosen"
+    kept = f"after token {first.to_pos - drafted.pos0} of {len(drafted.ids) + 1} of the batch was chosen"
     assert kept in told["healthy"][0]
     assert f"from position {first.from_pos} to {first.to_pos}" in told["healthy"][0]
     assert "the checkpoint before position" in told["replay"][0]

@@ -116,7 +116,7 @@ class Bench:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             os._exit(cli.main(self.command(name, more)))
-        except KeyboardInterrupt:  # before or behind the verb's own handling
+        except KeyboardInterrupt:  # before or after the verb's own handling
             os._exit(130)
         finally:
             os._exit(99)

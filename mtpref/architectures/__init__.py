@@ -5,22 +5,38 @@ Owns the registry. No other module tests an architecture's name.
 
 from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, trimmed
 from mtpref.architectures.dims import Shape, numbers
+from mtpref.architectures.glm4moe import GLM4MOE
+from mtpref.architectures.hy_v3 import HY_V3
 from mtpref.architectures.names import (
     Place,
     fused_of,
     gguf_to_hf_name,
     hf_to_gguf_name,
     place_of,
+    stacks_beside,
+    stacks_of,
     state_from_gguf,
     state_to_gguf,
     tensor_of,
 )
+from mtpref.architectures.qwen3next import QWEN3NEXT
 from mtpref.architectures.qwen35 import QWEN35
-from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
+from mtpref.architectures.qwen35moe import QWEN35MOE
+from mtpref.architectures.sheet import (
+    Alternating,
+    Architecture,
+    Block,
+    Either,
+    HeadSheet,
+    Hyper,
+    Tensor,
+    present_tensors,
+    tensors_of,
+)
 from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
-ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35,)}
+ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35, QWEN35MOE, QWEN3NEXT, GLM4MOE, HY_V3)}
 
 __all__ = [
     "ARCHITECTURES",
@@ -42,11 +58,13 @@ __all__ = [
     "find_architecture",
     "fused_of",
     "gguf_to_hf_name",
-    "head_of",
     "hf_to_gguf_name",
     "numbers",
     "place_of",
+    "present_tensors",
     "sheet_of",
+    "stacks_beside",
+    "stacks_of",
     "state_from_gguf",
     "state_to_gguf",
     "symbols_of",
@@ -55,17 +73,7 @@ __all__ = [
     "trimmed",
 ]
 
-# Architectures that do not run here, whose heads can be taken out, off and put in: the converter treats them alike.
-# Their experts are not listed: what is known of their heads is everything but the feed-forward network.
-_HEADS_ALIKE = {"qwen35moe": QWEN35, "qwen3next": QWEN35}
-HEAD_FAMILY = (*ARCHITECTURES, *_HEADS_ALIKE)
-
-
-def head_of(arch: str) -> tuple[Tensor, ...]:
-    """The tensors of one head of an architecture of HEAD_FAMILY, as far as they are known."""
-    sheet = sheet_of(arch)
-    tensors = sheet.head.all_tensors() if sheet.head else ()
-    return tuple(t for t in tensors if arch in ARCHITECTURES or not t.name.startswith("ffn_"))
+HEAD_FAMILY = tuple(ARCHITECTURES)  # architectures whose heads can be taken out, off and put in
 
 
 def symbols_of(arch: str) -> dict[str, str]:
@@ -74,8 +82,8 @@ def symbols_of(arch: str) -> dict[str, str]:
 
 
 def sheet_of(arch: str) -> Architecture:
-    """The data sheet of an architecture of HEAD_FAMILY: its own, or that of the one that converters treat alike."""
-    return ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]
+    """The data sheet of an architecture of HEAD_FAMILY."""
+    return ARCHITECTURES[arch]
 
 
 def find_architecture(meta: Metadata) -> Architecture:

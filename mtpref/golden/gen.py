@@ -138,7 +138,7 @@ def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBu
 
 
 def _runs(model: Model, name: str, ids: list[int], plan: Plan, progress: Progress) -> SuiteBuilder:
-    """Greedy runs, each ending in front of its first near tie: behind one, an honest port may go on differently."""
+    """Greedy runs, each ending in front of its first near tie: after one, an honest port may go on differently."""
     suite = SuiteBuilder("L6", f"text_{name}", "generate", RUN_SPEC, f"Greedy runs on {name}.")
     inputs = {"tokens": Tensor.of(np.array(ids, np.int32))}
     for n_max in plan.drafts:

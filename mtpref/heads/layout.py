@@ -6,7 +6,7 @@ Source: llama.cpp conversion (--mtp, --no-mtp) and src/models, which count a hea
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mtpref.architectures import D2T, HEAD_FAMILY, head_of, sheet_of
+from mtpref.architectures import D2T, HEAD_FAMILY, sheet_of
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, listed, printable
 from mtpref.files.identify import describe_kind
@@ -29,9 +29,10 @@ class HeadLayout:
 
     @property
     def missing(self) -> list[str]:
-        """Required tensors that are not there (of a dense block: the experts of others are not listed)."""
-        here, blocks = set(self.names), range(self.n_trunk, self.n_trunk + self.n_nextn)
-        wanted = [tensor.at(i).name for i in blocks for tensor in head_of(self.arch) if tensor.required]
+        """Required tensors that are not there."""
+        here, sheet = set(self.names), sheet_of(self.arch)
+        blocks = range(self.n_trunk, self.n_trunk + self.n_nextn)
+        wanted = [tensor.at(i).name for i in blocks for tensor in sheet.head_tensors(i, here) if tensor.required]
         return [name for name in wanted if name not in here]
 
 
@@ -82,6 +83,9 @@ class _Counts:
 
     def flags(self, key: str, n: int) -> None:
         return None
+
+    def has_tensor(self, name: str) -> bool:
+        return name in self.file.tensors
 
 
 def layout_by(arch: str, n_block: int, n_nextn: int, names: Iterable[str]) -> HeadLayout:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import D2T, OUTPUT_NORM, TOKEN_EMBD, head_of, numbers, sheet_of, symbols_of, trimmed
+from mtpref.architectures import D2T, OUTPUT_NORM, TOKEN_EMBD, numbers, sheet_of, symbols_of, trimmed
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import printable
+from mtpref.files.gguf import printable, without_leading_ones
 from mtpref.heads.contents import Item, Source
 from mtpref.heads.layout import HeadLayout
 
@@ -24,7 +24,16 @@ MORE_KEYS = (
     "expert_used_count",
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
+    "expert_shared_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
 )
+# Values of a key that mean the same to every architecture that has it.
+ALIKE: dict[str, tuple[int | None, ...]] = {
+    "expert_group_count": (None, 0, 1),
+    "expert_group_used_count": (None, 0, 1),
+    "expert_gating_func": (None, 0, 2),
+}
 TOKENIZER_KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 N_ROWS = 64  # of token_embd that are compared
@@ -42,10 +51,12 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         raise differs("key general.architecture", theirs.arch, own.arch)
     if not theirs.n_nextn:
         raise MtprefError(f"{source.label}: no MTP head, expected one; give an mtp-*.gguf or a model that has one")
+    defaults = {h.key: h.default for h in sheet_of(own.arch).hypers if not callable(h.default)}
     for key in keys_of(own.arch):
         name = f"{own.arch}.{key}"
-        a, b = source.get(name), trunk.get(name)
-        if a != b:
+        a, b = (defaults.get(key) if (found := file.get(name)) is None else found for file in (source, trunk))
+        alike = ALIKE.get(key, ())
+        if a != b and not (a in alike and b in alike):
             raise differs(f"key {name}", a, b)
     if theirs.n_trunk != own.n_trunk:
         what = f"the number of trunk layers ({own.arch}.block_count - {own.arch}.nextn_predict_layers)"
@@ -96,11 +107,15 @@ def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     values["n_vocab"] = _rows(trunk, TOKEN_EMBD)
     if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
-    specs = head_of(layout.arch)
+    specs = sheet_of(layout.arch).head_tensors(layout.n_trunk, source.items)
     for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
         item = source.items.get(spec.at(layout.n_trunk).name)
         expected = numbers(spec.shape, values)
-        if item is not None and expected is not None and item.shape != expected:
+        if (
+            item is not None
+            and expected is not None
+            and without_leading_ones(item.shape) != without_leading_ones(expected)
+        ):
             raise MtprefError(f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
                               f"trunk {trunk.label}")  # fmt: skip
 

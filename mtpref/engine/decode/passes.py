@@ -28,7 +28,10 @@ class Trunk(Protocol):
 
 @dataclass
 class Passes:
-    """keeps_head  whether the head's KV follows the text"""
+    """The passes of a run, timed and counted.
+
+    keeps_head  whether the head's KV follows the text
+    """
 
     model: Model
     state: ModelState

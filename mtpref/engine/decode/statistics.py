@@ -38,7 +38,7 @@ class Statistics:
     n_near_ties: int = 0
     min_margin: float = math.inf
     drafted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed
-    reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed behind an acceptance
+    reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed after an acceptance
     accepted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times accepted
     judged_at: Counter[int] = field(default_factory=Counter)  # draft position -> times judged by a draw
     p_accept_at: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # sum of p_accept there
@@ -119,7 +119,7 @@ class Statistics:
         """Mean probability that a judged token of draft position 1, 2, ... is accepted, as the distributions have it.
 
         residual  sum of min(p_target, p_draft);  match  p_target of the drafted token. Conditional, as it is counted
-        behind acceptances only; empty for greedy decoding
+        after acceptances only; empty for greedy decoding
         """
         return [self.p_accept_at[i] / self.judged_at[i] for i in range(len(self.judged_at))]
 

@@ -117,9 +117,10 @@ def _check_declared(file: GgufFile, config: ModelConfig) -> None:
 
 def _release(finder: TensorFinder, head: LoadedHead, w: Matrix) -> None:
     """Give back the mapped pages of a matrix; what is still read in place comes back when it is used."""
+    name = w.name.partition("/")[0]  # of rows, the tensor that they are of
     for one in (finder, head.finder):
-        if one is not None and w.name in one.read:
-            one.file.release(one.file.tensors[w.name])
+        if one is not None and name in one.read:
+            one.file.release(one.file.tensors[name])
 
 
 def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers: tuple[Layer, ...]) -> Weights:

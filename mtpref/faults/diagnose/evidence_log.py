@@ -65,7 +65,9 @@ class Replayed:
 
 @dataclass
 class LogDiagnosis:
-    """divergence  the first token in question    open: what the best hypothesis leaves
+    """What a log says for and against hypotheses.
+
+    divergence  the first token in question    open: what the best hypothesis leaves
     rival       a fault that explains more than healthy does by MIN_GAIN, but less than the best of many may by chance
     """
 

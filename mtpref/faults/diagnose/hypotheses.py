@@ -21,7 +21,9 @@ KV_TYPES = ("F16", "F32", "BF16")
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """id      "healthy", a fault's id, or what differs ("hidden=pre", "kv F32")
+    """One explanation of what a port ran.
+
+    id      "healthy", a fault's id, or what differs ("hidden=pre", "kv F32")
     kind    healthy, preset (healthy under another named contract), look-alike (legal difference of numerics), contract
             (one field of the contract differs), fault
     title   a few words, mechanism: what is going on, in a sentence or two

@@ -64,7 +64,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class PortRun:
-    """prompt_ids   is_whole: the prompt was run whole, and its last token did not open the first round
+    """What a port's log says of one run.
+
+    prompt_ids   is_whole: the prompt was run whole, and its last token did not open the first round
     settings     what is known of: n_max, n_min, p_min, cooldown, cooldown_after, temp, rollback, n_batch
     """
 
@@ -90,7 +92,10 @@ class LogSource:
 
 
 def open_log(path: str | Path) -> LogSource:
-    """Errors  MtprefError for what cannot be opened, or a log that is too large"""
+    """Open a port's log to read it.
+
+    Errors  MtprefError for what cannot be opened, or a log that is too large
+    """
     label = printable(str(path), 200)
     file = open_text(path, label, "expected a log, a trace or a JSON")
     if file.start(START_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{":

@@ -128,7 +128,7 @@ class ProgressLine:
         self._stream.flush()
 
     def end(self) -> None:
-        """The cursor behind the line, on a terminal."""
+        """The cursor after the line, on a terminal."""
         if self._width:
             self._stream.write("\n")
             self._stream.flush()

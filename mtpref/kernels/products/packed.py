@@ -43,7 +43,7 @@ class PackedMatrix(Matrix):
 def pack(matrices: Sequence[Matrix], done: Callable[[Matrix], None] = lambda w: None) -> list[Matrix]:
     """The matrices, those of a type with a layout as PackedMatrix, in the same order. The raw bytes stay what they are.
 
-    done   called behind each matrix, when its raw bytes are not needed for now
+    done   called after each matrix, when its raw bytes are not needed for now
 
     Cost   reads each once, in all threads; as much memory again (a little more for types with packed scales)
     """

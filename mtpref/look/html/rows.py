@@ -209,10 +209,10 @@ class _SideReader:
 
 
 def restored(b: RolledBack, pos0: int, n_drafted: int) -> str:
-    """Which state a roll back went to, in words. Batch: the opening token at pos0 and the draft behind it."""
+    """Which state a roll back went to, in words. Batch: the opening token at pos0 and the draft after it."""
     span = f"from position {b.from_pos} to {b.to_pos}"
     if b.strategy == "snapshot":
-        return (f"snapshot, {span}: the recurrent state kept behind token {b.to_pos - pos0} of {n_drafted + 1} "
+        return (f"snapshot, {span}: the recurrent state kept after token {b.to_pos - pos0} of {n_drafted + 1} "
                 f"of the batch was chosen, KV cells from {b.to_pos} on were cut")  # fmt: skip
     if b.strategy == "replay":
         return f"replay, {span}: the checkpoint before position {pos0} was restored, {b.n_replayed} tokens run again"

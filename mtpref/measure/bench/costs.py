@@ -97,7 +97,7 @@ class CostSet:
 
 
 def between(table: Mapping[int, float], n: int) -> float:
-    """The value at n: a straight line between the neighbours; behind the ends the last line goes on, not below 0."""
+    """The value at n: a straight line between the neighbours; beyond the ends the last line goes on, not below 0."""
     if n in table:
         return table[n]
     points = sorted(table.items())

@@ -51,7 +51,7 @@ class Continuation:
     """A prompt and what the model makes of it.
 
     ids      the generated tokens; n_before of them came with the prompt, before any round
-    drafts   Trim.name -> the draft behind each of ids[n_before - 1 ..] (-1: the prompt's last token), one a round
+    drafts   Trim.name -> the draft after each of ids[n_before - 1 ..] (-1: the prompt's last token), one a round
     budget   tokens that might have been generated; fewer were where the text ended
     """
 

@@ -51,7 +51,7 @@ def _passes(costs: Costs, n_max: int) -> list[list[str]]:
 
 def _acceptance(found: Plan) -> list[str]:
     prompts = "1 prompt" if found.n_prompts == 1 else f"{found.n_prompts} prompts"
-    head = f"acceptance: {found.n_tokens} tokens behind {prompts}; a_k, the first k drafted tokens are all right"
+    head = f"acceptance: {found.n_tokens} tokens after {prompts}; a_k, the first k drafted tokens are all right"
     rates = list(found.acceptance.values())
     rows = [[f"a_{k + 1}", *(own[k].shown(2) for own in rates)] for k in range(found.settings.n_max)]
     return [head, *table(["", *found.acceptance], rows)]
