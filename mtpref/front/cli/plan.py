@@ -52,6 +52,9 @@ def add_parser(verbs: Any) -> None:
     group.add_argument(
         "--plot", type=OutputPath, metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)"
     )
+    group.add_argument(
+        "--all", action="store_true", help="the rates of every setting too (default: the few that count)"
+    )
     group.add_argument("--json", action="store_true", help="one JSON object instead of the tables (default: off)")
     parser.set_defaults(run=run_plan)
 
@@ -113,7 +116,7 @@ def run_plan(args: argparse.Namespace) -> int:
     else:
         from mtpref.files.vocab import terminal_safe
 
-        print(terminal_safe("\n".join(lines(found))))
+        print(terminal_safe("\n".join(lines(found, is_whole=args.all))))
     return 0
 
 
