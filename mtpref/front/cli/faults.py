@@ -75,7 +75,7 @@ def listed(faults: "list[Fault]") -> str:
 
 def described(fault: "Fault") -> str:
     """Everything that the catalogue says about a fault."""
-    from mtpref.faults import NEEDS
+    from mtpref.faults import NEEDS, PLACES
 
     said = fault.predicted
     greedy, sampled = ("stays right" if ok else "changes" for ok in (said.text, said.distribution))
@@ -84,6 +84,7 @@ def described(fault: "Fault") -> str:
         ("type", fault.bug_type),
         ("replaces", ", ".join(fault.replaces)),
         ("needs", "; ".join(NEEDS[need] for need in fault.needs) or "nothing"),
+        *[("in models with", " and ".join(PLACES[place][0] for place in fault.where))] * bool(fault.where),
         ("first in a dump", said.dump or "no tensor: only the loop shows it"),
         ("acceptance", said.acceptance),
         ("by round", said.split),
