@@ -17,8 +17,9 @@ from mtpref.base.errors import MtprefError
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import micro_layers as layers
+import micro_moe as mm
 import micro_plant as mp
-from micro_gguf import F32, TYPES, tensor_of, write_gguf
+from micro_gguf import F32, TYPES, Tensor, tensor_of, write_gguf
 
 # Acceptance of the first draft token in percent where nothing (everything) is planted wrong.
 ACCEPT_RIGHT, ACCEPT_WRONG = 91.0, 10.0
@@ -179,11 +180,36 @@ def make_micro(
     if type_name not in TYPES:
         raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
     shape, variant = shape or mp.MicroShape(), variant or MicroVariant()
-    tensors = []
-    for name, values in plant_micro(seed, accept, shape, variant).items():
-        plain = values.ndim == 1 or "ssm_conv1d" in name
-        tensors.append(tensor_of(name, values, "F32" if plain else type_name))
-    write_gguf(path, micro_metadata(shape, variant), tensors)
+    write_gguf(path, micro_metadata(shape, variant), typed(plant_micro(seed, accept, shape, variant), type_name))
+
+
+def typed(tensors: dict[str, F32], type_name: str) -> list[Tensor]:
+    """Matrices in that type, what llama.cpp's quantiser leaves alone in F32."""
+    plain = ("ssm_conv1d", "ffn_gate_inp")
+    return [
+        tensor_of(name, values, "F32" if values.ndim == 1 or any(part in name for part in plain) else type_name)
+        for name, values in tensors.items()
+    ]
+
+
+def make_micro_moe(
+    path: str | Path,
+    arch: str,
+    seed: int = 1,
+    accept: float = 60.0,
+    type_name: str = "F32",
+    shape: mm.MoeShape | None = None,
+    variant: MicroVariant | None = None,
+) -> None:
+    """Write one micro model of an architecture with experts. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    shape, variant, sheet = shape or mm.MoeShape(), variant or MicroVariant(), mm.sheet_of(arch)
+    tensors = mm.plant_moe(seed, wrong_fraction(accept), sheet, shape, variant)
+    keys = mm.micro_keys(sheet, shape)
+    if variant.eos is not None:
+        keys["tokenizer.ggml.eos_token_id"] = variant.eos
+    write_gguf(path, keys, typed(tensors, type_name))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

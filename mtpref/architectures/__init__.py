@@ -5,6 +5,8 @@ Owns the registry. No other module tests an architecture's name.
 
 from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, trimmed
 from mtpref.architectures.dims import Shape, numbers
+from mtpref.architectures.glm4moe import GLM4MOE
+from mtpref.architectures.hy_v3 import HY_V3
 from mtpref.architectures.names import (
     Place,
     fused_of,
@@ -15,12 +17,14 @@ from mtpref.architectures.names import (
     state_to_gguf,
     tensor_of,
 )
+from mtpref.architectures.qwen3next import QWEN3NEXT
 from mtpref.architectures.qwen35 import QWEN35
+from mtpref.architectures.qwen35moe import QWEN35MOE
 from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
 from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
-ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35,)}
+ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35, QWEN35MOE, QWEN3NEXT, GLM4MOE, HY_V3)}
 
 __all__ = [
     "ARCHITECTURES",
@@ -54,22 +58,18 @@ __all__ = [
     "trimmed",
 ]
 
-# Architectures that do not run here, whose heads can be taken out, off and put in: the converter treats them alike.
-# Their experts are not listed: what is known of their heads is everything but the feed-forward network.
-_HEADS_ALIKE = {"qwen35moe": QWEN35, "qwen3next": QWEN35}
-HEAD_FAMILY = (*ARCHITECTURES, *_HEADS_ALIKE)
+HEAD_FAMILY = tuple(ARCHITECTURES)  # architectures whose heads can be taken out, off and put in
 
 
 def head_of(arch: str) -> tuple[Tensor, ...]:
-    """The tensors of one head of an architecture of HEAD_FAMILY, as far as they are known."""
-    sheet = ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]
-    tensors = sheet.head.all_tensors() if sheet.head else ()
-    return tuple(t for t in tensors if arch in ARCHITECTURES or not t.name.startswith("ffn_"))
+    """The tensors of one head of an architecture of HEAD_FAMILY."""
+    head = ARCHITECTURES[arch].head
+    return head.all_tensors() if head else ()
 
 
 def symbols_of(arch: str) -> dict[str, str]:
     """Counts that shapes are written with -> their keys, for an architecture of HEAD_FAMILY."""
-    return (ARCHITECTURES.get(arch) or _HEADS_ALIKE[arch]).symbols
+    return ARCHITECTURES[arch].symbols
 
 
 def find_architecture(meta: Metadata) -> Architecture:

@@ -64,6 +64,7 @@ class Named(Dim):
     __str__ = Dim.__str__
 
 
+ONE: Dim = _Sum(((1, ()),))
 Shape = tuple[Dim, ...]
 
 

@@ -5,8 +5,8 @@ Owns the records. `qwen35.py` is the sheet to read beside it. A sheet names laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -28,7 +28,7 @@ class Hyper(Named):
     """A hyper-parameter, and a count that shapes are written with.
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
-    type      u32, f32, arr:i32, or u32/layer: one count, or one for each block
+    type      u32, f32, bool, arr:i32, or u32/layer: one count, or one for each block
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
@@ -64,6 +64,8 @@ class Hyper(Named):
             default = default(values)
         if self.type == "f32":
             return meta.f32(self.key, default, low=self.low, high=self.high)
+        if self.type == "bool":
+            return meta.flag(self.key, default)
         if self.type == "arr:i32":
             return tuple(meta.integers(self.key, self.length, default))
         if self.type == "u32/layer" and meta.is_array(self.key):
@@ -84,6 +86,10 @@ class Tensor:
     cb        llama.cpp's name of what the graph makes with it
     role      the quantiser's category: "attn_v", "ffn_down", "output", "token_embd", or "" for the rest
     keep_f32  held and stored as float32 whatever its dimensions
+    stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
+    parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
+
+    The name in a checkpoint of a stack has {e} for the expert's number.
     """
 
     name: str
@@ -95,6 +101,8 @@ class Tensor:
     cb: str = ""
     role: str = ""
     keep_f32: bool = False
+    stays_f32: bool = False
+    parts: tuple[tuple[str, Dim], ...] = ()
 
     @property
     def required(self) -> bool:
@@ -104,6 +112,11 @@ class Tensor:
     def is_matrix(self) -> bool:
         """Whether it is held as it lies in the file, not as float32."""
         return len(self.shape) > 1 and not self.keep_f32
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether a quantiser changes its type."""
+        return self.is_matrix and not self.stays_f32
 
     def at(self, il: int) -> Tensor:
         """The tensor of block il, by its whole name."""
@@ -148,6 +161,8 @@ class HeadSheet:
     reads_target  whether it has no cells of its own and attends to the trunk's; every draft step then takes the same
               position
     enter     makes the block's rows of embedding and hidden row; arguments as ops.mtp_input's, which is the default
+    without   (tensor, block): the head's own block where a file lacks that tensor
+    may_lack  whether a file may count a head that it does not hold (its eh_proj is not there): it runs as a trunk
     """
 
     block: Block
@@ -157,6 +172,12 @@ class HeadSheet:
     n_hidden: Dim = N_EMBD
     reads_target: bool = False
     enter: Callable[..., NDArray[np.float32]] | None = None
+    without: tuple[str, Block] | None = None
+    may_lack: bool = False
+
+    def block_at(self, il: int, names: Container[str]) -> Block:
+        """The block of the head that is block il of a file with these tensors."""
+        return self.without[1] if self.without and f"blk.{il}.{self.without[0]}" not in names else self.block
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())
@@ -171,6 +192,10 @@ class Keys(Protocol):
 
     def flags(self, key: str, n: int) -> list[bool] | str | None:
         """n flags; None: absent; a text: what is there in their place ("has 3 elements")."""
+        ...
+
+    def has_tensor(self, name: str) -> bool:
+        """Whether the file has a tensor of this name."""
         ...
 
 
@@ -250,6 +275,72 @@ class Alternating:
 
 
 @dataclass(frozen=True)
+class LeadingDense:
+    """The first so many layers, by a key, are `dense`, the others `rest`.
+
+    key       the count's, 0 where it is absent        hf   config.json's field
+    """
+
+    dense: Block
+    rest: Block
+    key: str
+    hf: str
+
+    def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
+        return self.by_count(meta.u32(self.key, 0, low=0), n_layer)
+
+    def declared(self, keys: Keys, n_blocks: int, n_trunk: int, problems: list[str]) -> tuple[tuple[Block, ...], str]:
+        count = keys.integer(self.key)
+        if count is not None and count < 0:
+            problems.append(f"key {self.key} is {count}, expected 0 or more")
+        by = self.key if count is not None else f"{self.key} = 0, the default"
+        return self.by_count(max(0, count or 0), n_trunk), by
+
+    def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
+        count = found.get(self.hf)
+        return [] if count is None else [(self.key, count, "u32")]
+
+    def by_count(self, count: int, n_layer: int) -> tuple[Block, ...]:
+        return tuple(self.dense if il < count else self.rest for il in range(n_layer))
+
+    def all_blocks(self) -> tuple[Block, ...]:
+        return self.dense, self.rest
+
+
+@dataclass(frozen=True)
+class ByTensor:
+    """A layer that has this tensor is `having`, another is `lacking`.
+
+    hf_count  config.json's field that says how many layers come first without it
+    """
+
+    having: Block
+    lacking: Block
+    tensor: str
+    hf_count: str
+
+    def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
+        return tuple(self._of(f"blk.{il}.{self.tensor}" in names) for il in range(n_layer))
+
+    def declared(self, keys: Keys, n_blocks: int, n_trunk: int, problems: list[str]) -> tuple[tuple[Block, ...], str]:
+        found = [keys.has_tensor(f"blk.{il}.{self.tensor}") for il in range(n_trunk)]
+        return tuple(map(self._of, found)), f"the presence of {self.tensor}"
+
+    def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
+        return []
+
+    def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...]:
+        """The blocks that a checkpoint of this config.json has."""
+        return tuple(self._of(il >= (found.get(self.hf_count) or 0)) for il in range(n_layer))
+
+    def _of(self, has_it: bool) -> Block:
+        return self.having if has_it else self.lacking
+
+    def all_blocks(self) -> tuple[Block, ...]:
+        return self.having, self.lacking
+
+
+@dataclass(frozen=True)
 class Fused:
     """A tensor of a checkpoint that is several of the sheet's: their names below the layer, and the rows of each.
 
@@ -274,6 +365,17 @@ def one_after_the_other(sizes: Sequence[int]) -> list[Rows]:
 
 
 @dataclass(frozen=True)
+class FusedStack:
+    """A tensor of a checkpoint that holds a matrix for every expert, (n_expert, rows, n_in): one or several stacks.
+
+    parts     checkpoint names of the sheet's stacks ({e} in them), each an equal share of the rows, in order
+    """
+
+    hf: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class HuggingFace:
     """How checkpoints of the architecture are told and named.
 
@@ -283,6 +385,7 @@ class HuggingFace:
                layers
     n_heads    config.json's field that counts heads
     fused      names that stand for several tensors
+    stacks     names that stand for the experts of one or several stacks at once
     """
 
     classes: tuple[str, ...]
@@ -292,6 +395,7 @@ class HuggingFace:
     head_block: str
     n_heads: str
     fused: tuple[Fused, ...] = ()
+    stacks: tuple[FusedStack, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -313,6 +417,8 @@ class Architecture:
     tensors    those outside of blocks      layers    which block each trunk layer is
     head       None: no MTP head            n_heads   most heads that it can have: more than one are a chain
     streams    where the residual stream is wider than a row
+    cb, cb_head  names of results that llama.cpp's graph of this architecture calls otherwise -> its names, for trunk
+               and head (without its mtp_)
     """
 
     name: str
@@ -323,6 +429,8 @@ class Architecture:
     n_heads: int = 1
     hf: HuggingFace | None = None
     streams: Streams | None = None
+    cb: Mapping[str, str] = field(default_factory=dict)
+    cb_head: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def symbols(self) -> dict[str, str]:

@@ -80,4 +80,4 @@ def _arrays(head: MtpWeights) -> list[Any]:
 
 
 def _data(part: Any) -> Any:
-    return part.raw if isinstance(part, spec.Matrix) else part
+    return part.raw if isinstance(part, spec.Matrix | spec.Stack) else part

@@ -64,7 +64,7 @@ class MtpWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """Everything that a model reads. layers[il]: GGUF name without "blk.il." -> Matrix or float32 array."""
+    """Everything that a model reads. layers[il]: GGUF name without "blk.il." -> Matrix, Stack or float32."""
 
     token_embd: spec.Matrix  # token_embd.weight (n_vocab, n_embd)
     output_norm: F32  # output_norm.weight (n_embd,)
@@ -127,13 +127,13 @@ class TensorFinder:
         self._check_product(name, info)
         return spec.Matrix(name, info.type_name, shape[0], shape[1], self._data(info))
 
-    def stack(self, name: str, shape: tuple[int, ...]) -> tuple[spec.Matrix, ...]:
-        """The matrices of a three-dimensional tensor (one for each expert), as views of the file."""
+    def stack(self, name: str, shape: tuple[int, ...]) -> spec.Stack:
+        """The matrices of a three-dimensional tensor (one for each expert), as a view of the file."""
         n, n_out, n_in = shape
         info = self._info(name, shape)
         self._check_product(name, info)
-        raw = self._data(info).reshape(n if not self.is_header_only else 0, -1)
-        return tuple(spec.Matrix(f"{name}[{i}]", info.type_name, n_out, n_in, raw[i]) for i in range(len(raw)))
+        raw = np.empty((0, 0), np.uint8) if self.is_header_only else self._data(info).reshape(n, -1)
+        return spec.Stack(name, info.type_name, n_out, n_in, raw)
 
     def unused(self, prefixes: Iterable[str] = ("",)) -> list[str]:
         """Tensors of the file that nobody took."""

@@ -182,7 +182,7 @@ def _weights(x: Inputs) -> dict[str, Any]:
 def _delta_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     cfg: DeltaConfig = SimpleNamespace(  # type: ignore[assignment]
         n_k_head=params["n_k_heads"], n_v_head=params["n_v_heads"], d_state=params["d_state"],
-        rms_eps=param_float(params, "eps"),
+        rms_eps=param_float(params, "eps"), is_grouped=False,
     )  # fmt: skip
     tap = Tap()
     rows, window, state = (_f32(x[name]) for name in ("x", "conv_states", "state_predelta"))

@@ -1,8 +1,8 @@
-"""The numerical specification: numbered pure functions, S1 to S29. docs/spec.md carries the same anchors.
+"""The numerical specification: numbered pure functions, S1 to S29 and S41 to S51. docs/spec.md has the same anchors.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
-(S25 to S29). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same
-bits.
+(S25 to S29), moe (S41 to S47), projections (S49 to S51). Nothing here has state, reads a file or chooses a path. The
+Numba twins in mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (
@@ -41,6 +41,20 @@ from mtpref.spec.layers import (
     yarn_magnitude,
     yarn_share,
 )
+from mtpref.spec.moe import (
+    GATINGS,
+    Routing,
+    expert_probs,
+    expert_scores,
+    expert_weights,
+    group_scores,
+    limit_groups,
+    router_gap,
+    select_experts,
+    shared_gate,
+    sum_experts,
+    weigh_experts,
+)
 from mtpref.spec.mtp import (
     N_TOP,
     P_ONE,
@@ -57,12 +71,14 @@ from mtpref.spec.products import (
     GGML_PRODUCTS,
     TILE_TYPES,
     Matrix,
+    Stack,
     activation_after,
     check_type,
     get_rows,
     mul_mat_exact,
     mul_mat_ggml,
 )
+from mtpref.spec.projections import add_bias, repeat_heads, split_beta_alpha, split_qkvz
 from mtpref.spec.quant import (
     bf16_bits,
     quantize_q8_0,
@@ -100,6 +116,7 @@ __all__ = [
     "ACTIVATION_TYPES",
     "DRAFT",
     "FILTERS",
+    "GATINGS",
     "GGML_PRODUCTS",
     "MAX_SEED",
     "N_TOP",
@@ -109,9 +126,12 @@ __all__ = [
     "TILE_TYPES",
     "Distribution",
     "Matrix",
+    "Routing",
+    "Stack",
     "accept_greedy",
     "accept_residual",
     "activation_after",
+    "add_bias",
     "argmax",
     "attention",
     "attn_gate",
@@ -126,14 +146,19 @@ __all__ = [
     "draw_edge",
     "exp",
     "exp64",
+    "expert_probs",
+    "expert_scores",
+    "expert_weights",
     "filtered",
     "fixed_probability",
     "fma32",
     "gated_norm",
     "get_rows",
+    "group_scores",
     "imrope_has_position",
     "l2_norm",
     "lane_sum_products",
+    "limit_groups",
     "load_kv",
     "log1p64",
     "log64",
@@ -149,6 +174,7 @@ __all__ = [
     "quantize_q8_0",
     "quantize_q8_1",
     "quantize_q8_k",
+    "repeat_heads",
     "residual",
     "rms_norm",
     "rope",
@@ -156,20 +182,27 @@ __all__ = [
     "rope_table",
     "round_bf16",
     "round_f16",
+    "router_gap",
     "rsqrt64",
     "scaled_frequencies",
+    "select_experts",
+    "shared_gate",
     "sigmoid",
     "silu",
     "sincos64",
     "softplus",
+    "split_beta_alpha",
     "split_q_gate",
+    "split_qkvz",
     "store_kv",
+    "sum_experts",
     "swiglu",
     "temperature",
     "top_candidates",
     "top_k",
     "top_p",
     "uniform",
+    "weigh_experts",
     "without_ids",
     "yarn_magnitude",
     "yarn_share",

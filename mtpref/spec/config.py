@@ -46,6 +46,12 @@ class Metadata:
             raise self.bad(key, value, f"a number from {low} to {high}")
         return float(value)
 
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self.bad(key, value, "true or false")
+        return value
+
     def integers(self, key: str, length: int, default: list[int] | None = None) -> list[int]:
         """An array of `length` integers or booleans. (A longer one is cut: [t, h, w, 0] sections have
         four.)"""
@@ -132,6 +138,7 @@ class DeltaConfig:
     n_k_head: int  # H_k
     n_v_head: int  # H_v
     rms_eps: float
+    is_grouped: bool = False  # value head h reads key head h // (H_v / H_k), not h % H_k
 
     @property
     def d_inner(self) -> int:
@@ -144,14 +151,14 @@ class DeltaConfig:
 
 @dataclass(frozen=True)
 class AttnConfig:
-    """A gated attention layer; names and keys stand in the architecture's data sheet."""
+    """An attention layer, gated or plain; names and keys stand in the architecture's data sheet."""
 
     n_embd: int
     n_head: int
     n_head_kv: int
     n_embd_head: int  # D
     n_rot: int
-    rope_sections: tuple[int, int, int, int]
+    rope_sections: tuple[int, int, int, int] | None  # None: every pair turns with the position
     freq_base: float
     rms_eps: float
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
@@ -163,6 +170,20 @@ class FfnConfig:
 
     n_embd: int
     n_ff: int
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """An experts' network: a router, experts, perhaps a shared expert."""
+
+    n_embd: int
+    n_expert: int
+    n_used: int  # experts that a token goes to
+    gating: str  # softmax or sigmoid
+    normalise: bool  # whether the weights of a token's experts are divided by their sum
+    scale: float  # what weights are multiplied with; 0: nothing
+    n_group: int  # 0 or 1: no groups
+    n_group_used: int
 
 
 @dataclass(frozen=True)

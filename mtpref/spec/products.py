@@ -4,8 +4,9 @@ Owns what `exact` and `ggml` numerics do with a weight matrix. It must not know 
 Read next: layers.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,34 @@ class Matrix:
     def dequantize(self) -> F32:
         """All rows as float32. For a large matrix, take `tiles` of it."""
         return quants.dequantize(self.type_name, self.raw, (self.n_out, self.n_in))
+
+
+@dataclass(frozen=True)
+class Stack(Sequence[Matrix]):
+    """Matrices of one type and shape one after the other (the experts of a layer), as they lie in the file.
+
+    raw: uint8 (n, bytes of a matrix). stack[e] is a view of matrix e.
+    """
+
+    name: str
+    type_name: str
+    n_out: int
+    n_in: int
+    raw: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __getitem__(self, e: Any) -> Any:
+        if isinstance(e, slice):
+            return [self[i] for i in range(*e.indices(len(self)))]
+        return Matrix(f"{self.name}[{e}]", self.type_name, self.n_out, self.n_in, self.raw[e])
+
+    def rows(self, first: int, last: int) -> "Stack":
+        """The rows first to last - 1 of every matrix, as a view."""
+        row_bytes = self.raw.shape[1] // self.n_out
+        raw = self.raw[:, first * row_bytes : last * row_bytes]
+        return Stack(self.name, self.type_name, last - first, self.n_in, raw)
 
 
 def mul_mat_exact(w: Matrix, x: F32) -> F32:

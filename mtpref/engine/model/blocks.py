@@ -25,12 +25,24 @@ def read_block(finder: TensorFinder, block: Block, values: Values, il: int) -> d
         for tensor in tensors:
             name = tensor.at(il).name
             if tensor.required or finder.has(name):
-                found[tensor.name] = read_tensor(finder, tensor, values, name)
+                found |= _held(tensor, read_tensor(finder, tensor, values, name), values)
+    return found
+
+
+def _held(tensor: Tensor, data: Any, values: Values) -> dict[str, Any]:
+    """A tensor under the name or names that it is held under: its rows, as views."""
+    if not tensor.parts:
+        return {tensor.name: data}
+    found, first = {}, 0
+    for name, dim in tensor.parts:
+        last = first + (dim.value(values) or 0)
+        found[name] = data.rows(first, last) if hasattr(data, "rows") else data[first:last]
+        first = last
     return found
 
 
 def read_tensor(finder: TensorFinder, tensor: Tensor, values: Values, name: str) -> Any:
-    """One tensor under the name that it has in the file: a matrix, a tuple of matrices (a stack), or float32."""
+    """One tensor under the name that it has in the file: a matrix, a stack of matrices, or float32."""
     shape = numbers(tensor.shape, values)
     if shape is None:
         raise MtprefError(f"{finder.file.label}: the shape of {name} is not known")

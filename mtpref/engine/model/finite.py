@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import NotFiniteError
-from mtpref.spec import Matrix
+from mtpref.spec import Matrix, Stack
 
 if TYPE_CHECKING:
     from mtpref.engine.model.model import Model, Tap
@@ -135,4 +135,4 @@ def _ends(model: Model) -> Iterator[tuple[str, Any]]:
 
 def _block(prefix: str, block: Any) -> Iterator[tuple[str, Any]]:
     for name, w in block.items():
-        yield from ((prefix + name, part) for part in (w if isinstance(w, tuple) else (w,)))
+        yield from ((prefix + name, part) for part in (w if isinstance(w, Stack) else (w,)))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import OUTPUT_NORM, TOKEN_EMBD, Architecture, HeadSheet
+from mtpref.architectures import OUTPUT_NORM, TOKEN_EMBD, Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
 from mtpref.engine.model.model import Head
@@ -70,6 +70,11 @@ def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> LoadedHe
     if not is_on:
         notes = (f"-md {printable(str(path), 400)}: not read, drafting is off",) if path is not None else ()
         return LoadedHead("none" if own is None else "off", notes=notes)
+    lacking = _lacking(trunk)
+    if path is None and lacking:
+        note = (f"the keys count an MTP head, and the file does not hold it ({lacking} is missing): it runs as a "
+                "trunk; to draft, give -md the head's file")  # fmt: skip
+        return LoadedHead("none", notes=(note,))
     if path is None:
         return own or LoadedHead("none")
     head = _head_of_file(trunk, path)
@@ -81,13 +86,20 @@ def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> LoadedHe
 
 def _own_head(trunk: Trunk, *, is_read: bool) -> LoadedHead | None:
     n_nextn = trunk.config.n_layer_nextn
-    if n_nextn == 0:
+    if n_nextn == 0 or _lacking(trunk):
         return None
     if not is_read and n_nextn > trunk.arch.n_heads:
         return LoadedHead("off")  # blocks that cannot be run, nor checked; their tensors are named as not read
     finder = trunk.finder if is_read else TensorFinder(trunk.file, trunk.finder.taken, is_header_only=True)
     heads = _read_heads(trunk, finder, trunk.values)
     return LoadedHead("own", heads) if is_read else LoadedHead("off")
+
+
+def _lacking(trunk: Trunk) -> str | None:
+    """The tensor that tells that a head which the keys count is not in the file, where its sheet allows that."""
+    name = f"blk.{trunk.config.n_layer}.nextn.eh_proj.weight"
+    is_counted = trunk.config.n_layer_nextn > 0 and trunk.arch.head is not None and trunk.arch.head.may_lack
+    return name if is_counted and not trunk.finder.has(name) else None
 
 
 def _sheet(arch: Architecture, values: Values, n_nextn: int) -> HeadSheet:
@@ -106,14 +118,16 @@ def _read_heads(trunk: Trunk, finder: TensorFinder, values: Values) -> tuple[Hea
     sheet = _sheet(trunk.arch, values, n_nextn)
     heads = []
     for il in range(n_layer, n_layer + n_nextn):
-        layer = read_layer(sheet.block, values.at(il))
-        weights = _read_head(trunk, finder, sheet, values.at(il), il)
+        layer = read_layer(sheet.block_at(il, finder.file.tensors), values.at(il))
+        weights = _read_head(trunk, finder, sheet, layer.block, values.at(il), il)
         n_hidden = sheet.n_hidden.value(values) or trunk.config.n_embd
         heads.append(Head(sheet, layer, weights, n_hidden))
     return tuple(heads)
 
 
-def _read_head(trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, values: Values, il: int) -> MtpWeights:
+def _read_head(
+    trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, block: Block, values: Values, il: int
+) -> MtpWeights:
     """The head's tensors, its own or those that stand in for them."""
     n_embd = trunk.config.n_embd
     is_alone = finder.file is not trunk.file
@@ -147,7 +161,7 @@ def _read_head(trunk: Trunk, finder: TensorFinder, sheet: HeadSheet, values: Val
         d2t, parts["shared_head_head"] = d2t[order], take_rows(parts["shared_head_head"], order)
     return MtpWeights(
         **{part: read_tensor(finder, tensors[part], values, tensors[part].at(il).name) for part in INPUT_PARTS},
-        block=read_block(finder, sheet.block, values, il),
+        block=read_block(finder, block, values, il),
         **parts,
         origin=origin,
         borrowed=tuple(part for part in parts if parts[part] is borrowed[part]),

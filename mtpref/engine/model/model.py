@@ -22,6 +22,7 @@ from mtpref.files.vocab import Vocab
 from mtpref.spec.config import ModelConfig
 from mtpref.spec.contract import describe
 from mtpref.spec.kinds import LayerKind, Span
+from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, discard
 from mtpref.spec.state import LayerState, ModelState, StateSpec
 from mtpref.spec.steps import Hidden
@@ -78,10 +79,12 @@ class Output:
 
     logits  (R, n_vocab, or the size of a trimmed head) for the rows asked for
     hidden  all T rows, before and after the final norm or the head norm
+    routings  what the experts' networks chose for the T rows, in the order of their layers
     """
 
     logits: F32
     hidden: Hidden
+    routings: tuple[Routing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,7 @@ class Model:
         found = [w.output, w.token_embd, *(x for layer in w.layers for x in layer.values()), *w.roots.values()]
         for one in (head.weights for head in self.heads):
             found += [one.eh_proj, one.shared_head_head, one.embed_tokens, *one.block.values()]
-        parts = [part for x in found for part in (x if isinstance(x, tuple) else (x,))]
-        return {part.type_name for part in parts if hasattr(part, "type_name")}
+        return {x.type_name for x in found if hasattr(x, "type_name")}
 
     @property
     def n_vocab(self) -> int:
@@ -203,7 +205,7 @@ class Model:
         streams = self.arch.streams
         x = streams.enter(x) if streams else x
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
-            x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il))
+            x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il, self.arch.cb))
         state.n_past += len(tokens)
         post = ops.rms_norm(streams.leave(ops, w.roots, x) if streams else x, w.output_norm, self.config.rms_eps)
         tap("h_nextn", post)
@@ -214,7 +216,7 @@ class Model:
             tap("result_output", logits)
         if self.is_checked and not is_finite(post, logits):
             raise not_finite(self, "trunk", partial(_trunk_again, self, tokens, n_logits), trunk_weights(self))
-        return Output(logits, Hidden(x, post))
+        return Output(logits, Hidden(x, post), tuple(span.routings))
 
     def mtp(
         self,
@@ -243,7 +245,7 @@ class Model:
         if not reads_target:
             steps.place_mtp(own, first_pos)
             own.reserve(len(tokens))
-        tap_il = _mtp_tap(tap, self.config.n_layer + head)
+        tap_il = _mtp_tap(tap, self.config.n_layer + head, self.arch.cb_head)
 
         # EMBED
         embd = steps.mtp_embedding(ops.get_rows(mw.embed_tokens, tokens), first_pos, contract)
@@ -268,7 +270,7 @@ class Model:
         if self.is_checked and not is_finite(post, logits):
             again = partial(_mtp_again, self, tokens, hidden, head, n_logits)
             raise not_finite(self, "MTP head", again, head_weights(self))
-        return Output(logits, Hidden(x, post))
+        return Output(logits, Hidden(x, post), tuple(span.routings))
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         tokens = np.asarray(ids, np.int64)
@@ -298,11 +300,12 @@ def _no_logits() -> F32:
 MTP_NAMES = {"attn_output": "attn_out", "gate_reshaped": "gate"}
 
 
-def _layer_tap(tap: Tap, il: int) -> LayerTap:
-    """The tap of a trunk layer."""
-    return tap if tap is discard else lambda name, array: tap(f"{name}-{il}", array)
+def _layer_tap(tap: Tap, il: int, cb: Mapping[str, str]) -> LayerTap:
+    """The tap of a trunk layer. cb: the architecture's own names (Architecture.cb)"""
+    return tap if tap is discard else lambda name, array: tap(f"{cb.get(name, name)}-{il}", array)
 
 
-def _mtp_tap(tap: Tap, il: int) -> LayerTap:
+def _mtp_tap(tap: Tap, il: int, cb: Mapping[str, str]) -> LayerTap:
     """The tap of the MTP block."""
-    return tap if tap is discard else lambda name, array: tap(f"mtp_{MTP_NAMES.get(name, name)}-{il}", array)
+    names = MTP_NAMES | dict(cb)
+    return tap if tap is discard else lambda name, array: tap(f"mtp_{names.get(name, name)}-{il}", array)

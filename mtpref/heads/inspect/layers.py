@@ -107,6 +107,9 @@ class _Keys:
         except MtprefError:
             return f"is {self.f.kv.kind(key)}"
 
+    def has_tensor(self, name: str) -> bool:
+        return name in self.f.tensors
+
 
 def _symbol_values(f: GgufFile, sheet: Architecture) -> dict[str, int]:
     arch = sheet.name

@@ -273,6 +273,7 @@ def delta_layer(
     n_tokens = len(x)
     n_taps = w["ssm_conv1d.weight"].shape[1]
     is_usual = n_taps == N_TAPS and size % 32 == 0 and n_v_head % n_k_head == 0 and 1 <= keep <= n_tokens
+    is_usual = is_usual and not cfg.is_grouped and all(name in w for name in MATRICES)
     if tap is not discard or not is_usual:
         y, windows, states = ops.composed["delta_layer"](ops, w, cfg, x, conv, ssm, keep, tap)
         return y, windows, states

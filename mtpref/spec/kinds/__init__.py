@@ -3,17 +3,25 @@
 Start with kind.py. A data sheet (mtpref/architectures) combines kinds; nothing here knows an architecture.
 """
 
-from mtpref.spec.kinds.delta_net import GATED_DELTA_NET
+from mtpref.spec.kinds.attention import ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_ATTENTION
+from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
 from mtpref.spec.kinds.kind import F32, LayerKind, Span, no_state, rope_constants
+from mtpref.spec.kinds.moe_ffn import MOE_FFN, SOFTMAX_MOE_FFN
 from mtpref.spec.kinds.residual import Norm, Part, Residual, Sequential
 
 __all__ = [
+    "ATTENTION",
     "F32",
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
+    "GROUPED_DELTA_NET",
+    "MOE_FFN",
+    "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
+    "TEXT_ATTENTION",
+    "WHOLE_ROTARY_ATTENTION",
     "LayerKind",
     "Norm",
     "Part",

@@ -1,5 +1,7 @@
 """The gated DeltaNet layer kind. Its numerics are mtpref/spec/ops/compose.py:delta_layer (S6, S9, S11 to S14)."""
 
+from functools import partial
+
 from mtpref.base.errors import MtprefError
 from mtpref.spec.config import DeltaConfig, Values
 from mtpref.spec.kinds.kind import F32, LayerKind, Span
@@ -7,8 +9,8 @@ from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, StateSpec
 
 
-def _configure(v: Values) -> DeltaConfig:
-    cfg = DeltaConfig(v["n_embd"], v["d_conv"], v["d_state"], v["n_k_head"], v["n_v_head"], v["rms_eps"])
+def _configure(v: Values, *, is_grouped: bool = False) -> DeltaConfig:
+    cfg = DeltaConfig(v["n_embd"], v["d_conv"], v["d_state"], v["n_k_head"], v["n_v_head"], v["rms_eps"], is_grouped)
     label = f"{v.meta.source}: {v.meta.arch}"
     if cfg.n_v_head % cfg.n_k_head:
         raise MtprefError(
@@ -40,3 +42,5 @@ def _forward(w: LayerWeights, cfg: DeltaConfig, x: F32, state: LayerState, span:
 
 
 GATED_DELTA_NET = LayerKind("gated_delta_net", _configure, _state, _forward)
+# The same with key heads in groups (S50): files that keep the checkpoint's order of value heads.
+GROUPED_DELTA_NET = LayerKind("gated_delta_net", partial(_configure, is_grouped=True), _state, _forward)

@@ -8,7 +8,8 @@ from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, StateSpec
 
 
-def _configure(v: Values) -> AttnConfig:
+def configure(v: Values) -> AttnConfig:
+    """The hyper-parameters of an attention layer. Errors: MtprefError for shapes that contradict each other"""
     n_head, n_head_kv, d_head, d_value, n_rot = (
         v[name] for name in ("n_head", "n_head_kv", "n_embd_head", "n_embd_head_v", "n_rot")
     )
@@ -18,7 +19,7 @@ def _configure(v: Values) -> AttnConfig:
             f"value_length {d_value}, rope.dimension_count {n_rot}, expected a multiple of head_count_kv, equal "
             "lengths and an even dimension_count no larger than key_length"
         )
-    t, h, w, e = v["rope_sections"]
+    sections = v["rope_sections"] if "rope_sections" in list(v) else None
     freq_base = v["freq_base"] if v.meta.rope.freq_base is None else v.meta.rope.freq_base
     return AttnConfig(
         n_embd=v["n_embd"],
@@ -26,14 +27,14 @@ def _configure(v: Values) -> AttnConfig:
         n_head_kv=n_head_kv,
         n_embd_head=d_head,
         n_rot=n_rot,
-        rope_sections=(t, h, w, e),
+        rope_sections=None if sections is None else (sections[0], sections[1], sections[2], sections[3]),
         freq_base=freq_base,
         rms_eps=v["rms_eps"],
         rope_scaling=read_rope_scaling(v.meta, freq_base),
     )
 
 
-def _state(cfg: AttnConfig, kv_type: str) -> tuple[StateSpec, ...]:
+def kv_state(cfg: AttnConfig, kv_type: str) -> tuple[StateSpec, ...]:
     """cache_k: after norm and RoPE; cache_v: as projected. One cell per position, in the cache's type."""
     shape = (cfg.n_head_kv, cfg.n_embd_head)
     return (
@@ -58,4 +59,4 @@ def _forward(w: LayerWeights, cfg: AttnConfig, x: F32, state: LayerState, span: 
     )
 
 
-GATED_ATTENTION = LayerKind("gated_attention", _configure, _state, _forward)
+GATED_ATTENTION = LayerKind("gated_attention", configure, kv_state, _forward)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mtpref import spec
 from mtpref.spec.config import AttnConfig, Values
+from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
 
@@ -29,6 +30,7 @@ class Span:
     first   cells that the layer's positional state already holds
     keep    how many of the last tokens the recurrent state is kept for (at least 1)
     target  the trunk's layers, for a head that reads their cells; None elsewhere
+    routings  what each experts' network of the pass chose, in the order of layers: added by their kind
     """
 
     ops: Ops
@@ -36,6 +38,7 @@ class Span:
     first: int
     keep: int
     target: list[LayerState] | None = None
+    routings: list[Routing] = field(default_factory=list)
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
     def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
@@ -58,7 +61,9 @@ def rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.boo
         magnitude = spec.yarn_magnitude(scaling.freq_scale, scaling.log_multiplier)
     return (
         spec.scaled_frequencies(frequencies, scaling.freq_scale, share),
-        spec.imrope_has_position(cfg.n_rot, cfg.rope_sections),
+        np.ones(cfg.n_rot // 2, np.bool_)
+        if cfg.rope_sections is None
+        else spec.imrope_has_position(cfg.n_rot, cfg.rope_sections),
         magnitude * scaling.attn_factor,
     )
 

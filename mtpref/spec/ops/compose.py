@@ -23,8 +23,10 @@ def discard(name: str, array: NDArray) -> None:
 def delta_layer(
     ops: Ops, w: LayerWeights, cfg: DeltaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap
 ) -> tuple[F32, F32, F32]:
-    """S30. The mixer of a gated DeltaNet layer: S6, S11, S9, S12, S13, S14, S6.
+    """S30. The mixer of a gated DeltaNet layer: S51, S6, S51, S6, S11, S9, S50, S12, S13, S14,
+    S6.
 
+    Rule     projections are separate or fused (S51) by the tensors that are there; S50 where key heads are grouped
     Shapes   x: (T, n_embd), normalised; conv: (d_conv - 1, C) raw rows before the batch; ssm: (H_v, S, S)
              -> y: (T, n_embd), and after each of the last `keep` tokens: conv (keep, d_conv - 1, C), ssm
              (keep, H_v, S, S)
@@ -32,10 +34,14 @@ def delta_layer(
     n_tokens, n_k_head, n_v_head, size = x.shape[0], cfg.n_k_head, cfg.n_v_head, cfg.d_state
 
     # PROJECT
-    qkv = ops.mul_mat(w["attn_qkv.weight"], x)
-    z = ops.mul_mat(w["attn_gate.weight"], x)
-    beta_raw = ops.mul_mat(w["ssm_beta.weight"], x)
-    alpha = ops.mul_mat(w["ssm_alpha.weight"], x)
+    if "ssm_in.weight" in w:
+        qkv, z = ops.split_qkvz(ops.mul_mat(w["ssm_in.weight"], x), n_k_head, size)
+    else:
+        qkv, z = ops.mul_mat(w["attn_qkv.weight"], x), ops.mul_mat(w["attn_gate.weight"], x)
+    if "ssm_ba.weight" in w:
+        beta_raw, alpha = ops.split_beta_alpha(ops.mul_mat(w["ssm_ba.weight"], x), n_k_head)
+    else:
+        beta_raw, alpha = ops.mul_mat(w["ssm_beta.weight"], x), ops.mul_mat(w["ssm_alpha.weight"], x)
     tap("linear_attn_qkv_mixed", qkv)
     tap("z", z)
 
@@ -52,6 +58,8 @@ def delta_layer(
     tap("q_conv_predelta", q)
     tap("k_conv_predelta", k)
     tap("v_conv_predelta", v)
+    if cfg.is_grouped:
+        q, k = ops.repeat_heads(q, n_v_head), ops.repeat_heads(k, n_v_head)
 
     # RECUR
     g, beta = ops.delta_gates(alpha, beta_raw, w["ssm_dt.bias"], w["ssm_a"])
@@ -124,6 +132,53 @@ def attn_layer(
     gated = ops.attn_gate(out, gate)
     tap("attn_gated", gated)
     y = ops.mul_mat(w["attn_output.weight"], gated.reshape(n_tokens, -1))
+    tap("attn_output", y)
+    return y
+
+
+def plain_attn_layer(
+    ops: Ops,
+    w: LayerWeights,
+    cfg: AttnConfig,
+    x: F32,
+    k_cache: NDArray,
+    v_cache: NDArray,
+    kv_type: str,
+    first: int,
+    rope_cos_sin: tuple[F32, F32],
+    tap: LayerTap,
+) -> F32:
+    """S30. The mixer of an attention layer without a gate: S6, S49, S8, S10, S15, S16, S6.
+
+    Rule     biases (S49) and the norms of q and k (S8) where their weights are there
+    Shapes   as attn_layer
+    """
+    n_tokens = x.shape[0]
+
+    # PROJECT
+    q, k, v = ops.mul_mat(w["attn_q.weight"], x), ops.mul_mat(w["attn_k.weight"], x), ops.mul_mat(w["attn_v.weight"], x)
+    q = ops.add_bias(q, w["attn_q.bias"]) if "attn_q.bias" in w else q
+    k = ops.add_bias(k, w["attn_k.bias"]) if "attn_k.bias" in w else k
+    v = ops.add_bias(v, w["attn_v.bias"]) if "attn_v.bias" in w else v
+    q = q.reshape(n_tokens, cfg.n_head, cfg.n_embd_head)
+    k, v = (rows.reshape(n_tokens, cfg.n_head_kv, cfg.n_embd_head) for rows in (k, v))
+    tap("Vcur", v)
+
+    # NORM, ROPE
+    q = ops.rms_norm(q, w["attn_q_norm.weight"], cfg.rms_eps) if "attn_q_norm.weight" in w else q
+    k = ops.rms_norm(k, w["attn_k_norm.weight"], cfg.rms_eps) if "attn_k_norm.weight" in w else k
+    tap("Qcur_normed", q)
+    tap("Kcur_normed", k)
+    q, k = ops.rope(q, *rope_cos_sin), ops.rope(k, *rope_cos_sin)
+    tap("Qcur", q)
+    tap("Kcur", k)
+
+    # ATTEND, OUT
+    k_cache[first:] = ops.store_kv(k, kv_type)
+    v_cache[first:] = ops.store_kv(v, kv_type)
+    out = ops.attention(q, k_cache, v_cache, kv_type, first)
+    tap("kqv_out", out)
+    y = ops.mul_mat(w["attn_output.weight"], out.reshape(n_tokens, -1))
     tap("attn_output", y)
     return y
 

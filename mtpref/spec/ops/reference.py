@@ -3,7 +3,7 @@
 from functools import partial
 
 from mtpref import spec
-from mtpref.spec.ops import compose
+from mtpref.spec.ops import compose, compose_moe
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import CoarseEntries
 
@@ -14,6 +14,11 @@ COMPOSED: CoarseEntries = {
     "head": compose.head,
     "mtp_input": compose.mtp_input,
     "mtp_norm": compose.mtp_norm,
+    "plain_attn_layer": compose.plain_attn_layer,
+    "route": compose_moe.route,
+    "experts": compose_moe.experts,
+    "shared_expert": compose_moe.shared_expert,
+    "moe_ffn": compose_moe.moe_ffn,
 }
 
 
@@ -39,11 +44,30 @@ def spec_ops(numerics: str) -> Ops:
         mtp_concat=spec.mtp_concat,
         argmax=spec.argmax,
         top_candidates=spec.top_candidates,
+        expert_probs=spec.expert_probs,
+        expert_scores=spec.expert_scores,
+        group_scores=spec.group_scores,
+        limit_groups=spec.limit_groups,
+        select_experts=spec.select_experts,
+        router_gap=spec.router_gap,
+        expert_weights=spec.expert_weights,
+        weigh_experts=spec.weigh_experts,
+        sum_experts=spec.sum_experts,
+        shared_gate=spec.shared_gate,
+        add_bias=spec.add_bias,
+        repeat_heads=spec.repeat_heads,
+        split_beta_alpha=spec.split_beta_alpha,
+        split_qkvz=spec.split_qkvz,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
         head=compose.head,
         mtp_input=compose.mtp_input,
         mtp_norm=compose.mtp_norm,
+        plain_attn_layer=compose.plain_attn_layer,
+        route=compose_moe.route,
+        experts=compose_moe.experts,
+        shared_expert=compose_moe.shared_expert,
+        moe_ffn=compose_moe.moe_ffn,
         composed=COMPOSED,
     )

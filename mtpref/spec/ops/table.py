@@ -39,12 +39,31 @@ class Ops:
     mtp_concat: types.MtpConcat  # S19
     argmax: types.Argmax  # S21
     top_candidates: types.TopCandidates  # S22
+    expert_probs: types.ExpertProbs  # S41
+    expert_scores: types.ExpertScores  # S42
+    group_scores: types.GroupScores  # S43
+    limit_groups: types.LimitGroups  # S43
+    select_experts: types.SelectExperts  # S44
+    router_gap: types.RouterGap  # S44
+    expert_weights: types.ExpertWeights  # S45
+    weigh_experts: types.WeighExperts  # S46
+    sum_experts: types.SumExperts  # S46
+    shared_gate: types.SharedGate  # S47
+    add_bias: types.AddBias  # S49
+    repeat_heads: types.RepeatHeads  # S50
+    split_beta_alpha: types.SplitBetaAlpha  # S51
+    split_qkvz: types.SplitQkvz  # S51
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
+    plain_attn_layer: types.AttnLayer  # S30
     ffn: types.Ffn  # S30
     head: types.Head  # S31
     mtp_input: types.MtpInput  # S31
     mtp_norm: types.MtpNorm  # S31
+    route: types.Route  # S48
+    experts: types.Experts  # S48
+    shared_expert: types.SharedExpert  # S48
+    moe_ffn: types.MoeFfn  # S48
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -54,13 +73,45 @@ class Ops:
         return replace(self, **{**fallen, **entries})
 
 
+_ROUTE = frozenset(
+    {
+        "mul_mat",
+        "expert_probs",
+        "expert_scores",
+        "group_scores",
+        "limit_groups",
+        "select_experts",
+        "router_gap",
+        "expert_weights",
+    }
+)
+_EXPERTS = frozenset({"mul_mat", "swiglu", "weigh_experts", "sum_experts"})
+_SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
-    "delta_layer": frozenset({"mul_mat", "conv_silu", "l2_norm", "delta_gates", "delta_rule", "gated_norm"}),
+    "delta_layer": frozenset(
+        {
+            "mul_mat",
+            "conv_silu",
+            "l2_norm",
+            "delta_gates",
+            "delta_rule",
+            "gated_norm",
+            "repeat_heads",
+            "split_beta_alpha",
+            "split_qkvz",
+        }
+    ),
     "attn_layer": frozenset({"mul_mat", "split_q_gate", "rms_norm", "rope", "store_kv", "attention", "attn_gate"}),
+    "plain_attn_layer": frozenset({"mul_mat", "add_bias", "rms_norm", "rope", "store_kv", "attention"}),
     "ffn": frozenset({"mul_mat", "swiglu"}),
     "head": frozenset({"mul_mat"}),
     "mtp_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),
     "mtp_norm": frozenset({"rms_norm"}),
+    "route": _ROUTE,
+    "experts": _EXPERTS,
+    "shared_expert": _SHARED_EXPERT,
+    # The parts of its parts, and these.
+    "moe_ffn": _ROUTE | _EXPERTS | _SHARED_EXPERT | {"route", "experts", "shared_expert"},
 }
 
 FINE = tuple(f.name for f in fields(Ops) if f.name not in PARTS and f.name != "composed")

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.spec import Matrix
-from mtpref.spec.config import AttnConfig, DeltaConfig
+from mtpref.spec.config import AttnConfig, DeltaConfig, MoeConfig
+from mtpref.spec.moe import IDS, Routing
 
 if TYPE_CHECKING:
     from mtpref.spec.ops.table import Ops
 
 F32 = NDArray[np.float32]
 LayerTap = Callable[[str, NDArray], None]
-LayerWeights = Mapping[str, Any]  # GGUF name without "blk.N." -> Matrix or float32 vector
+LayerWeights = Mapping[str, Any]  # GGUF name without "blk.N." -> Matrix, Stack or float32 vector
 
 
 class Planes(Protocol):
@@ -109,6 +110,62 @@ class SwiGlu(Protocol):
     def __call__(self, gate: F32, up: F32, /) -> F32: ...
 
 
+class ExpertProbs(Protocol):
+    def __call__(self, logits: F32, gating: str, /) -> F32: ...
+
+
+class ExpertScores(Protocol):
+    def __call__(self, probs: F32, bias: F32 | None, /) -> F32: ...
+
+
+class GroupScores(Protocol):
+    def __call__(self, scores: F32, n_group: int, /) -> F32: ...
+
+
+class LimitGroups(Protocol):
+    def __call__(self, scores: F32, groups: IDS, n_group: int, /) -> F32: ...
+
+
+class SelectExperts(Protocol):
+    def __call__(self, scores: F32, n_used: int, /) -> IDS: ...
+
+
+class RouterGap(Protocol):
+    def __call__(self, scores: F32, ids: IDS, /) -> F32: ...
+
+
+class ExpertWeights(Protocol):
+    def __call__(self, probs: F32, ids: IDS, normalise: bool, scale: float, /) -> F32: ...
+
+
+class WeighExperts(Protocol):
+    def __call__(self, y: F32, weights: F32, /) -> F32: ...
+
+
+class SumExperts(Protocol):
+    def __call__(self, weighted: F32, /) -> F32: ...
+
+
+class SharedGate(Protocol):
+    def __call__(self, y: F32, logit: F32, /) -> F32: ...
+
+
+class AddBias(Protocol):
+    def __call__(self, y: F32, bias: F32, /) -> F32: ...
+
+
+class RepeatHeads(Protocol):
+    def __call__(self, x: F32, n_head: int, /) -> F32: ...
+
+
+class SplitBetaAlpha(Protocol):
+    def __call__(self, ba: F32, n_k_head: int, /) -> tuple[F32, F32]: ...
+
+
+class SplitQkvz(Protocol):
+    def __call__(self, qkvz: F32, n_k_head: int, size: int, /) -> tuple[F32, F32]: ...
+
+
 class MtpConcat(Protocol):
     def __call__(self, enorm: F32, hnorm: F32, /) -> F32: ...
 
@@ -148,6 +205,28 @@ class Ffn(Protocol):
     def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
 
 
+class Route(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap, /
+    ) -> tuple[F32, Routing]: ...
+
+
+class Experts(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, x: F32, routing: Routing, weights: F32, tap: LayerTap, /
+    ) -> F32: ...
+
+
+class SharedExpert(Protocol):
+    def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
+
+
+class MoeFfn(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap, /
+    ) -> tuple[F32, Routing]: ...
+
+
 class Head(Protocol):
     def __call__(self, ops: "Ops", output: Matrix, h: F32, n_rows: int | None, /) -> F32: ...
 
@@ -171,6 +250,11 @@ class CoarseEntries(TypedDict, total=False):
     head: Head
     mtp_input: MtpInput
     mtp_norm: MtpNorm
+    plain_attn_layer: AttnLayer
+    route: Route
+    experts: Experts
+    shared_expert: SharedExpert
+    moe_ffn: MoeFfn
 
 
 class OpEntries(CoarseEntries, total=False):
@@ -194,3 +278,17 @@ class OpEntries(CoarseEntries, total=False):
     mtp_concat: MtpConcat
     argmax: Argmax
     top_candidates: TopCandidates
+    expert_probs: ExpertProbs
+    expert_scores: ExpertScores
+    group_scores: GroupScores
+    limit_groups: LimitGroups
+    select_experts: SelectExperts
+    router_gap: RouterGap
+    expert_weights: ExpertWeights
+    weigh_experts: WeighExperts
+    sum_experts: SumExperts
+    shared_gate: SharedGate
+    add_bias: AddBias
+    repeat_heads: RepeatHeads
+    split_beta_alpha: SplitBetaAlpha
+    split_qkvz: SplitQkvz
