@@ -67,6 +67,7 @@ _HOMES = {
     "attention": "layers.attend",
     "delta_layer": "fused.delta_mixer",
     "ffn": "fused.ffn",
+    "moe_ffn": "fused.moe",
     "argmax": "choices",
     "top_candidates": "choices",
     "read_all": "reading",
