@@ -78,6 +78,7 @@ _HOMES = {
     "when_compiling": "compiling.compile",
     "compile_ahead": "compiling.ahead",
     "needed_kernels": "needed",
+    "needs_of": "needed",
     "effective_target": "compiling.target",
 }
 

@@ -40,8 +40,8 @@ def caller(*signature: types.Type) -> Any:
 
 
 def in_memory(kind: types.Type) -> tuple[Any, Any]:
-    """Two intrinsics: (value) puts a value of this type on the stack of the kernel that it stands in, which must outlive
-    all who read it, and gives its address; (address) reads it."""
+    """Two intrinsics: (value) puts a value of this type on the stack of the kernel in which it stands, which must
+    outlive all who read it, and gives its address; (address) reads it."""
 
     @intrinsic
     def address_of(typingctx: Any, value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from mtpref.kernels.arithmetic.arith import exp, sigmoid
 from mtpref.kernels.arithmetic.floats import N_FLOATS, exp16, load16, plus, sigmoid16, store
 from mtpref.kernels.arithmetic.lanes import lane_sum_products
+from mtpref.kernels.arithmetic.scalars import never_inline
 from mtpref.kernels.compiling.compile import helper
 from mtpref.spec.moe import LEAST_SUM
 
@@ -20,6 +21,7 @@ _WORST = np.float32(-np.inf)
 @helper
 def _softmax(logits, ones, probs):
     """S41. The maximum is NaN where a logit is."""
+    never_inline()
     n = len(logits)
     greatest = logits[0]
     for i in range(1, n):
@@ -37,6 +39,7 @@ def _softmax(logits, ones, probs):
 
 @helper
 def _sigmoids(logits, probs):
+    never_inline()
     n = len(logits)
     whole = n // N_FLOATS * N_FLOATS
     for i in range(0, whole, N_FLOATS):
@@ -54,6 +57,7 @@ def _number(score):
 @helper
 def _choose(scores, n_used, best, ids):
     """S44. ids of the n_used greatest scores, and those scores in `best`; the gap to the greatest of the others."""
+    never_inline()
     n, n_found, rest = len(scores), 0, _WORST
     for i in range(n):
         s = _number(scores[i])
@@ -77,6 +81,7 @@ def _choose(scores, n_used, best, ids):
 @helper
 def _limit(scores, n_group, n_group_used, of_groups, best, groups):
     """S43, S44, S43. Scores outside of the chosen groups become -infinity; the gap between groups."""
+    never_inline()
     size = len(scores) // n_group
     for g in range(n_group):
         first, second = _WORST, _WORST
@@ -93,13 +98,15 @@ def _limit(scores, n_group, n_group_used, of_groups, best, groups):
         for k in range(n_group_used):
             is_kept = is_kept or groups[k] == g
         if not is_kept:
-            scores[g * size : (g + 1) * size] = _WORST
+            for i in range(g * size, (g + 1) * size):
+                scores[i] = _WORST
     return gap
 
 
 @helper
 def _weights(probs, ids, normalise, scale, out):
     """S45."""
+    never_inline()
     n = len(ids)
     for k in range(n):
         out[k] = probs[ids[k]]

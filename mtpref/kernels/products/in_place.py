@@ -97,7 +97,8 @@ def prepare_codes_k(x, is_unsigned, words, scales, sums, first, last):
 def prepare_exact(x, is_unsigned, words, scales, sums, first, last):
     """Tokens first .. last - 1 as they are, in place of scales; words and sums are not used."""
     for t in range(first, last):
-        scales[t] = x[t]
+        for i in range(x.shape[1]):
+            scales[t, i] = x[t, i]
 
 
 # ROWS
