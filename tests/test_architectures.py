@@ -3,7 +3,7 @@
 import pytest
 
 from mtpref.architectures import ARCHITECTURES, gguf_to_hf_name, hf_to_gguf_name, tensors_of
-from mtpref.architectures.dims import Named
+from mtpref.architectures.dims import ONE, Named
 from mtpref.architectures.sheet import Hyper
 from mtpref.base.errors import MtprefError
 from mtpref.heads.quantize.mixture import Item, category, is_quantizable
@@ -67,9 +67,9 @@ def test_marks_tell_the_blocks_of_a_trunk_apart(sheet):
 
 def test_the_quantisers_category_is_llama_cpps_by_name(sheet):
     for name, tensor in tensors(sheet):
-        shape = (2,) * len(tensor.shape)
+        shape = tuple(2 for dim in tensor.shape if dim is not ONE)  # {n, 1} has one dimension
         assert category(name) == tensor.role, name
-        assert is_quantizable(Item(name, "F32", shape)) == tensor.is_matrix, name
+        assert is_quantizable(Item(name, "F32", shape)) == tensor.is_quantised, name
 
 
 def test_names_go_to_a_checkpoint_and_back(sheet):

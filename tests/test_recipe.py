@@ -8,13 +8,17 @@ import pytest
 from mtpref import kernels, spec
 from mtpref.base.errors import MtprefError
 from mtpref.engine.decode import Options, SamplingConfig
+from mtpref.engine.model import load
 from mtpref.engine.recipe import NUMERICS, make_recipe
 from mtpref.engine.session import Session
 from mtpref.spec.contract import MtpContract
 from mtpref.spec.ops import FINE, PARTS, Ops, compose, spec_ops
 from mtpref.spec.steps import Steps
+from tests.micro_moe import standard
 from tests.models import micro, prompt_of, run_decoder
 
+# Between them every entry that the model of qwen35 does not call.
+MOE = ("micro-qwen35moe-f32", "micro-glm4moe-groups-f32", "micro-qwen3next-fused-f32")
 OPERATIONS = {f.name for f in fields(Ops)} - {"composed"}
 
 
@@ -93,11 +97,12 @@ def test_tables_are_frozen_and_replacing_leaves_the_original_alone():
         recipe.with_steps(next_pendings=len)
 
 
-def test_every_entry_is_fine_or_coarse_and_parts_are_fine():
+def test_every_entry_is_fine_or_coarse_and_parts_are_fine_or_have_parts_among_them():
     assert OPERATIONS == set(FINE) | set(PARTS) == set(FINE) | set(spec_ops("ggml").composed)
     assert not set(FINE) & set(PARTS)
     for parts in PARTS.values():
-        assert parts <= set(FINE)
+        assert parts <= set(FINE) | set(PARTS)
+        assert all(PARTS[part] <= parts for part in parts & set(PARTS))
 
 
 @pytest.mark.parametrize("coarse", sorted(PARTS))
@@ -105,7 +110,7 @@ def test_replacing_a_part_drops_the_fused_parent_and_no_other(coarse):
     table = spec_ops("ggml").replaced(**dict.fromkeys(PARTS, print))
     for name in FINE:
         got = getattr(table.replaced(**{name: len}), coarse)
-        assert got is (getattr(compose, coarse) if name in PARTS[coarse] else print), name
+        assert got is (spec_ops("ggml").composed[coarse] if name in PARTS[coarse] else print), name
 
 
 @pytest.mark.parametrize("coarse", sorted(PARTS))
@@ -132,20 +137,23 @@ def test_a_fused_entry_is_used_until_one_of_its_parts_is_replaced():
 
 
 def test_parts_are_exactly_the_entries_that_a_composition_calls():
-    model = micro(60, use_kernels=False)
-    seen = {coarse: set() for coarse in PARTS}
+    seen: dict[str, set[str]] = {coarse: set() for coarse in PARTS}
 
     def watched(coarse):
         def run(ops, *args):
             log: list[str] = []
-            result = getattr(compose, coarse)(spied(ops, FINE, log), *args)
+            result = spec_ops("ggml").composed[coarse](spied(ops, OPERATIONS, log), *args)
             seen[coarse] |= set(log)
             return result
 
         return run
 
-    model = replace(model, recipe=model.recipe.with_ops(**{coarse: watched(coarse) for coarse in PARTS}))
-    run_decoder(model, prompt_of(5), 4)
+    for model in (
+        micro(60, use_kernels=False),
+        *(load(standard(name), make_recipe(use_kernels=False)) for name in MOE),
+    ):
+        model = replace(model, recipe=model.recipe.with_ops(**{coarse: watched(coarse) for coarse in PARTS}))
+        run_decoder(model, prompt_of(5), 4)
     assert seen == {coarse: set(parts) for coarse, parts in PARTS.items()}
 
 
@@ -161,6 +169,9 @@ def test_no_entry_of_either_table_is_dead():
     for accept in ("match", "residual"):
         sampling = SamplingConfig(temp=2.0, accept=accept)
         run_decoder(replace(model, recipe=recipe), prompt_of(9), 40, sampling=sampling)
+    for name in MOE:
+        other = load(standard(name), replace(recipe, pack=None))
+        run_decoder(other, prompt_of(9), 4)
     session = Session(replace(model, recipe=recipe))
     for _ in range(2):
         list(session.run(prompt_of(9), Options(n_predict=2)))

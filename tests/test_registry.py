@@ -46,7 +46,9 @@ def toy(request, name, files):
 def test_an_architecture_that_is_not_registered_is_refused_with_those_that_are(files, monkeypatch):
     for sheet in toys.TOYS:
         monkeypatch.delitem(ARCHITECTURES, sheet)
-    with pytest.raises(MtprefError, match="architecture 'toy' is not supported, expected one of: qwen35"):
+    with pytest.raises(
+        MtprefError, match="architecture 'toy' is not supported, expected one of: glm4moe, hy_v3, qwen35"
+    ):
         load(files["toy"])
 
 

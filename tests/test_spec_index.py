@@ -14,13 +14,13 @@ import mtpref.spec
 from mtpref.engine.decode import rollback
 from mtpref.golden.sources import reached
 from mtpref.spec import policy, steps
-from mtpref.spec.ops import FINE, PARTS, compose, table
+from mtpref.spec.ops import FINE, PARTS, compose, compose_moe, table
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "spec.md"
-NUMERICS = ("arith", "layers", "mtp", "products", "quant", "sampling")
+NUMERICS = ("arith", "layers", "moe", "mtp", "products", "projections", "quant", "sampling")
 SPEC = [importlib.import_module(f"mtpref.spec.{name}") for name in NUMERICS]
-MODULES = [*SPEC, compose, policy, steps, rollback]  # every public function here is a rule
+MODULES = [*SPEC, compose, compose_moe, policy, steps, rollback]  # every public function here is a rule
 HEADING = re.compile(r"^## (S\d+) .+$", re.MULTILINE)
 ANCHOR = re.compile(r"(S\d+)\. ")
 
@@ -79,7 +79,7 @@ def test_anchors_of_code_and_document_are_the_same_and_contiguous():
     documented = [m.group(1) for m in HEADING.finditer(DOCS.read_text(encoding="utf-8"))]
     assert documented == [f"S{i}" for i in range(1, len(documented) + 1)]
     assert set(documented) == set(rules().values())
-    assert len(documented) == 40
+    assert len(documented) == 51
 
 
 def test_anchors_of_a_module_rise():
@@ -123,7 +123,7 @@ def test_tables_name_the_anchor_of_each_entry():
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_composition_lists_its_rules_in_the_order_in_which_it_calls_them(name):
-    function = getattr(compose, name)
+    function = getattr(compose, name, None) or getattr(compose_moe, name)
     calls = [n for n in ast.walk(ast.parse(inspect.getsource(function))) if isinstance(n, ast.Call)]
     entries = [(n.lineno, n.col_offset, n.func.attr) for n in calls if re.fullmatch(r"ops\.\w+", ast.unparse(n.func))]
     called = [anchors()["mul_mat_exact" if entry == "mul_mat" else entry] for _, _, entry in sorted(entries)]
@@ -179,6 +179,17 @@ SUBJECTS = {
     "S38": "roll|checkpoint|rejected",
     "S39": "token|target|judge",
     "S40": "emit|text|token",
+    "S41": "router|probab|expert",
+    "S42": "score|bias|expert",
+    "S43": "group|expert",
+    "S44": "cho|gap|group|expert",
+    "S45": "weight|expert",
+    "S46": "sum|order|expert|added",
+    "S47": "shared|gate",
+    "S48": "expert|network|order",
+    "S49": "bias",
+    "S50": "head|group",
+    "S51": "fused|projection|S51",
 }
 FAULT_PAGES = {"docs/faults.md", "golden/kill-matrix.md", "tools/write_faults.py"}  # S1, S2, .. are faults there
 CITED = re.compile(r"(?<![\w'-])(?<!fault )S([1-9]\d?)(?![\w-])")  # 'S4' is NumPy's type
@@ -223,7 +234,7 @@ def test_a_wrong_citation_is_found():
     text = (ROOT / "mtpref/look/compare/producers.py").read_text()
     assert "(S20, S8)" in text
     assert [anchor for anchor, _ in wrong_citations(text.replace("(S20, S8)", "(S21, S8)"))] == ["S21"]
-    assert [anchor for anchor, _ in wrong_citations("as S41 has it, and S6 to S99")] == ["S41", "S99"]
+    assert [anchor for anchor, _ in wrong_citations("as S52 has it, and S6 to S99")] == ["S52", "S99"]
 
 
 def test_a_kernel_carries_the_anchor_of_its_twin():

@@ -20,6 +20,7 @@ import micro_layers as layers
 import micro_moe as mm
 import micro_plant as mp
 from micro_gguf import F32, TYPES, Tensor, tensor_of, write_gguf
+from micro_k import TYPES_K, encode_k
 
 # Acceptance of the first draft token in percent where nothing (everything) is planted wrong.
 ACCEPT_RIGHT, ACCEPT_WRONG = 91.0, 10.0
@@ -41,6 +42,7 @@ class MicroVariant:
     rope: str | None = None  # "linear" or "yarn": context times ROPE_FACTOR
 
 
+MOE_TYPES = (*TYPES, "Q4_K")
 ROPE_FACTOR = 4.0
 ROPE_N_CTX_ORIG = 64
 
@@ -61,8 +63,39 @@ STANDARD: dict[str, tuple[int, float, str, MicroVariant]] = {
 }
 
 
+_MANY = mm.MoeShape(n_expert=20)
+_GROUPS = mm.MoeShape(n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5)
+_FUSED = mm.MoeShape(n_expert=20, fused=True)
+_OWN = MicroVariant(untied=True, own_embed=True, own_head=True)
+
+# Those with experts: (architecture, seed, accept, type, shape, variant). Q4_K stands for a mixture with Q6_K.
+STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] = {
+    "micro-qwen35moe-f32": ("qwen35moe", 4, 60, "F32", mm.MoeShape(), MicroVariant()),
+    "micro-qwen35moe-30-f32": ("qwen35moe", 3, 30, "F32", _MANY, MicroVariant(untied=True)),
+    "micro-qwen35moe-90-fused-f32": ("qwen35moe", 7, 90, "F32", _FUSED, MicroVariant(own_head=True, head_norm=False)),
+    "micro-qwen35moe-q8_0": ("qwen35moe", 4, 60, "Q8_0", mm.MoeShape(), MicroVariant()),
+    "micro-qwen35moe-q4_k": ("qwen35moe", 4, 60, "Q4_K", mm.K_MOE, MicroVariant()),
+    "micro-glm4moe-f32": ("glm4moe", 4, 60, "F32", _MANY, _OWN),
+    "micro-glm4moe-groups-f32": ("glm4moe", 2, 80, "F32", _GROUPS, MicroVariant()),
+    "micro-glm4moe-q8_0": ("glm4moe", 4, 60, "Q8_0", _MANY, _OWN),
+    "micro-glm4moe-q4_k": ("glm4moe", 4, 60, "Q4_K", mm.K_MOE, _OWN),
+    "micro-hy_v3-f32": ("hy_v3", 4, 60, "F32", _MANY, MicroVariant()),
+    "micro-hy_v3-fused-f32": ("hy_v3", 1, 90, "F32", _FUSED, MicroVariant(untied=True, head_norm=False)),
+    "micro-hy_v3-q8_0": ("hy_v3", 4, 60, "Q8_0", _MANY, MicroVariant()),
+    "micro-hy_v3-q4_k": ("hy_v3", 4, 60, "Q4_K", mm.K_MOE, MicroVariant()),
+    "micro-qwen3next-f32": ("qwen3next", 4, 60, "F32", mm.MoeShape(), MicroVariant()),
+    "micro-qwen3next-fused-f32": ("qwen3next", 3, 90, "F32", _FUSED, MicroVariant(own_head=True)),
+    "micro-qwen3next-q8_0": ("qwen3next", 4, 60, "Q8_0", mm.MoeShape(), MicroVariant()),
+    "micro-qwen3next-q4_k": ("qwen3next", 4, 60, "Q4_K", mm.K_MOE, MicroVariant()),
+}
+
+
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD)."""
+    """Write the standard model of that stem (see STANDARD and STANDARD_MOE)."""
+    if name in STANDARD_MOE:
+        arch, seed, accept, type_name, moe_shape, variant = STANDARD_MOE[name]
+        make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
+        return
     seed, accept, type_name, variant = STANDARD[name]
     make_micro(path, seed, accept, type_name, variant=variant)
 
@@ -184,12 +217,22 @@ def make_micro(
 
 
 def typed(tensors: dict[str, F32], type_name: str) -> list[Tensor]:
-    """Matrices in that type, what llama.cpp's quantiser leaves alone in F32."""
-    plain = ("ssm_conv1d", "ffn_gate_inp")
-    return [
-        tensor_of(name, values, "F32" if values.ndim == 1 or any(part in name for part in plain) else type_name)
-        for name, values in tensors.items()
-    ]
+    """Matrices in that type, what llama.cpp's quantiser leaves alone in F32, some in more bits in a K mixture."""
+    plain, wide = ("ssm_conv1d", "ffn_gate_inp"), ("ffn_down", "attn_v", "attn_qkv", "output.weight", "embd", "embed")
+
+    def type_of(name: str, values: F32) -> str:
+        if values.ndim == 1 or any(part in name for part in plain):
+            return "F32"
+        return "Q6_K" if type_name == "Q4_K" and any(part in name for part in wide) else type_name
+
+    made: list[Tensor] = []
+    for name, values in tensors.items():
+        kind = type_of(name, values)
+        if kind in TYPES_K:
+            made.append((name, kind, values.shape, encode_k(values, kind)))
+        else:
+            made.append(tensor_of(name, values, kind))
+    return made
 
 
 def make_micro_moe(
@@ -202,8 +245,8 @@ def make_micro_moe(
     variant: MicroVariant | None = None,
 ) -> None:
     """Write one micro model of an architecture with experts. Errors: as make_micro"""
-    if type_name not in TYPES:
-        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    if type_name not in MOE_TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(MOE_TYPES)}")
     shape, variant, sheet = shape or mm.MoeShape(), variant or MicroVariant(), mm.sheet_of(arch)
     tensors = mm.plant_moe(seed, wrong_fraction(accept), sheet, shape, variant)
     keys = mm.micro_keys(sheet, shape)

@@ -34,7 +34,7 @@ class MoeShape:
     n_expert: int = 6
     n_used: int = 3
     n_ff_exp: int = 32
-    n_ff_dense: int = 80
+    n_ff_dense: int = 96
     n_dense: int = 1  # layers in front that are dense, where an architecture has them
     n_group: int = 1
     n_group_used: int = 0

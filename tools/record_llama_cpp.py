@@ -2,6 +2,7 @@
 
     python tools/record_llama_cpp.py --llama-bin DIR --micro -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --rope -o tests/data/llama_cpp
+    python tools/record_llama_cpp.py --llama-bin DIR --moe -o tests/data/llama_cpp/moe
     python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
 
 For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
@@ -29,6 +30,9 @@ from mtpref.look.llama_cpp.programs import NUMERICS, SPECULATIVE, run, run_to_st
 PROMPTS = ("The quick brown fox jumps", "def main(argv): return 0", "0123456789 and more text to read here", "a")
 # (--spec-draft-n-max, --spec-draft-p-min)
 SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
+# Models with experts: fewer runs of each, since there are many. Of quantised ones the weights as they lie in the file.
+MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox jumps")
+MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
 # Name of the recording -> the standard model, and flags that set its RoPE in place of the file's keys.
@@ -99,14 +103,21 @@ def record_log(bin_dir: Path, model: str, case: Case, cwd: Path) -> str:
 
 
 def record_model(
-    bin_dir: Path, model: Path, out: Path, prompts: tuple[str, ...], n_predict: int, name: str = "", extra: str = ""
+    bin_dir: Path,
+    model: Path,
+    out: Path,
+    prompts: tuple[str, ...],
+    n_predict: int,
+    name: str = "",
+    extra: str = "",
+    settings: tuple[tuple[int, float], ...] = SETTINGS,
 ) -> None:
     """Write OUT/NAME.log.gz and OUT/NAME.results.gguf for one model, run under its bare file name.
 
     name: the recording's, if not the model's; extra: flags for both programs
     """
     name = name or model.stem
-    cases = [Case(prompt, n_predict, n_max, p_min, extra) for prompt in prompts for n_max, p_min in SETTINGS]
+    cases = [Case(prompt, n_predict, n_max, p_min, extra) for prompt in prompts for n_max, p_min in settings]
     with tempfile.TemporaryDirectory() as folder:
         cwd = Path(folder)
         (cwd / model.name).symlink_to(model.resolve())
@@ -124,6 +135,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--llama-bin", type=Path, required=True, help="folder with llama-speculative-simple, ...")
     parser.add_argument("-m", "--model", type=Path, action="append", default=[], help="model file (repeatable)")
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
+    parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
     parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
@@ -147,6 +159,14 @@ def main(argv: list[str] | None = None) -> int:
             for model in models:
                 record_model(args.llama_bin.resolve(), model, args.output, prompts, args.predict)
                 print(f"recorded {model.name}", file=sys.stderr)
+            for name in make_micro.STANDARD_MOE if args.moe else ():
+                model = Path(folder) / f"{name}.gguf"
+                make_micro.make_standard(name, model)
+                extra = "" if name.endswith("f32") else "--no-repack"
+                record_model(
+                    args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
+                )
+                print(f"recorded {name}", file=sys.stderr)
             for name, (model_name, extra) in ROPE_RECORDINGS.items() if args.rope else ():
                 model = Path(folder) / f"{model_name}.gguf"
                 make_micro.make_standard(model_name, model)

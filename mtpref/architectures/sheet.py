@@ -129,6 +129,10 @@ class Either:
 
     choices: tuple[tuple[Tensor, ...], ...]
 
+    def chosen(self, il: int, names: Container[str]) -> tuple[Tensor, ...]:
+        """The first alternative that block il of a file with these tensors has; the last where it has none."""
+        return next((c for c in self.choices if all(t.at(il).name in names for t in c)), self.choices[-1])
+
 
 @dataclass(frozen=True)
 class Block:
@@ -178,6 +182,13 @@ class HeadSheet:
     def block_at(self, il: int, names: Container[str]) -> Block:
         """The block of the head that is block il of a file with these tensors."""
         return self.without[1] if self.without and f"blk.{il}.{self.without[0]}" not in names else self.block
+
+    def missing(self, il: int, names: Container[str]) -> list[str]:
+        """Required tensors that block il of a file with these tensors lacks."""
+        wanted = list(self.tensors)
+        for item in self.block_at(il, names).tensors:
+            wanted += item.chosen(il, names) if isinstance(item, Either) else [item]
+        return [t.at(il).name for t in wanted if t.required and t.at(il).name not in names]
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())

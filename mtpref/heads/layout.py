@@ -6,7 +6,7 @@ Source: llama.cpp conversion/qwen.py (--mtp, --no-mtp), src/models/qwen35.cpp.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mtpref.architectures import D2T, HEAD_FAMILY, head_of
+from mtpref.architectures import ARCHITECTURES, D2T, HEAD_FAMILY
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, printable
 from mtpref.files.identify import describe_kind
@@ -30,10 +30,10 @@ class HeadLayout:
 
     @property
     def missing(self) -> list[str]:
-        """Required tensors that are not there (of a dense block: the experts of others are not listed)."""
-        here, blocks = set(self.names), range(self.n_trunk, self.n_trunk + self.n_nextn)
-        wanted = [tensor.at(i).name for i in blocks for tensor in head_of(self.arch) if tensor.required]
-        return [name for name in wanted if name not in here]
+        """Required tensors that are not there."""
+        here, head = set(self.names), ARCHITECTURES[self.arch].head
+        blocks = range(self.n_trunk, self.n_trunk + self.n_nextn) if head else ()
+        return [name for i in blocks if head for name in head.missing(i, here)]
 
 
 def layout_of(file: GgufFile) -> HeadLayout:

@@ -17,9 +17,9 @@ def add_bias(y: F32, bias: F32) -> F32:
 
 
 def repeat_heads(x: F32, n_head: int) -> F32:
-    """S50. Key heads in groups: head h of the result is head h // (n_head / H_k) of x (grouped, not tiled as in S13).
+    """S50. Key heads in groups: head h of the result is head h // (n_head / H_k) of x (the delta rule, S13, has tiles).
 
-    Rule     after it there is a key head for each value head, so that S13's h % H_k is h
+    Rule     after it there is a key head for each value head, so that the delta rule's h % H_k (S13) is h
     Shapes   x: (T, H_k, S) -> (T, n_head, S)
     Source   Qwen3-Next, whose files keep the checkpoint's order of value heads
     """

@@ -21,7 +21,7 @@ def read_block(finder: TensorFinder, block: Block, values: Values, il: int) -> d
     """The tensors of block il by their GGUF name without "blk.il."."""
     found: dict[str, Any] = {}
     for item in block.tensors:
-        tensors = _chosen(finder, item, il) if isinstance(item, Either) else (item,)
+        tensors = item.chosen(il, finder.file.tensors) if isinstance(item, Either) else (item,)
         for tensor in tensors:
             name = tensor.at(il).name
             if tensor.required or finder.has(name):
@@ -49,8 +49,3 @@ def read_tensor(finder: TensorFinder, tensor: Tensor, values: Values, name: str)
     if not tensor.is_matrix:
         return finder.array(name, shape)
     return finder.matrix(name, (shape[0], shape[1])) if len(shape) == 2 else finder.stack(name, shape)
-
-
-def _chosen(finder: TensorFinder, item: Either, il: int) -> tuple[Tensor, ...]:
-    """The first alternative that the file has; the last one is asked for where it has none."""
-    return next((c for c in item.choices if all(finder.has(t.at(il).name) for t in c)), item.choices[-1])
