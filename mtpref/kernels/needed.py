@@ -40,14 +40,16 @@ _DELTA_LOOPS = ("fused.delta_mixer._all_delta_groups",)
 class Needs:
     """What a file says of the kernels that it needs.
 
-    types         of the matrices that are no experts'
+    types         of the matrices that are no experts' and no routers'
     expert_types  of the experts' matrices, the shared expert's among them
+    router_types  of routers, and of the gate of a shared expert: products of their own
     has_delta     whether there are gated DeltaNet layers
     has_ffn       whether there are dense feed-forward networks
     """
 
     types: frozenset[str]
     expert_types: frozenset[str] = frozenset()
+    router_types: frozenset[str] = frozenset()
     has_delta: bool = True
     has_ffn: bool = True
 
@@ -55,11 +57,12 @@ class Needs:
 def needs_of(tensors: Mapping[str, Any]) -> Needs:
     """Told from a file's tensors by name; a tensor has a type_name and a shape."""
     matrices = {name: t for name, t in tensors.items() if len(t.shape) in (2, 3) and "conv1d" not in name}
-    experts = {name: t for name, t in matrices.items() if ("_exps." in name or "_shexp." in name)
-               and "_inp_" not in name}  # fmt: skip
+    routers = {name: t for name, t in matrices.items() if "_gate_inp" in name}
+    experts = {name: t for name, t in matrices.items() if "_exps." in name or "_shexp." in name}
     return Needs(
-        frozenset(t.type_name for name, t in matrices.items() if name not in experts),
-        frozenset(t.type_name for t in experts.values()),
+        frozenset(t.type_name for name, t in matrices.items() if name not in experts | routers),
+        frozenset(t.type_name for name, t in experts.items() if name not in routers),
+        frozenset(t.type_name for t in routers.values()),
         any(name.endswith("ssm_conv1d.weight") for name in tensors),
         any(name.endswith(".ffn_up.weight") for name in tensors),
     )
@@ -90,6 +93,10 @@ def needed_kernels(needs: Needs, kv_types: Iterable[str], *, wide: bool, repack:
         loops.discard("fused.ffn._all_ffn")
     elif "fused.ffn._all_ffn" not in loops:
         loops.add("layers.norms._all_swiglu")
+    for name in needs.router_types:
+        one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
+        serial.update(one[0])
+        loops.update({*one[1]} - {"fused.ffn._all_ffn", "fused.delta_mixer._whole_layer"})
     for one in _experts(needs.expert_types, wide, repack):
         serial.update(one[0])
         loops.update(one[1])
