@@ -30,6 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from micro_gguf import TYPES, U8, Tensor, encode, hash_u64, tensor_of, uniform, write_gguf
 
 PIECE = 1 << 18
+# Bytes of a K block, and its float16 scales: where they are, and their size for rows of standard deviation 1. Variances
+# of the integers: Q4_K (s q - 7.5 m; s, m of 6 bits, q of 4) 66470; Q6_K (s q; s of 8 bits, q of 6, signed) 1.86e6.
+K_BLOCKS = {"Q4_K": (144, ((0, 1 / 258), (2, 7.5 / 258))), "Q6_K": (210, ((208, 1 / 1365),))}
 # Vectors that are no norms: (middle, half width) of their uniform values.
 VECTORS = {
     "ssm_a": (-0.6, 0.5),
@@ -94,8 +97,11 @@ def matrix_pieces(seed: int, name: str, shape: tuple[int, ...], type_name: str) 
     """A matrix of standard deviation about 1 / sqrt(row length), piece by piece.
 
     Q8_0 blocks are made as such: quants of 8 random bits (-128 is clipped), one F16 scale within 25 % of the right
-    one. The other types encode uniform floats.
+    one. So are K blocks, all of whose integers are random bits. The other types encode uniform floats.
     """
+    if type_name in K_BLOCKS:
+        yield from k_pieces(seed, name, shape, type_name)
+        return
     total, row = int(np.prod(shape)), shape[-1]
     bound = float(np.float32((3.0 / row) ** 0.5))
     for start in range(0, total, PIECE):
@@ -107,6 +113,38 @@ def matrix_pieces(seed: int, name: str, shape: tuple[int, ...], type_name: str) 
         spread = uniform(seed, name + " scale", (n // 32, 1), start // 32)
         scale = (np.float32(bound / 127) * (np.float32(1) + np.float32(0.25) * spread)).astype("<f2")
         yield np.hstack([scale.view(np.uint8), np.maximum(quants, -127).view(np.uint8)])
+
+
+def k_pieces(seed: int, name: str, shape: tuple[int, ...], type_name: str) -> Iterator[U8]:
+    """Blocks of 256 values of random bits, with the scales that give them a standard deviation of 1 / sqrt(row)."""
+    if shape[-1] % 256:
+        raise ValueError(f"{name}: rows of {shape[-1]} values, expected a multiple of 256 for type {type_name}")
+    n_bytes, halves = K_BLOCKS[type_name]
+    n_blocks = int(np.prod(shape)) // 256
+    for start in range(0, n_blocks, PIECE // 256):
+        n = min(PIECE // 256, n_blocks - start)
+        width = -(-n_bytes // 8)
+        raw = hash_u64(seed, name, n * width, start * width).astype("<u8").view(np.uint8).reshape(n, 8 * width)
+        raw = np.ascontiguousarray(raw[:, :n_bytes])
+        for at, factor in halves:
+            scale = np.full(n, factor / shape[-1] ** 0.5, "<f2")
+            raw[:, at : at + 2] = scale.view(np.uint8).reshape(n, 2)
+        yield raw.reshape(-1)
+
+
+def type_of(tensor: SheetTensor, type_name: str, n_blocks: int) -> str:
+    """The type that a matrix gets. Q4_K_M: as llama-quantize mixes it for a model with tied embeddings."""
+    if not tensor.is_quantised:
+        return "F32"
+    if type_name != "Q4_K_M":
+        return type_name
+    if tensor.role in ("output", "token_embd"):
+        return "Q6_K"
+    if tensor.role not in ("attn_v", "ffn_down"):
+        return "Q4_K"
+    il = int(tensor.name.split(".")[1])
+    is_outer = il < n_blocks // 8 or il >= 7 * n_blocks // 8
+    return "Q6_K" if is_outer or (il - n_blocks // 8) % 3 == 2 else "Q4_K"
 
 
 def blocks(shape: Shape) -> tuple[Block, ...]:
@@ -153,7 +191,7 @@ def random_tensors(shape: Shape, seed: int, type_name: str) -> list[Tensor]:
             vector = np.float32(middle) + np.float32(half) * uniform(seed, name, dims)
             out.append(tensor_of(name, vector, "F32"))
             continue
-        kind = type_name if tensor.is_quantised else "F32"
+        kind = type_of(tensor, type_name, shape.sizes["n_layer"] + 1)
         out.append((name, kind, dims, partial(matrix_pieces, seed, name, dims, kind)))
     return out
 
@@ -213,7 +251,8 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.Namespace, Shape]:
     """The command line: options, and the shape (default: Qwen3.5 0.8B). Errors: ValueError for a --set of nothing"""
     parser = argparse.ArgumentParser(description="Make a random GGUF with an MTP head in a real model's shape.")
     parser.add_argument("-o", "--output", required=True, help="file to write")
-    parser.add_argument("--type", default="Q8_0", choices=TYPES, help="type of the matrices (default Q8_0)")
+    types = (*TYPES, *K_BLOCKS, "Q4_K_M")
+    parser.add_argument("--type", default="Q8_0", choices=types, help="type of the matrices (default Q8_0)")
     parser.add_argument("--seed", type=int, default=1, help="seed of every random number (default 1)")
     parser.add_argument("--tokenizer", default="test", choices=["test", "gpt2"], help="default: test")
     parser.add_argument("--shape", default="0.8b", choices=sorted(SHAPES), help="a real model's (default 0.8b)")

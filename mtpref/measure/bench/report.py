@@ -61,17 +61,17 @@ class Row:
 
     ms       milliseconds of each round            n_tokens   tokens that they give
     n_bytes  bytes of weights that a pass reads, 0 where that says nothing
-    n_experts  distinct experts a layer that a pass touched, the same in each round; 0 for a model without
     theirs   the same of llama-bench, if it was run
+    n_experts  distinct experts a layer that a pass touched, the same in each round; 0 for a model without
     """
 
     part: str
     name: str
     n_tokens: float
     n_bytes: int = 0
-    n_experts: float = 0.0
     ms: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
+    n_experts: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -163,7 +163,7 @@ class _Measured:
             row.theirs.clear()
 
     def _put(self, part: str, name: str, n_tokens: float, ms: float, n_bytes: int = 0, n_experts: float = 0.0) -> None:
-        row = self.rows.setdefault(f"{part} {name}", Row(part, name, n_tokens, n_bytes, n_experts))
+        row = self.rows.setdefault(f"{part} {name}", Row(part, name, n_tokens, n_bytes, n_experts=n_experts))
         row.ms.append(ms)
 
     def round(self) -> None:
