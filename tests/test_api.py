@@ -15,8 +15,10 @@ from mtpref.base.events import RunEnded, RunStarted, Token
 from mtpref.files.gguf import WriteOptions
 from mtpref.front.api import Run
 from mtpref.front.cli.flags import FLAGS
+from mtpref.golden.gen import Plan as GoldenPlan
 from mtpref.heads.convert.run import Settings as ConvertSettings
 from mtpref.heads.quantize import Wanted
+from mtpref.heads.quantize.run import Settings as QuantizeSettings
 from mtpref.measure.bench.report import Settings as BenchSettings
 from mtpref.measure.plan.report import Settings as PlanSettings
 from mtpref.measure.probe.report import Settings as ProbeSettings
@@ -95,11 +97,11 @@ def test_what_there_is_can_be_listed_and_everything_listed_is_there():
 
 BAD = [
     ("Options", {"policy": 3}, "Options.policy: 3 is out of place, expected PolicyConfig"),
-    ("Options", {"policy": FixedPolicy()}, "Options.policy: a FixedPolicy is out of place"),
+    ("Options", {"policy": FixedPolicy()}, "Options.policy: a FixedPolicy object is out of place"),
     ("Options", {"stop": "ab"}, "Options.stop: 'ab' is no list"),
     ("Options", {"stop": ["a", 1]}, "Options.stop: 1 is out of place, expected a string"),
     ("Options", {"n_predict": 2.0}, "Options.n_predict: 2.0 is no integer"),
-    ("Options", {"n_batch": True}, "Options.n_batch: true is no integer"),
+    ("Options", {"n_batch": True}, "Options.n_batch: True is no integer"),
     ("Options", {"rollback": ["snapshot"]}, "Options.rollback: a list is unknown|Options.rollback: .* is unknown"),
     ("PolicyConfig", {"p_min": 1 << 31}, "PolicyConfig.p_min: .* is out of range, expected 0 .. 1"),
     ("PolicyConfig", {"p_min": float("nan")}, "PolicyConfig.p_min: nan is out of range"),
@@ -134,11 +136,46 @@ def test_a_bad_setting_is_refused_where_it_is_built_in_the_librarys_words(name, 
         (ProbeSettings, {"n_ctx": 1}, "probe.Settings.n_ctx: 1 is out of range"),
         (PlanSettings, {"p_mins": (0.5, 2)}, "plan.Settings.p_mins: 2 is out of range"),
         (BenchSettings, {"widths": (1,)}, "bench.Settings.widths: 1 is out of range"),
+        (GoldenPlan, {"rows": "some"}, "golden.Plan.rows: 'some' is unknown, expected one of last, all"),
+        (GoldenPlan, {"rows": (-1,)}, "golden.Plan.rows: -1 is out of range"),
+        (GoldenPlan, {"rollbacks": ("none",)}, "golden.Plan.rollbacks: 'none' is unknown"),
+        (QuantizeSettings, {"wanted": "Q4_0"}, "quantize.Settings.wanted: 'Q4_0' is out of place, expected Wanted"),
     ],
 )
 def test_settings_of_commands_are_validated_too(make, values, told):
     with pytest.raises(mtpref.SettingError, match=f"^{told}"):
         make(**values)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: mtpref.load(kv_type="Q8_0"), "kv_type: 'Q8_0' is unknown, expected one of F32, F16, BF16"),
+        (lambda: mtpref.load(kv_type_draft=1), "kv_type_draft: 1 is unknown, expected one of F32, F16, BF16"),
+        (lambda: mtpref.load(3), "path: 3 is out of place, expected a string or Path"),
+        (lambda: mtpref.load(contract=None), "contract: None is out of place, expected a string or MtpContract"),
+        (lambda: mtpref.load(mtp="no"), "mtp: 'no' is out of place, expected True or False"),
+        (lambda: mtpref.load(rope="yarn"), "rope: 'yarn' is out of place, expected RopeOverrides"),
+        (lambda: mtpref.load().new_session(-1), r"n_ctx: -1 is out of range, expected 0 \.\. "),
+        (lambda: mtpref.load().new_session("64"), "n_ctx: '64' is no integer"),
+        (lambda: mtpref.load().new_session(checkpoint_every=-1), "checkpoint_every: -1 is out of range"),
+        (lambda: mtpref.Session(mtpref.load().core, n_checkpoints=True), "n_checkpoints: True is no integer"),
+        (lambda: mtpref.load().core.new_state(1.5), "n_ctx: 1.5 is no integer"),
+        (lambda: mtpref.load().generate("x", {"n_predict": 3}), "options: .* is out of place, expected Options"),
+        (lambda: mtpref.load().generate("x", n_ctx=-3), "n_ctx: -3 is out of range"),
+        (lambda: mtpref.load().generate("x", session=4), "session: 4 is out of place, expected Session"),
+    ],
+)
+def test_a_bad_argument_is_refused_where_it_is_given(make, told):
+    with pytest.raises(mtpref.SettingError, match=f"^{told}"):
+        make()
+
+
+@pytest.mark.parametrize("make", [Wanted, ConvertSettings, QuantizeSettings, ProbeSettings, PlanSettings, BenchSettings,
+                                  GoldenPlan, WriteOptions])  # fmt: skip
+def test_settings_take_keywords_alone(make):
+    with pytest.raises(TypeError, match="positional"):
+        make("x")
 
 
 def test_probabilities_are_floats_outside_and_integers_inside_and_numpys_numbers_will_do():
@@ -167,10 +204,11 @@ def test_every_setting_that_the_command_line_spells_exists():
         **{name: getattr(mtpref, name) for name in ("AdaptiveConfig", "Options", "PolicyConfig", "SamplingConfig")},
         **{"RopeOverrides": mtpref.RopeOverrides, "convert.Settings": ConvertSettings, "quantize.Wanted": Wanted},
         **{"probe.Settings": ProbeSettings, "plan.Settings": PlanSettings, "bench.Settings": BenchSettings},
+        **{"quantize.Settings": QuantizeSettings, "WriteOptions": WriteOptions},
     }
     for name in FLAGS:
         owner, dot, field = name.rpartition(".")
-        assert not dot or field in {f.name for f in fields(owners[owner])}, name
+        assert not dot or name == "Session.save" or field in {f.name for f in fields(owners[owner])}, name
     error = mtpref.SettingError("PolicyConfig.n_min", "3 is more than {n_max} 2", n_max="PolicyConfig.n_max")
     assert str(error) == "PolicyConfig.n_min: 3 is more than PolicyConfig.n_max 2"
     assert error.told(FLAGS) == "--spec-draft-n-min: 3 is more than --spec-draft-n-max 2"
@@ -202,3 +240,73 @@ def test_a_model_a_session_and_a_run_say_what_they_are():
     assert re.search(r"ended \(length\), \d+ \+ 4 tokens, \d+ of \d+ drafted tokens accepted, text '", repr(run))
     assert re.search(r"LanguageModel 'mtpref-tiny': 4 layers, 2048 tokens, an MTP head, ggml numerics", repr(model))
     assert re.search(r"Session: \d+ of 64 positions used, checkpoints at \[\d", repr(session))
+
+
+BAD_ARGUMENTS = [
+    ({"prompt": None}, "prompt: None is out of place, expected a text, token ids or a ChatPrompt"),
+    ({"prompt": b"abc"}, "prompt: a bytes object is out of place"),
+    ({"prompt": [1.5]}, "prompt: 1.5 is no integer, expected an integer$"),
+    ({"prompt": [True]}, "prompt: True is no integer"),
+    ({"prompt": np.array([0.5])}, "prompt: 0.5 is no integer"),
+    ({"prompt": [1 << 70]}, "prompt: token id .* is not in the vocabulary, expected 0 .. 2047"),
+    ({"options": {"n_predict": 3}}, "options: a dict object is out of place, expected Options"),
+    ({"n_ctx": -1}, "n_ctx: -1 is out of range"),
+    ({"n_ctx": 1.5}, "n_ctx: 1.5 is no integer"),
+    ({"state": 3}, "state: 3 is out of place, expected ModelState"),
+    ({"session": 3}, "session: 3 is out of place, expected Session"),
+    ({"drafter": mtpref.NoDrafter}, "drafter: the class NoDrafter is out of place"),
+]
+
+
+@pytest.mark.parametrize(("values", "told"), BAD_ARGUMENTS)
+def test_generate_refuses_what_it_cannot_take_at_the_call(values, told):
+    with pytest.raises(mtpref.SettingError, match=f"^{told}"):
+        mtpref.load().generate(**{"prompt": "a"} | values)
+
+
+def test_generate_does_not_pass_over_what_contradicts_the_session():
+    model = mtpref.load()
+    session = model.new_session(64)
+    with pytest.raises(mtpref.SettingError, match="state: it is given beside a session"):
+        model.generate("a", session=session, state=model.core.new_state(64))
+    with pytest.raises(mtpref.SettingError, match="n_ctx: 32, expected that of the session, 64"):
+        model.generate("a", session=session, n_ctx=32)
+    model.generate("a", mtpref.Options(n_predict=1), session=session, n_ctx=64).finish()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"path": ""}, "path: '' is out of place, expected a file's name"),
+        ({"path": 0}, "path: 0 is out of place"),
+        ({"model_draft": 3}, "model_draft: 3 is out of place"),
+        ({"contract": None}, "contract: None is out of place, expected a string or MtpContract"),
+        ({"rope": 3}, "rope: 3 is out of place, expected RopeOverrides"),
+        ({"use_kernels": "no"}, "use_kernels: 'no' is out of place, expected True or False"),
+        ({"mtp": "no"}, "mtp: 'no' is out of place"),
+        ({"repack": 0}, "repack: 0 is out of place"),
+        ({"check_tensors": None}, "check_tensors: None is out of place"),
+    ],
+)
+def test_load_refuses_what_it_cannot_take(values, told):
+    with pytest.raises(mtpref.SettingError, match=f"^{told}"):
+        mtpref.load(**values)
+
+
+def test_what_a_model_makes_is_validated_where_it_is_built(tmp_path):
+    model = mtpref.load()
+    for call, told in [
+        (lambda: model.new_session(-1), "n_ctx: -1 is out of range"),
+        (lambda: model.new_session(checkpoint_every=-1), "checkpoint_every: -1 is out of range"),
+        (lambda: mtpref.Session(model.core, n_checkpoints="x"), "n_checkpoints: 'x' is no integer"),
+        (lambda: model.core.new_state("x"), "n_ctx: 'x' is no integer"),
+        (lambda: model.new_session(8).save(3), "path: 3 is out of place"),
+        (lambda: model.load_session(3), "path: 3 is out of place"),
+        (lambda: model.encode(3), "text: 3 is out of place"),
+        (lambda: model.encode("a", limit="x"), "limit: 'x' is no integer"),
+        (lambda: model.chat_template(3), "template: 3 is out of place"),
+        (lambda: model.chat_prompt("hi", template="chatml"), "messages: 'hi' is out of place"),
+        (lambda: model.chat_prompt([], template="chatml", now=3), "now: 3 is out of place, expected datetime"),
+    ]:
+        with pytest.raises(mtpref.SettingError, match=f"^{told}"):
+            call()

@@ -67,7 +67,7 @@ def test_marks_tell_the_blocks_of_a_trunk_apart(sheet):
 
 def test_the_quantisers_category_is_llama_cpps_by_name(sheet):
     for name, tensor in tensors(sheet):
-        shape = tuple(2 for dim in tensor.shape if dim is not ONE)  # {n, 1} has one dimension
+        shape = tuple(1 if dim is ONE else 2 for dim in tensor.shape)
         assert category(name) == tensor.role, name
         assert is_quantizable(Item(name, "F32", shape)) == tensor.is_quantised, name
 
@@ -77,7 +77,7 @@ def test_names_go_to_a_checkpoint_and_back(sheet):
         pytest.skip(f"checkpoints of {sheet.name} are not known")
     for name, tensor in tensors(sheet):
         if tensor.hf:
-            assert hf_to_gguf_name(sheet, gguf_to_hf_name(sheet, name, N_LAYER), N_LAYER) == name
+            assert hf_to_gguf_name(sheet, gguf_to_hf_name(sheet, name, N_LAYER).replace("{e}", "7"), N_LAYER) == name
 
 
 def test_a_fused_tensor_names_parts_that_exist(sheet):

@@ -149,7 +149,8 @@ def test_reading_reads_every_word():
     ("own", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
 )
 def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(own, expected):
-    code = "import os; from mtpref.kernels.compiling import compile; compile.start_threads(); print(compile.threading_layer());"
+    code = "import os; from mtpref.kernels.compiling import compile; compile.start_threads();"
+    code += "print(compile.threading_layer());"
     code += "print(os.environ.get('GOMP_SPINCOUNT'))"
     settings = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | own
     settings |= {"OMP_DISPLAY_ENV": "verbose"}
@@ -201,7 +202,7 @@ def test_llama_bench_is_asked_for_the_same_passes(tmp_path):
 )
 def test_another_program_is_refused(tmp_path, text, words):
     llama = LlamaBench(program(tmp_path, text), "model.gguf", 1)
-    with pytest.raises(MtprefError, match="--vs-llama-bench") as refused:
+    with pytest.raises(MtprefError, match="`llama_bench`") as refused:
         llama.run(8, 8, (2,), 8, ("prompt",))
     assert words in str(refused.value)
 

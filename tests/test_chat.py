@@ -146,7 +146,7 @@ def test_a_template_can_be_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("kv", "wanted", "expected"),
     [
-        ({}, None, "try: --chat-template chatml"),
+        ({}, None, "try: `template` chatml"),
         ({"tokenizer.chat_template.rag": "x"}, None, "the file has rag"),
         ({"tokenizer.chat_template.a\x1b[2Jb": "x"}, None, r"a\x1b[2Jb"),
         ({"tokenizer.chat_template.rag": "x"}, "tool_use", "one of rag, chatml"),

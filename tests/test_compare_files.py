@@ -3,22 +3,33 @@
 import html.parser
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mtpref
+from mtpref import spec
+from mtpref.architectures import ARCHITECTURES, Tensor
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import write_gguf
 from mtpref.files.tensor_files import write_npz, write_safetensors
 from mtpref.front.cli import main
 from mtpref.look.compare import compare_files, open_source, parse_map, render, render_html
 from mtpref.look.compare.measures import measure
-from mtpref.look.compare.producers import in_execution_order, producer_of
+from mtpref.look.compare.producers import (
+    Producer,
+    anchor_of,
+    block_graph,
+    head_graph,
+    in_execution_order,
+    producer_of,
+)
 from mtpref.look.dump import record, write_dump
 from mtpref.look.llama_cpp.callback import read_callback_text
 from mtpref.look.llama_cpp.results import write_results
+from tests import toys
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "llama_cpp"
@@ -236,6 +247,38 @@ def test_every_tensor_of_a_dump_has_a_producer_whose_inputs_come_before(dumped):
         for source in producer.inputs:
             assert source in at, (name, source)
             assert at[source] < at[name], (name, source)
+
+
+def test_what_a_sheet_says_a_weight_makes_its_kinds_make_with_it():
+    """The two declarations of one thing: Tensor.cb, and the kinds' graphs."""
+    for sheet in ARCHITECTURES.values():
+        for block in sheet.blocks:
+            graph = block_graph(block)
+            for tensor in block.all_tensors():
+                assert tensor.name.removesuffix(".weight") in graph[tensor.cb].step, (sheet.name, tensor.name)
+
+
+def test_every_rule_that_makes_something_has_its_number():
+    assert anchor_of(spec.mul_mat_exact) == "S6"
+    for sheet in ARCHITECTURES.values():
+        for graph in (*map(block_graph, sheet.blocks), head_graph(sheet.head)):
+            assert all(anchor_of(rule) for made in graph.values() for rule in made.rules)
+    with pytest.raises(ValueError, match="has no number"):
+        anchor_of(pytest.raises)
+
+
+def test_of_a_kind_without_a_graph_the_sheets_own_words_are_told(monkeypatch):
+    """A layer of another architecture is told by its names, in front of qwen35's; see tests/toys.py for the kinds."""
+    bias = Tensor("probs.bias", (toys.n_expert,), cb="probs")
+    rows = (replace(toys.ROWS[0], cb="latent"), replace(toys.ROWS[1], cb="latent_out"), bias)
+    block = replace(toys.LATENT_MOE, tensors=rows)
+    monkeypatch.setitem(ARCHITECTURES, "toy", replace(toys.SINGLE, layers=toys.Cycle(block, ())))
+    known = frozenset({"latent-1", "latent_out-1", "l_out-1", "z-0", "l_out-0"})
+    assert producer_of("latent_out-1", known) == Producer((), "product with blk.1.latent_up.weight (S6)")
+    assert producer_of("probs-1", known).step == "made with blk.1.probs.bias"
+    assert producer_of("attn_norm-0", known).inputs == ("model.input_embed",)
+    assert producer_of("z-1", known) is None
+    assert in_execution_order(["latent_out-1", "z-0", "latent-1"]) == ["z-0", "latent-1", "latent_out-1"]
 
 
 def test_the_execution_order_of_names_is_that_of_a_dump(dumped):

@@ -58,7 +58,7 @@ def renamed(rule):
 def test_the_tiny_model_comes_back_from_its_checkpoint(tmp_path):
     """Through float32 nothing is lost but the rounding of w - 1 + 1 and of log and exp."""
     folder = write_checkpoint(tmp_path / "hf", STATE, CONFIG, TOKENIZER, dtype="F32")
-    convert(folder, tmp_path / "out.gguf", Settings("q8_0"))
+    convert(folder, tmp_path / "out.gguf", Settings(outtype="q8_0"))
     with open_gguf(TINY) as old, open_gguf(tmp_path / "out.gguf") as new:
         assert set(old.tensors) == set(new.tensors)
         for name, info in old.tensors.items():
@@ -201,7 +201,7 @@ def test_fused_tensors_are_taken_apart(plain, tmp_path, fuse):
 
 
 def test_pieces_do_not_matter(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("mtpref.heads.hf.tensors.PIECE_VALUES", 700)
+    monkeypatch.setattr("mtpref.heads.hf.parts.PIECE_VALUES", 700)
     assert converted(plain[0], tmp_path)[1] == plain[1].read_bytes()
 
 
@@ -246,7 +246,7 @@ def test_a_declared_head_without_tensors_is_refused(tmp_path):
 def test_no_head_at_all_is_said(tmp_path):
     folder = write_checkpoint(tmp_path / "hf", without_head(STATE), CONFIG | {"mtp_num_hidden_layers": 0}, TOKENIZER)
     assert converted(folder, tmp_path)[0].notes == ["no MTP head: neither config.json nor the tensors have one"]
-    with pytest.raises(MtprefError, match="expected one for --mtp"):
+    with pytest.raises(MtprefError, match="expected one for `which=mtp`"):
         converted(folder, tmp_path, which="mtp")
 
 
@@ -334,7 +334,9 @@ def test_an_unknown_cutter_is_refused_with_the_closest(tmp_path):
     tokenizer = json.loads(json.dumps(TOKENIZER))
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\S+|\s"
     folder = write_checkpoint(tmp_path / "hf", STATE, CONFIG, tokenizer)
-    with pytest.raises(MtprefError, match=r"none that llama\.cpp has; the closest is .* give a name with --pre"):
+    with pytest.raises(
+        MtprefError, match=r"none that llama\.cpp has; the closest is .* give a name with `convert.Settings.pre`"
+    ):
         converted(folder, tmp_path)
 
 

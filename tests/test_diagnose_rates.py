@@ -438,7 +438,7 @@ def test_the_page_counts_the_published_rates():
 
 @pytest.mark.parametrize("n_max", [0, -1, 65, 10**9])
 def test_an_n_max_that_none_can_have_is_named_by_its_option(n_max):
-    with pytest.raises(MtprefError, match=rf"^--n-max: {n_max}, expected 1 .. 64"):
+    with pytest.raises(MtprefError, match=rf"^`n_max`: {n_max}, expected 1 .. 64"):
         verdict("44/120", n_max)
 
 

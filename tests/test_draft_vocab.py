@@ -98,7 +98,7 @@ def test_what_is_no_list_of_ids_is_refused_in_one_line(tmp_path, raw, expected):
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none", tmp_path / "a\0b"):
-        with pytest.raises(MtprefError, match=r"^--spec-draft-vocab .*expected a number of ids or a file"):
+        with pytest.raises(MtprefError, match=r"^`Options.draft_ids` .*expected a number of ids or a file"):
             read_draft_ids(path, 256)
 
 

@@ -28,7 +28,9 @@ TENSORS = [("a", "F32", (4,), np.arange(4, dtype=np.float32)), ("b", "F16", (3,)
 def test_an_existing_file_is_refused_without_force_and_replaced_with_it(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(b"mine")
-    with pytest.raises(MtprefError, match=r"m.gguf: exists, expected a new name; give another -o, or --force"):
+    with pytest.raises(
+        MtprefError, match=r"m.gguf: exists, expected a new name; give another `target`, or `WriteOptions.force`"
+    ):
         write_gguf(path, KV, TENSORS, options=WriteOptions(force=False))
     assert path.read_bytes() == b"mine"
     write_gguf(path, KV, TENSORS, options=WriteOptions(force=True))

@@ -48,7 +48,7 @@ def importance(tmp_path_factory, source):
 
 def quantized(source, tmp_path, mixture, **wanted):
     target = tmp_path / "out.gguf"
-    return quantize_file(source, target, Settings(Wanted(mixture, **wanted))), target
+    return quantize_file(source, target, Settings(wanted=Wanted(mixture=mixture, **wanted))), target
 
 
 def types_of(path):
@@ -69,7 +69,9 @@ def test_pure_llama_is_llama_quantize_byte_for_byte(source, tmp_path, mixture):
 @pytest.mark.parametrize("mixture", ["Q4_K_M", "Q4_0"])
 def test_an_importance_matrix_gives_llama_quantizes_bytes(source, importance, tmp_path, mixture):
     found = read_importance(importance)
-    settings = Settings(Wanted(mixture, pure_llama=True, has_imatrix=True), found, "made.gguf")
+    settings = Settings(
+        wanted=Wanted(mixture=mixture, pure_llama=True, has_imatrix=True), importance=found, importance_name="made.gguf"
+    )
     quantize_file(source, tmp_path / "out.gguf", settings)
     assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == RECORDED[mixture + " imatrix"]
 
@@ -105,15 +107,15 @@ def model_of(n_blocks, n_embd=256, n_ff=512):
 @pytest.mark.parametrize(("n_trunk", "changed"), [(24, []), (32, []), (40, []), (64, []), (60, [52])])
 def test_the_head_moves_the_other_layers_types_only_where_it_is_known_to(n_trunk, changed):
     """A block more changes n by one: layer 52 of 60 falls from Q6_K to Q4_K."""
-    alone = plan_types(model_of(n_trunk + 1)[:-8], Wanted("Q4_K_M", True), n_trunk, 0)
-    both = plan_types(model_of(n_trunk + 1), Wanted("Q4_K_M", True), n_trunk + 1, 1)
+    alone = plan_types(model_of(n_trunk + 1)[:-8], Wanted(mixture="Q4_K_M", pure_llama=True), n_trunk, 0)
+    both = plan_types(model_of(n_trunk + 1), Wanted(mixture="Q4_K_M", pure_llama=True), n_trunk + 1, 1)
     differ = sorted({int(name.split(".")[1]) for name in alone if alone[name] != both[name]})
     assert [i for i in differ if i < n_trunk] == changed
 
 
 def test_llama_quantize_makes_the_join_four_bits_and_mtpref_does_not():
-    pure = plan_types(model_of(25), Wanted("Q4_K_M", True), 25, 1)
-    kept = plan_types(model_of(25), Wanted("Q4_K_M"), 25, 1)
+    pure = plan_types(model_of(25), Wanted(mixture="Q4_K_M", pure_llama=True), 25, 1)
+    kept = plan_types(model_of(25), Wanted(mixture="Q4_K_M"), 25, 1)
     assert pure["blk.24.nextn.eh_proj.weight"] == "Q4_K"
     assert pure["blk.24.attn_v.weight"] == pure["blk.24.ffn_down.weight"] == "Q6_K"
     assert {kept[name] for name in kept if name.startswith("blk.24.")} == {"Q8_0"}
@@ -186,7 +188,7 @@ def test_what_is_quantised_already_is_refused(tmp_path):
     q8 = write(tmp_path / "q8.gguf", in_type("Q8_0"))
     with pytest.raises(MtprefError, match="is Q8_0 already"):
         quantized(q8, tmp_path, "Q4_0")
-    quantize_file(q8, tmp_path / "out.gguf", Settings(Wanted("Q4_0"), allow_requantize=True))
+    quantize_file(q8, tmp_path / "out.gguf", Settings(wanted=Wanted(mixture="Q4_0"), allow_requantize=True))
 
 
 def test_nan_is_named_and_nothing_is_left(source, tmp_path):
@@ -308,6 +310,10 @@ def test_damaged_importance_is_refused(tmp_path, raw):
 
 def test_importance_of_another_model_is_refused(source, tmp_path):
     (tmp_path / "i.dat").write_bytes(dat([("blk.0.ffn_down.weight", 1, [1.0])]))
-    settings = Settings(Wanted("Q4_0", has_imatrix=True), read_importance(tmp_path / "i.dat"), "i.dat")
+    settings = Settings(
+        wanted=Wanted(mixture="Q4_0", has_imatrix=True),
+        importance=read_importance(tmp_path / "i.dat"),
+        importance_name="i.dat",
+    )
     with pytest.raises(MtprefError, match="has 1 columns, expected 512"):
         quantize_file(source, tmp_path / "out.gguf", settings)

@@ -1,6 +1,7 @@
 """The house, proved: architectures of other kinds of layer, block, stream and head, defined in tests/toys.py alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from mtpref.engine.decode import STRATEGIES, ScriptedDrafter
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
+from mtpref.golden.loops import head_cells
+from mtpref.measure.probe import Variant, Window, walk
+from mtpref.spec.contract import MtpContract
 from tests import toys
 from tests.models import decode_plainly, has_nan, run_decoder
 
@@ -186,3 +190,55 @@ def test_a_key_of_its_own_is_checked(files, tmp_path):
     bad.write_bytes(files["toy"].read_bytes().replace(np.float32(0.75).tobytes(), np.float32(1.5).tobytes(), 1))
     with pytest.raises(MtprefError, match=r"toy\.ema_decay is 1\.5, expected a number from 0\.0 to 1\.0"):
         load(bad)
+
+
+# THE PROBE
+
+
+@pytest.mark.parametrize("prime", ["prompt", "none"])
+def test_a_probe_of_a_head_with_one_row_a_token_drafts_what_the_loop_drafts(files, prime):
+    toy = load(files["toy"], make_recipe("ggml", MtpContract(prime=prime)))
+    run = run_decoder(toy, PROMPT, 24, n_max=4)
+    ids = [*PROMPT, *run.ids]
+    window = Window(0, "text", 0, tuple(ids), tuple(range(1, len(ids))))
+    for n_batch in (512, 5):
+        seen = walk(toy, window, [Variant("head", toy, 4)], n_batch=n_batch, whole_chains=True, poison=True)
+        rounds = [event for event in run.events if isinstance(event, Drafted) and event.ids]
+        assert sum(len(event.ids) > 1 for event in rounds) > 0
+        for event in rounds if prime == "prompt" else rounds[:1]:  # unprimed, later rounds see what was generated
+            assert seen.heads["head"].draft[event.pos0 - 1, : len(event.ids)].tolist() == event.ids
+            assert seen.heads["head"].p[event.pos0 - 1, : len(event.ids)].tolist() == [s.p[0] for s in event.steps]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("toychain", "2 heads in a chain, expected one head"),
+        ("toyreads", "block reads the trunk's cells, expected"),
+    ],
+)
+def test_a_head_that_a_probe_cannot_walk_is_refused(files, name, told):
+    toy = load(files[name])
+    with pytest.raises(MtprefError, match=told):
+        walk(toy, Window(0, "text", 0, (1, 2, 3), (1,)), [Variant("head", toy, 2)])
+
+
+def test_a_probe_takes_a_row_wider_than_an_embedding(files):
+    toy = load(files["toywide"])
+    run = run_decoder(toy, PROMPT, 16, n_max=3)
+    ids = [*PROMPT, *run.ids]
+    window = Window(0, "text", 0, tuple(ids), tuple(range(1, len(ids))))
+    seen = walk(toy, window, [Variant("head", toy, 3)], whole_chains=True).heads["head"]
+    for event in (event for event in run.events if isinstance(event, Drafted) and event.ids):
+        assert seen.draft[event.pos0 - 1, : len(event.ids)].tolist() == event.ids
+
+
+def test_golden_cells_are_those_of_any_positional_array(files):
+    toy = load(files["toy"], kv_type_draft="F16")  # its latent rows are float32 whatever the KV type is
+    inputs = {"tokens": SimpleNamespace(values=lambda: np.array(PROMPT))}
+    out = head_cells(toy, {"n_predict": 8, "n_max": 3}, inputs)
+    run = run_decoder(toy, PROMPT, 8, n_max=3)
+    assert out["ids"] == run.ids
+    cells = run.decoder.state.heads[0].layer.arrays["cache_latent"][: out["n_mtp"]]
+    assert np.array_equal(out["latent"], cells)
+    assert cells.any()

@@ -67,7 +67,7 @@ def test_a_roll_back_names_the_state_that_was_restored(traces):
         events = list(reader)
     first = next(e for e in events if isinstance(e, RolledBack))
     drafted = next(e for e in events if isinstance(e, Drafted) and e.round == first.round)
-    kept = f"behind token {first.to_pos - drafted.pos0} of {len(drafted.ids) + 1} of the batch was chosen"
+    kept = f"after token {first.to_pos - drafted.pos0} of {len(drafted.ids) + 1} of the batch was chosen"
     assert kept in told["healthy"][0]
     assert f"from position {first.from_pos} to {first.to_pos}" in told["healthy"][0]
     assert "the checkpoint before position" in told["replay"][0]
@@ -151,15 +151,22 @@ def test_the_command_writes_one_file_the_same_each_time(traces, tmp_path, capsys
 def test_a_model_names_the_tokens_that_the_trace_does_not(traces, tmp_path):
     from mtpref.front.api import tiny_path
 
-    bare, named = tmp_path / "bare.html", tmp_path / "named.html"
-    assert main(["trace", "html", str(traces["healthy"]), "-o", str(bare)]) == 0
-    assert main(["trace", "html", str(traces["healthy"]), "-o", str(named), "-m", str(tiny_path())]) == 0
+    bare, named, own = (tmp_path / f"{name}.html" for name in ("bare", "named", "own"))
+    other = tmp_path / "other.jsonl"  # the embedded model's tokens are named anyway
+    other.write_bytes(traces["healthy"].read_bytes().replace(b'"mtpref-tiny"', b'"another"'))
+    assert main(["trace", "html", str(other), "-o", str(bare)]) == 0
+    assert main(["trace", "html", str(other), "-o", str(named), "-m", str(tiny_path())]) == 0
+    assert main(["trace", "html", str(traces["healthy"]), "-o", str(own)]) == 0
     names = [
         [c[1] for r in data_of(path.read_bytes())["sides"][0]["rounds"] for d in r["d"] for c in d[3]]
-        for path in (bare, named)
+        for path in (bare, named, own)
     ]
     assert any(name.startswith("#") for name in names[0])
     assert not any(name.startswith("#") for name in names[1])
+    assert names[2] == names[1]
+    prompts = [data_of(path.read_bytes())["sides"][0]["prompt"] for path in (bare, named, own)]
+    assert prompts[1] == prompts[2] == "def main(argv):"
+    assert prompts[0] in ("", prompts[1])
 
 
 def test_the_commands_of_the_docs_run(tmp_path, monkeypatch):
@@ -222,7 +229,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(traces, tmp_pat
 
 def test_a_run_of_too_many_rounds_is_refused_and_a_part_of_it_shown(traces, monkeypatch):
     monkeypatch.setattr(rows, "MAX_ROUNDS", 10)
-    with pytest.raises(MtprefError, match=r"more than 10 rounds, .* choose some with --rounds"):
+    with pytest.raises(MtprefError, match=r"more than 10 rounds, .* choose some with `rounds`"):
         read_side(str(traces["healthy"]))
     assert len(read_side(str(traces["healthy"]), rounds=(0, 8)).rounds) <= 10
 

@@ -229,11 +229,11 @@ def test_every_anchor_that_is_cited_exists_and_is_the_one_that_is_meant(path):
 
 
 def test_a_wrong_citation_is_found():
-    """S21 for pairing, as mtpref/look/compare/producers.py once had it."""
+    """S21 for pairing, where mtpref/engine/model/walk.py has S20."""
     assert set(SUBJECTS) == set(sections())
-    text = (ROOT / "mtpref/look/compare/producers.py").read_text()
-    assert "(S20, S8)" in text
-    assert [anchor for anchor, _ in wrong_citations(text.replace("(S20, S8)", "(S21, S8)"))] == ["S21"]
+    text = (ROOT / "mtpref/engine/model/walk.py").read_text()
+    assert "is paired with (S20)" in text
+    assert [anchor for anchor, _ in wrong_citations(text.replace("(S20)", "(S21)"))] == ["S21"]
     assert [anchor for anchor, _ in wrong_citations("as S52 has it, and S6 to S99")] == ["S52", "S99"]
 
 

@@ -152,7 +152,7 @@ def test_the_command_prints_the_tables_or_one_json_object(capsys):
 
 
 def test_too_few_tokens_and_a_missing_head_are_refused():
-    with pytest.raises(MtprefError, match="--predict: 11 is out of range, expected 12 or more"):
+    with pytest.raises(MtprefError, match="`n_predict`: 11 is out of range, expected 12 or more"):
         story.tell(micro(60), ["x"], 11)
     with pytest.raises(MtprefError, match="no MTP head"):
         story.tell(without_head(micro(60)), ["x"], 12)

@@ -312,7 +312,7 @@ def test_a_null_is_a_field_that_is_not_there():
 )
 def test_a_model_card_with_what_no_key_can_hold(tmp_path, card, words):
     (tmp_path / "README.md").write_bytes(b"---\n" + card + b"\n---\n# A model\n")
-    line = refusal(description, tmp_path, "qwen35", 1000)
+    line = refusal(description, tmp_path, "qwen35", [("x", (1000,))])
     assert words in line
     (tmp_path / "README.md").write_bytes(b"---\nmodel_name: A\ntags: [a, b]\n---\n")
-    assert ("general.tags", ["a", "b"], "arr:str") in description(tmp_path, "qwen35", 1000)
+    assert ("general.tags", ["a", "b"], "arr:str") in description(tmp_path, "qwen35", [("x", (1000,))])

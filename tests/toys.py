@@ -111,7 +111,7 @@ LATENT = LayerKind(
 def compressed_forward(w, cfg, x, state, span, tap):
     """One row from each `ratio` tokens: a cell of its own a token keeps the raw rows, whole groups are averaged."""
     cells = state.arrays["cache_raw"]
-    cells[span.first : span.first + len(x)] = span.ops.mul_mat(w["mix_in.weight"], x)
+    cells[span.first : span.first + len(x)] = span.ops.mul_mat(w["raw_in.weight"], x)
     out = []
     for last in range(span.first, span.first + len(x)):
         n_groups = (last + 1) // cfg.ratio
@@ -120,7 +120,7 @@ def compressed_forward(w, cfg, x, state, span, tap):
         for row in groups:
             total += row
         out.append(total / np.float32(max(1, n_groups)))
-    return span.ops.mul_mat(w["mix_out.weight"], np.stack(out))
+    return span.ops.mul_mat(w["raw_out.weight"], np.stack(out))
 
 
 COMPRESSED = LayerKind(
@@ -182,7 +182,9 @@ def norms(*names: str) -> tuple[Tensor, ...]:
     return tuple(Tensor(f"{name}.weight", (n_embd,)) for name in names)
 
 
-MIX = tuple(Tensor(f"mix_{side}.weight", (n_embd, n_embd)) for side in ("in", "out"))
+MIX, RAW = (
+    tuple(Tensor(f"{name}_{side}.weight", (n_embd, n_embd)) for side in ("in", "out")) for name in ("mix", "raw")
+)
 ROWS = (Tensor("latent_down.weight", (n_row, n_embd)), Tensor("latent_up.weight", (n_embd, n_row)))
 DENSE = (
     Tensor("ffn_gate.weight", (n_ff, n_embd)),
@@ -206,8 +208,18 @@ class Cycle:
     others: tuple[Block, ...]
 
     def blocks(self, meta, n_layer, names):
-        n = meta.u32("leading_dense_block_count", 0, low=0)
-        return tuple(self.dense if il < n else self.others[(il - n) % len(self.others)] for il in range(n_layer))
+        return self.first(meta.u32("leading_dense_block_count", 0, low=0), n_layer)
+
+    def first(self, n_dense, n_layer):
+        return tuple(
+            self.dense if il < n_dense else self.others[(il - n_dense) % len(self.others)] for il in range(n_layer)
+        )
+
+    def declared(self, keys, n_blocks, n_trunk, problems):
+        return self.first(keys.integer("leading_dense_block_count") or 0, n_trunk), "leading_dense_block_count"
+
+    def keys_of(self, found, n_layer, n_heads):
+        return [("leading_dense_block_count", found["first_k_dense_replace"], "u32")]
 
     def all_blocks(self):
         return (self.dense, *self.others)
@@ -215,7 +227,7 @@ class Cycle:
 
 EMA_DENSE = Block("ema", EMA, SWIGLU_FFN, TWO + MIX + DENSE, BEFORE, ("mix_",))
 LATENT_MOE = Block("latent_moe", LATENT, EXPERTS, norms("attn_norm") + ROWS + STACK, parallel, ("latent_",))
-COMPRESSED_AFTER = Block("compressed", COMPRESSED, SWIGLU_FFN, AFTER + MIX + DENSE, normed_after, ("mix_",))
+COMPRESSED_AFTER = Block("compressed", COMPRESSED, SWIGLU_FFN, AFTER + RAW + DENSE, normed_after, ("raw_",))
 LATENT_HEAD = Block("mtp", LATENT, SWIGLU_FFN, TWO + ROWS + DENSE, BEFORE, ("nextn.",))
 READER = Block("mtp", READING, SWIGLU_FFN, TWO + (ROWS[1],) + DENSE, BEFORE, ("nextn.",))
 HYPERS = (*base_hypers, decay, n_expert, n_dense, window, n_row, ratio)

@@ -2,7 +2,7 @@
 
 Usage: python tools/bench_forward.py -m MODEL [-t N] [--tokens 1,2,4,8,512] [--past N] [--rounds N] [--python]
 
-For each number of tokens T, --rounds passes of T tokens behind --past cells. Prints the median pass, then the median
+For each number of tokens T, --rounds passes of T tokens after --past cells. Prints the median pass, then the median
 time in each kernel that takes a hundredth of it or more, and in everything else. A pass of 2 to 16 tokens keeps the
 recurrent state of each token, as a verify pass does, and computes all logits; a longer one the last, and one row of
 logits. A kernel that calls others counts as one.

@@ -105,7 +105,7 @@ def main() -> None:
         kinds = {}
         for label, _, path in (text.partition("=") for text in args.texts):
             kinds.setdefault(label, []).append(Path(path).read_text("utf-8"))
-    print(f"costs: draft step {draft:g}, verified row {row:g}; {args.predict} tokens behind each prompt")
+    print(f"costs: draft step {draft:g}, verified row {row:g}; {args.predict} tokens after each prompt")
     for kind, texts in kinds.items():
         prompts = [model.encode(text)[:PROMPT_TOKENS] for text in texts[:N_PROMPTS]]
         table = measure(model, prompts, args.predict, settings(args.n_max, draft, row))

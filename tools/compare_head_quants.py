@@ -58,9 +58,9 @@ def ways(model: Model, chunks: list[Pairs]) -> dict[str, Way]:
         if kind != "Q8_0":
             found[f"{kind} | imatrix"] = encoded(model, kind, weights)
         if kind in ("Q8_0", "Q4_1", "Q4_0"):
-            found[f"{kind} | GPTQ"] = gptq_head(model, chunks, Grid(kind))
+            found[f"{kind} | GPTQ"] = gptq_head(model, chunks, Grid(kind)).made
     found["Q4_0, groups of 128 | RTN"] = rounded(model, Grid("Q4_0", 128))
-    found["Q4_0, groups of 128 | GPTQ"] = gptq_head(model, chunks, Grid("Q4_0", 128))
+    found["Q4_0, groups of 128 | GPTQ"] = gptq_head(model, chunks, Grid("Q4_0", 128)).made
     return found
 
 

@@ -64,7 +64,7 @@ class Bench:
         self.model = folder / "model.gguf"
         self.checkpoint = write_checkpoint(folder / "hf", *read_state())
         self.floats = folder / "floats.gguf"
-        convert(self.checkpoint, self.floats, Settings("bf16"))
+        convert(self.checkpoint, self.floats, Settings(outtype="bf16"))
         kv, tensors = copy_of(TINY)
         pad = np.arange(n_megabytes << 20, dtype=np.uint32).view(np.int8)[: n_megabytes << 20]
         write_gguf(self.model, kv, [*tensors[:20], ("blk.4.padding", "I8", pad.shape, pad), *tensors[20:]])
@@ -116,7 +116,7 @@ class Bench:
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             os._exit(cli.main(self.command(name, more)))
-        except KeyboardInterrupt:  # before or behind the verb's own handling
+        except KeyboardInterrupt:  # before or after the verb's own handling
             os._exit(130)
         finally:
             os._exit(99)

@@ -38,7 +38,7 @@ class Prepared(Model):
             object.__setattr__(self, name, value)
 
     def after(self, id: int) -> Any:
-        """The trunk's logits behind the prompt (-1) or behind one more token; -2: the head's behind the prompt."""
+        """The trunk's logits after the prompt (-1) or after one more token; -2: the head's after the prompt."""
         if id not in self.known:
             self.known[id] = self.real.trunk(self.state, [id], n_logits=1).logits
             self.state.restore(self.saved)
@@ -59,7 +59,7 @@ def measure(
     healthy: Model, fault: Fault | None, text: str, policy: PolicyConfig, sampling: SamplingConfig, n_seeds: int
 ) -> dict[str, Any]:
     """Total variation between what is drawn over n_seeds seeds and the target's own distribution, for the token of a
-    row that has a draft and for the token behind it (where the first is the draft that is accepted most)."""
+    row that has a draft and for the token after it (where the first is the draft that is accepted most)."""
     prompt = healthy.vocab.encode(text)
     model = Prepared(healthy, prompt)
     if fault is not None:

@@ -30,7 +30,7 @@ TARGET = Path(__file__).parent.parent / "docs" / "faults.json"
 SCHEMA = "mtpref-fault-measurements-1"
 N_MAX, N_PREDICT = 4, 40
 TEXTS = (*PROMPTS[:8], *("".join((*PROMPTS[i:], *PROMPTS[:i])) for i in (0, 6)))  # two of them are long
-BINS = (0, 64, 192)  # rounds that open at these positions or behind
+BINS = (0, 64, 192)  # rounds that open at these positions or after
 N_SEEDS = 4000
 TV_PROMPT = PROMPTS[2]
 

@@ -1,6 +1,10 @@
-"""Record what ggml's scalar reference quantisers make of hard inputs, so that tests need no llama.cpp.
+"""Record what ggml's scalar reference quantisers and llama-quantize make, so that tests need no llama.cpp.
 
-    python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build
+    python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build            # needs shared libraries
+    python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build --files    # needs bin/llama-quantize
+
+--files: the type of each tensor and the digest of each file that llama-quantize makes of tests/quantize_cases.py's, for
+every mixture, and for three with an importance matrix; one thread. Without it:
 
 Calls the quantize_row_*_ref functions of Q8_0, Q8_1 and Q8_K (activations) and of Q4_0, Q4_1, Q5_0 and Q5_1 (weights),
 ggml_fp32_to_bf16_row_ref and ggml_fp32_to_fp16_row of libggml-base through ctypes. Inputs are made here from seeds:
@@ -9,8 +13,11 @@ all scales, ties, zeros, denormals, and the greatest element of either sign, in 
 
 import argparse
 import ctypes
+import hashlib
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +32,8 @@ from record_hf import write_npz  # noqa: E402
 from tests.random_weights import bits, normal  # noqa: E402
 
 DEFAULT_OUT = ROOT / "tests" / "data" / "quantisers.npz"
+FILES_OUT = ROOT / "tests" / "data" / "quantized_moe.json"
+WITH_IMATRIX = ("Q4_K_M", "Q4_0", "Q5_0")
 F32 = NDArray[np.float32]
 BLOCK = 256  # one Q8_K block, eight Q8_0 blocks
 BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "q8_1": 36}  # of 32 values
@@ -112,19 +121,53 @@ def record(library: ctypes.CDLL) -> dict[str, NDArray[Any]]:
     }
 
 
+def record_files(program: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """ "ARCH CASE" -> mixture, or "MIXTURE imatrix" -> types and sha256 of the file."""
+    from mtpref.files.gguf import open_gguf
+    from mtpref.heads.quantize import MIXTURES
+    from tests import quantize_cases as cases
+
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for arch in cases.ARCHS:
+        for name in cases.CASES:
+            of_case = found.setdefault(f"{arch} {name}", {})
+            with tempfile.TemporaryDirectory() as folder:
+                cases.write_case(Path(folder) / "in.gguf", arch, name)
+                for key in (*MIXTURES, *(f"{mixture} imatrix" for mixture in WITH_IMATRIX)):
+                    flags = ["--imatrix", cases.IMATRIX] if key.endswith("imatrix") else []
+                    command = [str(program), *flags, "in.gguf", "out.gguf", key.partition(" ")[0], "1"]
+                    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+                    out = Path(folder) / "out.gguf"
+                    with open_gguf(out) as file:
+                        types = cases.told([t.type_name for t in file.tensors.values()])
+                    of_case[key] = {"types": types, "sha256": hashlib.sha256(out.read_bytes()).hexdigest()}
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="record ggml's scalar quantisers")
+    parser = argparse.ArgumentParser(description="record ggml's scalar quantisers, or llama-quantize")
     parser.add_argument("--llama-cpp", type=Path, required=True, help="a llama.cpp build folder (shared libraries)")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    parser.add_argument("--files", action="store_true", help="record whole files of llama-quantize")
+    parser.add_argument("--out", type=Path, help="default: in tests/data")
     args = parser.parse_args(argv)
+    if args.files:
+        program = args.llama_cpp.resolve() / "bin" / "llama-quantize"
+        if not program.exists():
+            print(f"error: {program}: not there, expected a build of llama-quantize", file=sys.stderr)
+            return 2
+        out = args.out or FILES_OUT
+        out.write_text(json.dumps(record_files(program), indent=1) + "\n")
+        print(json.dumps({"out": str(out), "bytes": out.stat().st_size}))
+        return 0
     try:
         library = find_library(args.llama_cpp)
     except (FileNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     arrays = record(library)
-    write_npz(args.out, arrays)
-    print(json.dumps({"out": str(args.out), "arrays": len(arrays), "bytes": args.out.stat().st_size}))
+    out = args.out or DEFAULT_OUT
+    write_npz(out, arrays)
+    print(json.dumps({"out": str(out), "arrays": len(arrays), "bytes": out.stat().st_size}))
     return 0
 
 

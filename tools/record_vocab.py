@@ -80,7 +80,7 @@ def texts() -> list[bytes]:
 
 
 def trained() -> dict[str, Any]:
-    """A BPE vocabulary trained on all texts, with special tokens behind.
+    """A BPE vocabulary trained on all texts, special tokens last.
 
     Trained without a pre-tokenizer, so that merges cross every boundary that one may draw.
     """
@@ -124,7 +124,7 @@ def hashed() -> dict[str, Any]:
 
 
 def spm() -> dict[str, Any]:
-    """A SentencePiece BPE vocabulary trained on the corpus; special tokens behind the bytes, some of them traps."""
+    """A SentencePiece BPE vocabulary trained on the corpus; special tokens after the bytes, some of them traps."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for block in blocks() for line in block.splitlines()] * 2),

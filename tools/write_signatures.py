@@ -13,7 +13,7 @@ TARGET = ROOT / "mtpref" / "faults" / "diagnose" / "signatures.json"
 
 
 def signature(measured: dict[str, Any], healthy: dict[str, Any]) -> dict[str, Any]:
-    """Rates by draft position, and of the first behind a full acceptance and behind any other; the same healthy."""
+    """Rates by draft position, and of the first after a full acceptance and after any other; the same healthy."""
 
     def split(m: dict[str, Any]) -> list[float | None]:
         after = m.get("a1_after") or {}

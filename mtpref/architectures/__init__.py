@@ -13,6 +13,8 @@ from mtpref.architectures.names import (
     gguf_to_hf_name,
     hf_to_gguf_name,
     place_of,
+    stacks_beside,
+    stacks_of,
     state_from_gguf,
     state_to_gguf,
     tensor_of,
@@ -20,7 +22,17 @@ from mtpref.architectures.names import (
 from mtpref.architectures.qwen3next import QWEN3NEXT
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.qwen35moe import QWEN35MOE
-from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, Hyper, Tensor, tensors_of
+from mtpref.architectures.sheet import (
+    Alternating,
+    Architecture,
+    Block,
+    Either,
+    HeadSheet,
+    Hyper,
+    Tensor,
+    present_tensors,
+    tensors_of,
+)
 from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
@@ -46,10 +58,13 @@ __all__ = [
     "find_architecture",
     "fused_of",
     "gguf_to_hf_name",
-    "head_of",
     "hf_to_gguf_name",
     "numbers",
     "place_of",
+    "present_tensors",
+    "sheet_of",
+    "stacks_beside",
+    "stacks_of",
     "state_from_gguf",
     "state_to_gguf",
     "symbols_of",
@@ -61,15 +76,14 @@ __all__ = [
 HEAD_FAMILY = tuple(ARCHITECTURES)  # architectures whose heads can be taken out, off and put in
 
 
-def head_of(arch: str) -> tuple[Tensor, ...]:
-    """The tensors of one head of an architecture of HEAD_FAMILY."""
-    head = ARCHITECTURES[arch].head
-    return head.all_tensors() if head else ()
-
-
 def symbols_of(arch: str) -> dict[str, str]:
     """Counts that shapes are written with -> their keys, for an architecture of HEAD_FAMILY."""
-    return ARCHITECTURES[arch].symbols
+    return sheet_of(arch).symbols
+
+
+def sheet_of(arch: str) -> Architecture:
+    """The data sheet of an architecture of HEAD_FAMILY."""
+    return ARCHITECTURES[arch]
 
 
 def find_architecture(meta: Metadata) -> Architecture:

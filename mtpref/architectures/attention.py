@@ -12,7 +12,7 @@ def plain_attention(*, needs_norms: bool) -> tuple[Tensor | Either, ...]:
         Tensor(f"attn_{part}.weight", (rows, n_embd), f"self_attn.{part}_proj.weight", role=role, cb=cb)
         for part, rows, role, cb in (
             ("q", _query, "", "Qcur"),
-            ("k", _key, "", "Kcur"),
+            ("k", _key, "attn_k", "Kcur"),
             ("v", _key, "attn_v", "Vcur"),
         )
     )
@@ -27,7 +27,8 @@ def plain_attention(*, needs_norms: bool) -> tuple[Tensor | Either, ...]:
     return (
         Either(((fused,), (q, k, v))),
         Either(((fused_bias,), biases)),
-        Tensor("attn_output.weight", (n_embd, _query), "self_attn.o_proj.weight", cb="attn_output"),
+        Tensor("attn_output.weight", (n_embd, _query), "self_attn.o_proj.weight", role="attn_output",
+               cb="attn_output"),
         Tensor("attn_q_norm.weight", (n_embd_head,), "self_attn.q_norm.weight", optional=not needs_norms,
                cb="Qcur_normed"),
         Tensor("attn_k_norm.weight", (n_embd_head,), "self_attn.k_norm.weight", optional=not needs_norms,

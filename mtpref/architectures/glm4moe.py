@@ -6,8 +6,9 @@ The data sheet. Source: llama.cpp src/models/glm4-moe.cpp, conversion/glm.py; tr
 from dataclasses import replace
 
 from mtpref.architectures.attention import plain_attention
-from mtpref.architectures.common import base_hypers, eh_proj_tensors, n_embd, root_tensors
+from mtpref.architectures.common import base_hypers, eh_proj_tensors, n_embd, rms_eps, root_tensors
 from mtpref.architectures.experts import (
+    FUSED_STACKS,
     expert_gating_func,
     expert_stacks,
     expert_weights_norm,
@@ -76,12 +77,13 @@ _names = {"attn_residual": "ffn_inp", "attn_post_norm": "post_attn_norm", "ffn_s
 
 GLM4MOE = Architecture(
     name="glm4moe",
+    pre="glm4",
     hypers=(
-        *base_hypers,
+        *(replace(h, hf_default=1e-5) if h is rms_eps else h for h in base_hypers),
         replace(n_expert, hf="n_routed_experts"),
         n_expert_used,
-        n_expert_group,
-        n_expert_group_used,
+        replace(n_expert_group, hf_default=1),
+        replace(n_expert_group_used, hf_default=1),
         n_rot,
         rope_sections,
         n_ff_exp,
@@ -103,6 +105,10 @@ GLM4MOE = Architecture(
         head="model.layers.{il}.",
         head_block="model.layers.{il}.",
         n_heads="num_nextn_predict_layers",
+        stacks=FUSED_STACKS,
+        special=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),
+        layers_after="expert_shared_count",
+        heads_after="expert_weights_norm",
     ),
     cb=_names,
     cb_head=_names,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mtpref.architectures.attention import plain_attention
 from mtpref.architectures.common import base_hypers, eh_proj_tensors, n_embd, root_tensors
 from mtpref.architectures.experts import (
+    FUSED_STACKS,
     expert_gating_func,
     expert_stacks,
     expert_weights_norm,
@@ -27,9 +28,12 @@ from mtpref.spec.kinds import MOE_FFN, SWIGLU_FFN, WHOLE_ROTARY_ATTENTION, Seque
 
 # HYPER-PARAMETERS
 
-n_rot = Hyper("n_rot", "rope.dimension_count", default=lambda v: v["n_embd_head"], high=4096, hf="n_embd_head")
+n_rot = Hyper("n_rot", "rope.dimension_count", default=lambda v: v["n_embd_head"], high=4096)
 n_ff_shexp = Hyper("n_ff_shexp", "expert_shared_feed_forward_length", default=lambda v: v["n_ff_exp"],
-                   hf=lambda c: c["moe_intermediate_size"] * (c.get("num_shared_experts") or 1))  # fmt: skip
+                   hf=lambda c: c["moe_intermediate_size"] * (c.get("num_shared_experts") or 1),
+                   hf_fields=("moe_intermediate_size",))  # fmt: skip
+# transformers' own, where a config.json leaves them out
+_DEFAULTS = {"rope.freq_base": 11158840.0, "attention.layer_norm_rms_epsilon": 1e-5}
 
 # TENSORS
 
@@ -67,7 +71,7 @@ _names = {"attn_residual": "ffn_inp", "attn_post_norm": "ffn_norm", "ffn_shexp":
 HY_V3 = Architecture(
     name="hy_v3",
     hypers=(
-        *base_hypers,
+        *(replace(h, hf_default=_DEFAULTS.get(h.key, h.hf_default)) for h in base_hypers),
         n_expert,
         n_expert_used,
         n_expert_group,
@@ -76,11 +80,12 @@ HY_V3 = Architecture(
         n_ff_exp,
         n_ff_shexp,
         replace(expert_weights_norm, hf="route_norm", hf_default=True),
-        replace(expert_weights_scale, hf="router_scaling_factor", hf_default=1.0),
+        replace(expert_weights_scale, hf="router_scaling_factor", hf_default=2.826),
         expert_gating_func,
     ),
     tensors=root_tensors(norm=AS_IS),
-    layers=ByTensor(having=MOE, lacking=DENSE, tensor="ffn_gate_inp.weight", hf_count="first_k_dense_replace"),
+    layers=ByTensor(having=MOE, lacking=DENSE, tensor="ffn_gate_inp.weight",
+                    hf_kinds="mlp_layer_types", hf_count="first_k_dense_replace"),
     head=HeadSheet(
         MTP, tuple(replace(t, hf=_nextn[t.name]) for t in eh_proj_tensors(norm=AS_IS)), hidden="post", chain="post",
         without=("ffn_gate_inp.weight", replace(DENSE, name="mtp", marks=("nextn.",))), may_lack=True,
@@ -92,6 +97,8 @@ HY_V3 = Architecture(
         head="model.layers.{il}.",
         head_block="model.layers.{il}.",
         n_heads="num_nextn_predict_layers",
+        stacks=FUSED_STACKS,
+        heads_after="expert_gating_func",
     ),
     cb=_names,
     cb_head=_names,

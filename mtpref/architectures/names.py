@@ -4,7 +4,7 @@ Canonical checkpoint names only: hf/names.py takes off what depends on the class
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,14 +13,22 @@ import numpy as np
 from mtpref.architectures.sheet import Architecture, Fused, Tensor
 from mtpref.base.errors import MtprefError
 
+EXPERT = "{e}"  # an expert's number in the checkpoint name of a stack
+_NUMBER = re.compile(r"0|[1-9]\d{0,5}")
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a checkpoint's tensor belongs. il: its block, None outside of blocks"""
+    """Where a checkpoint's tensor belongs.
+
+    il      its block, None outside of blocks
+    expert  which matrix of the stack it is; None for the whole tensor
+    """
 
     tensor: Tensor
     il: int | None
     is_head: bool
+    expert: int | None = None
 
     @property
     def name(self) -> str:
@@ -36,6 +44,7 @@ class _Table:
     pattern: re.Pattern[str]
     prefix: str
     tensors: Mapping[str, Tensor]  # by checkpoint name below the prefix
+    stacks: Mapping[tuple[str, str], Tensor]  # by what stands before and after the expert's number
 
 
 @cache
@@ -47,10 +56,14 @@ def _tables(sheet: Architecture) -> tuple[_Table, ...]:
     groups = [("root", "", sheet.tensors), ("layer", hf.layer, layers)]
     if head is not None:
         groups += [("head", hf.head, head.tensors), ("head_block", hf.head_block, tuple(head.block.all_tensors()))]
-    return tuple(
-        _Table(kind, _pattern(prefix), prefix, {tensor.hf: tensor for tensor in tensors if tensor.hf})
-        for kind, prefix, tensors in groups
-    )
+    return tuple(_table(kind, prefix, tensors) for kind, prefix, tensors in groups)
+
+
+def _table(kind: str, prefix: str, tensors: Iterable[Tensor]) -> _Table:
+    named = {tensor.hf: tensor for tensor in tensors if tensor.hf}
+    plain = {hf: tensor for hf, tensor in named.items() if EXPERT not in hf}
+    stacks = {(hf.split(EXPERT)[0], hf.split(EXPERT)[1]): t for hf, t in named.items() if EXPERT in hf}
+    return _Table(kind, _pattern(prefix), prefix, plain, stacks)
 
 
 def _pattern(prefix: str) -> re.Pattern[str]:
@@ -60,9 +73,33 @@ def _pattern(prefix: str) -> re.Pattern[str]:
 def place_of(sheet: Architecture, name: str, n_layer: int) -> Place | None:
     """The place of a checkpoint's tensor; None where a model of n_layer layers has none for it."""
     for table, i, rest in _prefixed(sheet, name, n_layer):
+        is_head = table.kind.startswith("head")
         if rest in table.tensors:
-            return Place(table.tensors[rest], i, table.kind.startswith("head"))
+            return Place(table.tensors[rest], i, is_head)
+        for (before, after), tensor in table.stacks.items():
+            number = rest[len(before) : len(rest) - len(after)]
+            if rest == before + number + after and _NUMBER.fullmatch(number):
+                return Place(tensor, i, is_head, int(number))
     return None
+
+
+def stacks_of(sheet: Architecture, name: str, n_layer: int) -> list[Place] | None:
+    """The stacks that a checkpoint's tensor holds for all experts at once, in its order; None for any other name."""
+    for table, i, rest in _prefixed(sheet, name, n_layer):
+        for one in sheet.hf.stacks if sheet.hf and table.stacks else ():
+            if rest in (one.hf, f"{one.hf}.weight"):
+                named = {EXPERT.join(ends): tensor for ends, tensor in table.stacks.items()}
+                return [Place(named[part], i, table.kind.startswith("head")) for part in one.parts]
+    return None
+
+
+def stacks_beside(sheet: Architecture, name: str, n_layer: int) -> dict[str, Tensor]:
+    """The stacks of the block that a checkpoint's name belongs to, by checkpoint name with {e} for the number."""
+    for table, _, rest in _prefixed(sheet, name, n_layer):
+        if table.stacks:
+            prefix = name[: len(name) - len(rest)]
+            return {prefix + EXPERT.join(ends): tensor for ends, tensor in sorted(table.stacks.items())}
+    return {}
 
 
 def fused_of(sheet: Architecture, name: str, n_layer: int) -> tuple[Fused, list[str]] | None:
@@ -117,26 +154,40 @@ def _gguf_places(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple
     il, short = (int(match[1]), match[2]) if match else (None, name)
     for table in _tables(sheet):
         if (table.kind == "root") == (il is None) and (il is None or (il < n_layer) == (table.kind == "layer")):
-            yield from ((table, tensor, il) for tensor in table.tensors.values() if tensor.name == short)
+            everything = (*table.tensors.values(), *table.stacks.values())
+            yield from ((table, tensor, il) for tensor in everything if tensor.name == short)
 
 
 def state_to_gguf(
     sheet: Architecture, state: Mapping[str, np.ndarray], values: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """A whole state dict under GGUF names and conventions, in the order given. values: n_layer, and what shapes need"""
-    made = {}
+    """A whole state dict under GGUF names and conventions, in the order given. values: n_layer, and what shapes need
+
+    Experts become stacks, in the order of their numbers.
+    """
+    made: dict[str, np.ndarray] = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
     for name, x in state.items():
-        gguf_name = hf_to_gguf_name(sheet, name, values["n_layer"])
-        made[gguf_name] = tensor_of(sheet, gguf_name, values["n_layer"]).change.to_gguf(x, values)
-    return made
+        place = place_of(sheet, name, values["n_layer"])
+        if place is None:
+            raise MtprefError(f"{name}: no GGUF name in a {sheet.name} model of {values['n_layer']} layers")
+        if place.expert is None:
+            made[place.name] = place.tensor.change.to_gguf(x, values)
+        else:
+            experts.setdefault(place.name, {})[place.expert] = x
+    return made | {name: np.stack([found[e] for e in sorted(found)]) for name, found in experts.items()}
 
 
 def state_from_gguf(
     sheet: Architecture, tensors: Mapping[str, np.ndarray], values: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """A whole GGUF tensor table (dequantised) under checkpoint names and conventions."""
+    """A whole GGUF tensor table (dequantised) under checkpoint names and conventions, experts each by itself."""
     n_layer = values["n_layer"]
-    return {
-        gguf_to_hf_name(sheet, name, n_layer): tensor_of(sheet, name, n_layer).change.from_gguf(x, values)
-        for name, x in tensors.items()
-    }
+    state: dict[str, np.ndarray] = {}
+    for name, x in tensors.items():
+        hf_name = gguf_to_hf_name(sheet, name, n_layer)
+        if EXPERT in hf_name:
+            state |= {hf_name.replace(EXPERT, str(e)): matrix for e, matrix in enumerate(x)}
+        else:
+            state[hf_name] = tensor_of(sheet, name, n_layer).change.from_gguf(x, values)
+    return state

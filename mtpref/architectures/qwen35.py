@@ -41,7 +41,8 @@ d_conv = Hyper("d_conv", "ssm.conv_kernel", low=2, high=32, hf="linear_conv_kern
 d_state = Hyper("d_state", "ssm.state_size", high=4096, hf="linear_key_head_dim")  # S, one DeltaNet head's width
 n_k_head = Hyper("n_k_head", "ssm.group_count", high=4096, hf="linear_num_key_heads")  # H_k
 n_v_head = Hyper("n_v_head", "ssm.time_step_rank", high=4096, hf="linear_num_value_heads")  # H_v
-d_inner = Hyper("d_inner", "ssm.inner_size", hf=lambda c: c["linear_value_head_dim"] * c["linear_num_value_heads"])
+d_inner = Hyper("d_inner", "ssm.inner_size", hf=lambda c: c["linear_value_head_dim"] * c["linear_num_value_heads"],
+                hf_fields=("linear_value_head_dim",))  # fmt: skip
 n_rot = Hyper(
     "n_rot",
     "rope.dimension_count",
@@ -82,9 +83,17 @@ DELTA = (
 ATTENTION = (
     # per head: q, then gate
     Tensor("attn_q.weight", (2 * n_head * n_embd_head, n_embd), "self_attn.q_proj.weight", cb="Qcur_full"),
-    Tensor("attn_k.weight", (n_head_kv * n_embd_head, n_embd), "self_attn.k_proj.weight", cb="Kcur_normed"),
+    Tensor(
+        "attn_k.weight", (n_head_kv * n_embd_head, n_embd), "self_attn.k_proj.weight", role="attn_k", cb="Kcur_normed"
+    ),
     Tensor("attn_v.weight", (n_head_kv * n_embd_head, n_embd), "self_attn.v_proj.weight", role="attn_v", cb="Vcur"),
-    Tensor("attn_output.weight", (n_embd, n_head * n_embd_head), "self_attn.o_proj.weight", cb="attn_output"),
+    Tensor(
+        "attn_output.weight",
+        (n_embd, n_head * n_embd_head),
+        "self_attn.o_proj.weight",
+        role="attn_output",
+        cb="attn_output",
+    ),
     Tensor("attn_q_norm.weight", (n_embd_head,), "self_attn.q_norm.weight", ZERO_CENTRED, cb="Qcur_normed"),
     Tensor("attn_k_norm.weight", (n_embd_head,), "self_attn.k_norm.weight", ZERO_CENTRED, cb="Kcur_normed"),
 )
@@ -135,6 +144,7 @@ FUSED = (
 
 QWEN35 = Architecture(
     name="qwen35",
+    pre="qwen35",
     hypers=(
         *base_hypers,
         d_conv,
@@ -165,6 +175,7 @@ QWEN35 = Architecture(
         head="mtp.",
         head_block="mtp.layers.{i}.",
         n_heads="mtp_num_hidden_layers",
+        layers_after="ssm.inner_size",
         fused=FUSED,
     ),
 )

@@ -73,6 +73,7 @@ EXPERT_FUSED = tuple(fused for fused in FUSED if not fused.hf.startswith("mlp.")
 
 QWEN35MOE = Architecture(
     name="qwen35moe",
+    pre="qwen35",
     hypers=(*moe_base_hypers, *expert_hypers, d_conv, d_state, n_k_head, n_v_head, d_inner, n_rot, rope_sections),
     tensors=root_tensors(norm=ZERO_CENTRED),
     layers=Alternating(
@@ -93,6 +94,8 @@ QWEN35MOE = Architecture(
         head="mtp.",
         head_block="mtp.layers.{i}.",
         n_heads="mtp_num_hidden_layers",
+        layers_after="ssm.inner_size",
+        heads_after="expert_shared_feed_forward_length",
         fused=EXPERT_FUSED,
         stacks=FUSED_STACKS,
     ),

@@ -46,6 +46,7 @@ MTP = replace(ATTENDING, name="mtp", marks=("nextn.",))
 
 QWEN3NEXT = Architecture(
     name="qwen3next",
+    pre="qwen2",
     hypers=(*moe_base_hypers, *expert_hypers, d_conv, d_state, n_k_head, n_v_head, d_inner, n_rot),
     tensors=root_tensors(norm=ZERO_CENTRED),
     layers=Alternating(
@@ -66,6 +67,9 @@ QWEN3NEXT = Architecture(
         head="mtp.",
         head_block="mtp.layers.{i}.",
         n_heads="mtp_num_hidden_layers",
+        says_heads=False,
+        layers_after="ssm.inner_size",
+        heads_after="expert_shared_feed_forward_length",
         fused=tuple(one for one in FUSED if one.hf.endswith(("in_proj_qkvz.weight", "qkv_proj.weight"))),
         stacks=FUSED_STACKS,
     ),

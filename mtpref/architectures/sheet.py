@@ -32,6 +32,7 @@ class Hyper(Named):
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
+    hf_fields fields of config.json that such a function cannot do without
     length    items of an array that are read
     hf_default  where config.json lacks it; OPTIONAL: no key; None: the field is required
     """
@@ -42,6 +43,7 @@ class Hyper(Named):
     low: float = 1
     high: float = MAX_DIM
     hf: str | Callable[[Mapping[str, Any]], Any] = ""
+    hf_fields: tuple[str, ...] = ()
     hf_default: Any = None
     length: int = 4
 
@@ -84,7 +86,8 @@ class Tensor:
     fallback  names that stand in for it, the first present wins
     optional  whether it may be absent with nothing in its place
     cb        llama.cpp's name of what the graph makes with it
-    role      the quantiser's category: "attn_v", "ffn_down", "output", "token_embd", or "" for the rest
+    role      the quantiser's category: "attn_v", "attn_k", "attn_output", "ffn_down", "output", "token_embd", or "" for
+              the rest
     keep_f32  held and stored as float32 whatever its dimensions
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
@@ -130,8 +133,13 @@ class Either:
     choices: tuple[tuple[Tensor, ...], ...]
 
     def chosen(self, il: int, names: Container[str]) -> tuple[Tensor, ...]:
-        """The first alternative that block il of a file with these tensors has; the last where it has none."""
-        return next((c for c in self.choices if all(t.at(il).name in names for t in c)), self.choices[-1])
+        """The first alternative that block il of a file with these tensors has.
+
+        Where it has none: the first that checkpoints have, which is what converters write, else the last.
+        """
+        there = (choice for choice in self.choices if all(t.at(il).name in names for t in choice))
+        written = next((choice for choice in self.choices if all(t.hf for t in choice)), self.choices[-1])
+        return next(there, written)
 
 
 @dataclass(frozen=True)
@@ -183,13 +191,6 @@ class HeadSheet:
         """The block of the head that is block il of a file with these tensors."""
         return self.without[1] if self.without and f"blk.{il}.{self.without[0]}" not in names else self.block
 
-    def missing(self, il: int, names: Container[str]) -> list[str]:
-        """Required tensors that block il of a file with these tensors lacks."""
-        wanted = list(self.tensors)
-        for item in self.block_at(il, names).tensors:
-            wanted += item.chosen(il, names) if isinstance(item, Either) else [item]
-        return [t.at(il).name for t in wanted if t.required and t.at(il).name not in names]
-
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())
 
@@ -223,6 +224,10 @@ class LayerRule(Protocol):
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
         """The keys that say so in a GGUF, of what config.json says: (key, value, kind)."""
+        ...
+
+    def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
+        """What config.json says, where the keys that it becomes do not; None: nothing, or the keys do."""
         ...
 
     def all_blocks(self) -> tuple[Block, ...]:
@@ -275,6 +280,9 @@ class Alternating:
             keys.append((self.flags, [*flags, *[False] * n_heads], "arr:bool"))
         return [*keys, (self.interval, found.get(self.hf_interval) or self.default, "u32")]
 
+    def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
+        return None
+
     def by_flags(self, flags: Sequence[int]) -> tuple[Block, ...]:
         return tuple(self.marked if flag else self.other for flag in flags)
 
@@ -311,6 +319,9 @@ class LeadingDense:
         count = found.get(self.hf)
         return [] if count is None else [(self.key, count, "u32")]
 
+    def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
+        return None
+
     def by_count(self, count: int, n_layer: int) -> tuple[Block, ...]:
         return tuple(self.dense if il < count else self.rest for il in range(n_layer))
 
@@ -322,12 +333,14 @@ class LeadingDense:
 class ByTensor:
     """A layer that has this tensor is `having`, another is `lacking`.
 
-    hf_count  config.json's field that says how many layers come first without it
+    hf_kinds  config.json's field that lists "sparse" for each layer with it, "dense" for another
+    hf_count  the field that says how many layers come first without it, where there is no list
     """
 
     having: Block
     lacking: Block
     tensor: str
+    hf_kinds: str
     hf_count: str
 
     def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
@@ -340,9 +353,11 @@ class ByTensor:
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
         return []
 
-    def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...]:
-        """The blocks that a checkpoint of this config.json has."""
-        return tuple(self._of(il >= (found.get(self.hf_count) or 0)) for il in range(n_layer))
+    def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
+        if self.hf_kinds in found:
+            return tuple(self._of(kind == "sparse") for kind in found[self.hf_kinds])
+        n_lacking = found.get(self.hf_count)
+        return None if n_lacking is None else tuple(self._of(il >= n_lacking) for il in range(n_layer))
 
     def _of(self, has_it: bool) -> Block:
         return self.having if has_it else self.lacking
@@ -397,6 +412,9 @@ class HuggingFace:
     n_heads    config.json's field that counts heads
     fused      names that stand for several tensors
     stacks     names that stand for the experts of one or several stacks at once
+    says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
+    special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
+    layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
     """
 
     classes: tuple[str, ...]
@@ -407,6 +425,10 @@ class HuggingFace:
     n_heads: str
     fused: tuple[Fused, ...] = ()
     stacks: tuple[FusedStack, ...] = ()
+    says_heads: bool = True
+    special: tuple[tuple[str, str], ...] = ()
+    layers_after: str = ""
+    heads_after: str = "general.file_type"
 
 
 @dataclass(frozen=True)
@@ -428,6 +450,7 @@ class Architecture:
     tensors    those outside of blocks      layers    which block each trunk layer is
     head       None: no MTP head            n_heads   most heads that it can have: more than one are a chain
     streams    where the residual stream is wider than a row
+    pre        tokenizer.ggml.pre of its published models; "" where no one name is theirs
     cb, cb_head  names of results that llama.cpp's graph of this architecture calls otherwise -> its names, for trunk
                and head (without its mtp_)
     """
@@ -440,6 +463,7 @@ class Architecture:
     n_heads: int = 1
     hf: HuggingFace | None = None
     streams: Streams | None = None
+    pre: str = ""
     cb: Mapping[str, str] = field(default_factory=dict)
     cb_head: Mapping[str, str] = field(default_factory=dict)
 
@@ -451,6 +475,13 @@ class Architecture:
     def values(self, meta: Metadata) -> Values:
         """The hyper-parameters of a file, read as they are asked for."""
         return Values(meta, {hyper.name: hyper.read for hyper in self.hypers})
+
+    def head_tensors(self, il: int, names: Container[str]) -> list[Tensor]:
+        """The tensors of the head that is block il of a file with these names: of alternatives those that are there."""
+        if self.head is None:
+            return []
+        block = self.head.block_at(il, names)
+        return list(present_tensors((*self.head.tensors, *block.tensors), il, names))
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -466,3 +497,9 @@ def tensors_of(items: Sequence[Tensor | Either]) -> Iterator[Tensor]:
                 yield from choice
         else:
             yield item
+
+
+def present_tensors(items: Sequence[Tensor | Either], il: int, names: Container[str]) -> Iterator[Tensor]:
+    """The tensors that block il of a file with these names has, or lacks: of alternatives one (`Either.chosen`)."""
+    for item in items:
+        yield from item.chosen(il, names) if isinstance(item, Either) else (item,)

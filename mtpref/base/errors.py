@@ -1,9 +1,15 @@
 """The one exception that a user is meant to see, and two kinds of it that a caller may tell apart.
 
 Owns the rule for refusals: one line that names what is wrong, the value found, the value expected and
-what to try. The command line prints it and exits with code 2, without a traceback.
+what to try. It names settings in the library's words, `n_ctx` or `PolicyConfig.n_max`, between backquotes where they
+stand within a text. The command line puts its own flags there, prints the line and exits with code 2, without a
+traceback.
 """
 
+import re
+from collections.abc import Mapping
+
+_SETTING = re.compile(r"`([A-Za-z_][A-Za-z0-9_.= ]*)`")
 MAX_LINE = 2000  # characters; what is longer loses its middle
 _KEPT_AT_END = 600
 
@@ -17,6 +23,10 @@ class MtprefError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 
+    def told(self, flags: Mapping[str, str]) -> str:
+        """The line with a flag in place of each setting that has one."""
+        return with_flags(str(self), flags)
+
 
 class UnsupportedError(MtprefError):
     """What this version does not know: a type, a tokenizer, an architecture. It may be right all the same."""
@@ -24,6 +34,11 @@ class UnsupportedError(MtprefError):
 
 class NotFiniteError(MtprefError):
     """NaN or infinity where a model was run."""
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """A text with a flag in place of each setting between backquotes that has one."""
+    return _SETTING.sub(lambda found: flags.get(found[1], found[0]), text)
 
 
 def one_line(text: str) -> str:

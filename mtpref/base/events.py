@@ -61,7 +61,7 @@ class DraftStep:
 
 @dataclass(frozen=True)
 class Drafted:
-    """A draft for the tokens behind id_last, which is at position pos0. n_cooldown: rounds of silence left."""
+    """A draft for the tokens after id_last, which is at position pos0. n_cooldown: rounds of silence left."""
 
     round: int
     pos0: int

@@ -9,10 +9,11 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.errors import MtprefError, one_line, with_flags
 from mtpref.base.typed import describe
 
 
@@ -30,9 +31,9 @@ class SettingError(MtprefError):
     def told(self, flags: Mapping[str, str]) -> str:
         """The line with a flag in place of each setting that has one."""
         setting, problem, others = self._parts
-        if others:
-            problem = problem.format(**{key: flags.get(name, name) for key, name in others.items()})
-        return str(MtprefError(f"{flags.get(setting, setting)}: {problem}"))
+        for key, name in others.items():
+            problem = problem.replace(f"{{{key}}}", flags.get(name, name))
+        return with_flags(one_line(f"{flags.get(setting, setting)}: {problem}"), flags)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Bounds:
         return self.words or (
             f"{self.low:g} or more" if self.high == math.inf else f"{_g(self.low)} .. {_g(self.high)}"
         )
+
+
+ANY = Bounds(-math.inf, math.inf, "a finite number")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,14 @@ def check_fields(built: Any, label: str = "") -> None:
         object.__setattr__(built, field.name, checked(hints[field.name], getattr(built, field.name), where))
 
 
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold arguments to a function's type hints, as check_fields does; those that are not given are left out.
+
+    Errors  SettingError, which names the argument
+    """
+    return {name: checked(kind, given[name], name) for name, kind in _hints(function).items() if name in given}
+
+
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls, include_extras=True)
@@ -95,7 +107,7 @@ def checked(kind: Any, value: Any, where: str) -> Any:
         if isinstance(rule, Bounds):
             return _number(base, value, where, rule)
         if not isinstance(value, str) or value not in rule.names:
-            raise SettingError(where, f"{_shown(value)} is unknown, expected one of {rule}")
+            raise SettingError(where, f"{named(value)} is unknown, expected one of {rule}")
         return value
     if origin in (UnionType, Union):
         return _one_of_kinds(get_args(kind), value, where)
@@ -103,7 +115,7 @@ def checked(kind: Any, value: Any, where: str) -> Any:
         value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, str | bytes) or not isinstance(value, Sequence):
             raise SettingError(
-                where, f"{_shown(value)} is no list, expected a list, each item {_named(get_args(kind)[0])}"
+                where, f"{named(value)} is no list, expected a list, each item {_named(get_args(kind)[0])}"
             )
         item, *others = get_args(kind)
         if others and others[-1] is not Ellipsis and len(value) != 1 + len(others):
@@ -112,10 +124,10 @@ def checked(kind: Any, value: Any, where: str) -> Any:
             return tuple(value)
         return tuple(checked(item, x, where) for x in value)
     if kind in (int, float):
-        return _number(kind, value, where, Bounds(-math.inf, math.inf, "a finite number"))
+        return _number(kind, value, where, ANY)
     fits = callable(value) if origin is Callable else kind is Any or isinstance(value, kind)
     if not fits:
-        raise SettingError(where, f"{_shown(value)} is out of place, expected {_named(kind)}")
+        raise SettingError(where, f"{named(value)} is out of place, expected {_named(kind)}")
     return value
 
 
@@ -124,8 +136,11 @@ def _one_of_kinds(kinds: Sequence[Any], value: Any, where: str) -> Any:
         return None
     kinds = [kind for kind in kinds if kind is not NoneType]
     for kind in kinds[:-1]:
-        if isinstance(kind, type) and isinstance(value, kind):
-            return value
+        base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+        if isinstance(base, type) and isinstance(value, base):
+            return value if base is kind else checked(kind, value, where)
+    if len(kinds) > 1 and all(isinstance(kind, type) for kind in kinds) and not isinstance(value, kinds[-1]):
+        raise SettingError(where, f"{named(value)} is out of place, expected {' or '.join(map(_named, kinds))}")
     return checked(kinds[-1], value, where)
 
 
@@ -133,7 +148,8 @@ def _number(kind: Any, value: Any, where: str, bounds: Bounds) -> Any:
     wanted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, wanted):
         what = "an integer" if kind is int else "a number"
-        raise SettingError(where, f"{_shown(value)} is no {what.split()[1]}, expected {what}, {bounds}")
+        expected = what if bounds is ANY else f"{what}, {bounds}"
+        raise SettingError(where, f"{named(value)} is no {what.split()[1]}, expected {expected}")
     own: int | float = int(value) if isinstance(value, numbers.Integral) else float(value)
     if (isinstance(own, float) and not math.isfinite(own)) or not bounds.low <= own <= bounds.high:
         shown = f"{own:g}" if isinstance(own, float) else own if abs(own) < 1 << 70 else describe(own)
@@ -147,12 +163,23 @@ def _named(kind: Any) -> str:
     if get_origin(kind) is Callable:
         return "a function"
     names = {str: "a string", int: "an integer", float: "a number", bool: "True or False"}
-    return names.get(kind) or " or ".join(getattr(k, "__name__", str(k)) for k in get_args(kind) or (kind,))
+    kinds = get_args(kind) or (kind,)
+    return names.get(kind) or " or ".join(names.get(k) or str(getattr(k, "__name__", k)) for k in kinds)
 
 
-def _shown(value: Any) -> str:
-    return (
-        describe(value)
-        if isinstance(value, str | int | float | list | dict | NoneType)
-        else f"a {type(value).__name__}"
-    )
+def named(value: Any) -> str:
+    """A value as an error tells it, however large it is: itself, or what kind of object."""
+    if isinstance(value, bool | NoneType):
+        return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return describe(value) if isinstance(value, str | int | float | list) else f"a {type(value).__name__} object"
+
+
+def check_path(value: Any, where: str) -> None:
+    """Refuse what cannot be a file's name; whether there is such a file is not asked.
+
+    Errors  SettingError
+    """
+    if value == "" or not isinstance(value, str | PathLike):
+        raise SettingError(where, f"{named(value)} is out of place, expected a file's name")

@@ -1,16 +1,21 @@
 """What an MTP head costs in memory: absent, in the file but off, and on.
 
-Owns the sums over a loaded model and over a state. inspect/memory.py makes the same sums from a file's header alone; a
-test holds both, and what a run has allocated, to the same numbers.
+Owns the sums over what layers keep, and over a state; heads/inspect/memory.py asks for them from a file's header alone.
+A test holds both, and what a run has allocated, to the same numbers.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtpref import spec
-from mtpref.engine.model import Model
-from mtpref.engine.weights import MtpWeights
-from mtpref.spec.state import ModelState
+from mtpref.spec.state import ModelState, StateSpec
+
+if TYPE_CHECKING:  # a header's sums need no model
+    from mtpref.engine.model import Model
+    from mtpref.engine.weights import MtpWeights
 
 SNAPSHOT, REPLAY = "snapshot", "replay"
 
@@ -50,14 +55,16 @@ def head_memory(model: Model) -> HeadMemory:
         return HeadMemory()
     arrays = [array for head in model.heads for array in _arrays(head.weights)]
     unique = {array.__array_interface__["data"][0]: array for array in arrays}  # token_embd may serve as output too
-    specs = [s for head in model.heads for s in head.layer.state(model.kv_type_draft)]
-    trunk = [s for layer in model.layers for s in layer.state(model.kv_type) if not s.positional]
-    return HeadMemory(
-        weights=sum(array.nbytes for array in unique.values()),
-        kv_cell=sum(s.n_bytes for s in specs),
-        recurrent=sum(s.n_bytes for s in trunk),
-        pending=4 * model.config.n_embd,
-    )
+    weights = sum(array.nbytes for array in unique.values())
+    heads = [s for head in model.heads for s in head.layer.state(model.kv_type_draft)]
+    trunk = [s for layer in model.layers for s in layer.state(model.kv_type)]
+    return memory_of(weights, heads, trunk, model.heads[0].n_hidden)
+
+
+def memory_of(weights: int, heads: Iterable[StateSpec], trunk: Iterable[StateSpec], n_hidden: int) -> HeadMemory:
+    """The sums. weights: bytes; heads, trunk: what a sequence keeps for each of their layers"""
+    recurrent = sum(s.n_bytes for s in trunk if not s.positional)
+    return HeadMemory(weights, sum(s.n_bytes for s in heads), recurrent, 4 * n_hidden)
 
 
 def measured(state: ModelState) -> dict[str, int]:

@@ -5,6 +5,7 @@ each, G's trunk layers in trunk.py): W weights, G graph, C hand-over of hidden r
 state and roll back, V verification and sampling, P policy; L are look-alikes, legal differences that are no faults.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -23,6 +24,7 @@ __all__ = [
     "Signature",
     "everywhere",
     "find_fault",
+    "find_named",
     "inject",
     "refuse_faults",
 ]
@@ -37,11 +39,29 @@ def find_fault(id: str) -> Fault:
 
     Errors  MtprefError with the ids that are near
     """
-    numbered = [fault for known, fault in FAULTS.items() if known == id or known.split("-")[0].lower() == id.lower()]
-    if numbered:
-        return numbered[0]
-    near = get_close_matches(id[:60], FAULTS, 3) or list(FAULTS)[:3]
+    named = find_named(id)
+    if named is not None:
+        return named
+    near = _near(id[:60])
     raise MtprefError(f"fault {id[:60]!r} is unknown, expected e.g. {', '.join(near)}; all of them: mtpref faults")
+
+
+def find_named(id: str) -> Fault | None:
+    """The fault of this id, or of its number ("W1"), in any case; None where there is none."""
+    low = id.lower()
+    return next((fault for known, fault in FAULTS.items() if low in (known.lower(), known.split("-")[0].lower())), None)
+
+
+def _near(id: str) -> list[str]:
+    """Ids that are near: those that have the word in id or title, then those that look alike; else the first ones."""
+    low = id.lower()
+    having = [known for known, fault in FAULTS.items() if len(low) > 2 and low in f"{known} {fault.title}".lower()]
+    alike = get_close_matches(id, FAULTS, 3)
+    if not having and not alike:
+        words = {known: re.findall(r"[a-z]{3,}", f"{known} {fault.title}".lower()) for known, fault in FAULTS.items()}
+        word = get_close_matches(low, {word for own in words.values() for word in own}, 1)
+        alike = [known for known, own in words.items() if word and word[0] in own]
+    return (having or alike)[:3] or list(FAULTS)[:3]
 
 
 def inject(model: Model, *faults: Fault) -> Model:
@@ -69,4 +89,4 @@ def refuse_faults(ids: Iterable[str], what: str) -> None:
     """
     named = ", ".join(ids)
     if named:
-        raise MtprefError(f"--fault {named}: {what} come from the reference alone, expected no fault; leave it out")
+        raise MtprefError(f"`faults` {named}: {what} come from the reference alone, expected no fault; leave it out")

@@ -119,7 +119,7 @@ def _one_too_early(trim: Callable[[ModelState, int], None]) -> Callable[[ModelSt
 BOUNDARY_OVERWRITTEN = Fault(
     id="K5-boundary-overwritten",
     title="The catch-up pass overwrites the cell before it",
-    mechanism="Accepted tokens are written from the boundary's cell on instead of behind it: each round loses one.",
+    mechanism="Accepted tokens are written from the boundary's cell on instead of after it: each round loses one.",
     bug_type="OFF_BY_ONE",
     replaces=("steps.trim_mtp", "steps.place_mtp"),
     predicted=Signature("", "a little lower", drift="falls with the text's length"),
@@ -130,7 +130,7 @@ BOUNDARY_OVERWRITTEN = Fault(
 TRIMMED_TWO_MORE = Fault(
     id="K6-trimmed-two-more",
     title="After a rejection the head's cache is cut two cells too far",
-    mechanism="The number of cells to cut counts the opening token and one more: the cache falls behind by up to two "
+    mechanism="The number of cells to cut counts the opening token and one more: the cache falls short by up to two "
     "cells with each rejection.",
     bug_type="OFF_BY_ONE",
     replaces=("steps.head_ids", "steps.place_mtp"),

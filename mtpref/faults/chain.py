@@ -17,7 +17,7 @@ F32 = NDArray[np.float32]
 CHAIN_PRE_NORM = Fault(
     id="C1-chain-pre-norm",
     title="The chain carries the head's row from before its norm",
-    mechanism="Draft steps behind the first are fed the block's output instead of what shared_head_norm makes of it.",
+    mechanism="Draft steps after the first are fed the block's output instead of what shared_head_norm makes of it.",
     bug_type="MISSING_STEP",
     replaces=("contract.chain",),
     predicted=Signature("", "a1 the same, a2 and later lower"),
@@ -33,7 +33,7 @@ CHAIN_PRE_NORM = Fault(
 HIDDEN_OVERWRITTEN = Fault(
     id="C2-hidden-overwritten",
     title="The chain's hidden row is overwritten before it is read",
-    mechanism="The row is handed on as a pointer into a buffer that the next pass clears first: steps behind the first "
+    mechanism="The row is handed on as a pointer into a buffer that the next pass clears first: steps after the first "
     "see zeros. (In a real buffer it can be anything.)",
     bug_type="STALE_STATE",
     replaces=("steps.chain_hidden",),

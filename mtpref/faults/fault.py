@@ -62,7 +62,9 @@ class Signature:
 
 @dataclass(frozen=True)
 class Fault:
-    """id           family letter, number and a few words; the name that people and files use
+    """A known mistake: what it is, what it does, and how it is switched on.
+
+    id           family letter, number and a few words; the name that people and files use
     mechanism      what goes wrong, in one or two sentences
     bug_type       one of BUG_TYPES
     replaces       the entries that differ afterwards: "ops.x", "mtp_ops.x" (the head's table alone), "steps.x",

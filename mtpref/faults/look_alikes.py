@@ -124,7 +124,7 @@ def _longer(table: Steps) -> StepEntries:
 LONGER_DRAFTS = Fault(
     id="L12-longer-drafts",
     title="Drafts are two tokens longer",
-    mechanism="Positions behind the last one are accepted less often, and the first one less often too: longer runs "
+    mechanism="Positions after the last one are accepted less often, and the first one less often too: longer runs "
     "swallow the easy starts.",
     bug_type="LOOK_ALIKE",
     replaces=("steps.draft_limit",),

@@ -52,7 +52,7 @@ NO_ROLLBACK = Fault(
     id="S2-no-rollback",
     title="The recurrent state is not rolled back",
     mechanism="After a rejection the attention layers forget the rejected tokens; the DeltaNet layers, state and "
-    "convolution alike, go on from behind them.",
+    "convolution alike, go on after them.",
     bug_type="MISSING_STEP",
     replaces=BOTH,
     predicted=AFTER_REJECTION,
@@ -198,7 +198,7 @@ KV_NOT_TRIMMED = Fault(
     id="S17-kv-not-trimmed",
     title="The trunk's attention keeps the rejected tokens' cells",
     mechanism="Removing cells fails and nobody looks at the result: recurrent state goes back, attention still sees "
-    "rejected tokens, and positions run on behind them.",
+    "rejected tokens, and positions run on after them.",
     bug_type="MISSING_STEP",
     replaces=(*BOTH, "steps.place_mtp"),
     predicted=AFTER_REJECTION,
@@ -211,7 +211,7 @@ KV_NOT_TRIMMED = Fault(
 
 KEPT_ON_FULL_ACCEPT = Fault(
     id="S18-kept-on-full-accept",
-    title="After a full acceptance the state goes on from behind the first token",
+    title="After a full acceptance the state is the one after the first token",
     mechanism="Nothing is rejected, so nothing is chosen, and the state that the graph left is the first plane: the "
     "accepted tokens are not in it.",
     bug_type="STALE_STATE",

@@ -80,7 +80,7 @@ NO_RESIDUAL = Fault(
 BONUS_ARGMAX = Fault(
     id="V6-bonus-argmax",
     title="The bonus token is the target's best, not its draw",
-    mechanism="The row behind a whole draft bypasses the sampler.",
+    mechanism="The row after a whole draft bypasses the sampler.",
     bug_type="WRONG_RULE",
     replaces=("steps.bonus_token",),
     predicted=Signature("", "the same", distribution=False),
@@ -137,7 +137,7 @@ FILTER_ORDER = Fault(
 
 EOG_PASSED = Fault(
     id="V14-eog-passed",
-    title="The text goes on behind an end of generation inside a draft",
+    title="The text goes on after an end of generation inside a draft",
     mechanism="Only the last token of a round is looked at: an accepted end-of-generation token in the middle of a "
     "draft ends nothing.",
     bug_type="MISSING_STEP",
@@ -208,9 +208,9 @@ def _next_row(table: Steps) -> StepEntries:
 
 WRONG_VERIFY_ROW = Fault(
     id="V21-wrong-verify-row",
-    title="Drafted tokens are compared with the row behind theirs",
+    title="Drafted tokens are compared with the row after theirs",
     mechanism="The verified batch's rows are read one too late: each drafted token is held against the target's choice "
-    "behind it.",
+    "after it.",
     bug_type="OFF_BY_ONE",
     replaces=("steps.accept_greedy",),
     predicted=Signature("", "near 0, higher where tokens repeat"),

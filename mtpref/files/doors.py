@@ -300,7 +300,10 @@ def claim_output(path: str | Path) -> None:
 
 
 def check_output(path: str | Path) -> None:
-    """Errors  MtprefError for a file that this run has read, under whatever name."""
+    """Refuse to write over a file that this run has read.
+
+    Errors  MtprefError for a file that this run has read, under whatever name.
+    """
     status = _status(path)
     if _guard is None or status is None:
         return
@@ -311,7 +314,10 @@ def check_output(path: str | Path) -> None:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Errors  MtprefError for a folder, to be replaced as a whole, in which a file lies that this run has read."""
+    """Refuse to replace a folder in which a file lies that this run has read.
+
+    Errors  MtprefError for a folder, to be replaced as a whole, in which a file lies that this run has read.
+    """
     root = os.path.realpath(folder)
     for name in _guard.inputs.values() if _guard is not None else ():
         if os.path.commonpath([root, os.path.realpath(name)]) == root:

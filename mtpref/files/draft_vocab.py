@@ -21,7 +21,7 @@ from mtpref.base.typed import parse_json_at
 from mtpref.files.doors import open_text, read_up_to
 from mtpref.files.gguf import GgufFile, open_gguf, printable
 
-FLAG = "--spec-draft-vocab"
+NAME = "`Options.draft_ids`"
 D2T = "d2t"
 D2T_TYPES = {"I64": "<i8", "I32": "<i4"}
 MAX_BYTES = 8 << 20  # a million ids of seven digits
@@ -33,7 +33,7 @@ def read_draft_ids(path: str | Path, n_vocab: int) -> tuple[int, ...]:
     Forms    text with one id a line (blank lines do not count), a JSON list, or a GGUF with the tensor d2t
     Errors   MtprefError for anything else, and for ids that are out of range, repeated or none at all
     """
-    source = f"{FLAG} {printable(str(path), 400)}"
+    source = f"{NAME} {printable(str(path), 400)}"
     expected = "expected a number of ids or a file with a list of token ids"
     with open_text(path, source, expected) as file:
         if file.start(4) == b"GGUF":
@@ -64,7 +64,7 @@ def d2t_length(file: GgufFile, n_vocab: int) -> int:
     """How many rows d2t speaks of; its values are not touched."""
     info = file.tensors.get(D2T)
     if info is None:
-        raise MtprefError(f"{file.label}: tensor {D2T} is missing, expected the ids of a trimmed head; give {FLAG} a "
+        raise MtprefError(f"{file.label}: tensor {D2T} is missing, expected the ids of a trimmed head; give {NAME} a "
                           "text file with one id a line")  # fmt: skip
     if info.type_name not in D2T_TYPES or len(info.shape) != 1:
         raise MtprefError(f"{file.label}: tensor {D2T} has type {info.type_name} and shape {info.ne}, expected "

@@ -3,6 +3,8 @@
 Owns the marks by which such files are told. Reads keys and tensor names only.
 """
 
+from collections.abc import Container
+
 from mtpref.files.gguf import GgufFile, printable
 
 # general.type -> what the file is and what to do. Values are those of gguf-py's GGUFType.
@@ -58,6 +60,11 @@ def is_head_only(file: GgufFile) -> bool:
     return any(name.endswith(".nextn.eh_proj.weight") for name in names) and not any(
         name.startswith("blk.0.") for name in names
     )
+
+
+def has_trunk(names: Container[str]) -> bool:
+    """Whether these tensors are a trunk's, too: by what llama.cpp looks for."""
+    return "blk.0.attn_norm.weight" in names
 
 
 def head_in_trunk(file: GgufFile, n_trunk: int) -> str | None:

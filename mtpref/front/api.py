@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.base.events import Event, RunEnded, Token
+from mtpref.base.settings import SettingError, check_arguments, check_path, checked, named
 from mtpref.engine import model as model_room
 from mtpref.engine.decode import Decoder, Drafter, Options, Statistics
 from mtpref.engine.model import Model
@@ -20,7 +21,9 @@ from mtpref.engine.session import Session
 from mtpref.files import chat
 from mtpref.spec.contract import MtpContract, parse_contract
 from mtpref.spec.rope_scaling import RopeOverrides
-from mtpref.spec.state import ModelState
+from mtpref.spec.state import KvType, ModelState, Positions
+
+DRAFTER = ("draft", "saw", "reads_head")  # what a drafter must have
 
 
 def tiny_path() -> Path:
@@ -120,8 +123,20 @@ class LanguageModel:
         about = f"{layers}, {core.n_vocab} tokens, {head}, {core.recipe.numerics} numerics"
         return f"<mtpref.LanguageModel {core.config.name!r}: {about}>"
 
+    def _token_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, bytes) or not (isinstance(prompt, Sequence) or hasattr(prompt, "tolist")):
+            raise SettingError("prompt", f"{named(prompt)} is out of place, expected a text, token ids or a ChatPrompt")
+        ids: list[int] = list(checked(tuple[int, ...], prompt, "prompt"))
+        wrong = next((i for i in ids if not 0 <= i < self.core.n_vocab), None)
+        if wrong is not None:
+            expected = f"expected 0 .. {self.core.n_vocab - 1}"
+            raise SettingError("prompt", f"token id {named(wrong)} is not in the vocabulary, {expected}")
+        return ids
+
     def encode(self, text: str, *, limit: int = 0) -> list[int]:
         """Token ids of a text; one that has far more than `limit` is refused early (`Vocab.encode`)."""
+        checked(str, text, "text")
+        checked(Positions, limit, "limit")
         return self.core.vocab.encode(text, limit=limit)
 
     def chat_template(self, wanted: str | None = None) -> chat.ChatTemplate:
@@ -129,7 +144,7 @@ class LanguageModel:
 
         Errors  MtprefError where there is none of that name; it lists what there is
         """
-        return chat.find_template(self.core.kv, wanted)
+        return chat.find_template(self.core.kv, checked(str | None, wanted, "template"))
 
     def chat_prompt(
         self,
@@ -147,6 +162,9 @@ class LanguageModel:
         template_args  e.g. enable_thinking=False
         Errors         MtprefError, one line, where the template refuses the messages or is itself refused
         """
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            raise SettingError("messages", f"{named(messages)} is out of place, expected a list of objects with a role")
+        checked(datetime | None, now, "now")
         if not isinstance(template, chat.ChatTemplate):
             template = self.chat_template(template)
         limit = self.core.config.n_ctx_train
@@ -165,7 +183,7 @@ class LanguageModel:
         prompt: str | Sequence[int] | chat.ChatPrompt,
         options: Options | None = None,
         *,
-        n_ctx: int = 0,
+        n_ctx: Positions = 0,
         state: ModelState | None = None,
         session: Session | None = None,
         drafter: Drafter | None = None,
@@ -175,23 +193,31 @@ class LanguageModel:
         prompt   a text, token ids, or a conversation from `chat_prompt`
         options  default: 128 tokens, drafting with the MTP head where the file has one
         n_ctx    positions at most (0: the model's context length); state: reuse this one instead (it is cleared)
-        session  continue this sequence: what it holds of the prompt is not run again
+        session  continue this sequence: what it holds of the prompt is not run again; it has its own state and n_ctx
         drafter  propose drafts with this object instead of the MTP head
-        Errors   MtprefError for an empty prompt, or one that does not fit the context, when iteration starts
+        Errors   SettingError for an argument of another type; MtprefError for an empty prompt, or one that does not
+                 fit the context, when iteration starts
         """
+        check_arguments(self.__class__.generate, {k: v for k, v in locals().items() if k not in ("prompt", "drafter")})
         if options is None:
             options = Options(spec_type="draft-mtp" if self.has_mtp else "none")
+        if drafter is not None and (isinstance(drafter, type) or not all(hasattr(drafter, part) for part in DRAFTER)):
+            raise SettingError("drafter", f"{named(drafter)} is out of place, expected an object derived from Drafter")
+        if session is not None and state is not None:
+            raise SettingError("state", "it is given beside a session, which has its own; leave one of them out")
+        if session is not None and n_ctx not in (0, session.state.n_ctx):
+            raise SettingError("n_ctx", f"{named(n_ctx)}, expected that of the session, {session.state.n_ctx}")
+        used = session.state if session is not None else state
         if isinstance(prompt, chat.ChatPrompt):
             ids = list(prompt.ids)
         else:
-            used = state if session is None else session.state
             limit = (n_ctx if used is None else used.n_ctx) or self.core.config.n_ctx_train
-            ids = self.encode(prompt, limit=limit) if isinstance(prompt, str) else list(prompt)
+            ids = self.encode(prompt, limit=limit) if isinstance(prompt, str) else self._token_ids(prompt)
         if session is not None:
             stops = (prompt.n_before_answer,) if isinstance(prompt, chat.ChatPrompt) else ()
             decoder, events = session.start(ids, options, drafter, checkpoint_at=stops)
         else:
-            decoder = Decoder(self.core, state or self.core.new_state(n_ctx), options, drafter)
+            decoder = Decoder(self.core, used or self.core.new_state(n_ctx), options, drafter)
             events = decoder.run(ids)
         if isinstance(prompt, chat.ChatPrompt):
             decoder.statistics.chat = prompt.to_json()
@@ -203,8 +229,8 @@ def load(
     *,
     numerics: str = "ggml",
     contract: str | MtpContract = "llama.cpp",
-    kv_type: str | None = None,
-    kv_type_draft: str | None = None,
+    kv_type: KvType | None = None,
+    kv_type_draft: KvType | None = None,
     use_kernels: bool | None = None,
     repack: bool = True,
     rope: RopeOverrides | None = None,
@@ -226,11 +252,14 @@ def load(
     check_tensors  look for NaN and infinity in all weights first
     Errors         MtprefError, one line
     """
-    if isinstance(contract, str):
-        contract = parse_contract(contract)
-    recipe = make_recipe(numerics, contract, use_kernels=use_kernels, repack=repack)
+    check_arguments(load, locals())
+    for name, file in (("path", path), ("model_draft", model_draft)):
+        if file is not None:
+            check_path(file, name)
+    parsed = parse_contract(contract) if isinstance(contract, str) else contract
+    recipe = make_recipe(numerics, parsed, use_kernels=use_kernels, repack=repack)
     core = model_room.load(
-        path or tiny_path(),
+        tiny_path() if path is None else path,
         recipe,
         kv_type=kv_type,
         kv_type_draft=kv_type_draft,

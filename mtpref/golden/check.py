@@ -31,7 +31,10 @@ class Wrong:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """verdict  PASS, FAIL or SKIP; skipped: why"""
+    """What checking one case gave.
+
+    verdict  PASS, FAIL or SKIP; skipped: why
+    """
 
     suite: Suite
     case: Case

@@ -114,7 +114,7 @@ def export_logits(folder: Folder, form: str, out: Path, prompts: Sequence[str]) 
         for k, prompt in enumerate(prompts, 1):
             ids = model.vocab.encode(prompt)
             if not ids:
-                raise MtprefError("-p: a prompt without tokens, expected a text")
+                raise MtprefError("`text`: a prompt without tokens, expected a text")
             logits = _logits(model, ids)
             written.append(_write_logits(folder, form, out, name, k, prompt, ids, logits))
     runs = [{"path": w.path.relative_to(out).as_posix(), "about": w.about, "check": w.check} for w in written]
@@ -156,7 +156,7 @@ def _inside(path: str) -> Path:
 
 def _check_target(folder: Folder, out: Path) -> None:
     if out.resolve() == folder.root.resolve():
-        raise MtprefError(f"-o {printable(str(out), 400)}: that is the folder of the vectors itself; choose another")
+        raise MtprefError(f"`out` {printable(str(out), 400)}: that is the folder of the vectors itself; choose another")
     declare_inputs([folder.root / name for name in folder.files])
 
 

@@ -47,7 +47,9 @@ class Filter:
         try:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         except OSError as error:
-            raise MtprefError(f"--cmd {command[0]}: cannot be started ({error.strerror}); expected a program") from None
+            raise MtprefError(
+                f"`command` {command[0]}: cannot be started ({error.strerror}); expected a program"
+            ) from None
 
     def __enter__(self) -> "Filter":
         return self
@@ -68,7 +70,7 @@ class Filter:
         """The program's answer; None where it skips."""
         to, source = self._process.stdin, self._process.stdout
         if to is None or source is None:
-            raise MtprefError(f"--cmd {self._command[0]}: has no standard input or output")
+            raise MtprefError(f"`command` {self._command[0]}: has no standard input or output")
         try:
             to.write(request(self._root, suite, case, inputs) + "\n")
             to.flush()
@@ -76,8 +78,9 @@ class Filter:
         except OSError:
             line = ""
         if not line:
-            raise MtprefError(f"--cmd {self._command[0]}: ended at case {case.id} (exit code {self._process.poll()}), "
-                              "expected one line of JSON; run it by hand on that case")  # fmt: skip
+            raise MtprefError(f"`command` {self._command[0]}: ended at case {case.id} (exit code "
+                              f"{self._process.poll()}), expected one line of JSON; run it by hand on that "
+                              "case")  # fmt: skip
         return reply_outputs(line, case.id, self._command[0])
 
 
@@ -86,7 +89,7 @@ def reply_outputs(line: str, id: str, program: str) -> Outputs | None:
 
     Errors  MtprefError for a reply that is no JSON, is for another case or holds malformed tensors
     """
-    where = f"--cmd {program}: the reply to case {id}"
+    where = f"`command` {program}: the reply to case {id}"
     try:
         reply = _parsed(line)
     except MtprefError as error:

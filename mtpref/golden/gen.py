@@ -12,14 +12,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, OneOf, check_fields
 from mtpref.base.typed import parse_json
-from mtpref.engine.decode import NEAR_TIE
+from mtpref.engine.decode import NEAR_TIE, STRATEGIES
 from mtpref.engine.model import Model
 from mtpref.files.doors import check_output_folder, in_place, read_regular
 from mtpref.files.gguf import GgufFile, open_gguf, printable
@@ -33,10 +34,11 @@ from mtpref.golden.taps import Tap
 VERSION = "0.0.0"
 RUN_SPEC = ("S20", "S22", "S23", "S24", "S30", "S31", "S32", "S33", "S34", "S35", "S38", "S40")
 NEAR_P = 1e-3  # candidates of a draft whose probabilities are nearer than this may be exchanged
+MOST = 1 << 20
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to record of every prompt.
 
@@ -49,12 +51,15 @@ class Plan:
     """
 
     tensors: str = r"^(l_out-\d+|result_norm|result_output|mtp_(eh_proj-\d+|l_out-\d+|result_output))$"
-    rows: str | tuple[int, ...] = "last"
-    n_batch: int = 512
-    n_predict: int = 32
-    drafts: tuple[int, ...] = (0, 3)
-    rollbacks: tuple[str, ...] = ("snapshot",)
+    rows: Annotated[str, OneOf(("last", "all"))] | tuple[Annotated[int, Bounds(0, MOST)], ...] = "last"
+    n_batch: Annotated[int, Bounds(1, MOST)] = 512
+    n_predict: Annotated[int, Bounds(0, MOST)] = 32
+    drafts: tuple[Annotated[int, Bounds(0, MOST)], ...] = (0, 3)
+    rollbacks: tuple[Annotated[str, OneOf(tuple(STRATEGIES))], ...] = ("snapshot",)
     is_digest: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, "golden.Plan")
 
 
 def tensors_sha256(file: GgufFile) -> str:
@@ -118,7 +123,7 @@ def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBu
     run_prompt(model, ids, batches, tap)
     kept = {tensor: array for tensor, array in tap.kept.items() if array.size}
     if not kept:
-        raise MtprefError(f"--tensors: {plan.tensors!r} matches no activation of the model; try: mtpref dump")
+        raise MtprefError(f"`tensors`: {plan.tensors!r} matches no activation of the model; try: mtpref dump")
     suite = SuiteBuilder(
         "L3", f"prompt_{name}", "prompt", ("S6", "S20", "S30", "S31"), f"Prompt {name} through trunk and head."
     )
@@ -133,7 +138,7 @@ def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBu
 
 
 def _runs(model: Model, name: str, ids: list[int], plan: Plan, progress: Progress) -> SuiteBuilder:
-    """Greedy runs, each ending in front of its first near tie: behind one, an honest port may go on differently."""
+    """Greedy runs, each ending in front of its first near tie: after one, an honest port may go on differently."""
     suite = SuiteBuilder("L6", f"text_{name}", "generate", RUN_SPEC, f"Greedy runs on {name}.")
     inputs = {"tokens": Tensor.of(np.array(ids, np.int32))}
     for n_max in plan.drafts:
@@ -179,7 +184,7 @@ def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise MtprefError(f"--tensors: {text[:80]!r} is no regular expression ({error})") from None
+        raise MtprefError(f"`tensors`: {text[:80]!r} is no regular expression ({error})") from None
 
 
 def _rows(rows: str | tuple[int, ...], n: int) -> list[int] | None:
@@ -189,7 +194,7 @@ def _rows(rows: str | tuple[int, ...], n: int) -> list[int] | None:
         return None
     chosen = [n - 1] if rows == "last" else sorted({int(r) for r in rows})
     if chosen and not 0 <= chosen[0] <= chosen[-1] < n:
-        raise MtprefError(f"--rows: {chosen[-1]} is out of range, expected 0 .. {n - 1}, the prompt's tokens")
+        raise MtprefError(f"`rows`: {chosen[-1]} is out of range, expected 0 .. {n - 1}, the prompt's tokens")
     return chosen
 
 
@@ -197,17 +202,17 @@ def _check_target(out: Path) -> None:
     """A folder that is there is replaced whole, so it may hold nothing that an earlier run did not write."""
     check_output_folder(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise MtprefError(f"-o {out}: is there and is no folder, expected a new or a golden folder")
+        raise MtprefError(f"`out` {out}: is there and is no folder, expected a new or a golden folder")
     if not out.exists() or not any(out.iterdir()):
         return
     written = _files_of_gen(out / "manifest.json")
     if written is None:
-        raise MtprefError(f"-o {out}: is there and holds no golden vectors of golden gen, expected a new folder")
+        raise MtprefError(f"`out` {out}: is there and holds no golden vectors of golden gen, expected a new folder")
     for path in out.rglob("*"):
         name = path.relative_to(out).as_posix()
         if name not in written and (path.is_symlink() or not path.is_dir()):
-            raise MtprefError(f"-o {out}: holds {printable(name, 200)}, which golden gen did not write, expected a new "
-                              "folder, since the whole of an old one is replaced")  # fmt: skip
+            raise MtprefError(f"`out` {out}: holds {printable(name, 200)}, which golden gen did not write, expected a "
+                              "new folder, since the whole of an old one is replaced")  # fmt: skip
 
 
 def _files_of_gen(path: Path) -> set[str] | None:

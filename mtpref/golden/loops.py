@@ -284,11 +284,16 @@ def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
 
 
 def head_cells(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
-    """The cells of the MTP block's cache behind a run that drafts with it: keys and values of the tokens that stay."""
+    """The cells of the MTP block's cache after a run that drafts with it: those of the tokens that stay, by array."""
     state, out = _run(model, params, [int(i) for i in inputs["tokens"].values()], None)
     head = state.heads[0]
-    cells = {name: load_kv(a[: head.n_cells], model.kv_type_draft) for name, a in head.layer.arrays.items()}
-    rows = {name.removeprefix("cache_"): np.array(array, np.float32) for name, array in cells.items()}
+    rows = {
+        s.name.removeprefix("cache_"): np.array(
+            load_kv(head.layer.arrays[s.name][: head.n_cells], s.kv_type), np.float32
+        )
+        for s in head.layer.specs
+        if s.positional
+    }
     return {"ids": out["ids"], "n_mtp": head.n_cells, **rows}
 
 

@@ -80,7 +80,7 @@ class Port:
     def _path(self, case: Case, name: str) -> Path:
         if name == GIVEN:
             if self.given is None:
-                raise MtprefError(f"golden case {case.id}: its model is not in the folder, expected it with -m")
+                raise MtprefError(f"golden case {case.id}: its model is not in the folder, expected it with `model`")
             return self.given
         if name in NAMES:
             return self._packaged(name)
@@ -157,7 +157,7 @@ def _mtp(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
 
 
 def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
-    """A draft of n tokens behind a prompt whose last token is decided but not yet run by the trunk."""
+    """A draft of n tokens after a prompt whose last token is decided but not yet run by the trunk."""
     tokens, steps, contract = _ids(inputs), model.recipe.steps, model.recipe.contract
     prompt, id_last = tokens[:-1], tokens[-1]
     state, rows = _run_trunk(model, prompt, params["batches"])

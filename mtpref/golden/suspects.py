@@ -22,7 +22,9 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Suspect:
-    """likeness   cases that both fail, over cases that either fails (Jaccard), 1 for the very same set
+    """A fault that could explain the cases that fail.
+
+    likeness   cases that both fail, over cases that either fails (Jaccard), 1 for the very same set
     n_shared      failed cases that the fault explains; n_failed: of so many; n_fault: cases that the fault fails
     """
 

@@ -30,6 +30,6 @@ def checkpoint_source(checkpoint: Checkpoint, outtype: str) -> tuple[Source, lis
 def _rows(checkpoint: Checkpoint, parts: dict[str, Part], name: str, rows: Array) -> Any:
     """Some rows of a tensor of the head's file, decoded."""
     part = parts[name]
-    if part.rows is not None or part.columns is not None:
+    if part.rows is not None or part.columns is not None or len(part.shape) != 2:
         return None
     return checkpoint.rows(part.source, rows).astype(np.float64)

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from mtpref.architectures import D2T
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile
+from mtpref.files.identify import has_trunk
 from mtpref.heads.contents import Contents, Item, Source, items_of, source_of
 from mtpref.heads.layout import BLOCK_COUNT, NEXTN, HeadLayout, layout_by, layout_of
 from mtpref.heads.match import check_match, doubts
 from mtpref.heads.pairs import pairs_of, relabelled, with_head
-from mtpref.heads.split import has_trunk
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
              as late as that allows: for files in llama.cpp's own order the file that the converter makes of both
     Errors   MtprefError for a head that cannot serve this trunk (`match.check_match`), or a file that holds no trunk
     """
-    if not has_trunk(trunk):
+    if not has_trunk(trunk.tensors):
         raise MtprefError(f"{trunk.label}: holds no trunk (blk.0), expected a model to put the head into; "
                           "the order is: mtpref graft TRUNK HEAD -o OUT")  # fmt: skip
     own = layout_of(trunk)
@@ -76,9 +76,9 @@ def _joined(trunk: list[Item], head: list[Item], order: list[str]) -> list[Item]
     at: dict[int, list[Item]] = {}
     for item in head:
         i = numbers.get(item.name, len(order))
-        behind = max((places[name] for name in order[:i] if name in places), default=-1)
+        preceding = max((places[name] for name in order[:i] if name in places), default=-1)
         following = min((places[name] for name in order[i:] if name in places), default=len(trunk))
-        at.setdefault(following if following > behind else len(trunk), []).append(item)
+        at.setdefault(following if following > preceding else len(trunk), []).append(item)
     out: list[Item] = []
     for i in range(len(trunk) + 1):
         out += at.get(i, [])
@@ -104,7 +104,7 @@ def _notes(own: HeadLayout, source: Source, theirs: HeadLayout) -> list[str]:
 
 def _left_out(source: Source, theirs: HeadLayout) -> list[str]:
     """What a stand-alone head's file has for the head under the trunk's names."""
-    if "blk.0.attn_norm.weight" in source.items:
+    if has_trunk(source.items):
         return []
     prefix = f"blk.{theirs.n_trunk}.nextn."
     own = {

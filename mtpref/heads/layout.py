@@ -1,18 +1,17 @@
-"""What of a file is its MTP head: by the keys, checked against the tensors.
+"""What of a file is its MTP head: by the keys, checked against the tensors and the architecture's data sheet.
 
-Source: llama.cpp conversion/qwen.py (--mtp, --no-mtp), src/models/qwen35.cpp.
+Source: llama.cpp conversion (--mtp, --no-mtp) and src/models, which count a head's blocks after the trunk's.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mtpref.architectures import ARCHITECTURES, D2T, HEAD_FAMILY
+from mtpref.architectures import D2T, HEAD_FAMILY, sheet_of
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.gguf import GgufFile, listed, printable
 from mtpref.files.identify import describe_kind
 
-BLOCK_COUNT, NEXTN, INTERVAL = "block_count", "nextn_predict_layers", "full_attention_interval"
-MAX_NAMED = 4
+BLOCK_COUNT, NEXTN = "block_count", "nextn_predict_layers"
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,10 @@ class HeadLayout:
     @property
     def missing(self) -> list[str]:
         """Required tensors that are not there."""
-        here, head = set(self.names), ARCHITECTURES[self.arch].head
-        blocks = range(self.n_trunk, self.n_trunk + self.n_nextn) if head else ()
-        return [name for i in blocks if head for name in head.missing(i, here)]
+        here, sheet = set(self.names), sheet_of(self.arch)
+        blocks = range(self.n_trunk, self.n_trunk + self.n_nextn)
+        wanted = [tensor.at(i).name for i in blocks for tensor in sheet.head_tensors(i, here) if tensor.required]
+        return [name for name in wanted if name not in here]
 
 
 def layout_of(file: GgufFile) -> HeadLayout:
@@ -62,10 +62,30 @@ def layout_of(file: GgufFile) -> HeadLayout:
 
 
 def _is_trunk(file: GgufFile, arch: str, il: int, names: tuple[str, ...]) -> bool:
-    """Whether the block that the keys call the head is an attention layer that the trunk has there by its interval."""
-    interval = int(file.require(f"{arch}.{INTERVAL}", "int")) if f"{arch}.{INTERVAL}" in file.kv else 4
-    is_due = interval > 0 and (il + 1) % interval == 0
-    return is_due and f"blk.{il}.attn_q.weight" in names and not any(".nextn." in name for name in names)
+    """Whether the block that the keys call the head is what a trunk of so many layers has there."""
+    if any(".nextn." in name for name in names):
+        return False
+    blocks, _ = sheet_of(arch).layers.declared(_Counts(file, arch), il + 1, il + 1, [])
+    marks = tuple(f"blk.{il}.{mark}" for mark in blocks[il].marks)
+    return bool(marks) and any(name.startswith(marks) for name in names)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """A file's keys as a data sheet asks for them; arrays have an entry for the head too, so they do not tell."""
+
+    file: GgufFile
+    arch: str
+
+    def integer(self, key: str) -> int | None:
+        key = f"{self.arch}.{key}"
+        return int(self.file.require(key, "int")) if key in self.file.kv else None
+
+    def flags(self, key: str, n: int) -> None:
+        return None
+
+    def has_tensor(self, name: str) -> bool:
+        return name in self.file.tensors
 
 
 def layout_by(arch: str, n_block: int, n_nextn: int, names: Iterable[str]) -> HeadLayout:
@@ -86,21 +106,17 @@ def _undeclared(file: GgufFile, arch: str, n_block: int) -> HeadLayout:
         layout = layout_by(arch, n_block, 0, file.tensors)
         if layout.names:
             raise MtprefError(
-                f"{file.label}: {len(layout.names)} tensors of blocks behind {arch}.{BLOCK_COUNT} = {n_block} "
-                f"({_named(layout.names)}), none of them an MTP head's; convert the model again"
+                f"{file.label}: {len(layout.names)} tensors of blocks after {arch}.{BLOCK_COUNT} = {n_block} "
+                f"({listed(layout.names)}), none of them an MTP head's; convert the model again"
             )
         return layout
     n_trunk, n_nextn = found[0], len(found)
     if n_trunk < 1 or found != list(range(n_trunk, n_trunk + n_nextn)) or n_block not in (n_trunk, n_trunk + n_nextn):
         raise MtprefError(
-            f"{file.label}: nextn tensors in {_named(tuple(f'blk.{i}' for i in found))}, no key {arch}.{NEXTN}, and "
+            f"{file.label}: nextn tensors in {listed(tuple(f'blk.{i}' for i in found))}, no key {arch}.{NEXTN}, and "
             f"key {arch}.{BLOCK_COUNT} is {n_block}: which blocks are the head is not said; convert the model again"
         )
     return replace(layout_by(arch, n_trunk + n_nextn, n_nextn, file.tensors), is_declared=False)
-
-
-def _named(names: tuple[str, ...]) -> str:
-    return ", ".join(printable(name) for name in names[:MAX_NAMED]) + ", ..." * (len(names) > MAX_NAMED)
 
 
 def _block_of(name: str) -> int:

@@ -9,24 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import D2T, head_of, numbers, symbols_of, trimmed
+from mtpref.architectures import D2T, OUTPUT_NORM, TOKEN_EMBD, numbers, sheet_of, symbols_of, trimmed
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import printable
+from mtpref.files.gguf import printable, without_leading_ones
 from mtpref.heads.contents import Item, Source
 from mtpref.heads.layout import HeadLayout
 
-# Keys that set shapes or arithmetic of an MTP block, below the architecture's prefix; None of both files is equal.
-KEYS = (
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.dimension_count",
-    "rope.dimension_sections",
-    "rope.freq_base",
+# Keys beside an architecture's hyper-parameters that set an MTP block's arithmetic, or the shapes of experts.
+MORE_KEYS = (
     "rope.scaling.type",
     "rope.scaling.factor",
     "rope.scaling.original_context_length",
@@ -34,7 +24,16 @@ KEYS = (
     "expert_used_count",
     "expert_feed_forward_length",
     "expert_shared_feed_forward_length",
+    "expert_shared_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
 )
+# Values of a key that mean the same to every architecture that has it.
+ALIKE: dict[str, tuple[int | None, ...]] = {
+    "expert_group_count": (None, 0, 1),
+    "expert_group_used_count": (None, 0, 1),
+    "expert_gating_func": (None, 0, 2),
+}
 TOKENIZER_KEYS = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 N_ROWS = 64  # of token_embd that are compared
@@ -52,10 +51,12 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         raise differs("key general.architecture", theirs.arch, own.arch)
     if not theirs.n_nextn:
         raise MtprefError(f"{source.label}: no MTP head, expected one; give an mtp-*.gguf or a model that has one")
-    for key in KEYS:
+    defaults = {h.key: h.default for h in sheet_of(own.arch).hypers if not callable(h.default)}
+    for key in keys_of(own.arch):
         name = f"{own.arch}.{key}"
-        a, b = source.get(name), trunk.get(name)
-        if a != b:
+        a, b = (defaults.get(key) if (found := file.get(name)) is None else found for file in (source, trunk))
+        alike = ALIKE.get(key, ())
+        if a != b and not (a in alike and b in alike):
             raise differs(f"key {name}", a, b)
     if theirs.n_trunk != own.n_trunk:
         what = f"the number of trunk layers ({own.arch}.block_count - {own.arch}.nextn_predict_layers)"
@@ -65,6 +66,19 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
                           "missing), expected a whole one")  # fmt: skip
     _check_tokenizer(trunk, source, differs)
     _check_shapes(trunk, source, theirs)
+
+
+def keys_of(arch: str) -> list[str]:
+    """Keys that set shapes or arithmetic of an MTP block, below the prefix: not what the trunk's shapes alone name."""
+    sheet = sheet_of(arch)
+    head = sheet.head.all_tensors() if sheet.head else ()
+    of_head, of_trunk = (
+        {name for tensor in tensors for dim in tensor.shape for _, names in dim.terms for name in names}
+        for tensors in (head, [t for block in sheet.layers.all_blocks() for t in block.all_tensors()])
+    )
+    others = {"n_block", "n_ctx"} | (of_trunk - of_head)
+    keys = [hyper.key for hyper in sheet.hypers if hyper.name not in others]
+    return [*keys, *(key for key in MORE_KEYS if key not in keys)]
 
 
 def _check_tokenizer(trunk: Source, source: Source, differs: Any) -> None:
@@ -90,14 +104,18 @@ def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     """The head's tensors against the trunk's keys, for the architecture whose table is known."""
     found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in symbols_of(layout.arch).items()}
     values = {symbol: value for symbol, value in found.items() if isinstance(value, int)}
-    values["n_vocab"] = _rows(trunk, "token_embd.weight")
+    values["n_vocab"] = _rows(trunk, TOKEN_EMBD)
     if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
-    specs = head_of(layout.arch)
+    specs = sheet_of(layout.arch).head_tensors(layout.n_trunk, source.items)
     for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
         item = source.items.get(spec.at(layout.n_trunk).name)
         expected = numbers(spec.shape, values)
-        if item is not None and expected is not None and item.shape != expected:
+        if (
+            item is not None
+            and expected is not None
+            and without_leading_ones(item.shape) != without_leading_ones(expected)
+        ):
             raise MtprefError(f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
                               f"trunk {trunk.label}")  # fmt: skip
 
@@ -122,7 +140,9 @@ def doubts(trunk: Source, source: Source) -> list[str]:
     Norms are F32 in every quantisation, so one checkpoint gives equal bits; embeddings are compared as values.
     """
     out = []
-    for name in ("output_norm.weight", *(n for n in trunk.items if n.endswith(".attn_norm.weight"))):
+    sheet = sheet_of(str(trunk.get("general.architecture")))
+    norms = {t.name for block in sheet.layers.all_blocks() for t in block.all_tensors() if len(t.shape) == 1}
+    for name in (OUTPUT_NORM, *(n for n in trunk.items if n.startswith("blk.") and n.split(".", 2)[-1] in norms)):
         a, b = trunk.items.get(name), source.items.get(name)
         if a is not None and b is not None and a.type_name == b.type_name == "F32" and a.shape == b.shape:
             n = int((_values(a) != _values(b)).sum())
@@ -131,7 +151,7 @@ def doubts(trunk: Source, source: Source) -> list[str]:
                 break
     error = _embedding_error(trunk, source)
     if error is not None and error > MAX_ERROR:
-        out.append(f"token_embd.weight differs from that of the head's file by {100 * error:.0f} % in {N_ROWS} rows")
+        out.append(f"{TOKEN_EMBD} differs from that of the head's file by {100 * error:.0f} % in {N_ROWS} rows")
     return out
 
 
@@ -143,11 +163,11 @@ def _values(item: Item) -> Any:
 
 def _embedding_error(trunk: Source, source: Source) -> float | None:
     """The relative difference of a sample of embedding rows, of values; None where one file has none to compare."""
-    a, b = (s.items.get("token_embd.weight") for s in (trunk, source))
+    a, b = (s.items.get(TOKEN_EMBD) for s in (trunk, source))
     if a is None or b is None or a.shape != b.shape or len(a.shape) != 2:
         return None
     rows = np.unique(np.linspace(0, a.shape[0] - 1, N_ROWS).astype(np.int64))
-    x, y = (s.rows("token_embd.weight", rows) for s in (trunk, source))
+    x, y = (s.rows(TOKEN_EMBD, rows) for s in (trunk, source))
     if x is None or y is None:
         return None
     scale = float(np.linalg.norm(x))

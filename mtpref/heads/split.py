@@ -5,12 +5,11 @@ Source: llama.cpp conversion/qwen.py, filter_tensors and set_gguf_parameters.
 
 from mtpref.architectures import D2T, SHARED
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.gguf import GgufFile, listed
+from mtpref.files.identify import has_trunk
 from mtpref.heads.contents import Contents, items_of
 from mtpref.heads.layout import NEXTN, HeadLayout, layout_of
 from mtpref.heads.pairs import pairs_of, relabelled, with_head, without_head
-
-MAX_NAMED = 4
 
 
 def extract(file: GgufFile) -> Contents:
@@ -22,8 +21,8 @@ def extract(file: GgufFile) -> Contents:
     layout = _with_head(file)
     if layout.missing:
         raise MtprefError(f"{file.label}: the MTP head is incomplete, {len(layout.missing)} tensors are missing "
-                          f"({_named(layout.missing)}); take it from another file")  # fmt: skip
-    if not has_trunk(file):
+                          f"({listed(layout.missing)}); take it from another file")  # fmt: skip
+    if not has_trunk(file.tensors):
         raise MtprefError(f"{file.label}: holds no trunk (blk.0), so it is an MTP head already; expected a whole model")
     shared = set(SHARED)
     if D2T.name in file.tensors and any(name.endswith(".shared_head_head.weight") for name in layout.names):
@@ -40,15 +39,10 @@ def strip(file: GgufFile) -> Contents:
     Errors   MtprefError where neither keys nor tensors speak of a head, or for a file that holds no trunk
     """
     layout = _with_head(file)
-    if not has_trunk(file):
+    if not has_trunk(file.tensors):
         raise MtprefError(f"{file.label}: holds an MTP head and no trunk (blk.0), expected a whole model")
     names = set(file.tensors) - set(layout.names)
     return _part(file, names, without_head(pairs_of(file), layout.arch, layout.n_trunk))
-
-
-def has_trunk(file: GgufFile) -> bool:
-    """What llama.cpp looks for."""
-    return "blk.0.attn_norm.weight" in file.tensors
 
 
 def _with_head(file: GgufFile) -> HeadLayout:
@@ -63,7 +57,3 @@ def _part(file: GgufFile, names: set[str], pairs: list) -> Contents:
     contents = Contents(pairs, items_of(file, names))
     before = [(info.name, info.shape) for info in file.tensors.values()]
     return Contents(relabelled(pairs, before, contents.shapes), contents.items)
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(printable(name) for name in names[:MAX_NAMED]) + ", ..." * (len(names) > MAX_NAMED)

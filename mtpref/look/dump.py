@@ -27,7 +27,7 @@ class Recorder:
         try:
             self._pattern = re.compile(pattern)
         except re.error as error:
-            raise MtprefError(f"--tensors: {pattern!r} is no regular expression ({error})") from None
+            raise MtprefError(f"`tensors`: {pattern!r} is no regular expression ({error})") from None
         self.tensors: dict[str, NDArray[np.float32]] = {}
         self.first_bad = FirstBad()  # whether its name matches or not
         self.seen: list[str] = []
@@ -48,13 +48,13 @@ def record(model: Model, prompt_ids: list[int], pattern: str) -> Recorder:
     """
     model = replace(model, is_checked=False)
     if not prompt_ids:
-        raise MtprefError("prompt: it has no tokens, expected at least one; give a text with -p or -f")
+        raise MtprefError("prompt: it has no tokens, expected at least one; give `a text`")
     recorder = Recorder(pattern)
     state = model.new_state(max(len(prompt_ids), 1))
     run_both(model, state, prompt_ids, with_logits=True, tap=recorder)
     if not recorder.tensors:
         kinds = sorted({re.sub(r"-\d+$", "-N", name) for name in recorder.seen})
-        raise MtprefError(f"--tensors: {pattern!r} matches none of {', '.join(kinds)}")
+        raise MtprefError(f"`tensors`: {pattern!r} matches none of {', '.join(kinds)}")
     return recorder
 
 

@@ -116,7 +116,7 @@ def tell(model: Model, prompts: Sequence[str], n_predict: int) -> Story:
     if not model.has_mtp:
         raise MtprefError("story: the file has no MTP head, expected one; try: mtpref inspect FILE")
     if n_predict < CYCLE:
-        raise MtprefError(f"--predict: {n_predict} is out of range, expected {CYCLE} or more")
+        raise MtprefError(f"`n_predict`: {n_predict} is out of range, expected {CYCLE} or more")
     prompt_ids = [model.vocab.encode(prompt, limit=model.config.n_ctx_train) for prompt in prompts]
     options = Options(n_predict=n_predict, spec_type="none")
     plain = [_run(model, ids, options, None).ids for ids in prompt_ids]

@@ -243,7 +243,7 @@ def read_rope_scaling(meta: Metadata, freq_base: float, *, has_yarn_keys: bool =
                           f"expected angles below {rope_scaling.MAX_ANGLE}; use a scale of 1 or less")  # fmt: skip
     if scaling.ext_factor and freq_base <= 1.0:
         raise MtprefError(f"{meta.source}: {meta.arch}.rope.freq_base is 1, expected more than 1: YaRN needs "
-                          "frequencies that differ; try --rope-freq-base 10000")  # fmt: skip
+                          "frequencies that differ; try `RopeOverrides.freq_base` 10000")  # fmt: skip
     return scaling
 
 
@@ -254,7 +254,7 @@ def _rope_keys(meta: Metadata) -> dict[str, float | int | str]:
         why = "the factors of longrope are not implemented (llama.cpp's graph does not read them either); " \
             if scaling_type == "longrope" else ""  # fmt: skip
         raise meta.bad("rope.scaling.type", scaling_type, f"one of {', '.join(rope_scaling.TYPES)}; {why}"
-                       "--rope-scaling overrides the key")  # fmt: skip
+                       "`RopeOverrides.scaling_type` overrides the key")  # fmt: skip
     name = "rope.scaling.factor" if meta.has("rope.scaling.factor") else "rope.scale_linear"
     factor = meta.f32(name, 0.0, low=0.0, high=rope_scaling.MAX_FACTOR)
     is_unset = factor == 0.0 and scaling_type != "yarn"  # llama.cpp writes 0 where nothing is scaled
@@ -294,7 +294,7 @@ def rope_notes(meta: Metadata, scaling: RopeScaling) -> tuple[str, ...]:
                if key in meta.kv and meta.kv[key] not in (value, -1.0)]  # fmt: skip
     if ignored:
         notes.append(f"{', '.join(ignored)}: not read, as in llama.cpp for {meta.arch}; "
-                     "--yarn-ext-factor and its like set them")  # fmt: skip
+                     "`RopeOverrides.ext_factor` and its like set them")  # fmt: skip
     return tuple(notes)
 
 
@@ -311,5 +311,5 @@ def _context(meta: Metadata, scaling: RopeScaling) -> int:
     if n_ctx > MAX_DIM:
         raise MtprefError(f"{meta.source}: an original context of {scaling.n_ctx_orig} at a RoPE scale of "
                           f"{scaling.freq_scale:g} is {n_ctx} positions, expected at most {MAX_DIM}; "
-                          "try --yarn-orig-ctx or another scale")  # fmt: skip
+                          "try `RopeOverrides.n_ctx_orig` or another scale")  # fmt: skip
     return n_ctx

@@ -12,12 +12,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import Bounds, OneOf
 
 KV_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -26,6 +27,8 @@ KV_DTYPES: dict[str, np.dtype[Any]] = {
 }
 KV_POISON = {"F32": np.float32(np.nan), "F16": np.uint16(0x7E00), "BF16": np.uint16(0x7FC0)}
 MIN_CELLS = 64
+KvType = Annotated[str, OneOf(tuple(KV_DTYPES))]
+Positions = Annotated[int, Bounds(0, (1 << 31) - 1)]  # 0: as many as the model was made for
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class ModelState:
         needed = self.n_past + n_tokens
         if needed > self.n_ctx:
             raise MtprefError(f"context: {needed} positions needed, expected at most {self.n_ctx}; "
-                              "use a shorter prompt or a larger --ctx-size")  # fmt: skip
+                              "use a shorter prompt or a larger `n_ctx`")  # fmt: skip
         for layer in self.layers:
             layer.reserve(needed, self.poison)
 
@@ -235,10 +238,10 @@ class ModelState:
             for name, planes in layer.planes.items():
                 if n_drop >= planes.shape[0]:
                     raise MtprefError(f"roll back: {n_drop} tokens, expected fewer than the {planes.shape[0]} "
-                                      "planes of the last batch; use --spec-rollback replay")  # fmt: skip
+                                      "planes of the last batch; use `Options.rollback` replay")  # fmt: skip
                 layer.arrays[name] = planes[planes.shape[0] - 1 - n_drop].copy()
             if not layer.planes and any(not s.positional for s in layer.specs):
-                raise MtprefError("roll back: the last batch kept no planes; use --spec-rollback replay")
+                raise MtprefError("roll back: the last batch kept no planes; use `Options.rollback` replay")
             layer.planes = {}
         self._cut(self.n_past - n_drop)
 

@@ -99,9 +99,9 @@ def _folder_target(
         with open_checkpoint(at) as checkpoint:
             config = text_config(checkpoint.config, checkpoint.label)
             found = gguf_tensors(checkpoint, config)
-            keys = [*description(at, "qwen35", 1000), *hyper_parameters(config, found.n_mtp, 1)]
+            keys = [*description(at, config.sheet.name, [("x", (1000,))]), *hyper_parameters(config, found.n_mtp, 1)]
             if with_vocabulary:
-                keys += vocabulary(checkpoint, config.vocab_size)
+                keys += vocabulary(checkpoint, config.vocab_size, config.sheet)
         gguf.write_gguf(folder / "out.gguf", keys, [])
 
     return Target(name, [files[other] for other in edited], run, share, edit)

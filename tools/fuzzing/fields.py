@@ -13,7 +13,7 @@ U8, U32, I32, F32, BOOL, STR, ARR, U64 = 0, 4, 5, 6, 7, 8, 9, 10
 
 @dataclass(frozen=True)
 class Key:
-    """name: its bytes    kind: value type id    value: everything behind the type id"""
+    """name: its bytes    kind: value type id    value: everything after the type id"""
 
     name: bytes
     kind: int

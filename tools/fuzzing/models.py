@@ -24,7 +24,7 @@ MICRO = Path(__file__).parent.parent.parent / "tests" / "data" / "micro" / "micr
 
 
 def put(folder: Path, name: str, raw: bytes, n_zeros: int = 0) -> Path:
-    """A file of these bytes, and behind them zeros that take no space on disk."""
+    """A file of these bytes, and after them zeros that take no space on disk."""
     path = folder / name
     with path.open("wb") as file:
         file.write(raw)

@@ -25,7 +25,9 @@ F32 = NDArray[np.float32]
 
 @dataclass
 class Draft:
-    """ids    the drafted tokens, steps: what led to them
+    """What a drafter proposes.
+
+    ids    the drafted tokens, steps: what led to them
     dists  what each was drawn from; empty where the drafter has no choice (one id for sure)
     """
 

@@ -43,7 +43,7 @@ class Statistics:
     n_router_ties: int = 0  # tokens of which a layer's router gap is below NEAR_GAP
     min_router_gap: float | None = None  # None: no experts
     drafted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed
-    reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed behind an acceptance
+    reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed after an acceptance
     accepted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times accepted
     judged_at: Counter[int] = field(default_factory=Counter)  # draft position -> times judged by a draw
     p_accept_at: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))  # sum of p_accept there
@@ -130,7 +130,7 @@ class Statistics:
         """Mean probability that a judged token of draft position 1, 2, ... is accepted, as the distributions have it.
 
         residual  sum of min(p_target, p_draft);  match  p_target of the drafted token. Conditional, as it is counted
-        behind acceptances only; empty for greedy decoding
+        after acceptances only; empty for greedy decoding
         """
         return [self.p_accept_at[i] / self.judged_at[i] for i in range(len(self.judged_at))]
 
@@ -225,12 +225,12 @@ def margin(logits: NDArray[np.float32]) -> float:
 
 
 def _speed(word: str, n: int, seconds: float) -> str:
-    rate = f"{n / seconds:8.3f}" if seconds > 0 else "     nan"
-    return f"{word} {n:4d} tokens in {seconds:8.3f} seconds, speed: {rate} t/s"
+    rate = f", speed: {n / seconds:8.3f} t/s" if seconds > 0 and n else ""
+    return f"{word} {n:4d} tokens in {seconds:8.3f} seconds{rate}"
 
 
 def _percent(rate: float | None) -> str:
-    return "nan%" if rate is None else f"{100 * rate:.3f}%"
+    return "nothing was drafted" if rate is None else f"{100 * rate:.3f}%"
 
 
 def _rates(rates: list[float]) -> str:

@@ -3,12 +3,14 @@
 Owns how a sheet's tensors become a dict of weights; load.py reads the trunk with it, head.py the MTP blocks.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from mtpref.architectures import Block, Either, Tensor, numbers
+from mtpref.architectures import Block, Tensor, numbers, present_tensors
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model.model import Layer
 from mtpref.engine.weights import TensorFinder
+from mtpref.spec import Matrix, Stack
 from mtpref.spec.config import Values
 
 
@@ -20,23 +22,22 @@ def read_layer(block: Block, values: Values) -> Layer:
 def read_block(finder: TensorFinder, block: Block, values: Values, il: int) -> dict[str, Any]:
     """The tensors of block il by their GGUF name without "blk.il."."""
     found: dict[str, Any] = {}
-    for item in block.tensors:
-        tensors = item.chosen(il, finder.file.tensors) if isinstance(item, Either) else (item,)
-        for tensor in tensors:
-            name = tensor.at(il).name
-            if tensor.required or finder.has(name):
-                found |= _held(tensor, read_tensor(finder, tensor, values, name), values)
+    for tensor in present_tensors(block.tensors, il, finder.file.tensors):
+        name = tensor.at(il).name
+        if tensor.required or finder.has(name):
+            found |= _held(tensor, read_tensor(finder, tensor, values, name), values)
     return found
 
 
 def _held(tensor: Tensor, data: Any, values: Values) -> dict[str, Any]:
-    """A tensor under the name or names that it is held under: its rows, as views."""
+    """A tensor under the name or names that it is held under: its rows, as views, each called TENSOR/NAME."""
     if not tensor.parts:
         return {tensor.name: data}
     found, first = {}, 0
     for name, dim in tensor.parts:
         last = first + (dim.value(values) or 0)
-        found[name] = data.rows(first, last) if hasattr(data, "rows") else data[first:last]
+        is_product = isinstance(data, Matrix | Stack)
+        found[name] = replace(data.rows(first, last), name=f"{data.name}/{name}") if is_product else data[first:last]
         first = last
     return found
 

@@ -55,9 +55,8 @@ def _error(what: str, place: str, found: tuple[str, str] | None) -> NotFiniteErr
     if found is not None:
         why = f"tensor {found[0]} holds {found[1]}; the file is damaged or was badly converted: try mtpref check"
     else:
-        why = (
-            "the weights there are finite, so values overflow; try --numerics exact or KV cells of type F32 (-ctk f32)"
-        )
+        why = "the weights there are finite, so values overflow; try `numerics` exact or KV cells of type F32"
+        why += " (`kv_type=F32`)"
     return NotFiniteError(f"{what}: NaN or infinity, expected finite rows: {place}: {why}")
 
 

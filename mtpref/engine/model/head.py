@@ -21,12 +21,11 @@ from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
 from mtpref.engine.model.model import Head
 from mtpref.engine.weights import MtpWeights, TensorFinder, Weights, take_rows
 from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
-from mtpref.files.gguf import GgufArray, GgufFile, open_gguf, printable
-from mtpref.files.identify import describe_kind
+from mtpref.files.gguf import GgufArray, GgufFile, listed, open_gguf, printable
+from mtpref.files.identify import describe_kind, has_trunk
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
 from mtpref.spec.kinds import rope_constants
 
-MAX_UNUSED_NAMED = 4
 INPUT_PARTS = ("enorm", "hnorm", "eh_proj")  # what embedding and hidden row go through before the block
 MAX_TEXT = 1000  # bytes of a name that is compared
 # Hyper-parameters that turn positions into angles, beside rope.scaling.*.
@@ -202,7 +201,7 @@ def _head_of_file(trunk: Trunk, path: str | Path) -> LoadedHead:
     file = open_gguf(path)
     what = describe_kind(file)
     if what is not None:
-        raise MtprefError(f"{file.label}: this is {what} (-md takes an MTP head)")
+        raise MtprefError(f"{file.label}: this is {what} (`model_draft` takes an MTP head)")
     values = trunk.arch.values(Metadata(file.kv, file.label, trunk.values.meta.rope))
     check_match(trunk, file, values)
     finder = TensorFinder(file)
@@ -228,7 +227,8 @@ def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
         raise differs("key general.architecture", arch, trunk.arch.name)
     if not meta.u32("nextn_predict_layers", 0, low=0):
         raise MtprefError(f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
-                          "give -md a file made with mtpref extract, or convert_hf_to_gguf.py --mtp")  # fmt: skip
+                          "give `model_draft` a file made with mtpref extract, or convert_hf_to_gguf.py "
+                          "--mtp")  # fmt: skip
     config, own = read_model_config(values), trunk.config
     if config.n_embd != own.n_embd:
         raise differs(f"key {arch}.embedding_length", config.n_embd, own.n_embd)
@@ -319,9 +319,8 @@ def _notes(trunk: Trunk, finder: TensorFinder, weights: MtpWeights) -> tuple[str
         notes.append(f"{name} has no output.weight: its token_embd.weight gives the head's logits, as in llama.cpp, "
                      "though the trunk has an output.weight; was lm_head left out?")  # fmt: skip
     unused = finder.unused()
-    if finder.has("blk.0.attn_norm.weight"):
+    if has_trunk(finder.file.tensors):
         notes.append(f"{name} holds a whole model; only its MTP head is read, {len(unused)} tensors are not")
     elif set(unused) - {"token_embd.weight", "output_norm.weight"}:
-        named = ", ".join(printable(n) for n in unused[:MAX_UNUSED_NAMED]) + ", ..." * (len(unused) > MAX_UNUSED_NAMED)
-        notes.append(f"{len(unused)} tensors of {name} are not read: {named}")
+        notes.append(f"{len(unused)} tensors of {name} are not read: {listed(unused)}")
     return tuple(notes)

@@ -10,19 +10,20 @@ from pathlib import Path
 
 from mtpref.architectures import OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, find_architecture
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import check_arguments
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
-from mtpref.engine.model.head import MAX_UNUSED_NAMED, LoadedHead, Trunk, load_head
+from mtpref.engine.model.head import LoadedHead, Trunk, load_head
 from mtpref.engine.model.model import Layer, Model
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.engine.weights import TensorFinder, Weights, packed
 from mtpref.files.finite_weights import check_tensors as check_tensors_of
-from mtpref.files.gguf import GgufFile, open_gguf, printable
+from mtpref.files.gguf import GgufFile, listed, open_gguf, printable
 from mtpref.files.identify import HEAD_ONLY, REDECLARE, describe_kind, head_in_trunk, is_head_only
 from mtpref.files.vocab import load_vocab
 from mtpref.spec import Matrix, Stack
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config, rope_notes
 from mtpref.spec.rope_scaling import RopeOverrides
-from mtpref.spec.state import KV_DTYPES
+from mtpref.spec.state import KvType
 
 TOKENS = "tokenizer.ggml.tokens"
 
@@ -31,8 +32,8 @@ def load(
     path: str | Path,
     recipe: Recipe | None = None,
     *,
-    kv_type: str | None = None,
-    kv_type_draft: str | None = None,
+    kv_type: KvType | None = None,
+    kv_type_draft: KvType | None = None,
     rope: RopeOverrides | None = None,
     model_draft: str | Path | None = None,
     mtp: bool = True,
@@ -52,8 +53,8 @@ def load(
     Errors          MtprefError, one line, for anything that is not a model of a supported architecture, and for a head
                     that does not belong to it
     """
+    check_arguments(load, locals())
     recipe = recipe or make_recipe()
-    kv_types = _kv_types(recipe, kv_type, kv_type_draft)
     file = open_gguf(path)
     what = describe_kind(file) or (HEAD_ONLY if is_head_only(file) else None)
     if what is not None:
@@ -85,8 +86,8 @@ def load(
         weights=weights,
         recipe=recipe,
         vocab=vocab,
-        kv_type=kv_types[0],
-        kv_type_draft=kv_types[1],
+        kv_type=kv_type or default_kv_type(recipe.numerics),
+        kv_type_draft=kv_type_draft or default_kv_type(recipe.numerics),
         notes=(*_notes(finder, config, head), *head.notes, *_rope_notes(meta, layers)),
         kv=file.kv,
         mtp_status=head.status,
@@ -96,14 +97,6 @@ def load(
 def default_kv_type(numerics: str) -> str:
     """The type of KV cells where nobody asks for another."""
     return "F32" if numerics == "exact" else "F16"
-
-
-def _kv_types(recipe: Recipe, *given: str | None) -> list[str]:
-    kv_types = [t or default_kv_type(recipe.numerics) for t in given]
-    for kind in kv_types:
-        if kind not in KV_DTYPES:
-            raise MtprefError(f"KV type {kind!r} is not supported, expected one of {', '.join(KV_DTYPES)}")
-    return kv_types
 
 
 def _check(finder: TensorFinder, head: LoadedHead) -> None:
@@ -125,7 +118,7 @@ def _check_declared(file: GgufFile, config: ModelConfig) -> None:
 def _release(finder: TensorFinder, head: LoadedHead, w: Matrix | Stack) -> None:
     """Give back the mapped pages of a matrix, one of a stack, or a stack; what is still read in place comes back when
     it is used."""
-    name = w.name.partition("[")[0]
+    name = w.name.partition("[")[0].partition("/")[0]  # of experts and rows, the tensor that they are of
     for one in (finder, head.finder):
         if one is None or name not in one.read:
             continue
@@ -173,10 +166,7 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple
     notes = []
     unused = finder.unused()
     if unused:
-        named = ", ".join(printable(name) for name in unused[:MAX_UNUSED_NAMED]) + (
-            ", ..." if len(unused) > MAX_UNUSED_NAMED else ""
-        )
-        notes.append(f"{len(unused)} tensors of the file are not read: {named}")
+        notes.append(f"{len(unused)} tensors of the file are not read: {listed(unused)}")
     orphans = [name for name in unused if ".nextn." in name]
     if orphans and head.status in ("none", "file"):
         notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mtpref.architectures import Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
+from mtpref.base.settings import checked
 from mtpref.engine.model.finite import head_weights, is_finite, not_finite, trunk_weights
 from mtpref.engine.recipe import Recipe
 from mtpref.engine.weights import MtpWeights, Weights
@@ -24,7 +25,7 @@ from mtpref.spec.contract import describe
 from mtpref.spec.kinds import LayerKind, Span
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, discard
-from mtpref.spec.state import LayerState, ModelState, StateSpec
+from mtpref.spec.state import LayerState, ModelState, Positions, StateSpec
 from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
@@ -180,7 +181,11 @@ class Model:
         return model
 
     def new_state(self, n_ctx: int = 0, *, poison: bool = False) -> ModelState:
-        """An empty sequence of at most n_ctx positions (0: the model's own context length)."""
+        """An empty sequence of at most n_ctx positions (0: the model's own context length).
+
+        Errors   SettingError for an n_ctx that is no count
+        """
+        n_ctx = checked(Positions, n_ctx, "n_ctx")
         layers = [layer.state(self.kv_type) for layer in self.layers]
         heads = [head.layer.state(self.kv_type_draft) for head in self.heads]
         n_hidden = self.heads[0].n_hidden if self.heads else self.config.n_embd
@@ -237,7 +242,7 @@ class Model:
         Errors   MtprefError without a head; ValueError where positions would leave a hole
         """
         if not self.heads:
-            raise MtprefError("the model has no MTP head; use --spec-type none")
+            raise MtprefError("the model has no MTP head; use `Options.spec_type` none")
         one, own = self.heads[head], state.heads[head]
         mw, layer = one.weights, one.layer
         steps, contract, eps = self.recipe.steps, self.recipe.contract, self.config.rms_eps

@@ -164,7 +164,7 @@ def _check_identity(file: GgufFile, core: Model) -> bool:
     """Whether file and model both have, or could have, head cells; refuses a file that belongs to something else."""
     if file.get("general.architecture") != "mtpref-session":
         raise MtprefError(f"{file.label}: not a state file of mtpref, expected general.architecture mtpref-session; "
-                          "was it written by --prompt-cache?")  # fmt: skip
+                          "was it written by `Session.save`?")  # fmt: skip
     here = _identity(core)
     for name, expected in here.items():
         found = str(file.require(f"{KEY}.{name}", "str"))
@@ -179,12 +179,12 @@ def _check_identity(file: GgufFile, core: Model) -> bool:
 OWNERS = {
     "schema": "this version of mtpref",
     "model_arch": "this model",
-    "model": "this model (weights or hyper-parameters differ: another model, quantisation or --rope option)",
+    "model": "this model (weights or hyper-parameters differ: another model, quantisation or `rope`)",
     "head": "this model's MTP head (its weights differ)",
-    "numerics": "this run (--numerics)",
-    "contract": "this run (--contract)",
-    "kv_type": "this run (-ctk/-ctv)",
-    "kv_type_draft": "this run (-ctkd/-ctvd)",
+    "numerics": "this run (`numerics`)",
+    "contract": "this run (`contract`)",
+    "kv_type": "this run (`kv_type`)",
+    "kv_type_draft": "this run (`kv_type_draft`)",
 }
 
 
@@ -193,7 +193,7 @@ def _ids(file: GgufFile, core: Model, state: ModelState) -> list[int]:
     file.require(key, "arr:i32")
     n_ids = file.kv.size(key)
     if n_ids > state.n_ctx:
-        raise MtprefError(f"{file.label}: {n_ids} tokens, expected at most {state.n_ctx}; use a larger --ctx-size, "
+        raise MtprefError(f"{file.label}: {n_ids} tokens, expected at most {state.n_ctx}; use a larger `n_ctx`, "
                           "or another file")  # fmt: skip
     ids = file.kv[key].to_numpy()
     if n_ids and not 0 <= ids.min() <= ids.max() < core.n_vocab:

@@ -8,15 +8,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Event, PromptProgress, RunEnded, Token, Verified
+from mtpref.base.settings import Bounds, check_arguments, check_path
 from mtpref.engine.decode import Decoder, Drafter, Options
 from mtpref.engine.model import Model
-from mtpref.engine.session.file import read_session, write_session
+from mtpref.engine.session.file import MAX_CHECKPOINTS, read_session, write_session
 from mtpref.spec.contract import MtpContract
-from mtpref.spec.state import Checkpoint, ModelState
+from mtpref.spec.state import Checkpoint, ModelState, Positions
 
 N_CHECKPOINTS = 4
 # Kernels use all threads anyway, and not every threading layer of Numba may be entered from two threads at once.
@@ -34,6 +35,7 @@ class Session:
     n_checkpoints     checkpoints kept at most; of more, the one that leaves the smallest gap goes, never the newest
     checkpoint_every  keep one every so many tokens too (0: at the ends of prompts and at the starts of runs only)
     poison            fill unused cells with NaN (tests)
+    Errors            SettingError for an argument of another kind, or out of range
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Session:
         core: Model,
         n_ctx: int = 0,
         *,
-        n_checkpoints: int = N_CHECKPOINTS,
-        checkpoint_every: int = 0,
+        n_checkpoints: Annotated[int, Bounds(0, MAX_CHECKPOINTS)] = N_CHECKPOINTS,
+        checkpoint_every: Positions = 0,
         poison: bool = False,
     ) -> None:
+        given = {"n_ctx": n_ctx, "n_checkpoints": n_checkpoints, "checkpoint_every": checkpoint_every, "poison": poison}
+        check_arguments(Session.__init__, given)
         self.core = core
         self.state: ModelState = core.new_state(n_ctx, poison=poison)
         self.n_checkpoints = n_checkpoints
@@ -125,6 +129,7 @@ class Session:
 
         Errors  MtprefError where the file cannot be written; it is replaced whole or not at all
         """
+        check_path(path, "path")
         with _ONE_AT_A_TIME:
             write_session(path, self.core, self.state, self.ids, self.mark, self.checkpoints)
 
@@ -134,6 +139,7 @@ class Session:
 
         Errors  MtprefError, one line, for a file of another model or run, and for a damaged one
         """
+        check_path(path, "path")
         session = cls(core, n_ctx, **settings)
         saved = read_session(path, core, session.state)
         session._ids, session.checkpoints = saved.ids, saved.checkpoints
@@ -168,7 +174,7 @@ class Session:
         self.checkpoints = [c for c in self.checkpoints if c.n_past <= saved.n_past]
         self.mark = self._round_start = saved
         steps.restore(state, saved)
-        if not needs_head:  # a fresh run would have no cells here, and would leave a hole behind any that stayed
+        if not needs_head:  # a fresh run would have no cells here, and would leave a hole after any that stayed
             self.checkpoints = [c.without_head() for c in self.checkpoints]
             self.mark = self._round_start = saved.without_head()
             steps.trim_mtp(state, 0)
@@ -197,10 +203,10 @@ class Session:
     # -------------------------------------------------------------------------------- checkpoints
 
     def _checkpoint_positions(self, prompt_ids: list[int], checkpoint_at: Sequence[int]) -> frozenset[int]:
-        """Where the prompt's passes must end: in front of its last token, behind its last turn, at what was asked for,
+        """Where the prompt's passes must end: in front of its last token, after its last turn, at what was asked for,
         and every so often.
 
-        A turn ends with an end-of-generation token. What a chat template writes behind the last one opens the answer,
+        A turn ends with an end-of-generation token. What a chat template writes after the last one opens the answer,
         and is written differently once the answer is there (without its thinking, for example).
         """
         n_prompt, every = len(prompt_ids), self.checkpoint_every
@@ -218,7 +224,7 @@ class Session:
 
     def _thin_out(self) -> None:
         kept = self.checkpoints
-        while len(kept) > max(0, self.n_checkpoints):
+        while len(kept) > self.n_checkpoints:
             ends = [0, *(c.n_past for c in kept)]
             gaps = [ends[i + 2] - ends[i] for i in range(len(kept) - 1)]
             del kept[gaps.index(min(gaps)) if gaps else 0]

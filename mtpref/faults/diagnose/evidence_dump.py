@@ -33,7 +33,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass
 class DumpEvidence:
-    """names      the port's tensors that were compared, in order of execution
+    """What a dump says for and against hypotheses.
+
+    names      the port's tensors that were compared, in order of execution
     unknown    names of the port that the model has not, or of other shapes
     distances  by hypothesis id, one value for each name (mtpref/faults/diagnose/port_tensors.py `distance`)
     impossible hypotheses that this model cannot have

@@ -65,7 +65,9 @@ class Replayed:
 
 @dataclass
 class LogDiagnosis:
-    """divergence  the first token in question    open: what the best hypothesis leaves
+    """What a log says for and against hypotheses.
+
+    divergence  the first token in question    open: what the best hypothesis leaves
     rival       a fault that explains more than healthy does by MIN_GAIN, but less than the best of many may by chance
     """
 
@@ -128,7 +130,7 @@ def _check(model: Model, runs: Sequence[PortRun]) -> None:
         bad = next((i for i in ids if not 0 <= i < model.n_vocab), None)
         if bad is not None:
             raise MtprefError(f"{run.label}: token id {bad} is not in the model's vocabulary, expected 0 .. "
-                              f"{model.n_vocab - 1}; is -m the model that the port ran?")  # fmt: skip
+                              f"{model.n_vocab - 1}; is `model` the model that the port ran?")  # fmt: skip
         n_tokens, n_ctx = len(run.prompt_ids) + sum(len(r.emitted) for r in run.rounds), model.config.n_ctx_train
         if n_tokens > n_ctx + 1:  # the last token opens no pass
             raise MtprefError(f"{run.label}: {n_tokens} tokens, expected a run within the context of {n_ctx}")

@@ -216,7 +216,10 @@ class Replay:
         self.decoder = Decoder(model, state, _options(run), self.drafter, self._judge, trunk)
 
     def play(self) -> Iterator[list[Seen]]:
-        """Errors  MtprefError, ValueError or IndexError where the hypothesis cannot run along these tokens"""
+        """Run a hypothesis along the port's rounds.
+
+        Errors  MtprefError, ValueError or IndexError where the hypothesis cannot run along these tokens
+        """
         self.recorded.opening = self._opening(_returned(self.decoder.prompt(self.port.prompt_ids)))
         id_last, opening = self.port.prompt_ids[-1], self.recorded.opening
         for i, port in enumerate(self.port.rounds):

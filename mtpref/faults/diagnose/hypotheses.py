@@ -21,7 +21,9 @@ KV_TYPES = ("F16", "F32", "BF16")
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """id      "healthy", a fault's id, or what differs ("hidden=pre", "kv F32")
+    """One explanation of what a port ran.
+
+    id      "healthy", a fault's id, or what differs ("hidden=pre", "kv F32")
     kind    healthy, preset (healthy under another named contract), look-alike (legal difference of numerics), contract
             (one field of the contract differs), fault
     title   a few words, mechanism: what is going on, in a sentence or two
@@ -53,7 +55,7 @@ def list_hypotheses(model: Model) -> list[Hypothesis]:
     """
     if not model.has_mtp:
         raise MtprefError("diagnose: the model has no MTP head, expected one; use the file that the port runs, or give "
-                          "its head with -md")  # fmt: skip
+                          "its head with `model_draft`")  # fmt: skip
     healthy = Hypothesis("healthy", "healthy", "nothing is wrong", f"The contract is {model.contract_name}.", _same)
     return [healthy, *_presets(model), *_look_alikes(model), *_fields(model), *of_faults()]
 

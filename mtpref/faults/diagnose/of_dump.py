@@ -35,10 +35,10 @@ def _tokens(model: Model, port: PortTensors, ids: Sequence[int] | None) -> list[
     tokens = port.ids if ids is None else [int(i) for i in ids]
     if tokens is None:
         raise MtprefError(f"{port.label}: no tensor `tokens` (I32) in it, expected the ids that the port ran; give the "
-                          "prompt with -p, -f or --ids")  # fmt: skip
+                          "prompt with `prompt_ids`")  # fmt: skip
     if port.ids is not None and tokens != port.ids:
         raise MtprefError(f"{port.label}: its {len(port.ids)} tokens are not the {len(tokens)} given, expected the "
-                          "same; leave -p, -f and --ids away")  # fmt: skip
+                          "same; leave `every prompt` away")  # fmt: skip
     if not 1 <= len(tokens) <= model.config.n_ctx_train:
         raise MtprefError(f"{port.label}: {len(tokens)} tokens, expected 1 .. {model.config.n_ctx_train}, the context")
     return tokens

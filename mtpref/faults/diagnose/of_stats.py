@@ -42,7 +42,9 @@ PROBE = (
 def diagnose_stats(
     rates: Rates | Sequence[float], after_full: float | None = None, after_partial: float | None = None
 ) -> Report:
-    """rates        a measurement, or what was accepted at draft position 1, 2, ... in parts of the rounds (not of what
+    """Judge acceptance rates by the catalogue's signatures.
+
+    rates        a measurement, or what was accepted at draft position 1, 2, ... in parts of the rounds (not of what
                  was accepted before)
     after_full   the first position's rate in rounds after a full acceptance, after_partial: in others
     Errors       MtprefError for rates that cannot be such rates

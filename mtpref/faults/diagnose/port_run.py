@@ -31,7 +31,7 @@ START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 @dataclass(frozen=True)
 class PortRound:
-    """One round: the draft behind id_last (None: the last token so far), how many were accepted, what was emitted.
+    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted.
 
     p   the draft's own probability of each drafted token over its ten best, None where it is not known
     """
@@ -64,7 +64,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class PortRun:
-    """prompt_ids   is_whole: the prompt was run whole, and its last token did not open the first round
+    """What a port's log says of one run.
+
+    prompt_ids   is_whole: the prompt was run whole, and its last token did not open the first round
     settings     what is known of: n_max, n_min, p_min, cooldown, cooldown_after, temp, rollback, n_batch
     """
 
@@ -90,7 +92,10 @@ class LogSource:
 
 
 def open_log(path: str | Path) -> LogSource:
-    """Errors  MtprefError for what cannot be opened, or a log that is too large"""
+    """Open a port's log to read it.
+
+    Errors  MtprefError for what cannot be opened, or a log that is too large
+    """
     label = printable(str(path), 200)
     file = open_text(path, label, "expected a log, a trace or a JSON")
     if file.start(START_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{":
@@ -239,7 +244,7 @@ def _of_json(file: TextStream, label: str, prompt_ids: Sequence[int] | None) -> 
     run: _Run = read_fields(_Run, record, f"{label}: run")
     ids = run.prompt_ids or prompt_ids
     if not ids:
-        raise MtprefError(f"{label}: no prompt_ids in it, expected the prompt's token ids; or use -p, -f or --ids")
+        raise MtprefError(f"{label}: no prompt_ids in it, expected the prompt's token ids; or use `prompt_ids`")
     rounds = tuple(_json_round(r, f"{label}: rounds[{i}]") for i, r in enumerate(run.rounds))
     is_whole = run.prompt_end == "whole"
     if is_whole and rounds[0].id_last is None:

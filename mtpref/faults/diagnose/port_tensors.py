@@ -22,7 +22,9 @@ WORST = 4.0  # the greatest distance: opposite values
 
 @dataclass(frozen=True)
 class PortTensors:
-    """ids      the tokens, None where the file does not hold them
+    """A port's tensors, as its dump holds them.
+
+    ids      the tokens, None where the file does not hold them
     tensors  by cb() name, as the file has them in NumPy order (tokens first)
     skipped  names of tensors that were not read: a type that is no plain float
     """

@@ -24,7 +24,7 @@ _NOTHING = re.compile(
 )
 READ = (
     "the rate lines of llama-server, llama-speculative-simple, ik_llama.cpp, vLLM, SGLang, mlx-vlm or oMLX "
-    "(docs/diagnosis.md); rates from elsewhere go to --stats, such as --stats 44/120 --n-max 3"
+    "(docs/diagnosis.md); rates from elsewhere go to --stats, such as --stats 44/120 `n_max` 3"
 )
 
 
@@ -80,7 +80,7 @@ def parse_stats(text: str, n_max: int | None = None, rounds: int | None = None) 
     Errors  MtprefError for anything else
     """
     if len(text) > MAX_STATS:
-        raise MtprefError(f"--stats: {len(text)} characters, expected rates; a log goes to --log FILE")
+        raise MtprefError(f"`stats`: {len(text)} characters, expected rates; a log goes to `log`")
     plain = re.sub(r"\s+", " ", text.strip()).strip("()[]{} ").replace(" %", "%")
     found: Rates | None = None
     if match := _COUNT.fullmatch(plain):
@@ -95,8 +95,8 @@ def parse_stats(text: str, n_max: int | None = None, rounds: int | None = None) 
             found = find_rates(text)
     if found is None:
         raise MtprefError(
-            f"--stats: {printable(text, 40)!r} is no rate, expected such as 0.82,0.66,0.5 (by position), 44/120 "
-            '--n-max 3 (accepted / drafted), "mean 2.34" --n-max 3, or a line that an engine printed'
+            f"`stats`: {printable(text, 40)!r} is no rate, expected such as 0.82,0.66,0.5 (by position), 44/120 "
+            '`n_max` 3 (accepted / drafted), "mean 2.34" `n_max` 3, or a line that an engine printed'
         )
     return replace(found, rounds=found.rounds if rounds is None else rounds)
 
@@ -109,6 +109,6 @@ def _given(values: list[tuple[float, bool]], n_max: int | None) -> Rates:
     if not 0 <= rates[0] <= 1:
         given = f"{values[0][0]:g}"
         raise MtprefError(
-            f'--stats: {given} is no rate, expected 0 .. 1 or 0 .. 100 %; a mean length is "mean {given}"'
+            f'`stats`: {given} is no rate, expected 0 .. 1 or 0 .. 100 %; a mean length is "mean {given}"'
         )
     return Rates("--stats", aggregate=rates[0])

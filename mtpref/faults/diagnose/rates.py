@@ -21,7 +21,7 @@ from mtpref.base.errors import MtprefError
 Array = npt.NDArray[np.float64]
 
 # Rates of healthy engines by draft position, about the middle of what is published for dense models, code and prose;
-# TAIL is what is left from one position to the next behind the fourth (vLLM pull request 48892, eight positions).
+# TAIL is what is left from one position to the next after the fourth (vLLM pull request 48892, eight positions).
 USUAL = (0.80, 0.66, 0.54, 0.44)
 TAIL = 0.87
 SHIFTS = 0.2 * np.arange(-18, 19)  # models and texts differ: logits of all rates together
@@ -202,7 +202,7 @@ def check(rates: Rates) -> None:
                               "multiply conditional rates up")  # fmt: skip
     split = (rates.after_full, rates.after_partial)
     if not all(x is None or 0 <= x <= 1 for x in split) or (split[0] is None) != (split[1] is None):
-        raise MtprefError("--after-full and --after-partial: expected both, 0 .. 1 each")
+        raise MtprefError("`after_full` and `after_partial`: expected both, 0 .. 1 each")
     counts = (rates.accepted or 0, rates.drafted or 0, rates.rounds or 0)
     if not all(0 <= x <= MAX_COUNT for x in counts) or (rates.drafted is not None and counts[0] > counts[1]):
         raise MtprefError(f"{rates.source}: {rates.accepted} accepted of {rates.drafted} drafted, expected counts such "
@@ -227,10 +227,10 @@ def with_n_max(rates: Rates, n_max: int | None) -> Rates:
     if n_max is None:
         return rates
     if not 1 <= n_max <= MAX_N:
-        raise MtprefError(f"--n-max: {n_max}, expected 1 .. {MAX_N} draft tokens")
+        raise MtprefError(f"`n_max`: {n_max}, expected 1 .. {MAX_N} draft tokens")
     known = max(len(rates.positions), rates.n_max or 0)
     if rates.n_max not in (None, n_max) or len(rates.positions) > n_max:
-        raise MtprefError(f"{rates.source}: n_max is {known} there, and --n-max is {n_max}; expected the same, or none")
+        raise MtprefError(f"{rates.source}: n_max is {known} there, and `n_max` is {n_max}; expected the same, or none")
     cut = rates.is_cut or is_cut(rates.drafted, rates.rounds, n_max)
     return replace(rates, n_max=n_max, is_cut=cut)
 

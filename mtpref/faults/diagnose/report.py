@@ -33,7 +33,9 @@ class Cause:
 
 @dataclass
 class Report:
-    """verdict     healthy, found, unknown or undecided    headline: the same in a sentence
+    """What diagnosis found.
+
+    verdict     healthy, found, unknown or undecided    headline: the same in a sentence
     evidence    what was looked at    causes: best first
     divergence  the first tensor or round that the healthy run does not reproduce
     experiment  what would separate the first causes    invisible: faults that this kind of evidence cannot show

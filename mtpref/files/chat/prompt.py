@@ -71,7 +71,7 @@ def chat_prompt(
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise MtprefError(f"message {i}: {str(message)[:60]!r}, expected an object with role and content")
     if "messages" in args:
-        raise MtprefError("--chat-template-kwargs: messages is the conversation itself, expected other names")
+        raise MtprefError("`template_args`: messages is the conversation itself, expected other names")
     bos, eos = _token_text(vocab, vocab.bos_id), _token_text(vocab, vocab.eos_id)
     variables = {"messages": list(messages), "add_generation_prompt": True, "tools": None, "documents": None}
     moment = now or datetime.now().astimezone()

@@ -24,7 +24,7 @@ MAX_TEMPLATE_CHARS = 1 << 20
 MAX_EXTRA_CHARS, MAX_GROWTH = 1 << 20, 16
 
 _WORKER = Path(__file__).with_name("worker.py")
-_UNLIKELY = "a chat template has no need of that; choose another with --chat-template"
+_UNLIKELY = "a chat template has no need of that; choose another with `template`"
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def _refusal(reply: dict[str, Any], name: str) -> str:
         case "SecurityError" | "TooLong" | "OverflowError":
             return f"{where}refused: {message}; {_UNLIKELY}"
         case "TemplateSyntaxError" | "TemplateAssertionError":
-            return f"{where}{message}, expected jinja2's syntax; choose another template with --chat-template"
+            return f"{where}{message}, expected jinja2's syntax; choose another template with `template`"
         case "TemplateError":  # raise_exception
             return f"{where}the template refuses this conversation: {message}"
         case kind:
-            return f"{where}{kind}: {message}; try other messages, --chat-template-kwargs or --chat-template"
+            return f"{where}{kind}: {message}; try other messages, `template_args` or `template`"

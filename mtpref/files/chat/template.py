@@ -59,12 +59,12 @@ def find_template(kv: Mapping[str, Any], wanted: str | None = None) -> ChatTempl
     names = variant_names(kv)
     if wanted is None:
         if "default" not in names:
-            raise MtprefError(f"{KEY}: missing, so --chat has no format for messages"
-                              f"{_has(names)}; try: --chat-template chatml, or a template's own text or file"
+            raise MtprefError(f"{KEY}: missing, so `chat_prompt` has no format for messages"
+                              f"{_has(names)}; try: `template` chatml, or a template's own text or file"
                               )  # fmt: skip
         wanted = "default"
     if "{" in wanted:
-        return ChatTemplate("given", _checked(wanted, "--chat-template"))
+        return ChatTemplate("given", _checked(wanted, "`template`"))
     if wanted in names:
         key = KEY if wanted == "default" and KEY in kv else f"{KEY}.{wanted}"
         return ChatTemplate(wanted, _text(kv, key))
@@ -88,7 +88,7 @@ def _text(kv: Mapping[str, Any], key: str) -> str:
     value = kv[key]
     if not isinstance(value, str):
         raise MtprefError(
-            f"{printable(key)}: a value of type {type(value).__name__}, expected a string; try: --chat-template"
+            f"{printable(key)}: a value of type {type(value).__name__}, expected a string; try: `template`"
         )
     return _checked(value, printable(key))
 
@@ -102,9 +102,9 @@ def _checked(text: str, source: str) -> str:
 def _read(path: str, names: Sequence[str]) -> str:
     known, shown = _list([*names[:8], *BUILT_IN]), printable(path)
     expected = f"expected a template's text, one of {known}, or a file"
-    label = f"--chat-template {shown}: no template and no readable file"
+    label = f"`template` {shown}: no template and no readable file"
     raw = read_text(path, label, expected, 4 * MAX_TEMPLATE_CHARS)
     try:
-        return _checked(raw.decode("utf-8"), f"--chat-template {shown}")
+        return _checked(raw.decode("utf-8"), f"`template` {shown}")
     except UnicodeDecodeError:
-        raise MtprefError(f"--chat-template {shown}: the file is no UTF-8 text, {expected}") from None
+        raise MtprefError(f"`template` {shown}: the file is no UTF-8 text, {expected}") from None

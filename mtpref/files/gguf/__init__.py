@@ -4,7 +4,7 @@ write one. Limits: docs/gguf.md."""
 from mtpref.files.gguf.parse import TensorInfo
 from mtpref.files.gguf.reader import GgufFile, KeyValues, open_one
 from mtpref.files.gguf.shards import is_shard, open_gguf, write_shards
-from mtpref.files.gguf.values import GgufArray, printable, without_leading_ones
+from mtpref.files.gguf.values import GgufArray, listed, printable, without_leading_ones
 from mtpref.files.gguf.whole import WriteOptions, check_targets, human_bytes, write_whole
 from mtpref.files.gguf.writer import QUANTIZATION_VERSION, Data, Verbatim, tensor_bytes, write_gguf
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_targets",
     "human_bytes",
     "is_shard",
+    "listed",
     "open_gguf",
     "open_one",
     "printable",

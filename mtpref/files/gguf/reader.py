@@ -92,7 +92,7 @@ class GgufFile:
 
     path, version, alignment, data_offset (first byte after the header, aligned): of this file
     n_bytes: of this file, and of the other files of a split model    kv: the keys of this file
-    tensors: name -> TensorInfo, in file order, those of the other files behind them
+    tensors: name -> TensorInfo, in file order, those of the other files after them
     others: the other files of a split model, in order; empty for a model in one file
     """
 
@@ -175,7 +175,7 @@ class GgufFile:
             self._buffer_of(tensor).madvise(mmap.MADV_DONTNEED, start, length)
 
     def pieces(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
-        """A tensor's bytes in order, in views of at most PIECE bytes; the memory of each is given back behind it.
+        """A tensor's bytes in order, in views of at most PIECE bytes; the memory of each is given back after it.
 
         What `write_gguf` takes as data, to copy tensors of any size in bounded memory.
         """
@@ -186,7 +186,7 @@ class GgufFile:
 
     def decoded(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
         """A tensor's values, rows by rows of the last dimension, about PIECE_VALUES at a time (one row at least); the
-        memory of each piece of the file is given back behind it.
+        memory of each piece of the file is given back after it.
 
         Errors   MtprefError for a type without decoder
         """

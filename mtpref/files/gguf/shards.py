@@ -13,7 +13,7 @@ from typing import Any
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf.parse import Budget
 from mtpref.files.gguf.reader import GgufFile, open_one
-from mtpref.files.gguf.values import printable
+from mtpref.files.gguf.values import listed, printable
 from mtpref.files.gguf.whole import WriteOptions
 from mtpref.files.gguf.writer import Data, PlannedTensor, alignment_of, plan_tensors, write_files
 
@@ -132,7 +132,7 @@ def _checked_prefix(first: GgufFile, count: int) -> str:
 def _check_present(first: GgufFile, paths: list[Path]) -> None:
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        named = ", ".join(printable(name) for name in missing[:MAX_NAMED]) + ", ..." * (len(missing) > MAX_NAMED)
+        named = listed(missing, MAX_NAMED)
         raise MtprefError(
             f"{first.label}: {len(missing)} of its {len(paths)} files missing beside it: {named}; download "
             "all files of the model into one folder"

@@ -41,6 +41,11 @@ U32, U64 = SCALARS["u32"], SCALARS["u64"]
 MIN_BYTES = {kind: dtype.itemsize for kind, dtype in DTYPES.items()} | {"str": 8, "arr": 12}
 
 
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first names, harmless, and whether there are more."""
+    return ", ".join(printable(name) for name in names[:most]) + ", ..." * (len(names) > most)
+
+
 def printable(text: str | bytes, limit: int = 80) -> str:
     """Text from a file, fit for one line of a terminal: anything but printable characters is escaped.
 

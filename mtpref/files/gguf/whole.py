@@ -39,7 +39,7 @@ _OLD = os.O_RDONLY | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_NONBLOCK",
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WriteOptions:
     """What a caller says about its targets.
 
@@ -80,7 +80,9 @@ def check_targets(paths: Iterable[str | Path], options: WriteOptions, n_bytes: i
         if any(_is_same(path, other) for other in options.inputs):
             raise MtprefError(f"{name}: is one of the inputs, expected another name for the output")
         if os.path.lexists(path) and not options.force:
-            raise MtprefError(f"{name}: exists, expected a new name; give another -o, or --force to replace it")
+            raise MtprefError(
+                f"{name}: exists, expected a new name; give another `target`, or `WriteOptions.force` to replace it"
+            )
         if os.path.lexists(path) and len(targets) > 1:
             raise MtprefError(
                 f"{name}: exists, and a model in several files cannot be replaced in one step; remove it first, or "

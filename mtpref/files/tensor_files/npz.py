@@ -71,7 +71,10 @@ class NpzFile:
             return self._checked(self._header, file, n_bytes)[0]
 
     def values(self, name: str) -> NDArray:
-        """Errors  MtprefError for a damaged member, or a type that is no number"""
+        """The values of a member.
+
+        Errors  MtprefError for a damaged member, or a type that is no number
+        """
         with self._open(name) as (file, n_bytes):
             shape, is_fortran, dtype = self._checked(self._header, file, n_bytes)
             raw = self._checked(_read_exactly, file, math.prod(shape) * dtype.itemsize)

@@ -76,8 +76,12 @@ class SafetensorsFile:
         return self._copy(name, self._view(name))
 
     def rows(self, name: str, index: slice | NDArray[np.intp]) -> NDArray:
-        """A copy of some rows (of the first dimension), in the order of the index; BF16 comes as float32."""
-        return self._copy(name, self._view(name)[index])
+        """A copy of some rows (along the last dimension), in the order of the index; BF16 comes as float32.
+
+        Those of a stack of matrices are counted through it; those of a vector are its values.
+        """
+        view = self._view(name)
+        return self._copy(name, (view.reshape(-1, view.shape[-1]) if view.ndim > 2 else view)[index])
 
     def _view(self, name: str) -> NDArray:
         dtype_name, shape, start = self._tensors[name]

@@ -77,7 +77,7 @@ class Vocab(ABC):
 
         Rule     user-defined tokens, and with parse_special control and unknown tokens, match whole, the
                  longest text first; what is between them is tokenized on its own. add_special adds BOS in
-                 front if add_bos and EOS behind if add_eos, even where the text already has one.
+                 front if add_bos and EOS at the end if add_eos, even where the text already has one.
         Bytes    text from a command line may hold undecodable bytes (surrogateescape): each counts as itself in
                  a `llama` vocabulary and as U+FFFD elsewhere, as does any other lone surrogate everywhere.
                  Nothing is normalised.
@@ -119,7 +119,7 @@ class Vocab(ABC):
             if n_tokens > 2 * limit + 16:
                 seen = "" if end >= len(raw) else f" in the first {end} of its {len(raw)} bytes"
                 raise MtprefError(f"prompt: {n_tokens} tokens{seen}, expected at most {limit}; use a shorter prompt or "
-                                  "a larger --ctx-size")  # fmt: skip
+                                  "a larger `n_ctx`")  # fmt: skip
 
     def piece(self, id: int, *, special: bool = False) -> bytes:
         """The exact bytes of one token: maybe half a character, maybe none.
@@ -142,7 +142,7 @@ class Vocab(ABC):
         """The text of `ids` as llama.cpp's llama_detokenize gives it.
 
         Rule     the pieces, joined (unparse_special is `special` of `piece`), but
-                 1. remove_special drops a BOS in front and an EOS behind if the vocabulary adds them.
+                 1. remove_special drops a BOS in front and an EOS at the end if the vocabulary adds them.
                  2. If encoding adds a space in front, the first piece loses one leading space, unless a BOS was
                     dropped. So only remove_special=False, unparse_special=False without BOS, or an encoding
                     without BOS, gives back the text; this is llama.cpp's rule.
@@ -199,7 +199,7 @@ class Vocab(ABC):
 
     @abstractmethod
     def _encode_fragment(self, fragment: bytes, after_special: bool) -> list[int]:
-        """Token ids of text without special tokens. `after_special`: at the start, or behind a special token."""
+        """Token ids of text without special tokens. `after_special`: at the start, or after a special token."""
 
     @abstractmethod
     def _piece(self, id: int) -> bytes:

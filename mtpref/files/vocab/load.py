@@ -229,7 +229,7 @@ def _numbers(kv: Mapping[str, object], key: str, n_tokens: int, kinds: tuple[str
     if getattr(value, "element_type", kinds[0]) not in kinds:
         raise MtprefError(f"{key}: array of {value.element_type}, expected {wanted}")
     try:
-        # What stands behind the last token's number does not count, so it is not read: it may be of any length.
+        # What stands after the last token's number does not count, so it is not read: it may be of any length.
         array = value.to_numpy(n_tokens) if hasattr(value, "to_numpy") else np.asarray(value)
     except (ValueError, OverflowError):
         raise MtprefError(f"{key}: {_kind(value)}, expected {wanted}") from None

@@ -13,13 +13,13 @@ from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 from mtpref.base.errors import UnsupportedError
 from mtpref.files.vocab.patterns import RULES, Rules
 
-USUAL_PRE = {"qwen35": "qwen35"}  # architecture -> the name that files of its published models have
 
+def unusual_pre(arch: str, pre: str, usual: str) -> str | None:
+    """A note on a pre-tokenizer that files of this architecture do not have; None where nothing is odd.
 
-def unusual_pre(arch: str, pre: str) -> str | None:
-    """A note on a pre-tokenizer that files of this architecture do not have; None where nothing is odd."""
-    usual = USUAL_PRE.get(arch, pre)
-    if pre == usual:
+    usual   the name that files of its published models have; "" where none is known
+    """
+    if usual in (pre, ""):
         return None
     return f"pre-tokenizer {pre}, where {arch} models have {usual}: is the tokenizer this model's own?"
 

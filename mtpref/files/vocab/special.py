@@ -95,10 +95,10 @@ def find_special(
 def strippers(
     name: str, ids: Mapping[str, int], attrs: npt.NDArray[np.uint8], left: tuple[str, ...]
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Ids of the special tokens that swallow the white space before them, and behind them.
+    """Ids of the special tokens that swallow the white space before them, and after them.
 
     Inputs   `name` general.name in lower case; `left` the texts that do the former by the pre-tokenizer's rules.
-    Rule     In phi-3 models every special token and </s> swallows what is behind it, save <unk>, <s> and
+    Rule     In phi-3 models every special token and </s> swallows what is after it, save <unk>, <s> and
              <|endoftext|>. In modern-bert models [MASK] swallows what is before it. As llama.cpp looks for these
              by name, a renamed model behaves differently.
     """

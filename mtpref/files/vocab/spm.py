@@ -33,7 +33,7 @@ class SpmVocab(Vocab):
     """Characters, then merges: of all neighbours whose joined text is a token the one with the highest score first,
     leftmost among equals.
 
-    Rule     spaces count as U+2581. Text at the start and behind a special token gets a space in front if the
+    Rule     spaces count as U+2581. Text at the start and after a special token gets a space in front if the
              vocabulary adds one. A character that is no token is its bytes: <0xHH>, else the token of that one byte.
     """
 
@@ -109,7 +109,7 @@ def _byte_id(byte: int, ids: Mapping[str, int]) -> int | None:
 
 
 def build_spm(texts: Sequence[str], scores: npt.NDArray[np.float32]) -> SentencePieceProcessor:
-    """The SentencePiece model with these pieces, and behind them the unknown one.
+    """The SentencePiece model with these pieces, and after them the unknown one.
 
     Inputs   `texts` distinct, none empty; `scores` (n,) float32.
     Errors   MtprefError if a score is not a number, or if the library refuses the pieces.

@@ -67,14 +67,14 @@ def run_bench(args: argparse.Namespace) -> int:
     from mtpref.measure.plan.record import default_trims, trims_of
 
     settings = Settings(
-        tuple(args.parts.split(",")),
-        args.n_prompt,
-        args.n_gen,
-        whole_numbers(args.widths, "--widths", 7, "2,4,8"),
-        args.n_depth,
-        whole_numbers(args.drafts, "--drafts", 7, "2,4,8"),
-        args.acceptance,
-        args.repetitions,
+        parts=tuple(args.parts.split(",")),
+        n_prompt=args.n_prompt,
+        n_gen=args.n_gen,
+        widths=whole_numbers(args.widths, "--widths", 7, "2,4,8"),
+        n_depth=args.n_depth,
+        drafts=whole_numbers(args.drafts, "--drafts", 7, "2,4,8"),
+        acceptance=args.acceptance,
+        n_rounds=args.repetitions,
     )
     say = Notes()
     say.when_compiling(args)

@@ -12,10 +12,11 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "convert",
         usage="mtpref convert [options] HF_DIR -o OUT.gguf",
-        help="make a GGUF file of a Qwen3.5 checkpoint folder, head included",
-        description="Convert a Qwen3.5 checkpoint folder (config.json, safetensors, tokenizer.json) to GGUF: the bytes "
-        "that llama.cpp's converter writes. The MTP head is kept unless --no-mtp says otherwise; a tensor that has no "
-        "place in the file is an error. docs/keeping-the-head.md explains.",
+        help="make a GGUF file of a checkpoint folder, head included",
+        description="Convert a checkpoint folder (config.json, safetensors, tokenizer.json) of an architecture of "
+        "docs/architectures.md to GGUF: the bytes that llama.cpp's converter writes. The MTP head is kept unless "
+        "--no-mtp says otherwise; a tensor that has no place in the file is an error. docs/keeping-the-head.md "
+        "explains.",
     )
     parser.add_argument("folder", metavar="HF_DIR", help="checkpoint folder")
     parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the GGUF file to write")
@@ -43,7 +44,7 @@ def run_convert(args: argparse.Namespace) -> int:
     if args.pre is not None:
         rules_of(args.pre)
     which = "mtp" if args.mtp else "trunk" if args.no_mtp else "both"
-    settings = Settings(args.outtype, which, args.allow_unmapped, args.pre)
+    settings = Settings(outtype=args.outtype, which=which, allow_unmapped=args.allow_unmapped, pre=args.pre)
     with writing(args, sorted(Path(args.folder).glob("*.safetensors"))) as options:
         made = convert(args.folder, args.output, settings, options=options)
     for note in made.notes:

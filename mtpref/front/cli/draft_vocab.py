@@ -70,7 +70,14 @@ def run_draft_vocab(args: argparse.Namespace) -> int:
     )
     from mtpref.measure.probe.vocabulary_report import lines, measure
 
-    settings = Settings(args.n_draft, args.stride, args.positions, args.ctx_size, args.batch_size, with_controls=False)
+    settings = Settings(
+        n_draft=args.n_draft,
+        stride=args.stride,
+        n_positions=args.positions,
+        n_ctx=args.ctx_size,
+        n_batch=args.batch_size,
+        with_controls=False,
+    )
     check_target(args.output)
     _check_apart(args.file, args.held_out or [])
     say = Notes()

@@ -52,6 +52,9 @@ def add_parser(verbs: Any) -> None:
     group.add_argument(
         "--plot", type=OutputPath, metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)"
     )
+    group.add_argument(
+        "--all", action="store_true", help="the rates of every setting too (default: the few that count)"
+    )
     group.add_argument("--json", action="store_true", help="one JSON object instead of the tables (default: off)")
     parser.set_defaults(run=run_plan)
 
@@ -67,7 +70,9 @@ def run_plan(args: argparse.Namespace) -> int:
     from mtpref.measure.probe.plot import check_plot
 
     settings = Settings(
-        args.n_max, _numbers(args.p_mins, "--p-mins"), whole_numbers(args.cooldowns, "--cooldowns", 4, "1,2")
+        n_max=args.n_max,
+        p_mins=_numbers(args.p_mins, "--p-mins"),
+        cooldowns=whole_numbers(args.cooldowns, "--cooldowns", 4, "1,2"),
     )
     for flag, value, low in (
         ("--prompts", args.prompts, 1),
@@ -113,7 +118,7 @@ def run_plan(args: argparse.Namespace) -> int:
     else:
         from mtpref.files.vocab import terminal_safe
 
-        print(terminal_safe("\n".join(lines(found))))
+        print(terminal_safe("\n".join(lines(found, is_whole=args.all))))
     return 0
 
 

@@ -11,11 +11,26 @@ from mtpref.base.errors import MtprefError
 from mtpref.front.cli.output import Notes
 from mtpref.front.cli.writing import OutputPath, add_writing, type_counts, writing
 
-TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
+TYPES = (
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q5_1",
+    "Q5_0",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q4_1",
+    "Q4_0",
+    "MXFP4_MOE",
+)
+MAX_TOLD = 8  # layers in a line
 # File types that llama-quantize writes and `quantize` does not.
 LLAMA_TYPES = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_XS"),
-    *("IQ4_NL", "Q2_K", "Q2_K_S", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "MXFP4_MOE"),
+    *("IQ4_NL", "Q2_K", "Q2_K_S", "Q3_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q1_0", "Q2_0", "TQ1_0", "TQ2_0"),
 )
 
 
@@ -37,13 +52,16 @@ def _add_quantize(verbs: Any) -> None:
     parser.add_argument("target", type=OutputPath, metavar="OUT", help="the GGUF file to write")
     parser.add_argument(
         "type",
+        type=str.upper,
         metavar="TYPE",
         help=f"one of {', '.join(TYPES)}; for others (IQ2_XS, ...): strip, llama-quantize the trunk, graft",
     )
     parser.add_argument(
         "--pure-llama", action="store_true", help="llama.cpp's types exactly, the head's too (default: off)"
     )
-    parser.add_argument("--mtp-type", metavar="TYPE", help="type of the head's matrices (default: at least Q8_0)")
+    parser.add_argument(
+        "--mtp-type", type=str.upper, metavar="TYPE", help="type of the head's matrices (default: at least Q8_0)"
+    )
     parser.add_argument(
         "--tensor",
         action="append",
@@ -83,10 +101,16 @@ def run_quantize(args: argparse.Namespace) -> int:
         if args.pure_llama:
             raise MtprefError("--mtp-type: not with --pure-llama, which gives the head llama.cpp's types, expected one")
     found = None if args.imatrix is None else read_importance(args.imatrix)
-    wanted = Wanted(args.type, args.pure_llama, args.mtp_type, overrides, found is not None)
+    wanted = Wanted(
+        mixture=args.type,
+        pure_llama=args.pure_llama,
+        mtp_type=args.mtp_type,
+        overrides=overrides,
+        has_imatrix=found is not None,
+    )
     name = None if args.imatrix is None else Path(args.imatrix).name
     inputs = [] if args.imatrix is None else [args.imatrix]
-    settings = Settings(wanted, found, name, args.allow_requantize)
+    settings = Settings(wanted=wanted, importance=found, importance_name=name, allow_requantize=args.allow_requantize)
     replacements = _by_gptq(args, overrides) if args.method == "gptq" else None
     with writing(args, [*inputs, *(args.calibration or [])]) as options:
         made = quantize_file(args.source, args.target, settings, replacements=replacements, options=options)
@@ -104,7 +128,7 @@ def _check_mixture(args: argparse.Namespace) -> None:
     if args.type in TYPES:
         return
     road = ""
-    if args.type.upper() in LLAMA_TYPES:
+    if args.type in LLAMA_TYPES:
         road = (
             f"; llama.cpp writes it: mtpref strip {args.source} -o trunk.gguf, llama-quantize [--imatrix FILE] "
             f"trunk.gguf small.gguf {args.type}, mtpref graft small.gguf {args.source} -o {args.target}"
@@ -133,7 +157,7 @@ def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -
     from mtpref.engine.model import load
     from mtpref.front.cli.probe import Progress
     from mtpref.heads.quantize.grid import Grid
-    from mtpref.heads.quantize.head import gptq_head, trunk_rows
+    from mtpref.heads.quantize.head import gptq_head, tensors_of, trunk_rows
     from mtpref.measure.probe import read_texts
 
     Notes().when_compiling(argparse.Namespace(ops=None))
@@ -141,9 +165,13 @@ def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -
     model = load(args.source)
     texts = [text.ids for text in read_texts(args.calibration, model.vocab)]
     n_ctx = min(512, model.config.n_ctx_train)
-    made = gptq_head(model, trunk_rows(model, texts, n_ctx, Progress("calibrate")), grid)
+    folder = Path(args.target).resolve().parent
+    made = gptq_head(model, trunk_rows(model, texts, n_ctx, Progress("calibrate")), grid, folder=folder)
+    note = made.note()
+    if note is not None:
+        print(f"mtpref quantize: {note}", file=sys.stderr)
     taken = [re.compile(pattern) for pattern, _ in overrides]
-    return {name: (w.type_name, w.raw) for name, w in made.items() if not any(p.search(name) for p in taken)}
+    return {name: one for name, one in tensors_of(made.made).items() if not any(p.search(name) for p in taken)}
 
 
 def _head_line(made: Any) -> str:
@@ -160,6 +188,7 @@ def _override(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     pattern, equals, kind = text.rpartition("=")
     if not equals or not pattern:
         raise MtprefError(f"--tensor {text}: expected REGEX=TYPE, such as 'ffn_down=Q8_0'")
+    kind = kind.upper()
     _check_type(f"--tensor {text}", kind, kinds)
     return pattern, kind
 
@@ -197,7 +226,7 @@ def run_imatrix(args: argparse.Namespace) -> int:
     from mtpref.files.gguf import printable
     from mtpref.front.cli.options import load_model
     from mtpref.front.cli.probe import Progress
-    from mtpref.heads.quantize.collect import Collector, run_text, watched
+    from mtpref.heads.quantize.collect import Collector, run_text, stacks_of, watched
     from mtpref.heads.quantize.importance import write_importance
     from mtpref.measure.probe import read_texts
 
@@ -207,7 +236,7 @@ def run_imatrix(args: argparse.Namespace) -> int:
     say.when_compiling(args)
     model = load_model(args).core
     texts = read_texts(args.file, model.vocab)
-    seen = Collector()
+    seen = Collector(stacks_of(model))
     n_chunks = 0
     for text in texts:
         n_chunks += run_text(
@@ -219,6 +248,19 @@ def run_imatrix(args: argparse.Namespace) -> int:
     names = [re.sub(r".*[/\\]", "", path) for path in args.file]
     with writing(args, [*args.file, *([args.model] if args.model else [])]) as options:
         write_importance(args.output, seen.sums, names, n_chunks, args.ctx_size, options)
+    note = _unreached(seen.unreached(), seen.stacks)
+    if note is not None:
+        print(f"mtpref imatrix: {note}", file=sys.stderr)
     head = sum(name.startswith(f"blk.{model.config.n_layer}.") for name in seen.sums)
     print(f"{printable(args.output, 400)}: {len(seen.sums)} matrices, {head} of them the head's; {n_chunks} chunks")
     return 0
+
+
+def _unreached(found: dict[str, int], sizes: Any) -> str | None:
+    """One line on experts that no text reached, layer by layer."""
+    layers = {name.partition(".ffn_")[0]: f"{n} of {sizes[name]} in {name.partition('.ffn_')[0]}"
+              for name, n in found.items()}  # fmt: skip
+    if not layers:
+        return None
+    told = ", ".join(list(layers.values())[:MAX_TOLD]) + ", ..." * (len(layers) > MAX_TOLD)
+    return f"no text reached some experts: {told}; quantising counts their columns alike; more text reaches more"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.base.errors import MtprefError
+from mtpref.front.cli.flags import flagged
 from mtpref.front.cli.options import set_threads
 
 SCHEMA = "mtpref-selftest-1"
@@ -113,7 +114,9 @@ def _print_table(results: list[Any], counts: dict[str, int], color: str) -> None
     free = width - left - 4 - 3 * 2
     columns = (left, 4, free - free * 2 // 5, free * 2 // 5)
     rows = [("check", "", "what was found", "what a PASS means")]
-    rows += [(r.check.name, r.verdict, terminal_safe(r.found).replace("\n", " "), r.check.means) for r in results]
+    rows += [
+        (r.check.name, r.verdict, terminal_safe(flagged(r.found)).replace("\n", " "), r.check.means) for r in results
+    ]
     for i, row in enumerate(rows):
         style = "head" if i == 0 else row[1].lower()
         cells = [textwrap.wrap(text, n) or [""] for text, n in zip(row, columns, strict=True)]
@@ -130,4 +133,5 @@ def _print_json(facts: list[str], results: list[Any], counts: dict[str, int]) ->
         {"check": r.check.name, "result": r.verdict, "found": r.found, "means": r.check.means,
          "seconds": round(r.seconds, 3)} for r in results
     ]  # fmt: skip
-    print(json.dumps({"schema": SCHEMA, "facts": facts, "counts": counts, "checks": checks}, ensure_ascii=True))
+    data = {"schema": SCHEMA, "facts": facts, "counts": counts, "checks": checks}
+    print(flagged(json.dumps(data, ensure_ascii=True)))

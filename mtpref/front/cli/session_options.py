@@ -61,7 +61,7 @@ class PromptCache:
         return session
 
     def close(self, session: Any, say: Any) -> None:
-        """Write the file, also behind an interrupted run: all that was consistent then."""
+        """Write the file, also after an interrupted run: all that was consistent then."""
         if self.path is None or session.decoder is None:
             return
         statistics = session.decoder.statistics

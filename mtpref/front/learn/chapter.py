@@ -51,7 +51,7 @@ class Chapter:
 
     @property
     def summary(self) -> str:
-        """The paragraph behind the title, on one line."""
+        """The paragraph after the title, on one line."""
         return " ".join(self.cells[0].text.split("\n\n")[1].split())
 
     @property
@@ -85,7 +85,10 @@ CHAPTERS = _chapters()
 
 
 def find_chapter(number: int) -> Chapter:
-    """Errors  MtprefError for a number that no chapter has"""
+    """The chapter of a number.
+
+    Errors  MtprefError for a number that no chapter has
+    """
     for chapter in CHAPTERS:
         if chapter.number == number:
             return chapter

@@ -28,7 +28,7 @@ from mtpref.spec import Matrix
 
 MENDS = 1 / 4  # of all that a head can lack, 1 - a_1: what the change that undoes a mistake gains at least
 AWAY, NEARER = 0.25, 0.5  # a layer norm's mean, by so much farther from the trunk's: no cause; nearer: one
-_PRE_FC, _BLOCK = ("enorm", "hnorm"), ("attn_norm", "post_attention_norm", "attn_q_norm", "attn_k_norm")
+_PRE_FC, _LAST, _QUERIES = ("enorm", "hnorm"), "shared_head_norm", "attn_q_norm.weight"
 
 Change = Callable[[MtpWeights], MtpWeights]
 
@@ -57,10 +57,10 @@ class _Result:
 
 def changes(model: Model, controlled: Sequence[Variant]) -> list[Tried]:
     """All that is tried; of the controls those that are changes of this kind."""
-    mtp = model.heads[0].weights
-    own = (*_PRE_FC, *_BLOCK, *(() if _shares_norm(mtp) else ("shared_head_norm",)))
+    mtp, block = model.heads[0].weights, _block_norms(model)
+    own = (*_PRE_FC, *block, *(() if _shares_norm(mtp) else (_LAST,)))
     groups: list[tuple[str, tuple[str, ...]]] = [(name, (name,)) for name in own]
-    groups += [("all norms of the head", own), ("the layer's norms", _BLOCK), ("enorm and hnorm", _PRE_FC)]
+    groups += [("all norms of the head", own), ("the layer's norms", block), ("enorm and hnorm", _PRE_FC)]
     out = []
     for label, names in groups:
         for step, word in ((1, "1 added to"), (-1, "1 taken from")):
@@ -88,7 +88,15 @@ def _without_parts(model: Model, controlled: Sequence[Variant]) -> list[Tried]:
         (Variant("no hidden half", _with(model, _zeroed(slice(n, None))), 1), "the hidden half of eh_proj zero",
          "the hidden half (hnorm, eh_proj)"),
     ]  # fmt: skip
-    return [Tried(variant, "part-harmful", about, part) for variant, about, part in parts]
+    has_queries = _QUERIES in model.heads[0].weights.block
+    kept = [part for part in parts if has_queries or part[0].name != "even attention"]
+    return [Tried(variant, "part-harmful", about, part) for variant, about, part in kept]
+
+
+def _block_norms(model: Model) -> tuple[str, ...]:
+    """The norms of the head's block, as its data sheet has them."""
+    names = (t.name.removesuffix(".weight") for t in model.heads[0].layer.block.all_tensors() if len(t.shape) == 1)
+    return tuple(name for name in names if name.endswith("norm"))
 
 
 def _with(model: Model, change: Change) -> Model:
@@ -110,7 +118,7 @@ def _shares_norm(mtp: MtpWeights) -> bool:
 
 def _shift(names: tuple[str, ...], step: int) -> Change:
     def change(mtp: MtpWeights) -> MtpWeights:
-        direct = {name: getattr(mtp, name) + np.float32(step) for name in names if name not in _BLOCK}
+        direct = {name: getattr(mtp, name) + np.float32(step) for name in names if name in (*_PRE_FC, _LAST)}
         block = {
             key: value + np.float32(step) if key.removesuffix(".weight") in names else value
             for key, value in mtp.block.items()
@@ -121,9 +129,10 @@ def _shift(names: tuple[str, ...], step: int) -> Change:
 
 
 def _even(mtp: MtpWeights) -> MtpWeights:
-    """Queries of zero: all scores are equal."""
-    name = "attn_q_norm.weight"
-    return replace(mtp, block=mtp.block | {name: np.zeros_like(mtp.block[name])})
+    """Queries of zero, where a norm makes them: all scores are equal."""
+    if _QUERIES not in mtp.block:
+        return mtp
+    return replace(mtp, block=mtp.block | {_QUERIES: np.zeros_like(mtp.block[_QUERIES])})
 
 
 def _zeroed(columns: slice) -> Change:
@@ -186,7 +195,7 @@ def _moves_away(model: Model, name: str, step: int) -> float | None:
     """By how much a shift takes a layer norm's mean away from those of the trunk's attention layers; None: no such."""
     key = f"{name}.weight"
     trunk = [float(w[key].mean()) for w in model.weights.layers if key in w and "attn_q.weight" in w]
-    if name not in _BLOCK or not trunk or not model.heads:
+    if not trunk or not model.heads or key not in model.heads[0].weights.block:
         return None
     distance = float(model.heads[0].weights.block[key].mean()) - float(np.median(trunk))
     return abs(distance + step) - abs(distance)

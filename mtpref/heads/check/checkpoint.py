@@ -31,7 +31,7 @@ def check_folder(path: str | Path, *, fast: bool, check_file: Callable[[Path], l
         findings = _inventory(config, found)
         findings += marks.of_checkpoint(checkpoint.config, checkpoint.metadata, bool(found.n_mtp))
         n_bytes = sum(np.prod(part.shape, dtype=np.int64) * 4 for part in found.parts)
-        settings = Settings("bf16", "both" if found.n_mtp else "trunk")
+        settings = Settings(outtype="bf16", which="both" if found.n_mtp else "trunk")
         try:
             findings += [Finding("tokenizer-note", "conversion", note) for note in _planned(checkpoint, settings)]
         except MtprefError as error:

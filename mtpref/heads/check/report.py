@@ -107,8 +107,8 @@ def check_path(
     settings = _Settings(against, fast, n_positions, progress, report)
     if is_checkpoint(path):
         if against is not None:
-            raise MtprefError(f"--against: {path} is a folder, expected a GGUF file to compare; convert it, or give "
-                              "the folder as --against of the file")  # fmt: skip
+            raise MtprefError(f"`against`: {path} is a folder, expected a GGUF file to compare; convert it, or give "
+                              "the folder as `against` of the file")  # fmt: skip
         report.findings += check_folder(path, fast=fast, check_file=lambda file: _check_file(file, settings))
     else:
         report.findings += _check_file(Path(path), settings)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import D2T
+from mtpref.architectures import ARCHITECTURES, D2T
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, printable
 from mtpref.files.gguf.parse import next_aligned
 from mtpref.files.vocab.pretokenizers import known_names, unusual_pre
 from mtpref.heads.check.findings import Finding
 from mtpref.heads.check.sampling import FEW_BITS, sample_rows, vector
-from mtpref.heads.inspect.layers import Problem
+from mtpref.heads.inspect.layers import Problem, without_head
 from mtpref.spec.quants import DEQUANTIZABLE
 
 COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
@@ -35,12 +35,15 @@ TRAINED, NOISE = 1.25, (0.93, 1.06)  # of the edge of noise
 
 def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Finding]:
     """The findings in an inspect report and its problems: what is declared against what is there."""
-    head, found = report["mtp"], []
+    head, found, arch = report["mtp"], [], report["architecture"]
     status = head["status"]
     where = f"{report['architecture']}.nextn_predict_layers"
     by_status = {
         "absent": ("head-absent", "no head: the key is absent or 0, and no nextn tensor is there"),
-        "missing": ("head-dropped", f"{head['declared']} declared, no nextn tensor there"),
+        "missing": (
+            "head-dropped",
+            f"{head['declared']} declared, no nextn tensor there; {without_head(ARCHITECTURES.get(arch))}",
+        ),
         "undeclared": ("head-undeclared", "absent or 0, and nextn tensors are there"),
         "partial": ("shards-missing", "not all of the head is in this file of a split model"),
     }
@@ -207,7 +210,7 @@ def tokenizer(file: GgufFile) -> list[Finding]:
         found.append(
             Finding("unsupported", "tokenizer.ggml.pre", f"{printable(str(pre))}, expected a name that is known")
         )
-    elif model == "gpt2" and (odd := unusual_pre(str(_text(file, "general.architecture")), str(pre))) is not None:
+    elif model == "gpt2" and (odd := _unusual_pre(file, str(pre))) is not None:
         found.append(Finding("tokenizer-note", "tokenizer.ggml.pre", odd))
     if model == "gpt2" and "tokenizer.ggml.merges" not in file.kv:
         found.append(Finding("tokenizer", "tokenizer.ggml.merges", "missing: every byte would be a token of its own"))
@@ -218,6 +221,11 @@ def tokenizer(file: GgufFile) -> list[Finding]:
     if not any(f"tokenizer.ggml.{role}_token_id" in file.kv for role in ("eos", "eot", "eom")):
         found.append(Finding("tokenizer-note", "tokenizer.ggml.eos_token_id", "missing: nothing may end a text"))
     return found
+
+
+def _unusual_pre(file: GgufFile, pre: str) -> str | None:
+    arch = str(_text(file, "general.architecture"))
+    return unusual_pre(arch, pre, ARCHITECTURES[arch].pre) if arch in ARCHITECTURES else None
 
 
 def _text(file: GgufFile, key: str) -> str | None:

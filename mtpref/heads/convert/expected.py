@@ -1,9 +1,10 @@
 """The tensors and shapes that a configuration promises: what the data sheet makes of the keys that will be written."""
 
 from collections import ChainMap
+from collections.abc import Sequence
 from typing import Any
 
-from mtpref.architectures import numbers
+from mtpref.architectures import Either, Tensor, numbers, present_tensors
 from mtpref.heads.convert.keys import hyper_parameters
 from mtpref.heads.hf import TextConfig
 from mtpref.spec.config import Metadata
@@ -11,8 +12,11 @@ from mtpref.spec.config import Metadata
 Shapes = dict[str, tuple[tuple[int, ...] | None, bool]]
 
 
-def expected_shapes(config: TextConfig, n_mtp: int, *, has_trunk: bool) -> Shapes:
-    """GGUF name -> (shape or None where nothing says it, whether a file without it is refused)."""
+def expected_shapes(config: TextConfig, n_mtp: int, names: frozenset[str], *, has_trunk: bool) -> Shapes:
+    """GGUF name -> (shape or None where nothing says it, whether a file without it is refused).
+
+    names   what there is: of alternatives one is expected, and some layers are what their tensors make them
+    """
     sheet, n_layer = config.sheet, config.n_layer
     kv: dict[str, Any] = {key: value for key, value, _ in hyper_parameters(config, n_mtp, 0)}
     meta = Metadata(kv | {"general.architecture": sheet.name}, "config.json")
@@ -20,8 +24,15 @@ def expected_shapes(config: TextConfig, n_mtp: int, *, has_trunk: bool) -> Shape
     values = ChainMap(known, sheet.values(meta))  # type: ignore[arg-type]
     tensors = list(sheet.tensors)
     if has_trunk:
-        blocks = sheet.layers.blocks(meta, n_layer, frozenset())
-        tensors += [tensor.at(i) for i, block in enumerate(blocks) for tensor in block.all_tensors()]
-    head = sheet.head.all_tensors() if sheet.head else ()
-    tensors += [tensor.at(i) for i in range(n_layer, n_layer + n_mtp) for tensor in head]
+        blocks = sheet.layers.of_checkpoint(config.found, n_layer) or sheet.layers.blocks(meta, n_layer, names)
+        for il, block in enumerate(blocks):
+            tensors += _of_block(block.tensors, il, names)
+    if sheet.head is not None:
+        for il in range(n_layer, n_layer + n_mtp):
+            own = sheet.head.block_at(il, names)
+            tensors += _of_block((*sheet.head.tensors, *own.tensors), il, names)
     return {tensor.name: (numbers(tensor.shape, values), tensor.required) for tensor in tensors}
+
+
+def _of_block(items: Sequence[Tensor | Either], il: int, names: frozenset[str]) -> list[Tensor]:
+    return [tensor.at(il) for tensor in present_tensors(items, il, names)]

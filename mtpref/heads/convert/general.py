@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from mtpref.base.typed import Sized, Within, describe, is_whole, parse_json, rea
 from mtpref.files.doors import read_regular
 from mtpref.files.gguf import printable
 from mtpref.heads.convert.keys import Keys
+from mtpref.heads.pairs import Shapes, size_label
 
 _KINDS = {
     "UINT8": "u8", "INT8": "i8", "UINT16": "u16", "INT16": "i16", "UINT32": "u32", "INT32": "i32", "FLOAT32": "f32",
@@ -36,14 +38,16 @@ _KIND_OF = {"str": Annotated[str, Sized(0, MAX_TEXT)], "bool": bool,
             **{f"i{n}": Annotated[int, Within(-(1 << n - 1), (1 << n - 1) - 1)] for n in (8, 16, 32, 64)}}  # fmt: skip
 
 
-def description(folder: Path, arch: str, n_values: int) -> Keys:
+def description(folder: Path, arch: str, tensors: Shapes) -> Keys:
     """general.type and the keys of the model's description; general.architecture stands first in a file.
 
-    n_values   weights in the file, for general.size_label
+    tensors   names and shapes of the file, for general.size_label
     Errors     MtprefError for a model card that cannot be read
     """
     import gguf
 
+    tensors = list(tensors)
+    n_values = sum(math.prod(shape) for _, shape in tensors)
     check_files(folder)
 
     def fill(writer: Any) -> None:
@@ -51,7 +55,7 @@ def description(folder: Path, arch: str, n_values: int) -> Keys:
         found = gguf.Metadata.load(None, folder, None, n_values)
         found.name = found.name or folder.resolve().name
         if found.size_label is None and n_values > 0:
-            found.size_label = gguf.size_label(n_values, 0, 0, 0)
+            found.size_label = size_label(tensors)
         found.set_gguf_meta_model(writer)
 
     return recorded(fill, arch, f"{printable(str(folder), 400)}: model card or generation_config.json")

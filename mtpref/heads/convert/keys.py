@@ -1,17 +1,25 @@
 """GGUF keys of the hyper-parameters, in the order in which llama.cpp's converter writes them.
 
-Facts: llama.cpp conversion/base.py (set_gguf_parameters) and conversion/qwen.py.
+Facts: llama.cpp conversion/base.py (set_gguf_parameters), conversion/qwen.py, glm.py and hunyuan.py.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from mtpref.architectures.common import base_hypers
+from mtpref.architectures import Architecture, Hyper
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import describe
 from mtpref.heads.hf import TextConfig
 from mtpref.heads.hf.config import Rope
 
 Keys = list[tuple[str, Any, str]]
+# What the converter writes for every architecture, in its order (conversion/base.py).
+FIRST = (
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "rope.freq_base", "attention.layer_norm_rms_epsilon", "expert_count",
+    "expert_used_count", "expert_group_count", "expert_group_used_count", "attention.key_length",
+    "attention.value_length",
+)  # fmt: skip
 FILE_TYPE = "general.file_type"
 # rope_parameters key -> GGUF key of YaRN's own settings
 _YARN = (
@@ -26,28 +34,38 @@ def hyper_parameters(config: TextConfig, n_mtp: int, file_type: int) -> Keys:
     """The keys below the architecture's prefix, and general.file_type among them as llama.cpp has it.
 
     n_mtp   MTP blocks of the file, or of the trunk that a stand-alone head belongs to
-    Order   those of every architecture, RoPE before its base; file_type; heads; the sheet's own, its layers before RoPE
+    Order   FIRST, RoPE before its base; file_type; the sheet's own, with those of layers and of heads where it says
     """
     sheet, found = config.sheet, config.found
-    base, own = sheet.hypers[: len(base_hypers)], sheet.hypers[len(base_hypers) :]
+    by_key = {hyper.key: hyper for hyper in sheet.hypers}
     keys: Keys = []
-    for hyper in base:
-        if hyper.key == "rope.freq_base":
+    for key in FIRST:
+        if key == "rope.freq_base":
             keys += [*_rope_scaling(config.rope), *_sections(config.rope)]
-        value = hyper.of_checkpoint(found)
-        if value is not None:
-            keys.append((hyper.key, value + n_mtp if hyper.key == "block_count" else value, hyper.type))
+        keys += _written(by_key[key], found, n_mtp) if key in by_key else []
     keys.append((FILE_TYPE, file_type, "u32"))
-    keys += [("nextn_predict_layers", n_mtp, "u32")] if n_mtp else []
-    layers = sheet.layers.keys_of(found, config.n_layer, n_mtp)
-    for hyper in own:
-        if hyper.key.startswith("rope."):
-            keys, layers = keys + layers, []
-        value = hyper.of_checkpoint(found)
-        if value is not None and hyper.key not in {key for key, _, _ in keys}:
-            keys.append((hyper.key, list(value) if isinstance(value, tuple) else value, hyper.type))
+    keys += _of_heads(sheet, FILE_TYPE, n_mtp)
+    for hyper in sheet.hypers:
+        if hyper.key not in (*FIRST, *(key for key, _, _ in keys)):
+            keys += _written(hyper, found, n_mtp)
+        if sheet.hf is not None and hyper.key == sheet.hf.layers_after:
+            keys += sheet.layers.keys_of(found, config.n_layer, n_mtp)
+        keys += _of_heads(sheet, hyper.key, n_mtp)
     prefix = f"{sheet.name}."
-    return [(key if key == FILE_TYPE else prefix + key, value, kind) for key, value, kind in keys + layers]
+    return [(key if key == FILE_TYPE else prefix + key, value, kind) for key, value, kind in keys]
+
+
+def _written(hyper: Hyper, found: Mapping[str, Any], n_mtp: int) -> Keys:
+    value = hyper.of_checkpoint(found)
+    if value is None:
+        return []
+    value = value + n_mtp if hyper.key == "block_count" else list(value) if isinstance(value, tuple) else value
+    return [(hyper.key, value, hyper.type)]
+
+
+def _of_heads(sheet: Architecture, key: str, n_mtp: int) -> Keys:
+    is_due = sheet.hf is not None and key == sheet.hf.heads_after and n_mtp > 0
+    return [("nextn_predict_layers", n_mtp, "u32")] if is_due else []
 
 
 def _sections(rope: Rope) -> Keys:

@@ -32,13 +32,15 @@ PROBE = (
 _PREFERRED = ("qwen35", "qwen2", "llama-bpe", "gpt-2", "deepseek-v3", "deepseek-llm", "gpt-4o", "tekken")
 
 
-def find_pre(tokenizer: Tokenizer, *, ignore_merges: bool, label: str) -> str:
+def find_pre(tokenizer: Tokenizer, *, ignore_merges: bool, label: str, usual: str = "") -> str:
     """The name whose cutter cuts the probe text as the tokenizer's own does.
+
+    usual    the name that files of the architecture have: taken where several do the same
 
     Errors   MtprefError where none does, with the one that comes closest and the first word that differs
     """
     wanted = _pieces(tokenizer.pre_tokenizer, PROBE)
-    names = [*_PREFERRED, *sorted(set(RULES) - set(_PREFERRED))]
+    names = list(dict.fromkeys([*([usual] if usual else []), *_PREFERRED, *sorted(RULES)]))
     closest, most = names[0], -1
     for name in names:
         got = _pieces(build_pre_tokenizer(RULES[name]), PROBE)
@@ -51,7 +53,7 @@ def find_pre(tokenizer: Tokenizer, *, ignore_merges: bool, label: str) -> str:
     found = wanted[most] if most < len(wanted) else "the end"
     raise MtprefError(
         f"{label}: its pre-tokenizer is none that llama.cpp has; the closest is {closest}, which first "
-        f"differs at {found!r} (ignore_merges {ignore_merges}); give a name with --pre"
+        f"differs at {found!r} (ignore_merges {ignore_merges}); give a name with `convert.Settings.pre`"
     )
 
 

@@ -7,7 +7,6 @@ type's block does not divide becomes F16.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,9 +32,11 @@ OUTTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32), "q8_0": 
 _LISTED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """outtype         f32, f16, bf16 or q8_0
+    """What a conversion is asked for.
+
+    outtype         f32, f16, bf16 or q8_0
     which           "both", "mtp" (the head alone, as --mtp) or "trunk" (as --no-mtp)
     allow_unmapped  go on without tensors that have no place in a GGUF
     pre             the pre-tokenizer's name; None: found by behaviour
@@ -99,16 +100,15 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     notes = _notes(checkpoint, config, found, settings)
     n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
     parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
-    _check_whole(checkpoint, config, parts, n_mtp, settings.which)
+    _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
     type_name, file_type = OUTTYPES[settings.outtype]
     planned = [(part, _type(part, type_name)) for part in parts]
-    n_values = sum(math.prod(part.shape) for part in parts)
-    keys: Keys = description(checkpoint.folder, config.sheet.name, n_values)
+    keys: Keys = description(checkpoint.folder, config.sheet.name, [(part.name, part.shape) for part in parts])
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
-    keys += vocabulary(checkpoint, config.vocab_size, settings.pre)
+    keys += vocabulary(checkpoint, config.vocab_size, config.sheet, settings.pre)
     pre = next(value for key, value, _ in keys if key == "tokenizer.ggml.pre")
-    if (odd := unusual_pre(config.sheet.name, pre)) is not None:
+    if (odd := unusual_pre(config.sheet.name, pre, config.sheet.pre)) is not None:
         notes.append(odd)
     tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
     return Plan(keys, tensors, planned, found, n_mtp, notes)
@@ -121,7 +121,7 @@ def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes:
 
 
 def _type(part: Part, wanted: str) -> str:
-    if not part.place.tensor.is_matrix:
+    if not part.place.tensor.is_quantised:
         return "F32"
     return "F16" if part.shape[-1] % TYPES[TYPE_IDS[wanted]].block_elements else wanted
 
@@ -141,7 +141,7 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         if not settings.allow_unmapped:
             raise MtprefError(
                 f"{checkpoint.label}: {len(found.unmapped)} tensors have no place in a {config.sheet.name} GGUF: "
-                f"{names}{more}; expected qwen3_5's; leave them out with --allow-unmapped"
+                f"{names}{more}; expected {_type_of(config)}'s; leave them out with `convert.Settings.allow_unmapped`"
             )
         notes.append(f"left out, as --allow-unmapped says: {names}{more}")
     if found.set_aside:
@@ -151,48 +151,64 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
     return notes
 
 
+def _type_of(config: TextConfig) -> str:
+    return config.sheet.hf.model_types[0] if config.sheet.hf else config.sheet.name
+
+
 def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings, notes: list[str]) -> int:
     """MTP blocks that the file declares, after a word about whatever config.json and tensors disagree on."""
-    declared = config.n_heads or 0
-    present = found.n_mtp
+    declared, present, hf = config.n_heads or 0, found.n_mtp, config.sheet.hf
     if settings.which == "trunk":
         if present:
             notes.append("the MTP head is left out, as --no-mtp says")
         return 0
+    field, prefix = (hf.n_heads, hf.head) if hf else ("", "")
+    tensors = f"{prefix.format(il=config.n_layer)}*"
     if present > 1:
         raise MtprefError(
             f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {config.sheet.name} graph runs more; "
-            "convert the trunk with --no-mtp"
+            "convert the trunk with `which=trunk`"
         )
     if declared > 1 and present:
-        raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, the tensors have "
+        raise MtprefError(f"{checkpoint.label}: config.json says {field} {declared}, the tensors have "
                           "1 MTP block, expected as many: part of the head is lost, or config.json is wrong; take "
                           "the original checkpoint, or correct config.json")  # fmt: skip
     if declared and not present:
-        raise MtprefError(f"{checkpoint.label}: config.json says mtp_num_hidden_layers {declared}, and no tensor of an "
+        raise MtprefError(f"{checkpoint.label}: config.json says {field} {declared}, and no tensor of an "
                           "MTP head is there; did the program that saved it drop it? take the original checkpoint, "
-                          "or convert the trunk with --no-mtp")  # fmt: skip
+                          "or convert the trunk with `which=trunk`")  # fmt: skip
     if not present:
         if settings.which == "mtp":
-            raise MtprefError(f"{checkpoint.label}: no tensor of an MTP head (mtp.*), expected one for --mtp")
-        notes.append("no MTP head: neither config.json nor the tensors have one")
-    elif not declared:
-        notes.append("config.json lacks mtp_num_hidden_layers; the tensors have an MTP head, which is kept")
+            raise MtprefError(f"{checkpoint.label}: no tensor of an MTP head ({tensors}), expected one for `which=mtp`")
+        says = "neither config.json nor the tensors have one" if hf is None or hf.says_heads else f"no tensor {tensors}"
+        notes.append(f"no MTP head: {says}")
+    elif not declared and hf is not None and hf.says_heads:
+        notes.append(f"config.json lacks {field}; the tensors have an MTP head, which is kept")
     return present
 
 
-def _check_whole(checkpoint: Checkpoint, config: TextConfig, parts: list[Part], n_mtp: int, which: str) -> None:
+def _check_whole(
+    checkpoint: Checkpoint, config: TextConfig, inventory: Inventory, parts: list[Part], n_mtp: int, which: str
+) -> None:
     """Refuse a checkpoint that lacks a tensor which every such model has, or has it in another shape."""
+    wrong = {"both": (False, True), "mtp": (True,), "trunk": (False,)}[which]
+    fault = next((text for is_head, text in inventory.faults if is_head in wrong), None)
+    if fault is not None:
+        raise MtprefError(f"{checkpoint.label}: {fault}")
     found = {part.name: part.shape for part in parts}
-    expected = expected_shapes(config, n_mtp, has_trunk=which != "mtp")
+    expected = expected_shapes(config, n_mtp, frozenset(found), has_trunk=which != "mtp")
     missing = [name for name, (_, required) in expected.items() if required and name not in found]
     if missing:
         head = " of the MTP head" if ".nextn." in missing[0] or which == "mtp" else ""
         raise MtprefError(f"{checkpoint.label}: {len(missing)} tensors{head} are missing, the first becomes "
                           f"{missing[0]}; was the checkpoint saved whole?")  # fmt: skip
-    for name, shape in found.items():
-        wanted = expected.get(name, (None, False))[0]
-        if wanted is not None and shape != wanted:
+    for part in parts:
+        if part.name not in expected:
+            raise MtprefError(f"{checkpoint.label}: {printable(part.source)} would become {part.name}, which this "
+                              "layer does not have as config.json describes it, expected no such tensor")  # fmt: skip
+        wanted = expected[part.name][0]
+        if wanted is not None and part.shape != wanted:
             raise MtprefError(
-                f"{checkpoint.label}: {name} would have shape {shape}, expected {wanted} as config.json's sizes say"
+                f"{checkpoint.label}: {part.name} would have shape {part.shape}, expected {wanted} as config.json's "
+                "sizes say"
             )

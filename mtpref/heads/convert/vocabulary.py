@@ -8,10 +8,12 @@ Facts: llama.cpp conversion/base.py (get_vocab_base).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from mtpref.architectures import Architecture
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.files.vocab.load import load_vocab
@@ -22,29 +24,33 @@ from mtpref.heads.hf import Checkpoint
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 MAX_VOCAB = 1 << 20
+Roles = Sequence[tuple[str, str]]
 _LOOKS_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 _BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
 
 
-def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, pre: str | None = None) -> Keys:
+def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, sheet: Architecture, pre: str | None = None) -> Keys:
     """The tokenizer.* keys.
 
-    n_vocab   rows of the embedding (config.json's vocab_size): ids behind the tokenizer's own become unused tokens
+    n_vocab   rows of the embedding (config.json's vocab_size): ids after the tokenizer's own become unused tokens
     pre       the pre-tokenizer's name, where it is not to be found by behaviour
+    sheet     for the name that is taken where several pre-tokenizers do the same, and for added tokens with a role
     Errors    MtprefError: no or damaged tokenizer.json, no byte-level BPE, more tokens than rows, an unknown
               pre-tokenizer, a vocabulary that gives other ids than the tokenizer
     """
     tokenizer, found = _load(checkpoint)
     label = f"{checkpoint.label}: tokenizer.json"
     tokens, types = _tokens(tokenizer, n_vocab, label)
-    pre = pre or find_pre(tokenizer, ignore_merges=bool(found["model"].get("ignore_merges")), label=label)
+    ignore_merges = bool(found["model"].get("ignore_merges"))
+    pre = pre or find_pre(tokenizer, ignore_merges=ignore_merges, label=label, usual=sheet.pre)
     keys: Keys = [
         ("tokenizer.ggml.model", "gpt2", "str"),
         ("tokenizer.ggml.pre", pre, "str"),
         ("tokenizer.ggml.tokens", tokens, "arr:str"),
         ("tokenizer.ggml.token_type", types, "arr:i32"),
     ]
-    keys += [pair for pair in _special(checkpoint, found) if pair[0] != "general.architecture"]
+    more = _special(checkpoint, found, tokenizer, sheet.hf.special if sheet.hf else ())
+    keys += [pair for pair in more if pair[0] != "general.architecture"]
     _check_ids(tokenizer, keys, label)
     return keys
 
@@ -95,7 +101,7 @@ def _add_configured(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(text) != int(id_text):
             raise MtprefError(f"{where}: {printable(text)} has id {id_text}, expected {tokenizer.token_to_id(text)}, "
-                              "the next one behind tokenizer.json's")  # fmt: skip
+                              "the next one after tokenizer.json's")  # fmt: skip
 
 
 def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list[str], list[int]]:
@@ -144,20 +150,32 @@ def _looks_special(text: str) -> bool:
     return text in _LOOKS_SPECIAL or any(text.startswith(a) and text.endswith(b) for a, b in _BRACKETS)
 
 
-def _special(checkpoint: Checkpoint, found: dict[str, Any]) -> Keys:
+def _special(checkpoint: Checkpoint, found: dict[str, Any], tokenizer: Tokenizer, roles: Roles) -> Keys:
     """Merges, special ids, add_bos, chat template."""
+    label = f"{checkpoint.label}: tokenizer.json"
 
     def fill(writer: Any) -> None:
         import gguf
 
-        gguf.SpecialVocab(checkpoint.folder, load_merges=True).add_to_gguf(writer, quiet=True)
+        vocab = gguf.SpecialVocab(checkpoint.folder, load_merges=True)
+        for role, text in roles:
+            if role not in vocab.special_token_ids:
+                vocab.special_token_ids[role] = _added_id(tokenizer, role, text, label)
+        vocab.add_to_gguf(writer, quiet=True)
 
     keys = recorded(fill, "", f"{checkpoint.label}: tokenizer files")
     return _with_flags(keys) if _is_byte_level(found) else keys
 
 
+def _added_id(tokenizer: Tokenizer, role: str, text: str, label: str) -> int:
+    id = next((id for id, token in tokenizer.get_added_tokens_decoder().items() if token.content == text), None)
+    if id is None:
+        raise MtprefError(f"{label}: no added token {text}, expected it: such models have it as their {role} token")
+    return id
+
+
 def _is_byte_level(found: dict[str, Any]) -> bool:
-    """Whether what the tokenizer does behind the merges adds no tokens of its own."""
+    """Whether what the tokenizer does after the merges adds no tokens of its own."""
     given = found.get("post_processor")
     steps = given.get("processors", [given]) if isinstance(given, dict) else []
     return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)

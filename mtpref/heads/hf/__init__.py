@@ -7,7 +7,8 @@ here writes. Read next: checkpoint.py, then names.py and tensors.py; mtpref/head
 from mtpref.heads.hf.checkpoint import Checkpoint, is_checkpoint, open_checkpoint
 from mtpref.heads.hf.config import TextConfig, text_config
 from mtpref.heads.hf.names import canonical, is_multimodal
-from mtpref.heads.hf.tensors import Inventory, Part, gguf_tensors
+from mtpref.heads.hf.parts import Part
+from mtpref.heads.hf.tensors import Inventory, gguf_tensors
 
 __all__ = [
     "Checkpoint",

@@ -62,7 +62,7 @@ class Checkpoint:
         return self._file_of[name].values(name)
 
     def rows(self, name: str, index: slice | NDArray[np.intp]) -> NDArray:
-        """A copy of some rows (of the first dimension), in the order of the index; BF16 comes as float32."""
+        """A copy of some rows (along the last dimension), in the order of the index; BF16 comes as float32."""
         return self._file_of[name].rows(name, index)
 
     def release(self, name: str) -> None:

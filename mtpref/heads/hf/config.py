@@ -1,22 +1,24 @@
-"""config.json of a Qwen3.5 text model, or the text part of a multimodal one, checked.
+"""config.json of a text model, or the text part of a multimodal one, checked.
 
-Owns defaults and refusals. Names are config.json's own. Read next: heads/convert/keys.py, which makes GGUF keys of it.
-Source: transformers' Qwen3_5TextConfig; llama.cpp conversion/base.py and conversion/qwen.py for the defaults.
+Owns kinds, limits and refusals; which fields an architecture cannot do without, and what stands for those that it can,
+its data sheet says. Names are config.json's own. Read next: heads/convert/keys.py, which makes GGUF keys of it.
+Source: transformers' configurations; llama.cpp conversion/base.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from mtpref.architectures import ARCHITECTURES as SHEETS
 from mtpref.architectures import Architecture
 from mtpref.base.errors import MtprefError
-from mtpref.base.typed import Sized, Within, describe, read_fields
+from mtpref.base.typed import Sized, Within, describe, name_of, read_fields
 from mtpref.files.gguf import printable
 
 MAX_COUNT = 1 << 24
 MAX_LAYERS = 4096
+MAX_EXPERTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class TextConfig:
 
 
 Size = Annotated[int, Within(1, MAX_COUNT)]
+Count = Annotated[int, Within(0, MAX_COUNT)]
+Experts = Annotated[int, Within(1, MAX_EXPERTS)]
 Positive = Annotated[float, Within(1e-38, 1e38)]  # what float32 holds
 U32 = (1 << 32) - 1
 
@@ -75,25 +79,44 @@ class Rope:
 
 @dataclass(frozen=True)
 class _Fields:
-    """The fields of the text part, as they stand."""
+    """The fields of the text part, as they stand, of every architecture."""
 
-    num_hidden_layers: Annotated[int, Within(1, MAX_LAYERS)]
-    hidden_size: Size
-    intermediate_size: Size
-    num_attention_heads: Size
-    num_key_value_heads: Size
-    linear_conv_kernel_dim: Size
-    linear_key_head_dim: Size
-    linear_num_key_heads: Size
-    linear_num_value_heads: Size
-    linear_value_head_dim: Size
-    mtp_num_hidden_layers: Annotated[int, Within(0, MAX_COUNT)] | None = None
+    num_hidden_layers: Annotated[int, Within(1, MAX_LAYERS)] | None = None
+    hidden_size: Size | None = None
+    intermediate_size: Size | None = None
+    num_attention_heads: Size | None = None
+    num_key_value_heads: Size | None = None
+    linear_conv_kernel_dim: Size | None = None
+    linear_key_head_dim: Size | None = None
+    linear_num_key_heads: Size | None = None
+    linear_num_value_heads: Size | None = None
+    linear_value_head_dim: Size | None = None
+    mtp_num_hidden_layers: Count | None = None
+    num_nextn_predict_layers: Count | None = None
     max_position_embeddings: Annotated[int, Within(0, U32)] | None = None
-    head_dim: Annotated[int, Within(0, MAX_COUNT)] | None = None
-    rms_norm_eps: Positive = 1e-6
-    full_attention_interval: Annotated[int, Within(0, MAX_COUNT)] = 4
-    vocab_size: Annotated[int, Within(0, MAX_COUNT)] | None = None
+    head_dim: Count | None = None
+    rms_norm_eps: Positive | None = None
+    full_attention_interval: Count | None = None
+    vocab_size: Count | None = None
     layer_types: list[Literal["linear_attention", "full_attention"]] | None = None
+    num_experts: Experts | None = None
+    n_routed_experts: Experts | None = None
+    num_experts_per_tok: Experts | None = None
+    n_group: Experts | None = None
+    topk_group: Experts | None = None
+    moe_intermediate_size: Size | None = None
+    shared_expert_intermediate_size: Size | None = None
+    n_shared_experts: Experts | None = None
+    num_shared_experts: Experts | None = None
+    first_k_dense_replace: Annotated[int, Within(0, MAX_LAYERS)] | None = None
+    mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
+    routed_scaling_factor: Positive | None = None
+    router_scaling_factor: Positive | None = None
+    norm_topk_prob: bool | None = None
+    route_norm: bool | None = None
+
+
+_PER_LAYER = ("layer_types", "mlp_layer_types")
 
 
 def text_config(config: dict[str, Any], label: str) -> TextConfig:
@@ -105,19 +128,34 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     sheet = _sheet_of(config, label)
     inner = config.get("text_config")
     found = {**config, **inner} if isinstance(inner, dict) else config
-    taken: _Fields = read_fields(_Fields, _without_null(found), f"{label}: config.json")
-    _check_widths(taken, f"{label}: config.json")
-    kinds = taken.layer_types
-    n_layer = taken.num_hidden_layers
-    if kinds is not None and len(kinds) != n_layer:
-        raise MtprefError(
-            f"{label}: config.json: layer_types has {len(kinds)} entries, expected {n_layer} of "
-            "linear_attention, full_attention"
-        )
-    rope = _rope(found, f"{label}: config.json: rope_parameters")
+    where = f"{label}: config.json"
+    taken: _Fields = read_fields(_Fields, _without_null(found), where)
+    rope = _rope(found, f"{where}: rope_parameters")
     given = _without_null({**vars(rope), **vars(taken)})
-    given["n_embd_head"] = taken.head_dim or taken.hidden_size // taken.num_attention_heads
-    return TextConfig(sheet, given, rope, taken.mtp_num_hidden_layers)
+    _check_required(sheet, given, where)
+    _check_widths(taken, where)
+    for name in _PER_LAYER:
+        kinds = given.get(name)
+        if kinds is not None and len(kinds) != taken.num_hidden_layers:
+            expected = get_args(get_args(_kind_of(name))[0])
+            raise MtprefError(f"{where}: {name} has {len(kinds)} entries, expected {taken.num_hidden_layers} of "
+                              f"{', '.join(expected)}")  # fmt: skip
+    given["n_embd_head"] = taken.head_dim or given["hidden_size"] // given["num_attention_heads"]
+    return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None)
+
+
+def _kind_of(name: str) -> Any:
+    """The kind of a field, without the null that may stand for it."""
+    return get_args(get_type_hints(_Fields, include_extras=True)[name])[0]
+
+
+def _check_required(sheet: Architecture, given: dict[str, Any], where: str) -> None:
+    """Refuse a configuration without a field that the data sheet cannot do without."""
+    needed = {h.hf for h in sheet.hypers if isinstance(h.hf, str) and h.hf and h.hf_default is None}
+    needed |= {name for h in sheet.hypers for name in h.hf_fields}
+    for field in fields(_Fields):
+        if field.name in needed and field.name not in given:
+            raise MtprefError(f"{where}.{field.name} is missing, expected {name_of(_kind_of(field.name))}")
 
 
 def _without_null(found: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +195,7 @@ def _check_widths(taken: _Fields, where: str) -> None:
         ("linear_num_value_heads", taken.linear_value_head_dim),
     ):
         n = getattr(taken, heads)
-        if n * (width or 1) > MAX_COUNT:
+        if n is not None and n * (width or 1) > MAX_COUNT:
             raise MtprefError(f"{where}: {n} {heads} of {width} values, expected at most {MAX_COUNT} values together")
 
 

@@ -2,13 +2,11 @@
 
 Owns the inventory: what becomes what, what is set aside, what has no place. Every change that a conversion makes is a
 choice of rows and columns and, for three kinds of tensor, one operation on values, so that any tensor can be streamed.
-Names and orders come from the data sheet (mtpref/architectures).
+Names and orders come from the data sheet (mtpref/architectures). Experts are gathered in stacks.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,44 +18,8 @@ from mtpref.files.gguf import printable
 from mtpref.heads.hf.checkpoint import Checkpoint
 from mtpref.heads.hf.config import TextConfig
 from mtpref.heads.hf.names import canonical, is_buffer, is_multimodal
-
-PIECE_VALUES = 1 << 20  # values in memory at a time
-
-
-@dataclass(frozen=True)
-class Part:
-    """One GGUF tensor to be made: of these rows of a tensor of the checkpoint, these columns, one operation.
-
-    rows, columns   None: all, in order
-    shape           of the result, NumPy order
-    """
-
-    name: str
-    source: str
-    shape: tuple[int, ...]
-    rows: NDArray[np.intp] | None
-    columns: NDArray[np.intp] | None
-    place: Place
-
-    @property
-    def is_head(self) -> bool:
-        return self.place.is_head
-
-    def pieces(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
-        """The tensor's rows in order, float32, as many at a time as PIECE_VALUES allow (at least one)."""
-        width = math.prod(self.shape[1:])
-        step = max(1, PIECE_VALUES // max(width, 1))
-        for first in range(0, self.shape[0], step):
-            last = min(first + step, self.shape[0])
-            index = slice(first, last) if self.rows is None else self.rows[first:last]
-            x = self.place.tensor.change.apply_values(checkpoint.rows(self.source, index))
-            x = x.reshape(last - first, *self.shape[1:])
-            yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
-            checkpoint.release(self.source)
-
-    def values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
-        """The whole tensor, float32."""
-        return np.concatenate(list(self.pieces(checkpoint)))
+from mtpref.heads.hf.parts import Part
+from mtpref.heads.hf.stacks import Stacks
 
 
 @dataclass
@@ -68,6 +30,7 @@ class Inventory:
     unmapped: list[str] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
     n_mtp: int = 0  # MTP blocks among the tensors
+    faults: list[tuple[bool, str]] = field(default_factory=list)  # of experts: is it the head's, what is wrong
 
     def of_head(self) -> list[Part]:
         """What a stand-alone head's file holds: the head, and what it shares with the trunk."""
@@ -82,7 +45,7 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
 
     Errors   MtprefError: two tensors that become one, a shape that the operation cannot take
     """
-    found = Inventory()
+    found, stacks = Inventory(), Stacks(checkpoint, config)
     taken: dict[str, str] = {}
     for source in checkpoint.names:
         if is_multimodal(source):
@@ -90,7 +53,9 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         if is_buffer(source):
             continue
-        parts = _parts(checkpoint, config, source)
+        parts = stacks.add(source)
+        if parts is None:
+            parts = _parts(checkpoint, config, source)
         if parts is None:
             found.unmapped.append(source)
             continue
@@ -100,6 +65,7 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
                                   f"become {part.name}, expected one of them")  # fmt: skip
             taken[part.name] = source
             found.parts.append(part)
+    found.faults = stacks.faults()
     blocks = {int(part.name.split(".")[1]) for part in found.parts if part.is_head}
     found.n_mtp = max(blocks) + 1 - config.n_layer if blocks else 0
     return found
@@ -161,4 +127,4 @@ def _part(
     if order is not None:
         rows = order if rows is None else rows[order]
     columns = change.columns.source(shape[-1], config.values) if change.columns and len(shape) == 2 else None
-    return Part(place.name, source, (n_rows, *shape[1:]), rows, columns, place)
+    return Part(place.name, (source,), (n_rows, *shape[1:]), rows, columns, place)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Tensor, numbers, trimmed
+from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Either, Tensor, numbers, present_tensors, trimmed
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable
-from mtpref.files.identify import REDECLARE
+from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable, without_leading_ones
+from mtpref.files.identify import REDECLARE, has_trunk
 
 MTP = "mtp"  # the name of every head's block
 MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def has_trunk(self) -> bool:
-        return any(t.name == "blk.0.attn_norm.weight" for t in self.blocks.get(0, ()))
+        return has_trunk({t.name for t in self.blocks.get(0, ())})
 
 
 def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[Problem]) -> Layout:
@@ -151,10 +151,9 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
     return {"declared_by": layout.declared_by, "counts": counts, "blocks": rows}
 
 
-def _tables(sheet: Architecture) -> dict[str, list[Tensor]]:
-    """Name of a block -> its tensors, the head's with what stands around its block."""
-    tables = {block.name: list(block.all_tensors()) for block in sheet.layers.all_blocks()}
-    return tables | ({sheet.head.block.name: list(sheet.head.all_tensors())} if sheet.head else {})
+def _tables(sheet: Architecture) -> dict[str, Sequence[Tensor | Either]]:
+    """Name of a trunk block -> its tensors."""
+    return {block.name: block.tensors for block in sheet.layers.all_blocks()}
 
 
 def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[dict[str, str]]:
@@ -171,8 +170,11 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
         if found not in (kind, "empty") and not layout.partial:
             text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
             problems.append(Problem("block", f"blk.{i}", text))
-            kind = found if found in tables else kind
-        specs += [tensor.at(i) for tensor in tables[kind]]
+            kind = found if found in (*tables, MTP) else kind
+        if kind == MTP:
+            specs += [tensor.at(i) for tensor in sheet.head_tensors(i, f.tensors)]
+        else:
+            specs += [tensor.at(i) for tensor in present_tensors(tables[kind], i, f.tensors)]
     if D2T.name in f.tensors:
         specs = trimmed(specs, has_trunk=layout.has_trunk)
     fallbacks = []
@@ -180,13 +182,13 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
         info = f.tensors.get(spec.name)
         if info is not None:
             expected = numbers(spec.shape, layout.values)
-            if expected is not None and info.shape != expected:
+            if expected is not None and without_leading_ones(info.shape) != without_leading_ones(expected):
                 formula = ", ".join(map(str, spec.shape))
                 text = f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})"
                 problems.append(Problem("misshapen", spec.name, text))
             continue
         stand_in = next((name for name in spec.fallback if name in f.tensors), None)
-        if layout.partial:
+        if layout.partial or spec.optional:
             continue
         if stand_in is not None:
             fallbacks.append({"tensor": spec.name, "from": stand_in})
@@ -212,8 +214,8 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     found = sorted(i for i, tensors in layout.blocks.items() if kind_found(tensors, layout.sheet) == MTP)
     declared = [i for i, kind in enumerate(layout.kinds) if kind == MTP]
     shown = declared or found
-    head = layout.sheet.head.all_tensors() if layout.sheet and layout.sheet.head else ()
-    known = {tensor.at(i).name for i in shown for tensor in head}
+    heads = {i: layout.sheet.head_tensors(i, f.tensors) if layout.sheet else [] for i in shown}
+    known = {tensor.at(i).name for i, tensors in heads.items() for tensor in tensors}
     unexpected = [
         t.name for i, tensors in layout.blocks.items() for t in tensors
         if t.name not in known and (i in declared or ".nextn." in t.name)
@@ -223,7 +225,7 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
         if not layout.partial:
             problems += _head_of_unknown(f, layout.arch, names)
         return {"status": "unknown", "declared": None, "trunk": None, "blocks": [], "unexpected": names}
-    blocks = [_describe_mtp_block(f, head, i) for i in shown]
+    blocks = [_describe_mtp_block(f, heads[i], i) for i in shown]
     status = _head_status(layout, declared, found, blocks)
     if status == "undeclared":
         text = (
@@ -234,13 +236,20 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     if status == "missing":
         text = (
             f"key {layout.arch}.nextn_predict_layers is {len(declared)}, but blk.{declared[0]} has no nextn tensor: "
-            f"{DROPPED}"
+            f"{without_head(layout.sheet)}; {DROPPED}"
         )
         problems.append(Problem("head", f"blk.{declared[0]}", text))
     trunk = layout.has_trunk
     return {
         "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
     }  # fmt: skip
+
+
+def without_head(sheet: Architecture | None) -> str:
+    """What llama.cpp does with a file that counts a head and does not hold it."""
+    if sheet is not None and sheet.head is not None and sheet.head.may_lack:
+        return "llama.cpp runs it without drafting, and aborts with --spec-type draft-mtp"
+    return "llama.cpp does not load it"
 
 
 def _head_of_unknown(f: GgufFile, arch: str, names: list[str]) -> list[Problem]:
@@ -276,6 +285,8 @@ def _describe_mtp_block(f: GgufFile, head: Sequence[Tensor], i: int) -> dict[str
     for spec in head:
         name = spec.at(i).name
         own = f.tensors.get(name)
+        if own is None and spec.optional:
+            continue
         info = own or next((f.tensors[n] for n in spec.fallback if n in f.tensors), None)
         rows.append(
             {

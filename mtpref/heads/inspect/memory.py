@@ -1,18 +1,14 @@
-"""What the MTP head costs in memory, from the header alone.
-
-Sums over what the layer kinds say of their states:
-    KV of one token        the positional arrays of the head's block, 2 bytes a value in F16 and BF16, 4 in F32
-    recurrent state        the other arrays of the trunk's blocks, float32; roll back by snapshot keeps one more of it
-                           for each token of a draft
-"""
+"""What the MTP head costs in memory, from the header alone: the sums of mtpref/engine/memory.py over a file's keys."""
 
 from typing import Any
 
 from mtpref.architectures import D2T, Block
 from mtpref.base.errors import MtprefError
+from mtpref.engine.memory import memory_of
 from mtpref.files.gguf import GgufFile
 from mtpref.heads.inspect.layers import Layout
 from mtpref.spec.config import Metadata, Values
+from mtpref.spec.state import StateSpec
 
 
 def head_memory(f: GgufFile, layout: Layout, head: dict[str, Any]) -> dict[str, Any] | None:
@@ -22,36 +18,29 @@ def head_memory(f: GgufFile, layout: Layout, head: dict[str, Any]) -> dict[str, 
     absent, off, on  weights (that a run reads), kv_f16 and kv_f32 (of one token), pending (the hidden row)
     recurrent_state  one copy of the trunk's recurrent state: what a snapshot costs, whoever drafts
     """
-    if head["status"] != "present":
-        return None
     sheet = layout.sheet
-    if sheet is None or sheet.head is None:
-        return None
-    try:
-        values = sheet.values(Metadata(f.kv, f.label))
-        cells = {kv: _bytes(sheet.head.block, values, kv, positional=True) for kv in ("F16", "F32")}
-        by_name = {block.name: _bytes(block, values, "F32", positional=False) for block in sheet.layers.all_blocks()
-                   if block.name in layout.kinds}  # fmt: skip
-        pending = 4 * values["n_embd"]
-    except MtprefError:
+    if head["status"] != "present" or sheet is None or sheet.head is None:
         return None
     shown = [t for block in head["blocks"] for t in block["tensors"] if t["source"] == "own" or not head["trunk"]]
     names = {t["from"] for t in shown}
     n_bytes = sum(f.tensors[name].n_bytes for name in (*sorted(names), D2T.name) if name in f.tensors)
-    nothing = {"weights": 0, "kv_f16": 0, "kv_f32": 0, "pending": 0}
-    n_mtp = len(head["blocks"])
-    on = {"weights": n_bytes, "kv_f16": cells["F16"] * n_mtp, "kv_f32": cells["F32"] * n_mtp, "pending": pending}
-    return {
-        "file": n_bytes,
-        "absent": nothing,
-        "off": nothing,
-        "on": on,
-        "recurrent_state": sum(by_name.get(kind, 0) for kind in layout.kinds) if head["trunk"] else 0,
-    }
+    n_mtp, by_name = len(head["blocks"]), {block.name: block for block in sheet.layers.all_blocks()}
+    n_trunk = len(layout.kinds) - n_mtp
+    kinds = layout.kinds[:n_trunk] if head["trunk"] else []
+    try:
+        values = sheet.values(Metadata(f.kv, f.label))
+        trunk = [s for il, kind in enumerate(kinds) for s in _state(by_name[kind], values.at(il), "F32")]
+        n_hidden = sheet.head.n_hidden.value(values) or values["n_embd"]
+        at, block = [values.at(n_trunk + i) for i in range(n_mtp)], sheet.head.block
+        cells = {kv_type: [s for v in at for s in _state(block, v, kv_type)] for kv_type in ("F16", "F32")}
+        half, whole = (memory_of(n_bytes, specs, trunk, n_hidden) for specs in cells.values())
+    except MtprefError:
+        return None
+    on = {"weights": n_bytes, "kv_f16": half.kv_cell, "kv_f32": whole.kv_cell, "pending": whole.pending}
+    nothing = dict.fromkeys(on, 0)
+    return {"file": n_bytes, "absent": nothing, "off": nothing, "on": on, "recurrent_state": whole.recurrent}
 
 
-def _bytes(block: Block, values: Values, kv_type: str, *, positional: bool) -> int:
-    """Bytes of one cell of a block's positional arrays, or of its others."""
-    specs = block.mixer.state(block.mixer.configure(values), kv_type)
-    specs += block.ffn.state(block.ffn.configure(values), kv_type)
-    return sum(s.n_bytes for s in specs if s.positional == positional)
+def _state(block: Block, values: Values, kv_type: str) -> tuple[StateSpec, ...]:
+    """What a sequence keeps for a block."""
+    return tuple(s for kind in (block.mixer, block.ffn) for s in kind.state(kind.configure(values), kv_type))

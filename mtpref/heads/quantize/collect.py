@@ -2,35 +2,84 @@
 
 Owns the walk. The head runs teacher-forced on the trunk's real hidden rows, as after a catch-up pass, so that its
 matrices have entries too: llama.cpp's own tool runs the trunk alone. Sums are float64, squares products of float32.
+An expert sees the tokens that were routed to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.engine.model import Model, Pairs, pair, run_heads
-from mtpref.spec import Matrix
+from mtpref.spec import Matrix, Stack
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
 Progress = Callable[[int, int], None]
+_NAME = re.compile(r"([^/\[]+)(?:/([^\[]+))?(?:\[(\d+)\])?")
+
+
+class Product(NamedTuple):
+    """What a product was with: a tensor of the file, or rows of it (`part`), or a matrix of its stack (`expert`)."""
+
+    tensor: str
+    part: str
+    expert: int | None
+
+
+def product_of(name: str) -> Product:
+    """From a matrix's name: TENSOR, TENSOR/PART, TENSOR[EXPERT] or TENSOR/PART[EXPERT]."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return Product(name, "", None)
+    return Product(found[1], found[2] or "", None if found[3] is None else int(found[3]))
 
 
 @dataclass
 class Collector:
-    """name -> (sum of squares by column, rows)."""
+    """Sums of squares by column and rows, of each tensor: (n_in,) and a number; of a stack (n, n_in) and (n,).
 
-    sums: dict[str, tuple[F64, int]] = field(default_factory=dict)
+    stacks   how many matrices each stack has
+    """
+
+    stacks: Mapping[str, int] = field(default_factory=dict)
+    sums: dict[str, tuple[F64, Any]] = field(default_factory=dict)
+    _parts: dict[str, str] = field(default_factory=dict)
 
     def see(self, name: str, x: F32) -> None:
+        product = product_of(name)
+        # Parts of one tensor see the same rows: they count once.
+        if self._parts.setdefault(product.tensor, product.part) != product.part:
+            return
         wide = x.astype(np.float64)
-        total, n = self.sums.get(name, (np.zeros(x.shape[1]), 0))
-        self.sums[name] = (total + np.einsum("ij,ij->j", wide, wide), n + len(x))
+        squares = np.einsum("ij,ij->j", wide, wide)
+        if product.expert is None:
+            total, n = self.sums.get(product.tensor, (np.zeros(x.shape[1]), 0))
+            self.sums[product.tensor] = (total + squares, n + len(x))
+            return
+        if product.tensor not in self.sums:
+            n_experts = self.stacks[product.tensor]
+            self.sums[product.tensor] = np.zeros((n_experts, x.shape[1])), np.zeros(n_experts, np.int64)
+        totals, rows = self.sums[product.tensor]
+        totals[product.expert] += squares
+        rows[product.expert] += len(x)
+
+    def unreached(self) -> dict[str, int]:
+        """Stack -> how many of its matrices saw nothing, where some did."""
+        found = {name: int(np.count_nonzero(rows == 0)) for name, (_, rows) in self.sums.items() if np.ndim(rows)}
+        return {name: n for name, n in found.items() if n}
+
+
+def stacks_of(model: Model) -> dict[str, int]:
+    """Every stack of a model, trunk and heads -> how many matrices it has."""
+    blocks = [*model.weights.layers, *(head.weights.block for head in model.heads)]
+    return {product_of(w.name).tensor: len(w) for block in blocks for w in block.values() if isinstance(w, Stack)}
 
 
 def watched(model: Model, see: Callable[[str, F32], None]) -> Model:

@@ -1,8 +1,8 @@
 """Rows of float32 to the bytes of a type.
 
-Owns the choice of an encoder. The simple types are this project's own, byte for byte ggml's; K-quants, and every type
-with an importance matrix, are ggml's own code through the package libgguf (extra `quantize`), since their search for
-scales is nothing that a port has to follow.
+Owns the choice of an encoder. The simple types are this project's own, byte for byte ggml's; K-quants, MXFP4, and
+every type with an importance matrix, are ggml's own code through the package libgguf (extra `quantize`), since their
+search for scales is nothing that a port has to follow.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtpref.spec.quants import K_TYPES, QUANTIZABLE, TYPE_IDS, quantize, row_byt
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
-ENCODABLE = (*QUANTIZABLE, *K_TYPES)
+ENCODABLE = (*QUANTIZABLE, *K_TYPES, "MXFP4")
 WEIGHTED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_TYPES)  # that importance changes
 
 
@@ -49,7 +49,7 @@ def library() -> Any:
     try:
         import libgguf
     except ImportError as error:
-        raise MtprefError("K-quants (the mixtures of Q4_0 to Q5_1 have some, too) and importance matrices need the "
-                          f"package libgguf ({error}); try: pip install libgguf, or the type Q8_0 without "
-                          "--imatrix") from None  # fmt: skip
+        raise MtprefError("K-quants (the mixtures of Q4_0 to Q5_1 have some, too), MXFP4 and importance matrices need "
+                          f"the package libgguf ({error}); try: pip install libgguf, or the type Q8_0 without "
+                          "`importance`") from None  # fmt: skip
     return libgguf

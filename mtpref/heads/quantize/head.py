@@ -1,12 +1,16 @@
 """The MTP head quantised by GPTQ: calibrated on what its matrices see when it runs on the trunk's real hidden rows.
 
 Owns the order. Trunk rows are computed once; then the head runs once for each stage, with all earlier stages quantised
-already, so that a matrix is calibrated on the inputs it will have. The trunk is not touched.
+already, so that a matrix is calibrated on the inputs it will have. Stages are found by watching the head run, whatever
+its block is. The trunk is not touched. The rows that experts see go to disk, and one expert's Hessian at a time is in
+memory; an expert that saw too few is rounded to nearest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +18,22 @@ from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model, Pairs
-from mtpref.heads.quantize.collect import paired, run_head, watched
-from mtpref.heads.quantize.gptq import DAMPING, gptq
+from mtpref.engine.weights import MtpWeights
+from mtpref.heads.quantize.collect import paired, product_of, run_head, watched
+from mtpref.heads.quantize.gptq import DAMPING, gptq, round_to_nearest
 from mtpref.heads.quantize.grid import Grid
-from mtpref.spec import Matrix
+from mtpref.heads.quantize.mixture import Item, is_quantizable
+from mtpref.heads.quantize.spill import Spill
+from mtpref.spec import Matrix, Stack
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 U8 = NDArray[np.uint8]
 MAX_TOKENS = 1 << 16
-STAGES = (
-    ("nextn.eh_proj",), ("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",),
-)  # fmt: skip
+MIN_ROWS = 16  # an expert that saw fewer is rounded to nearest
+# Times n_in / rows: the damping of an expert's Hessian. With fewer rows than columns GPTQ's usual damping is worse than
+# rounding to nearest; this is near the best at every number of rows (tools/compare_expert_quants.py).
+EXPERT_DAMPING = 0.5
 Progress = Callable[[int, int], None]
 
 
@@ -41,7 +49,7 @@ def trunk_rows(
     cut = [list(ids[i : i + n_ctx]) for ids in texts for i in range(0, len(ids), n_ctx)]
     n_all = sum(map(len, cut))
     if not 2 <= n_all <= MAX_TOKENS:
-        raise MtprefError(f"--calibration: {n_all} tokens, expected 2 to {MAX_TOKENS}; give other texts")
+        raise MtprefError(f"`calibration`: {n_all} tokens, expected 2 to {MAX_TOKENS}; give other texts")
     out, n_done = [], 0
     for ids in cut:
         chunk = paired(model, ids)
@@ -53,36 +61,104 @@ def trunk_rows(
     return out
 
 
-def hessians(model: Model, chunks: Sequence[Pairs], names: Sequence[str]) -> dict[str, F64]:
-    """2/n sum x x^T of these matrices' inputs, float64."""
+def hessians(model: Model, chunks: Sequence[Pairs], names: Sequence[str], spill: Spill | None = None) -> dict[str, F64]:
+    """2/n sum x x^T of these matrices' inputs, float64.
+
+    spill   where the rows of experts are kept in place of their Hessians: those of one tensor, since all of `names` of
+            one expert see the same
+    """
     sums: dict[str, tuple[F64, int]] = {}
+    wanted = set(names)
+    first = next((product_of(name) for name in names if product_of(name).expert is not None), None)
 
     def see(name: str, x: F32) -> None:
-        if name in names:
-            wide = x.astype(np.float64)
-            total, n = sums.get(name, (np.zeros((x.shape[1], x.shape[1])), 0))
-            sums[name] = (total + wide.T @ wide, n + len(x))
+        if name not in wanted:
+            return
+        product = product_of(name)
+        if spill is not None and first is not None and product.expert is not None:
+            if (product.tensor, product.part) == (first.tensor, first.part):
+                spill.add(product.expert, x)
+            return
+        wide = x.astype(np.float64)
+        total, n = sums.get(name, (np.zeros((x.shape[1], x.shape[1])), 0))
+        sums[name] = (total + wide.T @ wide, n + len(x))
 
     run_head(watched(model, see), chunks)
     return {name: 2.0 / n * total for name, (total, n) in sums.items()}
 
 
 def with_matrices(model: Model, made: dict[str, Matrix]) -> Model:
-    """The model with matrices of its head replaced, by GGUF name."""
-    mtp = model.heads[0].weights
+    """The model with matrices of its heads replaced, by the names that head_matrices gives; a stack as a whole."""
 
     def new(w: Any) -> Any:
+        if isinstance(w, Stack):
+            if w[0].name not in made:
+                return w
+            matrices = [made[part.name] for part in w]
+            return Stack(w.name, matrices[0].type_name, w.n_out, w.n_in, np.stack([m.raw for m in matrices]))
         return made.get(w.name, w) if isinstance(w, Matrix) else w
 
-    return model.with_head(eh_proj=new(mtp.eh_proj), block={key: new(w) for key, w in mtp.block.items()})
+    for i, head in enumerate(model.heads):
+        block = {key: new(w) for key, w in head.weights.block.items()}
+        model = model.with_head(i, eh_proj=new(head.weights.eh_proj), block=block)
+    return model
 
 
 def head_matrices(model: Model) -> dict[str, Matrix]:
-    """The head's own matrices by GGUF name, in the order of STAGES; embedding and output head are not among them."""
-    mtp = model.heads[0].weights
-    found = {"nextn.eh_proj": mtp.eh_proj}
-    found |= {key.removesuffix(".weight"): w for key, w in mtp.block.items() if isinstance(w, Matrix)}
-    return {found[short].name: found[short] for stage in STAGES for short in stage if short in found}
+    """The heads' own matrices that can be quantised, by the names of products (collect.product_of): those of a stack
+    (experts) are NAME[0], NAME[1], ...
+
+    Embedding and output head are not among them.
+    """
+    return {w.name: w for head in model.heads for w in _matrices(head.weights)}
+
+
+def _matrices(mtp: MtpWeights) -> Iterator[Matrix]:
+    for part in (mtp.eh_proj, *mtp.block.values()):
+        for w in part if isinstance(part, Stack) else (part,):
+            if isinstance(w, Matrix) and is_quantizable(Item(tensor_name(w.name), w.type_name, (w.n_out, w.n_in))):
+                yield w
+
+
+def tensor_name(name: str) -> str:
+    """The tensor that a matrix is of: itself, what it is rows of, or the stack."""
+    return product_of(name).tensor
+
+
+def stages(model: Model, chunks: Sequence[Pairs]) -> list[list[str]]:
+    """The tensors of head_matrices in the order in which they run; those that see the same rows are one stage.
+
+    Rule  one pair tells: a stack is where the matrix of it that ran is; a tensor that no pass reads is in no stage
+    """
+    chunk = max(chunks, key=lambda chunk: len(chunk.ids))
+    wanted = {tensor_name(name) for name in head_matrices(model)}
+    by_rows: dict[bytes, list[str]] = {}
+
+    def see(name: str, x: F32) -> None:
+        if tensor_name(name) in wanted:
+            wanted.remove(tensor_name(name))
+            by_rows.setdefault(x.tobytes(), []).append(tensor_name(name))
+
+    run_head(watched(model, see), [Pairs(chunk.ids[-1:], chunk.rows[-1:], chunk.first + len(chunk.ids) - 1)])
+    return list(by_rows.values())
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The heads' matrices on a grid, by the names of head_matrices.
+
+    plain   stack -> its experts that saw fewer than MIN_ROWS rows and were rounded to nearest
+    """
+
+    made: dict[str, Matrix]
+    plain: dict[str, list[int]]
+
+    def note(self) -> str | None:
+        """One line on what was not calibrated."""
+        if not self.plain:
+            return None
+        told = ", ".join(f"{len(experts)} of {name}" for name, experts in self.plain.items())
+        return f"GPTQ: experts that saw fewer than {MIN_ROWS} rows were rounded to nearest: {told}; more text helps"
 
 
 def gptq_head(
@@ -91,18 +167,53 @@ def gptq_head(
     grid: Grid,
     *,
     damping: float = DAMPING,
+    folder: str | Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Matrix]:
-    """The head's matrices on a grid, stage by stage: GGUF name -> quantised matrix."""
+) -> Calibrated:
+    """The heads' matrices on a grid, stage by stage.
+
+    Rule    an expert that saw n rows has a damping of EXPERT_DAMPING n_in / n where that is more; one that saw fewer
+            than MIN_ROWS is rounded to nearest
+    folder  where the rows of experts are kept meanwhile (None: the system's place); nothing of it is left
+    """
     made: dict[str, Matrix] = {}
-    sources = head_matrices(model)
-    for i, stage in enumerate(STAGES):
-        names = [name for name in sources if name.split(".", 2)[2].removesuffix(".weight") in stage]
-        found = hessians(with_matrices(model, made), chunks, names)
+    plain: dict[str, list[int]] = {}
+    sources, order = head_matrices(model), stages(model, chunks)
+    for i, stage in enumerate(order):
+        names = [name for name in sources if tensor_name(name) in stage]
+        of_expert: dict[int | None, list[Matrix]] = {}
         for name in names:
-            w = sources[name]
-            raw = gptq(w.dequantize(), found[name], grid, damping=damping, name=name)
-            made[name] = Matrix(name, grid.kind, w.n_out, w.n_in, raw.reshape(-1))
+            of_expert.setdefault(product_of(name).expert, []).append(sources[name])
+        with Spill(folder) as spill:
+            found = hessians(with_matrices(model, made), chunks, names, spill)
+            for expert, matrices in of_expert.items():
+                n_in, n, shared, least = matrices[0].n_in, 0, None, 0.0
+                if expert is not None:
+                    n = spill.n_rows(expert)
+                if n >= MIN_ROWS:
+                    shared, least = spill.hessian(int(expert or 0), n_in), EXPERT_DAMPING * n_in / n
+                for w in matrices:
+                    hessian = found[w.name] if expert is None else shared
+                    if hessian is None:
+                        plain.setdefault(tensor_name(w.name), []).append(int(expert or 0))
+                        raw = round_to_nearest(w.dequantize(), grid)
+                    else:
+                        raw = gptq(w.dequantize(), hessian, grid, damping=max(damping, least), name=w.name)
+                    made[w.name] = Matrix(w.name, grid.kind, w.n_out, w.n_in, raw.reshape(-1))
         if progress is not None:
-            progress(i + 1, len(STAGES))
-    return made
+            progress(i + 1, len(order))
+    return Calibrated(made, {name: sorted(set(experts)) for name, experts in plain.items()})
+
+
+def tensors_of(made: dict[str, Matrix]) -> dict[str, tuple[str, U8]]:
+    """Quantised matrices as tensors of a file: GGUF name -> type and bytes. Matrices of a stack stand one after the
+    other, each with its parts together."""
+    tensors: dict[str, dict[int | None, list[Matrix]]] = {}
+    for name, w in made.items():
+        product = product_of(name)
+        tensors.setdefault(product.tensor, {}).setdefault(product.expert, []).append(w)
+    found = {}
+    for name, of_expert in tensors.items():
+        matrices = [w for parts in of_expert.values() for w in parts]
+        found[name] = matrices[0].type_name, np.concatenate([w.raw for w in matrices])
+    return found

@@ -9,12 +9,13 @@ Facts: llama.cpp src/llama-quant.cpp (tensor_allows_quantization, llama_tensor_g
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import OneOf, check_fields
+from mtpref.files.gguf import printable, without_leading_ones
 from mtpref.spec.quants import TYPE_IDS, TYPES
 
 # Name of a mixture -> (type of most matrices, general.file_type)
@@ -32,15 +33,18 @@ MIXTURES: dict[str, tuple[str, int]] = {
     "Q4_K_S": ("Q4_K", 14),
     "Q4_1": ("Q4_1", 3),
     "Q4_0": ("Q4_0", 2),
+    "MXFP4_MOE": ("MXFP4", 38),
 }
 FLOATS = ("F32", "F16", "BF16")
 # A type whose block does not divide a row -> what takes its place.
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LEAST_HEAD = "Q8_0"
+# With exactly so many experts llama.cpp gives attention more bits: a rule made for one model, by that number.
+MORE_FOR_ATTENTION = 8
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Wanted:
     """mixture     a name of MIXTURES
     pure_llama  llama.cpp's types exactly, for the head too
@@ -78,14 +82,36 @@ def head_layers(n_blocks: int, n_nextn: int) -> range:
     return range(n_blocks - n_nextn, n_blocks)
 
 
-def plan_types(items: Sequence[Item], wanted: Wanted, n_blocks: int, n_nextn: int) -> dict[str, str]:
+def category(name: str) -> str:
+    """llama.cpp's category of a tensor by its name, whatever the architecture; a data sheet calls it the role."""
+    if name in ("output.weight", "token_embd.weight"):
+        return name.removesuffix(".weight")
+    if any(part in name for part in ("attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight")):
+        return "attn_v"
+    for role in ("attn_k", "attn_output"):
+        if f"{role}.weight" in name:
+            return role
+    return "ffn_down" if "ffn_down" in name else ""
+
+
+def plan_types(
+    items: Sequence[Item],
+    wanted: Wanted,
+    n_blocks: int,
+    n_nextn: int,
+    *,
+    n_expert: int = 0,
+    role_of: Callable[[str], str] = category,
+) -> dict[str, str]:
     """Name -> type, in llama.cpp's order.
 
-    n_blocks, n_nextn   block_count and nextn_predict_layers
-    Errors              MtprefError for an override that no tensor's name matches, or a bad regular expression
+    n_blocks, n_nextn, n_expert   block_count, nextn_predict_layers and expert_count
+    role_of   a tensor's category, by name
+    Errors    MtprefError for an override that no tensor's name matches, a bad regular expression, or an ffn_down
+              of a model with experts that is of no block
     """
     default, _ = MIXTURES[wanted.mixture]
-    rules = _Rules(wanted, default, [item.name for item in items], n_blocks)
+    rules = _Rules(wanted, default, [item.name for item in items], n_blocks, n_expert, role_of)
     head = {f"blk.{i}." for i in head_layers(n_blocks, n_nextn)}
     patterns = [(_compiled(pattern), kind) for pattern, kind in wanted.overrides]
     used: set[int] = set()
@@ -105,16 +131,17 @@ def plan_types(items: Sequence[Item], wanted: Wanted, n_blocks: int, n_nextn: in
         types[item.name] = fitting(kind, item.shape[-1])
     unused = [wanted.overrides[i][0] for i in range(len(patterns)) if i not in used]
     if unused:
-        raise MtprefError(f"--tensor {unused[0]}: no tensor's name matches, expected one that can be quantised; mtpref "
-                          "inspect lists them")  # fmt: skip
+        raise MtprefError(f"`quantize.Wanted.overrides` {unused[0]}: no tensor's name matches, expected one that can "
+                          "be quantised; mtpref inspect lists them")  # fmt: skip
     return types
 
 
 def is_quantizable(item: Item) -> bool:
-    """Matrices named .weight, save norms and the convolution."""
+    """Matrices and stacks named .weight, save norms, the convolution and the router. A single row counts as
+    a vector (the gate of a shared expert)."""
     name = item.name
     return (
-        len(item.shape) >= 2
+        len(without_leading_ones(item.shape)) >= 2
         and name.endswith("weight")
         and "_norm.weight" not in name
         and "ssm_conv1d" not in name
@@ -154,39 +181,67 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise MtprefError(f"--tensor {pattern}: no regular expression ({error})") from None
+        raise MtprefError(f"`quantize.Wanted.overrides` {pattern}: no regular expression ({error})") from None
 
 
 class _Rules:
-    """llama.cpp's choices, which depend on how many tensors of a kind came before."""
+    """llama.cpp's choices. attn_v counts the tensors of its kind that came before. So does ffn_down, but in a model
+    with experts it goes by the number of the block."""
 
-    def __init__(self, wanted: Wanted, default: str, names: Sequence[str], n_blocks: int) -> None:
-        self.wanted, self.default = wanted, default
+    def __init__(
+        self,
+        wanted: Wanted,
+        default: str,
+        names: Sequence[str],
+        n_blocks: int,
+        n_expert: int,
+        role_of: Callable[[str], str],
+    ) -> None:
+        self.wanted, self.default, self.n_expert, self.role_of = wanted, default, n_expert, role_of
         self.is_tied = "output.weight" not in names
-        self.n_v = sum(category(name) == "attn_v" for name in names)
+        self.n_v = sum(role_of(name) == "attn_v" for name in names)
         self.n_down = n_blocks
         self.i_v = self.i_down = 0
 
     def type_of(self, item: Item) -> str:
         if self.default in FLOATS:
             return self.default
-        role, mixture = category(item.name), self.wanted.mixture
+        role, mixture = self.role_of(item.name), self.wanted.mixture
         if role == "output" or (self.is_tied and role == "token_embd"):
             return self._output(item)
+        if mixture == "MXFP4_MOE":
+            return "MXFP4" if len(item.shape) > 2 and item.shape[-3] > 1 else "Q8_0"
         if role == "attn_v":
             i, self.i_v = self.i_v, self.i_v + 1
-            if mixture in ("Q4_K_M", "Q5_K_M") and _more_bits(i, self.n_v):
-                return "Q6_K"
-            return "Q5_K" if mixture == "Q4_K_S" and i < 4 else self.default
-        if role == "ffn_down":
-            i, self.i_down = self.i_down, self.i_down + 1
-            return self._ffn_down(i)
-        return self.default
+            return self._attn_v(i)
+        if role in ("attn_k", "attn_output") and self.n_expert == MORE_FOR_ATTENTION:
+            if role == "attn_k":
+                return "Q8_0"
+            return "Q5_K" if mixture in ("Q4_K_S", "Q4_K_M") else self.default
+        return self._ffn_down(self._layer_of(item.name)) if role == "ffn_down" else self.default
 
     def _output(self, item: Item) -> str:
-        if item.shape[-1] % TYPES[TYPE_IDS[self.default]].block_elements:
+        if self.wanted.mixture == "MXFP4_MOE" or item.shape[-1] % TYPES[TYPE_IDS[self.default]].block_elements:
             return "Q8_0"
         return self.default if self.default == "Q8_0" else "Q6_K"
+
+    def _attn_v(self, i: int) -> str:
+        mixture = self.wanted.mixture
+        if self.n_expert == MORE_FOR_ATTENTION:
+            return "Q8_0"
+        if mixture in ("Q4_K_M", "Q5_K_M") and _more_bits(i, self.n_v):
+            return "Q6_K"
+        return "Q5_K" if mixture == "Q4_K_S" and i < 4 else self.default
+
+    def _layer_of(self, name: str) -> int:
+        i, self.i_down = self.i_down, self.i_down + 1
+        if self.n_expert <= 1:
+            return i
+        i = _layer(name)
+        if not 0 <= i < self.n_down:
+            raise MtprefError(f"tensor {printable(name)}: expected one of blk.0 to blk.{self.n_down - 1}, which its "
+                              "type depends on in a model with experts; try: mtpref check")  # fmt: skip
+        return i
 
     def _ffn_down(self, i: int) -> str:
         mixture, first = self.wanted.mixture, i < self.n_down // 8
@@ -197,15 +252,6 @@ class _Rules:
         if mixture in ("Q4_0", "Q5_0") and self.wanted.has_imatrix and first:
             return {"Q4_0": "Q4_1", "Q5_0": "Q5_1"}[mixture]
         return self.default
-
-
-def category(name: str) -> str:
-    """llama.cpp's category of a tensor, by its name whatever the architecture: what a data sheet calls its role."""
-    if name in ("output.weight", "token_embd.weight"):
-        return name.removesuffix(".weight")
-    if "attn_qkv.weight" in name or "attn_v.weight" in name:
-        return "attn_v"
-    return "ffn_down" if "ffn_down" in name else ""
 
 
 def _more_bits(i: int, n: int) -> bool:

@@ -5,15 +5,17 @@ Owns what is refused and what is said. Tensors that keep their type are copied b
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_fields
 from mtpref.files.gguf import (
@@ -25,6 +27,7 @@ from mtpref.files.gguf import (
     open_gguf,
     printable,
     tensor_bytes,
+    without_leading_ones,
     write_gguf,
 )
 from mtpref.files.identify import REDECLARE, describe_kind, head_in_trunk
@@ -32,14 +35,16 @@ from mtpref.heads.contents import files_of, item_of
 from mtpref.heads.pairs import pairs_of
 from mtpref.heads.quantize.encode import WEIGHTED, encode, library, needs_library
 from mtpref.heads.quantize.importance import Importance
-from mtpref.heads.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, head_layers, layer_order, plan_types
+from mtpref.heads.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, category, head_layers, layer_order, plan_types
 from mtpref.spec.quants import DEQUANTIZABLE
 
+# What a head may have of its own and no importance is measured for, as of the trunk's.
+OWN = ("embed_tokens", "shared_head_head")
 # Already quantised bytes of a tensor: (type, uint8 bytes of the whole tensor).
 Replacements = Mapping[str, tuple[str, NDArray[np.uint8]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """wanted, importance: see mixture.py and importance.py; allow_requantize: take quantised tensors apart again"""
 
@@ -52,8 +57,21 @@ class Settings:
         check_fields(self, "quantize.Settings")
 
     def weights(self, info: TensorInfo) -> NDArray[np.float32] | None:
-        """The importance of a tensor's columns, where there is one."""
-        return None if self.importance is None else self.importance.of(info.name, info.shape[-1])
+        """The importance of a tensor's columns, a row for each of its matrices, where there is one."""
+        return None if self.importance is None else self.importance.of(info.name, info.shape)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What a file's keys say that types depend on: blocks, the head's among them, experts; and its tensors' roles."""
+
+    n_blocks: int
+    n_nextn: int
+    n_expert: int
+    role_of: Callable[[str], str]
+
+    def types(self, items: list[Item], wanted: Wanted) -> dict[str, str]:
+        return plan_types(items, wanted, self.n_blocks, self.n_nextn, n_expert=self.n_expert, role_of=self.role_of)
 
 
 @dataclass
@@ -87,23 +105,24 @@ def quantize_file(
         what = describe_kind(file)
         if what is not None:
             raise MtprefError(f"{file.label}: this is {what}")
-        n_blocks, n_nextn = _blocks(file)
+        counts = _counts(file)
         items = [Item(t.name, t.type_name, t.shape) for t in file.tensors.values()]
-        types = plan_types(items, settings.wanted, n_blocks, n_nextn)
+        types = counts.types(items, settings.wanted)
         types |= {name: kind for name, (kind, _) in replacements.items()}
         _check(file, types, settings, replacements)
         tensors = []
         for item in layer_order(items):
             info, kind = file.tensors[item.name], types[item.name]
-            tensors.append((item.name, kind, item.shape, _data(file, info, kind, settings, replacements)))
+            shape = without_leading_ones(item.shape)  # as ggml writes them
+            tensors.append((item.name, kind, shape, _data(file, info, kind, settings, replacements)))
         options = options or WriteOptions()
-        options = WriteOptions(options.force, (*options.inputs, *files_of(file)), options.progress)
+        options = replace(options, inputs=(*options.inputs, *files_of(file)))
         write_gguf(target, _keys(file, settings), tensors, options=options)
-        return _report(file, items, types, settings, (n_blocks, n_nextn))
+        return _report(file, items, types, settings, counts)
 
 
-def _blocks(file: GgufFile) -> tuple[int, int]:
-    arch = file.require("general.architecture", "str")
+def _counts(file: GgufFile) -> _Counts:
+    arch = str(file.require("general.architecture", "str"))
     n_blocks = file.get(f"{arch}.block_count")
     n_nextn = file.get(f"{arch}.nextn_predict_layers", 0)
     if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not 0 <= n_nextn < n_blocks:
@@ -115,7 +134,25 @@ def _blocks(file: GgufFile) -> tuple[int, int]:
             f"{file.label}: tensor {printable(name)} is there, and key {arch}.nextn_predict_layers is {n_nextn}, "
             f"expected the MTP head declared, since types depend on it; {REDECLARE}"
         )
-    return n_blocks, n_nextn
+    n_expert = file.get(f"{arch}.expert_count", 0)
+    if not isinstance(n_expert, int) or n_expert < 0:
+        raise MtprefError(f"{file.label}: key {arch}.expert_count is {n_expert}, expected a count; try: mtpref check")
+    return _Counts(n_blocks, n_nextn, n_expert, roles_of(arch))
+
+
+def roles_of(arch: str) -> Callable[[str], str]:
+    """The role of a tensor by its name: its data sheet's, or where there is none llama.cpp's by name."""
+    sheet = ARCHITECTURES.get(arch)
+    blocks = () if sheet is None else sheet.blocks
+    roles = {tensor.name: tensor.role for block in blocks for tensor in block.all_tensors()}
+    roots = {} if sheet is None else {tensor.name: tensor.role for tensor in sheet.tensors}
+
+    def role_of(name: str) -> str:
+        found = re.match(r"blk\.\d+\.", name)
+        known = roots.get(name) if found is None else roles.get(name[found.end() :])
+        return category(name) if known is None else known
+
+    return role_of
 
 
 def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacements: Replacements) -> None:
@@ -131,7 +168,8 @@ def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacemen
             )
         if info.type_name not in FLOATS and not settings.allow_requantize:
             raise MtprefError(f"{file.label}: tensor {printable(info.name)} is {info.type_name} already, expected F32, "
-                              "F16 or BF16: quantising twice loses twice; say --allow-requantize to do so")  # fmt: skip
+                              "F16 or BF16: quantising twice loses twice; say "
+                              "`quantize.Settings.allow_requantize` to do so")  # fmt: skip
         if needs_library(kind, weighted=settings.weights(info) is not None):
             library()
 
@@ -165,19 +203,26 @@ def _data(file: GgufFile, info: TensorInfo, kind: str, settings: Settings, repla
 def _encoded(
     file: GgufFile, info: TensorInfo, kind: str, weights: NDArray[np.float32] | None
 ) -> Iterator[NDArray[np.uint8]]:
+    """Piece by piece; with weights no piece is of two matrices of a stack, since each has its own."""
+    weighted, n_rows, first = weights is not None and kind in WEIGHTED, info.shape[-2], 0
     for x in file.decoded(info):
         if not np.all(np.isfinite(x)):
             raise MtprefError(f"{file.label}: tensor {printable(info.name)} holds NaN or infinity, expected finite "
                               "weights; mtpref check says where")  # fmt: skip
-        yield encode(kind, x, weights if kind in WEIGHTED else None).reshape(-1)
+        if not weighted or weights is None:
+            yield encode(kind, x).reshape(-1)
+            continue
+        while len(x):
+            n = min(len(x), n_rows - first % n_rows)
+            yield encode(kind, x[:n], weights[first // n_rows]).reshape(-1)
+            x, first = x[n:], first + n
 
 
-def _report(
-    file: GgufFile, items: list[Item], types: dict[str, str], settings: Settings, blocks: tuple[int, int]
-) -> Quantized:
-    prefixes = tuple(f"blk.{i}." for i in head_layers(*blocks))
+def _report(file: GgufFile, items: list[Item], types: dict[str, str], settings: Settings, counts: _Counts) -> Quantized:
+    prefixes = tuple(f"blk.{i}." for i in head_layers(counts.n_blocks, counts.n_nextn))
     head = {i.name: types[i.name] for i in items if i.name.startswith(prefixes) and len(i.shape) > 1}
-    pure = plan_types(items, Wanted(settings.wanted.mixture, True, has_imatrix=settings.wanted.has_imatrix), *blocks)
+    llama = Wanted(mixture=settings.wanted.mixture, pure_llama=True, has_imatrix=settings.wanted.has_imatrix)
+    pure = counts.types(items, llama)
 
     def size_of(item: Item, of: dict[str, str]) -> int:
         kind = of[item.name]
@@ -187,10 +232,16 @@ def _report(
     notes = []
     if settings.importance is not None:
         seen = settings.importance.columns
-        lacking = [name for name in head if name not in seen and types[name] in WEIGHTED]
+        shared = tuple(f".nextn.{name}.weight" for name in OWN)
+        lacking = [name for name in head if name not in seen and types[name] in WEIGHTED and not name.endswith(shared)]
         if lacking:
             notes.append(f"the importance matrix lacks {len(lacking)} tensors of the head, {lacking[0]} first; "
                          "it was made with the trunk alone: mtpref imatrix covers the head")  # fmt: skip
+        unseen = {name: n for name, n in settings.importance.unseen.items() if types.get(name) in WEIGHTED}
+        if unseen:
+            notes.append(f"the importance matrix has no row for {sum(unseen.values())} matrices of {len(unseen)} "
+                         f"tensors, {next(iter(unseen))} first: their columns count alike, as in llama-quantize; "
+                         "more text reaches more experts")  # fmt: skip
     before = sum(t.n_bytes for t in file.tensors.values())
     n_bytes = sum(size_of(item, types) for item in items)
     return Quantized(before, n_bytes, dict(Counter(types.values())), head, cost, notes)

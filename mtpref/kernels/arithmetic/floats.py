@@ -106,7 +106,7 @@ load32_at, load16_at = _load_at(LANES32), _load_at(FLOATS16)
 
 @intrinsic
 def store_at(typingctx: Any, start: Any, lanes: Any) -> Any:
-    """The float32 at an address and behind it = the lanes."""
+    """The float32 at an address and after it = the lanes."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()), align=4)

@@ -207,7 +207,7 @@ def _rows_of(name: str, load_weights: Load, value_at: Any, size: int) -> Any:
                         row = address(raw, r * row_bytes + to_piece)
                         out = address(lanes, (r - start) * N_TOKENS * N_LANES)
                         # Rows that several tiles read come from memory once: each of them asks for its share of the
-                        # next rows. Otherwise a tile asks for what another one reads soon: the next rows, or behind
+                        # next rows. Otherwise a tile asks for what another one reads soon: the next rows, or after
                         # the last of them the next piece of the first.
                         if shift > 0:
                             ahead = waiting_bytes + t // N_TOKENS * (piece_bytes >> shift)

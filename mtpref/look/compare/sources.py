@@ -56,7 +56,7 @@ class Source:
         for name in self.names:
             new = _rename(name, rules)
             if new in given:
-                raise MtprefError(f"--map: {self.label}: {printable(given[new])} and {printable(name)} both become "
+                raise MtprefError(f"`rules`: {self.label}: {printable(given[new])} and {printable(name)} both become "
                                   f"{printable(new)}, expected a name for each")  # fmt: skip
             given[new] = name
         return replace(self, names=list(given), read=lambda name: self.read(given[name]))
@@ -76,7 +76,7 @@ def parse_map(texts: Iterable[str]) -> list[tuple[re.Pattern[str], str]]:
                 raise ValueError("no REGEX=NAME")
             re.compile(f"{pattern}|").fullmatch("").expand(name)  # type: ignore[union-attr]  # a group that is not there
         except (re.error, ValueError, IndexError) as error:
-            raise MtprefError(f"--map {text}: {error}; expected REGEX=NAME, for example "
+            raise MtprefError(f"`rules` {text}: {error}; expected REGEX=NAME, for example "
                               r"'layers\.(\d+)\.out=l_out-\1'") from None  # fmt: skip
         rules.append((compiled, name))
     return rules

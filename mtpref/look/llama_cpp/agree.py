@@ -60,7 +60,7 @@ def compare_round(
     for i, (their_step, step) in enumerate(zip(theirs.steps, drafted.steps, strict=False)):
         compare_step(agreement, f"{where} step {i}", their_step, step)
         if their_step.candidates and their_step.candidates[0].id != step.candidates[0]:
-            break  # what follows was drafted behind another token
+            break  # what follows was drafted after another token
     if drafted.ids != theirs.draft:
         if not agreement.mismatches and _is_near(agreement, theirs.draft, drafted, p_min):
             agreement.n_near_ties += 1

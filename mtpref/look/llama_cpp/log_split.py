@@ -31,7 +31,10 @@ class Splitter:
         self._is_server = False
 
     def split(self, text: str) -> list[LlamaLog]:
-        """Errors  MtprefError where lines of llama-speculative-simple contradict each other"""
+        """Divide a log into runs.
+
+        Errors  MtprefError where lines of llama-speculative-simple contradict each other
+        """
         readers: dict[str, Callable[[Event], None]] = {
             "id_last": self._accepted, "n_tried": self._partial, "p_min": self._set, "start": self._start,
             "n_prompt": self._encoded, "value": self._summary, "statistics": self._counts, "us": self._timed,

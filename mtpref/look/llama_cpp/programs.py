@@ -46,12 +46,12 @@ class Programs:
         for folder in (self.folder, self.folder / "bin", self.folder / "build" / "bin"):
             if (folder / name).is_file():
                 return (folder / name).resolve()
-        raise MtprefError(f"--llama-bin {printable(str(self.folder), 400)}: {name} is not there; expected a folder "
+        raise MtprefError(f"`llama_bin` {printable(str(self.folder), 400)}: {name} is not there; expected a folder "
                           "with llama.cpp's programs (cmake --build build --target llama-tokenize llama-results "
                           "llama-speculative-simple)")  # fmt: skip
 
     def tokenize(self, model: Path, text: str) -> list[int]:
-        """The ids of a text, with whatever the tokenizer adds in front and behind; backslashes are read as escapes."""
+        """The ids of a text, with whatever the tokenizer adds before and after it; backslashes are read as escapes."""
         done = self.run("llama-tokenize", "-m", str(model), "-p", text, "--ids", "--log-disable")
         last = (done.stdout.strip().splitlines() or [""])[-1]
         try:
@@ -63,7 +63,7 @@ class Programs:
         return ids
 
     def logits(self, model: Path, text: str, folder: Path) -> tuple[list[int], NDArray[np.float32]]:
-        """llama-results: the ids of a text and the logits behind each, (T, n_vocab). folder: for its file."""
+        """llama-results: the ids of a text and the logits after each, (T, n_vocab). folder: for its file."""
         out = folder / "results.gguf"
         self.run("llama-results", "-m", str(model), "-p", text, "-o", str(out), *self._flags())
         with open_gguf(out) as file:

@@ -42,7 +42,9 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Size:
-    """n_predict  tokens of each run    n_prompt  tokens of a prompt    n_passage  tokens of the head's text
+    """How much a self-test does.
+
+    n_predict  tokens of each run    n_prompt  tokens of a prompt    n_passage  tokens of the head's text
     n_rows  rows of each matrix that the specification computes too    draft_lengths, chunks, widths  what is varied
     is_full  no --quick: what takes long is done too
     """
@@ -91,7 +93,9 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """model   what is tested    path: its file    llama_bin: llama.cpp's programs, None where there are none
+    """What the checks of a self-test work with.
+
+    model   what is tested    path: its file    llama_bin: llama.cpp's programs, None where there are none
     say     called with a line of progress
     """
 
@@ -121,7 +125,7 @@ class Bench:
         return self.model.new_state(min(N_CTX, self.model.config.n_ctx_train), poison=True)
 
     def run(self, options: Options, drafter: Drafter | None = None, model: Model | None = None) -> Outcome:
-        """Generate behind the prompt."""
+        """Generate after the prompt."""
         state = self.new_state()
         decoder = Decoder(model or self.model, state, options, drafter)
         events: list[Event] = list(decoder.run(self.prompt))
@@ -135,7 +139,8 @@ class Bench:
 
 def trunk_digest(state: ModelState) -> str:
     """A hash of the trunk's part of a state: plain decoding leaves the head's empty."""
-    head = {f"{spec.name}_l{len(state.layers)}" for head in state.heads for spec in head.layer.specs} | {"pending_h"}
+    heads = enumerate(state.heads, len(state.layers))
+    head = {f"{spec.name}_l{il}" for il, one in heads for spec in one.layer.specs} | {"pending_h"}
     sha = hashlib.sha256()
     for name, array in state.live_arrays():
         if name not in head:

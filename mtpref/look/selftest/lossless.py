@@ -24,7 +24,7 @@ def made_drafts(bench: Bench) -> str:
     """Drafts that are right and wrong by a script: no head is needed, and every roll back is exercised."""
     bench.say("plain decoding")
     expected = plain(bench, SamplingConfig())
-    # Behind the end of the text the script needs tokens too; which ones does not matter.
+    # After the end of the text the script needs tokens too; which ones does not matter.
     known = [*expected.ids, *bench.prompt]
     runs = []
     for rollback in STRATEGIES:

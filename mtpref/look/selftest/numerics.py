@@ -111,7 +111,7 @@ def prompt_chunks(bench: Bench) -> str:
 
 
 def _prefilled(bench: Bench, n_batch: int) -> tuple[NDArray, str]:
-    """The logits behind the prompt, and the state, head included."""
+    """The logits after the prompt, and the state, head included."""
     model, state = bench.model, bench.new_state()
     options = Options(n_predict=0, spec_type="draft-mtp" if model.has_mtp else "none", n_batch=n_batch)
     for _ in Decoder(model, state, options).run(bench.prompt):
@@ -121,7 +121,7 @@ def _prefilled(bench: Bench, n_batch: int) -> tuple[NDArray, str]:
 
 
 def verify_widths(bench: Bench) -> str:
-    """The same tokens behind the same prefix, by passes of several widths."""
+    """The same tokens after the same prefix, by passes of several widths."""
     model, state, ids = bench.model, bench.new_state(), bench.prompt
     n_last = max(bench.size.widths)
     if len(ids) <= n_last:
@@ -213,7 +213,7 @@ def answer_in_process() -> None:
 
 
 def _fingerprint(model: Model, ids: list[int]) -> str:
-    """A digest of logits and state behind a few tokens; the logits stand in for the pending hidden row."""
+    """A digest of logits and state after a few tokens; the logits stand in for the pending hidden row."""
     state = model.new_state(64)
     out = model.trunk(state, ids, n_logits=1)
     state.pending_h = out.logits[0]

@@ -37,7 +37,7 @@ def same_tokens(bench: Bench) -> str:
 
 
 def same_logits(bench: Bench) -> str:
-    """The logits behind every token of a text, with F32 KV."""
+    """The logits after every token of a text, with F32 KV."""
     model = _with_f32_kv(bench.model)
     limits, kind = limits_of(model.type_names)
     with tempfile.TemporaryDirectory() as folder:

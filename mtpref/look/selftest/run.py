@@ -21,7 +21,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """verdict  PASS, FAIL or SKIP    found  what was seen, or why it was skipped"""
+    """What one check gave.
+
+    verdict  PASS, FAIL or SKIP    found  what was seen, or why it was skipped
+    """
 
     check: Check
     verdict: str

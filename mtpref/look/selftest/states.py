@@ -24,7 +24,7 @@ def checkpoint_and_restore(bench: Bench) -> str:
     for i in range(n_keep):
         logits = model.trunk(state, ids[len(ids) - n_keep + i :][:1], n_logits=1).logits
         if n_different(logits[0], first[i]):
-            raise Failed(f"token {i} behind the checkpoint: the logits differ from those of the first time")
+            raise Failed(f"token {i} after the checkpoint: the logits differ from those of the first time")
         digests.append(trunk_digest(state))
     for n_drop in range(1, n_keep):
         state.restore(saved)
@@ -54,9 +54,9 @@ def session_files(bench: Bench) -> str:
     fresh = Session(model, n_ctx, poison=True)
     expected = _ids(fresh, longer, options)
     if not going_on == again == expected:
-        raise Failed("text behind a saved, a kept and a fresh state differs")
+        raise Failed("text after a saved, a kept and a fresh state differs")
     if not session.state.digest() == loaded.state.digest() == fresh.state.digest():
-        raise Failed("the same text, but the states behind a saved, a kept and a fresh one differ")
+        raise Failed("the same text, but the states after a saved, a kept and a fresh one differ")
     return f"{n_bytes / 1e6:.1f} MB saved and loaded; a longer prompt on top gives the bits of a fresh run"
 
 

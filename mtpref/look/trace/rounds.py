@@ -14,7 +14,7 @@ MAX_TOKENS = 2048
 
 @dataclass
 class Round:
-    """One round. A run that was killed leaves `verified` None; tokens in front of the first round (the one behind a
+    """One round. A run that was killed leaves `verified` None; tokens in front of the first round (the one after a
     prompt that was processed whole) make a round without `drafted`.
     """
 

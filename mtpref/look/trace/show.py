@@ -99,7 +99,7 @@ class RoundLines:
         head: list[Line] = [
             [(f"round {d.round}", "head")],
             _told(f"pos {d.pos0}"),
-            _told(f"behind {fit(self.names.name(d.id_last), NAME_WIDTH)}"),
+            _told(f"after {fit(self.names.name(d.id_last), NAME_WIDTH)}"),
         ]
         if d.n_cooldown:
             head.append([(f"cooldown, rounds of silence left: {d.n_cooldown}", "note")])
@@ -149,7 +149,7 @@ class RoundLines:
         fields = _row_facts(v, i)
         token = next((t for t in r.tokens if t.pos == d.pos0 + 1 + i), None)
         if token is None and r.tokens:
-            fields.append([("behind the end of the text", "note")])
+            fields.append([("after the end of the text", "note")])
         elif token is not None and token.is_eog:
             fields.append([("end of generation", "note")])
         return self._row(d.pos0 + 1 + i, self.names.name(v.target_ids[i]), (source, source), fields)

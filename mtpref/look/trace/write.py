@@ -20,7 +20,7 @@ class TraceWriter:
     def __init__(self, path: str | Path) -> None:
         self._path = path
         # Unbuffered: what could not be written is not tried again when the file is closed.
-        self._file = open_output(path, f"--trace {path}")
+        self._file = open_output(path, f"`trace` {path}")
 
     def __enter__(self) -> "TraceWriter":
         return self
@@ -37,7 +37,7 @@ class TraceWriter:
                 left = left[self._file.write(left) :]
         except OSError as error:
             raise MtprefError(
-                f"--trace {self._path}: cannot be written ({error.strerror}); is the disk full?"
+                f"`trace` {self._path}: cannot be written ({error.strerror}); is the disk full?"
             ) from None
 
 

@@ -136,7 +136,7 @@ class CostSet:
 
 
 def between(table: Mapping[int, float], n: int) -> float:
-    """The value at n: a straight line between the neighbours; behind the ends the last line goes on, not below 0."""
+    """The value at n: a straight line between the neighbours; beyond the ends the last line goes on, not below 0."""
     if n in table:
         return table[n]
     points = sorted(table.items())
@@ -185,7 +185,7 @@ def read_costs(path: str | Path) -> CostSet:
 
     Errors   MtprefError naming the key, what is there and what is expected
     """
-    source = f"--costs {printable(str(path), 400)}"
+    source = f"`costs` {printable(str(path), 400)}"
     data = _read_json(path, source)
     if data.get("schema") != SCHEMA:
         found = printable(repr(data.get("schema")), 60)

@@ -38,7 +38,7 @@ class LlamaBench:
     def __init__(self, program: str, model: str, n_threads: int, extra: Sequence[str] = ()) -> None:
         path = Path(program)
         if not path.is_file() or not os.access(path, os.X_OK):
-            raise MtprefError(f"--vs-llama-bench: {printable(program, 400)} is no program, expected the path of a "
+            raise MtprefError(f"`llama_bench`: {printable(program, 400)} is no program, expected the path of a "
                               "built llama-bench")  # fmt: skip
         self._command = [str(path.absolute()), "-m", model, "-t", str(n_threads), "-r", "1", "-o", "json", *extra]
         self.about = ""
@@ -63,10 +63,10 @@ class LlamaBench:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise MtprefError(f"--vs-llama-bench: cannot be run ({error}); expected a built llama-bench") from None
+            raise MtprefError(f"`llama_bench`: cannot be run ({error}); expected a built llama-bench") from None
         if done.returncode:
             last = printable((done.stderr.strip().splitlines() or ["no message"])[-1], 300)
-            raise MtprefError(f"--vs-llama-bench: exit code {done.returncode}: {last}; can it open this model?")
+            raise MtprefError(f"`llama_bench`: exit code {done.returncode}: {last}; can it open this model?")
         try:
             found = parse_json(done.stdout[done.stdout.index("[") :].encode("utf-8", "replace"))
             rows: list[_Row] = read(list[_Row], found, "llama-bench")
@@ -75,7 +75,7 @@ class LlamaBench:
             return [{"n_prompt": r.n_prompt, "n_gen": r.n_gen, "ms": r.avg_ns / 1e6} for r in rows]
         except (ValueError, MtprefError):
             text = printable(done.stdout.strip()[:80], 80)
-            raise MtprefError(f"--vs-llama-bench: printed {text!r}, expected llama-bench's JSON") from None
+            raise MtprefError(f"`llama_bench`: printed {text!r}, expected llama-bench's JSON") from None
 
 
 def described(row: dict[str, Any]) -> str:

@@ -29,9 +29,11 @@ Heads = Sequence[tuple[str, Model]]  # a name, and the model with that head voca
 MOST = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """parts      what is measured, of PARTS
+    """What is measured, and how long.
+
+    parts      what is measured, of PARTS
     n_prompt   tokens of a prompt pass          n_gen     tokens of a plain run
     widths     tokens of verify passes          n_depth   tokens that are in the context before any pass
     drafts     draft lengths of the MTP runs    acceptance of each of their tokens
@@ -225,7 +227,7 @@ class _Measured:
                 self._put("mtp", f"{name} n={n}", len(ids), ms)
 
     def _run(self, options: Options, drafter: Any) -> tuple[float, list[int]]:
-        """Milliseconds behind the prompt of a run, and its ids."""
+        """Milliseconds after the prompt of a run, and its ids."""
         decoder = Decoder(self.model, self.model.new_state(len(self.ids) + options.n_predict + 20), options, drafter)
         ids, start = [], 0.0
         for event in decoder.run(self.ids):

@@ -55,7 +55,7 @@ class Continuation:
     """A prompt and what the model makes of it.
 
     ids      the generated tokens; n_before of them came with the prompt, before any round
-    drafts   Trim.name -> the draft behind each of ids[n_before - 1 ..] (-1: the prompt's last token), one a round
+    drafts   Trim.name -> the draft after each of ids[n_before - 1 ..] (-1: the prompt's last token), one a round
     budget   tokens that might have been generated; fewer were where the text ended
     experts  what each token that opened a round chose, (T, n_layer, n_used); None for a model without experts
     """
@@ -88,7 +88,7 @@ def trims_of(model: Model, wanted: Sequence[str]) -> list[Trim]:
         if word.isascii() and word.isdigit():
             n, n_rows = int(word[:18]), model.n_head_rows
             if not 1 <= n <= n_rows:
-                raise MtprefError(f"--trims: {word[:40]} is out of range, expected 1 .. {n_rows}, the head's rows")
+                raise MtprefError(f"`trims`: {word[:40]} is out of range, expected 1 .. {n_rows}, the head's rows")
             rows = range(n) if model.d2t is None else model.d2t[:n].tolist()
             trims.append(Trim(f"first {n}", model.with_draft_ids(tuple(rows)), f"--spec-draft-vocab {n}"))
             continue
@@ -97,7 +97,7 @@ def trims_of(model: Model, wanted: Sequence[str]) -> list[Trim]:
     names = [trim.name for trim in trims]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise MtprefError(f"--trims: {twice!r} is given twice, expected each head vocabulary once")
+        raise MtprefError(f"`trims`: {twice!r} is given twice, expected each head vocabulary once")
     return trims
 
 
@@ -115,7 +115,7 @@ def prompts_of(texts: Sequence[Text], n_prompts: int, n_tokens: int) -> list[tup
         starts = [room * k // max(1, n_own - 1) for k in range(n_own)]
         prompts += [(text.label, text.ids[start : start + n]) for start in starts]
     if not prompts:
-        raise MtprefError("plan: no prompt of 2 tokens or more, expected one; give a longer text with -f FILE")
+        raise MtprefError("plan: no prompt of 2 tokens or more, expected one; give `a longer text`")
     return prompts
 
 
@@ -173,8 +173,8 @@ def record(
     """
     sampling = sampling or SamplingConfig()
     if sampling.draws_drafts:
-        raise MtprefError("plan: --spec-accept residual draws its drafts, so that each setting writes a text of its "
-                          "own; use --spec-accept match, or greedy decoding")  # fmt: skip
+        raise MtprefError("plan: `SamplingConfig.accept` residual draws its drafts, so that each setting writes a text "
+                          "of its own; use `SamplingConfig.accept` match, or greedy decoding")  # fmt: skip
     out = []
     options = Options(n_predict=n_predict, spec_type="none", sampling=sampling)
     for i, (label, prompt) in enumerate(prompts):

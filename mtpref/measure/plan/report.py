@@ -28,7 +28,7 @@ Z_95 = 1.959963984540054
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a plan compares. n_max: longest draft; p_mins, cooldowns: values of --spec-draft-p-min, --spec-cooldown."""
 
@@ -135,7 +135,7 @@ def plan(texts: Sequence[Continuation], trims: Sequence[Trim], costs: CostSet, s
     """
     texts = [text for text in texts if len(text.ids) > text.n_before]
     if not texts:
-        raise MtprefError("plan: nothing was generated, expected a token at least; use --predict 2 or more")
+        raise MtprefError("plan: nothing was generated, expected a token at least; use `Options.n_predict` 2 or more")
     experts = touched_by_width([text.experts for text in texts if text.experts is not None], settings.n_max + 1)
     measured, costs = costs, costs.for_text(experts)
     rows = {trim.name: trim.n_rows for trim in trims}

@@ -1,15 +1,16 @@
-"""One head over one window: its KV as the loop holds it, and chains of draft steps from any of its positions.
+"""One head over one window: its cells as the loop holds them, and chains of draft steps from any of its positions.
 
 Owns how chains are run in batches. Row i of a batch is a draft of its own: it shares the true cells up to its position
-with every other row, and behind them sees only the cells of its own earlier steps. Everything but attention works row
-by row, so a batch gives each row the bits of a draft that runs alone (batch invariance); attention is called once a
-row. A step at position p costs what the loop pays for it: attention over p cells, and nothing is copied but the chain's
-own cells.
+with every other row, and after them sees only the cells of its own earlier steps. What keeps no state works row by row
+in any case, so a batch gives each row the bits of a draft that runs alone (batch invariance); a part with cells,
+whatever they hold, is called once a row. A step at position p costs what the loop pays for it: p cells, and nothing is
+copied but the chain's own.
 """
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,56 +18,68 @@ from numpy.typing import NDArray
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
 from mtpref.engine.model.finite import is_finite, not_finite
-from mtpref.spec.ops import OpEntries
-from mtpref.spec.ops.types import Attention
-from mtpref.spec.state import ModelState
+from mtpref.spec.kinds import LayerKind, Span
+from mtpref.spec.ops import LayerTap, LayerWeights
+from mtpref.spec.state import LayerState, ModelState
 from mtpref.spec.steps import Batch, Hidden
 
 F32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
 LOGIT_BYTES = 32 << 20  # logits that exist at a time
 
 
 @dataclass
 class _Branches:
-    """The attention entry of a batch whose row i is behind true cell cells[i] and its own chain.
+    """A batch whose row i, at RoPE position pos[i], sees cells begin[i] .. at[i] and writes the last of them.
 
-    is_alone   a row sees no true cell but cells[i] itself: the head's KV was never filled over the text
-    keys, values   (R, depth, n_head_kv, D): the chain's cells so far
+    chains  by array, (R, depth, ...): cells of each row alone, right before the one that it writes. The true cells in
+            their place are there again afterwards, and the new cell joins the chain. None: rows have no such cells, and
+            what they write stays
     """
 
-    base: Attention
-    state: ModelState
-    cells: NDArray[np.int64]
-    is_alone: bool
-    keys: NDArray | None = None
-    values: NDArray | None = None
+    pos: NDArray[np.int32]
+    begin: Ints
+    at: Ints
+    chains: dict[str, NDArray] | None = None
 
-    def __call__(self, q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int) -> F32:
-        self.keys, self.values = _behind(self.keys, k_cache[first:]), _behind(self.values, v_cache[first:])
-        depth = self.keys.shape[1]
-        all_keys, all_values = (self.state.heads[0].layer.arrays[name] for name in ("cache_k", "cache_v"))
-        out = np.empty_like(q)
-        for i, cell in enumerate(self.cells):
-            begin, last = (cell if self.is_alone else 0), cell + 1
-            end = last + depth
-            # The chain's cells lie where the loop has them, right behind the true ones, for the time of one call.
-            saved = all_keys[last:end].copy(), all_values[last:end].copy()
-            all_keys[last:end], all_values[last:end] = self.keys[i], self.values[i]
-            cells = end - begin
-            out[i] = self.base(q[i : i + 1], all_keys[begin:end], all_values[begin:end], kv_type, cells - 1)[0]
-            all_keys[last:end], all_values[last:end] = saved
-        return out
+    def run_by(self, model: Model) -> Model:
+        """The model with every part of its head that keeps state called row by row."""
+        layer = model.heads[0].layer
+        mixer, ffn = self._by_row(layer.block.mixer, layer.cfg), self._by_row(layer.block.ffn, layer.ffn_cfg)
+        return model.with_head(layer=replace(layer, block=replace(layer.block, mixer=mixer, ffn=ffn)))
 
-    def keep(self, rows: NDArray[np.int64]) -> None:
-        """Go on with these rows alone."""
-        self.cells = self.cells[rows]
-        if self.keys is not None and self.values is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+    def _by_row(self, kind: LayerKind, own: Any) -> LayerKind:
+        names = [spec.name for spec in kind.state(own, "F32")]
 
+        def forward(w: LayerWeights, cfg: Any, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
+            out, new = [], []
+            for i, (begin, at) in enumerate(zip(self.begin, self.at, strict=True)):
+                saved = self._enter(i, names, state)
+                here = copy(state)
+                here.arrays = {**state.arrays, **{name: state.arrays[name][begin:] for name in names}}
+                one = Span(span.ops, self.pos[i : i + 1], int(at - begin), 1, span.target)
+                out.append(kind.forward(w, cfg, x[i : i + 1], here, one, tap))
+                new.append([state.arrays[name][at].copy() for name in names])
+                for name, cells in saved.items():
+                    state.arrays[name][at + 1 - len(cells) : at + 1] = cells
+            if self.chains is not None:
+                for name, cells in zip(names, map(np.stack, zip(*new, strict=True)), strict=True):
+                    own = self.chains.get(name)
+                    self.chains[name] = cells[:, None] if own is None else np.append(own, cells[:, None], axis=1)
+            return np.concatenate(out)
 
-def _behind(chain: NDArray | None, cells: NDArray) -> NDArray:
-    new = cells.copy()[:, None]
-    return new if chain is None else np.concatenate([chain, new], axis=1)
+        return replace(kind, forward=forward) if names else kind
+
+    def _enter(self, i: int, names: list[str], state: LayerState) -> dict[str, NDArray]:
+        """Put the row's chain where the loop has it; what stood there, and where the new cell will stand."""
+        if self.chains is None:
+            return {}
+        at, saved = self.at[i], {}
+        for name in names:
+            own = self.chains[name][i] if name in self.chains else state.arrays[name][:0]
+            saved[name] = state.arrays[name][at - len(own) : at + 1].copy()
+            state.arrays[name][at - len(own) : at] = own
+        return saved
 
 
 class HeadWindow:
@@ -78,14 +91,17 @@ class HeadWindow:
     def __init__(self, model: Model, n_ctx: int, *, delay: int = 0, poison: bool = False) -> None:
         if not model.heads:
             raise MtprefError("the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
-                              "stand-alone head with -md")  # fmt: skip
-        layer = model.heads[0].layer
-        specs = layer.state(model.kv_type_draft)
-        if [spec.name for spec in specs if spec.positional] != ["cache_k", "cache_v"] or len(specs) != 2:
-            raise MtprefError(f"probe: a head with a {layer.kind.name} block, expected one with attention alone")
+                              "stand-alone head with `model_draft`")  # fmt: skip
+        head = model.heads[0]
+        specs = head.layer.state(model.kv_type_draft)
+        if len(model.heads) > 1:
+            raise MtprefError(f"probe: {len(model.heads)} heads in a chain, expected one head that drafts every token")
+        if head.sheet.reads_target or not all(spec.positional for spec in specs):
+            what = "reads the trunk's cells" if head.sheet.reads_target else "keeps a recurrent state"
+            raise MtprefError(f"probe: the head's {head.layer.kind.name} block {what}, expected cells of its own alone")
         self.model, self.contract = model, model.recipe.contract
-        self._delayed = np.zeros((delay, model.config.n_embd), np.float32)
-        self.state = ModelState([], [specs], model.config.n_embd, n_ctx, poison=poison)
+        self._delayed = np.zeros((delay, head.n_hidden), np.float32)
+        self.state = ModelState([], [specs], head.n_hidden, n_ctx, poison=poison)
         steps = model.recipe.steps
         self.pending: F32 = steps.pending_at_prompt(self.state.pending_h, self.contract)
         self.is_unprimed = not steps.head_ids(Batch([0], 0, self.pending), self.contract)
@@ -108,9 +124,10 @@ class HeadWindow:
         if n_skip >= len(ids):
             return pos0 + n_skip, Hidden(rows[:0], rows[:0])
         model = self.model
-        if self.is_unprimed:
-            n_cells, base = self.state.heads[0].n_cells, model.recipe.ops.attention
-            model = _with_ops(model, attention=_own_cell_only(base, n_cells))
+        if self.is_unprimed:  # every row sees the cell that it writes and no other
+            at = self.state.heads[0].n_cells + np.arange(len(ids) - n_skip)
+            pos = model.recipe.steps.mtp_positions(pos0 + n_skip, len(at), self.contract)
+            model = _Branches(pos, at, at).run_by(model)
         out = model.mtp(self.state, ids[n_skip:].tolist(), rows[n_skip:], pos0 + n_skip, n_logits=0)
         return pos0 + n_skip, out.hidden
 
@@ -130,47 +147,31 @@ class Chains:
 
     def __init__(self, window: HeadWindow, positions: NDArray[np.int64]) -> None:
         self.window, self.positions, self.depth = window, positions, 0
-        base, state = window.model.recipe.ops.attention, window.state
-        self._branches = _Branches(base, state, positions - state.heads[0].start, window.is_unprimed)
+        self._cells: dict[str, NDArray] = {}
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Go on with these rows alone."""
         self.positions = self.positions[rows]
-        self._branches.keep(rows)
+        self._cells = {name: cells[rows] for name, cells in self._cells.items()}
 
     def step(self, ids: NDArray[np.int64], rows: Hidden) -> Hidden:
         """The next step of each: its last drafted id, and the head's rows that drafted it."""
         window, recipe = self.window, self.window.model.recipe
-        state, contract = window.state, window.contract
+        own, contract = window.state.heads[0], window.contract
         self.depth += 1
-        pos = (self.positions + self.depth + contract.pos_offset).astype(np.int32)
-        table = recipe.ops.rope_table
-        model = _with_ops(window.model, attention=self._branches, rope_table=lambda _, *rest: table(pos, *rest))
+        pos = np.concatenate([recipe.steps.mtp_positions(int(p) + self.depth, 1, contract) for p in self.positions])
+        last = self.positions - own.start
+        branches = _Branches(pos, last if window.is_unprimed else 0 * last, last + self.depth, self._cells)
         hidden = recipe.steps.chain_hidden(rows, contract)
-        n_true = state.heads[0].pos
-        state.heads[0].reserve(len(ids) + self.depth + 1)
-        out = model.mtp(state, ids.tolist(), hidden, n_true, n_logits=0)
-        state.trim_heads(n_true)
+        n_true = own.pos
+        own.reserve(len(ids) + self.depth + 1)
+        out = branches.run_by(window.model).mtp(window.state, ids.tolist(), hidden, n_true, n_logits=0)
+        window.state.trim_heads(n_true)
         return out.hidden
 
 
-def _own_cell_only(base: Attention, n_cells: int) -> Attention:
-    """Attention of a batch whose every row sees the cell that it has just written and no other."""
-
-    def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int) -> F32:
-        cells = range(n_cells, n_cells + len(q))
-        rows = [base(q[i : i + 1], k_cache[c : c + 1], v_cache[c : c + 1], kv_type, 0) for i, c in enumerate(cells)]
-        return np.concatenate(rows)
-
-    return attention
-
-
-def _with_ops(model: Model, **entries: Unpack[OpEntries]) -> Model:
-    return replace(model, recipe=model.recipe.with_ops(**entries))
-
-
 def tiles(model: Model, output: Any, post: F32) -> Iterator[tuple[int, F32]]:
-    """Logits of rows behind a final norm, a bounded number of rows at a time."""
+    """Logits of rows after a final norm, a bounded number of rows at a time."""
     n = max(1, LOGIT_BYTES // (4 * output.n_out))
     for first in range(0, len(post), n):
         logits = model.recipe.ops.head(model.recipe.ops, output, post[first : first + n], None)

@@ -20,14 +20,14 @@ def check_plot(path: str) -> None:
     Errors   MtprefError for another ending, or without matplotlib
     """
     if Path(path).suffix.lower() not in FORMATS:
-        raise MtprefError(f"--plot: {path} ends in none of {', '.join(FORMATS)}, expected one of them")
+        raise MtprefError(f"`plot`: {path} ends in none of {', '.join(FORMATS)}, expected one of them")
     if not Path(path).absolute().parent.is_dir():
-        raise MtprefError(f"--plot: {path}: the folder does not exist, expected one that does")
+        raise MtprefError(f"`plot`: {path}: the folder does not exist, expected one that does")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MtprefError("--plot: matplotlib is not installed, expected it; try: pip install matplotlib, or leave "
-                          "--plot out: the terminal chart needs nothing") from None  # fmt: skip
+        raise MtprefError("`plot`: matplotlib is not installed, expected it; try: pip install matplotlib, or leave "
+                          "`plot` out: the terminal chart needs nothing") from None  # fmt: skip
 
 
 def write_plot(report: Report, path: str) -> None:

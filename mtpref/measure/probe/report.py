@@ -38,7 +38,7 @@ MAX_DRAFT = 16
 TEN = "p among the ten best (p_min's)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """n_draft     draft steps
     stride, n_positions   which positions are probed: every so manieth, at most so many a text (0: all)
@@ -146,7 +146,7 @@ def probe(model: Model, texts: Sequence[Text], settings: Settings, progress: Pro
     n_ctx = settings.n_ctx or model.config.n_ctx_train
     windows = windows_of(texts, n_ctx, settings.stride, settings.n_positions)
     if not windows:
-        raise MtprefError("probe: no position to look at, expected a text of at least 2 tokens; give one with -f FILE")
+        raise MtprefError("probe: no position to look at, expected a text of at least 2 tokens; give `a text file`")
     main = Variant(MAIN, model, settings.n_draft)
     controlled = controls(model) if settings.with_controls else []
     others = contracts(model, settings.n_draft) if settings.with_contracts else []

@@ -67,14 +67,14 @@ def read_texts(arguments: Sequence[str], vocab: Vocab) -> list[Text]:
     for label, path in named_files(arguments):
         text = Text(label, tuple(vocab.encode(read_file(path).decode("utf-8", "surrogateescape"))))
         if len(text.ids) < 2:
-            raise MtprefError(f"-f {printable(str(path), 400)}: {_count(len(text.ids))}, expected at least 2; an "
+            raise MtprefError(f"`texts` {printable(str(path), 400)}: {_count(len(text.ids))}, expected at least 2; an "
                               "acceptance needs a token and the one before it")  # fmt: skip
         texts.append(text)
     return texts
 
 
 def read_file(path: Path) -> bytes:
-    return read_text(path, f"-f {printable(str(path), 400)}", "expected a text, or a part of one", MAX_TEXT_BYTES)
+    return read_text(path, f"`texts` {printable(str(path), 400)}", "expected a text, or a part of one", MAX_TEXT_BYTES)
 
 
 def _count(n: int) -> str:

@@ -55,7 +55,7 @@ def read_corpus(arguments: Sequence[str], vocab: Vocab, n_vocab: int, *, holds_o
             if is_held:
                 domain.held.append(ids)
     if not sum(int(domain.counts.sum()) for domain in domains.values()):
-        raise MtprefError("draft-vocab: the corpus has no token, expected text to count; give files with -f")
+        raise MtprefError("draft-vocab: the corpus has no token, expected text to count; give `files`")
     return list(domains.values())
 
 
@@ -95,7 +95,7 @@ def _encoded(vocab: Vocab, raw: bytes, *, is_first: bool) -> NDArray[np.int32]:
 def _pieces(path: Path) -> Iterator[bytes]:
     """A file's bytes in pieces that end behind a line where there is one."""
     rest = b""
-    name = f"-f {printable(str(path), 400)}"
+    name = f"`texts` {printable(str(path), 400)}"
     try:
         with open_text(path, name, "expected a text") as file:
             while len(raw := file.read(PIECE_BYTES)) == PIECE_BYTES:
@@ -139,10 +139,10 @@ def rank_ids(counts: Ints, n: int, always: Sequence[int], named: Ints | None = N
     first = [id for id in always if id in known]
     if not 1 <= n <= len(candidates):
         what = "the size of the vocabulary" if named is None else "the rows of the trimmed head"
-        raise MtprefError(f"-n: {n} is out of range, expected 1 .. {len(candidates)}, {what}")
+        raise MtprefError(f"`n_ids`: {n} is out of range, expected 1 .. {len(candidates)}, {what}")
     if n < len(first):
-        raise MtprefError(f"-n: {n} is out of range, expected {len(first)} or more, the ids that are always listed; "
-                          "choose fewer with --always")  # fmt: skip
+        raise MtprefError(f"`n_ids`: {n} is out of range, expected {len(first)} or more, the ids that are always "
+                          "listed; choose fewer with `always`")  # fmt: skip
     order = candidates[np.lexsort((candidates, -counts[candidates]))]
     rest = order[~np.isin(order, first)][: n - len(first)]
     return first + [int(id) for id in rest]
@@ -154,7 +154,7 @@ def rank_ids(counts: Ints, n: int, always: Sequence[int], named: Ints | None = N
 def check_target(path: str | Path) -> None:
     """Refuse early a file that cannot be written after the work."""
     if not Path(path).absolute().parent.is_dir():
-        raise MtprefError(f"-o {printable(str(path), 400)}: the folder does not exist, expected one that does")
+        raise MtprefError(f"`out` {printable(str(path), 400)}: the folder does not exist, expected one that does")
 
 
 def write_ids(path: str | Path, ids: Sequence[int], model: Model) -> None:

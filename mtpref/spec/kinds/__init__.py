@@ -7,22 +7,28 @@ from mtpref.spec.kinds.attention import ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
-from mtpref.spec.kinds.kind import F32, LayerKind, Span, no_state, rope_constants
+from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants
 from mtpref.spec.kinds.moe_ffn import MOE_FFN, SOFTMAX_MOE_FFN
-from mtpref.spec.kinds.residual import Norm, Part, Residual, Sequential
+from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Norm, Part, Residual, Sequential
 
 __all__ = [
     "ATTENTION",
     "F32",
+    "FFN",
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
     "GROUPED_DELTA_NET",
+    "INPUT",
+    "LAYER_INPUT",
+    "MIXER",
     "MOE_FFN",
     "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
     "TEXT_ATTENTION",
     "WHOLE_ROTARY_ATTENTION",
+    "Graph",
     "LayerKind",
+    "Made",
     "Norm",
     "Part",
     "Residual",

@@ -1,10 +1,12 @@
 """The gated DeltaNet layer kind. Its numerics are mtpref/spec/ops/compose.py:delta_layer (S6, S9, S11 to S14)."""
 
+from dataclasses import replace
 from functools import partial
 
+from mtpref import spec
 from mtpref.base.errors import MtprefError
 from mtpref.spec.config import DeltaConfig, Values
-from mtpref.spec.kinds.kind import F32, LayerKind, Span
+from mtpref.spec.kinds.kind import F32, INPUT, LayerKind, Made, Span
 from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, StateSpec
 
@@ -41,6 +43,44 @@ def _forward(w: LayerWeights, cfg: DeltaConfig, x: F32, state: LayerState, span:
     return y
 
 
-GATED_DELTA_NET = LayerKind("gated_delta_net", _configure, _state, _forward)
+_LEFT = "that earlier tokens left (zero at the start; rolled back after a rejection)"
+_CONV_IN = ("conv_states", "linear_attn_qkv_mixed")
+_RECUR_IN = ("k_conv_predelta", "v_conv_predelta", "gate", "beta_sigmoid", "state_predelta")
+GRAPH = {
+    "linear_attn_qkv_mixed": Made((INPUT,)),
+    "z": Made((INPUT,)),
+    "conv_states": Made((), f"the conv window {_LEFT}"),
+    "conv_input": Made(_CONV_IN, "the window, then the rows of the batch"),
+    "conv_output_raw": Made(_CONV_IN, "convolution with blk.{i}.ssm_conv1d.weight", (spec.conv_silu,)),
+    "conv_output_silu": Made(_CONV_IN, "convolution with blk.{i}.ssm_conv1d.weight, then silu", (spec.conv_silu,)),
+    "q_conv_predelta": Made(
+        ("conv_output_silu",), "its first H_k heads, l2_norm, epsilon inside the sum", (spec.l2_norm,)
+    ),
+    "k_conv_predelta": Made(
+        ("conv_output_silu",), "its next H_k heads, l2_norm, epsilon inside the sum", (spec.l2_norm,)
+    ),
+    "v_conv_predelta": Made(("conv_output_silu",), "its last H_v heads"),
+    "alpha": Made((INPUT,), "product with blk.{i}.ssm_alpha.weight", (spec.mul_mat_exact,)),
+    "a_softplus": Made((INPUT,), "softplus of the product with ssm_alpha plus ssm_dt.bias", (spec.delta_gates,)),
+    "gate": Made(
+        (INPUT,),
+        "blk.{i}.ssm_alpha.weight, softplus with ssm_dt.bias, times ssm_a",
+        (spec.mul_mat_exact, spec.delta_gates),
+    ),
+    "beta": Made((INPUT,), "product with blk.{i}.ssm_beta.weight", (spec.mul_mat_exact,)),
+    "beta_sigmoid": Made((INPUT,), "blk.{i}.ssm_beta.weight, then sigmoid", (spec.mul_mat_exact, spec.delta_gates)),
+    "state_predelta": Made((), f"the recurrent state {_LEFT}"),
+    "attn_output": Made(
+        ("q_conv_predelta", *_RECUR_IN), "the delta rule; v-head h reads q- and k-head h mod H_k", (spec.delta_rule,)
+    ),
+    "new_state": Made(_RECUR_IN, "the delta rule's state", (spec.delta_rule,)),
+    "final_output": Made(
+        ("attn_output", "z"), "rms_norm of each head with blk.{i}.ssm_norm.weight, times silu(z)", (spec.gated_norm,)
+    ),
+    "linear_attn_out": Made(("final_output",)),
+}
+GATED_DELTA_NET = LayerKind("gated_delta_net", _configure, _state, _forward, GRAPH)
+_RULE = replace(GRAPH["attn_output"], step="the delta rule; v-head h reads q- and k-head h // (H_v / H_k)")
+GROUPED = GRAPH | {"attn_output": _RULE}
 # The same with key heads in groups (S50): files that keep the checkpoint's order of value heads.
-GROUPED_DELTA_NET = LayerKind("gated_delta_net", partial(_configure, is_grouped=True), _state, _forward)
+GROUPED_DELTA_NET = LayerKind("gated_delta_net", partial(_configure, is_grouped=True), _state, _forward, GROUPED)

@@ -1,9 +1,10 @@
 """The gated attention layer kind. Its numerics are mtpref/spec/ops/compose.py:attn_layer (S6, S8, S10, S15 to
 S17)."""
 
+from mtpref import spec
 from mtpref.base.errors import MtprefError
 from mtpref.spec.config import AttnConfig, Values, read_rope_scaling
-from mtpref.spec.kinds.kind import F32, LayerKind, Span
+from mtpref.spec.kinds.kind import F32, INPUT, LayerKind, Made, Span
 from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, StateSpec
 
@@ -59,4 +60,28 @@ def _forward(w: LayerWeights, cfg: AttnConfig, x: F32, state: LayerState, span: 
     )
 
 
-GATED_ATTENTION = LayerKind("gated_attention", configure, kv_state, _forward)
+_ROPE = "RoPE of the first n_rot dimensions, halves paired"
+GRAPH = {
+    "Qcur_full": Made(
+        (INPUT,), "product with blk.{i}.attn_q.weight: query and gate of each head", (spec.mul_mat_exact,)
+    ),
+    "Vcur": Made((INPUT,)),
+    "Qcur_normed": Made(
+        ("Qcur_full",),
+        "the query half of each head, rms_norm with blk.{i}.attn_q_norm.weight",
+        (spec.split_q_gate, spec.rms_norm),
+    ),
+    "Kcur_normed": Made(
+        (INPUT,),
+        "blk.{i}.attn_k.weight, rms_norm with blk.{i}.attn_k_norm.weight",
+        (spec.mul_mat_exact, spec.rms_norm),
+    ),
+    "gate_reshaped": Made(("Qcur_full",), "the gate half of each head", (spec.split_q_gate,)),
+    "Qcur": Made(("Qcur_normed",), _ROPE, (spec.rope,)),
+    "Kcur": Made(("Kcur_normed",), _ROPE, (spec.rope,)),
+    "attn_pregate": Made(("Qcur", "Kcur", "Vcur"), "causal attention over the KV cache", (spec.attention,)),
+    "gate_sigmoid": Made(("gate_reshaped",), "sigmoid", (spec.attn_gate,)),
+    "attn_gated": Made(("attn_pregate", "gate_reshaped"), "times sigmoid of the gate", (spec.attn_gate,)),
+    "attn_output": Made(("attn_gated",)),
+}
+GATED_ATTENTION = LayerKind("gated_attention", configure, kv_state, _forward, GRAPH)

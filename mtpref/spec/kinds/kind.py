@@ -1,11 +1,11 @@
 """What a layer kind is: the seam through which architectures are put together.
 
-Owns the record of a kind (its hyper-parameters, state and forward) and what a forward is told about its batch. Kinds
-stand in files of their own (delta_net.py, gated_attention.py, ffn.py); a data sheet (mtpref/architectures) combines
-them and lists their tensors.
+Owns the record of a kind (its hyper-parameters, state, forward and graph) and what a forward is told about its batch.
+Kinds stand in files of their own (delta_net.py, gated_attention.py, ffn.py); a data sheet (mtpref/architectures)
+combines them and lists their tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,25 @@ from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
 
 F32 = NDArray[np.float32]
+INPUT = "(input)"  # in a kind's graph: the rows that it is given
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an activation comes about, for whoever has to explain one.
+
+    inputs   cb() names of the same layer, or a word in brackets that stands for one (INPUT, and those of residual.py)
+    step     the operation and its weights in words, {i} for the number of the block; "": the product, or the norm, with
+             the weight of which the data sheet says that it makes this (`Tensor.cb`)
+    rules    functions of the specification that make it
+    """
+
+    inputs: tuple[str, ...]
+    step: str = ""
+    rules: tuple[Callable[..., Any], ...] = ()
+
+
+Graph = Mapping[str, Made]  # by cb() name, in the order in which they are made
 
 
 @dataclass
@@ -76,12 +95,14 @@ class LayerKind:
     state(config, kv_type) -> the state that a sequence keeps for it
     forward(weights, config, x, state, span, tap) -> y, both (T, n_embd); x is normalised, y is added to the
         residual stream by the block; the state is advanced by T tokens
+    graph   what it makes, its output last; names that other engines tap may stand in it too
     """
 
     name: str
     configure: Callable[[Values], Any]
     state: Callable[[Any, str], tuple[StateSpec, ...]]
     forward: Callable[[LayerWeights, Any, F32, LayerState, Span, LayerTap], F32]
+    graph: Graph = field(default_factory=dict, compare=False)
 
 
 def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:

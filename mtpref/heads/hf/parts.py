@@ -1,0 +1,73 @@
+"""One tensor of the GGUF to be, as a plan of rows of a checkpoint's tensors, and its values piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtpref.architectures import Place
+from mtpref.heads.hf.checkpoint import Checkpoint
+
+PIECE_VALUES = 1 << 20  # values in memory at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """One GGUF tensor to be made: of these rows of a tensor of the checkpoint, these columns, one operation.
+
+    sources         the tensor; of a stack one for each expert, in their order, or one that holds them all
+    shape           of the result, NumPy order
+    rows, columns   None: all, in order
+    skip, stride    of a stack in one tensor: its first row of each expert's rows, and how many those are
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    rows: NDArray[np.intp] | None
+    columns: NDArray[np.intp] | None
+    place: Place
+    skip: int = 0
+    stride: int = 0
+
+    @property
+    def is_head(self) -> bool:
+        return self.place.is_head
+
+    @property
+    def source(self) -> str:
+        """The tensor, of a stack that of the first expert."""
+        return self.sources[0]
+
+    def pieces(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
+        """The tensor's rows in order, float32, as many at a time as PIECE_VALUES allow (at least one).
+
+        A stack comes expert by expert: rows of one matrix in a piece, two-dimensional.
+        """
+        width = 1 if len(self.shape) == 1 else self.shape[-1]
+        step = max(1, PIECE_VALUES // max(width, 1))
+        for source, first, last in self._runs():
+            for begin in range(first, last, step):
+                end = min(begin + step, last)
+                index = slice(begin, end) if self.rows is None else self.rows[begin:end]
+                x = self.place.tensor.change.apply_values(checkpoint.rows(source, index))
+                x = x.reshape(end - begin, *self.shape[1:][-1:])
+                yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
+                checkpoint.release(source)
+
+    def _runs(self) -> Iterator[tuple[str, int, int]]:
+        """Tensors of the checkpoint in order, with the first of their rows and the one after the last."""
+        if len(self.shape) < 3:
+            yield self.source, 0, self.shape[0]
+            return
+        n_expert, n_rows, _ = self.shape
+        for e in range(n_expert):
+            first = self.skip + e * self.stride
+            yield self.sources[e if len(self.sources) > 1 else 0], first, first + n_rows
+
+    def values(self, checkpoint: Checkpoint) -> NDArray[np.float32]:
+        """The whole tensor, float32."""
+        return np.concatenate(list(self.pieces(checkpoint))).reshape(self.shape)

@@ -1,0 +1,192 @@
+"""Checkpoint folders of architectures with experts: small random ones, in the forms that Hugging Face has.
+
+Names and shapes come from the data sheets; what shows that they are right is that llama.cpp's converter takes them.
+Values come from a generator of 64-bit integer mixing: the same bits everywhere.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers.pre_tokenizers import ByteLevel
+
+from mtpref.architectures import ARCHITECTURES, gguf_to_hf_name, numbers, present_tensors
+from mtpref.heads.hf import text_config
+from mtpref.spec.config import Metadata
+from tests.hf_folder import QWEN35_PATTERN, write_checkpoint
+from tests.random_weights import normal
+
+GLM4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+QWEN2_PATTERN = GLM4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+HUNYUAN_PATTERN = QWEN2_PATTERN
+# pattern, ignore_merges, the name that llama.cpp has for it
+TOKENIZERS = {
+    "qwen35moe": (QWEN35_PATTERN, False, "qwen35"),
+    "qwen3next": (QWEN2_PATTERN, False, "qwen2"),
+    "glm4moe": (GLM4_PATTERN, True, "glm4"),
+    "hy_v3": (HUNYUAN_PATTERN, False, "qwen2"),
+}
+ARCHS = tuple(TOKENIZERS)
+SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]")
+N_LAYER, N_EXPERT, N_VOCAB = 4, 6, 288
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": N_LAYER,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "eos_token_id": 262,
+}
+_DELTA: dict[str, Any] = {
+    "num_experts": N_EXPERT,
+    "shared_expert_intermediate_size": 80,  # no multiple of 32
+    "rms_norm_eps": 1e-6,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen35moe": {
+        **_COMMON, **_DELTA, "architectures": ["Qwen3_5MoeForCausalLM"], "model_type": "qwen3_5_moe_text",
+        "mtp_num_hidden_layers": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5,
+                            "mrope_section": [2, 1, 1]},
+    },
+    "qwen3next": {
+        **_COMMON, **_DELTA, "architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next",
+        "intermediate_size": 128, "norm_topk_prob": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5},
+    },
+    "glm4moe": {
+        **_COMMON, "architectures": ["Glm4MoeForCausalLM"], "model_type": "glm4_moe", "intermediate_size": 160,
+        "n_routed_experts": N_EXPERT, "n_shared_experts": 2, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "use_qk_norm": True, "attention_bias": True,
+        "num_nextn_predict_layers": 1, "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+    },
+    "hy_v3": {
+        **_COMMON, "architectures": ["HYV3ForCausalLM"], "model_type": "hy_v3", "intermediate_size": 160,
+        "num_experts": N_EXPERT, "num_shared_experts": 2, "first_k_dense_replace": 1, "router_scaling_factor": 1.5,
+        "route_norm": True, "num_nextn_predict_layers": 1, "rms_norm_eps": 1e-5,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
+}  # fmt: skip
+# What checkpoints of the architecture do not ship of their heads.
+_SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
+
+
+def shapes(arch: str, config: dict[str, Any], *, fused: bool = False) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape, as a config.json says; experts each by itself, or all in one tensor."""
+    found = _templates(arch, config)
+    out: dict[str, tuple[int, ...]] = {}
+    for name, (n, *shape) in found.items():
+        if "{e}" not in name:
+            out[name] = (n, *shape)
+        elif not fused:
+            out |= {name.replace("{e}", str(e)): tuple(shape) for e in range(n)}
+        elif "up_proj" not in name:
+            is_gate = "gate_proj" in name
+            one = name.replace("{e}.gate_proj.weight", "gate_up_proj").replace("{e}.down_proj.weight", "down_proj")
+            out[one] = (n, 2 * shape[0] if is_gate else shape[0], shape[1])
+    return out
+
+
+def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name, with {e} for an expert's number, -> shape of it or of its stack."""
+    sheet, read = ARCHITECTURES[arch], text_config(config, arch)
+    n_layer = read.n_layer
+    kv = {f"{arch}.{h.key}": h.of_checkpoint(read.found) for h in sheet.hypers if h.type != "bool"}
+    kv |= {f"{arch}.{key}": value for key, value, _ in sheet.layers.keys_of(read.found, n_layer, 1)}
+    meta = Metadata({key: x for key, x in kv.items() if x is not None} | {"general.architecture": arch}, arch)
+    blocks = sheet.layers.of_checkpoint(read.found, n_layer) or sheet.layers.blocks(meta, n_layer, frozenset())
+    tensors = list(sheet.tensors)
+    assert sheet.head is not None
+    for il, block in enumerate((*blocks, sheet.head.block)):
+        tensors += [t.at(il) for t in present_tensors(block.tensors, il, frozenset())]
+    ships_all = arch == "glm4moe"
+    tensors += [t.at(n_layer) for t in sheet.head.tensors if ships_all or not t.name.endswith(_SHARED_WITH_TRUNK)]
+    out: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors:
+        shape = numbers(tensor.shape, read.values)
+        assert shape is not None, tensor.name
+        shape = (shape[0], 1, shape[1]) if tensor.change.squeeze else shape
+        out[gguf_to_hf_name(sheet, tensor.name, n_layer)] = shape
+    return out
+
+
+def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndarray]:
+    """All tensors by checkpoint name; experts each by itself, or all in one tensor."""
+    out: dict[str, np.ndarray] = {}
+    for name, shape in _templates(arch, CONFIGS[arch]).items():
+        x = (normal(seed, name, math.prod(shape)).reshape(shape) * 0.2).astype(np.float32)
+        if "{e}" in name:
+            out |= {name.replace("{e}", str(e)): matrix for e, matrix in enumerate(x)}
+        else:
+            out[name] = x
+    out = _qwen3next(out) if arch == "qwen3next" else out
+    return _all_in_one(out) if fused else out
+
+
+def _qwen3next(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """q, k, v and z in one tensor, as Qwen3-Next's own checkpoints have them; any values will do."""
+    out = dict(named)
+    for name in [n for n in named if n.endswith("in_proj_qkv.weight")]:
+        z = out.pop(name.replace("in_proj_qkv", "in_proj_z"))
+        out[name.replace("in_proj_qkv", "in_proj_qkvz")] = np.concatenate([out.pop(name), z])
+    return out
+
+
+def _all_in_one(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    out = dict(named)
+    for first in [n for n in named if n.endswith("mlp.experts.0.gate_proj.weight")]:
+        prefix = first.removesuffix("0.gate_proj.weight")
+        names = ("gate", "up", "down")
+        parts = {part: [out.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(N_EXPERT)] for part in names}
+        both = [np.concatenate(pair) for pair in zip(parts["gate"], parts["up"], strict=True)]
+        out[f"{prefix}gate_up_proj"], out[f"{prefix}down_proj"] = np.stack(both), np.stack(parts["down"])
+    return out
+
+
+def tokenizer(arch: str) -> dict[str, Any]:
+    """A byte-level BPE of bytes, some merges and the special tokens."""
+    pattern, ignore_merges, _ = TOKENIZERS[arch]
+    alphabet = sorted(ByteLevel.alphabet())
+    merges = [["t", "h"], ["th", "e"], ["i", "n"], ["e", "r"], ["\u0120", "the"], ["a", "n"]]
+    texts = [*alphabet, *(a + b for a, b in merges)]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": len(texts) + i, "content": text, **plain} for i, text in enumerate(SPECIAL)],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        ]},
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": ignore_merges,
+            "vocab": {text: i for i, text in enumerate(texts)}, "merges": merges,
+        },
+    }  # fmt: skip
+
+
+def folder(path: Path, arch: str, *, fused: bool = False, dtype: str = "BF16", **options: Any) -> Path:
+    """The folder of a small model. options: as write_checkpoint"""
+    return write_checkpoint(path, state(arch, fused=fused), CONFIGS[arch], tokenizer(arch), dtype=dtype, **options)

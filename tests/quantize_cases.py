@@ -1,0 +1,118 @@
+"""Files with experts for the quantiser: every tensor of a data sheet, its rows as long as they should be, and few.
+
+Nothing could run them: a quantiser looks at names, row lengths and counts. Ten blocks, so that the rules by eighths
+differ. The same bytes everywhere.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mtpref.architectures import ARCHITECTURES, numbers
+from mtpref.architectures.sheet import ByTensor
+from mtpref.files.gguf import WriteOptions
+from mtpref.heads.quantize.importance import write_importance
+from mtpref.spec.config import Metadata
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+try:
+    import micro_moe as mm
+    import micro_plant as mp
+    from micro_gguf import tensor_of, uniform, write_gguf
+finally:
+    sys.path.pop(0)
+
+N_TRUNK, N_VOCAB, N_ROWS = 9, 16, 2
+ARCHS = tuple(name for name, sheet in ARCHITECTURES.items() if "n_expert" in {hyper.name for hyper in sheet.hypers})
+_WIDE = mp.MicroShape(n_vocab=N_VOCAB, n_embd=256, n_layer=N_TRUNK, n_ff=512, n_head=4, head_dim=64, n_rot=32,
+                      state_size=64, n_k_head=2, n_v_head=4)  # fmt: skip
+_RAGGED = replace(_WIDE, n_embd=96, n_ff=96, head_dim=16, n_rot=8, state_size=12)
+
+
+@dataclass(frozen=True)
+class Case:
+    """shape and type of the matrices; fused: alternatives as one tensor; untied: output.weight; own: the head's own
+    embedding and output head"""
+
+    shape: mm.MoeShape
+    type_name: str
+    fused: bool = False
+    untied: bool = False
+    own: bool = False
+
+
+# wide: rows of 256 and 512. ragged: rows of 96 and 48, which no K block divides, and 48 no block at all. eight: as many
+# experts as llama.cpp has a rule for.
+CASES = {
+    "wide": Case(mm.MoeShape(n_expert=3, n_ff_exp=256, n_ff_dense=768, n_dense=1, micro=_WIDE), "F32", own=True),
+    "ragged": Case(
+        mm.MoeShape(n_expert=20, n_ff_exp=48, n_ff_dense=80, n_dense=2, micro=_RAGGED), "F16", fused=True, untied=True
+    ),
+    "eight": Case(mm.MoeShape(n_expert=8, n_ff_exp=256, n_ff_dense=512, n_dense=1, micro=_WIDE), "BF16"),
+}
+IMATRIX = "importance.gguf"
+
+
+def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
+    """Name -> float32 values, in the order of a data sheet."""
+    sheet, keys = ARCHITECTURES[arch], keys_of(arch, case)
+    values = {**mm.micro_values(sheet, case.shape), "n_vocab": N_VOCAB}
+    values.setdefault("n_ff", case.shape.n_ff_dense)
+    routers = frozenset(f"blk.{il}.ffn_gate_inp.weight" for il in range(case.shape.n_dense, N_TRUNK + 1))
+    names = routers if isinstance(sheet.layers, ByTensor) else frozenset()
+    blocks = [*sheet.layers.blocks(Metadata(keys, "case"), N_TRUNK, names), sheet.head.block]
+    wanted = [t for t in sheet.tensors if case.untied or t.role != "output"]
+    for il, block in enumerate(blocks):
+        wanted += [t.at(il) for t in mm.chosen(block, case.fused)]
+    for tensor in sheet.head.tensors:
+        if tensor.required or case.own:
+            wanted.append(tensor.at(N_TRUNK))
+    made = {}
+    for tensor in wanted:
+        shape = numbers(tensor.shape, values)
+        if shape is None or tensor.name == "d2t":
+            continue
+        if len(shape) > 1 and shape[-2] > 1:
+            shape = (*shape[:-2], N_ROWS, shape[-1])
+        made[tensor.name] = uniform(7, f"{arch} {tensor.name}", shape)
+    return made
+
+
+def keys_of(arch: str, case: Case) -> dict[str, object]:
+    keys = mm.micro_keys(ARCHITECTURES[arch], case.shape)
+    interval = f"{arch}.full_attention_interval"
+    return {**keys, interval: 4} if interval in keys else keys
+
+
+def write_case(path: Path, arch: str, name: str) -> Path:
+    """The file of a case; beside it IMATRIX, where every third expert of a stack has seen nothing."""
+    case = CASES[name]
+    made = tensors_of(arch, case)
+    typed = []
+    for tensor, x in made.items():
+        is_vector = x.ndim < 2 or any(part in tensor for part in ("ssm_conv1d", "ffn_gate_inp"))
+        typed.append(tensor_of(tensor, x, "F32" if is_vector else case.type_name))
+    write_gguf(path, keys_of(arch, case), typed)
+    sums = {}
+    for tensor, x in made.items():
+        if x.ndim < 2 or tensor.startswith(("token_embd", f"blk.{N_TRUNK}.nextn")):
+            continue
+        n = x.shape[0] if x.ndim == 3 else 1
+        counts = np.array([0 if n > 1 and e % 3 == 2 else e + 2 for e in range(n)], np.int64)
+        squares = (1.5 + uniform(8, tensor, (n, x.shape[-1])).astype(np.float64)) * counts[:, None]
+        sums[tensor] = (squares, counts) if n > 1 else (squares[0], int(counts[0]))
+    write_importance(path.parent / IMATRIX, sums, ["made.txt"], 1, 512, WriteOptions(force=True))
+    return path
+
+
+def told(types: list[str]) -> str:
+    """Types of a file in order, runs counted: "Q6_K F32*2 Q4_K"."""
+    runs: list[list] = []
+    for kind in types:
+        if runs and runs[-1][0] == kind:
+            runs[-1][1] += 1
+        else:
+            runs.append([kind, 1])
+    return " ".join(kind if n == 1 else f"{kind}*{n}" for kind, n in runs)

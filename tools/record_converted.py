@@ -1,0 +1,86 @@
+"""Record what llama.cpp's converter makes of small checkpoints of architectures with experts: hashes of its files.
+
+    python tools/record_converted.py --llama-cpp PATH/TO/llama.cpp
+
+Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that alone is
+given to it. Writes tests/data/converted_moe.json.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.moe_folder import ARCHS, TOKENIZERS, folder  # noqa: E402
+
+OUT = ROOT / "tests" / "data" / "converted_moe.json"
+TYPES = (("BF16", "q8_0"), ("F16", "f16"), ("F32", "f32"))
+MODES = {"both": [], "mtp": ["--mtp"], "trunk": ["--no-mtp"]}
+HAVE_FUSED = ("qwen35moe", "qwen3next")  # whose experts the converter takes all in one tensor, too
+THEIRS = """
+import runpy, sys
+tree, pre = sys.argv.pop(1), sys.argv.pop(1)
+sys.path[:0] = [tree + "/gguf-py", tree]
+import conversion.base
+conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+sys.argv[0] = tree + "/convert_hf_to_gguf.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def cases(archs: tuple[str, ...] = ARCHS) -> Iterator[tuple[str, str, bool, str, str, str]]:
+    """(name, architecture, whether experts are in one tensor, type of the checkpoint, --outtype, mode)"""
+    for arch in archs:
+        for fused in (False, True) if arch in HAVE_FUSED else (False,):
+            for dtype, outtype in TYPES if not fused else TYPES[:1]:
+                for mode in MODES:
+                    form = "fused" if fused else "apart"
+                    yield f"{arch} {form} {dtype} {outtype} {mode}", arch, fused, dtype, outtype, mode
+
+
+def theirs(tree: str, checkpoint: Path, target: Path, arch: str, outtype: str, mode: str) -> None:
+    """Run the converter. Errors: RuntimeError with the end of what it says"""
+    command = [checkpoint, "--outfile", target, "--outtype", outtype, *MODES[mode]]
+    line = [sys.executable, "-c", THEIRS, tree, TOKENIZERS[arch][2], *map(str, command)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+
+
+def record(tree: str, archs: tuple[str, ...] = ARCHS, keep: Path | None = None) -> dict[str, str]:
+    """The hash of each case's file."""
+    out = {}
+    with tempfile.TemporaryDirectory() as name:
+        for case, arch, fused, dtype, outtype, mode in cases(archs):
+            where = (keep or Path(name)) / f"{arch}-{fused}-{dtype}"
+            checkpoint = where / "Tiny-5M"
+            if not checkpoint.exists():
+                folder(checkpoint, arch, fused=fused, dtype=dtype, n_files=2)
+            target = where / f"{mode}.gguf"
+            theirs(tree, checkpoint, target, arch, outtype, mode)
+            out[case] = hashlib.sha256(target.read_bytes()).hexdigest()
+            print(case, out[case][:16], flush=True)
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="record the files of llama.cpp's converter")
+    parser.add_argument("--llama-cpp", required=True, help="its tree")
+    parser.add_argument("--arch", action="append", choices=ARCHS, help="only these (default: all)")
+    parser.add_argument("--keep", type=Path, help="folder to leave checkpoints and files in")
+    args = parser.parse_args(argv)
+    old = json.loads(OUT.read_text()) if OUT.exists() else {}
+    made = record(args.llama_cpp, tuple(args.arch or ARCHS), args.keep)
+    OUT.write_text(json.dumps(dict(sorted((old | made).items())), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
