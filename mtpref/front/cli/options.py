@@ -244,19 +244,17 @@ def _compile_ahead(args: argparse.Namespace, kv_types: tuple[str | None, ...]) -
 
     if args.ops == "spec" or not kernels.available() or kernels.n_threads() == 1 or not kernels.is_cold():
         return
-    types: set[str] = set()
+    tensors: dict[str, Any] = {}
     try:
-        for path in filter(None, (args.model or api.tiny_path(), args.model_draft)):
+        for i, path in enumerate(filter(None, (args.model or api.tiny_path(), args.model_draft))):
             with open_gguf(path) as file:
-                # Every other tensor of two dimensions is the matrix of a product.
-                types.update(
-                    t.type_name for name, t in file.tensors.items() if len(t.shape) == 2 and "conv1d" not in name
-                )
+                tensors |= {f"{i} {name}": tensor for name, tensor in file.tensors.items()}
     except (MtprefError, OSError):
         return  # loading says what is wrong
     kv = {kv_type or default_kv_type(args.numerics) for kv_type in kv_types}
     wide, repack, n_threads = args.numerics == "exact", not args.no_repack, kernels.n_threads()
-    kernels.compile_ahead(kernels.needed_kernels(types, kv, wide=wide, repack=repack, n_threads=n_threads))
+    needs = kernels.needs_of(tensors)
+    kernels.compile_ahead(kernels.needed_kernels(needs, kv, wide=wide, repack=repack, n_threads=n_threads))
 
 
 def set_threads(n: int | None) -> None:

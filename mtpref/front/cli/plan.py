@@ -100,10 +100,12 @@ def run_plan(args: argparse.Namespace) -> int:
     say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens after each")
     texts = record(model, prompts, trims, args.n_max, args.predict, sampling, Progress("plan"))
     if given is None:
-        context = max((text.prompt + text.ids[: args.predict // 2] for text in texts), key=len)
+        longest = max(texts, key=lambda text: len(text.prompt + text.ids[: args.predict // 2]))
+        context, following = longest.prompt + longest.ids[: args.predict // 2], longest.ids[args.predict // 2 :]
         say.line(f"costs: {args.samples} samples of every pass, after {len(context)} tokens")
         about = f"{threads_in_use()} threads, after {len(context)} tokens"
-        given = measure_costs(model, context, [t.head for t in trims], args.n_max, args.samples, about=about)
+        heads = [t.head for t in trims]
+        given = measure_costs(model, context, heads, args.n_max, args.samples, following=following, about=about)
         if args.save_costs is not None:
             write_costs(given, args.save_costs)
             say.line(f"costs written to {args.save_costs}")

@@ -31,9 +31,21 @@ def _costs(found: Plan) -> list[str]:
         f"roll back: choose a state {costs.choose:.3f}, copy {costs.checkpoint:.3f}, put back {costs.restore:.3f}; "
         f"the rest of a round {costs.round:.3f}, of a token {costs.token:.3f}"
     )
+    if found.experts:
+        out.append(_experts(found))
     if found.costs.assumed:
         out.append("not in the file, taken as: " + ", ".join(found.costs.assumed))
     return out
+
+
+def _experts(found: Plan) -> str:
+    """Distinct experts a layer by tokens of a pass: of the texts, and of the passes that were timed."""
+    theirs = found.experts_of_costs
+    by_width = []
+    for w, n in sorted(found.experts.items()):
+        by_width.append(f"{w}: {n:.1f}" + (f" (timed with {theirs[w]:.1f})" if w in theirs else ""))
+    taken = "passes are priced with those of the texts" if theirs else "the costs do not say theirs: taken as they are"
+    return f"distinct experts a layer in a pass of so many tokens of the texts: {', '.join(by_width)}; {taken}"
 
 
 def _passes(costs: Costs, n_max: int) -> list[list[str]]:
