@@ -26,6 +26,9 @@ MAX_JSON = 32 << 20
 MAX_ROUNDS = 1 << 16
 MAX_DRAFT = 1024
 MAX_ID = 1 << 31
+# llama.cpp replays a partly accepted draft with the target's token in the batch, where recurrent state cannot go back
+# (qwen3next): only rounds before the first of these can be judged, and so many are wanted.
+MIN_SOUND = 8
 START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 
@@ -130,20 +133,26 @@ def read_port_runs(
 
 
 def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str | None) -> list[PortRun]:
-    found = []
+    found, is_cut = [], False
     for run, ids in choose_runs(runs_of(text, label), label, prompt_ids, which):
         settings: dict[str, Any] = {k: _setting(k, run.header[k], label) for k in ("n_max", "p_min") if k in run.header}
         settings |= read_fields(Settings, dict(run.log.settings), f"{label}: settings").given()
         if run.log.temp is not None:
             settings["temp"] = run.log.temp
-        rounds, request = _llama_rounds(run.log), run.log.request
+        rounds, request = _llama_rounds(run.log)[: run.log.n_sound], run.log.request
         if request is not None and not request.is_first:
             raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
                               "pairs its first token with a hidden row of the request before, which no log holds; "
                               "start llama-server anew and send this request first")  # fmt: skip
         if request is not None and rounds:
             rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
+        is_cut = is_cut or run.log.n_sound is not None
         found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))
+    n_rounds = sum(len(run.rounds) for run in found)
+    if is_cut and n_rounds < MIN_SOUND:
+        raise MtprefError(f"{label}: {n_rounds} of its rounds come before llama.cpp first goes back to a checkpoint, "
+                          f"expected {MIN_SOUND} or more: what it emits there is not in its log, so the rest cannot be "
+                          "judged; append runs of other prompts (--run all), or use --dump")  # fmt: skip
     return found
 
 

@@ -131,6 +131,8 @@ class Splitter:
         self._simple.rounds.append(found)
 
     def _partial(self, match: Event) -> None:
+        if self._simple.n_partial == 0:
+            self._simple.n_sound = len(self._simple.rounds)
         self._simple.n_partial += 1
 
     def _encoded(self, match: Event) -> None:

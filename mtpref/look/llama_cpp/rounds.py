@@ -64,6 +64,8 @@ class LlamaLog:
     """A parsed run: rounds in order, the summary and statistics lines as the log gives them.
 
     settings    n_max, n_min, p_min as the drafter printed them when it was made (p_min to two decimals)
+    n_partial   rounds after which it went back to a checkpoint and ran what it kept again; n_sound: rounds before the
+                first of them. What follows says less: the token in the place of the rejected one is not in the log
     unfinished  the steps of a round whose accept line the log does not hold
     n_prompt    tokens of the prompt, where the log says so
     temp        the temperature, where the log says so
@@ -73,6 +75,7 @@ class LlamaLog:
 
     rounds: list[Round] = field(default_factory=list)
     n_partial: int = 0
+    n_sound: int | None = None
     settings: dict[str, float] = field(default_factory=dict)
     summary: dict[str, int] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
