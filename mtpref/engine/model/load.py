@@ -168,7 +168,7 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple
     if unused:
         notes.append(f"{len(unused)} tensors of the file are not read: {listed(unused)}")
     orphans = [name for name in unused if ".nextn." in name]
-    if orphans and head.status in ("none", "file"):
+    if orphans and head.status in ("none", "file") and not config.n_layer_nextn:
         notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
                      f"({config.arch}.nextn_predict_layers is 0 or missing); {REDECLARE}")  # fmt: skip
     return tuple(notes)

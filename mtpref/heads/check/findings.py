@@ -32,6 +32,9 @@ CATALOGUE: dict[str, Kind] = {
         "`mtpref graft FILE FILE -o OUT.gguf` (FILE twice) declares it"
     ),
     "head-incomplete": Kind(FAIL, "a part of the head is missing", _GRAFT),
+    "heads-overcounted": Kind(
+        FAIL, "the key counts more MTP blocks than are there, so the trunk loses its last layers", _AGAIN
+    ),
     "shards-missing": Kind(FAIL, "a file of a split model is missing; the head is mostly in the last", "find it"),
     "inventory": Kind(FAIL, "a tensor or key is missing, misshapen, unexpected or contradicts another", _AGAIN),
     "unused-tensor": Kind(WARNING, "a tensor that nothing reads", "see where it comes from; nothing is lost by it"),
@@ -50,6 +53,10 @@ CATALOGUE: dict[str, Kind] = {
     "not-finite": Kind(FAIL, "a weight is NaN or infinite", "download or convert the file again"),
     "not-finite-run": Kind(FAIL, "a run of the model gives NaN or infinity", _AGAIN),
     "tensor-zero": Kind(FAIL, "a matrix or norm is zero", _EITHER),
+    "gate-zero": Kind(
+        WARNING, "a gate is zero, so that what it gates counts one half for every token; other layers' is not",
+        "--against the original tells",
+    ),
     "tensor-few-values": Kind(FAIL, "a matrix has a few values where others have many: quantised to nothing", _EITHER),
     "tensor-doubled": Kind(FAIL, "a matrix has the values of another layer's: one of the two is misplaced", _EITHER),
     "eh-proj-half-zero": Kind(FAIL, "one half of eh_proj's columns is zero: half of a shard, 4 bits a row", _GRAFT),
@@ -65,6 +72,7 @@ CATALOGUE: dict[str, Kind] = {
         FAIL, "with 1 added to or taken from the trunk's norms the model reads text better", _AGAIN
     ),
     "halves-swapped": Kind(FAIL, "with the halves of eh_proj's input swapped the head is better", _GRAFT),
+    "exchanged": Kind(FAIL, "with these two weights in each other's place the head is better", _GRAFT),
     "part-harmful": Kind(FAIL, "without this part the head is better: random, altered or wrongly read", _GRAFT),
     "head-unclear": Kind(
         FAIL,

@@ -32,9 +32,9 @@ from mtpref.measure.probe.count import difference, judge
 from mtpref.measure.probe.walk import Progress, Variant, walk_all
 
 SCHEMA = "mtpref-check-1"
-BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load",
-            "unsupported", "not-finite")  # fmt: skip
-LOCATED = ("norm-convention", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
+BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "heads-overcounted", "shards-missing",
+            "cannot-load", "unsupported", "not-finite")  # fmt: skip
+LOCATED = ("norm-convention", "exchanged", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
            "tensor-doubled", "random-matrix")  # fmt: skip
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", CANNOT: "CANNOT ", FAIL: "FAIL   "}
 
@@ -160,8 +160,9 @@ def _look(
     il = _head_layer(seen)
     found += samples(file)
     if il is not None:
-        found += static.norms_never_loaded(file, il) + static.spectra(file, il)
-        found += static.norms(file, il, [row["kind"] == "delta_net" for row in seen["layers"]["blocks"]])
+        sheet = ARCHITECTURES[seen["architecture"]]
+        found += static.norms_never_loaded(file, sheet, il) + static.spectra(file, sheet, il)
+        found += static.norms(file, sheet, il, [row["kind"] for row in seen["layers"]["blocks"]])
     if not settings.fast:
         found += _finite(file)
         if settings.against is not None:

@@ -164,14 +164,17 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         return 0
     field, prefix = (hf.n_heads, hf.head) if hf else ("", "")
     tensors = f"{prefix.format(il=config.n_layer)}*"
-    if present > 1:
+    most = config.sheet.n_heads if config.sheet.head else 0
+    if present > most:
+        at_most = "one" if most == 1 else most
         raise MtprefError(
-            f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {config.sheet.name} graph runs more; "
-            "convert the trunk with `which=trunk`"
+            f"{checkpoint.label}: {present} MTP blocks, expected at most {at_most}: no {config.sheet.name} graph runs "
+            "more; convert the trunk with `which=trunk`"
         )
-    if declared > 1 and present:
+    if declared and present and declared != present:
+        blocks = "1 MTP block" if present == 1 else f"{present} MTP blocks"
         raise MtprefError(f"{checkpoint.label}: config.json says {field} {declared}, the tensors have "
-                          "1 MTP block, expected as many: part of the head is lost, or config.json is wrong; take "
+                          f"{blocks}, expected as many: part of the head is lost, or config.json is wrong; take "
                           "the original checkpoint, or correct config.json")  # fmt: skip
     if declared and not present:
         raise MtprefError(f"{checkpoint.label}: config.json says {field} {declared}, and no tensor of an "

@@ -169,6 +169,10 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
         found = kind_found(layout.blocks.get(i, []), sheet)
         if found not in (kind, "empty") and not layout.partial:
             text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
+            if kind == MTP and found in tables:
+                text += (
+                    f": key {layout.arch}.nextn_predict_layers is {layout.n_mtp}, too many for the heads that are there"
+                )
             problems.append(Problem("block", f"blk.{i}", text))
             kind = found if found in (*tables, MTP) else kind
         if kind == MTP:
