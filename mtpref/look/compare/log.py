@@ -11,6 +11,7 @@ from typing import Any
 
 from mtpref.base.events import Drafted, DraftStep, Event, Token, Verified
 from mtpref.look.llama_cpp.log import LlamaLog, Round, Step
+from mtpref.look.llama_cpp.rounds import UNTOLD
 
 SCHEMA = "mtpref-compare-log-1"
 FEW = 0.5  # of the tokens: a comparison that ended earlier says little
@@ -53,6 +54,8 @@ class LogAgreement:
     """What was compared and what differs. first: the first event that differs, whether a near tie or not.
 
     p_limit, near_margin   see compare_log    is_blurred: a later request of its slot
+    n_untold   tokens that the log does not tell: corrections of drafts that were run again
+    loop       in words, how the log's program rolls a rejected draft back; "" where nothing was rejected
     """
 
     p_limit: float
@@ -63,6 +66,8 @@ class LogAgreement:
     n_candidates: int = 0
     n_tokens: int = 0
     n_tokens_theirs: int = 0
+    n_untold: int = 0
+    loop: str = ""
     n_near_ties: int = 0
     n_cut: int = 0
     max_p_error: float = 0.0
@@ -113,6 +118,10 @@ class LogAgreement:
             f"{self.n_tokens_theirs} tokens compared; greatest difference in p {self.max_p_error:.4f} "
             f"(limit {self.p_limit:g}; three decimals are printed); {self.n_near_ties} near ties"
         ]
+        if self.loop:
+            lines.append(f"its loop: {self.loop}")
+        if self.n_untold:
+            lines.append(f"{self.n_untold} tokens are corrections that the log does not tell; what follows was compared")
         if self.n_cut:
             lines.append(f"{self.n_cut} drafts were cut by llama.cpp's budget, as far as they go they were compared")
         if not self.is_complete:
@@ -159,6 +168,7 @@ def compare_log(
     opening_margin  that of the token which a request of llama-server begins with: our prompt was processed whole
     """
     is_blurred = log.request is not None and not log.request.is_first
+    events = list(events)
     drafted, verified, opening = _rounds(events)
     agreement = LogAgreement(
         p_limit, near_margin, is_blurred, n_rounds_theirs=len(log.rounds), n_tokens_theirs=len(log.ids)
@@ -169,14 +179,14 @@ def compare_log(
     for d, v in zip(drafted, verified, strict=False):
         starts[n_ours] = (d, v)
         n_ours += v.n_accepted + 1
-    judge = _Judge(agreement, p_min, _ours(verified), log.request is not None)
+    judge = _Judge(agreement, p_min, _ours(verified, _end_of_text(events)), log.request is not None)
     if opening is not None and not judge.opening(log, opening, opening_margin):
         return agreement
     at = 0
     for i, theirs in enumerate(log.rounds):
         if at in starts:
             judge.draft(i, theirs, starts[at][0])
-        if not judge.tokens(i, theirs.emitted, at):
+        if not judge.tokens(i, theirs, at):
             return agreement
         at += len(theirs.emitted)
     if log.unfinished and (at in starts or len(drafted) > len(verified)):
@@ -187,12 +197,13 @@ def compare_log(
 
 @dataclass(frozen=True)
 class _Emitted:
-    """One token of ours: id, position, margin and whether it is a near tie."""
+    """One token of ours: id, position, margin, whether it is a near tie, whether it ends the text."""
 
     id: int
     pos: int
     margin: float
     is_near_tie: bool
+    is_end: bool = False
 
 
 def _rounds(events: Iterable[Event]) -> tuple[list[Drafted], list[Verified], Token | None]:
@@ -210,11 +221,21 @@ def _rounds(events: Iterable[Event]) -> tuple[list[Drafted], list[Verified], Tok
     return drafted, verified, opening
 
 
-def _ours(verified: list[Verified]) -> list[_Emitted]:
+def _end_of_text(events: Iterable[Event]) -> int | None:
+    """The position of the token that ends our text, where it is one that does."""
+    return next((e.pos for e in events if isinstance(e, Token) and e.is_eog), None)
+
+
+def _ours(verified: list[Verified], end: int | None) -> list[_Emitted]:
+    """Up to the end of the text. llama.cpp names the token that ends it as the last of its round, though the row after
+    it was run: there it stands twice."""
     out = []
     for v in verified:
         for row in range(v.n_accepted + 1):
-            out.append(_Emitted(v.target_ids[row], v.pos0 + row + 1, v.margins[row], v.near_ties[row]))
+            pos = v.pos0 + row + 1
+            out.append(_Emitted(v.target_ids[row], pos, v.margins[row], v.near_ties[row], pos == end))
+            if pos == end:
+                return [*out, out[-1]]
     return out
 
 
@@ -271,12 +292,18 @@ class _Judge:
         self._note(LogDifference(0, ours.pos, "token", 0, ours.id, theirs, margin, is_tie))
         return False
 
-    def tokens(self, i: int, emitted: list[int], at: int) -> bool:
-        """The tokens of a round against ours; False where the texts part or ours ends."""
+    def tokens(self, i: int, round: Round, at: int) -> bool:
+        """The tokens of a round against ours; False where the texts part or ours ends. A correction that is not told is
+        none that was drafted: else it had been accepted."""
+        emitted = round.emitted
         for n, (theirs, ours) in enumerate(zip(emitted, self.ours[at:], strict=False)):
-            if theirs != ours.id:
+            is_untold = theirs == UNTOLD
+            self.agreement.n_untold += is_untold
+            is_refused = is_untold and ours.id == round.draft[n] and not ours.is_end
+            if is_refused or (not is_untold and theirs != ours.id):
                 is_tie = ours.is_near_tie or ours.margin < self.agreement.near_margin
-                self._note(LogDifference(i, ours.pos, "token", n, ours.id, theirs, ours.margin, is_tie))
+                told = f"not {ours.id}" if is_refused else theirs
+                self._note(LogDifference(i, ours.pos, "token", n, ours.id, told, ours.margin, is_tie))
                 return False
             self.agreement.n_tokens += 1
         n_left = len(self.ours) - at
