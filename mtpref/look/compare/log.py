@@ -55,6 +55,7 @@ class LogAgreement:
 
     p_limit, near_margin   see compare_log    is_blurred: a later request of its slot
     n_untold   tokens that the log does not tell: corrections of drafts that were run again
+    n_apart    rounds whose drafts were not judged, as an earlier one had parted and its roll back left a trace in them
     loop       in words, how the log's program rolls a rejected draft back; "" where nothing was rejected
     """
 
@@ -67,6 +68,7 @@ class LogAgreement:
     n_tokens: int = 0
     n_tokens_theirs: int = 0
     n_untold: int = 0
+    n_apart: int = 0
     loop: str = ""
     n_near_ties: int = 0
     n_cut: int = 0
@@ -124,6 +126,11 @@ class LogAgreement:
             lines.append(f"{self.n_untold} tokens are corrections that the log does not tell; what follows was compared")
         if self.n_cut:
             lines.append(f"{self.n_cut} drafts were cut by llama.cpp's budget, as far as they go they were compared")
+        if self.n_apart:
+            lines.append(
+                f"the drafts of {self.n_apart} rounds were not judged: an earlier one went another way, by a near tie or "
+                "by the budget, and its roll back left a trace in those after it"
+            )
         if not self.is_complete:
             lines.append(
                 "the log ends early: no count of tokens that agrees with its rounds; what it holds was compared"
@@ -180,12 +187,13 @@ def compare_log(
         starts[n_ours] = (d, v)
         n_ours += v.n_accepted + 1
     judge = _Judge(agreement, p_min, _ours(verified, _end_of_text(events)), log.request is not None)
+    judge.is_replayed = log.n_partial > 0
     if opening is not None and not judge.opening(log, opening, opening_margin):
         return agreement
     at = 0
     for i, theirs in enumerate(log.rounds):
         if at in starts:
-            judge.draft(i, theirs, starts[at][0])
+            judge.round(i, theirs, *starts[at])
         if not judge.tokens(i, theirs, at):
             return agreement
         at += len(theirs.emitted)
@@ -244,6 +252,18 @@ class _Judge:
 
     def __init__(self, agreement: LogAgreement, p_min: float, ours: list[_Emitted], is_request: bool) -> None:
         self.agreement, self.p_min, self.ours, self.is_request = agreement, p_min, ours, is_request
+        self.is_replayed = False  # a draft that was accepted in part leaves its trace in the drafts after it (S52)
+        self.is_apart = False
+
+    def round(self, i: int, theirs: Round, ours: Drafted, verdict: Verified) -> None:
+        """Draft and lengths. In a loop that replays, a draft that went another way, by a near tie or by the budget,
+        changes those after it where either was accepted in part: they are not judged."""
+        if self.is_apart:
+            self.agreement.n_apart += 1
+            return
+        self.draft(i, theirs, ours)
+        is_partial = theirs.is_replayed or verdict.n_accepted < len(ours.ids)
+        self.is_apart = self.is_replayed and is_partial and theirs.draft != ours.ids
 
     def draft(self, i: int, theirs: Round, ours: Drafted) -> None:
         """The candidates of each step, then the ids that were verified."""
