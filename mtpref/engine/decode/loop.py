@@ -130,7 +130,9 @@ class Decoder:
                 self.passes.catch_up(Batch(chunk, pos0, state.pending_h), hidden, "mtp_prompt")
                 state.pending_h = steps.prompt_pending(hidden, is_last)
                 logits = None if is_held else rows
-            yield PromptProgress(end, len(ids), n_reused)
+            gaps = [stats.count_gap(gap) for gap in self.passes.router_gaps.values()]
+            self.passes.router_gaps.clear()
+            yield PromptProgress(end, len(ids), n_reused, min(gaps, default=None))
         return logits
 
     def _sampled(self, logits: F32) -> Token:
@@ -207,8 +209,11 @@ class Decoder:
         verdicts = ["accept"] * n_accepted + ["reject"] * n_rejected + ["discard"] * n_behind
         row_ids, drawn = verdict.row_ids[: verdict.n_kept], list(verdict.draws[: verdict.n_kept])
         self.statistics.count_draws(drawn)
+        at, found = range(drafted.pos0, drafted.pos0 + verdict.n_kept), self.passes.router_gaps
+        gaps = [self.statistics.count_gap(found[pos]) for pos in at if pos in found]
+        found.clear()
         return Verified(
-            drafted.round, drafted.pos0, drafted.ids, row_ids, margins, near_ties, n_accepted, verdicts, drawn
+            drafted.round, drafted.pos0, drafted.ids, row_ids, margins, near_ties, n_accepted, verdicts, drawn, gaps
         )
 
     # ------------------------------------------------------------------------------------- text

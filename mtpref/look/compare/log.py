@@ -5,11 +5,12 @@ token. Takes events, runs nothing. Rounds are matched by the number of tokens em
 differ near the end: llama.cpp cuts a draft to what is left of -n, and drafts without a limit where nothing is left.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mtpref.base.events import Drafted, DraftStep, Event, Token, Verified
+from mtpref.base.events import Drafted, DraftStep, Event, PromptProgress, Token, Verified
+from mtpref.engine.decode.statistics import NEAR_GAP
 from mtpref.look.llama_cpp.log import LlamaLog, Round, Step
 from mtpref.look.llama_cpp.rounds import UNTOLD
 
@@ -30,6 +31,8 @@ class LogDifference:
     what    "candidate" (an id), "p", "draft" or "token"
     index   of the step in its draft, or of the token in its round
     gap     what the decision hung on: the distance in p to the nearest candidate, or the target's margin in logits
+    router  (position, gap) of a router's near tie before it, which may have sent a token to another expert there: then
+            it counts as a near tie, and nothing after it can be compared
     """
 
     round: int
@@ -40,13 +43,17 @@ class LogDifference:
     theirs: Any
     gap: float | None
     is_near_tie: bool
+    router: tuple[int, float] | None = None
 
     def text(self) -> str:
         tie = " (a near tie)" if self.is_near_tie else ""
         unit = "in logits" if self.what == "token" else "in p"
         gap = "" if self.gap is None else f"; margin {self.gap:.3g} {unit}{tie}"
         place = f"round {self.round}, position {self.pos}, {'step' if self.what != 'token' else 'token'} {self.index}"
-        return f"{place}: {self.what} {self.ours}, llama.cpp {self.theirs}{gap}"
+        why = ""
+        if self.router is not None:
+            why = f"; a router's near tie at position {self.router[0]}, gap {self.router[1]:.2g}, explains it"
+        return f"{place}: {self.what} {self.ours}, llama.cpp {self.theirs}{gap}{why}"
 
 
 @dataclass
@@ -88,7 +95,12 @@ class LogAgreement:
     @property
     def is_parted(self) -> bool:
         """The texts went apart at a near tie, so that nothing after it could be compared."""
-        return any(d.what == "token" and d.is_near_tie for d in self.differences)
+        return self.is_rerouted or any(d.what == "token" and d.is_near_tie for d in self.differences)
+
+    @property
+    def is_rerouted(self) -> bool:
+        """A router's near tie came before a difference: the two may have run different experts since then."""
+        return any(d.router is not None for d in self.differences)
 
     @property
     def is_hardly_compared(self) -> bool:
@@ -142,6 +154,8 @@ class LogAgreement:
                 f"HARDLY ANYTHING WAS COMPARED: {self.n_tokens} of {self.n_tokens_theirs} tokens, then the texts part "
                 "at a near tie, as those of a sampled run do; was it run with --temp 0?"
             )
+        elif self.is_rerouted:
+            lines.append("a router's near tie may have chosen another expert there: what follows was not compared")
         elif self.is_parted:
             lines.append(
                 "the texts part at a near tie: what follows was not compared (a run without --temp 0 parts, too)"
@@ -165,6 +179,7 @@ def compare_log(
     p_limit: float = 0.002,
     near_margin: float = 0.01,
     opening_margin: float | None = None,
+    near_gap: float = NEAR_GAP,
 ) -> LogAgreement:
     """Compare a log with our run of the same prompt and settings, greedy, whose budget is at least as large.
 
@@ -173,10 +188,12 @@ def compare_log(
                  so close may change places
     near_margin  a target's choice whose margin in logits is below this may turn: the comparison ends there
     opening_margin  that of the token which a request of llama-server begins with: our prompt was processed whole
+    near_gap     a router gap below this may turn: what differs after it may have been run by another expert
     """
     is_blurred = log.request is not None and not log.request.is_first
     events = list(events)
     drafted, verified, opening = _rounds(events)
+    ties = router_ties(events, near_gap)
     agreement = LogAgreement(
         p_limit, near_margin, is_blurred, n_rounds_theirs=len(log.rounds), n_tokens_theirs=len(log.ids)
     )
@@ -186,15 +203,15 @@ def compare_log(
     for d, v in zip(drafted, verified, strict=False):
         starts[n_ours] = (d, v)
         n_ours += v.n_accepted + 1
-    judge = _Judge(agreement, p_min, _ours(verified, _end_of_text(events)), log.request is not None)
-    judge.is_replayed = log.n_partial > 0
+    judge = _Judge(agreement, p_min, _ours(verified, _end_of_text(events)), log.request is not None, ties)
+    judge.is_replayed, judge.near_gap = log.n_partial > 0, near_gap
     if opening is not None and not judge.opening(log, opening, opening_margin):
         return agreement
     at = 0
     for i, theirs in enumerate(log.rounds):
         if at in starts:
             judge.round(i, theirs, *starts[at])
-        if not judge.tokens(i, theirs, at):
+        if agreement.is_rerouted or not judge.tokens(i, theirs, at):
             return agreement
         at += len(theirs.emitted)
     if log.unfinished and (at in starts or len(drafted) > len(verified)):
@@ -229,6 +246,17 @@ def _rounds(events: Iterable[Event]) -> tuple[list[Drafted], list[Verified], Tok
     return drafted, verified, opening
 
 
+def router_ties(events: Iterable[Event], near_gap: float = NEAR_GAP) -> list[tuple[int, float]]:
+    """(position, gap) of every router's near tie of the tokens that stayed; of a prompt's, the position it ends at."""
+    ties = []
+    for event in events:
+        if isinstance(event, PromptProgress) and event.router_gap is not None and event.router_gap < near_gap:
+            ties.append((event.n_done - 1, event.router_gap))
+        if isinstance(event, Verified):
+            ties += [(event.pos0 + i, gap) for i, gap in enumerate(event.router_gaps) if gap < near_gap]
+    return ties
+
+
 def _end_of_text(events: Iterable[Event]) -> int | None:
     """The position of the token that ends our text, where it is one that does."""
     return next((e.pos for e in events if isinstance(e, Token) and e.is_eog), None)
@@ -250,10 +278,21 @@ def _ours(verified: list[Verified], end: int | None) -> list[_Emitted]:
 class _Judge:
     """Notes differences; the rounds after a difference in the tokens are not judged."""
 
-    def __init__(self, agreement: LogAgreement, p_min: float, ours: list[_Emitted], is_request: bool) -> None:
+    def __init__(
+        self,
+        agreement: LogAgreement,
+        p_min: float,
+        ours: list[_Emitted],
+        is_request: bool,
+        ties: Sequence[tuple[int, float]] = (),
+    ) -> None:
         self.agreement, self.p_min, self.ours, self.is_request = agreement, p_min, ours, is_request
         self.is_replayed = False  # a draft that was accepted in part leaves its trace in the drafts after it (S52)
         self.is_apart = False
+        self.ties = ties
+        self.near_gap = NEAR_GAP
+        self.of_head: tuple[int, float] | None = None  # a near tie of the head's router in the draft at hand
+        self.n_before = 0  # positions that the trunk had run when the draft at hand was made
 
     def round(self, i: int, theirs: Round, ours: Drafted, verdict: Verified) -> None:
         """Draft and lengths. In a loop that replays, a draft that went another way, by a near tie or by the budget,
@@ -268,6 +307,7 @@ class _Judge:
     def draft(self, i: int, theirs: Round, ours: Drafted) -> None:
         """The candidates of each step, then the ids that were verified."""
         self.agreement.n_rounds += 1
+        self.n_before, self.of_head = ours.pos0, None
         before = len(self.agreement.differences)
         self.steps(i, theirs.steps, ours)
         if ours.ids == theirs.draft or len(self.agreement.differences) > before:
@@ -281,7 +321,10 @@ class _Judge:
         self._note(LogDifference(i, ours.pos0, "draft", n, ours.ids, theirs.draft, gap, is_tie))
 
     def steps(self, i: int, theirs: list[Step], ours: Drafted) -> None:
+        self.n_before = ours.pos0
         for n, (a, b) in enumerate(zip(theirs, ours.steps, strict=False)):
+            if b.router_gap is not None and b.router_gap < self.near_gap:
+                self.of_head = (b.pos, b.router_gap)
             if not self._step(i, n, a, b, ours.pos0 + n):
                 return
 
@@ -346,5 +389,10 @@ class _Judge:
     def _note(self, difference: LogDifference) -> None:
         if self.agreement.is_blurred and difference.what != "token":
             return
+        if not difference.is_near_tie:
+            end = difference.pos if difference.what == "token" else self.n_before
+            router = next((tie for tie in self.ties if tie[0] < end), None)
+            router = router or (self.of_head if difference.what != "token" else None)
+            difference = replace(difference, router=router, is_near_tie=router is not None)
         self.agreement.differences.append(difference)
         self.agreement.n_near_ties += difference.is_near_tie

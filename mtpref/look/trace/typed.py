@@ -38,7 +38,8 @@ def _check_lengths(event: Event) -> None:
     if isinstance(event, Verified):
         n_rows, n_draft = len(event.target_ids), len(event.draft_ids)
         for name, found in (("margins", len(event.margins)), ("near_ties", len(event.near_ties)),
-                            ("draws", len(event.draws) or n_rows)):  # fmt: skip
+                            ("draws", len(event.draws) or n_rows),
+                            ("router_gaps", len(event.router_gaps) or n_rows)):  # fmt: skip
             if found != n_rows:
                 raise MtprefError(f"Verified.{name}: {found} entries, expected {n_rows}, one for each of target_ids")
         if len(event.verdicts) != n_draft:
