@@ -14,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.events import Draw, Event
-from mtpref.engine.decode import Decoder, Drafter, DraftLength, Options, PolicyConfig
+from mtpref.engine.decode import ALL_STRATEGIES, Decoder, Drafter, DraftLength, Options, PolicyConfig
 from mtpref.engine.decode.drafters import Draft
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.port_run import PortRound, PortRun
+from mtpref.look.llama_cpp.rounds import UNTOLD
 from mtpref.spec import Distribution
 from mtpref.spec.state import ModelState
 from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
 NEAR = 0.03  # in standard deviations of the logits: a choice so close may fall either way
-KNOWN_RULES = ("snapshot", "replay", "two-phase")
+KNOWN_RULES = tuple(ALL_STRATEGIES)
 NO_LOGITS = np.empty((0, 0), np.float32)
 ROOM = 2048  # positions after the port's text: no draft is cut for want of them
 
@@ -67,12 +68,24 @@ def look(row: F32, port: int, round: int, kind: str) -> Seen:
     return Seen(round, own, port, (best - port_value) / scale, (best - float(top[0])) / scale, kind=kind)
 
 
+def _best_but(row: F32, refused: Sequence[int]) -> int:
+    """The best token that is not among these few."""
+    clean = np.where(np.isfinite(row), row, -np.inf)
+    clean[list(refused)] = -np.inf
+    return int(np.argmax(clean))
+
+
 @dataclass
 class Rows:
-    """The target's rows of one round: its own choices, and what they say of the port's tokens."""
+    """The target's rows of one round: its own choices, and what they say of the port's tokens.
+
+    correction  the target's best token after the accepted ones that is not the rejected one: what a port whose log does
+                not tell it has emitted
+    """
 
     own: list[int] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    correction: int = UNTOLD
 
 
 class ForcedJudge:
@@ -90,6 +103,8 @@ class ForcedJudge:
             self._n_shown = len(self.rows.own)
             return logits
         for row in logits:
+            if len(self.rows.own) == self._port.n_accepted:
+                self.rows.correction = _best_but(row, self._port.draft[self._port.n_accepted :][:1])
             found = look(row, self._port_token(len(self.rows.own)), self._round, "target")
             self.rows.own.append(found.own)
             self.rows.seen.append(found)
@@ -105,7 +120,10 @@ class ForcedJudge:
     @property
     def row_ids(self) -> list[int]:
         told = [self._port_token(i) for i in range(self._n_shown)]
-        return [own if port < 0 else port for own, port in zip(self.rows.own, told, strict=False)]
+        own = list(self.rows.own)
+        if self._port.emitted[-1] == UNTOLD and self._n_shown > self._port.n_accepted:
+            own[self._port.n_accepted] = self.rows.correction
+        return [own if port < 0 else port for own, port in zip(own, told, strict=False)]
 
     @property
     def n_accepted(self) -> int:
@@ -226,6 +244,10 @@ class Replay:
             _returned(self.decoder.round(id_last if port.id_last is None else port.id_last))
             yield opening + self.drafter.seen + self._verdict(port, self.recorded.rows[i], i)
             id_last, opening = port.emitted[-1], []
+            if id_last == UNTOLD:
+                id_last = self.recorded.rows[i].correction
+            if id_last in self.model.vocab.eog_ids:
+                return  # llama.cpp's log tells one token more, which is none of the text
 
     def _opening(self, logits: F32 | None) -> list[Seen]:
         """What a prompt that was processed whole says of the port's first token."""
@@ -256,10 +278,16 @@ class Replay:
         for j, id in enumerate(port.emitted):
             row = rows.seen[min(j, len(rows.seen) - 1)]
             own = emitted[j] if j < len(emitted) else -2
+            if id == UNTOLD:
+                if own in port.draft[j : j + 1]:  # it would have been accepted
+                    return [*found, Seen(i, own, id, row.second, float("inf"), kind="target")]
+                continue
             if own != id:
                 gap = row.gap if own == row.own and id == row.port else float("inf")
                 return [*found, Seen(i, own, id, gap, float("inf"), kind="target")]
             found.append(Seen(i, own, id, 0.0, row.second if id == row.port else float("inf"), kind="target"))
+            if id in eog:
+                return found
         is_end = i == len(self.port.rounds) - 1 or port.emitted[-1] in eog
         if len(emitted) > len(port.emitted) and not is_end:
             found.append(Seen(i, emitted[len(port.emitted)], -1, float("inf"), float("inf"), kind="target"))

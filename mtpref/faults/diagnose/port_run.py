@@ -17,6 +17,7 @@ from mtpref.files.doors import TextStream, open_text, read_up_to
 from mtpref.files.gguf import printable
 from mtpref.look.llama_cpp.log import LlamaLog, read_text, runs_of
 from mtpref.look.llama_cpp.log_choice import MAX_PROMPT_IDS, choose_runs
+from mtpref.look.llama_cpp.loops import loops_of
 from mtpref.look.trace import read_trace
 from mtpref.look.trace.rounds import Round as TraceRound
 from mtpref.look.trace.rounds import rounds_of
@@ -31,7 +32,8 @@ START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 @dataclass(frozen=True)
 class PortRound:
-    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted.
+    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted (UNTOLD
+    for a correction that the log does not tell).
 
     p   the draft's own probability of each drafted token over its ten best, None where it is not known
     """
@@ -68,6 +70,7 @@ class PortRun:
 
     prompt_ids   is_whole: the prompt was run whole, and its last token did not open the first round
     settings     what is known of: n_max, n_min, p_min, cooldown, cooldown_after, temp, rollback, n_batch
+    loop         in words, what becomes of a draft that is accepted in part; "" where the file does not tell
     """
 
     label: str
@@ -75,6 +78,7 @@ class PortRun:
     rounds: tuple[PortRound, ...]
     is_whole: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    loop: str = ""
 
     @property
     def n_drafted(self) -> int:
@@ -143,7 +147,14 @@ def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str 
                               "start llama-server anew and send this request first")  # fmt: skip
         if request is not None and rounds:
             rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
-        found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))
+        loop = loops_of(run.log)[0]
+        if run.log.n_partial:
+            settings["rollback"] = loop.rollback
+            if (run.log.temp or 0) > 0:
+                raise MtprefError(f"{label}: a run at temperature {run.log.temp:g} whose drafts were run again after a "
+                                  "rejection, expected a greedy one: the log does not tell the corrections, and none "
+                                  "that was drawn can be known; run it with --temp 0")  # fmt: skip
+        found.append(PortRun(label, tuple(ids), rounds, request is not None, settings, loop.words))
     return found
 
 
@@ -151,7 +162,12 @@ def _llama_rounds(log: LlamaLog) -> tuple[PortRound, ...]:
     rounds = []
     for r in log.rounds:
         p = tuple(step.candidates[0].p for step in r.steps[: r.n_draft])
-        rounds.append(PortRound(tuple(r.draft), r.n_accepted, tuple(r.emitted), None, p))
+        emitted = tuple(r.emitted)
+        if r.is_replayed:  # the correction and the token after it: a round that drafted nothing (S52)
+            rounds.append(PortRound(tuple(r.draft), r.n_accepted, emitted[:-1], None, p))
+            rounds.append(PortRound((), 0, emitted[-1:], None, ()))
+        else:
+            rounds.append(PortRound(tuple(r.draft), r.n_accepted, emitted, None, p))
     return tuple(rounds)
 
 

@@ -107,7 +107,7 @@ def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> 
                 near_gap=near_gap,
             )
         )
-        found[-1].loop = loop.words
+        found[-1].loop = loop.text()
         if found[-1].first_divergence is None:
             return found[-1]
     return found[0]

@@ -135,7 +135,9 @@ class LogAgreement:
         if self.loop:
             lines.append(f"its loop: {self.loop}")
         if self.n_untold:
-            lines.append(f"{self.n_untold} tokens are corrections that the log does not tell; what follows was compared")
+            lines.append(
+                f"{self.n_untold} tokens are corrections that the log does not tell; what follows was compared"
+            )
         if self.n_cut:
             lines.append(f"{self.n_cut} drafts were cut by llama.cpp's budget, as far as they go they were compared")
         if self.n_apart:

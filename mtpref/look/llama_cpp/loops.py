@@ -13,18 +13,24 @@ WITH_CORRECTION = "replay-with-correction"
 
 @dataclass(frozen=True)
 class Loop:
-    """rollback: the strategy of `Options.rollback`; replay: the contract's field, None: whichever; words: for a report"""
+    """rollback: the strategy of `Options.rollback`; replay: the contract's field, None: whichever; words: what it does,
+    "" where the log does not tell"""
 
     rollback: str
     replay: str | None
     words: str
 
+    def text(self) -> str:
+        """The same with the row that a replay starts from."""
+        row = {None: "", "stale": "the rejected batch's last", "right": "the right"}[self.replay]
+        return self.words + (f", from {row} hidden row (--contract replay={self.replay})" if row else "")
+
 
 IN_PLACE = Loop("snapshot", None, "rejected tokens are taken out of the state in place, nothing is run again")
 UNKNOWN = Loop("snapshot", None, "")
 _AGAIN = "a draft accepted in part is run again with the correction in it (--spec-rollback replay-with-correction)"
-STALE = Loop(WITH_CORRECTION, "stale", f"{_AGAIN}, from the rejected batch's last hidden row (--contract replay=stale)")
-RIGHT = Loop(WITH_CORRECTION, "right", f"{_AGAIN}, from the right hidden row (--contract replay=right)")
+STALE = Loop(WITH_CORRECTION, "stale", _AGAIN)
+RIGHT = Loop(WITH_CORRECTION, "right", _AGAIN)
 
 
 def loops_of(log: LlamaLog) -> tuple[Loop, ...]:
