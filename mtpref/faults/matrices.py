@@ -1,13 +1,23 @@
 """Wrong matrices: what faults of loading and conversion put in the place of a weight. No fault stands here."""
 
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from mtpref.spec import Matrix, quants
+from mtpref.spec import Matrix, Stack, quants
 
 BLOCK = 32
 INIT_STD = 0.02
+
+
+def changed(w: Any, change: Callable[[Matrix], Matrix]) -> Any:
+    """A matrix, or each matrix of a stack, changed; what is neither, as it is."""
+    if isinstance(w, Stack):
+        made = [change(one) for one in w]
+        return Stack(w.name, made[0].type_name, w.n_out, w.n_in, np.stack([one.raw for one in made]))
+    return change(w) if isinstance(w, Matrix) else w
 
 
 def random_like(w: Matrix) -> Matrix:

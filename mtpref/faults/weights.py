@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mtpref.engine.weights import MtpWeights, Weights
 from mtpref.faults.fault import Fault, Signature, head_ops, head_weights
-from mtpref.faults.matrices import random_like, requantised, with_neighbours_scales, without_second_half
+from mtpref.faults.matrices import changed, random_like, requantised, with_neighbours_scales, without_second_half
 from mtpref.spec import Matrix
 from mtpref.spec.ops import Ops
 
@@ -115,9 +115,10 @@ PRE_FC_NORMS_DOUBLED = Fault(
 
 def _unloaded(mtp: MtpWeights, parts: tuple[str, ...]) -> dict[str, Any]:
     """The head's layer with matrices whose names contain one of `parts` left at random."""
-    return {name: random_like(w) if isinstance(w, Matrix) and name.startswith(parts) else w
-            for name, w in mtp.block.items()}  # fmt: skip
+    return {name: changed(w, random_like) if name.startswith(parts) else w for name, w in mtp.block.items()}
 
+
+_STACKS = ("ffn_gate_exps.", "ffn_up_exps.")
 
 PARTLY_LOADED = Fault(
     id="W4-partly-loaded",
@@ -130,7 +131,7 @@ PARTLY_LOADED = Fault(
     seen=(("SGLang #35797", "https://github.com/sgl-project/sglang/issues/35797"),),
     effect="AL exactly 1.000 (NVFP4), 1.46 / 1.40 / 1.21 for code, maths, prose (INT4)",
     apply_model=head_weights(
-        lambda mtp: {"block": _unloaded(mtp, ("attn_q.", "attn_k.", "attn_v.", "ffn_gate.", "ffn_up."))}
+        lambda mtp: {"block": _unloaded(mtp, ("attn_q.w", "attn_k.w", "attn_v.w", "ffn_gate.", "ffn_up.", *_STACKS))}
     ),
 )
 
@@ -152,7 +153,7 @@ CONSTANT_DRAFT = Fault(
 
 
 def _never_loaded(mtp: MtpWeights) -> dict[str, Any]:
-    layer = {n: random_like(w) if isinstance(w, Matrix) else np.ones_like(w) for n, w in mtp.block.items()}
+    layer = {n: np.ones_like(w) if isinstance(w, np.ndarray) else changed(w, random_like) for n, w in mtp.block.items()}
     norms = {name: np.ones_like(mtp.enorm) for name in ("enorm", "hnorm", "shared_head_norm")}
     return norms | {"block": layer, "eh_proj": random_like(mtp.eh_proj)}
 
@@ -219,7 +220,7 @@ EH_PROJ_OVERQUANTISED = Fault(
 
 
 def _misscaled(mtp: MtpWeights) -> dict[str, Any]:
-    layer = {name: with_neighbours_scales(w) if isinstance(w, Matrix) else w for name, w in mtp.block.items()}
+    layer = {name: changed(w, with_neighbours_scales) for name, w in mtp.block.items()}
     return {"block": layer, "eh_proj": with_neighbours_scales(mtp.eh_proj)}
 
 
