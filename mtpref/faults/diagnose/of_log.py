@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mtpref.engine.model import Model
 from mtpref.faults.diagnose.evidence_log import LogDiagnosis, Progress, Replayed, diagnose_runs
-from mtpref.faults.diagnose.forced import Seen, is_drawn
+from mtpref.faults.diagnose.forced import Seen, is_drawn, near_gap_of
 from mtpref.faults.diagnose.port_run import PortRun
 from mtpref.faults.diagnose.report import Report, causes_of, listed, name_of
 from mtpref.faults.diagnose.separate import telling_tensor
@@ -78,6 +78,12 @@ def _looked_at(found: LogDiagnosis) -> list[str]:
         f"{len(found.replayed)} hypotheses, laid over {base.recipe.numerics} numerics and {base.kv_type} KV",
     ]
     lines += [f"its loop: {loop}" for loop in sorted({run.loop for run in found.runs} - {""})]
+    n_rerouted = sum(s.is_rerouted and not s.is_hit for s in found.replayed[found.groups[0].best.hypothesis.id].seen)
+    if n_rerouted:
+        lines.append(
+            f"{n_rerouted} tokens differ after a router's near tie (gap below {near_gap_of(base):g}), which may have chosen "
+            "another expert"
+        )
     drawn = sum(map(is_drawn, found.runs))
     if drawn:
         lines.append(f"{drawn} runs at a temperature: emitted tokens were drawn, and only drafts were looked at")
