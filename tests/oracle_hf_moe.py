@@ -39,7 +39,8 @@ def trunk(path: Path, tokens: list[int]) -> dict[str, Array]:
     model, told = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
-    assert not told["missing_keys"] and not told["mismatched_keys"], told
+    assert not told["missing_keys"], told
+    assert not told["mismatched_keys"], told
     found: dict[str, Array] = {}
 
     def noting(name: str) -> Any:

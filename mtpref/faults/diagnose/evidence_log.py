@@ -115,8 +115,8 @@ def diagnose_runs(model: Model, runs: Sequence[PortRun], progress: Progress | No
 
 def _nearest(model: Model, runs: Sequence[PortRun]) -> tuple[Model, list[Recorded], Replayed]:
     """The numerics and KV types in which the healthy run comes nearest to the port: its own legal choices, over which
-    every hypothesis is laid. The model's own unless others are clearly nearer; a replay that has the correction in it is
-    llama.cpp's, whose pending row is stale then (S52; the right one is a contract of its own)."""
+    every hypothesis is laid. The model's own unless others are clearly nearer; a replay that has the correction in it
+    is llama.cpp's, whose pending row is stale then (S52; the right one is a contract of its own)."""
     if any(run.settings.get("rollback") == WITH_CORRECTION for run in runs):
         model = with_contract(replace(model.recipe.contract, replay="stale"))(model)
     records, healthy = _healthy(model, runs)

@@ -78,11 +78,12 @@ def _looked_at(found: LogDiagnosis) -> list[str]:
         f"{len(found.replayed)} hypotheses, laid over {base.recipe.numerics} numerics and {base.kv_type} KV",
     ]
     lines += [f"its loop: {loop}" for loop in sorted({run.loop for run in found.runs} - {""})]
-    n_rerouted = sum(s.is_rerouted and not s.is_hit for s in found.replayed[found.groups[0].best.hypothesis.id].seen)
+    best = found.replayed[found.groups[0].best.hypothesis.id]
+    n_rerouted = sum(s.is_rerouted and not s.is_hit for s in best.seen)
     if n_rerouted:
         lines.append(
-            f"{n_rerouted} tokens differ after a router's near tie (gap below {near_gap_of(base):g}), which may have chosen "
-            "another expert"
+            f"{n_rerouted} tokens differ after a router's near tie (gap below {near_gap_of(base):g}), which may have "
+            "chosen another expert"
         )
     drawn = sum(map(is_drawn, found.runs))
     if drawn:

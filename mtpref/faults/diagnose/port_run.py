@@ -32,8 +32,8 @@ START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 @dataclass(frozen=True)
 class PortRound:
-    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted (UNTOLD
-    for a correction that the log does not tell).
+    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted
+    (UNTOLD: a correction that the log does not tell).
 
     p   the draft's own probability of each drafted token over its ten best, None where it is not known
     """
@@ -150,10 +150,6 @@ def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str 
         loop = loops_of(run.log)[0]
         if run.log.n_partial:
             settings["rollback"] = loop.rollback
-            if (run.log.temp or 0) > 0:
-                raise MtprefError(f"{label}: a run at temperature {run.log.temp:g} whose drafts were run again after a "
-                                  "rejection, expected a greedy one: the log does not tell the corrections, and none "
-                                  "that was drawn can be known; run it with --temp 0")  # fmt: skip
         found.append(PortRun(label, tuple(ids), rounds, request is not None, settings, loop.words))
     return found
 

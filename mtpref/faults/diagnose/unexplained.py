@@ -3,8 +3,8 @@
 Owns the limits. A miss is judged by how far the port's token is below the hypothesis' own (Seen.gap, in standard
 deviations of the row): within the noise of numerics and quantisation a near tie may fall either way, beyond it not.
 Beyond it there are two grades: evidence against all that is known, and a doubt, which healthy ports in another
-quantisation have shown as well. After a router's near tie the port may have run another expert: what differs there is no
-doubt, and evidence only where there is more of it than such ties give.
+quantisation have shown as well. After a router's near tie the port may have run another expert: what differs there is
+no doubt, and evidence only where there is more of it than such ties give.
 """
 
 from collections.abc import Sequence

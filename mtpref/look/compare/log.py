@@ -136,14 +136,14 @@ class LogAgreement:
             lines.append(f"its loop: {self.loop}")
         if self.n_untold:
             lines.append(
-                f"{self.n_untold} tokens are corrections that the log does not tell; what follows was compared"
+                f"{self.n_untold} tokens are corrections that the log does not tell, what follows them was compared"
             )
         if self.n_cut:
             lines.append(f"{self.n_cut} drafts were cut by llama.cpp's budget, as far as they go they were compared")
         if self.n_apart:
             lines.append(
-                f"the drafts of {self.n_apart} rounds were not judged: an earlier one went another way, by a near tie or "
-                "by the budget, and its roll back left a trace in those after it"
+                f"the drafts of {self.n_apart} rounds were not judged: an earlier one went another way, by a near tie "
+                "or by the budget, and its roll back left a trace in those after it"
             )
         if not self.is_complete:
             lines.append(

@@ -18,8 +18,8 @@ class Limits:
 
 # By the coarsest weight type of the file. Rounding differs: ggml's vector code rounds some activations to other codes
 # than its scalar reference, and a deep model adds that up. A wrong tensor gives an NMSE near 1. docs/checks.md has what
-# was measured. gap: how far a jitter of 3e-7 in each norm moves router gaps of small models, by such roundings (Q8_0 0.004,
-# Q4_K 0.026).
+# was measured. gap: how far a jitter of 3e-7 in each norm moves the router gaps of small models by such roundings
+# (Q8_0 0.004, Q4_K 0.026).
 LIMITS = {
     "F32": Limits(1e-6, 1e-6, 0.0015, 0.01, 1e-6),
     "F16": Limits(1e-4, 1e-4, 0.01, 0.05, 1e-4),
