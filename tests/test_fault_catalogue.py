@@ -34,7 +34,7 @@ def test_the_page_is_what_code_and_measurements_give():
     assert list(DATA["faults"]) == list(FAULTS)
 
 
-@pytest.mark.parametrize("id", ["G4-gate-silu", "S3-conv-window-kept"])
+@pytest.mark.parametrize("id", ["G4-gate-silu", "S3-conv-window-kept", "E3-weights-unnormed"])
 def test_a_new_measurement_gives_the_recorded_one(id):
     assert measure_faults.measure(FAULTS[id]) == DATA["faults"][id]
 
@@ -47,7 +47,10 @@ def test_the_measured_first_tensor_is_the_predicted_one(id):
 
 @pytest.mark.parametrize("id", [id for id, f in FAULTS.items() if id not in SAMPLED and not f.is_look_alike])
 def test_greedy_text_changes_where_it_is_predicted_to_and_only_there(id):
-    assert (DATA["faults"][id]["text"]["differs_at"] is None) == FAULTS[id].predicted.text
+    """The text of the small models that stand in is planted, and some faults leave it."""
+    is_same, predicted = DATA["faults"][id]["text"]["differs_at"] is None, FAULTS[id].predicted
+    is_planted = measure_faults.setup_of(FAULTS[id]).stand_in != ""
+    assert is_same == predicted.text or (is_planted and is_same)
 
 
 @pytest.mark.parametrize("id", [id for id, f in FAULTS.items() if f.is_look_alike])
@@ -56,7 +59,8 @@ def test_a_look_alike_changes_text_at_near_ties_alone(id):
     fault, text = FAULTS[id], DATA["faults"][id]["text"]
     assert fault.predicted.text
     assert fault.predicted.distribution
-    assert text["margin"] < 0.1 if "ops.mul_mat" in fault.replaces else text["differs_at"] is None
+    in_bits = {"ops.mul_mat", "ops.route", "ops.experts"} & set(fault.replaces)
+    assert text["margin"] < 0.1 if in_bits else text["differs_at"] is None
 
 
 def test_sampled_text_leaves_the_targets_distribution_where_it_is_predicted_to():

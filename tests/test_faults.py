@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -13,11 +14,24 @@ import mtpref
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Verified
 from mtpref.engine.model import Model
-from mtpref.faults import BUG_TYPES, FAMILIES, FAULTS, NEEDS, Fault, everywhere, find_fault, inject, refuse_faults
-from mtpref.look.dump import record
+from mtpref.faults import (
+    BUG_TYPES,
+    FAMILIES,
+    FAULTS,
+    NEEDS,
+    PLACES,
+    Fault,
+    everywhere,
+    find_fault,
+    inject,
+    is_possible,
+    refuse_faults,
+)
 from mtpref.spec import Matrix
-from mtpref.spec.rope_scaling import RopeOverrides
 from tests.models import micro, prompt_of, run_decoder, without_head
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+import measure_faults
 
 PACKAGE = Path(mtpref.__file__).parent
 PROMPTS = [prompt_of(n, n) for n in (5, 9, 20, 40)]
@@ -52,6 +66,7 @@ def test_every_fault_is_described_and_found_by_id_and_by_number():
         assert fault.bug_type in BUG_TYPES
         assert fault.is_look_alike == (fault.bug_type == "LOOK_ALIKE")
         assert set(fault.needs) <= set(NEEDS)
+        assert set(fault.where) <= set(PLACES)
         assert [fault.apply_recipe, fault.apply_weights, fault.apply_model].count(None) == 2
         assert find_fault(id) is find_fault(id.split("-")[0].lower()) is fault
         assert json.loads(json.dumps(fault.to_json()))["id"] == id
@@ -72,15 +87,12 @@ def test_a_maker_of_references_refuses_faults():
 
 
 def base_of(fault: Fault) -> Model:
-    """The embedded model, with the options under which the fault does something."""
-    wide = {"wide kv", "wide numerics"} & set(fault.needs)
-    rope = RopeOverrides(scaling_type="linear", freq_scale=0.5) if "scaled rope" in fault.needs else None
-    return tiny("exact" if wide else "ggml", rope)
+    """The embedded model, or one that can have the fault, with the options under which it does something."""
+    return measure_faults.model_of(measure_faults.setup_of(fault), None)
 
 
-@cache
-def tiny(numerics: str = "ggml", rope: RopeOverrides | None = None) -> Model:
-    return mtpref.load(numerics=numerics, rope=rope).core
+def tiny() -> Model:
+    return measure_faults.healthy("ggml", None)
 
 
 def changed_entries(a: Model, b: Model) -> set[str]:
@@ -117,27 +129,19 @@ def test_a_fault_replaces_the_entries_that_it_says_and_nothing_else(id):
     assert (model.recipe, model.weights) == before
 
 
-@cache
-def dump_of(id: str | None, numerics: str, rope: RopeOverrides | None) -> dict:
-    model = tiny(numerics, rope)
-    ids = model.vocab.encode("def read_lines(path):\n    with open(path) as file:\n        return")
-    return record(inject(model, FAULTS[id]) if id else model, ids, ".").tensors
-
-
 @pytest.mark.parametrize("id", FAULTS)
 def test_a_dump_differs_first_where_the_fault_says_and_nowhere_before(id):
-    fault = FAULTS[id]
-    base = ("exact" if {"wide kv", "wide numerics"} & set(fault.needs) else "ggml",
-            RopeOverrides(scaling_type="linear", freq_scale=0.5) if "scaled rope" in fault.needs else None)  # fmt: skip
-    clean, faulty = dump_of(None, *base), dump_of(id, *base)
-    names = list(clean)
-    assert list(faulty) == names
-    first = next((n for n in names if clean[n].tobytes() != faulty[n].tobytes()), "")
-    assert re.sub(r"-\d+$", "", first) == fault.predicted.dump
+    setup = measure_faults.setup_of(FAULTS[id])
+    clean, faulty = measure_faults.dump(setup, None), measure_faults.dump(setup, id)
+    if "layers" not in FAULTS[id].replaces:  # another kind of layer has other tensors
+        assert list(faulty) == list(clean)
+    first = measure_faults.first_tensor(setup, FAULTS[id]) or ""
+    assert re.sub(r"-\d+$", "", first) == FAULTS[id].predicted.dump
 
 
 def test_faults_can_be_laid_over_each_other():
-    faults = [f for f in FAULTS.values() if f.needs in ((), ("mtp",)) or "snapshot" in f.needs]
+    usual = [f for f in FAULTS.values() if is_possible(f, tiny())]
+    faults = [f for f in usual if f.needs in ((), ("mtp",)) or "snapshot" in f.needs]
     model = inject(tiny(), *faults)
     claimed = set().union(*(f.replaces for f in faults))
     found = changed_entries(tiny(), model)
@@ -168,6 +172,26 @@ def test_a_shared_head_norm_is_the_trunks_and_keeps_its_shift():
 def test_a_fault_of_head_weights_needs_a_head():
     with pytest.raises(MtprefError, match="no MTP head"):
         inject(without_head(micro(60)), FAULTS["W1-norm-shift-missing"])
+
+
+def test_a_fault_is_refused_where_the_model_has_no_such_part():
+    with pytest.raises(MtprefError, match=r"fault E8-.* \(qwen35\), expected one with expert groups; use another"):
+        inject(tiny(), FAULTS["E8-groups-by-best"])
+    possible = {stand_in: measure_faults.healthy("ggml", None, stand_in) for stand_in in measure_faults.STAND_INS}
+    groups = [name for name, model in possible.items() if is_possible(FAULTS["E8-groups-by-best"], model)]
+    assert groups == ["glm4moe"]
+    with pytest.raises(MtprefError, match=r"fault G4-.* \(glm4moe\), expected one with an attention gate in the head"):
+        inject(possible["glm4moe"], FAULTS["G4-gate-silu"])
+    for place, (words, _) in PLACES.items():
+        assert any(place in fault.where for fault in FAULTS.values()), words
+
+
+def test_what_is_the_same_number_on_an_architecture_is_no_fault_there():
+    """A softmax over the chosen experts, where weights are renormalised or by a sigmoid."""
+    fault, alike = FAULTS["E4-softmax-after-selection"], FAULTS["L14-softmax-after-selection"]
+    models = {name: measure_faults.healthy("ggml", None, name) for name in ("qwen35moe", "hy_v3", "hy_v3, softmax")}
+    assert [name for name, model in models.items() if is_possible(fault, model)] == ["hy_v3, softmax"]
+    assert [name for name, model in models.items() if is_possible(alike, model)] == ["qwen35moe"]
 
 
 # ------------------------------------------------------------------------------ first divergence
@@ -297,7 +321,7 @@ def test_every_flag_of_the_golden_vectors_is_a_fault():
 
 def test_a_fault_is_at_most_25_lines():
     for path in (PACKAGE / "faults").glob("*.py"):
-        if path.name in ("__init__.py", "fault.py", "matrices.py"):
+        if path.name in ("__init__.py", "fault.py", "matrices.py", "places.py"):
             continue
         code = [line for line in path.read_text().splitlines() if line.strip()]
         n_faults = sum(bool(re.match(r"[A-Z0-9_]+ = Fault\($", line)) for line in code)

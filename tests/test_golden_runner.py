@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "golden"
 SOURCES = GOLDEN / "runners" / "cpp"
 FLAGS = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
-PORT = ["example_port", "port_quants", "port_ops", "port_sampling", "port_model", "port_loop", "seeded_faults"]
+PORT = ["example_port", "port_quants", "port_ops", "port_experts", "port_sampling", "port_model", "port_loop",
+        "seeded_faults"]  # fmt: skip
 MEMORY = 256 << 20
 
 # A fault of each family, and the levels to look at: enough to see it, quick to run.
@@ -34,6 +35,14 @@ SEEDED = {
     "G6-rope-interleaved": "L2",
     "G12-l2-eps": "L1",
     "G13-v-heads-grouped": "L2",
+    "G13b-v-heads-tiled": "L1",
+    "G16b-beta-alpha-halves": "L2",
+    "E2-selection-unbiased": "L1",
+    "E3-weights-unnormed": "L3",
+    "E4-softmax-after-selection": "L2",
+    "E7b-softmax-router": "L1",
+    "E8-groups-by-best": "L2",
+    "E9b-shared-ungated": "L2",
     "C1-chain-pre-norm": "L4",
     "C4-same-token-pairing": "L1",
     "K0-prompt-not-primed": "L4",

@@ -136,7 +136,7 @@ FILES = {
     "kwargs that are a list": (["--chat", "--chat-template-kwargs", "[1]"], b"", "expected a JSON object"),
     "a trace that is a folder": (["--trace", "."], b"", "cannot be written"),
     "a contract with a line break": (["--contract", "a\nb"], b"", "expected one of"),
-    "a flag with an escape": (["--\x1b[31m"], b"", "unrecognized arguments: --\\x1b[31m"),
+    "a flag with an escape": (["--\x1b[31m"], b"", "unrecognized argument --\\x1b[31m"),
     "a number with a line break": (["-n", "1\n2"], b"", "invalid int value: '1\\n2'"),
     "threads without number": (["-t", "-5"], b"", "--threads: -5 is out of range"),
     "a draft without end": (["--spec-draft-n-max", str(1 << 70)], b"", "--spec-draft-n-max"),
@@ -175,7 +175,7 @@ COMMANDS = {
     "trace of nothing": (["trace", "show", "file"], b"", "it holds no event"),
     "trace of brackets": (["trace", "show", "file"], b"[" * 70000 + b"\n", "JSON nested more than 34 deep"),
     "trace of another thing": (["trace", "show", "file"], b'{"event": 1}\n', "expected"),
-    "no verb": (["\n"], b"", "invalid choice"),
+    "no verb": (["\n"], b"", "is no verb, expected one of"),
 }  # fmt: skip
 
 

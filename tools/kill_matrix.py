@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.base.errors import MtprefError
+from mtpref.engine.model import Model
 from mtpref.engine.recipe import Recipe
-from mtpref.faults import FAULTS, Fault, inject
+from mtpref.faults import FAULTS, Fault, inject, is_possible
 from mtpref.faults.fault import everywhere
 from mtpref.golden import Case, Folder, Port, Suite, check_case
 from mtpref.golden.build import write_json
@@ -50,7 +51,10 @@ def faulty_port(fault: Fault) -> Port:
     def change(recipe: Recipe) -> Recipe:
         return recipe if fault.apply_recipe is None else everywhere(fault.apply_recipe(recipe))
 
-    return Port(GOLDEN, change_recipe=change, change_model=lambda model: inject(model, fault))
+    def changed(model: Model) -> Model:
+        return inject(model, fault) if is_possible(fault, model) else model
+
+    return Port(GOLDEN, change_recipe=change, change_model=changed)
 
 
 def failing(fault: Fault, cases: Iterable[tuple[Suite, Case, dict[str, Any]]], folder: Folder) -> Iterator[str]:

@@ -21,7 +21,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from golden import l0_dequantize, l1_operations, l2_layers, l3_trunk, l4_mtp, l5_loop, l6_text, sampling
+from golden import (
+    experts_layers,
+    experts_models,
+    experts_operations,
+    l0_dequantize,
+    l1_operations,
+    l2_layers,
+    l3_trunk,
+    l4_mtp,
+    l5_loop,
+    l6_text,
+    sampling,
+)
 from mtpref.files.gguf import open_gguf
 from mtpref.front.api import tiny_path
 from mtpref.golden.build import FOLDERS, SuiteBuilder, manifest, write_json
@@ -32,11 +44,11 @@ from tests.portable import portable_arithmetic
 ROOT = Path(__file__).resolve().parents[1]
 MAKERS: dict[str, Callable[[], Iterator[SuiteBuilder]]] = {
     "L0": l0_dequantize.suites,
-    "L1": lambda: chain(l1_operations.suites(), sampling.operations()),
-    "L2": l2_layers.suites,
-    "L3": l3_trunk.suites,
-    "L4": l4_mtp.suites,
-    "L5": l5_loop.suites,
+    "L1": lambda: chain(l1_operations.suites(), sampling.operations(), experts_operations.suites()),
+    "L2": lambda: chain(l2_layers.suites(), experts_layers.suites()),
+    "L3": lambda: chain(l3_trunk.suites(), experts_models.trunk()),
+    "L4": lambda: chain(l4_mtp.suites(), experts_models.heads()),
+    "L5": lambda: chain(l5_loop.suites(), experts_models.loops()),
     "L6": l6_text.suites,
 }
 

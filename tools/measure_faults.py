@@ -1,4 +1,5 @@
-"""Measure what every fault does to the embedded tiny model, and write docs/faults.json.
+"""Measure what every fault does to the embedded tiny model, and write docs/faults.json. What that model cannot have is
+measured on one of golden/models that can.
 
     python tools/measure_faults.py [ID ...]
 
@@ -10,18 +11,20 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import fault_distance
+from golden.moe_models import GOLDEN, MODELS, path_of
+from golden.moe_models import prompt as prompt_of
 
 import mtpref
 from mtpref.base.events import Drafted, Event, Token, Verified
 from mtpref.engine.decode import Decoder, Options, PolicyConfig, SamplingConfig
 from mtpref.engine.model import Model
-from mtpref.faults import FAULTS, Fault, inject
+from mtpref.faults import FAULTS, Fault, inject, is_possible
 from mtpref.look.dump import record
 from mtpref.measure.story import PROMPTS
 from mtpref.spec.rope_scaling import RopeOverrides
@@ -37,9 +40,13 @@ TV_PROMPT = PROMPTS[2]
 
 @dataclass(frozen=True)
 class Setup:
-    """The options under which a fault does something: those of its `needs`, else the same for all."""
+    """The options under which a fault does something: those of its `needs`, else the same for all.
+
+    stand_in  the model that is measured in place of the embedded one, "" for that one
+    """
 
     needs: tuple[str, ...]
+    stand_in: str = ""
 
     @property
     def numerics(self) -> str:
@@ -73,21 +80,52 @@ class Setup:
                  "n_min": "--spec-draft-n-min 2 --spec-draft-p-min 0.5", "scaled rope": "--rope-scaling linear "
                  "--rope-freq-scale 0.5", "wide kv": "--numerics exact", "wide numerics": "--numerics exact",
                  "sampling": "--temp 1", "residual": "--temp 1 --spec-accept residual"}  # fmt: skip
-        return [words[need] for need in self.needs if need in words]
+        model = [STAND_INS[self.stand_in]] if self.stand_in else []
+        return model + [words[need] for need in self.needs if need in words]
+
+    def prompts(self, model: Model) -> list[list[int]]:
+        """The texts as ids; the small models' vocabulary has no text, so theirs are drawn."""
+        if self.stand_in:
+            return [prompt_of(f"measure_faults/{i}", 12 + 24 * (i >= len(TEXTS) - 2)) for i in range(len(TEXTS))]
+        return [list(model.vocab.encode(text)) for text in TEXTS]
+
+
+# Models that stand in for the embedded one, each with the words by which it is named.
+SOFTMAX = "hy_v3, softmax"
+STAND_INS = {arch: f"-m golden/{path_of(arch)}" for arch in MODELS}
+STAND_INS[SOFTMAX] = f"{STAND_INS['hy_v3']} (with expert_gating_func 1)"
 
 
 def setup_of(fault: Fault) -> Setup:
     """The same object for faults that need the same options, so that the healthy run is made once."""
-    return Setup(tuple(need for need in fault.needs if need not in ("mtp", "snapshot", "rollback", "eog")))
+    needs = tuple(need for need in fault.needs if need not in ("mtp", "snapshot", "rollback", "eog"))
+    for name in ("", *STAND_INS):
+        if is_possible(fault, model_of(Setup(needs, name), None)):
+            return Setup(needs, name)
+    raise ValueError(f"{fault.id}: none of the models can have it")
 
 
 @cache
-def healthy(numerics: str, rope: RopeOverrides | None) -> Model:
-    return mtpref.load(numerics=numerics, rope=rope).core
+def healthy(numerics: str, rope: RopeOverrides | None, stand_in: str = "") -> Model:
+    if not stand_in:
+        return mtpref.load(numerics=numerics, rope=rope).core
+    model = mtpref.load(GOLDEN / path_of(stand_in.partition(",")[0]), numerics=numerics, rope=rope).core
+    return with_softmax(model) if stand_in == SOFTMAX else model
+
+
+def with_softmax(model: Model) -> Model:
+    """The model with a softmax in its routers, as its key would have it."""
+
+    def changed(layer: Any) -> Any:
+        cfg = layer.ffn_cfg
+        return replace(layer, ffn_cfg=replace(cfg, gating="softmax")) if hasattr(cfg, "gating") else layer
+
+    heads = tuple(replace(head, layer=changed(head.layer)) for head in model.heads)
+    return replace(model, layers=tuple(map(changed, model.layers)), heads=heads)
 
 
 def model_of(setup: Setup, fault: Fault | None) -> Model:
-    model = healthy(setup.numerics, setup.rope)
+    model = healthy(setup.numerics, setup.rope, setup.stand_in)
     return model if fault is None else inject(model, fault)
 
 
@@ -152,8 +190,7 @@ def _rate(n: int, of: int) -> float | None:
 
 def run(model: Model, setup: Setup) -> Counts:
     counts = Counts()
-    for prompt in TEXTS:
-        ids = model.vocab.encode(prompt)
+    for ids in setup.prompts(model):
         counts.see(Decoder(model, model.new_state(), setup.options()).run(ids))
     return counts
 
@@ -180,7 +217,8 @@ def text_of(counts: Counts, clean: Counts, *, is_look_alike: bool) -> dict[str, 
 @cache
 def dump(setup: Setup, id: str | None) -> dict[str, bytes]:
     model = model_of(setup, FAULTS[id] if id else None)
-    tensors = record(model, model.vocab.encode(PROMPTS[3]), ".").tensors
+    ids = setup.prompts(model)[0] if setup.stand_in else model.vocab.encode(PROMPTS[3])
+    tensors = record(model, ids, ".").tensors
     return {name: array.tobytes() for name, array in tensors.items()}
 
 

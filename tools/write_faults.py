@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtpref.faults import FAMILIES, FAULTS, NEEDS, Fault
+from mtpref.faults import FAMILIES, FAULTS, NEEDS, PLACES, Fault
 
 DOCS = Path(__file__).parent.parent / "docs"
 TARGET, DATA = DOCS / "faults.md", DOCS / "faults.json"
@@ -21,7 +21,8 @@ Written by `python tools/write_faults.py` from the code (`mtpref/faults`) and fr
 
 {n_faults} faults, most of them seen in real engines, and {n_alike} look-alikes, each as the replacement of named entries of the reference:
 operations, steps of the loop, contract, weights. `--fault ID` runs any verb that loads a model with a fault in it (it may
-be repeated, and the number alone will do); `mtpref faults` lists them; `mtpref golden gen` refuses them.
+be repeated, and the number alone will do), and refuses a model that cannot have it; `mtpref faults` lists them; `mtpref
+golden gen` refuses them.
 
 ```
 mtpref generate --fault C3 --spec-draft-n-max 4        # acceptance with the wrong row after a rejection
@@ -32,7 +33,7 @@ mtpref compare healthy.gguf faulty.gguf                # first divergence: mtp_a
 
 ## How to read the tables
 
-The embedded tiny model, {prompts} prompts that are none of its training text (two of them long), {n_predict} tokens each,
+The embedded tiny model (faults that it cannot have: one of golden/models, 64 ids, named with the fault), {prompts} prompts that are none of its training text (two of them long), {n_predict} tokens each,
 drafts of {n_max}, greedy, `ggml` numerics, snapshot roll back; other options stand under the fault. A small model is far
 more sensitive to some faults than a large one, and less to others: what carries over is the shape (which position, after
 which rounds, which tensor first), not the size. Differences of a few points are within what these texts can tell, and the
@@ -43,7 +44,8 @@ last column of positions and the first rounds have few rounds.
 * **first / full / partial**: a1 in the first round, after a round in which all was accepted, and after any other.
 * **<64 / <192 / more**: a1 in rounds that open at those positions of the context.
 * **first tensor**: the first that differs in a dump of a prompt, by its cb() name; "none": only the loop shows it.
-* **text**: how many of the {prompts} texts begin as the healthy ones, and the first token of any that is another.
+* **text**: how many of the {prompts} texts begin as the healthy ones, and the first token of any that is another. The
+  small models that stand in have a planted text, which some faults leave as it is; a real model's is not so robust.
 * **TV**: total variation over {seeds} seeds between what is drawn at one prompt and the target's own distribution: the
   token of a row that has a draft, and the token after it. The healthy row shows the noise.
 """  # noqa: E501
@@ -122,9 +124,10 @@ def described(fault: Fault, m: Mapping[str, Any]) -> str:
     lines = [f"### {fault.id}\n", f"**{fault.title}.** {fault.mechanism}\n"]
     lines.append(f"* replaces {', '.join(f'`{entry}`' for entry in fault.replaces)} ({fault.bug_type})")
     lines.append(f"* expected: {'; '.join(expected)}")
-    if fault.needs:
+    needs = [NEEDS[need] for need in fault.needs] + [_in_a_model(fault)] * bool(fault.where)
+    if needs:
         options = f" (measured with `{' '.join(m['options'])}`)" if m["options"] else ""
-        lines.append(f"* needs {'; '.join(NEEDS[need] for need in fault.needs)}{options}")
+        lines.append(f"* needs {'; '.join(needs)}{options}")
     if fault.seen:
         links = ", ".join(f"[{engine}]({link})" for engine, link in fault.seen)
         lines.append(f"* {'reported for' if fault.is_look_alike else 'seen in'} {links}"
@@ -132,6 +135,10 @@ def described(fault: Fault, m: Mapping[str, Any]) -> str:
     else:
         lines.append("* no report of it is known")
     return "\n".join(lines) + "\n"
+
+
+def _in_a_model(fault: Fault) -> str:
+    return f"a model with {' and '.join(PLACES[place][0] for place in fault.where)}"
 
 
 def main() -> int:

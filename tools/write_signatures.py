@@ -13,7 +13,8 @@ TARGET = ROOT / "mtpref" / "faults" / "diagnose" / "signatures.json"
 
 
 def signature(measured: dict[str, Any], healthy: dict[str, Any]) -> dict[str, Any]:
-    """Rates by draft position, and of the first after a full acceptance and after any other; the same healthy."""
+    """Rates by draft position, and of the first after a full acceptance and after any other; the same healthy.
+    A stand_in was measured on another model than the tiny one, which cannot have that fault."""
 
     def split(m: dict[str, Any]) -> list[float | None]:
         after = m.get("a1_after") or {}
@@ -27,8 +28,10 @@ def render(record: dict[str, Any]) -> str:
     healthy = record["healthy"]
     lines = ['  "healthy": ' + json.dumps(signature(healthy[""], healthy[""]))]
     for id, measured in record["faults"].items():
-        base = healthy.get(" ".join(measured.get("options", [])), healthy[""])
-        lines.append(f"  {json.dumps(id)}: {json.dumps(signature(measured, base))}")
+        options = measured.get("options", [])
+        base = healthy.get(" ".join(options), healthy[""])
+        own = signature(measured, base) | ({"stand_in": True} if any(o.startswith("-m ") for o in options) else {})
+        lines.append(f"  {json.dumps(id)}: {json.dumps(own)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

@@ -73,7 +73,7 @@ class Weights:
     roots: dict[str, Any] = field(default_factory=dict)  # other tensors outside of blocks, by GGUF name
 
 
-Packer = Callable[[Sequence[spec.Matrix]], list[spec.Matrix]]
+Packer = Callable[[Sequence[spec.Matrix | spec.Stack]], list[spec.Matrix | spec.Stack]]
 
 
 def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple[Weights, list[MtpWeights]]:
@@ -82,7 +82,7 @@ def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple
     blocks = [*weights.layers, *(head.block for head in heads)]
     found = [weights.output, *(w for block in blocks for w in block.values())]
     found += [w for head in heads for w in (head.eh_proj, head.shared_head_head)]
-    unique = {id(w): w for w in found if isinstance(w, spec.Matrix)}
+    unique = {id(w): w for w in found if isinstance(w, spec.Matrix | spec.Stack)}
     made = dict(zip(unique, pack(list(unique.values())), strict=True))
 
     def of(w: Any) -> Any:

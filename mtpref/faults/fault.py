@@ -14,6 +14,7 @@ from mtpref.spec.steps import StepEntries, Steps
 FAMILIES = {
     "W": "weights and conversion",
     "G": "graph of the MTP block, and of the trunk's layers",
+    "E": "experts: router, experts, shared expert",
     "C": "hand-over of hidden rows",
     "K": "the head's KV cache",
     "S": "recurrent state and roll back",
@@ -73,6 +74,7 @@ class Fault:
     seen           (engine and thread, link) of real engines that had it; empty: not seen, it follows from the rules
     effect         what was reported there, in short; "" where nothing was measured
     needs          keys of NEEDS: without them the fault does nothing
+    where          keys of places.PLACES, what the model must have: elsewhere the fault cannot be
     apply_recipe, apply_weights, apply_model   the replacement, as a function of what it replaces; one of them is given
     """
 
@@ -85,6 +87,7 @@ class Fault:
     seen: tuple[tuple[str, str], ...] = ()
     effect: str = ""
     needs: tuple[str, ...] = ("mtp",)
+    where: tuple[str, ...] = ()
     apply_recipe: Callable[[Recipe], Recipe] | None = None
     apply_weights: Callable[[Weights], Weights] | None = None
     apply_model: Callable[[Model], Model] | None = None
@@ -105,8 +108,8 @@ class Fault:
         return {
             "id": self.id, "family": self.family, "title": self.title, "mechanism": self.mechanism,
             "bug_type": self.bug_type, "is_look_alike": self.is_look_alike, "replaces": list(self.replaces),
-            "needs": list(self.needs), "seen": [list(pair) for pair in self.seen], "effect": self.effect,
-            "predicted": vars(self.predicted),
+            "needs": list(self.needs), "where": list(self.where),
+            "seen": [list(pair) for pair in self.seen], "effect": self.effect, "predicted": vars(self.predicted),
         }  # fmt: skip
 
 

@@ -93,6 +93,7 @@ GATE_SILU = Fault(
     predicted=Signature("mtp_attn_gated", "low on prose, high where the text is deterministic"),
     seen=(("imp #804", "https://github.com/kekzl/imp/pull/804"),),
     effect="prose 10 % instead of 78 to 94 %",
+    where=("head gate",),
     apply_recipe=head_ops(lambda ops: {"attn_gate": lambda o, gate: o * spec.silu(gate)}),
 )
 
@@ -110,6 +111,7 @@ NO_QK_NORM = Fault(
     predicted=Signature("mtp_Qcur_normed", "lower", drift="grows with the context"),
     seen=(("imp #175", "https://github.com/kekzl/imp/pull/175"),),
     effect="20 to 37 %, with other faults beside it",
+    where=("head qk norms",),
     apply_recipe=head_ops(_heads_unnormed),
 )
 
@@ -167,6 +169,7 @@ ROPE_ALL_DIMS = Fault(
     replaces=("mtp_ops.rope_table", "mtp_ops.rope"),
     predicted=Signature("mtp_Qcur", "lower", drift="grows with the distance"),
     seen=(("lattice #754", "https://github.com/ohdearquant/lattice/issues/754"),),
+    where=("partial rotary",),
     apply_recipe=head_ops(_all_dims),
 )
 
@@ -226,6 +229,7 @@ Q_GATE_HALVES = Fault(
     replaces=("mtp_ops.split_q_gate",),
     predicted=Signature("mtp_Qcur_normed", "lower, as with a wrong gate or worse"),
     seen=(("shainet #199", "https://github.com/NeuraLegion/shainet/pull/199"),),
+    where=("head gate",),
     apply_recipe=head_ops(lambda ops: {"split_q_gate": _halves}),
 )
 
@@ -257,6 +261,7 @@ GATE_SKIPPED = Fault(
     bug_type="MISSING_STEP",
     replaces=("mtp_ops.attn_gate",),
     predicted=Signature("mtp_attn_gated", "lower"),
+    where=("head gate",),
     apply_recipe=head_ops(lambda ops: {"attn_gate": lambda o, gate: o}),
 )
 

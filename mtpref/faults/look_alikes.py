@@ -1,6 +1,7 @@
 """Look-alikes: legal differences between engines. They move numbers; none is a fault, and none may be blamed."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.faults.fault import Fault, Signature, all_ops, head_ops, steps
 from mtpref.spec import P_ONE, Matrix
+from mtpref.spec.moe import Routing
 from mtpref.spec.ops import OpEntries, Ops
 from mtpref.spec.policy import FixedPolicy, PolicyState
 from mtpref.spec.steps import StepEntries, Steps
@@ -151,4 +153,59 @@ COOLDOWN = Fault(
     predicted=Signature("", "about the same, from fewer drafts"),
     seen=(("llama.cpp #20700", "https://github.com/ggml-org/llama.cpp/pull/20700"),),
     apply_recipe=steps(_cooling),
+)
+
+
+def _softmax_of_chosen(ops: Ops) -> OpEntries:
+    def route(table: Ops, w: Any, cfg: Any, x: F32, tap: Any) -> Any:
+        """Weights as a softmax of the chosen experts' logits."""
+        logits: list[F32] = []
+
+        def tapped(name: str, array: NDArray) -> None:
+            logits.extend([array] if name == "ffn_moe_logits" else [])
+            tap(name, array)
+
+        def weights(p: F32, ids: NDArray[np.int64], normalise: bool, scale: float) -> F32:
+            own = table.expert_probs(np.take_along_axis(logits[0], ids, axis=1), cfg.gating)
+            return table.expert_weights(own, np.broadcast_to(np.arange(ids.shape[1]), ids.shape), False, scale)
+
+        is_same = cfg.gating == "softmax" and cfg.normalise
+        return ops.composed["route"](replace(table, expert_weights=weights) if is_same else table, w, cfg, x, tapped)
+
+    return {"route": route}
+
+
+SOFTMAX_AFTER_SELECTION = Fault(
+    id="L14-softmax-after-selection",
+    title="Weights are a softmax of the chosen experts' logits",
+    mechanism="Where weights are renormalised, a softmax over the chosen experts' logits is the same number: "
+    "exp(l_i) / sum of exp(l_j) either way.",
+    bug_type="LOOK_ALIKE",
+    replaces=("ops.route",),
+    predicted=Signature("ffn_moe_weights", "the same up to near ties"),
+    where=("softmax router", "norm"),
+    needs=(),
+    apply_recipe=all_ops(_softmax_of_chosen),
+)
+
+
+def _by_id(ops: Ops) -> OpEntries:
+    def experts(table: Ops, w: Any, x: F32, routing: Routing, weights: F32, tap: Any) -> F32:
+        order = np.argsort(routing.ids, axis=1, kind="stable")
+        by_id = routing._replace(ids=np.take_along_axis(routing.ids, order, axis=1))
+        return np.asarray(ops.experts(table, w, x, by_id, np.take_along_axis(weights, order, axis=1), tap))
+
+    return {"experts": experts}
+
+
+ADDED_BY_ID = Fault(
+    id="L15-experts-added-by-id",
+    title="Experts are added up in the order of ids",
+    mechanism="transformers adds expert by expert into a token's row: the same sum in another order, other last bits.",
+    bug_type="LOOK_ALIKE",
+    replaces=("ops.experts",),
+    predicted=Signature("ffn_moe_gate", "the same up to near ties"),
+    where=("several experts",),
+    needs=(),
+    apply_recipe=all_ops(_by_id),
 )

@@ -62,6 +62,7 @@ NO_ROLLBACK = Fault(
     ),
     effect="corrupted output",
     needs=("rollback",),
+    where=("recurrent state",),
     apply_recipe=_keeping(CONV, RECURRENT),
 )
 
@@ -75,6 +76,7 @@ CONV_WINDOW_KEPT = Fault(
     predicted=AFTER_REJECTION,
     seen=(("llama.cpp #28123", "https://github.com/ggml-org/llama.cpp/pull/28123"),),
     needs=("rollback",),
+    where=("recurrent state",),
     apply_recipe=_keeping(CONV),
 )
 
@@ -87,6 +89,7 @@ RECURRENT_STATE_KEPT = Fault(
     predicted=AFTER_REJECTION,
     seen=(("ik_llama.cpp #1639", "https://github.com/ikawrakow/ik_llama.cpp/issues/1639"),),
     needs=("rollback",),
+    where=("recurrent state",),
     apply_recipe=_keeping(RECURRENT),
 )
 
@@ -100,6 +103,7 @@ CHECKPOINT_AFTER = Fault(
     predicted=AFTER_REJECTION,
     seen=(("ik_llama.cpp #1754", "https://github.com/ikawrakow/ik_llama.cpp/issues/1754"),),
     needs=("snapshot",),
+    where=("recurrent state",),
     apply_recipe=_from_plane(lambda n, n_drop: n - n_drop if n_drop else None),
 )
 
@@ -117,6 +121,7 @@ FIRST_PLANE_READ = Fault(
     ),
     effect="repetition loops",
     needs=("snapshot",),
+    where=("recurrent state",),
     apply_recipe=_from_plane(lambda n, n_drop: 0 if n_drop else None),
 )
 
@@ -145,6 +150,7 @@ QUARTER_COPIED = Fault(
     predicted=AFTER_REJECTION,
     seen=(("llama.cpp #20700", "https://github.com/ggml-org/llama.cpp/pull/20700"),),
     needs=("rollback",),
+    where=("recurrent state",),
     apply_recipe=steps(
         lambda table: {"choose_plane": _quarter(table.choose_plane), "restore": _quarter(table.restore)}
     ),
@@ -168,6 +174,7 @@ CHECKPOINT_ONE_EARLY = Fault(
         ("am17an/llama.cpp #15", "https://github.com/am17an/llama.cpp/pull/15"),
     ),
     needs=("snapshot",),
+    where=("recurrent state",),
     apply_recipe=_early(1),
 )
 
@@ -180,6 +187,7 @@ CHECKPOINT_TWO_EARLY = Fault(
     predicted=AFTER_REJECTION,
     seen=(("am17an/llama.cpp #15", "https://github.com/am17an/llama.cpp/pull/15"),),
     needs=("snapshot",),
+    where=("recurrent state",),
     apply_recipe=_early(2),
 )
 
@@ -219,5 +227,6 @@ KEPT_ON_FULL_ACCEPT = Fault(
     predicted=Signature("", "of another text", split="the first round the same", text=False, distribution=False),
     seen=(("ik_llama.cpp #1754", "https://github.com/ikawrakow/ik_llama.cpp/issues/1754"),),
     needs=("snapshot",),
+    where=("recurrent state",),
     apply_recipe=_from_plane(lambda n, n_drop: None if n_drop else 0),
 )

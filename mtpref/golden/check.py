@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mtpref.base.errors import MtprefError
 from mtpref.golden.digest import digest_difference
 from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor
-from mtpref.golden.port import Inputs, Outputs
+from mtpref.golden.inputs import Inputs, Outputs
 from mtpref.look.compare.measures import nmse
 
 Answers = Callable[[Suite, Case, Inputs], Outputs | None]

@@ -18,7 +18,7 @@ import numpy as np
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import parse_json
 from mtpref.golden.format import Case, Expected, Suite, Tensor
-from mtpref.golden.port import Inputs, Outputs
+from mtpref.golden.inputs import Inputs, Outputs
 from mtpref.spec.quants import TYPE_IDS, row_bytes
 
 CASE_FORMAT = "mtpref-golden-case-1"

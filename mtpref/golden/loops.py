@@ -15,7 +15,8 @@ from mtpref.engine.decode.drafters import Draft, Drafter
 from mtpref.engine.model import Model
 from mtpref.engine.recipe import Recipe
 from mtpref.golden.format import param_float
-from mtpref.golden.port import Inputs, Outputs, distribution
+from mtpref.golden.inputs import Inputs, Outputs
+from mtpref.golden.port import distribution
 from mtpref.spec import P_ONE, load_kv
 from mtpref.spec.policy import FixedPolicy, PolicyState
 from mtpref.spec.state import ModelState

@@ -19,7 +19,8 @@ from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.golden import loops
 from mtpref.golden.derive import NAMES, derive
 from mtpref.golden.format import Case, Suite
-from mtpref.golden.port import Inputs, Outputs, answer
+from mtpref.golden.inputs import Inputs, Outputs
+from mtpref.golden.port import answer
 from mtpref.golden.taps import Tap, tap_of
 from mtpref.spec.contract import parse_contract
 from mtpref.spec.ops import discard

@@ -4,7 +4,7 @@ Owns the mapping from the names of a case to the arguments of the recipe's entri
 the readable specification, the kernels, or a recipe with a fault in it. Whole models are answered by models.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from mtpref import spec
 from mtpref.engine.recipe import Recipe
-from mtpref.golden.format import Case, Tensor, hex_float, param_float
+from mtpref.golden.format import Case, hex_float, param_float
+from mtpref.golden.inputs import Answer, Inputs, Outputs, f32, matrix, rope_table_of, weights_of
+from mtpref.golden.port_experts import EXPERTS_ANSWERS
 from mtpref.golden.taps import Tap
-from mtpref.spec import Matrix, quants
+from mtpref.spec import quants
 from mtpref.spec.config import AttnConfig, DeltaConfig
-
-Inputs = Mapping[str, Tensor]
-Outputs = dict[str, Any]  # arrays, or JSON values
-Answer = Callable[[Recipe, Mapping[str, Any], Inputs], Outputs]
+from mtpref.spec.ops.types import AttnLayer
 
 
 def answer(recipe: Recipe, op: str, case: Case, inputs: Inputs) -> Outputs | None:
@@ -30,15 +29,6 @@ def answer(recipe: Recipe, op: str, case: Case, inputs: Inputs) -> Outputs | Non
     """
     run = ANSWERS.get(op)
     return None if run is None else run(recipe, case.params, inputs)
-
-
-def _f32(tensor: Tensor) -> NDArray[np.float32]:
-    return np.asarray(tensor.values(), np.float32)
-
-
-def _matrix(name: str, tensor: Tensor) -> Matrix:
-    n_out, n_in = tensor.shape
-    return Matrix(name, tensor.type_name, n_out, n_in, tensor.raw)
 
 
 # --------------------------------------------------------------------------------------- L0, L1: single operations
@@ -51,7 +41,7 @@ def _dequantize(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs
 
 def _quantize(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     """Activation quantisers: codes, scales and (Q8_K) sums as arrays; F16 and BF16 as the rounded values."""
-    values, type_name = _f32(x["x"]), params["type"]
+    values, type_name = f32(x["x"]), params["type"]
     if type_name == "Q8_0":
         codes, d = spec.quantize_q8_0(values)
         return {"codes": codes.astype(np.int32), "d": d}
@@ -66,80 +56,73 @@ def _quantize(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
 
 
 def _mul_mat(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.mul_mat(_matrix("w", x["w"]), _f32(x["x"]))}
+    return {"y": recipe.ops.mul_mat(matrix("w", x["w"]), f32(x["x"]))}
 
 
 def _rms_norm(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.rms_norm(_f32(x["x"]), _f32(x["weight"]), param_float(params, "eps"))}
+    return {"y": recipe.ops.rms_norm(f32(x["x"]), f32(x["weight"]), param_float(params, "eps"))}
 
 
 def _l2_norm(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.l2_norm(_f32(x["x"]), param_float(params, "eps"))}
+    return {"y": recipe.ops.l2_norm(f32(x["x"]), param_float(params, "eps"))}
 
 
 def _rope(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.rope(_f32(x["x"]), *_rope_table(recipe, params, x["pos"].values()))}
-
-
-def _rope_table(recipe: Recipe, params: Mapping[str, Any], pos: NDArray) -> Any:
-    """Cosine and sine of these positions, by the case's n_rot, freq_base and sections."""
-    n_rot = int(params["n_rot"])
-    frequencies = spec.rope_frequencies(n_rot, param_float(params, "freq_base"))
-    return recipe.ops.rope_table(pos, frequencies, spec.imrope_has_position(n_rot, tuple(params["sections"])))
+    return {"y": recipe.ops.rope(f32(x["x"]), *rope_table_of(recipe, params, x["pos"].values()))}
 
 
 def _conv_silu(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.conv_silu(_f32(x["window"]), _f32(x["weight"]))}
+    return {"y": recipe.ops.conv_silu(f32(x["window"]), f32(x["weight"]))}
 
 
 def _delta_gates(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    g, beta = recipe.ops.delta_gates(*(_f32(x[name]) for name in ("alpha", "beta", "dt_bias", "ssm_a")))
+    g, beta = recipe.ops.delta_gates(*(f32(x[name]) for name in ("alpha", "beta", "dt_bias", "ssm_a")))
     return {"g": g, "beta_sigmoid": beta}
 
 
 def _delta_rule(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    q, k, v, g, beta, state = (_f32(x[name]) for name in ("q", "k", "v", "g", "beta", "state"))
+    q, k, v, g, beta, state = (f32(x[name]) for name in ("q", "k", "v", "g", "beta", "state"))
     out, states = recipe.ops.delta_rule(q, k, v, g, beta, state, int(params["keep"]))
     return {"o": out, "states": states}
 
 
 def _gated_norm(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.gated_norm(_f32(x["o"]), _f32(x["z"]), _f32(x["weight"]), param_float(params, "eps"))}
+    return {"y": recipe.ops.gated_norm(f32(x["o"]), f32(x["z"]), f32(x["weight"]), param_float(params, "eps"))}
 
 
 def _split_q_gate(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    q, gate = recipe.ops.split_q_gate(_f32(x["q_full"]), int(params["n_head"]))
+    q, gate = recipe.ops.split_q_gate(f32(x["q_full"]), int(params["n_head"]))
     return {"q": q, "gate": gate}
 
 
 def _attention(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     kv_type = params["kv_type"]
-    k, v = (recipe.ops.store_kv(_f32(x[name]), kv_type) for name in ("k", "v"))
-    return {"o": recipe.ops.attention(_f32(x["q"]), k, v, kv_type, int(params["first"]))}
+    k, v = (recipe.ops.store_kv(f32(x[name]), kv_type) for name in ("k", "v"))
+    return {"o": recipe.ops.attention(f32(x["q"]), k, v, kv_type, int(params["first"]))}
 
 
 def _attn_gate(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.attn_gate(_f32(x["o"]), _f32(x["gate"]))}
+    return {"y": recipe.ops.attn_gate(f32(x["o"]), f32(x["gate"]))}
 
 
 def _swiglu(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.swiglu(_f32(x["gate"]), _f32(x["up"]))}
+    return {"y": recipe.ops.swiglu(f32(x["gate"]), f32(x["up"]))}
 
 
 def _concat(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"y": recipe.ops.mtp_concat(_f32(x["enorm"]), _f32(x["hnorm"]))}
+    return {"y": recipe.ops.mtp_concat(f32(x["enorm"]), f32(x["hnorm"]))}
 
 
 def _pair_hidden(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"rows": recipe.steps.pair_hidden(_f32(x["hidden"]), _f32(x["pending"]))}
+    return {"rows": recipe.steps.pair_hidden(f32(x["hidden"]), f32(x["pending"]))}
 
 
 def _argmax(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    return {"ids": [int(i) for i in recipe.ops.argmax(_f32(x["logits"]))]}
+    return {"ids": [int(i) for i in recipe.ops.argmax(f32(x["logits"]))]}
 
 
 def _top_candidates(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
-    ids, p = recipe.ops.top_candidates(_f32(x["logits"]))
+    ids, p = recipe.ops.top_candidates(f32(x["logits"]))
     return {"ids": [int(i) for i in ids], "p": p.astype(np.float32)}
 
 
@@ -151,13 +134,13 @@ def _uniform(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
 
 def _filtered(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     chain = [(str(name), float.fromhex(amount)) for name, amount in params["chain"]]
-    dist = recipe.steps.target_distribution(_f32(x["logits"]), chain)
+    dist = recipe.steps.target_distribution(f32(x["logits"]), chain)
     return {"ids": [int(i) for i in dist.ids], "p": dist.p.astype(np.float32)}
 
 
 def _draw(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     """Draws from probabilities that float32 holds exactly."""
-    dist = distribution(_f32(x["p"]))
+    dist = distribution(f32(x["p"]))
     return {"ids": [recipe.steps.draw(dist, float.fromhex(u)) for u in params["u"]]}
 
 
@@ -170,49 +153,49 @@ def distribution(p: NDArray[np.float32]) -> spec.Distribution:
 # ----------------------------------------------------------------------------------------------------- L2: layers
 
 
-def _weights(x: Inputs) -> dict[str, Any]:
-    """Inputs under their GGUF names: matrices as they are stored, vectors and the conv weight as float32."""
-    weights: dict[str, Any] = {}
-    for name, tensor in x.items():
-        is_matrix = len(tensor.shape) == 2 and name.endswith(".weight") and "conv1d" not in name
-        weights[name] = _matrix(name, tensor) if is_matrix else _f32(tensor)
-    return weights
-
-
 def _delta_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     cfg: DeltaConfig = SimpleNamespace(  # type: ignore[assignment]
         n_k_head=params["n_k_heads"], n_v_head=params["n_v_heads"], d_state=params["d_state"],
-        rms_eps=param_float(params, "eps"), is_grouped=False,
+        rms_eps=param_float(params, "eps"), is_grouped=bool(params.get("grouped", False)),
     )  # fmt: skip
     tap = Tap()
-    rows, window, state = (_f32(x[name]) for name in ("x", "conv_states", "state_predelta"))
+    rows, window, state = (f32(x[name]) for name in ("x", "conv_states", "state_predelta"))
     y, conv, states = recipe.ops.delta_layer(
-        recipe.ops, _weights(x), cfg, rows, window, state, int(params["keep"]), tap
+        recipe.ops, weights_of(x), cfg, rows, window, state, int(params["keep"]), tap
     )
     return tap.kept | {"linear_attn_out": y, "conv": conv, "states": states}
 
 
 def _attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return _attended(recipe, params, x, recipe.ops.attn_layer)
+
+
+def _plain_attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
+    return _attended(recipe, params, x, recipe.ops.plain_attn_layer)
+
+
+def _attended(recipe: Recipe, params: Mapping[str, Any], x: Inputs, layer: AttnLayer) -> Outputs:
+    """A mixer with attention behind the cells that are given."""
     cfg: AttnConfig = SimpleNamespace(  # type: ignore[assignment]
         n_head=params["n_head"], n_head_kv=params["n_head_kv"], n_embd_head=params["n_embd_head"],
         rms_eps=param_float(params, "eps"),
     )  # fmt: skip
-    rows, kv_type, first = _f32(x["x"]), params["kv_type"], int(params["first"])
+    rows, kv_type, first = f32(x["x"]), params["kv_type"], int(params["first"])
     caches = []
     for name in ("k_cache", "v_cache"):
         empty = np.zeros((len(rows), cfg.n_head_kv, cfg.n_embd_head), np.float32)
-        past = _f32(x[name]) if first else empty[:0]
+        past = f32(x[name]) if first else empty[:0]
         caches.append(recipe.ops.store_kv(np.concatenate([past, empty]), kv_type))
-    table = _rope_table(recipe, params, np.arange(first, first + len(rows), dtype=np.int32))
+    table = rope_table_of(recipe, params, np.arange(first, first + len(rows), dtype=np.int32))
     tap = Tap()
     k_cache, v_cache = caches
-    y = recipe.ops.attn_layer(recipe.ops, _weights(x), cfg, rows, k_cache, v_cache, kv_type, first, table, tap)
+    y = layer(recipe.ops, weights_of(x), cfg, rows, k_cache, v_cache, kv_type, first, table, tap)
     return tap.kept | {"attn_output": y}
 
 
 def _ffn(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> Outputs:
     tap = Tap()
-    y = recipe.ops.ffn(recipe.ops, _weights(x), _f32(x["x"]), tap)
+    y = recipe.ops.ffn(recipe.ops, weights_of(x), f32(x["x"]), tap)
     return tap.kept | {"ffn_out": y}
 
 
@@ -240,5 +223,7 @@ ANSWERS: dict[str, Answer] = {
     "draw": _draw,
     "delta_layer": _delta_layer,
     "attn_layer": _attn_layer,
+    "plain_attn_layer": _plain_attn_layer,
     "ffn": _ffn,
+    **EXPERTS_ANSWERS,
 }

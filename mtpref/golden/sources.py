@@ -22,7 +22,17 @@ from mtpref.engine.decode import statistics
 from mtpref.engine.model import Head, Layer, Model
 from mtpref.files import gguf, vocab
 from mtpref.golden import format, loops, models, port, taps
-from mtpref.spec.kinds import GATED_ATTENTION, GATED_DELTA_NET, SWIGLU_FFN, Sequential
+from mtpref.spec.kinds import (
+    GATED_ATTENTION,
+    GATED_DELTA_NET,
+    GROUPED_DELTA_NET,
+    MOE_FFN,
+    SOFTMAX_MOE_FFN,
+    SWIGLU_FFN,
+    TEXT_ATTENTION,
+    WHOLE_ROTARY_ATTENTION,
+    Sequential,
+)
 from mtpref.spec.ops import Ops, spec_ops
 from mtpref.spec.steps import Steps
 
@@ -39,6 +49,11 @@ WHOLE_MODEL = {
     "GATED_DELTA_NET": GATED_DELTA_NET,
     "GATED_ATTENTION": GATED_ATTENTION,
     "SWIGLU_FFN": SWIGLU_FFN,
+    "GROUPED_DELTA_NET": GROUPED_DELTA_NET,
+    "TEXT_ATTENTION": TEXT_ATTENTION,
+    "WHOLE_ROTARY_ATTENTION": WHOLE_ROTARY_ATTENTION,
+    "SOFTMAX_MOE_FFN": SOFTMAX_MOE_FFN,
+    "MOE_FFN": MOE_FFN,
 }
 IGNORED = {"ctx", "annotation", "returns", "type_comment", "type_params", "kind", "simple"}
 

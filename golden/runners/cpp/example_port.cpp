@@ -17,6 +17,8 @@ steps step = {
     accept_greedy,   emitted,
     [](int64_t n_accepted, int64_t) { return n_accepted; },
     residual,        accept_residual, save,    restore,    choose_plane, trim_mtp,
+    expert_probs,    expert_scores,   group_scores, limit_groups, expert_weights,
+    shared_gate,     add_bias,        repeat_heads, split_beta_alpha,
 };
 
 namespace {
@@ -38,8 +40,12 @@ float eps_of(const request &ask) { return float(ask.params.at("eps").as_float())
 bool is_ggml(const request &ask) { return ask.numerics == "ggml"; }
 
 rope_params rope_of(const json &params) {
-    return {params.at("n_rot").as_int(), params.at("freq_base").as_float(), params.at("sections").as_ints()};
+    const json *sections = params.find("sections");
+    return {params.at("n_rot").as_int(), params.at("freq_base").as_float(),
+            sections ? sections->as_ints() : std::vector<int64_t>()};
 }
+
+bool is_true(const json &params, const char *key) { return params.find(key) && params.at(key).text == "true"; }
 
 std::set<int64_t> ids_of(const json &ids) {
     const std::vector<int64_t> list = ids.as_ints();
@@ -220,6 +226,59 @@ answer do_draw(const request &ask) {
     return out;
 }
 
+// ------------------------------------------------------------------------------------------------------ L1: experts
+
+std::vector<int64_t> in_ids(const request &ask, const char *name) {
+    const std::vector<int32_t> ids = ask.input(name).as_i32();
+    return {ids.begin(), ids.end()};
+}
+
+answer do_expert_probs(const request &ask) {
+    return just("p", step.expert_probs(in(ask, "logits"), ask.params.at("gating").as_text()));
+}
+answer do_expert_scores(const request &ask) {
+    return just("scores", step.expert_scores(in(ask, "p"), ask.in.count("bias") ? in_vector(ask, "bias")
+                                                                                : std::vector<float>()));
+}
+answer do_group_scores(const request &ask) {
+    return just("scores", step.group_scores(in(ask, "scores"), ask.params.at("n_group").as_int()));
+}
+answer do_limit_groups(const request &ask) {
+    const int64_t n_group = ask.params.at("n_group").as_int();
+    return just("scores", step.limit_groups(in(ask, "scores"), in_ids(ask, "groups"), n_group));
+}
+answer do_select_experts(const request &ask) {
+    answer out;
+    out.set("ids", json::of(select_experts(in(ask, "scores"), ask.params.at("n_used").as_int())));
+    return out;
+}
+answer do_expert_weights(const request &ask) {
+    return just("w", step.expert_weights(in(ask, "p"), in_ids(ask, "ids"), is_true(ask.params, "normalise"),
+                                         float(ask.params.at("scale").as_float())));
+}
+answer do_sum_experts(const request &ask) { return just("y", sum_experts(in(ask, "results"), in(ask, "w"))); }
+answer do_shared_gate(const request &ask) { return just("y", step.shared_gate(in(ask, "x"), in(ask, "logit"))); }
+answer do_add_bias(const request &ask) { return just("y", step.add_bias(in(ask, "x"), in_vector(ask, "bias"))); }
+answer do_repeat_heads(const request &ask) {
+    return just("y", step.repeat_heads(in(ask, "x"), ask.input("x").dim(1), ask.params.at("n_head").as_int()));
+}
+answer do_split_beta_alpha(const request &ask) {
+    rows beta, alpha;
+    step.split_beta_alpha(in(ask, "ba"), ask.params.at("n_k_heads").as_int(), beta, alpha);
+    answer out;
+    set(out, "beta", beta);
+    set(out, "alpha", alpha);
+    return out;
+}
+answer do_split_qkvz(const request &ask) {
+    rows qkv, z;
+    split_qkvz(in(ask, "qkvz"), ask.params.at("n_k_heads").as_int(), ask.params.at("d_state").as_int(), qkv, z);
+    answer out;
+    set(out, "qkv", qkv);
+    set(out, "z", z);
+    return out;
+}
+
 // --------------------------------------------------------------------------------------------------------------- L2
 
 // A tap that keeps what it sees; a name that comes again is extended along the tokens.
@@ -235,7 +294,7 @@ struct taken {
 
 answer do_delta_layer(const request &ask) {
     const delta_config cfg{ask.params.at("n_k_heads").as_int(), ask.params.at("n_v_heads").as_int(),
-                           ask.params.at("d_state").as_int(), eps_of(ask)};
+                           ask.params.at("d_state").as_int(), eps_of(ask), is_true(ask.params, "grouped")};
     taken all;
     const delta_result r = delta_layer(ask.in, cfg, in(ask, "x"), in(ask, "conv_states"), in(ask, "state_predelta"),
                                        ask.params.at("keep").as_int(), is_ggml(ask), all.keep());
@@ -246,7 +305,10 @@ answer do_delta_layer(const request &ask) {
     return out;
 }
 
-answer do_attn_layer(const request &ask) {
+using attn_function = rows (*)(const weights &, const attn_config &, const rows &, rows &, rows &, const std::string &,
+                               const std::vector<int32_t> &, bool, const tap &);
+
+answer attended(const request &ask, attn_function layer) {
     const attn_config cfg{ask.params.at("n_head").as_int(), ask.params.at("n_head_kv").as_int(),
                           ask.params.at("n_embd_head").as_int(), eps_of(ask), rope_of(ask.params)};
     const std::string kv_type = ask.params.at("kv_type").as_text();
@@ -262,17 +324,51 @@ answer do_attn_layer(const request &ask) {
     std::vector<int32_t> pos;
     for (int64_t t = 0; t < x.ne1; t++) pos.push_back(int32_t(first + t));
     taken all;
-    attn_layer(ask.in, cfg, x, k, v, kv_type, pos, is_ggml(ask), all.keep());
+    layer(ask.in, cfg, x, k, v, kv_type, pos, is_ggml(ask), all.keep());
     answer out;
     all.give(out);
     return out;
 }
+
+answer do_attn_layer(const request &ask) { return attended(ask, attn_layer); }
+answer do_plain_attn_layer(const request &ask) { return attended(ask, plain_attn_layer); }
 
 answer do_ffn(const request &ask) {
     taken all;
     ffn(ask.in, in(ask, "x"), is_ggml(ask), all.keep());
     answer out;
     all.give(out);
+    return out;
+}
+
+moe_config moe_of(const json &params) {
+    moe_config cfg;
+    cfg.gating = params.at("gating").as_text();
+    cfg.n_used = params.at("n_used").as_int();
+    cfg.n_group = params.get_int("n_group", 1);
+    cfg.n_group_used = params.get_int("n_group_used", 1);
+    cfg.normalise = is_true(params, "normalise");
+    cfg.scale = float(params.at("scale").as_float());
+    return cfg;
+}
+
+answer do_route(const request &ask) {
+    taken all;
+    const routing chosen = route(ask.in, moe_of(ask.params), in(ask, "x"), is_ggml(ask), all.keep());
+    answer out;
+    all.give(out);
+    out.set("ids", json::of(chosen.ids));
+    set(out, "w", chosen.w);
+    return out;
+}
+
+answer do_moe_ffn(const request &ask) {
+    taken all;
+    routing chosen;
+    moe_ffn(ask.in, moe_of(ask.params), in(ask, "x"), is_ggml(ask), chosen, all.keep());
+    answer out;
+    all.give(out);
+    out.set("ids", json::of(chosen.ids));
     return out;
 }
 
@@ -676,6 +772,21 @@ const std::map<std::string, answer (*)(const request &)> OPERATIONS = {
     {"delta_layer", do_delta_layer},
     {"attn_layer", do_attn_layer},
     {"ffn", do_ffn},
+    {"expert_probs", do_expert_probs},
+    {"expert_scores", do_expert_scores},
+    {"group_scores", do_group_scores},
+    {"limit_groups", do_limit_groups},
+    {"select_experts", do_select_experts},
+    {"expert_weights", do_expert_weights},
+    {"sum_experts", do_sum_experts},
+    {"shared_gate", do_shared_gate},
+    {"add_bias", do_add_bias},
+    {"repeat_heads", do_repeat_heads},
+    {"split_beta_alpha", do_split_beta_alpha},
+    {"split_qkvz", do_split_qkvz},
+    {"plain_attn_layer", do_plain_attn_layer},
+    {"route", do_route},
+    {"moe_ffn", do_moe_ffn},
     {"trunk", do_trunk},
     {"prompt", do_prompt},
     {"mtp", do_mtp},

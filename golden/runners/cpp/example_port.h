@@ -2,6 +2,7 @@
 //
 //     port_quants.cpp    S5, S6: weight types, activation quantisers, the matrix product
 //     port_ops.cpp       S8 to S22: norms, RoPE, DeltaNet, attention, MTP input, choices; two whole layers and the FFN
+//     port_experts.cpp   S41 to S51: router, experts, attention without a gate, projections laid out by heads
 //     port_sampling.cpp  S25 to S29
 //     port_model.cpp     a GGUF file as a model: trunk, MTP block, the state of a sequence
 //     port_loop.cpp      draft, verify, accept, roll back, catch up
@@ -76,7 +77,7 @@ struct candidates {
 struct rope_params {
     int64_t n_rot = 0;
     double freq_base = 10000;
-    std::vector<int64_t> sections;
+    std::vector<int64_t> sections;  // none: every pair turns
 };
 // What is left of a vocabulary after the filters: rising ids and their probabilities.
 struct distribution {
@@ -93,11 +94,23 @@ using weights = std::map<std::string, tensor>;  // GGUF name without "blk.N."
 struct delta_config {
     int64_t n_k_heads = 0, n_v_heads = 0, d_state = 0;
     float eps = 0;
+    bool is_grouped = false;  // S50
 };
 struct attn_config {
     int64_t n_head = 0, n_head_kv = 0, n_embd_head = 0;
     float eps = 0;
     rope_params rope;
+};
+struct moe_config {
+    std::string gating = "softmax";  // or sigmoid
+    int64_t n_used = 0, n_group = 1, n_group_used = 1;
+    bool normalise = true;
+    float scale = 0;  // 0: none
+};
+// What a router chose: ids of token after token, the best first; w: a row of weights a token.
+struct routing {
+    std::vector<int64_t> ids;
+    rows w;
 };
 struct delta_result {
     rows y;
@@ -110,6 +123,12 @@ delta_result delta_layer(const weights &w, const delta_config &cfg, const rows &
 rows attn_layer(const weights &w, const attn_config &cfg, const rows &x, rows &k_cache, rows &v_cache,
                 const std::string &kv_type, const std::vector<int32_t> &pos, bool is_ggml, const tap &see);
 rows ffn(const weights &w, const rows &x, bool is_ggml, const tap &see);
+rows plain_attn_layer(const weights &w, const attn_config &cfg, const rows &x, rows &k_cache, rows &v_cache,
+                      const std::string &kv_type, const std::vector<int32_t> &pos, bool is_ggml, const tap &see);
+routing route(const weights &w, const moe_config &cfg, const rows &x, bool is_ggml, const tap &see);
+rows moe_ffn(const weights &w, const moe_config &cfg, const rows &x, bool is_ggml, routing &chosen, const tap &see);
+void split_attn_qkv(weights &w, const attn_config &cfg);  // fused projections of plain attention as three
+rows beside(const rows &a, const rows &b);                // the rows of a beside those of b
 
 double uniform(uint64_t seed, uint32_t stream, uint32_t pos, uint32_t round_pos);
 enum { STREAM_TARGET, STREAM_DRAFT, STREAM_ACCEPT, STREAM_RESIDUAL };
@@ -161,6 +180,7 @@ struct model {
     contract rules;
     delta_config delta;
     attn_config attn;
+    moe_config moe;
     std::vector<bool> is_recurrent;
     std::vector<weights> blocks;  // the trunk's, then that of the MTP head
     weights global;               // token_embd.weight, output_norm.weight, output.weight
@@ -239,6 +259,15 @@ struct steps {
     void (*restore)(sequence &seq, const checkpoint &saved);
     void (*choose_plane)(sequence &seq, int64_t n_drop);              // forget the last n_drop tokens
     void (*trim_mtp)(sequence &seq, int64_t pos);                     // cut the head's cells from pos on
+    rows (*expert_probs)(const rows &logits, const std::string &gating);                                   // S41
+    rows (*expert_scores)(const rows &p, const std::vector<float> &bias);                                  // S42
+    rows (*group_scores)(const rows &scores, int64_t n_group);                                             // S43
+    rows (*limit_groups)(const rows &scores, const std::vector<int64_t> &groups, int64_t n_group);         // S43
+    rows (*expert_weights)(const rows &p, const std::vector<int64_t> &ids, bool normalise, float scale);   // S45
+    rows (*shared_gate)(const rows &y, const rows &logit);                                                 // S47
+    rows (*add_bias)(const rows &y, const std::vector<float> &bias);                                       // S49
+    rows (*repeat_heads)(const rows &x, int64_t n_k_heads, int64_t n_head);                                // S50
+    void (*split_beta_alpha)(const rows &ba, int64_t n_k_heads, rows &beta, rows &alpha);                  // S51
 };
 extern steps step;
 
@@ -260,6 +289,18 @@ rows attn_gate(const rows &o, const rows &gate);
 rows swiglu(const rows &gate, const rows &up);                                                            // S18
 rows mtp_concat(const rows &enorm, const rows &hnorm);
 rows pair_hidden(const rows &hidden, const std::vector<float> &pending);
+rows expert_probs(const rows &logits, const std::string &gating);
+rows expert_scores(const rows &p, const std::vector<float> &bias);
+rows group_scores(const rows &scores, int64_t n_group);
+rows limit_groups(const rows &scores, const std::vector<int64_t> &groups, int64_t n_group);
+std::vector<int64_t> select_experts(const rows &scores, int64_t n_used);                                  // S44
+rows expert_weights(const rows &p, const std::vector<int64_t> &ids, bool normalise, float scale);
+rows sum_experts(const rows &results, const rows &w);                                                     // S46
+rows shared_gate(const rows &y, const rows &logit);
+rows add_bias(const rows &y, const std::vector<float> &bias);
+rows repeat_heads(const rows &x, int64_t n_k_heads, int64_t n_head);
+void split_beta_alpha(const rows &ba, int64_t n_k_heads, rows &beta, rows &alpha);
+void split_qkvz(const rows &x, int64_t n_k_heads, int64_t size, rows &qkv, rows &z);                      // S51
 int64_t argmax(const float *logits, int64_t n);                                                           // S21
 candidates top_candidates(const float *logits, int64_t n);                                                // S22
 distribution filtered(const float *logits, int64_t n, const filter_chain &chain);                         // S27

@@ -1,4 +1,4 @@
-// A qwen35 GGUF file with an MTP head as a model: what it reads of the file, the trunk, the head's block.
+// A GGUF file with an MTP head as a model (qwen35, qwen35moe, qwen3next, glm4moe, hy_v3): what it reads of the file, the trunk, the head's block.
 #include <algorithm>
 #include <cstdio>
 
@@ -21,36 +21,61 @@ contract parse_contract(const std::string &text) {
     return c;
 }
 
-static int64_t key_int(const golden::gguf &file, const std::string &key, int64_t fallback = -1) {
-    const auto found = file.kv.find("qwen35." + key);
-    if (found == file.kv.end() && fallback < 0) throw error("key qwen35." + key + " is missing");
-    return found == file.kv.end() ? fallback : found->second.as_int();
+// The keys of a file, all of which begin with its architecture's name.
+struct keys {
+    const golden::gguf &file;
+    std::string arch;
+
+    const golden::json *find(const std::string &key) const {
+        const auto found = file.kv.find(arch + "." + key);
+        return found == file.kv.end() ? nullptr : &found->second;
+    }
+    const golden::json &at(const std::string &key) const {
+        if (!find(key)) throw error("key " + arch + "." + key + " is missing");
+        return *find(key);
+    }
+    int64_t integer(const std::string &key) const { return at(key).as_int(); }
+    int64_t integer(const std::string &key, int64_t fallback) const { return find(key) ? integer(key) : fallback; }
+    double number(const std::string &key) const { return at(key).as_float(); }
+    bool is_true(const std::string &key) const { return find(key) && find(key)->text == "true"; }
+};
+
+const char *const ARCHS[] = {"qwen35", "qwen35moe", "qwen3next", "glm4moe", "hy_v3"};
+
+static bool has_delta(const std::string &arch) { return arch.compare(0, 4, "qwen") == 0; }
+
+// The qwen graphs take a softmax and renormalise, whatever the keys say; the others do what the keys say.
+static moe_config read_moe(const keys &key) {
+    moe_config cfg;
+    cfg.n_used = key.integer("expert_used_count");
+    cfg.n_group = key.integer("expert_group_count", 1);
+    cfg.n_group_used = key.integer("expert_group_used_count", 1);
+    if (has_delta(key.arch)) return cfg;
+    cfg.gating = key.integer("expert_gating_func", 0) == 1 ? "softmax" : "sigmoid";
+    cfg.normalise = key.is_true("expert_weights_norm");
+    cfg.scale = key.find("expert_weights_scale") ? float(key.number("expert_weights_scale")) : 0.0f;
+    return cfg;
 }
 
-static double key_float(const golden::gguf &file, const std::string &key) {
-    const auto found = file.kv.find("qwen35." + key);
-    if (found == file.kv.end()) throw error("key qwen35." + key + " is missing");
-    return found->second.as_float();
-}
-
-static void read_shape(const golden::gguf &file, model &m) {
-    m.n_embd = key_int(file, "embedding_length");
-    m.n_ctx_train = key_int(file, "context_length");
-    m.n_layer = key_int(file, "block_count") - key_int(file, "nextn_predict_layers", 0);
-    m.eps = float(key_float(file, "attention.layer_norm_rms_epsilon"));
-    m.delta.n_k_heads = key_int(file, "ssm.group_count");
-    m.delta.n_v_heads = key_int(file, "ssm.time_step_rank");
-    m.delta.d_state = key_int(file, "ssm.state_size");
-    m.delta.eps = m.eps;
-    m.attn.n_head = key_int(file, "attention.head_count");
-    m.attn.n_head_kv = key_int(file, "attention.head_count_kv");
-    m.attn.n_embd_head = key_int(file, "attention.key_length");
+static void read_shape(const keys &key, model &m) {
+    m.n_embd = key.integer("embedding_length");
+    m.n_ctx_train = key.integer("context_length");
+    m.n_layer = key.integer("block_count") - key.integer("nextn_predict_layers", 0);
+    m.eps = float(key.number("attention.layer_norm_rms_epsilon"));
+    m.attn.n_head = key.integer("attention.head_count");
+    m.attn.n_head_kv = key.integer("attention.head_count_kv");
+    m.attn.n_embd_head = key.integer("attention.key_length");
     m.attn.eps = m.eps;
-    m.attn.rope.n_rot = key_int(file, "rope.dimension_count");
-    m.attn.rope.freq_base = key_float(file, "rope.freq_base");
-    m.attn.rope.sections = file.kv.at("qwen35.rope.dimension_sections").as_ints();
-    const int64_t interval = key_int(file, "full_attention_interval", 4);
-    for (int64_t il = 0; il < m.n_layer; il++) m.is_recurrent.push_back((il + 1) % interval != 0);
+    m.attn.rope.n_rot = key.integer("rope.dimension_count");
+    m.attn.rope.freq_base = key.number("rope.freq_base");
+    if (const golden::json *sections = key.find("rope.dimension_sections")) m.attn.rope.sections = sections->as_ints();
+    if (key.find("expert_count")) m.moe = read_moe(key);
+    if (!has_delta(key.arch)) return;
+    m.delta.n_k_heads = key.integer("ssm.group_count");
+    m.delta.n_v_heads = key.integer("ssm.time_step_rank");
+    m.delta.d_state = key.integer("ssm.state_size");
+    m.delta.eps = m.eps;
+    m.delta.is_grouped = key.arch == "qwen3next";
 }
 
 // Tensors by block, without "blk.N."; norm weights pass through the table of steps.
@@ -69,6 +94,11 @@ static void read_tensors(golden::gguf &file, model &m) {
         const size_t il = size_t(std::strtoul(name.c_str() + 4, nullptr, 10));
         if (dot == std::string::npos || il >= m.blocks.size()) throw error("tensor " + name + " has no place");
         m.blocks[il][name.substr(dot + 1)] = std::move(t);
+    }
+    for (weights &w : m.blocks) {
+        const bool is_recurrent = w.count("ssm_a") > 0;
+        if (int64_t(m.is_recurrent.size()) < m.n_layer) m.is_recurrent.push_back(is_recurrent);
+        if (!is_recurrent && w.count("attn_qkv.weight")) split_attn_qkv(w, m.attn);
     }
 }
 
@@ -105,13 +135,16 @@ static void read_pieces(const golden::gguf &file, model &m) {
 model load_model(const std::string &path, const std::string &kv_type, bool is_ggml, const std::string &contract_text) {
     golden::gguf file = golden::read_gguf(path);
     const auto arch = file.kv.find("general.architecture");
-    if (arch == file.kv.end() || arch->second.as_text() != "qwen35")
-        throw error(path + ": expected architecture qwen35");
+    const auto is_known = [&](const std::string &name) {
+        return std::find(std::begin(ARCHS), std::end(ARCHS), name) != std::end(ARCHS);
+    };
+    if (arch == file.kv.end() || !is_known(arch->second.as_text()))
+        throw error(path + ": expected architecture qwen35, qwen35moe, qwen3next, glm4moe or hy_v3");
     model m;
     m.kv_type = kv_type;
     m.is_ggml = is_ggml;
     m.rules = parse_contract(contract_text);
-    read_shape(file, m);
+    read_shape(keys{file, arch->second.as_text()}, m);
     const auto eos = file.kv.find("tokenizer.ggml.eos_token_id");
     if (eos != file.kv.end()) m.eog.insert(eos->second.as_int());
     read_pieces(file, m);
@@ -156,12 +189,17 @@ rows model::block(const weights &w, bool recurrent, rows x, layer_state &state, 
         state.state_planes = std::move(r.states);
         x = sum(std::move(x), r.y);
     } else {
-        x = sum(std::move(x), attn_layer(w, attn, h, state.k, state.v, kv_type, pos, is_ggml, see));
+        const bool is_gated = matrix_of(w, "attn_q.weight").dim(1) == 2 * attn.n_head * attn.n_embd_head;
+        const auto layer = is_gated ? attn_layer : plain_attn_layer;
+        x = sum(std::move(x), layer(w, attn, h, state.k, state.v, kv_type, pos, is_ggml, see));
     }
     see("attn_residual", x);
-    const rows after = step.rms_norm(x, vector_of(w, "post_attention_norm.weight"), eps);
+    const char *norm = w.count("ffn_norm.weight") ? "ffn_norm.weight" : "post_attention_norm.weight";
+    const rows after = step.rms_norm(x, vector_of(w, norm), eps);
     see("attn_post_norm", after);
-    x = sum(std::move(x), ffn(w, after, is_ggml, see));
+    routing chosen;
+    const bool is_moe = w.count("ffn_gate_inp.weight") > 0;
+    x = sum(std::move(x), is_moe ? moe_ffn(w, moe, after, is_ggml, chosen, see) : ffn(w, after, is_ggml, see));
     see("post_ffn", x);
     see("l_out", x);
     return x;

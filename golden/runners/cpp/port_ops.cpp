@@ -84,6 +84,7 @@ rows l2_norm(const rows &x, float eps) {
 
 // S10. Whether a pair turns with the text position: interleaved sections, of which text fills the first three axes.
 static bool has_position(int64_t pair, const std::vector<int64_t> &sections) {
+    if (sections.empty()) return true;
     const int64_t total = std::max<int64_t>(1, std::accumulate(sections.begin(), sections.end(), int64_t(0)));
     const int64_t s = pair % total;
     return s < 3 * sections.at(size_t(s % 3));
@@ -277,15 +278,25 @@ candidates top_candidates(const float *logits, int64_t n) {
 
 // ----------------------------------------------------------------------------------------------------------- layers
 
-// S6, S11, S9, S12, S13, S14, S6. conv: the raw rows before the batch; state as in delta_rule.
+// S51, S6, S11, S9, S50, S12, S13, S14, S6. conv: the raw rows before the batch; state as in delta_rule.
 delta_result delta_layer(const weights &w, const delta_config &cfg, const rows &x, const rows &conv, const rows &state,
                          int64_t keep, bool is_ggml, const tap &see) {
     const int64_t n_k = cfg.n_k_heads * cfg.d_state, n_v = cfg.n_v_heads * cfg.d_state;
 
-    const rows qkv = step.mul_mat(matrix_of(w, "attn_qkv.weight"), x, is_ggml);
-    const rows z = step.mul_mat(matrix_of(w, "attn_gate.weight"), x, is_ggml);
-    const rows beta = step.mul_mat(matrix_of(w, "ssm_beta.weight"), x, is_ggml);
-    const rows alpha = step.mul_mat(matrix_of(w, "ssm_alpha.weight"), x, is_ggml);
+    const auto project = [&](const char *name) { return step.mul_mat(matrix_of(w, name), x, is_ggml); };
+    rows qkv, z, beta, alpha;
+    if (w.count("ssm_in.weight")) {
+        split_qkvz(project("ssm_in.weight"), cfg.n_k_heads, cfg.d_state, qkv, z);
+    } else {
+        qkv = project("attn_qkv.weight");
+        z = project("attn_gate.weight");
+    }
+    if (w.count("ssm_ba.weight")) {
+        step.split_beta_alpha(project("ssm_ba.weight"), cfg.n_k_heads, beta, alpha);
+    } else {
+        beta = project("ssm_beta.weight");
+        alpha = project("ssm_alpha.weight");
+    }
     see("linear_attn_qkv_mixed", qkv);
     see("z", z);
 
@@ -295,19 +306,25 @@ delta_result delta_layer(const weights &w, const delta_config &cfg, const rows &
     const rows mixed = step.conv_silu(window, rows_of(matrix_of(w, "ssm_conv1d.weight")));
     see("conv_output_silu", mixed);
 
-    const rows q = step.l2_norm(mixed.columns(0, n_k).in_rows_of(cfg.d_state), cfg.eps);
-    const rows k = step.l2_norm(mixed.columns(n_k, n_k).in_rows_of(cfg.d_state), cfg.eps);
+    rows q = step.l2_norm(mixed.columns(0, n_k).in_rows_of(cfg.d_state), cfg.eps);
+    rows k = step.l2_norm(mixed.columns(n_k, n_k).in_rows_of(cfg.d_state), cfg.eps);
     const rows v = mixed.columns(2 * n_k, n_v).in_rows_of(cfg.d_state);
     see("q_conv_predelta", q);
     see("k_conv_predelta", k);
     see("v_conv_predelta", v);
+    int64_t n_k_heads = cfg.n_k_heads;
+    if (cfg.is_grouped) {
+        q = step.repeat_heads(q, n_k_heads, cfg.n_v_heads);
+        k = step.repeat_heads(k, n_k_heads, cfg.n_v_heads);
+        n_k_heads = cfg.n_v_heads;
+    }
 
     rows g, beta_sigmoid;
     delta_gates(alpha, beta, vector_of(w, "ssm_dt.bias"), vector_of(w, "ssm_a"), g, beta_sigmoid);
     see("gate", g);
     see("beta_sigmoid", beta_sigmoid);
     see("state_predelta", state);
-    delta_states recurrent = step.delta_rule(q, k, v, g, beta_sigmoid, state, cfg.n_k_heads, keep);
+    delta_states recurrent = step.delta_rule(q, k, v, g, beta_sigmoid, state, n_k_heads, keep);
     see("attn_output", recurrent.o);
     see("new_state", recurrent.states.back());
 

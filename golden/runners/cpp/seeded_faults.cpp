@@ -173,6 +173,55 @@ distribution no_residual(const distribution &target, const distribution &) { ret
 
 bool zero_probability_accepted(double p, double q, double u) { return u * q <= p; }
 
+// ----------------------------------------------------------------------------------------------------- E: experts
+
+rows other_gating(const rows &logits, const std::string &gating) {
+    return expert_probs(logits, gating == "softmax" ? "sigmoid" : "softmax");
+}
+
+rows scores_unbiased(const rows &p, const std::vector<float> &) { return p; }
+
+rows weights_unnormed(const rows &p, const std::vector<int64_t> &ids, bool, float scale) {
+    return expert_weights(p, ids, false, scale);
+}
+
+rows weights_renormed(const rows &p, const std::vector<int64_t> &ids, bool, float scale) {
+    return expert_weights(p, ids, true, scale);
+}
+
+rows scale_forgotten(const rows &p, const std::vector<int64_t> &ids, bool normalise, float) {
+    return expert_weights(p, ids, normalise, 0);
+}
+
+rows groups_by_best(const rows &scores, int64_t n_group) {
+    const rows groups = scores.in_rows_of(scores.ne0 / n_group);
+    rows best(n_group, scores.ne1);
+    for (int64_t g = 0; g < groups.ne1; g++) best.x[size_t(g)] = *std::max_element(groups.row(g), groups.row(g + 1));
+    return best;
+}
+
+rows shared_ungated(const rows &y, const rows &) { return y; }
+
+rows shared_gated_twice(const rows &y, const rows &logit) { return shared_gate(shared_gate(y, logit), logit); }
+
+rows heads_tiled(const rows &x, int64_t n_k_heads, int64_t n_head) {
+    rows out(x.ne0, x.ne1 / n_k_heads * n_head);
+    for (int64_t r = 0; r < out.ne1; r++) {
+        const int64_t from = r / n_head * n_k_heads + r % n_head % n_k_heads;
+        std::copy(x.row(from), x.row(from) + x.ne0, out.row(r));
+    }
+    return out;
+}
+
+void beta_alpha_swapped(const rows &ba, int64_t n_k_heads, rows &beta, rows &alpha) {
+    split_beta_alpha(ba, n_k_heads, alpha, beta);
+}
+
+void beta_alpha_halves(const rows &ba, int64_t, rows &beta, rows &alpha) {
+    beta = ba.columns(0, ba.ne0 / 2);
+    alpha = ba.columns(ba.ne0 / 2, ba.ne0 / 2);
+}
+
 struct fault {
     const char *id;
     void (*apply)();
@@ -190,6 +239,18 @@ const fault FAULTS[] = {
     {"G12-l2-eps", [] { step.l2_norm = l2_eps; }},
     {"G13-v-heads-grouped", [] { step.delta_rule = v_heads_grouped; }},
     {"G14-gate-skipped", [] { step.attn_gate = gate_skipped; }},
+    {"G13b-v-heads-tiled", [] { step.repeat_heads = heads_tiled; }},
+    {"G16-beta-alpha-swapped", [] { step.split_beta_alpha = beta_alpha_swapped; }},
+    {"G16b-beta-alpha-halves", [] { step.split_beta_alpha = beta_alpha_halves; }},
+    {"E2-selection-unbiased", [] { step.expert_scores = scores_unbiased; }},
+    {"E3-weights-unnormed", [] { step.expert_weights = weights_unnormed; }},
+    {"E4-softmax-after-selection", [] { step.expert_weights = weights_renormed; }},
+    {"E5-scale-forgotten", [] { step.expert_weights = scale_forgotten; }},
+    {"E7-sigmoid-router", [] { step.expert_probs = other_gating; }},
+    {"E7b-softmax-router", [] { step.expert_probs = other_gating; }},
+    {"E8-groups-by-best", [] { step.group_scores = groups_by_best; }},
+    {"E9b-shared-ungated", [] { step.shared_gate = shared_ungated; }},
+    {"E9c-shared-gated-twice", [] { step.shared_gate = shared_gated_twice; }},
     {"C1-chain-pre-norm", [] { step.chain_hidden = pre_norm; }},
     {"C3-last-verify-row", [] { step.pending_row = last_verify_row; }},
     {"C4-same-token-pairing", [] { step.pair_hidden = same_token_pairing; }},

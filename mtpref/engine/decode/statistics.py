@@ -225,12 +225,12 @@ def margin(logits: NDArray[np.float32]) -> float:
 
 
 def _speed(word: str, n: int, seconds: float) -> str:
-    rate = f"{n / seconds:8.3f}" if seconds > 0 else "     nan"
-    return f"{word} {n:4d} tokens in {seconds:8.3f} seconds, speed: {rate} t/s"
+    rate = f", speed: {n / seconds:8.3f} t/s" if seconds > 0 and n else ""
+    return f"{word} {n:4d} tokens in {seconds:8.3f} seconds{rate}"
 
 
 def _percent(rate: float | None) -> str:
-    return "nan%" if rate is None else f"{100 * rate:.3f}%"
+    return "nothing was drafted" if rate is None else f"{100 * rate:.3f}%"
 
 
 def _rates(rates: list[float]) -> str:

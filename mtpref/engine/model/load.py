@@ -20,7 +20,7 @@ from mtpref.files.finite_weights import check_tensors as check_tensors_of
 from mtpref.files.gguf import GgufFile, listed, open_gguf, printable
 from mtpref.files.identify import HEAD_ONLY, REDECLARE, describe_kind, head_in_trunk, is_head_only
 from mtpref.files.vocab import load_vocab
-from mtpref.spec import Matrix
+from mtpref.spec import Matrix, Stack
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config, rope_notes
 from mtpref.spec.rope_scaling import RopeOverrides
 from mtpref.spec.state import KvType
@@ -115,12 +115,20 @@ def _check_declared(file: GgufFile, config: ModelConfig) -> None:
                           f"its block would run as a trunk layer, expected it declared; {REDECLARE}")  # fmt: skip
 
 
-def _release(finder: TensorFinder, head: LoadedHead, w: Matrix) -> None:
-    """Give back the mapped pages of a matrix; what is still read in place comes back when it is used."""
-    name = w.name.partition("/")[0]  # of rows, the tensor that they are of
+def _release(finder: TensorFinder, head: LoadedHead, w: Matrix | Stack) -> None:
+    """Give back the mapped pages of a matrix, one of a stack, or a stack; what is still read in place comes back when
+    it is used."""
+    name = w.name.partition("[")[0].partition("/")[0]  # of experts and rows, the tensor that they are of
     for one in (finder, head.finder):
-        if one is not None and name in one.read:
-            one.file.release(one.file.tensors[name])
+        if one is None or name not in one.read:
+            continue
+        info = one.file.tensors[name]
+        if isinstance(w, Matrix):
+            start = w.raw.ctypes.data - one.file.data(info).ctypes.data
+            if not 0 <= start <= info.n_bytes - w.raw.nbytes:
+                continue  # the other file's tensor of that name
+            info = replace(info, offset=info.offset + start, n_bytes=w.raw.nbytes)
+        one.file.release(info)
 
 
 def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers: tuple[Layer, ...]) -> Weights:

@@ -26,6 +26,10 @@ WEIGHT = 0.5  # nats for each factor e of one tensor's distance; neighbours shar
 MIN_GAIN = 2.0
 MIN_FACTOR = 4.0
 SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart by more
+# A router's gap below so many times the noise of an activation: two right ports may choose other experts there.
+NEAR_GAP = 5.0
+GAP = "ffn_moe_gap"
+NO_MEASURE = (GAP, "_topk")  # a difference that is all noise; ids, whose distance means nothing
 JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
 MAX_UNEXPLAINED = 0.05
 Progress = Callable[[int, int, str], None]
@@ -39,6 +43,8 @@ class DumpEvidence:
     unknown    names of the port that the model has not, or of other shapes
     distances  by hypothesis id, one value for each name (mtpref/faults/diagnose/port_tensors.py `distance`)
     impossible hypotheses that this model cannot have
+    gaps       the least gap of each router of the healthy run, (name, token, gap), in order of execution, and how many
+               of the compared tensors come before it
     """
 
     ids: list[int]
@@ -48,6 +54,7 @@ class DumpEvidence:
     numerics: str
     distances: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     impossible: list[str] = field(default_factory=list)
+    gaps: list[tuple[str, int, float, int]] = field(default_factory=list)
 
     def best_fit(self) -> float:
         return max(_fit(row) for row in self.distances.values())
@@ -55,9 +62,11 @@ class DumpEvidence:
 
 @dataclass
 class DumpDiagnosis:
-    """What a dump says. verdict: healthy, found or unknown.
+    """What a dump says. verdict: healthy, found, unknown or undecided.
 
     floor        the noise: what the best hypothesis leaves in front of the divergence
+    near         undecided: the router's near tie (name, token, gap) before the divergence, after which a right port may
+                 be anywhere
     divergence   the first tensor that the healthy run does not reproduce while the best hypothesis does ("unknown": the
                  first that none reproduces); None where healthy is best
     """
@@ -68,6 +77,7 @@ class DumpDiagnosis:
     floor: float
     divergence: str | None
     invisible: list[str]
+    near: tuple[str, int, float] | None = None
 
 
 def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progress | None = None) -> DumpEvidence:
@@ -77,7 +87,7 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
     """
     tokens = list(ids)
     order = list(tensor_names(model, tokens))
-    known = [name for name in order if name in port.tensors]
+    known = [name for name in order if name in port.tensors and not any(part in name for part in NO_MEASURE)]
     if not known:
         raise MtprefError(f"{port.label}: none of its {len(port.tensors)} tensors has a name of this model, expected "
                           f"cb() names such as mtp_eh_proj-{model.config.n_layer}; try: mtpref dump")  # fmt: skip
@@ -149,6 +159,7 @@ def _measure(
                           f"tokens ({known[0]}: {port.tensors[known[0]].shape}); are they the port's?")  # fmt: skip
     unknown = [name for name in port.tensors if name not in names]
     evidence = DumpEvidence(tokens, names, unknown, [], model.recipe.numerics, impossible=impossible)
+    evidence.gaps = _gaps(model, tokens, names)
     for hypothesis in hypotheses:
         if hypothesis.id in found:
             values = found[hypothesis.id]
@@ -157,6 +168,34 @@ def _measure(
             row = [2.0 if values.get(name) is None else values[name] for name in names]
             evidence.distances[hypothesis.id] = np.asarray(row, np.float64)
     return evidence
+
+
+def _gaps(model: Model, tokens: list[int], names: Sequence[str]) -> list[tuple[str, int, float, int]]:
+    """The least gap of each router along these tokens, where the model has routers."""
+    wanted = [name for name in tensor_names(model, tokens) if GAP in name]
+    if not wanted:
+        return []
+    found: list[tuple[str, int, float, int]] = []
+    n_before = 0
+
+    def look(name: str, array: NDArray) -> None:
+        nonlocal n_before
+        n_before += name in names and GAP not in name
+        if GAP in name:
+            found.append((name, int(array.argmin()), float(array.min()), n_before))
+
+    predictor = Predictor(model, tokens, {*names, *wanted})
+    predictor.trunk(look)
+    predictor.run(list_hypotheses(model)[0], look)
+    return found
+
+
+def _near_tie(evidence: DumpEvidence, before: int, floor: float) -> tuple[str, int, float] | None:
+    """The first router's near tie before that tensor, measured by the noise."""
+    return next(
+        ((name, token, gap) for name, token, gap, n in evidence.gaps if n <= before and gap < NEAR_GAP * floor**0.5),
+        None,
+    )
 
 
 def judge(evidence: DumpEvidence) -> DumpDiagnosis:
@@ -178,7 +217,9 @@ def judge(evidence: DumpEvidence) -> DumpDiagnosis:
     top = groups[0]
     jump = _jump(evidence.distances[top.best.hypothesis.id], floor)
     if jump is not None:
-        return DumpDiagnosis("unknown", groups, evidence, floor, evidence.names[jump], invisible)
+        near = _near_tie(evidence, jump, floor)
+        verdict = "unknown" if near is None else "undecided"
+        return DumpDiagnosis(verdict, groups, evidence, floor, evidence.names[jump], invisible, near)
     if top.is_harmless:
         return DumpDiagnosis("healthy", groups, evidence, floor, None, invisible)
     at = _divergence(healthy, evidence.distances[top.best.hypothesis.id], floor)

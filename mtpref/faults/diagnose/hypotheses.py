@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
 from mtpref.engine.recipe import make_recipe
-from mtpref.faults import FAULTS, Fault, inject
+from mtpref.faults import FAULTS, Fault, inject, is_possible
 from mtpref.spec.contract import CHOICES, PRESETS, MtpContract
 
 # What may be true before anything is looked at. Only ratios count.
@@ -49,7 +49,8 @@ class Hypothesis:
 
 
 def list_hypotheses(model: Model) -> list[Hypothesis]:
-    """All of them for this model, the healthy one first. The model's own contract and numerics are the healthy ones.
+    """All of them for this model, the healthy one first. The model's own contract and numerics are the healthy ones;
+    a fault of a part that the model has not is none.
 
     Errors  MtprefError for a model without an MTP head
     """
@@ -57,12 +58,12 @@ def list_hypotheses(model: Model) -> list[Hypothesis]:
         raise MtprefError("diagnose: the model has no MTP head, expected one; use the file that the port runs, or give "
                           "its head with `model_draft`")  # fmt: skip
     healthy = Hypothesis("healthy", "healthy", "nothing is wrong", f"The contract is {model.contract_name}.", _same)
-    return [healthy, *_presets(model), *_look_alikes(model), *_fields(model), *of_faults()]
+    return [healthy, *_presets(model), *_look_alikes(model), *_fields(model), *of_faults(model)]
 
 
-def of_faults() -> list[Hypothesis]:
-    """The catalogue alone, look-alikes included."""
-    return [_of_fault(fault) for fault in FAULTS.values()]
+def of_faults(model: Model | None = None) -> list[Hypothesis]:
+    """The catalogue alone, look-alikes included. model: only what it can have; None: all"""
+    return [_of_fault(fault) for fault in FAULTS.values() if model is None or is_possible(fault, model)]
 
 
 def _same(model: Model) -> Model:

@@ -46,6 +46,10 @@ def _tokens(model: Model, port: PortTensors, ids: Sequence[int] | None) -> list[
 
 def _headline(found: DumpDiagnosis, model: Model) -> str:
     top = found.groups[0]
+    if found.near is not None:
+        name, token, gap = found.near
+        return (f"CANNOT TELL: {found.divergence} parts after a router's near tie ({name}, token {token}: {gap:.1e}); "
+                "another expert there is no mistake")  # fmt: skip
     if found.verdict == "unknown":
         return f"NONE OF THE KNOWN: no hypothesis reproduces {found.divergence}"
     if found.verdict == "healthy":
@@ -70,6 +74,10 @@ def _looked_at(found: DumpDiagnosis, port: PortTensors) -> list[str]:
 
 def _experiment(model: Model, ids: list[int], found: DumpDiagnosis, port: PortTensors) -> str | None:
     top = found.groups[0]
+    if found.near is not None:
+        return (
+            f"dump the tokens before number {found.near[1]}, or other ones: a choice within the noise decides nothing"
+        )
     if found.verdict == "unknown":
         return f"look at what makes {found.divergence}: what is in front of it is right; is it the same model file?"
     if found.verdict == "healthy":

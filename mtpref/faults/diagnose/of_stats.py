@@ -1,6 +1,6 @@
 """Entrance (c): acceptance rates alone. What may be behind them, by the catalogue's measured signatures?
 
-Owns the verdict on rates and its words. The model is not needed.
+Owns the verdict on rates and its words. No model is run; one only tells which faults can be.
 """
 
 import math
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mtpref.engine.model import Model
 from mtpref.faults.diagnose.hypotheses import Hypothesis, of_faults
 from mtpref.faults.diagnose.rank import Group, Scored, grouped
 from mtpref.faults.diagnose.rates import (
@@ -40,13 +41,17 @@ PROBE = (
 
 
 def diagnose_stats(
-    rates: Rates | Sequence[float], after_full: float | None = None, after_partial: float | None = None
+    rates: Rates | Sequence[float],
+    after_full: float | None = None,
+    after_partial: float | None = None,
+    model: Model | None = None,
 ) -> Report:
     """Judge acceptance rates by the catalogue's signatures.
 
     rates        a measurement, or what was accepted at draft position 1, 2, ... in parts of the rounds (not of what
                  was accepted before)
     after_full   the first position's rate in rounds after a full acceptance, after_partial: in others
+    model        faults that it can have are looked at; None: those of a dense model such as the embedded one
     Errors       MtprefError for rates that cannot be such rates
     """
     if not isinstance(rates, Rates):
@@ -58,7 +63,7 @@ def diagnose_stats(
         return _report(rates, ways, "undecided", f"CANNOT TELL: {rates.spoiled}", [], [])
     found = signatures()
     hypotheses = [Hypothesis("healthy", "healthy", "nothing is wrong", "Rates that healthy engines have.", lambda m: m)]
-    hypotheses += [h for h in of_faults() if h.id in found]
+    hypotheses += [h for h in of_faults(model) if h.id in found and (model or not found[h.id].get("stand_in"))]
     invisible = [h.id for h in hypotheses[1:] if max(map(abs, effects_of(found[h.id]))) < SAME]
     hypotheses = [h for h in hypotheses if h.id not in invisible]
     tables = [_table(way, hypotheses, rates) for way in ways]
@@ -113,7 +118,8 @@ def _table(way: Reading, hypotheses: Sequence[Hypothesis], rates: Rates) -> list
 def _words(h: Hypothesis) -> str:
     own = signatures()[h.id]
     told, healthy = (", ".join(f"{a:.2f}" for a in own[key]) for key in ("a", "healthy_a"))
-    return f"on the tiny model it makes {told} of {healthy}" if h.id != "healthy" else ""
+    where = "a small model with such layers" if own.get("stand_in") else "the tiny model"
+    return f"on {where} it makes {told} of {healthy}" if h.id != "healthy" else ""
 
 
 def _is_same(a: Scored, b: Scored) -> bool:

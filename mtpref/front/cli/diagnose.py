@@ -76,7 +76,8 @@ def run_diagnose(args: argparse.Namespace) -> int:
     log = None if args.log is None else diagnose.open_log(args.log)
     rates = _rates(args, log)
     if rates is not None:
-        report = diagnose.diagnose_stats(rates, args.after_full, args.after_partial)
+        core = None if args.model is None else load_model(args).core
+        report = diagnose.diagnose_stats(rates, args.after_full, args.after_partial, core)
     elif log is None:
         port = diagnose.read_port(args.dump)
         model = load_model(args)

@@ -52,6 +52,9 @@ def add_parser(verbs: Any) -> None:
     group.add_argument(
         "--plot", type=OutputPath, metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)"
     )
+    group.add_argument(
+        "--all", action="store_true", help="the rates of every setting too (default: the few that count)"
+    )
     group.add_argument("--json", action="store_true", help="one JSON object instead of the tables (default: off)")
     parser.set_defaults(run=run_plan)
 
@@ -97,10 +100,12 @@ def run_plan(args: argparse.Namespace) -> int:
     say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens after each")
     texts = record(model, prompts, trims, args.n_max, args.predict, sampling, Progress("plan"))
     if given is None:
-        context = max((text.prompt + text.ids[: args.predict // 2] for text in texts), key=len)
+        longest = max(texts, key=lambda text: len(text.prompt + text.ids[: args.predict // 2]))
+        context, following = longest.prompt + longest.ids[: args.predict // 2], longest.ids[args.predict // 2 :]
         say.line(f"costs: {args.samples} samples of every pass, after {len(context)} tokens")
         about = f"{threads_in_use()} threads, after {len(context)} tokens"
-        given = measure_costs(model, context, [t.head for t in trims], args.n_max, args.samples, about=about)
+        heads = [t.head for t in trims]
+        given = measure_costs(model, context, heads, args.n_max, args.samples, following=following, about=about)
         if args.save_costs is not None:
             write_costs(given, args.save_costs)
             say.line(f"costs written to {args.save_costs}")
@@ -113,7 +118,7 @@ def run_plan(args: argparse.Namespace) -> int:
     else:
         from mtpref.files.vocab import terminal_safe
 
-        print(terminal_safe("\n".join(lines(found))))
+        print(terminal_safe("\n".join(lines(found, is_whole=args.all))))
     return 0
 
 

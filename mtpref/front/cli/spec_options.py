@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from mtpref.base.errors import MtprefError
+from mtpref.front.cli.habits import add_taken_spec
 from mtpref.front.cli.sampling_options import sampling_config, stop_strings
 
 
@@ -12,9 +13,11 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speculative decoding")
     group.add_argument(
         "--spec-type",
+        type=lambda text: "draft-mtp" if text.lower() == "mtp" else text,
         choices=("draft-mtp", "none"),
         help="draft-mtp or none (default: draft-mtp where the file has an MTP head)",
     )
+    add_taken_spec(group)
     group.add_argument(
         "--spec-draft-n-max", type=int, default=3, metavar="N", help="longest draft, 0: none (default: 3)"
     )

@@ -151,13 +151,15 @@ class LogAgreement:
             )
         if self.first is not None and self.first is not self.first_divergence:
             lines.append(f"first near tie: {self.first.text()}")
+        parted = "a router's near tie may have chosen another expert" if self.is_rerouted else ""
         if self.is_hardly_compared:
+            sampled = "the texts part at a near tie, as those of a sampled run do; was it run with --temp 0?"
             lines.append(
-                f"HARDLY ANYTHING WAS COMPARED: {self.n_tokens} of {self.n_tokens_theirs} tokens, then the texts part "
-                "at a near tie, as those of a sampled run do; was it run with --temp 0?"
+                f"HARDLY ANYTHING WAS COMPARED: {self.n_tokens} of {self.n_tokens_theirs} tokens, then "
+                f"{parted or sampled}"
             )
         elif self.is_rerouted:
-            lines.append("a router's near tie may have chosen another expert there: what follows was not compared")
+            lines.append(f"{parted} there: what follows was not compared")
         elif self.is_parted:
             lines.append(
                 "the texts part at a near tie: what follows was not compared (a run without --temp 0 parts, too)"

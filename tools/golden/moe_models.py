@@ -1,0 +1,59 @@
+"""The models of the cases with experts: one of each architecture, as small as the planted rule allows.
+
+    python tools/golden/moe_models.py [-o DIR]
+
+Writes golden/models/nano-ARCH-q8_0.gguf; the same bytes again.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+
+import numpy as np
+from make_micro import MicroVariant, make_micro_moe
+from micro_moe import MoeShape
+from micro_plant import MicroShape
+
+from golden.streams import stream
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+N_VOCAB = 64
+_MICRO = MicroShape(
+    n_vocab=N_VOCAB, n_embd=32, n_layer=2, n_ff=32, n_head=4, n_head_kv=2, head_dim=16, n_rot=8, state_size=8,
+    n_k_head=2, n_v_head=4,
+)  # fmt: skip
+_QWEN = MoeShape(n_expert=5, n_used=2, n_ff_exp=32, micro=_MICRO)
+_GROUPS = MoeShape(n_expert=6, n_used=3, n_group=3, n_group_used=2, scale=2.5, n_ff_exp=32, n_ff_dense=64, micro=_MICRO)
+# As files without keys of the router: a sigmoid, and weights as they are.
+_PLAIN = MoeShape(n_expert=5, n_used=2, normalise=False, fused=True, n_ff_exp=32, n_ff_dense=64, micro=_MICRO)
+
+# Architecture -> seed, percent of acceptance that is planted, shape, variant.
+MODELS: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
+    "qwen35moe": (5, 70, _QWEN, MicroVariant()),
+    "qwen3next": (5, 70, _QWEN, MicroVariant()),
+    "glm4moe": (5, 70, _GROUPS, MicroVariant(own_embed=True, own_head=True)),
+    "hy_v3": (2, 70, _PLAIN, MicroVariant()),
+}
+
+
+def path_of(arch: str) -> str:
+    """The file below the folder of the vectors."""
+    return f"models/nano-{arch}-q8_0.gguf"
+
+
+def prompt(name: str, n: int) -> list[int]:
+    """Token ids of the models' vocabulary."""
+    return [int(i) for i in stream(name, n) % np.uint64(N_VOCAB)]
+
+
+def make(root: Path) -> None:
+    """Write the models below `root`."""
+    (root / "models").mkdir(parents=True, exist_ok=True)
+    for arch, (seed, accept, shape, variant) in MODELS.items():
+        make_micro_moe(root / path_of(arch), arch, seed, accept, "Q8_0", shape, variant)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[2]) if sys.argv[1:2] == ["-o"] else GOLDEN)
