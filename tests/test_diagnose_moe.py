@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Token, Verified
 from mtpref.engine.model import load
 from mtpref.faults import FAULTS, inject, is_possible
