@@ -36,7 +36,7 @@ class Trunk(Protocol):
 class Passes:
     """The passes of a run, timed and counted.
 
-    keeps_head   whether the head's KV follows the text
+    keeps_head  whether the head's KV follows the text
     router_gaps  position -> the least router gap (S44) over the trunk's layers, of tokens run since it was cleared
     """
 

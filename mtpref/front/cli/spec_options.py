@@ -37,9 +37,10 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--spec-rollback",
-        choices=("snapshot", "replay", "two-phase"),
+        choices=("snapshot", "replay", "two-phase", "replay-with-correction"),
         default="snapshot",
-        help="how a rejected draft leaves the model state (default: snapshot)",
+        help="how a rejected draft leaves the model state; the last is llama.cpp's loop for models without recurrent "
+        "snapshots, with --contract replay=stale (default: snapshot)",
     )
     group.add_argument(
         "--spec-cooldown", type=int, default=0, metavar="K", help="rounds without drafts after rejections (default: 0)"
