@@ -51,7 +51,7 @@ def changed_by(before, copy, path, old, new):
 
 
 def test_an_operation_depends_on_its_rule_and_on_nothing_beside_it():
-    assert modules("rms_norm") == {"golden.port", "spec.layers", "spec.arith"}
+    assert modules("rms_norm") == {"golden.port", "golden.inputs", "spec.layers", "spec.arith"}
     assert modules("policy") == {"golden.loops", "spec.policy", "base.settings", "base.typed"}
     assert {"mul_mat_exact", "mul_mat_ggml", "mul_mat_k", "mul_mat_legacy", "mul_mat_tiles"} <= names("mul_mat")
     assert {"delta_layer", "conv_silu", "delta_rule", "gated_norm"} <= names("delta_layer")
