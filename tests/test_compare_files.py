@@ -183,7 +183,7 @@ def test_axes_that_are_split_or_merged_keep_the_order_of_elements(tmp_path):
         (lambda x: x * 0, "is all zero"),
         (lambda x: x[:2], "holds the first 2 rows"),
     ],
-)  # fmt: skip
+)
 def test_a_layout_that_would_agree_is_a_hint_and_never_passes(tmp_path, change, hint):
     x = bell(4, 2, 6)
     a = write(tmp_path / "a.npz", **{"Qcur-3": x})
@@ -331,8 +331,10 @@ def test_the_first_divergence_is_told_with_its_step_and_its_inputs(dumped, tmp_p
     assert comparison.first_divergence.name == "mtp_concat-4"
     assert comparison.step == "embedding first, hidden second (S19)"
     assert [(f.name, f.verdict) for f in comparison.feeds] == [
-        ("mtp_enorm-4", "not compared"), ("mtp_hnorm-4", "equal"), ("mtp_tok_embd-4", "equal")
-    ]  # fmt: skip
+        ("mtp_enorm-4", "not compared"),
+        ("mtp_hnorm-4", "equal"),
+        ("mtp_tok_embd-4", "equal"),
+    ]
     assert "would agree with the two halves of each row swapped" in comparison.first_divergence.hints
     text = render(comparison)
     assert "made by: embedding first, hidden second (S19)" in text

@@ -97,9 +97,8 @@ def test_a_healthy_run_in_other_numerics_is_healthy(arch):
 
 @pytest.mark.parametrize(
     ("arch", "id"),
-    [("glm4moe", "E5-scale-forgotten"),
-     *(pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs())],
-)  # fmt: skip
+    [("glm4moe", "E5-scale-forgotten"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs())],
+)
 def test_a_run_is_never_called_healthy_where_the_mistake_shows(arch, id):
     """Where a fault changes tokens or p enough, it or one that cannot be told from it is named."""
     port = run_of(inject(model(arch), FAULTS[id]), arch, 40)

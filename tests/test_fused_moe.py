@@ -116,8 +116,9 @@ MIXTURES = (
 
 
 @pytest.mark.parametrize(("types", "shared"), MIXTURES, ids=lambda types: "-".join(types))
-def test_every_weight_type_is_the_composition(rng: np.random.Generator, threads: int, types: tuple[str, str, str],
-                                              shared: tuple[str, str, str]) -> None:  # fmt: skip
+def test_every_weight_type_is_the_composition(
+    rng: np.random.Generator, threads: int, types: tuple[str, str, str], shared: tuple[str, str, str]
+) -> None:
     """Alone, in a verify batch, in a prompt; chosen with a bias, by softmax or by groups of sigmoids."""
     w = layer(rng, types, shared)
     for n_tokens in (1, 3, 11):
@@ -127,8 +128,9 @@ def test_every_weight_type_is_the_composition(rng: np.random.Generator, threads:
 
 
 @pytest.mark.parametrize(("types", "shared"), MIXTURES, ids=lambda types: "-".join(types))
-def test_exact_numerics_are_the_composition(rng: np.random.Generator, types: tuple[str, str, str],
-                                            shared: tuple[str, str, str]) -> None:  # fmt: skip
+def test_exact_numerics_are_the_composition(
+    rng: np.random.Generator, types: tuple[str, str, str], shared: tuple[str, str, str]
+) -> None:
     w = layer(rng, types, shared)
     for n_tokens in (1, 5):
         check(w, USUAL, values(rng, (n_tokens, N_EMBD), "unit"), numerics="exact", also_packed=False)
@@ -192,8 +194,9 @@ def test_gate_and_up_in_one_stack_are_read_where_they_lie(rng: np.random.Generat
         check(w, USUAL, values(rng, (5, N_EMBD), "unit"))
 
 
-def test_a_long_batch_goes_through_the_scratch_in_pieces(rng: np.random.Generator, threads: int,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_long_batch_goes_through_the_scratch_in_pieces(
+    rng: np.random.Generator, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mtpref.kernels.fused import moe
 
     w = layer(rng, ("Q8_0",) * 3, ("Q8_0",) * 3)

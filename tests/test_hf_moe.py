@@ -35,9 +35,11 @@ def ours(tmp_path_factory):
         model = load(file(arch), make_recipe("exact").with_ops(**entries), kv_type="F32")
         found = {}
         model.trunk(
-            model.new_state(len(hf.TOKENS)), hf.TOKENS, n_logits=len(hf.TOKENS),
+            model.new_state(len(hf.TOKENS)),
+            hf.TOKENS,
+            n_logits=len(hf.TOKENS),
             tap=lambda name, x: found.__setitem__(name, np.asarray(x).copy()),
-        )  # fmt: skip
+        )
         return found
 
     return run

@@ -97,7 +97,7 @@ MODELS = {
     "alignment 3": (changed("general.alignment", U32, scalar(U32, 3)), "general.alignment is 3"),
     "split in 2": (changed("split.count", 2, scalar(2, 2)), "split.no is missing"),
     "a LoRA": (changed("general.type", STR, text(b"adapter")), "an adapter (LoRA), not a model"),
-}  # fmt: skip
+}
 BLOCK = next(t.name.decode() for t in DOC.tensors if t.name.endswith(b"nextn.eh_proj.weight"))
 MODELS["a missing head tensor"] = (without(BLOCK), f"tensor {BLOCK} is missing")
 
@@ -176,7 +176,7 @@ COMMANDS = {
     "trace of brackets": (["trace", "show", "file"], b"[" * 70000 + b"\n", "JSON nested more than 34 deep"),
     "trace of another thing": (["trace", "show", "file"], b'{"event": 1}\n', "expected"),
     "no verb": (["\n"], b"", "is no verb, expected one of"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -114,8 +114,9 @@ def test_candidates_come_up_on_a_tap_and_on_a_hover(browser, traces):
     browser.key("Escape")
     assert browser.js("document.getElementById('inspector').hidden")
     browser.open(page(folder, "one", read_side(str(healthy))))
-    box = browser.js("(b => [b.x + b.width / 2, b.y + b.height / 2])(document.querySelector('.tok.draft')"
-                     ".getClientRects()[0])")  # fmt: skip
+    box = browser.js(
+        "(b => [b.x + b.width / 2, b.y + b.height / 2])(document.querySelector('.tok.draft').getClientRects()[0])"
+    )
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
     assert not browser.js("document.getElementById('inspector').hidden")
 
@@ -164,8 +165,9 @@ def test_the_prompt_is_on_the_page_and_candidates_have_names(browser, traces):
 def test_charts_have_scales_and_names_of_their_axes(browser, traces):
     folder, healthy, _ = traces
     browser.open(page(folder, "one", read_side(str(healthy))))
-    charts = browser.js("[...document.querySelectorAll('svg')].map(s => [...s.querySelectorAll('text')]"
-                        ".map(t => t.textContent))")  # fmt: skip
+    charts = browser.js(
+        "[...document.querySelectorAll('svg')].map(s => [...s.querySelectorAll('text')].map(t => t.textContent))"
+    )
     for texts, axis in zip(charts, ("round", "draft position"), strict=True):
         assert {"0 %", "50 %", "100 %", axis} <= set(texts)
 

@@ -90,11 +90,13 @@ def test_a_replay_that_parts_again_ends_with_what_stays():
 
 @pytest.mark.parametrize(
     "text",
-    [f"partial acceptance: 1 < 3, restoring checkpoint\naccepted 3/3 {LAST}",
-     f"partial acceptance: 3 < 3, restoring checkpoint\naccepted 4/4 {LAST}",
-     "partial acceptance: 1 < 3, restoring checkpoint\npartial acceptance: 1 < 5, restoring checkpoint\n",
-     f"partial acceptance: 1 < 9, restoring checkpoint\naccepted 2/2 {LAST}"],
-)  # fmt: skip
+    [
+        f"partial acceptance: 1 < 3, restoring checkpoint\naccepted 3/3 {LAST}",
+        f"partial acceptance: 3 < 3, restoring checkpoint\naccepted 4/4 {LAST}",
+        "partial acceptance: 1 < 3, restoring checkpoint\npartial acceptance: 1 < 5, restoring checkpoint\n",
+        f"partial acceptance: 1 < 9, restoring checkpoint\naccepted 2/2 {LAST}",
+    ],
+)
 def test_lines_that_contradict_each_other_are_refused(text):
     with pytest.raises(MtprefError, match="no line missing"):
         parse(DRAFT + text)
@@ -143,8 +145,9 @@ def test_the_loops_leave_the_same_state():
                 assert np.array_equal(x.arrays[spec.name][:end], y.arrays[spec.name][:end]), spec.name
 
 
-@pytest.mark.parametrize("name", [n if n == NEXT else pytest.param(n, marks=pytest.mark.slow)
-                                  for n in REPLAYED if n.endswith("f32")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [n if n == NEXT else pytest.param(n, marks=pytest.mark.slow) for n in REPLAYED if n.endswith("f32")]
+)
 def test_every_draft_p_and_decision_of_the_replaying_loop_is_llama_cpps(name):
     n_events = n_drafted = n_accepted = n_again = 0
     for run in runs_of(name):
@@ -207,9 +210,11 @@ def test_compare_log_calls_every_recording_healthy_and_says_its_loop(name, capsy
     found = json.loads(captured.out)
     assert len(found) == 6
     n_hardly = sum(record["is_hardly_compared"] for record in found)
-    print(f"{name}: {sum(r['n_candidates'] for r in found)} candidates, "
-          f"{sum(r['n_near_ties'] for r in found)} near ties, "
-          f"p within {max(r['max_p_error'] for r in found):.4f}, {n_hardly} of 6 runs hardly compared")  # fmt: skip
+    print(
+        f"{name}: {sum(r['n_candidates'] for r in found)} candidates, "
+        f"{sum(r['n_near_ties'] for r in found)} near ties, "
+        f"p within {max(r['max_p_error'] for r in found):.4f}, {n_hardly} of 6 runs hardly compared"
+    )
     for run, record in zip(runs_of(name), found, strict=True):
         loop = "replay-with-correction" if run.log.n_partial else "in place"
         is_told = any(r.n_accepted < r.n_draft for r in run.log.rounds)
@@ -244,8 +249,9 @@ def test_compare_log_finds_the_right_pairing_too(tmp_path, capsys):
 def _rounds(events):
     """Drafts and verdicts; `alone`: the token of the round without a draft after one that was accepted in part."""
     out = []
-    for drafted, verified in zip([e for e in events if isinstance(e, Drafted)],
-                                 [e for e in events if isinstance(e, Verified)], strict=True):  # fmt: skip
+    for drafted, verified in zip(
+        [e for e in events if isinstance(e, Drafted)], [e for e in events if isinstance(e, Verified)], strict=True
+    ):
         if not drafted.steps and out:
             out[-1]["alone"] = verified.target_ids[-1]
         else:
@@ -292,8 +298,9 @@ def port_of(model, n_rounds, replay="stale"):
     model = mtpref.LanguageModel(model)
     events = list(model.generate([114, 55, 73, 107], Options(n_predict=60, rollback=WITH_CORRECTION)))
     rounds = []
-    for d, v in zip([e for e in events if isinstance(e, Drafted)], [e for e in events if isinstance(e, Verified)],
-                    strict=True):  # fmt: skip
+    for d, v in zip(
+        [e for e in events if isinstance(e, Drafted)], [e for e in events if isinstance(e, Verified)], strict=True
+    ):
         last = UNTOLD if v.n_accepted < len(d.ids) else v.target_ids[-1]
         p = tuple(s.p[0] for s in d.steps[: len(d.ids)])
         rounds.append(PortRound(tuple(d.ids), v.n_accepted, (*d.ids[: v.n_accepted], last), None, p))

@@ -27,10 +27,11 @@ def plain_attention(*, needs_norms: bool) -> tuple[Tensor | Either, ...]:
     return (
         Either(((fused,), (q, k, v))),
         Either(((fused_bias,), biases)),
-        Tensor("attn_output.weight", (n_embd, _query), "self_attn.o_proj.weight", role="attn_output",
-               cb="attn_output"),
-        Tensor("attn_q_norm.weight", (n_embd_head,), "self_attn.q_norm.weight", optional=not needs_norms,
-               cb="Qcur_normed"),
-        Tensor("attn_k_norm.weight", (n_embd_head,), "self_attn.k_norm.weight", optional=not needs_norms,
-               cb="Kcur_normed"),
-    )  # fmt: skip
+        Tensor("attn_output.weight", (n_embd, _query), "self_attn.o_proj.weight", role="attn_output", cb="attn_output"),
+        Tensor(
+            "attn_q_norm.weight", (n_embd_head,), "self_attn.q_norm.weight", optional=not needs_norms, cb="Qcur_normed"
+        ),
+        Tensor(
+            "attn_k_norm.weight", (n_embd_head,), "self_attn.k_norm.weight", optional=not needs_norms, cb="Kcur_normed"
+        ),
+    )

@@ -56,8 +56,10 @@ class MtpWeights:
         if self.d2t is not None:
             lacking = np.setdiff1d(rows, self.d2t)
             if lacking.size:
-                raise MtprefError(f"draft vocabulary: id {lacking[0]} is not among the {self.d2t.size} ids of the "
-                                  "head's own d2t, expected only ids that it has rows for")  # fmt: skip
+                raise MtprefError(
+                    f"draft vocabulary: id {lacking[0]} is not among the {self.d2t.size} ids of the "
+                    "head's own d2t, expected only ids that it has rows for"
+                )
             rows = np.searchsorted(self.d2t, rows)
         return replace(self, shared_head_head=take_rows(self.shared_head_head, rows), d2t=np.asarray(ids, np.int64))
 
@@ -152,11 +154,15 @@ class TensorFinder:
     def _info(self, name: str, shape: tuple[int, ...]) -> Any:
         info = self.file.tensors.get(name)
         if info is None:
-            raise MtprefError(f"{self.file.label}: tensor {name} is missing, expected shape {shape[::-1]} in GGUF "
-                              "order; was it dropped by a conversion? try: mtpref inspect FILE")  # fmt: skip
+            raise MtprefError(
+                f"{self.file.label}: tensor {name} is missing, expected shape {shape[::-1]} in GGUF "
+                "order; was it dropped by a conversion? try: mtpref inspect FILE"
+            )
         if without_leading_ones(info.shape) != without_leading_ones(shape):
-            raise MtprefError(f"{self.file.label}: tensor {name} has shape {info.ne}, expected {shape[::-1]} in GGUF "
-                              "order; do the metadata belong to this file? try: mtpref inspect FILE")  # fmt: skip
+            raise MtprefError(
+                f"{self.file.label}: tensor {name} has shape {info.ne}, expected {shape[::-1]} in GGUF "
+                "order; do the metadata belong to this file? try: mtpref inspect FILE"
+            )
         self.taken.add(name)
         if not self.is_header_only:
             self.read.add(name)

@@ -34,8 +34,9 @@ __all__ = [
 ]
 
 _ROOMS = (weights, graph, trunk, experts, chain, cache, rollback, verify, policy, look_alikes)
-FAULTS: dict[str, Fault] = {fault.id: fault for room in _ROOMS for fault in vars(room).values()
-                            if isinstance(fault, Fault)}  # fmt: skip
+FAULTS: dict[str, Fault] = {
+    fault.id: fault for room in _ROOMS for fault in vars(room).values() if isinstance(fault, Fault)
+}
 
 
 def find_fault(id: str) -> Fault:
@@ -82,8 +83,10 @@ def inject(model: Model, *faults: Fault) -> Model:
     for fault in faults:
         missing = lacking(model, fault.where)
         if missing is not None:
-            raise MtprefError(f"fault {fault.id}: it cannot be in this model ({model.config.arch}), expected one with "
-                              f"{missing}; use another model, or another fault: mtpref faults")  # fmt: skip
+            raise MtprefError(
+                f"fault {fault.id}: it cannot be in this model ({model.config.arch}), expected one with "
+                f"{missing}; use another model, or another fault: mtpref faults"
+            )
     if faults:
         model = replace(model, is_checked=False)
     for fault in faults:

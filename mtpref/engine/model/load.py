@@ -111,8 +111,10 @@ def _check_declared(file: GgufFile, config: ModelConfig) -> None:
     name = head_in_trunk(file, config.n_layer)
     if name is not None:
         key = f"{config.arch}.nextn_predict_layers"
-        raise MtprefError(f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}: "
-                          f"its block would run as a trunk layer, expected it declared; {REDECLARE}")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}: "
+            f"its block would run as a trunk layer, expected it declared; {REDECLARE}"
+        )
 
 
 def _release(finder: TensorFinder, head: LoadedHead, w: Matrix | Stack) -> None:
@@ -149,8 +151,10 @@ def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers
 def _n_rows(file: GgufFile) -> int:
     info = file.tensors.get(TOKEN_EMBD)
     if info is None or len(info.shape) != 2:
-        raise MtprefError(f"{file.label}: tensor token_embd.weight is missing or not a matrix; is this a GGUF of a "
-                          "language model? try: mtpref inspect FILE")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor token_embd.weight is missing or not a matrix; is this a GGUF of a "
+            "language model? try: mtpref inspect FILE"
+        )
     return info.shape[0]
 
 
@@ -158,8 +162,10 @@ def _check_n_tokens(file: GgufFile, n_rows: int) -> None:
     """Before the vocabulary is read, since reading a wrong one of any size takes long."""
     n_tokens = file.kv.size(TOKENS) if TOKENS in file.kv else 0
     if n_tokens > n_rows:
-        raise MtprefError(f"{file.label}: the tokenizer has {n_tokens} tokens, token_embd.weight {n_rows} rows, "
-                          "expected at least as many rows; try: mtpref inspect FILE")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: the tokenizer has {n_tokens} tokens, token_embd.weight {n_rows} rows, "
+            "expected at least as many rows; try: mtpref inspect FILE"
+        )
 
 
 def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple[str, ...]:
@@ -169,8 +175,10 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple
         notes.append(f"{len(unused)} tensors of the file are not read: {listed(unused)}")
     orphans = [name for name in unused if ".nextn." in name]
     if orphans and head.status in ("none", "file") and not config.n_layer_nextn:
-        notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
-                     f"({config.arch}.nextn_predict_layers is 0 or missing); {REDECLARE}")  # fmt: skip
+        notes.append(
+            f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
+            f"({config.arch}.nextn_predict_layers is 0 or missing); {REDECLARE}"
+        )
     return tuple(notes)
 
 

@@ -135,14 +135,18 @@ def _check(model: Model, runs: Sequence[PortRun]) -> None:
         ids = [*run.prompt_ids, *(i for r in run.rounds for i in (*r.draft, *r.emitted))]
         bad = next((i for i in ids if i != UNTOLD and not 0 <= i < model.n_vocab), None)
         if bad is not None:
-            raise MtprefError(f"{run.label}: token id {bad} is not in the model's vocabulary, expected 0 .. "
-                              f"{model.n_vocab - 1}; is `model` the model that the port ran?")  # fmt: skip
+            raise MtprefError(
+                f"{run.label}: token id {bad} is not in the model's vocabulary, expected 0 .. "
+                f"{model.n_vocab - 1}; is `model` the model that the port ran?"
+            )
         n_tokens, n_ctx = len(run.prompt_ids) + sum(len(r.emitted) for r in run.rounds), model.config.n_ctx_train
         if n_tokens > n_ctx + 1:  # the last token opens no pass
             raise MtprefError(f"{run.label}: {n_tokens} tokens, expected a run within the context of {n_ctx}")
         if run.settings.get("accept") == "residual" and float(run.settings.get("temp") or 0) > 0:
-            raise MtprefError(f"{run.label}: its drafts were drawn at random (--spec-accept residual), expected a "
-                              "greedy run or --spec-accept match: a drawn token says little of the head")  # fmt: skip
+            raise MtprefError(
+                f"{run.label}: its drafts were drawn at random (--spec-accept residual), expected a "
+                "greedy run or --spec-accept match: a drawn token says little of the head"
+            )
 
 
 def _healthy(model: Model, runs: Sequence[PortRun]) -> tuple[list[Recorded], Replayed]:
@@ -221,10 +225,12 @@ def _judge(replayed: dict[str, Replayed], impossible: list[str], base: Model, ru
     harmless = max((s for s in scored if s.hypothesis.is_harmless), key=lambda s: s.log_likelihood)
     healthy = replayed["healthy"].log_likelihood
     invisible = [
-        s.hypothesis.id for s in scored
-        if not s.hypothesis.is_harmless and abs(s.log_likelihood - healthy) < SAME
+        s.hypothesis.id
+        for s in scored
+        if not s.hypothesis.is_harmless
+        and abs(s.log_likelihood - healthy) < SAME
         and not replayed[s.hypothesis.id].is_cut
-    ]  # fmt: skip
+    ]
     home = next(g for g in groups if harmless in g.members)
     home.members = sorted(
         (s for s in home.members if s.hypothesis.is_harmless),

@@ -359,6 +359,8 @@ def _options(run: PortRun) -> Options:
     n_batch = settings.get("n_batch")
     is_batch = isinstance(n_batch, int) and 0 < n_batch <= 1 << 20
     return Options(
-        n_predict=-1, policy=policy, rollback=rollback if rollback in KNOWN_RULES else "snapshot",
+        n_predict=-1,
+        policy=policy,
+        rollback=rollback if rollback in KNOWN_RULES else "snapshot",
         n_batch=n_batch if isinstance(n_batch, int) and is_batch else 512,
-    )  # fmt: skip
+    )

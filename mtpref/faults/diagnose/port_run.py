@@ -142,9 +142,11 @@ def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str 
             settings["temp"] = run.log.temp
         rounds, request = _llama_rounds(run.log), run.log.request
         if request is not None and not request.is_first:
-            raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
-                              "pairs its first token with a hidden row of the request before, which no log holds; "
-                              "start llama-server anew and send this request first")  # fmt: skip
+            raise MtprefError(
+                f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
+                "pairs its first token with a hidden row of the request before, which no log holds; "
+                "start llama-server anew and send this request first"
+            )
         if request is not None and rounds:
             rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
         loop = loops_of(run.log)[0]
@@ -193,8 +195,10 @@ def _of_trace(file: TextStream, label: str) -> list[PortRun]:
                 close()
                 started, rounds, first_pos = item, [], None
                 if item.n_reused:
-                    raise MtprefError(f"{label}: a run that continues a session ({item.n_reused} tokens reused), "
-                                      "expected runs that begin with an empty state")  # fmt: skip
+                    raise MtprefError(
+                        f"{label}: a run that continues a session ({item.n_reused} tokens reused), "
+                        "expected runs that begin with an empty state"
+                    )
             elif isinstance(item, TraceRound) and item.drafted is not None and item.verified is not None:
                 first_pos = item.drafted.pos0 if first_pos is None else first_pos
                 rounds.append(_trace_round(item))

@@ -118,8 +118,10 @@ def _check_ids(args: argparse.Namespace, run: Any, ids: list[int], core: Any) ->
         raise MtprefError(f"prompt: id {max(ids)}, expected 0 .. {core.n_vocab - 1}: another model's")
     n_ctx, n_more = core.config.n_ctx_train, len(run.log.ids) + (run.log.request is not None)
     if len(ids) + n_more > n_ctx + 1:  # the last token opens no pass
-        raise MtprefError(f"{args.log}: a prompt of {len(ids)} tokens and {n_more} more, expected a run within the "
-                          f"model's context of {n_ctx}")  # fmt: skip
+        raise MtprefError(
+            f"{args.log}: a prompt of {len(ids)} tokens and {n_more} more, expected a run within the "
+            f"model's context of {n_ctx}"
+        )
 
 
 def _as_logged(model: Any, log: Any, loop: Any) -> Any:

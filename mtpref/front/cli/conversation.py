@@ -143,8 +143,10 @@ def _answer(command: str, conversation: Conversation) -> list[str]:
     if command == "/stats":
         return conversation.lines()
     near = get_close_matches(command, COMMANDS, 1)
-    return [f"{command} is no command{f'; did you mean {near[0]}?' if near else ''} /help lists them; to send it as it "
-            "is, put a dot or a word after it"]  # fmt: skip
+    return [
+        f"{command} is no command{f'; did you mean {near[0]}?' if near else ''} /help lists them; to send it as it "
+        "is, put a dot or a word after it"
+    ]
 
 
 def _turn(

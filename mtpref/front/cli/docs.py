@@ -29,8 +29,9 @@ def folder() -> Path:
     for found in (package / "pages", package.parent / "docs"):
         if (found / "spec.md").is_file():
             return found
-    raise MtprefError("docs: the pages are not in this installation, expected them; try: pip install --force-reinstall "
-                      "mtpref")  # fmt: skip
+    raise MtprefError(
+        "docs: the pages are not in this installation, expected them; try: pip install --force-reinstall mtpref"
+    )
 
 
 def run_docs(args: argparse.Namespace) -> int:
@@ -47,8 +48,9 @@ def run_docs(args: argparse.Namespace) -> int:
     name = args.page.removeprefix("docs/").removesuffix(".md")
     if name not in pages:
         near = _near(name, pages)
-        raise MtprefError(f"docs: there is no page {name[:60]!r}{f', did you mean {near}?' if near else ''}; try: "
-                          "mtpref docs")  # fmt: skip
+        raise MtprefError(
+            f"docs: there is no page {name[:60]!r}{f', did you mean {near}?' if near else ''}; try: mtpref docs"
+        )
     with paged(sys.stdout, is_wanted=not args.no_pager) as out:
         out.write(pages[name].read_text("utf-8"))
     return 0

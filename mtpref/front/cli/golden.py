@@ -217,8 +217,10 @@ def _refuse_what_is_not_recorded(args: argparse.Namespace) -> None:
     from mtpref.spec.rope_scaling import RopeOverrides
 
     if args.model_draft is not None:
-        raise MtprefError("-md: golden vectors name one file, expected a model with its head in it; without a head the "
-                          "vectors are the trunk's")  # fmt: skip
+        raise MtprefError(
+            "-md: golden vectors name one file, expected a model with its head in it; without a head the "
+            "vectors are the trunk's"
+        )
     if rope_overrides(args) != RopeOverrides():
         raise MtprefError("--rope-*, --yarn-*: golden vectors do not record them, expected the keys in the file itself")
 

@@ -80,6 +80,8 @@ def _answer(text: str, chapter: int | None) -> int:
     if is_family(number, fault.id):
         print(f"hint: the family {family} is right; mtpref faults lists it, and mtpref faults ID says how each differs")
     else:
-        print(f"hint: it is of another family than {family}; ask first whether the text stays right, and which tensor "
-              "differs first")  # fmt: skip
+        print(
+            f"hint: it is of another family than {family}; ask first whether the text stays right, and which tensor "
+            "differs first"
+        )
     return 1

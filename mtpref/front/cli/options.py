@@ -126,8 +126,9 @@ def rope_overrides(args: argparse.Namespace) -> Any:
         if given["freq_scale"] is not None:
             raise MtprefError("--rope-scale and --rope-freq-scale: both are given, expected one of them")
         if not MIN_FACTOR <= args.rope_scale <= MAX_FACTOR:
-            raise MtprefError(f"--rope-scale: {args.rope_scale:g} is out of range, expected {MIN_FACTOR:g} .. "
-                              f"{MAX_FACTOR:g}")  # fmt: skip
+            raise MtprefError(
+                f"--rope-scale: {args.rope_scale:g} is out of range, expected {MIN_FACTOR:g} .. {MAX_FACTOR:g}"
+            )
         given["freq_scale"] = freq_scale_of(args.rope_scale)
     return RopeOverrides(scaling_type=args.rope_scaling, **given)
 

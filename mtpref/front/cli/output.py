@@ -216,8 +216,9 @@ def _draft_vocab(core: Any, options: Any) -> str:
 def _origins(mtp: Any) -> str:
     """Where the head's parts come from, as far as they are not its own nextn tensors."""
     shared = [f"{part} = {mtp.origin[part]}" for part in mtp.borrowed]
-    others = [f"{part} = {name}" for part, name in mtp.origin.items()
-              if part not in mtp.borrowed and ".nextn." not in name]  # fmt: skip
+    others = [
+        f"{part} = {name}" for part, name in mtp.origin.items() if part not in mtp.borrowed and ".nextn." not in name
+    ]
     from_file = f"; head of {mtp.file}" + (f" with its {', '.join(others)}" if others else "") if mtp.file else ""
     return from_file + (f"; shared with the trunk: {', '.join(shared)}" if shared else "")
 
@@ -228,5 +229,7 @@ def _slow_threads(args: argparse.Namespace) -> list[str]:
 
     if args.ops == "spec" or not kernels.available() or kernels.n_threads() == 1 or not kernels.has_only_workqueue():
         return []
-    return ["Numba finds neither OpenMP nor TBB (threading layer workqueue), so each parallel loop costs some 100 us; "
-            "install libgomp1 or the package tbb, or use -t 1"]  # fmt: skip
+    return [
+        "Numba finds neither OpenMP nor TBB (threading layer workqueue), so each parallel loop costs some 100 us; "
+        "install libgomp1 or the package tbb, or use -t 1"
+    ]

@@ -26,8 +26,9 @@ def add_parser(verbs: Any) -> None:
     add_texts(parser)
     add_sampling(parser)
     group = parser.add_argument_group("plan")
-    group.add_argument("--prompts", type=int, default=12, metavar="N", help="prompts from the texts; intervals need 10 "
-                       "(default: 12)")  # fmt: skip
+    group.add_argument(
+        "--prompts", type=int, default=12, metavar="N", help="prompts from the texts; intervals need 10 (default: 12)"
+    )
     group.add_argument("--prompt-tokens", type=int, default=48, metavar="N", help="tokens of a prompt (default: 48)")
     group.add_argument(
         "-n", "--predict", type=int, default=48, metavar="N", help="tokens generated after each (default: 48)"
@@ -41,8 +42,9 @@ def add_parser(verbs: Any) -> None:
         help="head vocabularies: full, first N rows, files of ids, joined by commas (default: full, and a quarter of "
         "the rows, or 32768 of 65536 and more)",
     )
-    group.add_argument("--p-mins", default="0,0.5,0.75", metavar="LIST", help="values of --spec-draft-p-min "
-                       "(default: 0,0.5,0.75)")  # fmt: skip
+    group.add_argument(
+        "--p-mins", default="0,0.5,0.75", metavar="LIST", help="values of --spec-draft-p-min (default: 0,0.5,0.75)"
+    )
     group.add_argument("--cooldowns", default="1", metavar="LIST", help="values of --spec-cooldown (default: 1)")
     group.add_argument(
         "--costs", metavar="FILE", help="costs of another engine in place of measured ones (docs/plan.md)"
@@ -83,8 +85,9 @@ def run_plan(args: argparse.Namespace) -> int:
         if not low <= value <= 1 << 20:
             raise MtprefError(f"{flag}: {value} is out of range, expected {low} .. {1 << 20}")
     if args.costs is not None and args.save_costs is not None:
-        raise MtprefError("--costs and --save-costs: both are given, expected one of them; nothing is measured with "
-                          "--costs")  # fmt: skip
+        raise MtprefError(
+            "--costs and --save-costs: both are given, expected one of them; nothing is measured with --costs"
+        )
     given = None if args.costs is None else read_costs(args.costs)
     if args.plot is not None:
         check_plot(args.plot)
@@ -93,8 +96,10 @@ def run_plan(args: argparse.Namespace) -> int:
     say.when_compiling(args)
     model = load_model(args).core
     if not model.has_mtp:
-        raise MtprefError("plan: the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
-                          "stand-alone head with -md")  # fmt: skip
+        raise MtprefError(
+            "plan: the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
+            "stand-alone head with -md"
+        )
     trims = trims_of(model, args.trims.split(",") if args.trims else default_trims(model.n_head_rows))
     prompts = prompts_of(read_texts(args.file, model.vocab), args.prompts, args.prompt_tokens)
     say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens after each")

@@ -258,8 +258,9 @@ def run_imatrix(args: argparse.Namespace) -> int:
 
 def _unreached(found: dict[str, int], sizes: Any) -> str | None:
     """One line on experts that no text reached, layer by layer."""
-    layers = {name.partition(".ffn_")[0]: f"{n} of {sizes[name]} in {name.partition('.ffn_')[0]}"
-              for name, n in found.items()}  # fmt: skip
+    layers = {
+        name.partition(".ffn_")[0]: f"{n} of {sizes[name]} in {name.partition('.ffn_')[0]}" for name, n in found.items()
+    }
     if not layers:
         return None
     told = ", ".join(list(layers.values())[:MAX_TOLD]) + ", ..." * (len(layers) > MAX_TOLD)

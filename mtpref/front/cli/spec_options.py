@@ -98,8 +98,10 @@ def _adaptive(rule: str, costs: str | None) -> Any:
     if costs is None:
         return AdaptiveConfig(rule=rule)
     if rule != "expected":
-        raise MtprefError(f"--spec-adaptive-costs: only the rule expected reads costs, found --spec-adaptive {rule}; "
-                          "use --spec-adaptive expected")  # fmt: skip
+        raise MtprefError(
+            f"--spec-adaptive-costs: only the rule expected reads costs, found --spec-adaptive {rule}; "
+            "use --spec-adaptive expected"
+        )
     parts = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{0,9})?),([0-9]{1,9}(?:\.[0-9]{0,9})?)", costs)
     if parts is None:
         raise MtprefError(f"--spec-adaptive-costs: {costs!r} is not DRAFT,ROW, expected two numbers such as 0.1,0.2")

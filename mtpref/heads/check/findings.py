@@ -28,8 +28,9 @@ CATALOGUE: dict[str, Kind] = {
     "head-absent": Kind(FAIL, "no key declares a head and no tensor of one is there", _GRAFT),
     "head-dropped": Kind(FAIL, "the head is declared, and its tensors are not there", _DROPPED),
     "head-undeclared": Kind(
-        FAIL, "tensors of a head are there, and no key declares it: engines do not use it",
-        "`mtpref graft FILE FILE -o OUT.gguf` (FILE twice) declares it"
+        FAIL,
+        "tensors of a head are there, and no key declares it: engines do not use it",
+        "`mtpref graft FILE FILE -o OUT.gguf` (FILE twice) declares it",
     ),
     "head-incomplete": Kind(FAIL, "a part of the head is missing", _GRAFT),
     "heads-overcounted": Kind(
@@ -54,7 +55,8 @@ CATALOGUE: dict[str, Kind] = {
     "not-finite-run": Kind(FAIL, "a run of the model gives NaN or infinity", _AGAIN),
     "tensor-zero": Kind(FAIL, "a matrix or norm is zero", _EITHER),
     "gate-zero": Kind(
-        WARNING, "a gate is zero, so that what it gates counts one half for every token; other layers' is not",
+        WARNING,
+        "a gate is zero, so that what it gates counts one half for every token; other layers' is not",
         "--against the original tells",
     ),
     "tensor-few-values": Kind(FAIL, "a matrix has a few values where others have many: quantised to nothing", _EITHER),
@@ -136,7 +138,7 @@ CATALOGUE: dict[str, Kind] = {
     "against-values": Kind(OK, "the tensors are the other file's, as well as their types can say", ""),
     "against-acceptance": Kind(OK, "acceptance beside the other file's", ""),
     "against-worse": Kind(WARNING, "acceptance is lower than the other file's", "quantise its head less"),
-}  # fmt: skip
+}
 # What a cause among the findings explains: never the verdict beside one.
 SYMPTOMS = ("head-useless", "head-ignores-trunk", "constant-draft", "head-unclear")
 
@@ -160,6 +162,4 @@ class Finding:
         return self.own_remedy or CATALOGUE[self.id].remedy
 
     def to_json(self) -> dict[str, str]:
-        return {
-            "id": self.id, "severity": self.severity, "what": self.what, "text": self.text, "remedy": self.remedy
-        }  # fmt: skip
+        return {"id": self.id, "severity": self.severity, "what": self.what, "text": self.text, "remedy": self.remedy}

@@ -107,8 +107,10 @@ def check_path(
     settings = _Settings(against, fast, n_positions, progress, report)
     if is_checkpoint(path):
         if against is not None:
-            raise MtprefError(f"`against`: {path} is a folder, expected a GGUF file to compare; convert it, or give "
-                              "the folder as `against` of the file")  # fmt: skip
+            raise MtprefError(
+                f"`against`: {path} is a folder, expected a GGUF file to compare; convert it, or give "
+                "the folder as `against` of the file"
+            )
         report.findings += check_folder(path, fast=fast, check_file=lambda file: _check_file(file, settings))
     else:
         report.findings += _check_file(Path(path), settings)
@@ -150,8 +152,10 @@ def _look(
         )
         raise MtprefError(f"{path}: this is {seen['what']}{how}")
     if seen["architecture"] not in ARCHITECTURES:
-        raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
-                          "mtpref inspect shows what is in it")  # fmt: skip
+        raise MtprefError(
+            f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
+            "mtpref inspect shows what is in it"
+        )
     found = static.inventory(seen, problems)
     found += static.trailing(file)
     found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})

@@ -98,8 +98,10 @@ def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
         if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
             names.setdefault(info.type_name, []).append(name)
     more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
-    return [Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
-            for kind, found in names.items()]  # fmt: skip
+    return [
+        Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
+        for kind, found in names.items()
+    ]
 
 
 def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:

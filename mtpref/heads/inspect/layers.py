@@ -221,9 +221,11 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     heads = {i: layout.sheet.head_tensors(i, f.tensors) if layout.sheet else [] for i in shown}
     known = {tensor.at(i).name for i, tensors in heads.items() for tensor in tensors}
     unexpected = [
-        t.name for i, tensors in layout.blocks.items() for t in tensors
+        t.name
+        for i, tensors in layout.blocks.items()
+        for t in tensors
         if t.name not in known and (i in declared or ".nextn." in t.name)
-    ]  # fmt: skip
+    ]
     if not supported:
         names = [t.name for i in found for t in layout.blocks[i] if ".nextn." in t.name]
         if not layout.partial:
@@ -244,9 +246,7 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
         )
         problems.append(Problem("head", f"blk.{declared[0]}", text))
     trunk = layout.has_trunk
-    return {
-        "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
-    }  # fmt: skip
+    return {"status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected}
 
 
 def without_head(sheet: Architecture | None) -> str:

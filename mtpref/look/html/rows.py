@@ -110,8 +110,10 @@ class _SideReader:
         if number < self._first or (self._last is not None and number > self._last):
             return
         if len(self._raw) >= MAX_ROUNDS:
-            raise MtprefError(f"{self._path}: more than {MAX_ROUNDS} rounds, expected at most that many on a page; "
-                              "choose some with `rounds` A-B")  # fmt: skip
+            raise MtprefError(
+                f"{self._path}: more than {MAX_ROUNDS} rounds, expected at most that many on a page; "
+                "choose some with `rounds` A-B"
+            )
         self._raw.append(r)
 
     def finish(self) -> Side:
@@ -212,8 +214,10 @@ def restored(b: RolledBack, pos0: int, n_drafted: int) -> str:
     """Which state a roll back went to, in words. Batch: the opening token at pos0 and the draft after it."""
     span = f"from position {b.from_pos} to {b.to_pos}"
     if b.strategy == "snapshot":
-        return (f"snapshot, {span}: the recurrent state kept after token {b.to_pos - pos0} of {n_drafted + 1} "
-                f"of the batch was chosen, KV cells from {b.to_pos} on were cut")  # fmt: skip
+        return (
+            f"snapshot, {span}: the recurrent state kept after token {b.to_pos - pos0} of {n_drafted + 1} "
+            f"of the batch was chosen, KV cells from {b.to_pos} on were cut"
+        )
     if b.strategy == "replay":
         return f"replay, {span}: the checkpoint before position {pos0} was restored, {b.n_replayed} tokens run again"
     again = f", {b.n_replayed} tokens run again" if b.n_replayed else ""

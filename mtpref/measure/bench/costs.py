@@ -195,8 +195,9 @@ def read_costs(path: str | Path) -> CostSet:
     names = {entry.name for entry in fields(Costs)}
     unknown = sorted(set(data) - names - {"schema", "engine", "about", "unit", "samples"})
     if unknown:
-        raise MtprefError(f"{source}: key {printable(unknown[0], 60)!r} is unknown, expected some of "
-                          f"{', '.join(sorted(names))}")  # fmt: skip
+        raise MtprefError(
+            f"{source}: key {printable(unknown[0], 60)!r} is unknown, expected some of {', '.join(sorted(names))}"
+        )
     costs = _costs(data, source)
     raw_samples = data.get("samples", [])
     if not isinstance(raw_samples, list) or not all(isinstance(sample, dict) for sample in raw_samples):

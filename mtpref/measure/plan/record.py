@@ -173,8 +173,10 @@ def record(
     """
     sampling = sampling or SamplingConfig()
     if sampling.draws_drafts:
-        raise MtprefError("plan: `SamplingConfig.accept` residual draws its drafts, so that each setting writes a text "
-                          "of its own; use `SamplingConfig.accept` match, or greedy decoding")  # fmt: skip
+        raise MtprefError(
+            "plan: `SamplingConfig.accept` residual draws its drafts, so that each setting writes a text "
+            "of its own; use `SamplingConfig.accept` match, or greedy decoding"
+        )
     out = []
     options = Options(n_predict=n_predict, spec_type="none", sampling=sampling)
     for i, (label, prompt) in enumerate(prompts):

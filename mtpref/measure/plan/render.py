@@ -123,8 +123,10 @@ def _digits(chosen: Sequence[Line]) -> int:
 def _aligned(rows: list[list[str]], n: int, first: int = 0) -> list[list[str]]:
     """n columns of numbers from `first` on, points under each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [[c.rjust(w) if first <= i < first + n else c for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-            for row in rows]  # fmt: skip
+    return [
+        [c.rjust(w) if first <= i < first + n else c for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
 
 
 def _rates(found: Plan) -> list[str]:

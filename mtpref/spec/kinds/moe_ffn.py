@@ -17,8 +17,9 @@ def _configured(v: Values, gating: str, normalise: bool, scale: float) -> MoeCon
     )
 
     def wrong(key: str, value: int, expected: str) -> MtprefError:
-        return MtprefError(f"{v.meta.source}: key {v.meta.arch}.{key} is {value}, expected {expected}; "
-                           "try: mtpref inspect FILE")  # fmt: skip
+        return MtprefError(
+            f"{v.meta.source}: key {v.meta.arch}.{key} is {value}, expected {expected}; try: mtpref inspect FILE"
+        )
 
     if n_used > n_expert:
         raise wrong("expert_used_count", n_used, f"at most expert_count = {n_expert}")
@@ -38,8 +39,10 @@ def _softmax(v: Values) -> MoeConfig:
 def _by_keys(v: Values) -> MoeConfig:
     func = v["expert_gating_func"]
     if func > max(_GATINGS):
-        raise UnsupportedError(f"{v.meta.source}: {v.meta.arch}.expert_gating_func is {func}, expected 1 (softmax) or "
-                               "2 (sigmoid): others are not supported")  # fmt: skip
+        raise UnsupportedError(
+            f"{v.meta.source}: {v.meta.arch}.expert_gating_func is {func}, expected 1 (softmax) or "
+            "2 (sigmoid): others are not supported"
+        )
     return _configured(v, _GATINGS.get(func, "sigmoid"), v["expert_weights_norm"], v["expert_weights_scale"])
 
 
