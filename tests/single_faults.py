@@ -70,8 +70,9 @@ def _neighbour(name: str, all_values: dict[str, np.ndarray]) -> np.ndarray | Non
         return None
     _, il, kind = name.split(".", 2)
     others = (f"blk.{i}.{kind}" for i in (int(il) - 1, int(il) + 1))
-    return next((all_values[o] for o in others if o in all_values and all_values[o].shape == all_values[name].shape),
-                None)  # fmt: skip
+    return next(
+        (all_values[o] for o in others if o in all_values and all_values[o].shape == all_values[name].shape), None
+    )
 
 
 def altered(path: Path, name: str, x: np.ndarray) -> Path:

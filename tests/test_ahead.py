@@ -21,7 +21,7 @@ if not kernels.available():
 
 from mtpref.kernels import needed
 from mtpref.kernels.compiling import ahead, compile
-from mtpref.kernels.fused import delta_mixer
+from mtpref.kernels.fused import delta_mixer, moe
 from mtpref.kernels.layers import attend, delta, norms
 from mtpref.kernels.products import matmul, mul_mats, panels
 
@@ -37,6 +37,14 @@ def files(tmp_path_factory):
     for name in ("Q8_0", "BF16", "F16"):
         found[name] = str(folder / f"{name}.gguf")
         assert make_random.main(["-o", found[name], "--type", name, *SHAPE, *SIZES]) == 0
+    moe = ("--n-layer", "4", "--n-embd", "256", "--n-vocab", "400", "--n-expert", "4", "--n-expert-used", "2")
+    moe += ("--n-ff-exp", "64", "--set", "n_ff_shexp=64", "--n-head", "2", "--n-head-kv", "1")
+    found["moe"] = str(folder / "moe.gguf")
+    assert make_random.main(["-o", found["moe"], "--shape", "35b-a3b", *moe, *SIZES]) == 0
+    glm = ("--n-layer", "2", "--n-embd", "256", "--n-ff", "64", "--n-vocab", "400", "--n-expert", "4")
+    glm += ("--n-expert-used", "2", "--n-ff-exp", "64", "--n-head", "2", "--n-head-kv", "1", "--head-dim", "64")
+    found["glm"] = str(folder / "glm.gguf")
+    assert make_random.main(["-o", found["glm"], "--shape", "glm-4.5-air", *glm, "--n-rot", "32", "--type", "F16"]) == 0
     if find_spec("libgguf"):
         found["Q4_K_M"] = str(folder / "Q4_K_M.gguf")
         assert cli.main(["quantize", found["BF16"], found["Q4_K_M"], "Q4_K_M"]) == 0
@@ -55,11 +63,13 @@ def listed_and_used(monkeypatch, arguments):
     monkeypatch.setattr(compile.Kernel, "__call__", lambda self, *args: used.add(self.name) or call(self, *args))
     monkeypatch.setattr(compile.Kernel, "address", lambda self: used.add(self.name) or address(self))
     mul_mats.how.cache_clear()
+    moe._how.cache_clear()
     assert cli.main(["warmup", *arguments]) == 0
     monkeypatch.setattr(kernels, "is_cold", lambda: False)
     for module in (attend, delta, delta_mixer, matmul, mul_mats, norms, panels):
         monkeypatch.setattr(module, "PARALLEL_FROM", 0)  # a large model's loops
     mul_mats.how.cache_clear()
+    moe._how.cache_clear()
     assert cli.main(["warmup", *arguments]) == 0
     return listed, used
 
@@ -74,6 +84,10 @@ CASES = [
     ("Q4_K_M", ("--no-repack",)),
     ("Q8_0", ("--numerics", "exact")),
     ("BF16", ("--numerics", "exact")),
+    ("moe", ()),
+    ("moe", ("--no-repack",)),
+    ("moe", ("--numerics", "exact")),
+    ("glm", ()),
 ]
 
 
@@ -111,7 +125,8 @@ def test_a_list_names_kernels_and_the_slowest_come_first():
     for wide in (False, True):
         types = (*needed.PANEL_TYPES, *needed.FLOAT_TYPES, "Q2_K", "Q5_0", "IQ4_XS")
         for repack in (False, True):
-            names = needed.needed_kernels(types, ["F16"], wide=wide, repack=repack, n_threads=2)
+            needs = needed.Needs(frozenset(types), frozenset(types[:-1]))
+            names = needed.needed_kernels(needs, ["F16"], wide=wide, repack=repack, n_threads=2)
             assert all(
                 isinstance(ahead._find(name), compile.Kernel) and ahead._find(name).name == name for name in names
             )

@@ -171,8 +171,10 @@ def test_a_bad_argument_is_refused_where_it_is_given(make, told):
         make()
 
 
-@pytest.mark.parametrize("make", [Wanted, ConvertSettings, QuantizeSettings, ProbeSettings, PlanSettings, BenchSettings,
-                                  GoldenPlan, WriteOptions])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [Wanted, ConvertSettings, QuantizeSettings, ProbeSettings, PlanSettings, BenchSettings, GoldenPlan, WriteOptions],
+)
 def test_settings_take_keywords_alone(make):
     with pytest.raises(TypeError, match="positional"):
         make("x")

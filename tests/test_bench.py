@@ -72,7 +72,7 @@ def test_bytes_of_a_pass_are_those_of_its_matrices():
     model = micro(60)
     w = model.weights
     matrices = [m for layer in w.layers for m in layer.values() if isinstance(m, spec.Matrix)]
-    assert trunk_bytes(model) == sum(m.n_out * m.row_bytes for m in [*matrices, w.output])
+    assert trunk_bytes(model, 0) == sum(m.n_out * m.row_bytes for m in [*matrices, w.output])
     trimmed = model.with_draft_ids(range(64))
     rows = model.n_head_rows - 64
     assert head_bytes(model) - head_bytes(trimmed) == rows * model.heads[0].weights.shared_head_head.row_bytes

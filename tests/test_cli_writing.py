@@ -31,8 +31,9 @@ def test_a_terminal_has_one_line_that_ends_complete(monkeypatch):
         line.show(n, 100)
     line.end()
     assert [part.split(",")[0] for part in stream.getvalue().split("\r")[1:]] == [
-        "writing: 50 B of 100 B", "writing: 100 B of 100 B",
-    ]  # fmt: skip
+        "writing: 50 B of 100 B",
+        "writing: 100 B of 100 B",
+    ]
     assert stream.getvalue().endswith("\n")
 
 

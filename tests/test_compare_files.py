@@ -29,7 +29,7 @@ from mtpref.look.compare.producers import (
 from mtpref.look.dump import record, write_dump
 from mtpref.look.llama_cpp.callback import read_callback_text
 from mtpref.look.llama_cpp.results import write_results
-from tests import toys
+from tests import micro_moe, toys
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "llama_cpp"
@@ -183,7 +183,7 @@ def test_axes_that_are_split_or_merged_keep_the_order_of_elements(tmp_path):
         (lambda x: x * 0, "is all zero"),
         (lambda x: x[:2], "holds the first 2 rows"),
     ],
-)  # fmt: skip
+)
 def test_a_layout_that_would_agree_is_a_hint_and_never_passes(tmp_path, change, hint):
     x = bell(4, 2, 6)
     a = write(tmp_path / "a.npz", **{"Qcur-3": x})
@@ -249,10 +249,37 @@ def test_every_tensor_of_a_dump_has_a_producer_whose_inputs_come_before(dumped):
             assert at[source] < at[name], (name, source)
 
 
+@pytest.mark.parametrize("model", ["micro-qwen35moe-f32", "micro-qwen3next-fused-f32", "micro-glm4moe-f32",
+                                   "micro-glm4moe-groups-f32", "micro-hy_v3-f32", "micro-hy_v3-fused-f32"])  # fmt: skip
+def test_so_has_every_tensor_of_a_dump_of_a_model_with_experts(model):
+    core = mtpref.load(micro_moe.standard(model)).core
+    names = ["tokens", *record(core, [1, 2, 3], ".").tensors]
+    at, known = {name: i for i, name in enumerate(names)}, frozenset(names)
+    assert any("topk" in name for name in names)
+    for name in names:
+        producer = producer_of(name, known)
+        assert producer is not None, name
+        assert producer.step
+        assert "{" not in producer.step
+        assert all(at[source] < at[name] for source in producer.inputs), (name, producer)
+    found = {name: i for i, name in enumerate(in_execution_order(sorted(names)))}
+    assert all(found[s] < found[name] for name in names for s in producer_of(name, known).inputs)
+
+
+def test_what_a_model_does_not_make_is_told_by_what_stands_in_for_it():
+    names = ["ffn_moe_probs-1", "ffn_moe_topk-1", "ffn_moe_out-1", "ffn_shexp-1", "ffn_out-1"]
+    assert producer_of("ffn_moe_topk-1", names).inputs == ("ffn_moe_probs-1",)
+    assert producer_of("ffn_out-1", names).inputs == ("ffn_moe_out-1", "ffn_shexp-1")
+    assert producer_of("ffn_out-1", names[:3]).inputs == ("ffn_moe_out-1",)
+    names += ["ffn_moe_probs_biased-1", "ffn_shexp_gated-1"]
+    assert producer_of("ffn_moe_topk-1", names).inputs == ("ffn_moe_probs_biased-1",)
+    assert producer_of("ffn_out-1", names).inputs == ("ffn_moe_out-1", "ffn_shexp_gated-1")
+
+
 def test_what_a_sheet_says_a_weight_makes_its_kinds_make_with_it():
     """The two declarations of one thing: Tensor.cb, and the kinds' graphs."""
     for sheet in ARCHITECTURES.values():
-        for block in sheet.blocks:
+        for block in (*sheet.blocks, *sheet.head.blocks):
             graph = block_graph(block)
             for tensor in block.all_tensors():
                 assert tensor.name.removesuffix(".weight") in graph[tensor.cb].step, (sheet.name, tensor.name)
@@ -261,7 +288,7 @@ def test_what_a_sheet_says_a_weight_makes_its_kinds_make_with_it():
 def test_every_rule_that_makes_something_has_its_number():
     assert anchor_of(spec.mul_mat_exact) == "S6"
     for sheet in ARCHITECTURES.values():
-        for graph in (*map(block_graph, sheet.blocks), head_graph(sheet.head)):
+        for graph in (*map(block_graph, sheet.blocks), *(head_graph(sheet.head, b) for b in sheet.head.blocks)):
             assert all(anchor_of(rule) for made in graph.values() for rule in made.rules)
     with pytest.raises(ValueError, match="has no number"):
         anchor_of(pytest.raises)
@@ -304,8 +331,10 @@ def test_the_first_divergence_is_told_with_its_step_and_its_inputs(dumped, tmp_p
     assert comparison.first_divergence.name == "mtp_concat-4"
     assert comparison.step == "embedding first, hidden second (S19)"
     assert [(f.name, f.verdict) for f in comparison.feeds] == [
-        ("mtp_enorm-4", "not compared"), ("mtp_hnorm-4", "equal"), ("mtp_tok_embd-4", "equal")
-    ]  # fmt: skip
+        ("mtp_enorm-4", "not compared"),
+        ("mtp_hnorm-4", "equal"),
+        ("mtp_tok_embd-4", "equal"),
+    ]
     assert "would agree with the two halves of each row swapped" in comparison.first_divergence.hints
     text = render(comparison)
     assert "made by: embedding first, hidden second (S19)" in text

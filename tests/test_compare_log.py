@@ -164,3 +164,52 @@ def test_bad_input_ends_in_one_line(capsys, arguments, reason):
     assert out == ""
     assert reason in err
     assert err.count("\n") == 1
+
+
+# ROUTERS
+
+
+def with_tie(events, n_round, row=0, gap=1e-8):
+    """The events with a router's near tie at a row of a round."""
+    changed = []
+    for event in events:
+        if isinstance(event, Verified) and event.round == n_round:
+            gaps = [1.0] * len(event.target_ids)
+            gaps[row] = gap
+            event = replace(event, router_gaps=gaps)
+        changed.append(event)
+    return changed
+
+
+def test_a_routers_near_tie_before_a_difference_explains_it_and_ends_the_comparison(log, events):
+    changed_candidate(log, 2, 1, 0, p=0.3)
+    changed_candidate(log, 3, 0, 0, p=0.3)
+    found = compare_log(log, with_tie(events, 1))
+    assert found.first_divergence is None
+    assert found.is_rerouted
+    assert found.is_parted
+    assert len(found.differences) == 1
+    assert "a router's near tie at position" in found.first.text()
+    assert any("another expert" in line for line in found.lines())
+    json.dumps(found.to_json())
+
+
+def test_a_routers_near_tie_after_a_difference_does_not_explain_it(log, events):
+    changed_candidate(log, 2, 1, 0, p=0.3)
+    for n_round in (2, 3):
+        first = compare_log(log, with_tie(events, n_round)).first_divergence
+        assert first is not None
+        assert first.what == "p"
+    assert compare_log(log, with_tie(events, 1, gap=1e-3)).first_divergence is not None
+
+
+def test_a_near_tie_of_the_heads_router_explains_its_own_draft(log, events):
+    changed_candidate(log, 2, 1, 0, p=0.3)
+    n, changed = -1, []
+    for event in events:
+        if isinstance(event, Drafted):
+            n += 1
+            steps = [replace(step, router_gap=1e-8 if n == 2 and i == 1 else 1.0) for i, step in enumerate(event.steps)]
+            event = replace(event, steps=steps)
+        changed.append(event)
+    assert compare_log(log, changed).is_rerouted

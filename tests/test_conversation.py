@@ -271,7 +271,7 @@ def terminal():
 
 def test_two_turns_on_a_terminal(model, terminal):
     screen = terminal("-n", "4")
-    assert "Ctrl-D ends" in screen.read_until("> ")
+    assert "Ctrl-D or /exit ends" in screen.read_until("> ")
     fresh = list(fresh_turns(model, "chatml", ["import os", "import re"], 4))
     for i, (content, run) in enumerate(zip(["import os", "import re"], fresh, strict=True)):
         screen.type(content + "\n")

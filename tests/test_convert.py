@@ -134,7 +134,7 @@ SPELLINGS = {
     "old multimodal": lambda name: "language_model." + name,
     "head below model": lambda name: "model." + name if name.startswith("mtp.") else name,
     "base model": lambda name: name.removeprefix("model."),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -47,7 +47,7 @@ def arch(request):
 
 def converted(source, tmp_path, outtype="f32", which="both", **settings):
     target = tmp_path / "out.gguf"
-    return convert(source, target, Settings(outtype, which, **settings)), target
+    return convert(source, target, Settings(outtype=outtype, which=which, **settings)), target
 
 
 def tensors(path):
@@ -231,14 +231,16 @@ def half_fused(named, block):
 BROKEN = {
     "missing": (one("mlp.experts.4.up_proj.weight"), r"experts\.4\.up_proj\.weight is missing, one of 1: .* 6 experts"),
     "last": (one("mlp.experts.5.down_proj.weight"), r"experts\.5\.down_proj\.weight is missing, one of 1"),
-    "shape": (reshaped("mlp.experts.3.gate_proj.weight"),
-              r"experts\.3\.gate_proj\.weight: shape \(31, 64\), expected \(32, 64\)"),
+    "shape": (
+        reshaped("mlp.experts.3.gate_proj.weight"),
+        r"experts\.3\.gate_proj\.weight: shape \(31, 64\), expected \(32, 64\)",
+    ),
     "extra": (added("mlp.experts.6.up_proj.weight"), r"experts\.6\.up_proj\.weight: expert 6, expected 0 \.\. 5"),
     "far": (added("mlp.experts.999999.up_proj.weight"), r"experts\.999999\.up_proj\.weight: expert 999999"),
     "mixed": (half_fused, r"experts of one layer both by themselves and all in one tensor"),
     "twice": (added("mlp.experts.gate_up_proj", (6, 64, 64)), r"experts of one layer both by themselves"),
     "padded": (added("mlp.experts.01.up_proj.weight"), r"1 tensors have no place .*experts\.01\.up_proj"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("is_head", [False, True], ids=["trunk", "head"])

@@ -101,8 +101,9 @@ def test_an_end_of_generation_token_inside_an_accepted_draft_ends_the_text_there
 def test_end_of_generation_as_the_last_drafted_token_has_no_bonus_behind_it(rollback):
     at = first_seen(CONTINUATION)
     drafter = scripted([[True] * (at + 1)])
-    run = run_decoder(with_eog(micro(60), CONTINUATION[at]), PROMPT, 40, rollback=rollback, n_max=at + 1,
-                      drafter=drafter)  # fmt: skip
+    run = run_decoder(
+        with_eog(micro(60), CONTINUATION[at]), PROMPT, 40, rollback=rollback, n_max=at + 1, drafter=drafter
+    )
     assert (run.ids, run.sources) == (CONTINUATION[: at + 1], ["draft"] * (at + 1))
 
 
@@ -111,8 +112,9 @@ def test_end_of_generation_as_the_last_drafted_token_has_no_bonus_behind_it(roll
 def test_end_of_generation_as_bonus_and_as_correction(rollback, last, source):
     at = first_seen(CONTINUATION)
     drafter = scripted([[True] * at + last])
-    run = run_decoder(with_eog(micro(60), CONTINUATION[at]), PROMPT, 40, rollback=rollback, n_max=at + 1,
-                      drafter=drafter)  # fmt: skip
+    run = run_decoder(
+        with_eog(micro(60), CONTINUATION[at]), PROMPT, 40, rollback=rollback, n_max=at + 1, drafter=drafter
+    )
     assert (run.ids, run.reason) == (CONTINUATION[: at + 1], "eog")
     assert run.sources == ["draft"] * at + [source]
 

@@ -353,8 +353,10 @@ def test_an_aggregate_tells_less_than_its_positions():
 
 @pytest.mark.parametrize("rounds", [10, 1000, 10**12])
 def test_more_rounds_never_turn_the_order_of_causes(rounds):
-    gains = [Reading(3, (), 0.05, r).log_likelihood([-4.0] * 3) - Reading(3, (), 0.05, r).log_likelihood([0.0] * 3)
-             for r in (rounds, 10 * rounds)]  # fmt: skip
+    gains = [
+        Reading(3, (), 0.05, r).log_likelihood([-4.0] * 3) - Reading(3, (), 0.05, r).log_likelihood([0.0] * 3)
+        for r in (rounds, 10 * rounds)
+    ]
     assert 0 < gains[0] <= gains[1] + 0.2
 
 
@@ -444,10 +446,12 @@ def test_an_n_max_that_none_can_have_is_named_by_its_option(n_max):
 
 @pytest.mark.parametrize(
     "line",
-    ["draft acceptance rate = 0.00000 (    0 accepted /     0 generated)",
-     "slot print_timing: id  0 | task 0 | draft acceptance = nan ( 0 accepted / 0 generated), mean len = nan",
-     "n_drafted = 0\nn_accept  = 0\n"],
-)  # fmt: skip
+    [
+        "draft acceptance rate = 0.00000 (    0 accepted /     0 generated)",
+        "slot print_timing: id  0 | task 0 | draft acceptance = nan ( 0 accepted / 0 generated), mean len = nan",
+        "n_drafted = 0\nn_accept  = 0\n",
+    ],
+)
 def test_a_log_of_a_drafter_that_drafted_nothing_says_so(line, tmp_path, capsys):
     log = tmp_path / "server.log"
     log.write_text(f"{line}\n")

@@ -18,6 +18,7 @@ import pytest
 
 from mtpref.files.gguf import write_gguf
 from mtpref.front import cli
+from mtpref.front.cli.examples import EXAMPLES
 from tests.gguf_copy import copy_of
 from tests.hf_folder import read_state, write_checkpoint
 
@@ -56,7 +57,7 @@ FEWER = {
     "plan": ["--prompts", "2", "-n", "8", "--samples", "1", "--spec-draft-n-max", "2"],
 }
 WRITERS = ("convert", "quantize", "imatrix", "extract", "strip", "graft")  # pages write the same name more than once
-EXIT_CODES = {"mtpref learn 10 --answer 1=W6": 1}
+EXIT_CODES = {"mtpref learn 11 --answer 1=W6": 1}
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,46 @@ def test_the_commands_of_a_page_run_in_order(page, workplace, capfd):
         code = cli.main([*words[1:], *FEWER.get(words[1], []), *force])
         out, err = capfd.readouterr()
         assert code == EXIT_CODES.get(command.line, 0), (command.line, out[-400:], err[-400:])
+
+
+# Files that examples name, which the workplace lacks; and examples that find something.
+EXAMPLE_FILES = {
+    "other.jsonl": "run.jsonl",
+    "port.gguf": "reference.gguf",
+    "model-q4_0.gguf": "model.gguf",
+    "trunk.gguf": "model.gguf",
+}
+EXAMPLES_ELSEWHERE = {
+    "generate -m model.gguf -cnv": "test_conversation.py types turns on a terminal",
+    "compare-log": "test_compare_log.py has logs",
+    "diagnose": "test_diagnose_log.py, test_diagnose_dump.py",
+    "golden port": "test_golden_filter.py",
+    "golden check golden --level L1 --cmd": "test_golden_filter.py",
+    "selftest -m": "test_selftest.py",
+    "completion": "test_cli_habits.py",
+}
+EXAMPLE_CODES = {"learn 11 --answer 1=W6": 1}
+
+
+@pytest.mark.slow
+def test_the_examples_of_help_run(workplace, capfd):
+    wrong = []
+    for command, lines in EXAMPLES.items():
+        for line in lines:
+            whole = f"{command} {line}".strip()
+            if any(whole.startswith(start) for start in EXAMPLES_ELSEWHERE) or "-o -" in whole:
+                continue
+            words = shlex.split(whole)
+            for word, stand_in in EXAMPLE_FILES.items():
+                if word in words and not Path(word).exists() and Path(stand_in).exists():
+                    shutil.copy(stand_in, word)
+            more = [*FEWER.get(words[0], []), *(["--force"] if words[0] in WRITERS else [])]
+            more += ["--allow-requantize"] if words[0] == "quantize" else []
+            code = cli.main([*words, *more])
+            out, err = capfd.readouterr()
+            if code != EXAMPLE_CODES.get(whole, 0):
+                wrong.append((whole, code, out[-400:], err[-400:]))
+    assert not wrong
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c.page}: {c.line[:60]}")

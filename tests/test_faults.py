@@ -214,8 +214,9 @@ class Tapped(Model):
         return super().trunk(state, ids, n_logits=n_logits, keep=keep, tap=self._tap(n_logits, ids))
 
     def mtp(self, state, ids, hidden, first_pos, *, n_logits, head=0, n_draft_vocab=None, tap=None):
-        return super().mtp(state, ids, hidden, first_pos, n_logits=n_logits, n_draft_vocab=n_draft_vocab,
-                           tap=self._tap(n_logits, ids))  # fmt: skip
+        return super().mtp(
+            state, ids, hidden, first_pos, n_logits=n_logits, n_draft_vocab=n_draft_vocab, tap=self._tap(n_logits, ids)
+        )
 
 
 def log_of(model: Model, prompt: list[int]) -> tuple[list, list[Verified]]:

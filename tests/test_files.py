@@ -128,7 +128,7 @@ CLASHES = {
     "costs over the text": (["plan", *MODEL, "-f", "t.txt", "--save-costs", "t.txt"], "t.txt"),
     "imatrix over the text": (["imatrix", *MODEL, "-f", "t.txt", "-o", "t.txt", "--force"], "t.txt"),
     "quantised over its imatrix": (["quantize", "m.gguf", "ids", "Q8_0", "--imatrix", "ids", "--force"], "ids"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CLASHES)

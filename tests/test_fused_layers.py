@@ -203,8 +203,9 @@ def test_another_product_or_swiglu_is_what_runs(rng: np.random.Generator) -> Non
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_several_matrices_give_each_its_product(rng: np.random.Generator, n_threads: int,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_several_matrices_give_each_its_product(
+    rng: np.random.Generator, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mtpref.kernels.compiling import compile
     from mtpref.kernels.products import mul_mats
 

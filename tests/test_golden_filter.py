@@ -19,8 +19,10 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def program(tmp_path, body):
     """A program of a few lines that answers `asked`, a request, by setting `reply`."""
     path = tmp_path / "port.py"
-    path.write_text(f"import sys, json\nfor line in sys.stdin:\n    asked = json.loads(line)\n    {body}\n"
-                    "    print(json.dumps(reply), flush=True)\n")  # fmt: skip
+    path.write_text(
+        f"import sys, json\nfor line in sys.stdin:\n    asked = json.loads(line)\n    {body}\n"
+        "    print(json.dumps(reply), flush=True)\n"
+    )
     return [sys.executable, str(path)]
 
 

@@ -188,8 +188,9 @@ def test_the_filter_answers_bad_requests_with_an_error(built: Path) -> None:
         "in": {"logits": logits},
     }
     lines = ["{", "[1]", json.dumps(head), json.dumps(asked)]
-    done = subprocess.run([built / "golden_filter"], input="\n".join(lines) + "\n", capture_output=True, text=True,
-                          timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [built / "golden_filter"], input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0
     replies = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(replies) == len(lines)

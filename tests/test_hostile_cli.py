@@ -97,7 +97,7 @@ MODELS = {
     "alignment 3": (changed("general.alignment", U32, scalar(U32, 3)), "general.alignment is 3"),
     "split in 2": (changed("split.count", 2, scalar(2, 2)), "split.no is missing"),
     "a LoRA": (changed("general.type", STR, text(b"adapter")), "an adapter (LoRA), not a model"),
-}  # fmt: skip
+}
 BLOCK = next(t.name.decode() for t in DOC.tensors if t.name.endswith(b"nextn.eh_proj.weight"))
 MODELS["a missing head tensor"] = (without(BLOCK), f"tensor {BLOCK} is missing")
 
@@ -136,7 +136,7 @@ FILES = {
     "kwargs that are a list": (["--chat", "--chat-template-kwargs", "[1]"], b"", "expected a JSON object"),
     "a trace that is a folder": (["--trace", "."], b"", "cannot be written"),
     "a contract with a line break": (["--contract", "a\nb"], b"", "expected one of"),
-    "a flag with an escape": (["--\x1b[31m"], b"", "unrecognized arguments: --\\x1b[31m"),
+    "a flag with an escape": (["--\x1b[31m"], b"", "unrecognized argument --\\x1b[31m"),
     "a number with a line break": (["-n", "1\n2"], b"", "invalid int value: '1\\n2'"),
     "threads without number": (["-t", "-5"], b"", "--threads: -5 is out of range"),
     "a draft without end": (["--spec-draft-n-max", str(1 << 70)], b"", "--spec-draft-n-max"),
@@ -175,8 +175,8 @@ COMMANDS = {
     "trace of nothing": (["trace", "show", "file"], b"", "it holds no event"),
     "trace of brackets": (["trace", "show", "file"], b"[" * 70000 + b"\n", "JSON nested more than 34 deep"),
     "trace of another thing": (["trace", "show", "file"], b'{"event": 1}\n', "expected"),
-    "no verb": (["\n"], b"", "invalid choice"),
-}  # fmt: skip
+    "no verb": (["\n"], b"", "is no verb, expected one of"),
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

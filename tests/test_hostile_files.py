@@ -139,7 +139,7 @@ FULL = {
     "dump": (["dump", "-m", MICRO, "-p", "ab", "-o", "out"], "out", "out: cannot be written: File too large"),
     "state": (["generate", "-m", MICRO, "-p", "ab", "-n", "2", "--prompt-cache", "out"], "out", "cannot be written"),
     "trace": (["generate", "-m", MICRO, "-p", "ab", "-n", "64", "--trace", "out"], None, "--trace out: cannot be"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FULL)
@@ -165,8 +165,9 @@ def test_an_output_that_takes_nothing_is_one_line(argv):
             timeout=120,
         )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.splitlines() == [f"mtpref {argv[0]}: error: No space left on device; is the disk full, or the "
-                                        "output closed?"]  # fmt: skip
+    assert done.stderr.splitlines() == [
+        f"mtpref {argv[0]}: error: No space left on device; is the disk full, or the output closed?"
+    ]
 
 
 KILLED = """

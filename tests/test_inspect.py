@@ -156,8 +156,10 @@ def test_unexpected_tensors_of_the_head_are_named(path):
     extra = {"blk.4.nextn.fc2.weight": (3,), "blk.4.attn_q.bias": (3,), "blk.2.nextn.enorm.weight": (8,), "odd": (1,)}
     report = save(path, tensors=model_tensors() | extra)
     assert set(report["mtp"]["unexpected"]) == {
-        "blk.4.nextn.fc2.weight", "blk.4.attn_q.bias", "blk.2.nextn.enorm.weight",
-    }  # fmt: skip
+        "blk.4.nextn.fc2.weight",
+        "blk.4.attn_q.bias",
+        "blk.2.nextn.enorm.weight",
+    }
     assert "tensor odd is unexpected and not used" in report["problems"]
     assert "blk.2 is declared delta_net, its tensors are those of kind mtp" in report["problems"]
 

@@ -42,7 +42,7 @@ def test_walk_through(tmp_path, monkeypatch, capsys):
         expected = 1 if argv[1:] == ["check", "finetuned"] else 0
         fewer = ["--positions", "64"] if argv[1] == "check" else []  # the page has all: some seconds more
         assert cli.main([*argv[1:], *fewer]) == expected, argv
-        said.append(capsys.readouterr().out)
+        said.append(re.sub(r"\n {8}", " ", capsys.readouterr().out))
     assert "head-dropped: mtp_num_hidden_layers: 1 declared, no mtp.* tensor there" in said[0]
     assert "a_1 0.787 [0.734, 0.840]" in said[2]
     assert "the head uses this trunk's hidden rows" in said[2]

@@ -147,8 +147,10 @@ def test_without_any_folder_nothing_is_kept_and_all_works(folders, compiled, cap
     assert run(fresh()) == run(fresh()) == 1
     assert len(compiled) == 2
     assert [m.rpartition(";")[2] for m in caplog.messages] == [
-        f" {folders[1]} is used", " there is no other", " set NUMBA_CACHE_DIR to one that can"
-    ]  # fmt: skip
+        f" {folders[1]} is used",
+        " there is no other",
+        " set NUMBA_CACHE_DIR to one that can",
+    ]
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:

@@ -11,7 +11,7 @@ from numba.core.errors import TypingError
 
 import mtpref.kernels
 from mtpref import kernels, spec
-from mtpref.spec.ops import compose
+from mtpref.spec.ops import compose, compose_moe
 
 if not kernels.available():
     pytest.skip("NUMBA_DISABLE_JIT is set: nothing is compiled", allow_module_level=True)
@@ -29,12 +29,15 @@ TWINS = {
     "mtpref.spec.products": "products",
     "mtpref.spec.layers": "layers",
     "mtpref.spec.ops.compose": "fused",
+    "mtpref.spec.ops.compose_moe": "fused",
     "mtpref.spec.mtp": "choices",
 }
 
 
 def test_a_twin_lies_in_the_room_of_its_function():
-    pairs = {name: getattr(spec, name, getattr(compose, name, None)) for name in kernels._HOMES}
+    homes = spec, compose, compose_moe
+    names = list(kernels._HOMES)
+    pairs = {name: next((getattr(home, name) for home in homes if hasattr(home, name)), None) for name in names}
     pairs = {name: function for name, function in pairs.items() if function is not None}
     assert {kernels._HOMES[name].split(".")[0] for name in pairs} == set(TWINS.values())
     for name, function in pairs.items():

@@ -211,8 +211,7 @@ def test_quantisers_are_the_specifications(rng: np.random.Generator, scale: str,
 @pytest.mark.parametrize("n_tokens", TOKENS)
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("name", ["mul_mat_exact", "mul_mat_ggml"])
-def test_products_are_the_specifications(rng: np.random.Generator, name: str, type_name: str,
-                                         n_tokens: int) -> None:  # fmt: skip
+def test_products_are_the_specifications(rng: np.random.Generator, name: str, type_name: str, n_tokens: int) -> None:
     n_in = {1: 77, 32: 96, 64: 192, 128: 384, 256: 512}[BLOCK[type_name]]
     for scale in SCALES:
         w = matrix(rng, type_name, 5, n_in, scale)
@@ -220,8 +219,9 @@ def test_products_are_the_specifications(rng: np.random.Generator, name: str, ty
 
 
 @pytest.mark.parametrize("type_name", TYPES)
-def test_a_view_of_rows_and_a_strided_activation_give_the_same_product(rng: np.random.Generator,
-                                                                       type_name: str) -> None:  # fmt: skip
+def test_a_view_of_rows_and_a_strided_activation_give_the_same_product(
+    rng: np.random.Generator, type_name: str
+) -> None:
     w = matrix(rng, type_name, 9, 256)
     x = unit_values(rng, 6, 256)
     for product in (kernels.mul_mat_exact, kernels.mul_mat_ggml):
@@ -253,8 +253,9 @@ def test_random_bytes_give_the_specifications_product(rng: np.random.Generator, 
         check("mul_mat_exact", w, unit_values(rng, 2, 512))
 
 
-def test_a_tiled_product_of_several_tiles_is_the_specifications(rng: np.random.Generator,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_tiled_product_of_several_tiles_is_the_specifications(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mtpref.spec.products.TILE_ELEMENTS", 3 * 256)
     w, x = matrix(rng, "IQ4_XS", 8, 256), unit_values(rng, 3, 256)
     for name in ("mul_mat_ggml", "mul_mat_exact"):
@@ -314,8 +315,9 @@ def test_rope_is_the_specifications(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(("dot", "wide"), NUMERICS)
 @pytest.mark.parametrize("d_conv", [1, 3, 4, 7])
 @pytest.mark.parametrize("scale", SCALES)
-def test_convolution_is_the_specifications(rng: np.random.Generator, scale: str, d_conv: int, dot: object,
-                                           wide: bool) -> None:  # fmt: skip
+def test_convolution_is_the_specifications(
+    rng: np.random.Generator, scale: str, d_conv: int, dot: object, wide: bool
+) -> None:
     for n_tokens in TOKENS:
         window = values(rng, (d_conv - 1 + n_tokens, 19), scale)
         check("conv_silu", window, values(rng, (19, d_conv), "unit"), dot=dot, wide=wide)
@@ -326,8 +328,9 @@ def test_convolution_is_the_specifications(rng: np.random.Generator, scale: str,
 @pytest.mark.parametrize(("dot", "wide"), NUMERICS)
 @pytest.mark.parametrize("size", [8, 32, 45])
 @pytest.mark.parametrize("scale", SCALES)
-def test_delta_rule_is_the_specifications(rng: np.random.Generator, scale: str, size: int, dot: object,
-                                          wide: bool) -> None:  # fmt: skip
+def test_delta_rule_is_the_specifications(
+    rng: np.random.Generator, scale: str, size: int, dot: object, wide: bool
+) -> None:
     for n_tokens, n_k_head, keep in ((1, 2, 1), (2, 4, 1), (3, 1, 3), (8, 2, 5)):
         q, k = (values(rng, (n_tokens, n_k_head, size), scale) for _ in range(2))
         v, g = values(rng, (n_tokens, 4, size), scale), -np.abs(unit_values(rng, n_tokens, 4))
@@ -348,8 +351,9 @@ def test_delta_rule_refuses_what_the_specification_refuses(rng: np.random.Genera
 @pytest.mark.parametrize(("dot", "wide"), NUMERICS)
 @pytest.mark.parametrize("kv_type", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("scale", SCALES)
-def test_attention_is_the_specifications(rng: np.random.Generator, scale: str, kv_type: str, dot: object,
-                                         wide: bool) -> None:  # fmt: skip
+def test_attention_is_the_specifications(
+    rng: np.random.Generator, scale: str, kv_type: str, dot: object, wide: bool
+) -> None:
     for n_tokens, first, size in ((1, 0, 16), (2, 31, 40), (3, 64, 33), (8, 90, 64), (19, 5, 32)):
         q = values(rng, (n_tokens, 4, size), scale)
         with np.errstate(all="ignore"):

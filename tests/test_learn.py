@@ -1,7 +1,9 @@
 """The chapters: each runs and its claims hold, the pages are what they print, the exercise checks answers."""
 
+import base64
 import json
 import re
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -10,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import mtpref
 from mtpref.base.errors import MtprefError
-from mtpref.faults import FAULTS
+from mtpref.faults import FAULTS, inject
 from mtpref.front import cli
+from mtpref.front.api import LanguageModel
 from mtpref.front.learn import CHAPTERS, N_MYSTERIES, Chapter, is_answer, mystery, run_chapter, show
 from mtpref.front.learn import mystery as exercise
 from mtpref.front.learn.chapter import Cell
@@ -37,9 +41,10 @@ def pictures_of(chapter):
 # -------------------------------------------------------------------------------------------- chapters
 
 
-def test_there_are_ten_in_order():
-    assert [c.number for c in CHAPTERS] == list(range(1, 11))
-    assert len({c.name for c in CHAPTERS}) == 10
+def test_they_are_in_order():
+    assert [c.number for c in CHAPTERS] == list(range(1, 12))
+    assert len({c.name for c in CHAPTERS}) == 11
+    assert [c.name for c in CHAPTERS[:3]] == ["draft_and_verify", "inside_the_head", "the_pairing"]
 
 
 @by_title
@@ -99,7 +104,7 @@ def test_the_notebook_is_one(chapter):
 
 
 def test_a_chapter_runs_as_a_plain_program():
-    path = next(c.path for c in CHAPTERS if c.number == 2)
+    path = next(c.path for c in CHAPTERS if c.name == "why_no_way_back")
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "before: they differ by up to 4.0" in done.stdout
@@ -173,7 +178,7 @@ def test_every_mystery_has_one_answer_that_the_file_does_not_tell():
         fits = [fault for fault in FAULTS.values() if digest(number, fault) == ANSWERS[number - 1]]
         assert len(fits) == 1
         assert fits[0].id not in source
-        assert fits[0].id not in CHAPTERS[9].path.read_text("utf-8")
+        assert fits[0].id not in CHAPTERS[-1].path.read_text("utf-8")
         assert is_answer(number, fits[0].id)
         assert is_answer(number, fits[0].id.split("-")[0])
         others = [fault for fault in FAULTS.values() if fault is not fits[0]]
@@ -195,7 +200,7 @@ def test_the_list(capsys):
 
 
 def test_one_chapter(capsys):
-    assert cli.main(["learn", "2"]) == 0
+    assert cli.main(["learn", "5"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("Why it cannot be rolled back\n====")
     assert "  | key = np.float32([0.5, 0.5, 0.5, 0.5])" in out
@@ -204,23 +209,103 @@ def test_one_chapter(capsys):
 
 def test_answers(capsys):
     [right] = [fault for fault in FAULTS.values() if digest(2, fault) == ANSWERS[1]]
-    assert cli.main(["learn", "10", "--answer", f"2={right.id}"]) == 0
+    assert cli.main(["learn", "11", "--answer", f"2={right.id}"]) == 0
     assert capsys.readouterr().out.startswith("right: mystery 2 is")
-    assert cli.main(["learn", "10", "--answer", "2=W6"]) == 1
+    assert cli.main(["learn", "11", "--answer", "2=W6"]) == 1
     assert capsys.readouterr().out.startswith("no: mystery 2 is not W6")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["11"], "chapter 11 does not exist, expected 1 .. 10"),
+        (["12"], "chapter 12 does not exist, expected 1 .. 11"),
         (["0"], "chapter 0 does not exist"),
         (["--answer", "W6"], "'W6' is not K=FAULT"),
         (["3", "--answer", "1=W6"], "chapter 3 has no exercise"),
-        (["10", "--answer", "9=W6"], "mystery 9 does not exist"),
-        (["10", "--answer", "1=W66"], "fault 'W66' is unknown"),
+        (["11", "--answer", "9=W6"], "mystery 9 does not exist"),
+        (["11", "--answer", "1=W66"], "fault 'W66' is unknown"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, words, capsys):
     assert cli.main(["learn", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------- what the exercise shows
+
+
+@pytest.fixture(scope="module")
+def exercise_names():
+    """The functions of the exercise."""
+    return runpy.run_path(str(CHAPTERS[-1].path))
+
+
+def test_no_other_fault_that_changes_text_leaves_the_state_that_the_third_mystery_leaves(exercise_names, capsys):
+    left = exercise_names["left_behind"]
+    core = mtpref.load().core
+    [right] = [fault for fault in FAULTS.values() if digest(3, fault) == ANSWERS[2]]
+    wanted = left(mystery(3))
+    assert len(wanted) >= 2
+    others = [fault for fault in FAULTS.values() if not fault.predicted.text and fault is not right]
+    assert len(others) > 10
+    for fault in others:
+        assert left(LanguageModel(inject(core, fault))) != wanted, fault.id
+    assert left(LanguageModel(core)) != wanted
+
+
+def test_a_wrong_answer_gets_a_hint_of_the_family(capsys):
+    assert cli.main(["learn", "11", "--answer", "3=S2"]) == 1
+    assert "hint: the family S (recurrent state and roll back) is right" in capsys.readouterr().out
+    assert cli.main(["learn", "11", "--answer", "3=W6"]) == 1
+    assert "hint: it is of another family than W" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------ a terminal
+
+
+@pytest.mark.parametrize("width", [80, 96])
+@by_title
+def test_a_chapter_fits_the_terminal(chapter, width):
+    for cell in cells_of(chapter):
+        for line in terminal(cell, width).splitlines():
+            is_picture = "#" in line or "." * 8 in line
+            assert len(line) <= width or is_picture or not re.search(r"\S\s+\S", line.strip(" |:")), line
+
+
+def test_what_is_bent_is_whole(exercise_names):
+    for chapter in CHAPTERS:
+        for cell in chapter.cells:
+            if cell.kind == "code":
+                shown = re.sub(r"(?m)^  [|:] ?", "", terminal(cell, 60))
+                assert "".join(shown.split()) == "".join(cell.text.split())
+
+
+def test_titles_and_code_are_coloured_and_nothing_else_changes():
+    for cell in cells_of(CHAPTERS[0]):
+        plain, colored = terminal(cell, 80), terminal(cell, 80, is_colored=True)
+        assert "\x1b" not in plain
+        stripped = re.sub(r"\x1b\[\d*m", "", colored)
+        assert stripped == plain or cell.text.startswith("#")
+
+
+def test_on_a_terminal_a_chapter_goes_through_the_pager(tmp_path, monkeypatch, capfd):
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\necho paged\ncat\n")
+    pager.chmod(0o755)
+    monkeypatch.setenv("PAGER", str(pager))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["learn", "5"]) == 0
+    assert capfd.readouterr().out.startswith("paged\n")
+    assert cli.main(["learn", "5", "--no-pager"]) == 0
+    assert not capfd.readouterr().out.startswith("paged\n")
+    monkeypatch.setenv("PAGER", "true")  # leaves at once
+    assert cli.main(["learn", "5"]) == 0
+
+
+def test_a_notebook_has_its_pictures_as_images():
+    [chapter] = [c for c in CHAPTERS if c.name == "inside_the_head"]
+    outputs = [o for cell in json.loads(notebook(chapter, cells_of(chapter)))["cells"] for o in cell.get("outputs", [])]
+    [data] = [o["data"] for o in outputs if o["output_type"] == "display_data"]
+    [source] = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', "".join(data["text/html"]))
+    assert base64.b64decode(source).decode() == "".join(data["image/svg+xml"])

@@ -12,13 +12,17 @@ def ours(i, ids, target, p=(0.6, 0.3, 0.1), margins=None, candidates=None):
     steps = [DraftStep(0, candidates or [id, 90, 91], list(p), 1.0, True) for id in ids]
     verdicts = ["accept"] * n_accepted + ["reject"] * (len(ids) - n_accepted)
     margins = margins or [1.0] * len(target)
-    return [Drafted(i, 0, 0, ids, steps, 0),
-            Verified(i, 0, ids, target, margins, [False] * len(target), n_accepted, verdicts)]  # fmt: skip
+    return [
+        Drafted(i, 0, 0, ids, steps, 0),
+        Verified(i, 0, ids, target, margins, [False] * len(target), n_accepted, verdicts),
+    ]
 
 
 def theirs(ids, n_accepted, id_last, p=(0.6, 0.3, 0.1), candidates=None):
-    steps = [Step(k, [Candidate(c, x, "") for c, x in zip(candidates or [id, 90, 91], p, strict=True)])
-             for k, id in enumerate(ids)]  # fmt: skip
+    steps = [
+        Step(k, [Candidate(c, x, "") for c, x in zip(candidates or [id, 90, 91], p, strict=True)])
+        for k, id in enumerate(ids)
+    ]
     return Round(steps, n_accepted, len(ids), id_last)
 
 

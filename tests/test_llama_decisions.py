@@ -102,8 +102,10 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_f
     agreement = Agreement(P_TOLERANCE[weight_type(name)], NEAR_TIE)
     for run in runs:
         compare_run(model, run, agreement)
-    print(f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
-          f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}")  # fmt: skip
+    print(
+        f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
+        f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}"
+    )
     assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
     assert agreement.n_rounds > 100
     assert agreement.n_candidates > 3 * agreement.n_rounds

@@ -95,8 +95,10 @@ def test_quantised_models_follow_llama_cpp_up_to_a_rounding_tie(name):
 @pytest.mark.parametrize("name", EXACT)
 def test_every_candidate_probability_and_decision_equals_llama_cpp(name):
     agreement = compared(model_of(name), name)
-    print(f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
-          f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}")  # fmt: skip
+    print(
+        f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
+        f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}"
+    )
     assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
     assert agreement.n_rounds >= 80
     assert agreement.n_near_ties == 0
@@ -149,13 +151,12 @@ MUTANTS = {
     "no bias": (HY, {"expert_scores": lambda p, b: p}),
     "not normalised": (QWEN, {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, False, s)}),
     "not scaled": (GROUPS, {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, n, 0.0)}),
-    "groups by their best": (
-        GROUPS, {"group_scores": lambda s, n: s.reshape(len(s), n, -1).max(axis=2)}),
+    "groups by their best": (GROUPS, {"group_scores": lambda s, n: s.reshape(len(s), n, -1).max(axis=2)}),
     "worst experts": (HY, {"select_experts": lambda s, n: _OPS.select_experts(-s, n)}),
     "no shared expert": (GLM, {"shared_expert": lambda ops, w, x, tap: np.zeros_like(x)}),
     "shared not gated": (QWEN, {"shared_gate": lambda y, g: y}),
     "biases forgotten": (HY, {"add_bias": lambda y, b: y}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)

@@ -16,6 +16,7 @@ from mtpref.front import api, cli
 from mtpref.heads import extract, strip, write_contents
 from mtpref.heads.inspect import inspect_file
 from mtpref.spec.ops import compose
+from tests.micro_moe import NAMES, standard
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "mtpref/data/tiny.gguf"
@@ -38,6 +39,15 @@ def test_header_and_model_agree(path, kv_type):
     assert cost.weights == report["on"]["weights"] == report["file"]
     assert cost.kv_cell == report["on"][f"kv_{kv_type.lower()}"]
     assert cost.pending == report["on"]["pending"]
+    assert cost.recurrent == report["recurrent_state"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-f32") and "-30-" not in name])
+def test_header_and_model_agree_with_experts(name):
+    """Stacks count whole, also those that gate and up share."""
+    report, cost = inspect_file(standard(name))["mtp_memory"], head_memory(api.load(standard(name)).core)
+    assert cost.weights == report["on"]["weights"] == report["file"] > 0
+    assert (cost.kv_cell, cost.pending) == (report["on"]["kv_f16"], report["on"]["pending"])
     assert cost.recurrent == report["recurrent_state"]
 
 

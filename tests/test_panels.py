@@ -78,8 +78,9 @@ def test_more_tokens_than_a_thread_takes_at_once(rng: np.random.Generator, type_
 
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("type_name", TYPES)
-def test_threads_change_no_bit_of_panels_or_products(rng: np.random.Generator, type_name: str, n_threads: int,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_threads_change_no_bit_of_panels_or_products(
+    rng: np.random.Generator, type_name: str, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mtpref.kernels.compiling import compile
     from mtpref.kernels.products import mul_mats, panels
 
@@ -202,8 +203,9 @@ def test_float_rows_in_pieces_are_the_specifications(rng: np.random.Generator, t
 
 
 @pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
-def test_threads_share_rows_and_tokens_of_floats(rng: np.random.Generator, type_name: str,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_threads_share_rows_and_tokens_of_floats(
+    rng: np.random.Generator, type_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where a thread's tokens begin within a tile, and its rows within those that wait together."""
     from mtpref.kernels.compiling import compile
     from mtpref.kernels.products import mul_mats

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 
@@ -16,7 +17,7 @@ from mtpref.measure.plan import Continuation, Setting, Tally, plan, prompts_of, 
 from mtpref.measure.plan.price import all_accepted, milliseconds, round_cost
 from mtpref.measure.plan.record import Drafted as Drafts
 from mtpref.measure.plan.record import trims_of
-from mtpref.measure.plan.render import lines
+from mtpref.measure.plan.render import few, lines, states_kept
 from mtpref.measure.plan.report import Settings
 from mtpref.measure.probe import Text
 from mtpref.spec import P_ONE
@@ -286,7 +287,7 @@ def test_ceilings_are_tokens_per_pass():
 
 
 def test_the_page_of_a_plan_says_what_it_was_made_of():
-    text = "\n".join(lines(a_plan()))
+    text = "\n".join(lines(a_plan(), is_whole=True))
     for words in ("costs of test", "a_4", "n=4", "two-phase", "heuristic", "cooldown 1", "ceilings", "best: "):
         assert words in text
 
@@ -380,3 +381,46 @@ def test_bad_arguments_are_one_line(text_file, arguments, words, capsys):
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(MtprefError, match="no MTP head"):
         recorded(without_head(micro(60)))
+
+
+# ------------------------------------------------------------------------------------------ what is printed
+
+
+def test_the_few_are_those_that_no_other_beats_and_plain_decoding():
+    found = a_plan()
+    chosen = few(found)
+    everything = [found.plain, *found.lines]
+
+    def price(line):
+        return line.rate.value, -states_kept(line), -line.flags.count("--")
+
+    for line in everything:
+        beaten = any(
+            all(a >= b for a, b in zip(price(x), price(line), strict=True)) and price(x) != price(line)
+            for x in everything
+        )
+        kept = any(line is one for one in chosen)
+        assert kept or beaten or line is found.plain
+    assert found.plain in chosen
+    assert found.best in chosen
+    assert any(line.n for line in chosen)
+    rates = [line.rate.value for line in chosen]
+    assert rates == sorted(rates)
+
+
+def test_the_table_has_the_ratio_aligned_digits_and_one_star():
+    found = a_plan()
+    for is_whole in (False, True):
+        text = lines(found, is_whole=is_whole)
+        start = next(i for i, line in enumerate(text) if line.startswith("tokens/s"))
+        rows = list(text[start + 1 : start + 1 + len(few(found))])
+        assert len({row.index(".") for row in rows if "." in row.split()[0]}) <= 1
+        assert sum("*" in row.split()[0] for row in rows) == 1
+        ratio = float(next(row for row in rows if "*" in row.split()[0]).split()[1])
+        assert ratio == pytest.approx(found.best.rate.value / found.plain.rate.value, abs=0.005)
+        assert any("mtpref plan --all" in line for line in text) == (len(few(found)) < 1 + len(found.lines))
+        grid = [line for line in text if line.startswith(("full ", "first "))]
+        assert bool(grid) == is_whole
+        assert len({len(line.rstrip("* ")) for line in grid}) <= 2
+    best_is_plain = replace(found, best=found.plain)
+    assert any(row.startswith("tokens per second by") and "*;" in row for row in lines(best_is_plain, is_whole=True))

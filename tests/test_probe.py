@@ -14,7 +14,16 @@ from mtpref.base.events import Drafted, Verified
 from mtpref.engine.model import load
 from mtpref.measure.probe import Settings, Text, Variant, Window, probe, read_texts, walk, windows_of
 from mtpref.measure.probe import head as head_room
-from mtpref.measure.probe.controls import MAIN, Control, compare_controls, contracts, controls, verdict, with_contract
+from mtpref.measure.probe.controls import (
+    MAIN,
+    Control,
+    compare_controls,
+    contracts,
+    controls,
+    head_without,
+    verdict,
+    with_contract,
+)
 from mtpref.measure.probe.count import Estimate, Judged, difference, jackknife, judge
 from mtpref.measure.probe.render import lines
 from mtpref.measure.probe.tables import by_context, by_label, calibration, language, ranks
@@ -325,8 +334,7 @@ def test_without_attention_a_draft_knows_only_its_own_pair():
     a = walk(model, window_of(TEXT), variants)
     # The same pairs with other cells before them: without the one at position 0.
     later = with_contract(model, replace(model.recipe.contract, first="none"))
-    blind = [replace(v, model=replace(later, recipe=later.recipe.with_ops(attn_layer=v.model.recipe.ops.attn_layer)))
-             for v in variants]  # fmt: skip
+    blind = [replace(v, model=head_without(later, "mixer")) for v in variants]
     b = walk(model, window_of(TEXT), blind)
     np.testing.assert_array_equal(a.heads["no-attention"].p, b.heads["no-attention"].p)
     seeing = [walk(model, window_of(TEXT), [Variant(MAIN, m, 1)]).heads[MAIN].p for m in (model, later)]

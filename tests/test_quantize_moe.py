@@ -198,8 +198,10 @@ def test_columns_of_other_experts_are_refused():
 
 @pytest.mark.parametrize("count", [-1.0, np.nan, np.inf])
 def test_a_count_that_is_none_is_refused(tmp_path, count):
-    tensors = [("a.in_sum2", "F32", (2, 1), np.ones((2, 1), np.float32)),
-               ("a.counts", "F32", (2, 1), np.array([[1], [count]], np.float32))]  # fmt: skip
+    tensors = [
+        ("a.in_sum2", "F32", (2, 1), np.ones((2, 1), np.float32)),
+        ("a.counts", "F32", (2, 1), np.array([[1], [count]], np.float32)),
+    ]
     write_gguf(tmp_path / "i.gguf", [("general.type", "imatrix", "str")], tensors)
     with pytest.raises(MtprefError, match="a number that is no count"):
         read_importance(tmp_path / "i.gguf")

@@ -66,6 +66,16 @@ def test_the_transcript_page_is_what_the_embedded_model_writes():
     assert page == write_transcript.render(), "run: python tools/write_transcript.py"
 
 
+def test_the_sample_is_what_the_first_command_prints(capfd):
+    assert cli.main(["generate"]) == 0
+    out, err = capfd.readouterr()
+    for line in block("sample").strip().splitlines():
+        beginning = line.removesuffix("...").rstrip("; ")
+        assert any(own.startswith(beginning) for own in err.splitlines()), line
+        assert line.endswith("...") or line in err.splitlines(), line
+    assert out
+
+
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target

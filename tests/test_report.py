@@ -151,15 +151,22 @@ def test_the_command_writes_one_file_the_same_each_time(traces, tmp_path, capsys
 def test_a_model_names_the_tokens_that_the_trace_does_not(traces, tmp_path):
     from mtpref.front.api import tiny_path
 
-    bare, named = tmp_path / "bare.html", tmp_path / "named.html"
-    assert main(["trace", "html", str(traces["healthy"]), "-o", str(bare)]) == 0
-    assert main(["trace", "html", str(traces["healthy"]), "-o", str(named), "-m", str(tiny_path())]) == 0
+    bare, named, own = (tmp_path / f"{name}.html" for name in ("bare", "named", "own"))
+    other = tmp_path / "other.jsonl"  # the embedded model's tokens are named anyway
+    other.write_bytes(traces["healthy"].read_bytes().replace(b'"mtpref-tiny"', b'"another"'))
+    assert main(["trace", "html", str(other), "-o", str(bare)]) == 0
+    assert main(["trace", "html", str(other), "-o", str(named), "-m", str(tiny_path())]) == 0
+    assert main(["trace", "html", str(traces["healthy"]), "-o", str(own)]) == 0
     names = [
         [c[1] for r in data_of(path.read_bytes())["sides"][0]["rounds"] for d in r["d"] for c in d[3]]
-        for path in (bare, named)
+        for path in (bare, named, own)
     ]
     assert any(name.startswith("#") for name in names[0])
     assert not any(name.startswith("#") for name in names[1])
+    assert names[2] == names[1]
+    prompts = [data_of(path.read_bytes())["sides"][0]["prompt"] for path in (bare, named, own)]
+    assert prompts[1] == prompts[2] == "def main(argv):"
+    assert prompts[0] in ("", prompts[1])
 
 
 def test_the_commands_of_the_docs_run(tmp_path, monkeypatch):

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from mtpref.files.gguf import open_gguf
+from mtpref.files.vocab import load_vocab
+from mtpref.front.api import tiny_path
+from mtpref.front.cli import main
 from mtpref.look.html import Side, read_side, render_page
 from tests.chromium import Browser, chromium
 from tests.report_traces import HOSTILE, long_side, trace_of
 
+# Elements that stick out of the page, though nothing scrolls.
+WIDE = """[...document.querySelectorAll('main *')].filter(e => !e.closest('.text, .rounds, svg') &&
+  e.getBoundingClientRect().right > window.innerWidth + 1).map(e => e.tagName)"""
 PROGRAM = chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; put it on the PATH or set MTPREF_CHROMIUM")
 
@@ -29,6 +36,11 @@ def traces(tmp_path_factory):
     healthy = trace_of(folder / "healthy.jsonl")
     faulty = trace_of(folder / "faulty.jsonl", "--fault", "S2")
     return folder, healthy, faulty
+
+
+def pieces():
+    vocab = load_vocab(open_gguf(tiny_path()).kv)
+    return lambda id: vocab.piece(id, special=True)
 
 
 def page(folder, name, *sides):
@@ -102,8 +114,9 @@ def test_candidates_come_up_on_a_tap_and_on_a_hover(browser, traces):
     browser.key("Escape")
     assert browser.js("document.getElementById('inspector').hidden")
     browser.open(page(folder, "one", read_side(str(healthy))))
-    box = browser.js("(b => [b.x + b.width / 2, b.y + b.height / 2])(document.querySelector('.tok.draft')"
-                     ".getClientRects()[0])")  # fmt: skip
+    box = browser.js(
+        "(b => [b.x + b.width / 2, b.y + b.height / 2])(document.querySelector('.tok.draft').getClientRects()[0])"
+    )
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
     assert not browser.js("document.getElementById('inspector').hidden")
 
@@ -124,9 +137,39 @@ def test_two_runs_stand_beside_each_other_and_the_place_where_they_part_is_marke
       return place.top >= box.top && place.bottom <= box.bottom; })"""
     assert browser.js(is_seen)
     picture(browser, "two-1200")
-    browser.open(page(folder, "two", *sides), 390, 844)
-    assert browser.js("document.documentElement.scrollWidth <= window.innerWidth")
-    picture(browser, "two-390")
+    for width, scheme in ((390, "light"), (1280, "light"), (1280, "dark")):
+        browser.open(page(folder, "two", *sides), width, 844, scheme=scheme)
+        assert browser.js("document.documentElement.scrollWidth <= window.innerWidth"), width
+        assert browser.js(WIDE) == [], width
+        picture(browser, f"two-{width}-{scheme}")
+        browser.js("window.scrollTo(0, document.body.scrollHeight)")
+        picture(browser, f"two-{width}-{scheme}-end")
+
+
+def test_the_prompt_is_on_the_page_and_candidates_have_names(browser, traces):
+    folder, healthy, _ = traces
+    page_of = folder / "named.html"
+    assert main(["trace", "html", str(healthy), "-o", str(page_of)]) == 0
+    browser.open(page_of)
+    prompt = browser.js("document.querySelector('.text .prompt').textContent")
+    assert prompt == read_side(str(healthy), piece_of=pieces()).prompt != ""
+    browser.js("document.querySelector('.round .chip.draft').click()")
+    names = browser.js("[...document.querySelectorAll('#inspector td.name')].map(t => t.textContent)")
+    assert len(names) == 10
+    assert not any(name.startswith("#") for name in names)
+    browser.open(page(folder, "unnamed", read_side(str(healthy))))
+    browser.js("document.querySelector('.round .chip.draft').click()")
+    assert "the trace has no text of it" in browser.js("document.getElementById('inspector').textContent")
+
+
+def test_charts_have_scales_and_names_of_their_axes(browser, traces):
+    folder, healthy, _ = traces
+    browser.open(page(folder, "one", read_side(str(healthy))))
+    charts = browser.js(
+        "[...document.querySelectorAll('svg')].map(s => [...s.querySelectorAll('text')].map(t => t.textContent))"
+    )
+    for texts, axis in zip(charts, ("round", "draft position"), strict=True):
+        assert {"0 %", "50 %", "100 %", axis} <= set(texts)
 
 
 def test_hostile_text_is_text(browser, tmp_path):

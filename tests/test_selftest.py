@@ -99,8 +99,9 @@ def test_made_drafts_are_accepted_in_part_whatever_the_head():
 def test_a_text_that_ends_early_is_no_failure():
     plain = bench_of(micro(60)).run(Options(n_predict=12, spec_type="none"))
     model = with_eog(micro(60), plain.ids[5])
-    object.__setattr__(model, "vocab", SimpleNamespace(**vars(model.vocab), encode=micro(60).vocab.encode,
-                                                       piece=model.vocab.piece))  # fmt: skip
+    object.__setattr__(
+        model, "vocab", SimpleNamespace(**vars(model.vocab), encode=micro(60).vocab.encode, piece=model.vocab.piece)
+    )
     for name in ("made drafts", "MTP drafts", "match", "residual"):
         made(name, model)
 
@@ -280,8 +281,10 @@ class Fake:
         log = LlamaLog()
         for d in (e for e in events if isinstance(e, Drafted)):
             v = next(e for e in events if isinstance(e, Verified) and e.round == d.round)
-            steps = [Step(i, [Candidate(s.candidates[k], round(s.p[k], 3), "") for k in range(3)])
-                     for i, s in enumerate(d.steps)]  # fmt: skip
+            steps = [
+                Step(i, [Candidate(s.candidates[k], round(s.p[k], 3), "") for k in range(3)])
+                for i, s in enumerate(d.steps)
+            ]
             log.rounds.append(Round(steps, v.n_accepted, len(d.ids), v.target_ids[-1]))
         log.summary["n_predict"] = len(log.ids)
         return self.change("log", log)

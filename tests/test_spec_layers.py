@@ -55,6 +55,16 @@ def test_norm_of_zero_is_zero():
     assert not np.any(spec.l2_norm(zero, 1e-6))
 
 
+def test_epsilon_is_the_float32_that_a_file_holds():
+    """1e-6 is no float32. Rows of one value near its root: the two differ in about one result of fifty."""
+    x = f32("x", 4000, 1, scale=1e-3)
+    own, other = (1 / np.sqrt(x.astype(np.float64) ** 2 + e) for e in (np.float64(np.float32(1e-6)), np.float64(1e-6)))
+    expected = x * own.astype(np.float32)
+    assert not np.array_equal(expected, x * other.astype(np.float32))
+    np.testing.assert_array_equal(spec.l2_norm(x, 1e-6), expected)
+    np.testing.assert_array_equal(spec.rms_norm(x, np.ones(1, np.float32), 1e-6), expected)
+
+
 def test_norm_of_large_values_does_not_overflow():
     x = np.full((1, 64), 1e30, np.float32)
     assert np.allclose(spec.rms_norm(x, np.ones(64, np.float32), 1e-6), 1, rtol=1e-6)

@@ -313,12 +313,16 @@ def test_json_is_normal_form(trace, capsys):
     assert [json.loads(line)["kind"] for line in out.splitlines()] == ["run", "round", "end"]
 
 
-def test_a_model_names_rejected_tokens(trace, capsys):
+def test_a_model_names_rejected_tokens(trace, tmp_path, capsys):
     path, _ = trace
-    _, bare, _ = show(capsys, path)
-    _, named, _ = show(capsys, path, "-m", ROOT / "mtpref" / "data" / "tiny.gguf")
+    other = tmp_path / "other.jsonl"  # the embedded model's tokens are named anyway
+    other.write_bytes(path.read_bytes().replace(b'"mtpref-tiny"', b'"another"'))
+    _, bare, _ = show(capsys, other)
+    _, named, _ = show(capsys, other, "-m", ROOT / "mtpref" / "data" / "tiny.gguf")
+    _, own, _ = show(capsys, path)
     assert re.search(r" #\d+ .*reject", bare)
     assert not re.search(r" #\d+ .*reject", named)
+    assert own == named.replace("another", "mtpref-tiny")
 
 
 def test_standard_input_is_read(trace, tmp_path):

@@ -182,8 +182,10 @@ def refusal(call, *args) -> str:
 def test_an_importance_matrix_with_other_counts_than_sums(tmp_path):
     path = tmp_path / "i.gguf"
     for n_counts, n_sums in ((2, 3), (4, 2)):
-        tensors = [("a.in_sum2", "F32", (n_sums,), np.ones(n_sums, np.float32)),
-                   ("a.counts", "F32", (n_counts,), np.ones(n_counts, np.float32))]  # fmt: skip
+        tensors = [
+            ("a.in_sum2", "F32", (n_sums,), np.ones(n_sums, np.float32)),
+            ("a.counts", "F32", (n_counts,), np.ones(n_counts, np.float32)),
+        ]
         write_gguf(path, [("general.type", "imatrix", "str")], tensors)
         assert f"a.in_sum2 has {n_sums} values for {n_counts} counts" in refusal(read_importance, path)
 

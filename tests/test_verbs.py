@@ -211,8 +211,9 @@ def golden_gen(b):
 CHOSEN = [(name, ARCHS[i % len(ARCHS)]) for i, name in enumerate(VERBS)]
 EVERY = [
     pytest.param(name, arch, marks=() if (name, arch) in CHOSEN else pytest.mark.slow, id=f"{name}-{arch}")
-    for name in VERBS for arch in ARCHS
-]  # fmt: skip
+    for name in VERBS
+    for arch in ARCHS
+]
 
 
 @pytest.mark.parametrize(("name", "arch"), EVERY)

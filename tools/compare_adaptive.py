@@ -112,8 +112,10 @@ def main() -> None:
         print(f"\n{kind}: {len(prompts)} prompts\n  setting     drafted  accept  passes/token  t/pass     t/s")
         for name, o in table.items():
             accept = f"{o.n_accepted / o.n_drafted:6.3f}" if o.n_drafted else "     -"
-            print(f"  {name:10s} {o.n_drafted:8d}  {accept}  {o.n_passes / o.n_tokens:12.3f}  "
-                  f"{o.speed_up(draft, row):6.3f}  {o.n_tokens / o.seconds:6.0f}")  # fmt: skip
+            print(
+                f"  {name:10s} {o.n_drafted:8d}  {accept}  {o.n_passes / o.n_tokens:12.3f}  "
+                f"{o.speed_up(draft, row):6.3f}  {o.n_tokens / o.seconds:6.0f}"
+            )
 
 
 if __name__ == "__main__":

@@ -75,8 +75,10 @@ def _cut(name: str, x: F32) -> dict[str, F32]:
     experts = [by_unit[half + e % 4 * width : half + (e % 4 + 1) * width] for e in range(N_EXPERT)]
     shared = by_unit[:half]
     if short == "ffn_down":
-        return {f"{name.replace('ffn_down', 'ffn_down_exps')}": np.stack([2 * w.T for w in experts]),
-                f"{name.replace('ffn_down', 'ffn_down_shexp')}": np.ascontiguousarray(shared.T)}  # fmt: skip
+        return {
+            f"{name.replace('ffn_down', 'ffn_down_exps')}": np.stack([2 * w.T for w in experts]),
+            f"{name.replace('ffn_down', 'ffn_down_shexp')}": np.ascontiguousarray(shared.T),
+        }
     made = {name.replace(short, f"{short}_exps"): np.stack(experts), name.replace(short, f"{short}_shexp"): shared}
     if short == "ffn_gate":
         made[f"{prefix}ffn_gate_inp.weight"] = uniform(5, f"{prefix}router", (N_EXPERT, x.shape[1]))

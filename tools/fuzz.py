@@ -137,8 +137,9 @@ class Campaign:
             return Campaign(folder, seed)
         record = json.loads(path.read_text())
         if record.pop("schema") != SCHEMA or record["seed"] != seed:
-            raise SystemExit(f"{path}: of another version or of seed {record['seed']}, expected seed {seed}; "
-                             "choose another folder")  # fmt: skip
+            raise SystemExit(
+                f"{path}: of another version or of seed {record['seed']}, expected seed {seed}; choose another folder"
+            )
         return Campaign(folder, **record)
 
     def save(self) -> None:

@@ -88,8 +88,10 @@ def main(argv: list[str] | None = None) -> int:
                 done = subprocess.run(line, capture_output=True, text=True, check=True)
                 before, peak, seconds = json.loads(done.stdout)
             form = "one" if fused else "apart"
-            print(f"{n_expert:7}  {form:6}  {n_bytes / 1e9:7.2f} GB  {(peak - before) / 1e6:15.1f} MB  "
-                  f"{(peak - before) / expert:18.1f}x  {seconds:9.1f}")  # fmt: skip
+            print(
+                f"{n_expert:7}  {form:6}  {n_bytes / 1e9:7.2f} GB  {(peak - before) / 1e6:15.1f} MB  "
+                f"{(peak - before) / expert:18.1f}x  {seconds:9.1f}"
+            )
     return 0
 
 

@@ -78,14 +78,18 @@ def measured(folder: Path) -> Iterator[str]:
         shares = " | ".join(f"{100 * (gaps < limit).mean():.2f} %" for limit in LIMITS)
         gaps_rows.append(f"| {short} | {shape} | {gaps.size} | {shares} | {gaps.min():.0e} |")
         near = gaps < LIMITS[1]
-        tie_rows.append(f"| {short} | {100 * moved.mean():.2f} % | {int(moved[near].sum())} of {int(near.sum())} | "
-                        f"{100 * moved[~near].mean():.2f} % |")  # fmt: skip
+        tie_rows.append(
+            f"| {short} | {100 * moved.mean():.2f} % | {int(moved[near].sum())} of {int(near.sum())} | "
+            f"{100 * moved[~near].mean():.2f} % |"
+        )
         width_rows.append(f"| {short} | {_widths(found, cfg.n_used, _n_expert(walk.model))} |")
         head_gaps = np.concatenate([gap for _, _, gap, _ in found])
         right = np.concatenate([ok for _, _, _, ok in found])
         low = head_gaps < np.quantile(head_gaps, 0.25)
-        accept_rows.append(f"| {short} | {100 * right.mean():.0f} % | {100 * right[low].mean():.0f} % | "
-                           f"{100 * right[~low].mean():.0f} % |")  # fmt: skip
+        accept_rows.append(
+            f"| {short} | {100 * right.mean():.0f} % | {100 * right[low].mean():.0f} % | "
+            f"{100 * right[~low].mean():.0f} % |"
+        )
     yield from ("### Router gaps\n", "| model | experts | choices | " + " | ".join(f"below {x:g}" for x in LIMITS)
                 + " | least |", "|---|---|---|" + "---|" * (len(LIMITS) + 1), *gaps_rows)  # fmt: skip
     title = "\n### Choices that other numerics make otherwise (`ggml` against `exact`, same Q8_0 file)\n"

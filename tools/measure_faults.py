@@ -176,12 +176,14 @@ class Counts:
         n = range(N_MAX)
         n_accepted = sum(self.accepted.values())
         return {
-            "rounds": self.n_rounds, "drafted": self.n_drafted, "accepted": n_accepted,
+            "rounds": self.n_rounds,
+            "drafted": self.n_drafted,
+            "accepted": n_accepted,
             "a": [_rate(self.accepted[i], self.n_draft_rounds) for i in n],
             "a_conditional": [_rate(self.accepted[i], self.reached[i]) for i in n],
             "a1_after": {key: _rate(*self.by_before[key]) for key in ("first", "full", "partial")},
             "a1_from_pos": {str(low): _rate(*self.by_pos[str(low)]) for low in BINS},
-        }  # fmt: skip
+        }
 
 
 def _rate(n: int, of: int) -> float | None:
@@ -203,8 +205,10 @@ def healthy_run(setup: Setup) -> Counts:
 def text_of(counts: Counts, clean: Counts, *, is_look_alike: bool) -> dict[str, Any]:
     """How many texts begin as the healthy ones do, and the first token of any that is another. For look-alikes, whose
     texts may part at a near tie alone: the greatest margin of the healthy run at such a token."""
-    first = [next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), None)
-             for x, y in zip(counts.texts, clean.texts, strict=True)]  # fmt: skip
+    first = [
+        next((i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), None)
+        for x, y in zip(counts.texts, clean.texts, strict=True)
+    ]
     differing = [i for i in first if i is not None]
     out = {"same": first.count(None), "of": len(first), "differs_at": min(differing, default=None)}
     margins = [clean.margins[k][i] for k, i in enumerate(first) if i is not None]

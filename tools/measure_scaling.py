@@ -107,8 +107,10 @@ def main() -> None:
     print("context  token ms  attention  DeltaNet  prompt s  prompt t/s  state MB  resident MB")
     for p in points:
         rate = p.n / p.prompt_s
-        print(f"{p.n:7d} {p.token_ms:9.2f} {p.attention_ms:10.2f} {p.delta_ms:9.2f} {p.prompt_s:9.2f} {rate:11.1f} "
-              f"{p.state_bytes / 1e6:9.2f} {p.resident / 1e6:12.0f}")  # fmt: skip
+        print(
+            f"{p.n:7d} {p.token_ms:9.2f} {p.attention_ms:10.2f} {p.delta_ms:9.2f} {p.prompt_s:9.2f} {rate:11.1f} "
+            f"{p.state_bytes / 1e6:9.2f} {p.resident / 1e6:12.0f}"
+        )
     first, last = points[0], points[-1]
     per_token = (last.state_bytes - first.state_bytes) / max(1, last.n - first.n)
     print(f"state per token: {per_token:.0f} bytes, arithmetic says {bytes_per_token(model)}")
@@ -124,8 +126,10 @@ def _plot(points: list[Point], path: str) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     n = [p.n for p in points]
-    for name, values in (("attention layers", [p.attention_ms for p in points]),
-                         ("DeltaNet layers", [p.delta_ms for p in points])):  # fmt: skip
+    for name, values in (
+        ("attention layers", [p.attention_ms for p in points]),
+        ("DeltaNet layers", [p.delta_ms for p in points]),
+    ):
         left.plot(n, values, marker="o", label=name)
     left.set(title="a decoded token", xlabel="tokens in the context", ylabel="ms", ylim=(0, None))
     left.legend()

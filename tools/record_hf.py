@@ -2,8 +2,10 @@
 
     python tools/record_hf.py
     python tools/record_hf.py --gguf MODEL --tokens 1,2,3 --tokens 7,8 --out FILE.npz
+    python tools/record_hf.py --moe
 
-The first form records the random-weight cases, whose weights are made from seeds and not stored.
+The first form records the random-weight cases, whose weights are made from seeds and not stored; the last one the
+trunks of small models with experts (tests/oracle_hf_moe.py), in float32.
 
 Everything runs in float64, transformers' own float32 casts included. The arrays are named CASE.WHAT: tokens;
 rows (the recorded row numbers); logits, h_nextn, and each layer's outputs under llama.cpp's names;
@@ -16,6 +18,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from tests.hf_cases import CASES, build  # noqa: E402
 from tests.random_weights import Array, HParams, recurrent_layers  # noqa: E402
 
 DEFAULT_OUT = ROOT / "tests" / "data" / "hf_reference.npz"
+MOE_OUT = ROOT / "tests" / "data" / "hf_moe.npz"
 # a float64 row of a large vocabulary is big; its float32 rounding costs 1e-15 NMSE
 LARGE_VOCAB = 1024
 
@@ -96,6 +100,13 @@ def record_gguf(path: Path, prompts: list[list[int]], n_rows: int) -> dict[str, 
     return out
 
 
+def record_moe() -> dict[str, Array]:
+    from tests import oracle_hf_moe
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return oracle_hf_moe.record(Path(scratch))
+
+
 def decimal_eps(eps: float) -> float:
     """The short decimal that a GGUF's float32 stands for: 9.99999997e-07 is 1e-06, as transformers has it."""
     return float(np.format_float_scientific(np.float32(eps)))
@@ -118,6 +129,7 @@ def token_list(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="record transformers' reference values")
     parser.add_argument("--gguf", type=Path, help="a qwen35 GGUF; without it the random-weight cases are recorded")
+    parser.add_argument("--moe", action="store_true", help="record the small models with experts")
     parser.add_argument("--tokens", type=token_list, action="append", default=[], help="ids of one prompt: 1,2,3")
     parser.add_argument("--out", type=Path, help=f"default for the random-weight cases: {DEFAULT_OUT.name}")
     parser.add_argument("--rows", type=int, default=6, help="rows kept of each tensor (default 6)")
@@ -125,7 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.gguf is not None and (not args.tokens or args.out is None):
         parser.error("--gguf needs --tokens (one or more) and --out")
     try:
-        if args.gguf is None:
+        if args.moe:
+            arrays, out = record_moe(), args.out or MOE_OUT
+        elif args.gguf is None:
             arrays, out = record_cases(args.rows), args.out or DEFAULT_OUT
         else:
             arrays, out = record_gguf(args.gguf, args.tokens, args.rows), args.out

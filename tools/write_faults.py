@@ -130,8 +130,10 @@ def described(fault: Fault, m: Mapping[str, Any]) -> str:
         lines.append(f"* needs {'; '.join(needs)}{options}")
     if fault.seen:
         links = ", ".join(f"[{engine}]({link})" for engine, link in fault.seen)
-        lines.append(f"* {'reported for' if fault.is_look_alike else 'seen in'} {links}"
-                     + (f": {fault.effect}" if fault.effect else ""))  # fmt: skip
+        lines.append(
+            f"* {'reported for' if fault.is_look_alike else 'seen in'} {links}"
+            + (f": {fault.effect}" if fault.effect else "")
+        )
     else:
         lines.append("* no report of it is known")
     return "\n".join(lines) + "\n"

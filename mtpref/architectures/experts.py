@@ -6,8 +6,9 @@ from mtpref.architectures.sheet import OPTIONAL, Either, FusedStack, Hyper, Tens
 
 n_expert = Hyper("n_expert", "expert_count", high=1 << 16, hf="num_experts")
 n_expert_used = Hyper("n_expert_used", "expert_used_count", high=1 << 16, hf="num_experts_per_tok")
-n_expert_group = Hyper("n_expert_group", "expert_group_count", default=0, low=0, high=1 << 16, hf="n_group",
-                       hf_default=OPTIONAL)  # fmt: skip
+n_expert_group = Hyper(
+    "n_expert_group", "expert_group_count", default=0, low=0, high=1 << 16, hf="n_group", hf_default=OPTIONAL
+)
 n_expert_group_used = Hyper("n_expert_group_used", "expert_group_used_count", default=0, low=0, high=1 << 16,
                             hf="topk_group", hf_default=OPTIONAL)  # fmt: skip
 n_ff_exp = Hyper("n_ff_exp", "expert_feed_forward_length", hf="moe_intermediate_size")
@@ -15,8 +16,9 @@ n_ff_exp = Hyper("n_ff_exp", "expert_feed_forward_length", hf="moe_intermediate_
 expert_gating_func = Hyper("expert_gating_func", "expert_gating_func", default=0, low=0, high=16, hf=lambda c: 2)
 expert_weights_scale = Hyper("expert_weights_scale", "expert_weights_scale", "f32", default=0.0, low=0.0, high=1e6,
                              hf="routed_scaling_factor", hf_default=OPTIONAL)  # fmt: skip
-expert_weights_norm = Hyper("expert_weights_norm", "expert_weights_norm", "bool", default=False, hf="norm_topk_prob",
-                            hf_default=OPTIONAL)  # fmt: skip
+expert_weights_norm = Hyper(
+    "expert_weights_norm", "expert_weights_norm", "bool", default=False, hf="norm_topk_prob", hf_default=OPTIONAL
+)
 
 _GATE_UP = (("ffn_gate_exps.weight", n_ff_exp), ("ffn_up_exps.weight", n_ff_exp))
 
@@ -28,8 +30,9 @@ def router(hf: str) -> Tensor:
 
 def expert_stacks(*, has_fused: bool) -> tuple[Tensor | Either, ...]:
     """The experts' matrices. has_fused: whether a file may have gate and up in one stack, which goes first"""
-    gate = Tensor("ffn_gate_exps.weight", (n_expert, n_ff_exp, n_embd), "mlp.experts.{e}.gate_proj.weight",
-                  cb="ffn_moe_gate")  # fmt: skip
+    gate = Tensor(
+        "ffn_gate_exps.weight", (n_expert, n_ff_exp, n_embd), "mlp.experts.{e}.gate_proj.weight", cb="ffn_moe_gate"
+    )
     up = Tensor("ffn_up_exps.weight", (n_expert, n_ff_exp, n_embd), "mlp.experts.{e}.up_proj.weight", cb="ffn_moe_up")
     down = Tensor("ffn_down_exps.weight", (n_expert, n_embd, n_ff_exp), "mlp.experts.{e}.down_proj.weight",
                   role="ffn_down", cb="ffn_moe_down")  # fmt: skip

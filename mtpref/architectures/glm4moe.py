@@ -48,7 +48,7 @@ rope_sections = Hyper("rope_sections", "rope.dimension_sections", "arr:i32", def
 
 _norms = (
     Tensor("attn_norm.weight", (n_embd,), "input_layernorm.weight", cb="attn_norm"),
-    Tensor("post_attention_norm.weight", (n_embd,), "post_attention_layernorm.weight", cb="post_attn_norm"),
+    Tensor("post_attention_norm.weight", (n_embd,), "post_attention_layernorm.weight", cb="attn_post_norm"),
 )
 _attention = plain_attention(needs_norms=False)
 _moe = (

@@ -39,7 +39,7 @@ _DEFAULTS = {"rope.freq_base": 11158840.0, "attention.layer_norm_rms_epsilon": 1
 
 _norms = (
     Tensor("attn_norm.weight", (n_embd,), "input_layernorm.weight", cb="attn_norm"),
-    Tensor("ffn_norm.weight", (n_embd,), "post_attention_layernorm.weight", cb="ffn_norm"),
+    Tensor("ffn_norm.weight", (n_embd,), "post_attention_layernorm.weight", cb="attn_post_norm"),
 )
 _attention = plain_attention(needs_norms=True)
 _moe = (

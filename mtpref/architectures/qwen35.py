@@ -50,8 +50,9 @@ n_rot = Hyper(
     high=4096,
     hf=lambda c: int(c["n_embd_head"] * (c.get("partial_rotary_factor") or 0.25)),
 )
-rope_sections = Hyper("rope_sections", "rope.dimension_sections", "arr:i32", hf="mrope_section",
-                      hf_default=(11, 11, 10, 0))  # fmt: skip
+rope_sections = Hyper(
+    "rope_sections", "rope.dimension_sections", "arr:i32", hf="mrope_section", hf_default=(11, 11, 10, 0)
+)
 
 # TENSORS
 
@@ -63,9 +64,10 @@ _conv_dim = 2 * n_k_head * d_state + n_v_head * d_state
 
 NORMS = (
     Tensor("attn_norm.weight", (n_embd,), "input_layernorm.weight", ZERO_CENTRED, cb="attn_norm"),
-    Tensor("post_attention_norm.weight", (n_embd,), "post_attention_layernorm.weight", ZERO_CENTRED,
-           cb="attn_post_norm"),
-)  # fmt: skip
+    Tensor(
+        "post_attention_norm.weight", (n_embd,), "post_attention_layernorm.weight", ZERO_CENTRED, cb="attn_post_norm"
+    ),
+)
 DELTA = (
     Tensor("attn_qkv.weight", (_conv_dim, n_embd), "linear_attn.in_proj_qkv.weight", _qkv_rows, role="attn_v",
            cb="linear_attn_qkv_mixed"),

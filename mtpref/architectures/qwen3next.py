@@ -33,8 +33,9 @@ _qkv, _z = _delta.pop("attn_qkv.weight"), _delta.pop("attn_gate.weight")
 del _delta["ssm_beta.weight"], _delta["ssm_alpha.weight"]
 _all = Tensor("ssm_in.weight", (2 * n_k_head * d_state + 2 * n_v_head * d_state, n_embd), cb="linear_attn_mixed_qkvz")
 # per key head: beta, then alpha
-_beta_alpha = Tensor("ssm_ba.weight", (2 * n_v_head, n_embd), "linear_attn.in_proj_ba.weight",
-                     cb="linear_attn_mixed_ba")  # fmt: skip
+_beta_alpha = Tensor(
+    "ssm_ba.weight", (2 * n_v_head, n_embd), "linear_attn.in_proj_ba.weight", cb="linear_attn_mixed_ba"
+)
 _mixer: tuple[Tensor | Either, ...] = (Either(((_qkv, _z), (_all,))), _beta_alpha, *_delta.values())
 
 # BLOCKS

@@ -85,7 +85,7 @@ class Tensor:
     change    what a conversion does to its values and rows
     fallback  names that stand in for it, the first present wins
     optional  whether it may be absent with nothing in its place
-    cb        llama.cpp's name of what the graph makes with it
+    cb        llama.cpp's name of what the graph makes with it, as its kind has it (`Architecture.cb` renames)
     role      the quantiser's category: "attn_v", "attn_k", "attn_output", "ffn_down", "output", "token_embd", or "" for
               the rest
     keep_f32  held and stored as float32 whatever its dimensions
@@ -190,6 +190,11 @@ class HeadSheet:
     def block_at(self, il: int, names: Container[str]) -> Block:
         """The block of the head that is block il of a file with these tensors."""
         return self.without[1] if self.without and f"blk.{il}.{self.without[0]}" not in names else self.block
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block that the head can have."""
+        return (self.block, *([self.without[1]] if self.without else []))
 
     def all_tensors(self) -> tuple[Tensor, ...]:
         return (*self.tensors, *self.block.all_tensors())
@@ -471,6 +476,12 @@ class Architecture:
     def symbols(self) -> dict[str, str]:
         """Counts that shapes are written with -> their keys."""
         return {hyper.name: hyper.key for hyper in self.hypers if hyper.type.startswith("u32")}
+
+    @property
+    def per_block(self) -> frozenset[str]:
+        """Keys that may be arrays of one entry for each block: flags of layers, and what else is one number."""
+        flags = {self.layers.flags} if isinstance(self.layers, Alternating) else set()
+        return frozenset(flags | {hyper.key for hyper in self.hypers if not hyper.type.startswith("arr:")})
 
     def values(self, meta: Metadata) -> Values:
         """The hyper-parameters of a file, read as they are asked for."""

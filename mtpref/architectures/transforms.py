@@ -48,8 +48,10 @@ class VHeads:
         """Which HF index each GGUF index of an axis of this size comes from; None where all stay."""
         n_k_head, n_v_head = values[self.n_k_head], values[self.n_v_head]
         if n_k_head < 1 or n_v_head % n_k_head:
-            raise MtprefError(f"V heads: H_v = {n_v_head} is not a multiple of H_k = {n_k_head}; check "
-                              "ssm.time_step_rank and ssm.group_count")  # fmt: skip
+            raise MtprefError(
+                f"V heads: H_v = {n_v_head} is not a multiple of H_k = {n_k_head}; check "
+                "ssm.time_step_rank and ssm.group_count"
+            )
         if n_k_head == n_v_head:
             return None
         first = 0 if self.skip is None else self.skip.value(values) or 0

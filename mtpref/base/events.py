@@ -29,11 +29,15 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class PromptProgress:
-    """n_done of n_total prompt tokens have been processed, the n_reused first of them in an earlier run."""
+    """n_done of n_total prompt tokens have been processed, the n_reused first of them in an earlier run.
+
+    router_gap  the least router gap (S44) of the tokens that this pass ran; None for a model without experts
+    """
 
     n_done: int
     n_total: int
     n_reused: int = 0
+    router_gap: Margin | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class DraftStep:
 
     u  the uniform number that drew the token, q: the token's probability in the draft's own filtered distribution
        (None: the token is the best candidate)
+    router_gap  the least router gap (S44) of the head's networks at this row; None without experts
     """
 
     pos: int
@@ -51,6 +56,7 @@ class DraftStep:
     is_taken: bool
     u: float | None = None
     q: float | None = None
+    router_gap: Margin | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class Verified:
     """The target's choice at each verified row, the margin of each, and the verdict on each drafted token.
 
     draws  how each row's token was sampled; empty for greedy decoding
+    router_gaps  the least router gap (S44) of each row over the trunk's layers; empty for a model without experts
     """
 
     round: int
@@ -104,6 +111,7 @@ class Verified:
     n_accepted: int
     verdicts: list[str]
     draws: list[Draw] = field(default_factory=list)
+    router_gaps: list[Margin] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -147,9 +155,18 @@ class RunEnded:
 Event = RunStarted | PromptProgress | Drafted | Verified | RolledBack | Token | RunEnded
 
 
+# Fields that only models with experts have.
+_OF_EXPERTS = ("router_gap", "router_gaps")
+
+
 def to_json(event: Event) -> dict[str, Any]:
-    """The event as JSON-able values: {"event": type name, ...fields}; bytes become a hex string."""
+    """The event as JSON-able values: {"event": type name, ...fields}; bytes become a hex string. What only models with
+    experts have is left out for others."""
     record: dict[str, Any] = {"event": type(event).__name__}
-    for name, value in asdict(event).items():
+    for name, value in asdict(event, dict_factory=_without_absent).items():
         record[name] = value.hex() if isinstance(value, bytes) else value
     return record
+
+
+def _without_absent(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name not in _OF_EXPERTS or value not in (None, [])}

@@ -224,10 +224,12 @@ def _narrowed(base: Any, rules: list[Any], value: Any, where: str) -> Any:
     found = _plain(base, value, where, name_of(Annotated[base, *rules])) if base in _PLAIN else read(base, value, where)
     for rule in rules:
         fits = (
-            rule.low <= found <= rule.high if isinstance(rule, Within)
-            else rule.least <= len(found) <= rule.most if isinstance(rule, Sized)
+            rule.low <= found <= rule.high
+            if isinstance(rule, Within)
+            else rule.least <= len(found) <= rule.most
+            if isinstance(rule, Sized)
             else True
-        )  # fmt: skip
+        )
         if not fits:
             told = f"{_NAMES[get_origin(base) or base]} of length {len(found)}" if isinstance(rule, Sized) else None
             raise MtprefError(f"{where} is {told or describe(value)}, expected {name_of(base)} {rule}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a header's sums need no model
     from mtpref.engine.model import Model
     from mtpref.engine.weights import MtpWeights
 
-SNAPSHOT, REPLAY = "snapshot", "replay"
+SNAPSHOT, REPLAYS = "snapshot", ("replay", "replay-with-correction")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class HeadMemory:
 
         snapshot: the state after each of the n_max tokens; replay: one checkpoint; two-phase: nothing
         """
-        return self.recurrent * {SNAPSHOT: n_max, REPLAY: 1}.get(strategy, 0)
+        return self.recurrent * (n_max if strategy == SNAPSHOT else strategy in REPLAYS)
 
     def to_json(self) -> dict[str, int]:
         return asdict(self)

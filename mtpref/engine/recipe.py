@@ -7,19 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 from mtpref import kernels
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import SettingError
-from mtpref.spec import Matrix
 from mtpref.spec.contract import MtpContract
 from mtpref.spec.ops import OpEntries, Ops, spec_ops
 from mtpref.spec.steps import StepEntries, Steps
 
 NUMERICS = ("ggml", "exact")
 
-Pack = Callable[..., list[Matrix]]  # kernels.pack
+Pack = Callable[..., list[Any]]  # kernels.pack
 
 
 @dataclass(frozen=True)
@@ -95,4 +94,5 @@ def kernel_ops(numerics: str) -> Ops:
         top_candidates=kernels.top_candidates,
         delta_layer=partial(kernels.delta_layer, wide=wide),
         ffn=partial(kernels.ffn, wide=wide),
+        moe_ffn=partial(kernels.moe_ffn, wide=wide),
     )

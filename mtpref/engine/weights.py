@@ -56,8 +56,10 @@ class MtpWeights:
         if self.d2t is not None:
             lacking = np.setdiff1d(rows, self.d2t)
             if lacking.size:
-                raise MtprefError(f"draft vocabulary: id {lacking[0]} is not among the {self.d2t.size} ids of the "
-                                  "head's own d2t, expected only ids that it has rows for")  # fmt: skip
+                raise MtprefError(
+                    f"draft vocabulary: id {lacking[0]} is not among the {self.d2t.size} ids of the "
+                    "head's own d2t, expected only ids that it has rows for"
+                )
             rows = np.searchsorted(self.d2t, rows)
         return replace(self, shared_head_head=take_rows(self.shared_head_head, rows), d2t=np.asarray(ids, np.int64))
 
@@ -73,7 +75,7 @@ class Weights:
     roots: dict[str, Any] = field(default_factory=dict)  # other tensors outside of blocks, by GGUF name
 
 
-Packer = Callable[[Sequence[spec.Matrix]], list[spec.Matrix]]
+Packer = Callable[[Sequence[spec.Matrix | spec.Stack]], list[spec.Matrix | spec.Stack]]
 
 
 def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple[Weights, list[MtpWeights]]:
@@ -82,7 +84,7 @@ def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple
     blocks = [*weights.layers, *(head.block for head in heads)]
     found = [weights.output, *(w for block in blocks for w in block.values())]
     found += [w for head in heads for w in (head.eh_proj, head.shared_head_head)]
-    unique = {id(w): w for w in found if isinstance(w, spec.Matrix)}
+    unique = {id(w): w for w in found if isinstance(w, spec.Matrix | spec.Stack)}
     made = dict(zip(unique, pack(list(unique.values())), strict=True))
 
     def of(w: Any) -> Any:
@@ -152,11 +154,15 @@ class TensorFinder:
     def _info(self, name: str, shape: tuple[int, ...]) -> Any:
         info = self.file.tensors.get(name)
         if info is None:
-            raise MtprefError(f"{self.file.label}: tensor {name} is missing, expected shape {shape[::-1]} in GGUF "
-                              "order; was it dropped by a conversion? try: mtpref inspect FILE")  # fmt: skip
+            raise MtprefError(
+                f"{self.file.label}: tensor {name} is missing, expected shape {shape[::-1]} in GGUF "
+                "order; was it dropped by a conversion? try: mtpref inspect FILE"
+            )
         if without_leading_ones(info.shape) != without_leading_ones(shape):
-            raise MtprefError(f"{self.file.label}: tensor {name} has shape {info.ne}, expected {shape[::-1]} in GGUF "
-                              "order; do the metadata belong to this file? try: mtpref inspect FILE")  # fmt: skip
+            raise MtprefError(
+                f"{self.file.label}: tensor {name} has shape {info.ne}, expected {shape[::-1]} in GGUF "
+                "order; do the metadata belong to this file? try: mtpref inspect FILE"
+            )
         self.taken.add(name)
         if not self.is_header_only:
             self.read.add(name)

@@ -6,6 +6,7 @@ S recurrent state and roll back, V verification and sampling, P policy; L are lo
 faults. Which of them a model can have: places.py.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
@@ -26,14 +27,16 @@ __all__ = [
     "Signature",
     "everywhere",
     "find_fault",
+    "find_named",
     "inject",
     "is_possible",
     "refuse_faults",
 ]
 
 _ROOMS = (weights, graph, trunk, experts, chain, cache, rollback, verify, policy, look_alikes)
-FAULTS: dict[str, Fault] = {fault.id: fault for room in _ROOMS for fault in vars(room).values()
-                            if isinstance(fault, Fault)}  # fmt: skip
+FAULTS: dict[str, Fault] = {
+    fault.id: fault for room in _ROOMS for fault in vars(room).values() if isinstance(fault, Fault)
+}
 
 
 def find_fault(id: str) -> Fault:
@@ -41,11 +44,29 @@ def find_fault(id: str) -> Fault:
 
     Errors  MtprefError with the ids that are near
     """
-    numbered = [fault for known, fault in FAULTS.items() if known == id or known.split("-")[0].lower() == id.lower()]
-    if numbered:
-        return numbered[0]
-    near = get_close_matches(id[:60], FAULTS, 3) or list(FAULTS)[:3]
+    named = find_named(id)
+    if named is not None:
+        return named
+    near = _near(id[:60])
     raise MtprefError(f"fault {id[:60]!r} is unknown, expected e.g. {', '.join(near)}; all of them: mtpref faults")
+
+
+def find_named(id: str) -> Fault | None:
+    """The fault of this id, or of its number ("W1"), in any case; None where there is none."""
+    low = id.lower()
+    return next((fault for known, fault in FAULTS.items() if low in (known.lower(), known.split("-")[0].lower())), None)
+
+
+def _near(id: str) -> list[str]:
+    """Ids that are near: those that have the word in id or title, then those that look alike; else the first ones."""
+    low = id.lower()
+    having = [known for known, fault in FAULTS.items() if len(low) > 2 and low in f"{known} {fault.title}".lower()]
+    alike = get_close_matches(id, FAULTS, 3)
+    if not having and not alike:
+        words = {known: re.findall(r"[a-z]{3,}", f"{known} {fault.title}".lower()) for known, fault in FAULTS.items()}
+        word = get_close_matches(low, {word for own in words.values() for word in own}, 1)
+        alike = [known for known, own in words.items() if word and word[0] in own]
+    return (having or alike)[:3] or list(FAULTS)[:3]
 
 
 def is_possible(fault: Fault, model: Model) -> bool:
@@ -62,8 +83,10 @@ def inject(model: Model, *faults: Fault) -> Model:
     for fault in faults:
         missing = lacking(model, fault.where)
         if missing is not None:
-            raise MtprefError(f"fault {fault.id}: it cannot be in this model ({model.config.arch}), expected one with "
-                              f"{missing}; use another model, or another fault: mtpref faults")  # fmt: skip
+            raise MtprefError(
+                f"fault {fault.id}: it cannot be in this model ({model.config.arch}), expected one with "
+                f"{missing}; use another model, or another fault: mtpref faults"
+            )
     if faults:
         model = replace(model, is_checked=False)
     for fault in faults:

@@ -91,8 +91,9 @@ BONUS_ARGMAX = Fault(
 
 
 def _without_bonus(table: Steps) -> StepEntries:
-    return {"accept_greedy": lambda draft, target, eog: min(table.accept_greedy(draft, target, eog), max(
-        len(draft) - 1, 0))}  # fmt: skip
+    return {
+        "accept_greedy": lambda draft, target, eog: min(table.accept_greedy(draft, target, eog), max(len(draft) - 1, 0))
+    }
 
 
 BONUS_DROPPED = Fault(
@@ -145,11 +146,13 @@ EOG_PASSED = Fault(
     predicted=Signature("", "the same"),
     seen=(("transformers #47912", "https://github.com/huggingface/transformers/issues/47912"),),
     needs=("mtp", "eog"),
-    apply_recipe=steps(lambda table: {
-        "accept_greedy": lambda draft, target, eog: table.accept_greedy(draft, target, frozenset()),
-        "ends_text": lambda is_eog, is_last: is_eog and is_last,
-    }),
-)  # fmt: skip
+    apply_recipe=steps(
+        lambda table: {
+            "accept_greedy": lambda draft, target, eog: table.accept_greedy(draft, target, frozenset()),
+            "ends_text": lambda is_eog, is_last: is_eog and is_last,
+        }
+    ),
+)
 
 
 def _one_lost(draft: Ids, n_accepted: int, target: Ids) -> list[int]:

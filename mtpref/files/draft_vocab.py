@@ -42,8 +42,10 @@ def read_draft_ids(path: str | Path, n_vocab: int) -> tuple[int, ...]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise MtprefError(f"{source}: byte {error.start} is not UTF-8, expected one id a line, a JSON list or a GGUF "
-                          f"with the tensor {D2T}") from None  # fmt: skip
+        raise MtprefError(
+            f"{source}: byte {error.start} is not UTF-8, expected one id a line, a JSON list or a GGUF "
+            f"with the tensor {D2T}"
+        ) from None
     ids = _from_json(text, source) if text.lstrip().startswith(("[", "{")) else _from_lines(text, source)
     return check_draft_ids(ids, n_vocab, source)
 
@@ -64,14 +66,19 @@ def d2t_length(file: GgufFile, n_vocab: int) -> int:
     """How many rows d2t speaks of; its values are not touched."""
     info = file.tensors.get(D2T)
     if info is None:
-        raise MtprefError(f"{file.label}: tensor {D2T} is missing, expected the ids of a trimmed head; give {NAME} a "
-                          "text file with one id a line")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor {D2T} is missing, expected the ids of a trimmed head; give {NAME} a "
+            "text file with one id a line"
+        )
     if info.type_name not in D2T_TYPES or len(info.shape) != 1:
-        raise MtprefError(f"{file.label}: tensor {D2T} has type {info.type_name} and shape {info.ne}, expected "
-                          "I64 or I32 and one dimension")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor {D2T} has type {info.type_name} and shape {info.ne}, expected "
+            "I64 or I32 and one dimension"
+        )
     if not 1 <= info.shape[0] <= n_vocab:
-        raise MtprefError(f"{file.label}: tensor {D2T} has {info.shape[0]} ids, expected 1 .. {n_vocab}, the size of "
-                          "the vocabulary")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor {D2T} has {info.shape[0]} ids, expected 1 .. {n_vocab}, the size of the vocabulary"
+        )
     return int(info.shape[0])
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from mtpref.base.events import Event, RunEnded, Token
-from mtpref.base.settings import Bounds, SettingError, check_arguments, check_path, checked, named
+from mtpref.base.settings import SettingError, check_arguments, check_path, checked, named
 from mtpref.engine import model as model_room
 from mtpref.engine.decode import Decoder, Drafter, Options, Statistics
 from mtpref.engine.model import Model
@@ -136,7 +136,7 @@ class LanguageModel:
     def encode(self, text: str, *, limit: int = 0) -> list[int]:
         """Token ids of a text; one that has far more than `limit` is refused early (`Vocab.encode`)."""
         checked(str, text, "text")
-        checked(Annotated[int, Bounds(0)], limit, "limit")
+        checked(Positions, limit, "limit")
         return self.core.vocab.encode(text, limit=limit)
 
     def chat_template(self, wanted: str | None = None) -> chat.ChatTemplate:

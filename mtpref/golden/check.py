@@ -76,8 +76,9 @@ def check_case(folder: Folder, suite: Suite, case: Case, tensors: Mapping[str, T
 
 def _named(suite: Suite, tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
-        raise MtprefError(f"golden suite {suite.name}: tensor {name} is missing in {suite.tensors}; "
-                          "fetch the folder again")  # fmt: skip
+        raise MtprefError(
+            f"golden suite {suite.name}: tensor {name} is missing in {suite.tensors}; fetch the folder again"
+        )
     return tensors[name]
 
 

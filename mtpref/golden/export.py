@@ -106,8 +106,9 @@ def export_logits(folder: Folder, form: str, out: Path, prompts: Sequence[str]) 
     _check_target(folder, out)
     paths = [name for name in folder.files if name.startswith("models/") and name.endswith("-f32.gguf")]
     if not paths:
-        raise MtprefError(f"{printable(str(folder.root), 400)}: no F32 model in models/, expected one; "
-                          "fetch the whole folder")  # fmt: skip
+        raise MtprefError(
+            f"{printable(str(folder.root), 400)}: no F32 model in models/, expected one; fetch the whole folder"
+        )
     written = []
     for name in paths:
         model = load(folder.verify(name), make_recipe("ggml"), kv_type="F32", kv_type_draft="F32")

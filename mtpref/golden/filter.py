@@ -78,9 +78,11 @@ class Filter:
         except OSError:
             line = ""
         if not line:
-            raise MtprefError(f"`command` {self._command[0]}: ended at case {case.id} (exit code "
-                              f"{self._process.poll()}), expected one line of JSON; run it by hand on that "
-                              "case")  # fmt: skip
+            raise MtprefError(
+                f"`command` {self._command[0]}: ended at case {case.id} (exit code "
+                f"{self._process.poll()}), expected one line of JSON; run it by hand on that "
+                "case"
+            )
         return reply_outputs(line, case.id, self._command[0])
 
 

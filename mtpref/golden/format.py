@@ -132,8 +132,10 @@ class Folder:
         self.manifest = read_json(self.root / "manifest.json")
         found = self.manifest.get("format")
         if found != FORMAT:
-            raise MtprefError(f"{self._label('manifest.json')}: format {printable(str(found))}, expected {FORMAT}; "
-                              "use the vectors that belong to this version")  # fmt: skip
+            raise MtprefError(
+                f"{self._label('manifest.json')}: format {printable(str(found))}, expected {FORMAT}; "
+                "use the vectors that belong to this version"
+            )
         self.files = {str(f["path"]): f for f in self._records("files")}
         self.classes = self._classes()
 
@@ -171,8 +173,10 @@ class Folder:
         try:
             return float(self.classes[tolerance]["nmse"])
         except (KeyError, TypeError, ValueError):
-            raise MtprefError(f"{self._label('manifest.json')}: class {printable(tolerance)} has no limit, "
-                              f"expected one of {', '.join(self.classes)}") from None  # fmt: skip
+            raise MtprefError(
+                f"{self._label('manifest.json')}: class {printable(tolerance)} has no limit, "
+                f"expected one of {', '.join(self.classes)}"
+            ) from None
 
     def verify(self, path: str) -> Path:
         """The file's path, its bytes being those of the manifest.

@@ -111,8 +111,10 @@ def check_model(identity: Any, path: str | Path) -> None:
         found = tensors_sha256(file)
         if not isinstance(identity, dict) or found != identity.get("tensors_sha256"):
             wanted = str(identity.get("tensors_sha256"))[:16] if isinstance(identity, dict) else "none"
-            raise MtprefError(f"{file.label}: its tensors have SHA-256 {found[:16]}..., the vectors were made for "
-                              f"{wanted}...; expected the same file, not another quantisation")  # fmt: skip
+            raise MtprefError(
+                f"{file.label}: its tensors have SHA-256 {found[:16]}..., the vectors were made for "
+                f"{wanted}...; expected the same file, not another quantisation"
+            )
 
 
 def _activations(model: Model, name: str, ids: list[int], plan: Plan) -> SuiteBuilder:
@@ -211,8 +213,10 @@ def _check_target(out: Path) -> None:
     for path in out.rglob("*"):
         name = path.relative_to(out).as_posix()
         if name not in written and (path.is_symlink() or not path.is_dir()):
-            raise MtprefError(f"`out` {out}: holds {printable(name, 200)}, which golden gen did not write, expected a "
-                              "new folder, since the whole of an old one is replaced")  # fmt: skip
+            raise MtprefError(
+                f"`out` {out}: holds {printable(name, 200)}, which golden gen did not write, expected a "
+                "new folder, since the whole of an old one is replaced"
+            )
 
 
 def _files_of_gen(path: Path) -> set[str] | None:

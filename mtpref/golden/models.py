@@ -54,8 +54,10 @@ class Port:
             return self._answer(suite, case, inputs)
         except UNFIT as error:
             why = f"{type(error).__name__}: {error}"
-            raise MtprefError(f"golden case {case.id}: its parameters or inputs do not fit operation {suite.op} "
-                              f"({why[:200]}); fetch the folder again") from error  # fmt: skip
+            raise MtprefError(
+                f"golden case {case.id}: its parameters or inputs do not fit operation {suite.op} "
+                f"({why[:200]}); fetch the folder again"
+            ) from error
 
     def _answer(self, suite: Suite, case: Case, inputs: Inputs) -> Outputs | None:
         run = MODEL_ANSWERS.get(suite.op)

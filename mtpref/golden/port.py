@@ -177,9 +177,11 @@ def _plain_attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> O
 def _attended(recipe: Recipe, params: Mapping[str, Any], x: Inputs, layer: AttnLayer) -> Outputs:
     """A mixer with attention behind the cells that are given."""
     cfg: AttnConfig = SimpleNamespace(  # type: ignore[assignment]
-        n_head=params["n_head"], n_head_kv=params["n_head_kv"], n_embd_head=params["n_embd_head"],
+        n_head=params["n_head"],
+        n_head_kv=params["n_head_kv"],
+        n_embd_head=params["n_embd_head"],
         rms_eps=param_float(params, "eps"),
-    )  # fmt: skip
+    )
     rows, kv_type, first = f32(x["x"]), params["kv_type"], int(params["first"])
     caches = []
     for name in ("k_cache", "v_cache"):

@@ -35,8 +35,10 @@ def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
     Errors   MtprefError for a head that cannot serve this trunk (`match.check_match`), or a file that holds no trunk
     """
     if not has_trunk(trunk.tensors):
-        raise MtprefError(f"{trunk.label}: holds no trunk (blk.0), expected a model to put the head into; "
-                          "the order is: mtpref graft TRUNK HEAD -o OUT")  # fmt: skip
+        raise MtprefError(
+            f"{trunk.label}: holds no trunk (blk.0), expected a model to put the head into; "
+            "the order is: mtpref graft TRUNK HEAD -o OUT"
+        )
     own = layout_of(trunk)
     if isinstance(source, GgufFile):
         theirs, head = layout_of(source), source_of(source)
@@ -62,8 +64,10 @@ def _head_items(source: Source, layout: HeadLayout) -> list[Item]:
     own_head = f"blk.{layout.n_trunk}.nextn.shared_head_head.weight"
     if D2T.name in source.items and own_head not in source.items:
         if "output.weight" not in source.items:
-            raise MtprefError(f"{source.label}: {D2T.name} is there and neither {own_head} nor output.weight, expected "
-                              "the rows that it names")  # fmt: skip
+            raise MtprefError(
+                f"{source.label}: {D2T.name} is there and neither {own_head} nor output.weight, expected "
+                "the rows that it names"
+            )
         # A trimmed stand-alone head keeps its rows in output.weight, which in a whole model is the trunk's.
         items.append(replace(source.items["output.weight"], name=own_head))
     return items
@@ -97,8 +101,10 @@ def _notes(own: HeadLayout, source: Source, theirs: HeadLayout) -> list[str]:
     left = _left_out(source, theirs)
     if left:
         verb = "are" if len(left) > 1 else "is"
-        notes.append(f"{', '.join(left)} of the head's file {verb} left out: alone the head reads its own, in one file "
-                     "the trunk's")  # fmt: skip
+        notes.append(
+            f"{', '.join(left)} of the head's file {verb} left out: alone the head reads its own, in one file "
+            "the trunk's"
+        )
     return notes
 
 

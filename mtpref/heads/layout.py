@@ -50,8 +50,9 @@ def layout_of(file: GgufFile) -> HeadLayout:
     n_block = int(file.require(f"{arch}.{BLOCK_COUNT}", "int"))
     n_nextn = int(file.require(f"{arch}.{NEXTN}", "int")) if f"{arch}.{NEXTN}" in file.kv else 0
     if not 0 <= n_nextn < n_block:
-        raise MtprefError(f"{file.label}: key {arch}.{NEXTN} is {n_nextn}, expected less than {arch}.{BLOCK_COUNT} = "
-                          f"{n_block}")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: key {arch}.{NEXTN} is {n_nextn}, expected less than {arch}.{BLOCK_COUNT} = {n_block}"
+        )
     if not n_nextn:
         return _undeclared(file, arch, n_block)
     layout = layout_by(arch, n_block, n_nextn, file.tensors)

@@ -44,8 +44,10 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
     """MtprefError naming the first thing in which a head cannot serve a trunk."""
 
     def differs(what: str, found: object, expected: object) -> MtprefError:
-        return MtprefError(f"{source.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
-                           f"{trunk.label}; the head belongs to another model")  # fmt: skip
+        return MtprefError(
+            f"{source.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
+            f"{trunk.label}; the head belongs to another model"
+        )
 
     if own.arch != theirs.arch:
         raise differs("key general.architecture", theirs.arch, own.arch)
@@ -62,8 +64,10 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         what = f"the number of trunk layers ({own.arch}.block_count - {own.arch}.nextn_predict_layers)"
         raise differs(what, theirs.n_trunk, own.n_trunk)
     if theirs.missing:
-        raise MtprefError(f"{source.label}: an MTP head without {theirs.missing[0]} ({len(theirs.missing)} tensors are "
-                          "missing), expected a whole one")  # fmt: skip
+        raise MtprefError(
+            f"{source.label}: an MTP head without {theirs.missing[0]} ({len(theirs.missing)} tensors are "
+            "missing), expected a whole one"
+        )
     _check_tokenizer(trunk, source, differs)
     _check_shapes(trunk, source, theirs)
 
@@ -116,8 +120,10 @@ def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
             and expected is not None
             and without_leading_ones(item.shape) != without_leading_ones(expected)
         ):
-            raise MtprefError(f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
-                              f"trunk {trunk.label}")  # fmt: skip
+            raise MtprefError(
+                f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
+                f"trunk {trunk.label}"
+            )
 
 
 def _rows(source: Source, name: str) -> int:

@@ -1,8 +1,9 @@
 """The keys of a model with and without its head, as llama.cpp's converter writes them.
 
-Three keys say how many blocks there are: block_count counts all, nextn_predict_layers those of the head (absent without
-one), attention.recurrent_layers has an entry for each. general.size_label, basename and finetune depend on the number
-of values in the file; they are made anew where the file's own are what that rule gives.
+Three kinds of keys say how many blocks there are: block_count counts all, nextn_predict_layers those of the head
+(absent without one), arrays that the data sheet says are per block have an entry for each. general.size_label, basename
+and finetune depend on the number of values in the file; they are made anew where the file's own are what that rule
+gives.
 Source: llama.cpp conversion/qwen.py, conversion/base.py (prepare_metadata), gguf-py metadata.py and gguf_writer.py
 (get_total_parameter_count).
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpref.architectures import sheet_of
 from mtpref.files.gguf import GgufArray, GgufFile
 from mtpref.heads.layout import BLOCK_COUNT, NEXTN
 
@@ -24,7 +26,6 @@ ORDER = (
     "general.name", "general.author", "general.version", "general.organization", "general.finetune",
     "general.basename", "general.description", "general.quantized_by", SIZE_LABEL,
 )  # fmt: skip
-PER_BLOCK = ("attention.recurrent_layers", "attention.head_count", "attention.head_count_kv", "feed_forward_length")
 
 
 def pairs_of(file: GgufFile) -> list[Pair]:
@@ -45,7 +46,7 @@ def without_head(pairs: list[Pair], arch: str, n_trunk: int) -> list[Pair]:
             continue
         if name == BLOCK_COUNT:
             value = n_trunk
-        elif name in PER_BLOCK and kind.startswith("arr:"):
+        elif kind.startswith("arr:") and name in sheet_of(arch).per_block:
             value = _array(value)[:n_trunk]
         out.append((key, value, kind))
     return out
@@ -63,7 +64,7 @@ def with_head(trunk: list[Pair], head: list[Pair], arch: str, n_trunk: int, n_ne
         name = key.removeprefix(f"{arch}.")
         if name == BLOCK_COUNT:
             value = n_trunk + n_nextn
-        elif name in PER_BLOCK and kind.startswith("arr:"):
+        elif kind.startswith("arr:") and name in sheet_of(arch).per_block:
             value = np.concatenate([_array(value), _tail(theirs.get(key), n_trunk, n_nextn, _array(value))])
         out.append((key, value, kind))
     key = f"{arch}.{NEXTN}"

@@ -20,8 +20,10 @@ def extract(file: GgufFile) -> Contents:
     """
     layout = _with_head(file)
     if layout.missing:
-        raise MtprefError(f"{file.label}: the MTP head is incomplete, {len(layout.missing)} tensors are missing "
-                          f"({listed(layout.missing)}); take it from another file")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: the MTP head is incomplete, {len(layout.missing)} tensors are missing "
+            f"({listed(layout.missing)}); take it from another file"
+        )
     if not has_trunk(file.tensors):
         raise MtprefError(f"{file.label}: holds no trunk (blk.0), so it is an MTP head already; expected a whole model")
     shared = set(SHARED)
@@ -48,8 +50,10 @@ def strip(file: GgufFile) -> Contents:
 def _with_head(file: GgufFile) -> HeadLayout:
     layout = layout_of(file)
     if not layout.n_nextn:
-        raise MtprefError(f"{file.label}: no MTP head (key {layout.arch}.{NEXTN} is absent or 0), expected one; "
-                          "was it dropped by the conversion? put one in with mtpref graft")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: no MTP head (key {layout.arch}.{NEXTN} is absent or 0), expected one; "
+            "was it dropped by the conversion? put one in with mtpref graft"
+        )
     return layout
 
 

@@ -67,6 +67,7 @@ _HOMES = {
     "attention": "layers.attend",
     "delta_layer": "fused.delta_mixer",
     "ffn": "fused.ffn",
+    "moe_ffn": "fused.moe",
     "argmax": "choices",
     "top_candidates": "choices",
     "read_all": "reading",
@@ -77,6 +78,7 @@ _HOMES = {
     "when_compiling": "compiling.compile",
     "compile_ahead": "compiling.ahead",
     "needed_kernels": "needed",
+    "needs_of": "needed",
     "effective_target": "compiling.target",
 }
 

@@ -4,7 +4,9 @@ Owns the list for ahead.py. It is a forecast: a kernel that is missing here is c
 is compiled for nothing. It imports no kernel, so that helpers start at once; tests/test_ahead.py compares it with runs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES
 
@@ -16,44 +18,88 @@ SLOWEST = (
     "products.panel_products.prepare_q8_0",
     "products.panel_products.prepare_q8_k",
     "layers.attend._attention_tasks",
+    "fused.expert_parts.enter_part",
+    "fused.expert_parts.route_part",
+    "fused.expert_parts.leave_part",
+    "fused.moe._moe",
 )
 PANEL_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 _ALWAYS = (
-    *(
-        "fused.delta_mixer._delta_groups",
-        "layers.norms._rms_norm",
-        "layers.norms._attn_gate",
-        "layers.norms.swiglu_part",
-        "layers.rotary._rope",
-    ),
+    *("layers.norms._rms_norm", "layers.norms.swiglu_part", "layers.rotary._rope"),
     *("layers.rotary._rope_table", "choices._argmax", "choices._top_candidates"),
 )
-_LOOPS = ("fused.delta_mixer._all_delta_groups", "layers.norms._all_rms_norm")
+_LOOPS = ("layers.norms._all_rms_norm",)
+# Of gated DeltaNet layers, and of the gated attention that stands among them.
+_DELTA = ("fused.delta_mixer._delta_groups", "layers.norms._attn_gate")
+_DELTA_LOOPS = ("fused.delta_mixer._all_delta_groups",)
 
 
-def needed_kernels(
-    types: Iterable[str], kv_types: Iterable[str], *, wide: bool, repack: bool, n_threads: int
-) -> list[str]:
+@dataclass(frozen=True)
+class Needs:
+    """What a file says of the kernels that it needs.
+
+    types         of the matrices that are no experts' and no routers'
+    expert_types  of the experts' matrices, the shared expert's among them
+    router_types  of routers, and of the gate of a shared expert: products of their own
+    has_delta     whether there are gated DeltaNet layers
+    has_ffn       whether there are dense feed-forward networks
+    """
+
+    types: frozenset[str]
+    expert_types: frozenset[str] = frozenset()
+    router_types: frozenset[str] = frozenset()
+    has_delta: bool = True
+    has_ffn: bool = True
+
+
+def needs_of(tensors: Mapping[str, Any]) -> Needs:
+    """Told from a file's tensors by name; a tensor has a type_name and a shape."""
+    matrices = {name: t for name, t in tensors.items() if len(t.shape) in (2, 3) and "conv1d" not in name}
+    routers = {name: t for name, t in matrices.items() if "_gate_inp" in name}
+    experts = {name: t for name, t in matrices.items() if "_exps." in name or "_shexp." in name}
+    return Needs(
+        frozenset(t.type_name for name, t in matrices.items() if name not in experts | routers),
+        frozenset(t.type_name for name, t in experts.items() if name not in routers),
+        frozenset(t.type_name for t in routers.values()),
+        any(name.endswith("ssm_conv1d.weight") for name in tensors),
+        any(name.endswith(".ffn_up.weight") for name in tensors),
+    )
+
+
+def needed_kernels(needs: Needs, kv_types: Iterable[str], *, wide: bool, repack: bool, n_threads: int) -> list[str]:
     """Names of kernels ("module.function"), the slowest first.
 
-    types     of the weight matrices
     kv_types  of the KV cells, trunk and head
     wide      `exact` numerics
     repack    whether weights get panels
     """
     serial, loops = set(_ALWAYS), set(_LOOPS)
+    if needs.has_delta:
+        serial.update(_DELTA)
+        loops.update(_DELTA_LOOPS)
     serial.add("layers.attend._attention_tasks" if wide else "layers.attend._attention_tiles")
     loops.add("layers.attend._all_attention_tasks" if wide else "layers.attend._all_attention_tiles")
     if set(kv_types) - {"F32"}:
         serial.add("quants.activations.round_to")
-    for name in set(types):
+    for name in needs.types:
         one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
         serial.update(one[0])
         loops.update(one[1])
-    if "fused.ffn._all_ffn" not in loops:
+    if not needs.has_delta:
+        loops.discard("fused.delta_mixer._whole_layer")
+    if not needs.has_ffn:
+        loops.discard("fused.ffn._all_ffn")
+    elif "fused.ffn._all_ffn" not in loops:
         loops.add("layers.norms._all_swiglu")
+    for name in needs.router_types:
+        one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
+        serial.update(one[0])
+        loops.update({*one[1]} - {"fused.ffn._all_ffn", "fused.delta_mixer._whole_layer"})
+    for one in _experts(needs.expert_types, wide, repack):
+        serial.update(one[0])
+        loops.update(one[1])
     found = serial | loops if n_threads > 1 else serial
     return sorted(found, key=lambda name: (SLOWEST.index(name) if name in SLOWEST else len(SLOWEST), name))
 
@@ -105,6 +151,40 @@ def _in_place(name: str) -> _Names:
 def _exact(name: str) -> _Names:
     family = "float" if name in FLOAT_TYPES or _is_tiled(name) else "blocks"
     return (f"products.rows.rows_{family}",), ("products.matmul._all_rows_exact",)
+
+
+_EXPERTS = (
+    "fused.moe._moe",
+    *(f"fused.expert_parts.{name}_part" for name in ("route", "enter", "prepare", "leave")),
+)
+
+
+def _experts(types: frozenset[str], wide: bool, repack: bool) -> Iterable[_Names]:
+    """Of the experts' networks: where a type is dequantised a tile at a time, they are made of products."""
+    if any(map(_is_tiled, types)):
+        for name in types:
+            yield _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
+        yield (), ("layers.norms._all_swiglu",)
+    elif types:
+        yield _EXPERTS, ("fused.moe.all_parts",)
+        for name in types:
+            yield (_of_experts(name, wide, repack), ())
+            if not wide and repack and name in PANEL_TYPES:
+                yield ("products.panels._make_panels",), ("products.panels._make_all_panels",)
+
+
+def _of_experts(name: str, wide: bool, repack: bool) -> tuple[str, ...]:
+    """What brings activations to a type, and what multiplies its rows."""
+    if wide:
+        family = name.lower() if name in FLOAT_TYPES else "k" if ACTIVATION_TYPES[name] == "Q8_K" else "legacy"
+        return "products.in_place.prepare_exact", f"products.in_place.exact_rows_{family}"
+    if name in FLOAT_TYPES or (repack and name in PANEL_TYPES):
+        serial = _floats(name) if name in FLOAT_TYPES else _in_panels(name)[0]
+        return tuple(one for one in serial if one.startswith(("products.float_rows", "products.panel_products")))
+    if ACTIVATION_TYPES[name] == "Q8_K":
+        family = "k_32" if name in ("Q4_K", "Q5_K") else "k_16"
+        return "products.in_place.prepare_codes_k", f"products.in_place.rows_of_{family}"
+    return "products.in_place.prepare_codes_8_1", f"products.in_place.rows_of_{'q8_0' if name == 'Q8_0' else 'legacy'}"
 
 
 def _is_tiled(name: str) -> bool:

@@ -218,8 +218,10 @@ def _without_recurrent(step: Callable[..., None]) -> Callable[..., None]:
     """The roll back of an engine that cuts KV cells only: recurrent state keeps the rejected tokens."""
 
     def rolled_back(state: ModelState, n_drop: int) -> None:
-        kept = [[(spec.name, layer.arrays[spec.name]) for spec in layer.specs if not spec.positional]
-                for layer in state.layers]  # fmt: skip
+        kept = [
+            [(spec.name, layer.arrays[spec.name]) for spec in layer.specs if not spec.positional]
+            for layer in state.layers
+        ]
         step(state, n_drop)
         for layer, arrays in zip(state.layers, kept, strict=True):
             layer.arrays.update(arrays)

@@ -27,8 +27,9 @@ class Metadata:
         self.rope = rope or RopeOverrides()
         arch = kv.get("general.architecture")
         if not isinstance(arch, str):
-            raise MtprefError(f"{source}: key general.architecture is missing, expected e.g. 'qwen35'; "
-                              "try: mtpref inspect FILE")  # fmt: skip
+            raise MtprefError(
+                f"{source}: key general.architecture is missing, expected e.g. 'qwen35'; try: mtpref inspect FILE"
+            )
         self.arch = arch
 
     def has(self, key: str) -> bool:
@@ -91,8 +92,9 @@ class Metadata:
 
     def bad(self, key: str, value: object, expected: str) -> MtprefError:
         found = repr(value)[:60]
-        return MtprefError(f"{self.source}: key {self.arch}.{key} is {found}, expected {expected}; "
-                           "try: mtpref inspect FILE")  # fmt: skip
+        return MtprefError(
+            f"{self.source}: key {self.arch}.{key} is {found}, expected {expected}; try: mtpref inspect FILE"
+        )
 
 
 class Values(Mapping[str, Any]):
@@ -239,11 +241,15 @@ def read_rope_scaling(meta: Metadata, freq_base: float, *, has_yarn_keys: bool =
     scaling = rope_scaling.resolve(keys, meta.rope)
     n_ctx = _context(meta, scaling)
     if scaling.freq_scale * n_ctx > rope_scaling.MAX_ANGLE and scaling.freq_scale > 1.0:
-        raise MtprefError(f"{meta.source}: RoPE frequencies times {scaling.freq_scale:g} over {n_ctx} positions, "
-                          f"expected angles below {rope_scaling.MAX_ANGLE}; use a scale of 1 or less")  # fmt: skip
+        raise MtprefError(
+            f"{meta.source}: RoPE frequencies times {scaling.freq_scale:g} over {n_ctx} positions, "
+            f"expected angles below {rope_scaling.MAX_ANGLE}; use a scale of 1 or less"
+        )
     if scaling.ext_factor and freq_base <= 1.0:
-        raise MtprefError(f"{meta.source}: {meta.arch}.rope.freq_base is 1, expected more than 1: YaRN needs "
-                          "frequencies that differ; try `RopeOverrides.freq_base` 10000")  # fmt: skip
+        raise MtprefError(
+            f"{meta.source}: {meta.arch}.rope.freq_base is 1, expected more than 1: YaRN needs "
+            "frequencies that differ; try `RopeOverrides.freq_base` 10000"
+        )
     return scaling
 
 
@@ -293,8 +299,10 @@ def rope_notes(meta: Metadata, scaling: RopeScaling) -> tuple[str, ...]:
     ignored = [f"{key} = {repr(meta.kv[key])[:20]} ({value:g} is used)" for key, value in used.items()
                if key in meta.kv and meta.kv[key] not in (value, -1.0)]  # fmt: skip
     if ignored:
-        notes.append(f"{', '.join(ignored)}: not read, as in llama.cpp for {meta.arch}; "
-                     "`RopeOverrides.ext_factor` and its like set them")  # fmt: skip
+        notes.append(
+            f"{', '.join(ignored)}: not read, as in llama.cpp for {meta.arch}; "
+            "`RopeOverrides.ext_factor` and its like set them"
+        )
     return tuple(notes)
 
 
@@ -309,7 +317,9 @@ def _context(meta: Metadata, scaling: RopeScaling) -> int:
         return meta.u32("context_length")
     n_ctx = max(meta.u32("context_length"), int(scaling.n_ctx_orig / scaling.freq_scale))
     if n_ctx > MAX_DIM:
-        raise MtprefError(f"{meta.source}: an original context of {scaling.n_ctx_orig} at a RoPE scale of "
-                          f"{scaling.freq_scale:g} is {n_ctx} positions, expected at most {MAX_DIM}; "
-                          "try `RopeOverrides.n_ctx_orig` or another scale")  # fmt: skip
+        raise MtprefError(
+            f"{meta.source}: an original context of {scaling.n_ctx_orig} at a RoPE scale of "
+            f"{scaling.freq_scale:g} is {n_ctx} positions, expected at most {MAX_DIM}; "
+            "try `RopeOverrides.n_ctx_orig` or another scale"
+        )
     return n_ctx

@@ -118,8 +118,10 @@ def check_type(w: Matrix) -> None:
     """S6. MtprefError unless the weight's type has a matrix product."""
     if w.type_name not in GGML_PRODUCTS:
         known = ", ".join(GGML_PRODUCTS)
-        raise MtprefError(f"{w.name}: no matrix product for type {w.type_name}, expected one of {known}; "
-                          "requantise the file to one of them")  # fmt: skip
+        raise MtprefError(
+            f"{w.name}: no matrix product for type {w.type_name}, expected one of {known}; "
+            "requantise the file to one of them"
+        )
 
 
 def mul_mat_f32(w: Matrix, x: F32) -> F32:

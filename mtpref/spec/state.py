@@ -168,8 +168,10 @@ class ModelState:
         """
         needed = self.n_past + n_tokens
         if needed > self.n_ctx:
-            raise MtprefError(f"context: {needed} positions needed, expected at most {self.n_ctx}; "
-                              "use a shorter prompt or a larger `n_ctx`")  # fmt: skip
+            raise MtprefError(
+                f"context: {needed} positions needed, expected at most {self.n_ctx}; "
+                "use a shorter prompt or a larger `n_ctx`"
+            )
         for layer in self.layers:
             layer.reserve(needed, self.poison)
 
@@ -237,8 +239,10 @@ class ModelState:
         for layer in self.layers:
             for name, planes in layer.planes.items():
                 if n_drop >= planes.shape[0]:
-                    raise MtprefError(f"roll back: {n_drop} tokens, expected fewer than the {planes.shape[0]} "
-                                      "planes of the last batch; use `Options.rollback` replay")  # fmt: skip
+                    raise MtprefError(
+                        f"roll back: {n_drop} tokens, expected fewer than the {planes.shape[0]} "
+                        "planes of the last batch; use `Options.rollback` replay"
+                    )
                 layer.arrays[name] = planes[planes.shape[0] - 1 - n_drop].copy()
             if not layer.planes and any(not s.positional for s in layer.specs):
                 raise MtprefError("roll back: the last batch kept no planes; use `Options.rollback` replay")

@@ -35,8 +35,10 @@ CONFIG = {
                         "mrope_section": [1, 1, 0], "original_max_position_embeddings": 256, "beta_fast": 32.0},
 }  # fmt: skip
 GENERATION = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0, "eos_token_id": [1, 2]}
-INDEX = {"metadata": {"total_size": 1}, "weight_map": {"model.embed_tokens.weight": "model.safetensors",
-                                                       "lm_head.weight": "model.safetensors"}}  # fmt: skip
+INDEX = {
+    "metadata": {"total_size": 1},
+    "weight_map": {"model.embed_tokens.weight": "model.safetensors", "lm_head.weight": "model.safetensors"},
+}
 CARD = b"""---
 license: apache-2.0
 language:

@@ -113,7 +113,7 @@ def expert_weights() -> SuiteBuilder:
         ("plain_scaled", "scaled alone", 1.0, False, 1.8, ("E5-scale-forgotten", *unasked)),
         ("scale_of_one", "a scale of 1 is none", 1.0, True, 1.0, ("edge.scale",)),
         ("tiny_sum", "a sum below 2^-14: they are divided by that", 1e-6, True, 0.0, ("edge.eps",)),
-    ):  # fmt: skip
+    ):
         p, ids = uniform(f"expert_weights/{id}", (3, 7), 0.0, high), ids_of(f"expert_weights/{id}/ids", 3, 7, 3)
         w = np.take_along_axis(naive.f64(p), ids, axis=1)
         if normalise:

@@ -220,7 +220,7 @@ def delta_rule() -> SuiteBuilder:
         inputs = {"q": q, "k": k, "v": v, "g": g, "beta": beta, "state": state}
         out = naive.gated_delta_rule(q, k, v, g, beta, state)[0]
         ends = range(n_tokens - keep + 1, n_tokens + 1)
-        states = [naive.gated_delta_rule(q[:n], k[:n], v[:n], g[:n], beta[:n], state)[1] for n in ends]  # fmt: skip
+        states = [naive.gated_delta_rule(q[:n], k[:n], v[:n], g[:n], beta[:n], state)[1] for n in ends]
         add(suite, id, comment, inputs, {"o": out, "states": np.stack(states)}, {"keep": keep}, flags)
     edge_cases(suite)
     return suite

@@ -114,9 +114,8 @@ def delta_layer() -> SuiteBuilder:
     w = delta_weights("delta_layer")
     for id, comment, n, is_empty, flags in (
         ("from_nothing", "five tokens on an empty state", 5, True, ("basic", "G13-v-heads-grouped")),
-        ("one_step", "one token behind a window and a state", 1, False,
-         ("carry",)),
-    ):  # fmt: skip
+        ("one_step", "one token behind a window and a state", 1, False, ("carry",)),
+    ):
         x = bell(f"delta_layer/{id}/x", (n, N_EMBD))
         conv, state = bell(f"delta_layer/{id}/c", (3, 64)), bell(f"delta_layer/{id}/s", (4, 8, 8))
         if is_empty:

@@ -60,12 +60,10 @@ def block() -> SuiteBuilder:
     tokens = tokens_of("mtp_block", 9)
     rows = trunk_rows(tokens)
     paired = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
-    add_block(suite, "llama_cpp", "position 0 holds (x_0, zero row)", tokens, paired, 0, "llama.cpp",
-              BLOCK_FLAGS)  # fmt: skip
+    add_block(suite, "llama_cpp", "position 0 holds (x_0, zero row)", tokens, paired, 0, "llama.cpp", BLOCK_FLAGS)
     add_block(suite, "training", "no cell for x_0; (x_1, h_0) at RoPE position 0", tokens[1:],
               rows[:-1], 1, "training", BLOCK_FLAGS)  # fmt: skip
-    add_block(suite, "one_pair", "a single pair at position 40", tokens[:1], rows[3:4], 40, "llama.cpp",
-              ("basic",))  # fmt: skip
+    add_block(suite, "one_pair", "a single pair at position 40", tokens[:1], rows[3:4], 40, "llama.cpp", ("basic",))
     return suite
 
 

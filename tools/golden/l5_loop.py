@@ -205,11 +205,10 @@ def runs() -> SuiteBuilder:
         ("one_draft", "drafts of one", {"n_max": 1}, ("basic",)),
         ("plain", "no drafts", {"n_max": 0}, ("basic",)),
         ("budget_of_three", "the budget ends inside a round", {"n_predict": 3}, ("P4-draft-past-budget",)),
-        ("cooldown", "one silent round after a miss: the head stays warm", {"cooldown": 1},
-         ("P1-cooldown-endless",)),
+        ("cooldown", "one silent round after a miss: the head stays warm", {"cooldown": 1}, ("P1-cooldown-endless",)),
         ("end_of_generation", "the text ends inside a run", {"eog": [eog_mid]}, ("V14-eog-passed",)),
         ("small_context", "the context ends before the budget", {"n_ctx": 14}, ("edge.context",)),
-    ):  # fmt: skip
+    ):
         params: dict[str, Any] = {"model": F32_MODEL, "kv_type": "F32", "n_max": 3, "n_predict": 12, **changes}
         inputs = {"tokens": np.array(prompt, np.int32)}
         given = ours("generate", params, inputs, "exact")

@@ -153,7 +153,8 @@ def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: Dra
         is_taken = length.keeps_drawn(spec.fixed_probability(q))
         drafted.dists += [dist] * is_taken
     ids, ps = [int(id) for id in candidates], [float(x) for x in p]
-    drafted.steps.append(DraftStep(run.at, ids, ps, margin(compact[rows]), is_taken, u, q))
+    gap = min((float(routing.gap[-1]) for routing in out.routings), default=None)
+    drafted.steps.append(DraftStep(run.at, ids, ps, margin(compact[rows]), is_taken, u, q, gap))
     drafted.ids += [token] * is_taken
     if is_taken:
         length.grow(p_best)

@@ -18,7 +18,7 @@ from mtpref.engine.decode.drafters import Draft, Drafter, MtpDrafter, NoDrafter
 from mtpref.engine.decode.lengths import DraftLength
 from mtpref.engine.decode.options import Options
 from mtpref.engine.decode.passes import Passes, Trunk
-from mtpref.engine.decode.rollback import STRATEGIES, Verdict
+from mtpref.engine.decode.rollback import ALL_STRATEGIES, Verdict
 from mtpref.engine.decode.sampling import MakeJudge, Sampler, TargetJudge
 from mtpref.engine.decode.statistics import Statistics, margin
 from mtpref.engine.decode.stops import StopStrings
@@ -56,8 +56,9 @@ class Decoder:
         self.judge: MakeJudge = judge or partial(TargetJudge, self.sampler)
         self.keeps_head_warm = self.drafter.reads_head
         self.passes = Passes(model, state, self.statistics, trunk or model.trunk, self.keeps_head_warm)
-        self.verify = STRATEGIES[options.rollback]
+        self.verify = ALL_STRATEGIES[options.rollback]
         self._last_ids: list[int] = []
+        self._runs_alone = False  # the token that opens the next round: nothing is drafted after it
 
     def run(self, prompt_ids: Sequence[int], *, n_reused: int = 0, stops: Sequence[int] = ()) -> Iterator[Event]:
         """Process the prompt, then generate.
@@ -129,7 +130,9 @@ class Decoder:
                 self.passes.catch_up(Batch(chunk, pos0, state.pending_h), hidden, "mtp_prompt")
                 state.pending_h = steps.prompt_pending(hidden, is_last)
                 logits = None if is_held else rows
-            yield PromptProgress(end, len(ids), n_reused)
+            gaps = [stats.count_gap(gap) for gap in self.passes.router_gaps.values()]
+            self.passes.router_gaps.clear()
+            yield PromptProgress(end, len(ids), n_reused, min(gaps, default=None))
         return logits
 
     def _sampled(self, logits: F32) -> Token:
@@ -148,7 +151,7 @@ class Decoder:
         state, stats, steps, length = self.state, self.statistics, self.model.recipe.steps, self.length
 
         # DRAFT
-        length.open(self._n_room())
+        length.open(0 if self._runs_alone else self._n_room())
         with stats.timed("draft"):
             draft = self.drafter.draft(state, steps.draft_opening(id_last, self._last_ids), length)
         ids, pos0 = self._useful(draft), state.n_past
@@ -174,6 +177,7 @@ class Decoder:
 
         # REMEMBER
         self._last_ids = verdict.row_ids[: len(verdict.hidden)]
+        self._runs_alone = verdict.runs_alone
         self.drafter.saw(verdict.row_ids, verdict.hidden, verdict.n_kept)
         stats.count_round(len(ids), verdict.n_accepted, length.n_silent > 0)
         ps = [fixed_probability(step.p[0]) for step in draft.steps[: len(ids)]]
@@ -205,8 +209,11 @@ class Decoder:
         verdicts = ["accept"] * n_accepted + ["reject"] * n_rejected + ["discard"] * n_behind
         row_ids, drawn = verdict.row_ids[: verdict.n_kept], list(verdict.draws[: verdict.n_kept])
         self.statistics.count_draws(drawn)
+        at, found = range(drafted.pos0, drafted.pos0 + verdict.n_kept), self.passes.router_gaps
+        gaps = [self.statistics.count_gap(found[pos]) for pos in at if pos in found]
+        found.clear()
         return Verified(
-            drafted.round, drafted.pos0, drafted.ids, row_ids, margins, near_ties, n_accepted, verdicts, drawn
+            drafted.round, drafted.pos0, drafted.ids, row_ids, margins, near_ties, n_accepted, verdicts, drawn, gaps
         )
 
     # ------------------------------------------------------------------------------------- text

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from mtpref.base.settings import Bounds, OneOf, SettingError, check_fields
-from mtpref.engine.decode.rollback import STRATEGIES
+from mtpref.engine.decode.rollback import ALL_STRATEGIES
 from mtpref.engine.decode.sampling import SamplingConfig
 from mtpref.spec import P_ONE
 from mtpref.spec.policy import DRAFT_COST, MAX_COST, ROW_COST, FixedAdaptive, FixedPolicy, Length, Rule, Streak
@@ -72,7 +72,7 @@ class Options:
     n_predict      tokens to generate at most; -1: until the end of generation or of the context
     spec_type      draft-mtp or none
     policy         draft length and cooldown
-    rollback       snapshot, replay or two-phase
+    rollback       snapshot, replay or two-phase; replay-with-correction: as llama.cpp does without recurrent snapshots
     n_draft_vocab  FastMTP: only the first so many rows of the head can be drafted (None: all)
     draft_ids      FastMTP: only these ids can be drafted (None: all)
     n_batch        prompt tokens per trunk pass
@@ -85,7 +85,7 @@ class Options:
     n_predict: Annotated[int, Bounds(-1, words="-1 (no limit) or more")] = 128
     spec_type: Annotated[str, OneOf(SPEC_TYPES)] = "draft-mtp"
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    rollback: Annotated[str, OneOf(STRATEGIES)] = "snapshot"
+    rollback: Annotated[str, OneOf(ALL_STRATEGIES)] = "snapshot"
     n_draft_vocab: Annotated[int, Bounds(1)] | None = None
     n_batch: Annotated[int, Bounds(1)] = 512
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -1,11 +1,11 @@
-"""Verification and roll back: three strategies, the same tokens and the same model state.
+"""Verification and roll back: three strategies, the same tokens and the same model state, and another engine's.
 
 Owns what happens to the model state while a draft is verified. After `verify`, the state holds exactly the opening
 token and the accepted ones, as if the rejected tokens had never been seen. It must not emit text or choose drafts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ class Verdict:
     n_kept      n_accepted + 1: the tokens that stay in the state
     n_dropped   tokens that were run and rolled back; n_replayed: tokens that were run again for that
     replay_from the pending hidden that the replayed batch starts from, None without a replay
+    runs_alone  the correction is run before anything is drafted after it: the next round drafts nothing
     """
 
     row_ids: list[int]
@@ -37,6 +38,7 @@ class Verdict:
     n_replayed: int
     replay_from: F32 | None = None
     draws: Sequence[Draw] = ()
+    runs_alone: bool = False
 
     @property
     def n_kept(self) -> int:
@@ -88,11 +90,25 @@ def verify_two_phase(passes: Passes, id_last: int, judge: Judge) -> Verdict:
     return Verdict(judge.row_ids, logits, hidden, len(rows) - 1, 0, 0, draws=judge.draws)
 
 
+def verify_replay_with_correction(passes: Passes, id_last: int, judge: Judge) -> Verdict:
+    """S52. As a replay, but the correction is part of the batch that is run again: it is run before anything is drafted
+    after it, and the batch's last row gives one token more.
+
+    Rule     the round ends with the correction, and the next one drafts nothing: a token's bits do not depend on its
+             batch, so the two passes give the same text, cells and pending row as the one batch does
+    """
+    verdict = verify_replay(passes, id_last, judge)
+    return replace(verdict, runs_alone=verdict.n_replayed > 0)
+
+
 STRATEGIES: dict[str, Verify] = {
     "snapshot": verify_snapshot,
     "replay": verify_replay,
     "two-phase": verify_two_phase,
 }
+WITH_CORRECTION = "replay-with-correction"
+# With the loop of an engine that this one would not choose: for comparing with it, draft by draft.
+ALL_STRATEGIES: dict[str, Verify] = {**STRATEGIES, WITH_CORRECTION: verify_replay_with_correction}
 
 
 def _run(passes: Passes, ids: Sequence[int], judge: Judge, *, keep: int) -> tuple[F32, F32]:

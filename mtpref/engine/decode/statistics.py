@@ -21,6 +21,9 @@ from mtpref.base.events import Draw
 # A greedy choice whose best two logits are closer than this is a near tie: another engine, or another summation
 # order, may well choose the other token.
 NEAR_TIE = 0.01
+# A router whose last chosen score is closer than this to the best of the others: another order of sums may choose
+# another expert.
+NEAR_GAP = 1e-6
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Statistics:
     n_cooldown_rounds: int = 0
     n_near_ties: int = 0
     min_margin: float = math.inf
+    n_router_ties: int = 0  # tokens of which a layer's router gap is below NEAR_GAP
+    min_router_gap: float | None = None  # None: no experts
     drafted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed
     reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed after an acceptance
     accepted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times accepted
@@ -69,6 +74,12 @@ class Statistics:
         self.n_near_ties += is_near_tie
         self.min_margin = min(self.min_margin, margin)
         return is_near_tie
+
+    def count_gap(self, gap: float) -> float:
+        """Record the least router gap of a token that stays, and give it back."""
+        self.n_router_ties += gap < NEAR_GAP
+        self.min_router_gap = gap if self.min_router_gap is None else min(self.min_router_gap, gap)
+        return gap
 
     def count_draws(self, draws: Sequence[Draw]) -> None:
         """Record how probable it was, before any draw, that each drafted token that was judged is accepted."""
@@ -130,28 +141,39 @@ class Statistics:
         return sum(self.p_accept_at.values()) / n_judged if n_judged else None
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "n_prompt": self.n_prompt,
-            "n_reused": self.n_reused,
-            "n_predict": self.n_predict,
-            "n_rounds": self.n_rounds,
-            "n_draft_rounds": self.n_draft_rounds,
-            "n_drafted": self.n_drafted,
-            "n_accept": self.n_accepted,
-            "accept": self.acceptance,
-            "mean_accepted_len": self.mean_accepted_len,
-            "acc_per_pos": self.acceptance_per_pos(conditional=False),
-            "acc_per_pos_conditional": self.acceptance_per_pos(conditional=True),
-            "p_accept": self.p_accept,
-            "p_accept_per_pos": self.p_accept_per_pos(),
-            "n_cooldown_rounds": self.n_cooldown_rounds,
-            "n_trunk_passes": self.n_trunk_passes,
-            "n_near_ties": self.n_near_ties,
-            "min_margin": self.min_margin if math.isfinite(self.min_margin) else None,
-            "passes": dict(sorted(self.passes.items())),
-            "tokens": dict(sorted(self.tokens.items())),
-            "seconds": {phase: round(s, 6) for phase, s in sorted(self.seconds.items())},
-        } | ({} if self.chat is None else {"chat": self.chat})
+        return (
+            {
+                "n_prompt": self.n_prompt,
+                "n_reused": self.n_reused,
+                "n_predict": self.n_predict,
+                "n_rounds": self.n_rounds,
+                "n_draft_rounds": self.n_draft_rounds,
+                "n_drafted": self.n_drafted,
+                "n_accept": self.n_accepted,
+                "accept": self.acceptance,
+                "mean_accepted_len": self.mean_accepted_len,
+                "acc_per_pos": self.acceptance_per_pos(conditional=False),
+                "acc_per_pos_conditional": self.acceptance_per_pos(conditional=True),
+                "p_accept": self.p_accept,
+                "p_accept_per_pos": self.p_accept_per_pos(),
+                "n_cooldown_rounds": self.n_cooldown_rounds,
+                "n_trunk_passes": self.n_trunk_passes,
+                "n_near_ties": self.n_near_ties,
+                "min_margin": self.min_margin if math.isfinite(self.min_margin) else None,
+                "passes": dict(sorted(self.passes.items())),
+                "tokens": dict(sorted(self.tokens.items())),
+                "seconds": {phase: round(s, 6) for phase, s in sorted(self.seconds.items())},
+            }
+            | self._of_experts()
+            | ({} if self.chat is None else {"chat": self.chat})
+        )
+
+    def _of_experts(self) -> dict[str, Any]:
+        """What only a model with experts has. A gap that is not finite (every expert chosen) is null."""
+        if self.min_router_gap is None:
+            return {}
+        gap = self.min_router_gap if math.isfinite(self.min_router_gap) else None
+        return {"n_router_ties": self.n_router_ties, "min_router_gap": gap}
 
     def lines(self) -> list[str]:
         """The statistics in llama.cpp's words, a line each."""
@@ -185,6 +207,9 @@ class Statistics:
         ]
         if math.isfinite(self.min_margin):
             out.append(f"near ties (margin < {NEAR_TIE}) = {self.n_near_ties}, least margin = {self.min_margin:.4g}")
+        if self.min_router_gap is not None:
+            told = f"near ties of routers (gap < {NEAR_GAP:g}) = {self.n_router_ties}"
+            out.append(f"{told}, least gap = {self.min_router_gap:.4g}")
         if self.chat is not None:
             args = json.dumps(self.chat["args"])
             out.append(f"chat template = {self.chat['template']} ({self.chat['sha256'][:12]}), arguments = {args}")
@@ -200,12 +225,12 @@ def margin(logits: NDArray[np.float32]) -> float:
 
 
 def _speed(word: str, n: int, seconds: float) -> str:
-    rate = f"{n / seconds:8.3f}" if seconds > 0 else "     nan"
-    return f"{word} {n:4d} tokens in {seconds:8.3f} seconds, speed: {rate} t/s"
+    rate = f", speed: {n / seconds:8.3f} t/s" if seconds > 0 and n else ""
+    return f"{word} {n:4d} tokens in {seconds:8.3f} seconds{rate}"
 
 
 def _percent(rate: float | None) -> str:
-    return "nan%" if rate is None else f"{100 * rate:.3f}%"
+    return "nothing was drafted" if rate is None else f"{100 * rate:.3f}%"
 
 
 def _rates(rates: list[float]) -> str:

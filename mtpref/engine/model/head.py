@@ -71,8 +71,10 @@ def load_head(trunk: Trunk, path: str | Path | None, *, is_on: bool) -> LoadedHe
         return LoadedHead("none" if own is None else "off", notes=notes)
     lacking = _lacking(trunk)
     if path is None and lacking:
-        note = (f"the keys count an MTP head, and the file does not hold it ({lacking} is missing): it runs as a "
-                "trunk; to draft, give -md the head's file")  # fmt: skip
+        note = (
+            f"the keys count an MTP head, and the file does not hold it ({lacking} is missing): it runs as a "
+            "trunk; to draft, give -md the head's file"
+        )
         return LoadedHead("none", notes=(note,))
     if path is None:
         return own or LoadedHead("none")
@@ -175,8 +177,10 @@ def _present(finder: TensorFinder, names: list[str], n_trimmed: int | None) -> s
         names = [name for name in names if name != TOKEN_EMBD]
     name = next((name for name in names if finder.has(name)), None)
     if name is None and n_trimmed is not None:
-        raise MtprefError(f"{finder.file.label}: tensor {names[0]} is missing beside {D2T}, expected a trimmed head of "
-                          f"{n_trimmed} rows; the full head is no substitute, its rows are other ids")  # fmt: skip
+        raise MtprefError(
+            f"{finder.file.label}: tensor {names[0]} is missing beside {D2T}, expected a trimmed head of "
+            f"{n_trimmed} rows; the full head is no substitute, its rows are other ids"
+        )
     return name
 
 
@@ -218,17 +222,21 @@ def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
     """
 
     def differs(what: str, found: object, expected: object) -> MtprefError:
-        return MtprefError(f"{file.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
-                           f"{trunk.file.label}; the head belongs to another model: {REMAKE}")  # fmt: skip
+        return MtprefError(
+            f"{file.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
+            f"{trunk.file.label}; the head belongs to another model: {REMAKE}"
+        )
 
     meta = values.meta
     arch = meta.arch
     if arch != trunk.arch.name:
         raise differs("key general.architecture", arch, trunk.arch.name)
     if not meta.u32("nextn_predict_layers", 0, low=0):
-        raise MtprefError(f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
-                          "give `model_draft` a file made with mtpref extract, or convert_hf_to_gguf.py "
-                          "--mtp")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: no MTP head (key {arch}.nextn_predict_layers is absent or 0), expected one; "
+            "give `model_draft` a file made with mtpref extract, or convert_hf_to_gguf.py "
+            "--mtp"
+        )
     config, own = read_model_config(values), trunk.config
     if config.n_embd != own.n_embd:
         raise differs(f"key {arch}.embedding_length", config.n_embd, own.n_embd)
@@ -316,8 +324,10 @@ def _notes(trunk: Trunk, finder: TensorFinder, weights: MtpWeights) -> tuple[str
         notes.append(f"{name} has no {' and no '.join(missing)}: what it lacks is the trunk's; llama.cpp refuses it")
     is_tied = weights.origin["shared_head_head"] == "token_embd.weight" and "shared_head_head" not in weights.borrowed
     if is_tied and trunk.finder.has("output.weight"):
-        notes.append(f"{name} has no output.weight: its token_embd.weight gives the head's logits, as in llama.cpp, "
-                     "though the trunk has an output.weight; was lm_head left out?")  # fmt: skip
+        notes.append(
+            f"{name} has no output.weight: its token_embd.weight gives the head's logits, as in llama.cpp, "
+            "though the trunk has an output.weight; was lm_head left out?"
+        )
     unused = finder.unused()
     if has_trunk(finder.file.tensors):
         notes.append(f"{name} holds a whole model; only its MTP head is read, {len(unused)} tensors are not")

@@ -20,7 +20,7 @@ from mtpref.files.finite_weights import check_tensors as check_tensors_of
 from mtpref.files.gguf import GgufFile, listed, open_gguf, printable
 from mtpref.files.identify import HEAD_ONLY, REDECLARE, describe_kind, head_in_trunk, is_head_only
 from mtpref.files.vocab import load_vocab
-from mtpref.spec import Matrix
+from mtpref.spec import Matrix, Stack
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config, rope_notes
 from mtpref.spec.rope_scaling import RopeOverrides
 from mtpref.spec.state import KvType
@@ -111,16 +111,26 @@ def _check_declared(file: GgufFile, config: ModelConfig) -> None:
     name = head_in_trunk(file, config.n_layer)
     if name is not None:
         key = f"{config.arch}.nextn_predict_layers"
-        raise MtprefError(f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}: "
-                          f"its block would run as a trunk layer, expected it declared; {REDECLARE}")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor {printable(name)} is there, and key {key} is {config.n_layer_nextn}: "
+            f"its block would run as a trunk layer, expected it declared; {REDECLARE}"
+        )
 
 
-def _release(finder: TensorFinder, head: LoadedHead, w: Matrix) -> None:
-    """Give back the mapped pages of a matrix; what is still read in place comes back when it is used."""
-    name = w.name.partition("/")[0]  # of rows, the tensor that they are of
+def _release(finder: TensorFinder, head: LoadedHead, w: Matrix | Stack) -> None:
+    """Give back the mapped pages of a matrix, one of a stack, or a stack; what is still read in place comes back when
+    it is used."""
+    name = w.name.partition("[")[0].partition("/")[0]  # of experts and rows, the tensor that they are of
     for one in (finder, head.finder):
-        if one is not None and name in one.read:
-            one.file.release(one.file.tensors[name])
+        if one is None or name not in one.read:
+            continue
+        info = one.file.tensors[name]
+        if isinstance(w, Matrix):
+            start = w.raw.ctypes.data - one.file.data(info).ctypes.data
+            if not 0 <= start <= info.n_bytes - w.raw.nbytes:
+                continue  # the other file's tensor of that name
+            info = replace(info, offset=info.offset + start, n_bytes=w.raw.nbytes)
+        one.file.release(info)
 
 
 def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers: tuple[Layer, ...]) -> Weights:
@@ -141,8 +151,10 @@ def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers
 def _n_rows(file: GgufFile) -> int:
     info = file.tensors.get(TOKEN_EMBD)
     if info is None or len(info.shape) != 2:
-        raise MtprefError(f"{file.label}: tensor token_embd.weight is missing or not a matrix; is this a GGUF of a "
-                          "language model? try: mtpref inspect FILE")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor token_embd.weight is missing or not a matrix; is this a GGUF of a "
+            "language model? try: mtpref inspect FILE"
+        )
     return info.shape[0]
 
 
@@ -150,8 +162,10 @@ def _check_n_tokens(file: GgufFile, n_rows: int) -> None:
     """Before the vocabulary is read, since reading a wrong one of any size takes long."""
     n_tokens = file.kv.size(TOKENS) if TOKENS in file.kv else 0
     if n_tokens > n_rows:
-        raise MtprefError(f"{file.label}: the tokenizer has {n_tokens} tokens, token_embd.weight {n_rows} rows, "
-                          "expected at least as many rows; try: mtpref inspect FILE")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: the tokenizer has {n_tokens} tokens, token_embd.weight {n_rows} rows, "
+            "expected at least as many rows; try: mtpref inspect FILE"
+        )
 
 
 def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple[str, ...]:
@@ -160,9 +174,11 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple
     if unused:
         notes.append(f"{len(unused)} tensors of the file are not read: {listed(unused)}")
     orphans = [name for name in unused if ".nextn." in name]
-    if orphans and head.status in ("none", "file"):
-        notes.append(f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
-                     f"({config.arch}.nextn_predict_layers is 0 or missing); {REDECLARE}")  # fmt: skip
+    if orphans and head.status in ("none", "file") and not config.n_layer_nextn:
+        notes.append(
+            f"the file holds {len(orphans)} MTP tensors but declares no MTP block "
+            f"({config.arch}.nextn_predict_layers is 0 or missing); {REDECLARE}"
+        )
     return tuple(notes)
 
 

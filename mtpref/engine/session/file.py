@@ -163,16 +163,20 @@ def read_session(path: str | Path, core: Model, state: ModelState) -> Saved:
 def _check_identity(file: GgufFile, core: Model) -> bool:
     """Whether file and model both have, or could have, head cells; refuses a file that belongs to something else."""
     if file.get("general.architecture") != "mtpref-session":
-        raise MtprefError(f"{file.label}: not a state file of mtpref, expected general.architecture mtpref-session; "
-                          "was it written by `Session.save`?")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: not a state file of mtpref, expected general.architecture mtpref-session; "
+            "was it written by `Session.save`?"
+        )
     here = _identity(core)
     for name, expected in here.items():
         found = str(file.require(f"{KEY}.{name}", "str"))
         if name == "head" and not (found and expected):
             continue
         if found != expected:
-            raise MtprefError(f"{file.label}: {KEY}.{name} is {printable(found, 80)}, expected {expected}, that of "
-                              f"{OWNERS[name]}; use what wrote the file, or another file")  # fmt: skip
+            raise MtprefError(
+                f"{file.label}: {KEY}.{name} is {printable(found, 80)}, expected {expected}, that of "
+                f"{OWNERS[name]}; use what wrote the file, or another file"
+            )
     return bool(here["head"])
 
 
@@ -193,8 +197,9 @@ def _ids(file: GgufFile, core: Model, state: ModelState) -> list[int]:
     file.require(key, "arr:i32")
     n_ids = file.kv.size(key)
     if n_ids > state.n_ctx:
-        raise MtprefError(f"{file.label}: {n_ids} tokens, expected at most {state.n_ctx}; use a larger `n_ctx`, "
-                          "or another file")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: {n_ids} tokens, expected at most {state.n_ctx}; use a larger `n_ctx`, or another file"
+        )
     ids = file.kv[key].to_numpy()
     if n_ids and not 0 <= ids.min() <= ids.max() < core.n_vocab:
         raise _damaged(file, f"key {key} holds ids from {ids.min()} to {ids.max()}", f"0 .. {core.n_vocab - 1}")

@@ -89,8 +89,10 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
     order = list(tensor_names(model, tokens))
     known = [name for name in order if name in port.tensors and not any(part in name for part in NO_MEASURE)]
     if not known:
-        raise MtprefError(f"{port.label}: none of its {len(port.tensors)} tensors has a name of this model, expected "
-                          f"cb() names such as mtp_eh_proj-{model.config.n_layer}; try: mtpref dump")  # fmt: skip
+        raise MtprefError(
+            f"{port.label}: none of its {len(port.tensors)} tensors has a name of this model, expected "
+            f"cb() names such as mtp_eh_proj-{model.config.n_layer}; try: mtpref dump"
+        )
     trunk = [name for name in known if not _is_of_head(name)]
     other = with_other_numerics(model)
     candidates = [model, other]
@@ -155,8 +157,10 @@ def _measure(
     # A shape that only some hypotheses give (a trimmed head) is evidence; one that none gives is another layout.
     names = [name for name in known if any(values.get(name) is not None for values in found.values())]
     if not names:
-        raise MtprefError(f"{port.label}: no tensor has the shape that this model gives it for {len(tokens)} "
-                          f"tokens ({known[0]}: {port.tensors[known[0]].shape}); are they the port's?")  # fmt: skip
+        raise MtprefError(
+            f"{port.label}: no tensor has the shape that this model gives it for {len(tokens)} "
+            f"tokens ({known[0]}: {port.tensors[known[0]].shape}); are they the port's?"
+        )
     unknown = [name for name in port.tensors if name not in names]
     evidence = DumpEvidence(tokens, names, unknown, [], model.recipe.numerics, impossible=impossible)
     evidence.gaps = _gaps(model, tokens, names)

@@ -19,12 +19,15 @@ from mtpref.faults.diagnose.hypotheses import (
     shares_rollback,
     shares_run,
     shares_trunk,
+    with_contract,
     with_kv,
     with_other_numerics,
 )
 from mtpref.faults.diagnose.port_run import PortRun
 from mtpref.faults.diagnose.rank import Group, Scored, grouped
 from mtpref.faults.diagnose.unexplained import CLEAR_MISS, Unexplained, unexplained
+from mtpref.look.llama_cpp.loops import WITH_CORRECTION
+from mtpref.look.llama_cpp.rounds import UNTOLD
 
 SLIP = 0.002  # a token that no near tie explains
 NOISE = (0.003, 0.01, 0.03, 0.1, 0.3)  # of the port's logits, in standard deviations: whichever fits
@@ -112,7 +115,10 @@ def diagnose_runs(model: Model, runs: Sequence[PortRun], progress: Progress | No
 
 def _nearest(model: Model, runs: Sequence[PortRun]) -> tuple[Model, list[Recorded], Replayed]:
     """The numerics and KV types in which the healthy run comes nearest to the port: its own legal choices, over which
-    every hypothesis is laid. The model's own unless others are clearly nearer."""
+    every hypothesis is laid. The model's own unless others are clearly nearer; a replay that has the correction in it
+    is llama.cpp's, whose pending row is stale then (S52; the right one is a contract of its own)."""
+    if any(run.settings.get("rollback") == WITH_CORRECTION for run in runs):
+        model = with_contract(replace(model.recipe.contract, replay="stale"))(model)
     records, healthy = _healthy(model, runs)
     for change in (with_other_numerics, *(with_kv(kv_type) for kv_type in KV_TYPES)):
         other = change(model)
@@ -127,16 +133,20 @@ def _nearest(model: Model, runs: Sequence[PortRun]) -> tuple[Model, list[Recorde
 def _check(model: Model, runs: Sequence[PortRun]) -> None:
     for run in runs:
         ids = [*run.prompt_ids, *(i for r in run.rounds for i in (*r.draft, *r.emitted))]
-        bad = next((i for i in ids if not 0 <= i < model.n_vocab), None)
+        bad = next((i for i in ids if i != UNTOLD and not 0 <= i < model.n_vocab), None)
         if bad is not None:
-            raise MtprefError(f"{run.label}: token id {bad} is not in the model's vocabulary, expected 0 .. "
-                              f"{model.n_vocab - 1}; is `model` the model that the port ran?")  # fmt: skip
+            raise MtprefError(
+                f"{run.label}: token id {bad} is not in the model's vocabulary, expected 0 .. "
+                f"{model.n_vocab - 1}; is `model` the model that the port ran?"
+            )
         n_tokens, n_ctx = len(run.prompt_ids) + sum(len(r.emitted) for r in run.rounds), model.config.n_ctx_train
         if n_tokens > n_ctx + 1:  # the last token opens no pass
             raise MtprefError(f"{run.label}: {n_tokens} tokens, expected a run within the context of {n_ctx}")
         if run.settings.get("accept") == "residual" and float(run.settings.get("temp") or 0) > 0:
-            raise MtprefError(f"{run.label}: its drafts were drawn at random (--spec-accept residual), expected a "
-                              "greedy run or --spec-accept match: a drawn token says little of the head")  # fmt: skip
+            raise MtprefError(
+                f"{run.label}: its drafts were drawn at random (--spec-accept residual), expected a "
+                "greedy run or --spec-accept match: a drawn token says little of the head"
+            )
 
 
 def _healthy(model: Model, runs: Sequence[PortRun]) -> tuple[list[Recorded], Replayed]:
@@ -215,10 +225,12 @@ def _judge(replayed: dict[str, Replayed], impossible: list[str], base: Model, ru
     harmless = max((s for s in scored if s.hypothesis.is_harmless), key=lambda s: s.log_likelihood)
     healthy = replayed["healthy"].log_likelihood
     invisible = [
-        s.hypothesis.id for s in scored
-        if not s.hypothesis.is_harmless and abs(s.log_likelihood - healthy) < SAME
+        s.hypothesis.id
+        for s in scored
+        if not s.hypothesis.is_harmless
+        and abs(s.log_likelihood - healthy) < SAME
         and not replayed[s.hypothesis.id].is_cut
-    ]  # fmt: skip
+    ]
     home = next(g for g in groups if harmless in g.members)
     home.members = sorted(
         (s for s in home.members if s.hypothesis.is_harmless),

@@ -14,18 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.events import Draw, Event
-from mtpref.engine.decode import Decoder, Drafter, DraftLength, Options, PolicyConfig
+from mtpref.engine.decode import ALL_STRATEGIES, Decoder, Drafter, DraftLength, Options, PolicyConfig
 from mtpref.engine.decode.drafters import Draft
+from mtpref.engine.decode.passes import least_gaps
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.port_run import PortRound, PortRun
+from mtpref.look.llama_cpp.limits import limits_of
+from mtpref.look.llama_cpp.rounds import UNTOLD
 from mtpref.spec import Distribution
 from mtpref.spec.state import ModelState
 from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
 NEAR = 0.03  # in standard deviations of the logits: a choice so close may fall either way
-KNOWN_RULES = ("snapshot", "replay", "two-phase")
+KNOWN_RULES = tuple(ALL_STRATEGIES)
 NO_LOGITS = np.empty((0, 0), np.float32)
 ROOM = 2048  # positions after the port's text: no draft is cut for want of them
 
@@ -37,6 +40,7 @@ class Seen:
     """One row of logits as evidence: own choice, how far the port's token is below it, how far the second best is.
 
     gap, second   in standard deviations of the row; p: the port's token among the ten best (nan: not asked)
+    is_rerouted   a router's near tie came before: the port may have run another expert since then
     """
 
     round: int
@@ -47,6 +51,7 @@ class Seen:
     p: float = float("nan")
     p_port: float = float("nan")
     kind: str = "draft"
+    is_rerouted: bool = False
 
     @property
     def is_hit(self) -> bool:
@@ -67,12 +72,24 @@ def look(row: F32, port: int, round: int, kind: str) -> Seen:
     return Seen(round, own, port, (best - port_value) / scale, (best - float(top[0])) / scale, kind=kind)
 
 
+def _best_but(row: F32, refused: Sequence[int]) -> int:
+    """The best token that is not among these few."""
+    clean = np.where(np.isfinite(row), row, -np.inf)
+    clean[list(refused)] = -np.inf
+    return int(np.argmax(clean))
+
+
 @dataclass
 class Rows:
-    """The target's rows of one round: its own choices, and what they say of the port's tokens."""
+    """The target's rows of one round: its own choices, and what they say of the port's tokens.
+
+    correction  the target's best token after the accepted ones that is not the rejected one: what a port whose log does
+                not tell it has emitted
+    """
 
     own: list[int] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    correction: int = UNTOLD
 
 
 class ForcedJudge:
@@ -90,6 +107,8 @@ class ForcedJudge:
             self._n_shown = len(self.rows.own)
             return logits
         for row in logits:
+            if len(self.rows.own) == self._port.n_accepted:
+                self.rows.correction = _best_but(row, self._port.draft[self._port.n_accepted :][:1])
             found = look(row, self._port_token(len(self.rows.own)), self._round, "target")
             self.rows.own.append(found.own)
             self.rows.seen.append(found)
@@ -105,7 +124,10 @@ class ForcedJudge:
     @property
     def row_ids(self) -> list[int]:
         told = [self._port_token(i) for i in range(self._n_shown)]
-        return [own if port < 0 else port for own, port in zip(self.rows.own, told, strict=False)]
+        own = list(self.rows.own)
+        if self._port.emitted[-1] == UNTOLD and self._n_shown > self._port.n_accepted:
+            own[self._port.n_accepted] = self.rows.correction
+        return [own if port < 0 else port for own, port in zip(own, told, strict=False)]
 
     @property
     def n_accepted(self) -> int:
@@ -119,6 +141,7 @@ class ForcedDrafter(Drafter):
 
     def __init__(self, model: Model, run: PortRun) -> None:
         self.model, self.run = model, run
+        self.near_gap = near_gap_of(model)
         self.n_rounds = 0
         self.seen: list[Seen] = []
 
@@ -133,7 +156,7 @@ class ForcedDrafter(Drafter):
     def _chain(self, state: ModelState, opening: int, port: PortRound, round: int) -> None:
         model = self.model
         steps, contract = model.recipe.steps, model.recipe.contract
-        pos0, token, hidden = state.n_past, opening, state.pending_h[None]
+        pos0, token, hidden, is_rerouted = state.n_past, opening, state.pending_h[None], False
         for step, drafted in enumerate(port.draft):
             out = model.mtp(state, [token], hidden, pos0 + step, n_logits=1)
             row = out.logits[0]
@@ -146,7 +169,8 @@ class ForcedDrafter(Drafter):
                 ids, p = model.recipe.ops.top_candidates(row)
                 own = float(p[list(ids).index(drafted)]) if drafted in ids else 0.0
                 seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
-            self.seen.append(seen)
+            is_rerouted |= any(gap < self.near_gap for gap in least_gaps(out.routings))
+            self.seen.append(replace(seen, is_rerouted=is_rerouted))
             token, hidden = drafted, steps.chain_hidden(out.hidden, contract)
         steps.trim_mtp(state, pos0)
 
@@ -164,11 +188,13 @@ class ForcedDrafter(Drafter):
 @dataclass
 class Recorded:
     """The trunk along the port's tokens: hidden rows of each pass, what each round's logits said, and those of the
-    last row of a prompt that was processed whole."""
+    last row of a prompt that was processed whole. ties: whether a router's near tie is in the tokens that stay, after
+    the prompt and after each round."""
 
     hidden: list[Hidden] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     opening: list[Seen] = field(default_factory=list)
+    ties: list[bool] = field(default_factory=list)
 
 
 class RecordingTrunk:
@@ -222,10 +248,25 @@ class Replay:
         """
         self.recorded.opening = self._opening(_returned(self.decoder.prompt(self.port.prompt_ids)))
         id_last, opening = self.port.prompt_ids[-1], self.recorded.opening
+        self._ties()
         for i, port in enumerate(self.port.rounds):
             _returned(self.decoder.round(id_last if port.id_last is None else port.id_last))
-            yield opening + self.drafter.seen + self._verdict(port, self.recorded.rows[i], i)
+            before, after = self._ties()[i : i + 2]
+            found = _marked(opening + self.drafter.seen, before)
+            yield found + _marked(self._verdict(port, self.recorded.rows[i], i), after)
             id_last, opening = port.emitted[-1], []
+            if id_last == UNTOLD:
+                id_last = self.recorded.rows[i].correction
+            if id_last in self.model.vocab.eog_ids:
+                return  # llama.cpp's log tells one token more, which is none of the text
+
+    def _ties(self) -> list[bool]:
+        """`Recorded.ties` up to now, or all of what was given."""
+        if self.given is not None:
+            return self.given.ties
+        least = self.decoder.statistics.min_router_gap
+        self.recorded.ties.append(least is not None and least < self.drafter.near_gap)
+        return self.recorded.ties
 
     def _opening(self, logits: F32 | None) -> list[Seen]:
         """What a prompt that was processed whole says of the port's first token."""
@@ -256,14 +297,29 @@ class Replay:
         for j, id in enumerate(port.emitted):
             row = rows.seen[min(j, len(rows.seen) - 1)]
             own = emitted[j] if j < len(emitted) else -2
+            if id == UNTOLD:
+                if own in port.draft[j : j + 1]:  # it would have been accepted
+                    return [*found, Seen(i, own, id, row.second, float("inf"), kind="target")]
+                continue
             if own != id:
                 gap = row.gap if own == row.own and id == row.port else float("inf")
                 return [*found, Seen(i, own, id, gap, float("inf"), kind="target")]
             found.append(Seen(i, own, id, 0.0, row.second if id == row.port else float("inf"), kind="target"))
+            if id in eog:
+                return found
         is_end = i == len(self.port.rounds) - 1 or port.emitted[-1] in eog
         if len(emitted) > len(port.emitted) and not is_end:
             found.append(Seen(i, emitted[len(port.emitted)], -1, float("inf"), float("inf"), kind="target"))
         return found
+
+
+def near_gap_of(model: Model) -> float:
+    """The router gap below which a healthy port may choose another expert, by the file's weight types."""
+    return limits_of(model.type_names | {model.kv_type, model.kv_type_draft})[0].gap
+
+
+def _marked(seen: list[Seen], is_rerouted: bool) -> list[Seen]:
+    return [replace(s, is_rerouted=True) for s in seen] if is_rerouted else seen
 
 
 def _returned(events: Generator[Event, None, Returned]) -> Returned:
@@ -303,6 +359,8 @@ def _options(run: PortRun) -> Options:
     n_batch = settings.get("n_batch")
     is_batch = isinstance(n_batch, int) and 0 < n_batch <= 1 << 20
     return Options(
-        n_predict=-1, policy=policy, rollback=rollback if rollback in KNOWN_RULES else "snapshot",
+        n_predict=-1,
+        policy=policy,
+        rollback=rollback if rollback in KNOWN_RULES else "snapshot",
         n_batch=n_batch if isinstance(n_batch, int) and is_batch else 512,
-    )  # fmt: skip
+    )

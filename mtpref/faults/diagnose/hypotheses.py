@@ -55,8 +55,10 @@ def list_hypotheses(model: Model) -> list[Hypothesis]:
     Errors  MtprefError for a model without an MTP head
     """
     if not model.has_mtp:
-        raise MtprefError("diagnose: the model has no MTP head, expected one; use the file that the port runs, or give "
-                          "its head with `model_draft`")  # fmt: skip
+        raise MtprefError(
+            "diagnose: the model has no MTP head, expected one; use the file that the port runs, or give "
+            "its head with `model_draft`"
+        )
     healthy = Hypothesis("healthy", "healthy", "nothing is wrong", f"The contract is {model.contract_name}.", _same)
     return [healthy, *_presets(model), *_look_alikes(model), *_fields(model), *of_faults(model)]
 

@@ -34,11 +34,15 @@ def diagnose_dump(
 def _tokens(model: Model, port: PortTensors, ids: Sequence[int] | None) -> list[int]:
     tokens = port.ids if ids is None else [int(i) for i in ids]
     if tokens is None:
-        raise MtprefError(f"{port.label}: no tensor `tokens` (I32) in it, expected the ids that the port ran; give the "
-                          "prompt with `prompt_ids`")  # fmt: skip
+        raise MtprefError(
+            f"{port.label}: no tensor `tokens` (I32) in it, expected the ids that the port ran; give the "
+            "prompt with `prompt_ids`"
+        )
     if port.ids is not None and tokens != port.ids:
-        raise MtprefError(f"{port.label}: its {len(port.ids)} tokens are not the {len(tokens)} given, expected the "
-                          "same; leave `every prompt` away")  # fmt: skip
+        raise MtprefError(
+            f"{port.label}: its {len(port.ids)} tokens are not the {len(tokens)} given, expected the "
+            "same; leave `every prompt` away"
+        )
     if not 1 <= len(tokens) <= model.config.n_ctx_train:
         raise MtprefError(f"{port.label}: {len(tokens)} tokens, expected 1 .. {model.config.n_ctx_train}, the context")
     return tokens
@@ -48,8 +52,10 @@ def _headline(found: DumpDiagnosis, model: Model) -> str:
     top = found.groups[0]
     if found.near is not None:
         name, token, gap = found.near
-        return (f"CANNOT TELL: {found.divergence} parts after a router's near tie ({name}, token {token}: {gap:.1e}); "
-                "another expert there is no mistake")  # fmt: skip
+        return (
+            f"CANNOT TELL: {found.divergence} parts after a router's near tie ({name}, token {token}: {gap:.1e}); "
+            "another expert there is no mistake"
+        )
     if found.verdict == "unknown":
         return f"NONE OF THE KNOWN: no hypothesis reproduces {found.divergence}"
     if found.verdict == "healthy":

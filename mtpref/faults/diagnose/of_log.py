@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from mtpref.engine.model import Model
 from mtpref.faults.diagnose.evidence_log import LogDiagnosis, Progress, Replayed, diagnose_runs
-from mtpref.faults.diagnose.forced import Seen, is_drawn
+from mtpref.faults.diagnose.forced import Seen, is_drawn, near_gap_of
 from mtpref.faults.diagnose.port_run import PortRun
 from mtpref.faults.diagnose.report import Report, causes_of, listed, name_of
 from mtpref.faults.diagnose.separate import telling_tensor
 from mtpref.faults.diagnose.unexplained import Unexplained
+from mtpref.look.llama_cpp.rounds import UNTOLD
 
 SETTLES = (
     "what settles it: -m the very file that the port ran (another quantisation gives such tokens), a run with "
@@ -76,6 +77,14 @@ def _looked_at(found: LogDiagnosis) -> list[str]:
         f"{len(found.runs)} runs, {n_rounds} rounds, {n_drafted} drafted tokens of which {n_accepted} were accepted",
         f"{len(found.replayed)} hypotheses, laid over {base.recipe.numerics} numerics and {base.kv_type} KV",
     ]
+    lines += [f"its loop: {loop}" for loop in sorted({run.loop for run in found.runs} - {""})]
+    best = found.replayed[found.groups[0].best.hypothesis.id]
+    n_rerouted = sum(s.is_rerouted and not s.is_hit for s in best.seen)
+    if n_rerouted:
+        lines.append(
+            f"{n_rerouted} tokens differ after a router's near tie (gap below {near_gap_of(base):g}), which may have "
+            "chosen another expert"
+        )
     drawn = sum(map(is_drawn, found.runs))
     if drawn:
         lines.append(f"{drawn} runs at a temperature: emitted tokens were drawn, and only drafts were looked at")
@@ -104,7 +113,7 @@ def _experiment(found: LogDiagnosis) -> str | None:
         return None
     rivals = [s.hypothesis for group in found.groups[:2] for s in group.members][:6]
     best = rivals[0]
-    ids = [*found.runs[0].prompt_ids, *(i for r in found.runs[0].rounds for i in r.emitted)][:64]
+    ids = [*found.runs[0].prompt_ids, *(i for r in found.runs[0].rounds for i in r.emitted if i != UNTOLD)][:64]
     same = []
     for rival in rivals[1:]:
         a, b = found.replayed[best.id], found.replayed[rival.id]

@@ -17,6 +17,7 @@ from mtpref.files.doors import TextStream, open_text, read_up_to
 from mtpref.files.gguf import printable
 from mtpref.look.llama_cpp.log import LlamaLog, read_text, runs_of
 from mtpref.look.llama_cpp.log_choice import MAX_PROMPT_IDS, choose_runs
+from mtpref.look.llama_cpp.loops import loops_of
 from mtpref.look.trace import read_trace
 from mtpref.look.trace.rounds import Round as TraceRound
 from mtpref.look.trace.rounds import rounds_of
@@ -26,15 +27,13 @@ MAX_JSON = 32 << 20
 MAX_ROUNDS = 1 << 16
 MAX_DRAFT = 1024
 MAX_ID = 1 << 31
-# llama.cpp replays a partly accepted draft with the target's token in the batch, where recurrent state cannot go back
-# (qwen3next): only rounds before the first of these can be judged, and so many are wanted.
-MIN_SOUND = 8
 START_BYTES = 1 << 16  # in which the first line of a trace or a run ends
 
 
 @dataclass(frozen=True)
 class PortRound:
-    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted.
+    """One round: the draft after id_last (None: the last token so far), how many were accepted, what was emitted
+    (UNTOLD: a correction that the log does not tell).
 
     p   the draft's own probability of each drafted token over its ten best, None where it is not known
     """
@@ -71,6 +70,7 @@ class PortRun:
 
     prompt_ids   is_whole: the prompt was run whole, and its last token did not open the first round
     settings     what is known of: n_max, n_min, p_min, cooldown, cooldown_after, temp, rollback, n_batch
+    loop         in words, what becomes of a draft that is accepted in part; "" where the file does not tell
     """
 
     label: str
@@ -78,6 +78,7 @@ class PortRun:
     rounds: tuple[PortRound, ...]
     is_whole: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    loop: str = ""
 
     @property
     def n_drafted(self) -> int:
@@ -133,26 +134,25 @@ def read_port_runs(
 
 
 def _of_log(text: str, label: str, prompt_ids: Sequence[int] | None, which: str | None) -> list[PortRun]:
-    found, is_cut = [], False
+    found = []
     for run, ids in choose_runs(runs_of(text, label), label, prompt_ids, which):
         settings: dict[str, Any] = {k: _setting(k, run.header[k], label) for k in ("n_max", "p_min") if k in run.header}
         settings |= read_fields(Settings, dict(run.log.settings), f"{label}: settings").given()
         if run.log.temp is not None:
             settings["temp"] = run.log.temp
-        rounds, request = _llama_rounds(run.log)[: run.log.n_sound], run.log.request
+        rounds, request = _llama_rounds(run.log), run.log.request
         if request is not None and not request.is_first:
-            raise MtprefError(f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
-                              "pairs its first token with a hidden row of the request before, which no log holds; "
-                              "start llama-server anew and send this request first")  # fmt: skip
+            raise MtprefError(
+                f"{label}: {run.log.name}: not the first request of its slot, expected one: llama.cpp "
+                "pairs its first token with a hidden row of the request before, which no log holds; "
+                "start llama-server anew and send this request first"
+            )
         if request is not None and rounds:
             rounds = (replace(rounds[0], id_last=request.opening), *rounds[1:])
-        is_cut = is_cut or run.log.n_sound is not None
-        found.append(PortRun(label, tuple(ids), rounds, request is not None, settings))
-    n_rounds = sum(len(run.rounds) for run in found)
-    if is_cut and n_rounds < MIN_SOUND:
-        raise MtprefError(f"{label}: {n_rounds} of its rounds come before llama.cpp first goes back to a checkpoint, "
-                          f"expected {MIN_SOUND} or more: what it emits there is not in its log, so the rest cannot be "
-                          "judged; append runs of other prompts (--run all), or use --dump")  # fmt: skip
+        loop = loops_of(run.log)[0]
+        if run.log.n_partial:
+            settings["rollback"] = loop.rollback
+        found.append(PortRun(label, tuple(ids), rounds, request is not None, settings, loop.words))
     return found
 
 
@@ -160,7 +160,12 @@ def _llama_rounds(log: LlamaLog) -> tuple[PortRound, ...]:
     rounds = []
     for r in log.rounds:
         p = tuple(step.candidates[0].p for step in r.steps[: r.n_draft])
-        rounds.append(PortRound(tuple(r.draft), r.n_accepted, tuple(r.emitted), None, p))
+        emitted = tuple(r.emitted)
+        if r.is_replayed:  # the correction and the token after it: a round that drafted nothing (S52)
+            rounds.append(PortRound(tuple(r.draft), r.n_accepted, emitted[:-1], None, p))
+            rounds.append(PortRound((), 0, emitted[-1:], None, ()))
+        else:
+            rounds.append(PortRound(tuple(r.draft), r.n_accepted, emitted, None, p))
     return tuple(rounds)
 
 
@@ -190,8 +195,10 @@ def _of_trace(file: TextStream, label: str) -> list[PortRun]:
                 close()
                 started, rounds, first_pos = item, [], None
                 if item.n_reused:
-                    raise MtprefError(f"{label}: a run that continues a session ({item.n_reused} tokens reused), "
-                                      "expected runs that begin with an empty state")  # fmt: skip
+                    raise MtprefError(
+                        f"{label}: a run that continues a session ({item.n_reused} tokens reused), "
+                        "expected runs that begin with an empty state"
+                    )
             elif isinstance(item, TraceRound) and item.drafted is not None and item.verified is not None:
                 first_pos = item.drafted.pos0 if first_pos is None else first_pos
                 rounds.append(_trace_round(item))

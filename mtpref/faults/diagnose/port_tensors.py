@@ -52,12 +52,16 @@ def read_port(path: str | Path) -> PortTensors:
                 continue
             n_bytes += 4 * values.size
             if n_bytes > MAX_BYTES:
-                raise MtprefError(f"{source.label}: more than {MAX_BYTES >> 30} GiB of activations, expected less; "
-                                  "dump fewer tokens or fewer tensors")  # fmt: skip
+                raise MtprefError(
+                    f"{source.label}: more than {MAX_BYTES >> 30} GiB of activations, expected less; "
+                    "dump fewer tokens or fewer tensors"
+                )
             tensors[name] = values.astype(np.float32)
         if not tensors:
-            raise MtprefError(f"{source.label}: no tensor of floats in it, expected activations under cb() names such "
-                              "as mtp_eh_proj-4; try: mtpref dump")  # fmt: skip
+            raise MtprefError(
+                f"{source.label}: no tensor of floats in it, expected activations under cb() names such "
+                "as mtp_eh_proj-4; try: mtpref dump"
+            )
         return PortTensors(source.label, ids, tensors, tuple(skipped))
 
 
@@ -65,8 +69,10 @@ def _ids(label: str, name: str, values: NDArray) -> list[int]:
     ids = values.reshape(-1)
     is_whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and bool((ids == np.floor(ids)).all()))
     if not is_whole or not 0 < ids.size <= MAX_TOKENS:
-        raise MtprefError(f"{label}: tensor {printable(name)} has {ids.size} values of type {ids.dtype}, expected 1 .. "
-                          f"{MAX_TOKENS} token ids (I32)")  # fmt: skip
+        raise MtprefError(
+            f"{label}: tensor {printable(name)} has {ids.size} values of type {ids.dtype}, expected 1 .. "
+            f"{MAX_TOKENS} token ids (I32)"
+        )
     return [int(i) for i in ids]
 
 

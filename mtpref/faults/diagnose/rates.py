@@ -197,24 +197,29 @@ def check(rates: Rates) -> None:
         raise MtprefError(f"{rates.source}: expected 1 .. {MAX_N} rates of 0 .. 1 such as 0.82,0.66,0.5")
     for i, (x, y) in enumerate(pairwise(a)):
         if y > x + 1e-9:
-            raise MtprefError(f"{rates.source}: position {i + 2} has {y:g}, more than {x:g} of the position before, "
-                              "expected rates of all rounds (accepted at that position / rounds), which never rise; "
-                              "multiply conditional rates up")  # fmt: skip
+            raise MtprefError(
+                f"{rates.source}: position {i + 2} has {y:g}, more than {x:g} of the position before, "
+                "expected rates of all rounds (accepted at that position / rounds), which never rise; "
+                "multiply conditional rates up"
+            )
     split = (rates.after_full, rates.after_partial)
     if not all(x is None or 0 <= x <= 1 for x in split) or (split[0] is None) != (split[1] is None):
         raise MtprefError("`after_full` and `after_partial`: expected both, 0 .. 1 each")
     counts = (rates.accepted or 0, rates.drafted or 0, rates.rounds or 0)
     if not all(0 <= x <= MAX_COUNT for x in counts) or (rates.drafted is not None and counts[0] > counts[1]):
-        raise MtprefError(f"{rates.source}: {rates.accepted} accepted of {rates.drafted} drafted, expected counts such "
-                          "as 44/120")  # fmt: skip
+        raise MtprefError(
+            f"{rates.source}: {rates.accepted} accepted of {rates.drafted} drafted, expected counts such as 44/120"
+        )
     if rates.rounds is not None and not rates.rounds >= 1:
         raise MtprefError(f"{rates.source}: {rates.rounds:g} rounds, expected 1 or more")
     if rates.n_max is not None and not 1 <= rates.n_max <= MAX_N:
         raise MtprefError(f"{rates.source}: n_max {rates.n_max}, expected 1 .. {MAX_N} draft tokens")
     n = rates.n_max or MAX_N
     if rates.mean is not None and not (math.isfinite(rates.mean) and 1 <= rates.mean <= n + 1.005):
-        raise MtprefError(f"{rates.source}: a mean length of {rates.mean:g} tokens a round, expected 1 .. {n + 1} (the "
-                          "accepted ones and the target's own)")  # fmt: skip
+        raise MtprefError(
+            f"{rates.source}: a mean length of {rates.mean:g} tokens a round, expected 1 .. {n + 1} (the "
+            "accepted ones and the target's own)"
+        )
     if not (a or rates.drafted or rates.mean is not None or rates.aggregate is not None):
         raise MtprefError(f"{rates.source}: nothing was drafted, expected rates, counts or a mean length")
 

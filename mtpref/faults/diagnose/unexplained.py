@@ -3,7 +3,8 @@
 Owns the limits. A miss is judged by how far the port's token is below the hypothesis' own (Seen.gap, in standard
 deviations of the row): within the noise of numerics and quantisation a near tie may fall either way, beyond it not.
 Beyond it there are two grades: evidence against all that is known, and a doubt, which healthy ports in another
-quantisation have shown as well.
+quantisation have shown as well. After a router's near tie the port may have run another expert: what differs there is
+no doubt, and evidence only where there is more of it than such ties give.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,8 @@ def unexplained(seen: Sequence[Seen]) -> Unexplained | None:
     upper = float(np.quantile(error, 0.75)) if error.size else None
     wrong = _missed(targets, CLEAR_MISS if upper is None else _near(upper))
     clear = [s for s in wrong if upper is not None or len(wrong) > _most(targets) or s.gap > MAX_GAP]
-    if len(clear) > 1 or any(s.gap > MAX_GAP for s in clear):
+    plain = [s for s in clear if not s.is_rerouted]
+    if len(plain) > 1 or len(clear) > _most(targets) or any(s.gap > MAX_GAP for s in clear):
         return Unexplained("target", len(clear), len(targets), clear[0])
     missed = _missed(drafts, CLEAR_MISS)
     if len(missed) > _most(drafts):
@@ -58,7 +60,8 @@ def unexplained(seen: Sequence[Seen]) -> Unexplained | None:
     if len(longer) > _most(lengths):
         return Unexplained("length", len(longer), len(lengths), longer[0])
     missed = _missed(drafts, CLEAR_MISS if upper is None else max(CLEAR_MISS, _near(upper)))
-    for kind, open, of in (("target", wrong, targets), ("draft", missed, drafts), ("length", longer, lengths)):
+    for kind, found, of in (("target", wrong, targets), ("draft", missed, drafts), ("length", longer, lengths)):
+        open = [s for s in found if not s.is_rerouted]  # too few to be evidence, and a router's near tie explains them
         if open:
             return Unexplained(kind, len(open), len(of), open[0], is_doubt=True)
     return None

@@ -67,8 +67,10 @@ def _request(
     try:
         given, laid_over = json.dumps(variables), json.dumps(variants)
     except (TypeError, ValueError, RecursionError) as error:
-        raise MtprefError(f"{name}: messages and arguments are no JSON values ({error}), expected text, numbers, "
-                          "true, false, null, lists and objects") from None  # fmt: skip
+        raise MtprefError(
+            f"{name}: messages and arguments are no JSON values ({error}), expected text, numbers, "
+            "true, false, null, lists and objects"
+        ) from None
     n_max = MAX_EXTRA_CHARS + MAX_GROWTH * len(given)
     # The text exists in several copies, of up to 4 bytes a character, before it is sent back.
     limits = {"n_max": n_max, "n_bytes": MEMORY_LIMIT + 2 * MAX_GROWTH * len(given)}

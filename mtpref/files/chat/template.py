@@ -59,9 +59,10 @@ def find_template(kv: Mapping[str, Any], wanted: str | None = None) -> ChatTempl
     names = variant_names(kv)
     if wanted is None:
         if "default" not in names:
-            raise MtprefError(f"{KEY}: missing, so `chat_prompt` has no format for messages"
-                              f"{_has(names)}; try: `template` chatml, or a template's own text or file"
-                              )  # fmt: skip
+            raise MtprefError(
+                f"{KEY}: missing, so `chat_prompt` has no format for messages"
+                f"{_has(names)}; try: `template` chatml, or a template's own text or file"
+            )
         wanted = "default"
     if "{" in wanted:
         return ChatTemplate("given", _checked(wanted, "`template`"))

@@ -134,14 +134,18 @@ class Cursor:
     def walk(self, n: int, what: str) -> None:
         self.used.walked += n
         if self.used.walked > MAX_WALKED:
-            self.fail(f"{what}: {self.used.walked} strings or inner arrays so far, expected at most "
-                      f"{MAX_WALKED} in a header; refused")  # fmt: skip
+            self.fail(
+                f"{what}: {self.used.walked} strings or inner arrays so far, expected at most "
+                f"{MAX_WALKED} in a header; refused"
+            )
 
     def count_text(self, n: int, what: str) -> None:
         self.used.text_bytes += n
         if self.used.text_bytes > MAX_TEXT_BYTES:
-            self.fail(f"{what}: {self.used.text_bytes} bytes in arrays of strings so far, expected at most "
-                      f"{MAX_TEXT_BYTES} in a header; refused")  # fmt: skip
+            self.fail(
+                f"{what}: {self.used.text_bytes} bytes in arrays of strings so far, expected at most "
+                f"{MAX_TEXT_BYTES} in a header; refused"
+            )
 
     def u32(self, what: str) -> int:
         self.need(4, what)

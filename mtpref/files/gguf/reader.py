@@ -74,8 +74,9 @@ class KeyValues(Mapping[str, Any]):
         if entry.kind != "str":
             raise MtprefError(f"{self._where(key)} is of type {self.kind(key)}, expected str")
         if entry.count > MAX_TEXT:
-            raise MtprefError(f"{self._where(key)} is a text of {entry.count} bytes, expected at most {MAX_TEXT}; "
-                              "the file is damaged")  # fmt: skip
+            raise MtprefError(
+                f"{self._where(key)} is a text of {entry.count} bytes, expected at most {MAX_TEXT}; the file is damaged"
+            )
         return self._file.buffer()[entry.pos : entry.pos + entry.count]
 
     def size(self, key: str) -> int:

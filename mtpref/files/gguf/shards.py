@@ -175,8 +175,10 @@ def write_shards(
     if len(groups) > MAX_SHARDS:
         raise MtprefError(f"shards: {len(groups)} files, expected at most {MAX_SHARDS}; choose a larger limit")
     paths = [shard_path(str(prefix), no, len(groups)) for no in range(len(groups))]
-    split = [[(SPLIT_NO, no, "u16"), (SPLIT_COUNT, len(groups), "u16"), (SPLIT_TENSORS, len(plan), "i32")]
-             for no in range(len(groups))]  # fmt: skip
+    split = [
+        [(SPLIT_NO, no, "u16"), (SPLIT_COUNT, len(groups), "u16"), (SPLIT_TENSORS, len(plan), "i32")]
+        for no in range(len(groups))
+    ]
     split[0] = [*pairs, *split[0]]
     write_files(list(zip(paths, split, groups, strict=True)), options)
     return paths

@@ -139,8 +139,9 @@ def write_whole(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise MtprefError(f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; "
-                          "expected a writable folder") from None  # fmt: skip
+        raise MtprefError(
+            f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; expected a writable folder"
+        ) from None
     write_parts([Part(path, None if callable(content) else len(content), put)], options or WriteOptions())
 
 

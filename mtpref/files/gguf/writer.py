@@ -99,8 +99,10 @@ def write_files(
         _check_alignment(plan, alignment)
         images.append(_Image(alignment, _header(pairs, plan, alignment), plan))
     meter = _Meter(sum(image.n_bytes for image in images), options.progress)
-    parts = [Part(path, image.n_bytes, partial(_write_image, image, meter))
-             for (path, _, _), image in zip(files, images, strict=True)]  # fmt: skip
+    parts = [
+        Part(path, image.n_bytes, partial(_write_image, image, meter))
+        for (path, _, _), image in zip(files, images, strict=True)
+    ]
     write_parts(parts, options)
 
 
@@ -192,9 +194,11 @@ def _check_size(t: PlannedTensor, n_bytes: int) -> None:
 def _check_alignment(plan: list[PlannedTensor], alignment: int) -> None:
     for t in plan:
         if isinstance(t.data, Verbatim) and t.data.alignment > alignment:
-            raise MtprefError(f"tensor {printable(t.name)} has {t.type_name}, a type of unknown size, in a file of "
-                              f"alignment {t.data.alignment}, expected at most {alignment}, that of the file to be: "
-                              "how much of it is padding cannot be told")  # fmt: skip
+            raise MtprefError(
+                f"tensor {printable(t.name)} has {t.type_name}, a type of unknown size, in a file of "
+                f"alignment {t.data.alignment}, expected at most {alignment}, that of the file to be: "
+                "how much of it is padding cannot be told"
+            )
 
 
 def _write_tensor(f: BinaryIO, t: PlannedTensor, meter: _Meter) -> None:

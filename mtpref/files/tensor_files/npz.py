@@ -59,8 +59,10 @@ class NpzFile:
             self._members = {self.path.stem: ""}
         elif not self._members or len(names) > MAX_MEMBERS:
             self.close()
-            raise MtprefError(f"{self.label}: a ZIP file of {len(names)} members, expected 1 .. {MAX_MEMBERS} named "
-                              "*.npy, as numpy.savez writes them")  # fmt: skip
+            raise MtprefError(
+                f"{self.label}: a ZIP file of {len(names)} members, expected 1 .. {MAX_MEMBERS} named "
+                "*.npy, as numpy.savez writes them"
+            )
 
     @property
     def names(self) -> list[str]:

@@ -118,8 +118,10 @@ class Vocab(ABC):
             start = end
             if n_tokens > 2 * limit + 16:
                 seen = "" if end >= len(raw) else f" in the first {end} of its {len(raw)} bytes"
-                raise MtprefError(f"prompt: {n_tokens} tokens{seen}, expected at most {limit}; use a shorter prompt or "
-                                  "a larger `n_ctx`")  # fmt: skip
+                raise MtprefError(
+                    f"prompt: {n_tokens} tokens{seen}, expected at most {limit}; use a shorter prompt or "
+                    "a larger `n_ctx`"
+                )
 
     def piece(self, id: int, *, special: bool = False) -> bytes:
         """The exact bytes of one token: maybe half a character, maybe none.

@@ -1,63 +1,64 @@
 """The command line: `mtpref VERB ...` and `python -m mtpref VERB ...`.
 
 Owns verbs, exit codes and the one-line error. Exit codes: 0 done, 1 a comparison found differences, 2 bad usage or
-input, 130 interrupted, 141 the reader of stdout has gone. Each verb stands in a file of its own.
+input, 3 cannot judge, 130 interrupted. A reader of stdout that goes away is no error; where the code is a verdict it is
+141 then. Each verb stands in a file of its own.
 """
 
-import argparse
 import contextlib
 import gc
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
 
 from mtpref import __version__
 from mtpref.base.errors import MtprefError, one_line
 from mtpref.files import doors as files
+from mtpref.front.cli.examples import epilog
 from mtpref.front.cli.flags import FLAGS
 from mtpref.front.cli.output import begin, drop_notes, hold_notes
-from mtpref.front.cli.writing import OutputPath
+from mtpref.front.cli.parser import EXIT_USAGE, Parser
+from mtpref.front.cli.writing import OutputPath, output_to_stdout
 
-EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141  # 128 + SIGPIPE: 1 would say that something was found
+EXIT_PIPE = 141  # 128 + SIGPIPE
+# Verbs whose exit code says what was found: 0 would be a verdict where none was reached.
+VERDICTS = ("check", "compare", "compare-log", "diagnose", "golden", "selftest")
 
 # Imports, compiled code and a vocabulary are some hundred thousand objects that stay. Looking through them for garbage
 # after every 700 new ones, Python's default, takes a fifteenth of a start, and of compiling.
 GARBAGE_AFTER = 100_000
 
 
-class HelpFormatter(argparse.HelpFormatter):
-    """One layout under every Python version and terminal width: docs/cli.md is compared with it."""
+GROUPS = (
+    ("run a model", ("generate", "trace", "story", "warmup")),
+    ("look inside", ("inspect", "dump", "compare", "compare-log", "selftest")),
+    ("measure", ("probe", "plan", "bench", "draft-vocab")),
+    ("keep the head", ("check", "convert", "quantize", "imatrix", "extract", "strip", "graft")),
+    ("bring MTP to an engine", ("golden", "diagnose", "faults")),
+    ("learn", ("learn", "docs", "completion")),
+)
+EPILOG = """Without -m, verbs run the tiny model inside the package. A start:
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=110)
+  mtpref generate -p "def main(argv):"
+  mtpref learn 1
+  mtpref check model.gguf
 
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        values = "" if action.nargs == 0 else " " + self._format_args(action, action.dest.upper())
-        return ", ".join(action.option_strings) + values
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one line for an error, as for every other bad input."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> "None":  # type: ignore[override]
-        self.exit(EXIT_USAGE, one_line(f"{self.prog}: error: {message}; try: {self.prog} --help") + "\n")
+mtpref VERB --help shows a verb's options with examples;
+mtpref docs NAME prints a page of docs/."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
+    """The parser of every verb, with examples."""
     from mtpref.front.cli import (
         bench,
         check,
         compare,
         compare_log,
+        completion,
         convert,
         diagnose,
+        docs,
         draft_vocab,
         dump,
         faults,
@@ -74,39 +75,60 @@ def build_parser() -> argparse.ArgumentParser:
         trace,
     )
 
-    parser = _Parser(
+    parser = Parser(
+        groups=GROUPS,
         prog="mtpref",
         usage="mtpref VERB [options]",
         description="The reference MTP (multi-token prediction) speculative decoder for GGUF models.",
+        epilog=EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser, prog="mtpref")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser, prog="mtpref")
     on_files, runs = (
         (inspect, check, heads, convert, quantize, dump, compare, compare_log),
         (golden, probe, plan, bench, draft_vocab, diagnose, faults, story, selftest),
     )
-    for module in (generate, trace, *on_files, *runs, learn):
+    for module in (generate, trace, *on_files, *runs, learn, docs, completion):
         module.add_parser(verbs)
+    leaves = dict(commands(parser))
+    elsewhere: dict[str, list[str]] = {}
+    for command, leaf in leaves.items():
+        leaf.epilog = epilog(command)
+        for flag in leaf.flags():
+            elsewhere.setdefault(flag, []).append(command)
+    for leaf in leaves.values():
+        leaf.elsewhere = elsewhere
     return parser
+
+
+def commands(parser: Parser, name: str = "") -> Iterator[tuple[str, Parser]]:
+    """(command, its parser) of everything that runs: `generate`, `trace show`, ..."""
+    if parser.sub is None:
+        yield name, parser
+        return
+    for verb, child in parser.sub.choices.items():
+        yield from commands(child, f"{name} {verb}".strip())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     gc.set_threshold(GARBAGE_AFTER)
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
-    if not arguments:
-        parser.print_help(sys.stderr)
-        return EXIT_USAGE
+    if not arguments or arguments == ["help"]:
+        parser.print_help()
+        return 0
+    if arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
-        names = f"unrecognized arguments: {' '.join(unknown)}"
-        parser.exit(EXIT_USAGE, one_line(f"mtpref {args.verb}: error: {names}; try: mtpref {args.verb} --help") + "\n")
+        command = args.verb if getattr(args, "action", None) is None else f"{args.verb} {args.action}"
+        dict(commands(parser))[command].unexpected(unknown)
     if sys.stdout is None:
         return _refuse(args.verb, "standard output is closed, expected it open; redirect it to a file or /dev/null")
     hold_notes()
     try:
-        with files.guarded():
+        with files.guarded(), output_to_stdout(args):
             for value in vars(args).values():
                 if isinstance(value, OutputPath):
                     files.claim_output(value)
@@ -121,9 +143,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"mtpref {args.verb}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout is gone (`| head`).
+        # The reader of stdout is gone (`| head`): it has read what it wanted.
         _drop_stdout()
-        return EXIT_PIPE
+        return EXIT_PIPE if args.verb in VERDICTS else 0
     except OSError as error:
         _drop_stdout()
         name = f"{error.filename}: " if error.filename else ""

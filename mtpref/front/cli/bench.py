@@ -81,8 +81,9 @@ def run_bench(args: argparse.Namespace) -> int:
     model = load_model(args).core
     n_needed, n_ctx = max(settings.n_prompt, settings.n_depth + settings.n_gen + 20), model.config.n_ctx_train
     if n_needed > n_ctx:
-        raise MtprefError(f"bench: {n_needed} positions, expected at most {n_ctx}, the model's context; use a smaller "
-                          "-p, -n or -d")  # fmt: skip
+        raise MtprefError(
+            f"bench: {n_needed} positions, expected at most {n_ctx}, the model's context; use a smaller -p, -n or -d"
+        )
     n_threads = threads_in_use()
     llama = None
     if args.vs_llama_bench is not None:
@@ -117,8 +118,10 @@ def run_warmup(args: argparse.Namespace) -> int:
 
     say = Notes()
     if args.ops == "spec" or not kernels.available():
-        raise MtprefError("warmup: the specification runs without kernels, so nothing is to be compiled; "
-                          "leave --ops spec and NUMBA_DISABLE_JIT out")  # fmt: skip
+        raise MtprefError(
+            "warmup: the specification runs without kernels, so nothing is to be compiled; "
+            "leave --ops spec and NUMBA_DISABLE_JIT out"
+        )
     say.when_compiling(args)
     start = time.perf_counter()
     model = load_model(args)
@@ -127,6 +130,8 @@ def run_warmup(args: argparse.Namespace) -> int:
     for strategy in STRATEGIES:
         options = Options(n_predict=4, spec_type=spec_type, policy=PolicyConfig(n_max=3), rollback=strategy)
         model.generate(ids, options, n_ctx=64).finish()
-    print(f"kernels ready in {time.perf_counter() - start:.1f} s, threads: {kernels.threading_layer()}, "
-          f"cache: {kernels.cache_folder()}")  # fmt: skip
+    print(
+        f"kernels ready in {time.perf_counter() - start:.1f} s, threads: {kernels.threading_layer()}, "
+        f"cache: {kernels.cache_folder()}"
+    )
     return 0

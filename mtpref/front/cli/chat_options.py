@@ -6,6 +6,7 @@ from typing import Any
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import parse_json_at
+from mtpref.front.cli.habits import add_taken_chat
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="turn after turn, typed on a terminal or one a line; -p or -f is the first; implies --chat (default: off)",
     )
+    add_taken_chat(group)
     group.add_argument("-sys", "--system", "--system-prompt", metavar="TEXT", help="system message (default: none)")
     group.add_argument(
         "--chat-template",

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import sys
+import textwrap
 from typing import Any
 
 from mtpref.front.cli.output import Notes
 from mtpref.front.cli.probe import Progress
 
 EXIT_UNSOUND, EXIT_CANNOT_JUDGE = 1, 3
+STYLES = {"ok": "pass", "note": "note", "warning": "skip", "CANNOT": "fail", "FAIL": "fail", "verdict:": "head"}
 
 
 def add_parser(verbs: Any) -> None:
@@ -37,6 +40,7 @@ def run_check(args: argparse.Namespace) -> int:
     from mtpref.base.errors import MtprefError
     from mtpref.files.vocab import terminal_safe
     from mtpref.front.cli.flags import flagged
+    from mtpref.front.cli.terminal import wants_color, width_of
     from mtpref.heads.check import check_path
 
     if args.positions < 1:
@@ -52,7 +56,17 @@ def run_check(args: argparse.Namespace) -> int:
     if args.json:
         print(flagged(json.dumps(report.to_json(), ensure_ascii=True)))
     else:
-        print(terminal_safe(flagged("\n".join(report.lines()))))
+        width, is_colored = width_of(sys.stdout), wants_color("auto", sys.stdout)
+        print("\n".join(_shown(terminal_safe(flagged(line)), width, is_colored) for line in report.lines()))
     if report.is_sound is None:
         return EXIT_CANNOT_JUDGE
     return 0 if report.is_sound else EXIT_UNSOUND
+
+
+def _shown(line: str, width: int, is_colored: bool) -> str:
+    """A finding within the width, the mark at its beginning in colour; names are never broken."""
+    from mtpref.front.cli.terminal import painted
+
+    text = textwrap.fill(line, width, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
+    mark = line.split(maxsplit=1)[0]
+    return painted([(mark, STYLES[mark])], is_colored) + text[len(mark) :] if mark in STYLES else text

@@ -78,7 +78,8 @@ def run_compare_log(args: argparse.Namespace) -> int:
 def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> Any:
     from mtpref.engine.decode import Options, PolicyConfig
     from mtpref.look.compare import compare_log
-    from mtpref.look.llama_cpp.limits import decision_limits
+    from mtpref.look.llama_cpp.limits import decision_limits, limits_of
+    from mtpref.look.llama_cpp.loops import loops_of
 
     n_max, n_min, p_min = (_setting(args, run, name) for name in ("n_max", "n_min", "p_min"))
     if run.log.temp:
@@ -88,10 +89,28 @@ def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> 
     policy = PolicyConfig(n_max=int(n_max), n_min=int(n_min), p_min=p_min)
     _check_ids(args, run, ids, model.core)
     core = model.core
-    limits = decision_limits(core.type_names | {core.kv_type, core.kv_type_draft}, core.recipe.numerics)
-    events, margin = _run(_as_logged(model, run.log), ids, Options(n_predict=n_predict, policy=policy))
+    types = core.type_names | {core.kv_type, core.kv_type_draft}
+    limits, near_gap = decision_limits(types, core.recipe.numerics), limits_of(types)[0].gap
     p_limit = limits[0] if args.p_limit is None else args.p_limit
-    return compare_log(run.log, events, p_min=p_min, p_limit=p_limit, near_margin=limits[1], opening_margin=margin)
+    found: list[Any] = []
+    for loop in loops_of(run.log):
+        options = Options(n_predict=n_predict, policy=policy, rollback=loop.rollback)
+        events, margin = _run(_as_logged(model, run.log, loop), ids, options)
+        found.append(
+            compare_log(
+                run.log,
+                events,
+                p_min=p_min,
+                p_limit=p_limit,
+                near_margin=limits[1],
+                opening_margin=margin,
+                near_gap=near_gap,
+            )
+        )
+        found[-1].loop = loop.text()
+        if found[-1].first_divergence is None:
+            return found[-1]
+    return found[0]
 
 
 def _check_ids(args: argparse.Namespace, run: Any, ids: list[int], core: Any) -> None:
@@ -99,17 +118,20 @@ def _check_ids(args: argparse.Namespace, run: Any, ids: list[int], core: Any) ->
         raise MtprefError(f"prompt: id {max(ids)}, expected 0 .. {core.n_vocab - 1}: another model's")
     n_ctx, n_more = core.config.n_ctx_train, len(run.log.ids) + (run.log.request is not None)
     if len(ids) + n_more > n_ctx + 1:  # the last token opens no pass
-        raise MtprefError(f"{args.log}: a prompt of {len(ids)} tokens and {n_more} more, expected a run within the "
-                          f"model's context of {n_ctx}")  # fmt: skip
+        raise MtprefError(
+            f"{args.log}: a prompt of {len(ids)} tokens and {n_more} more, expected a run within the "
+            f"model's context of {n_ctx}"
+        )
 
 
-def _as_logged(model: Any, log: Any) -> Any:
-    """The model under the contract's prompt_end of the program that wrote the log: llama-server's prompts are whole."""
+def _as_logged(model: Any, log: Any, loop: Any) -> Any:
+    """The model under the contract's prompt_end of the program that wrote the log (llama-server's prompts are whole),
+    and under what its loop starts a replay from."""
     from mtpref.front.api import LanguageModel
 
     recipe = model.core.recipe
     end = "hold" if log.request is None else "whole"
-    contract = replace(recipe.contract, prompt_end=end)
+    contract = replace(recipe.contract, prompt_end=end, replay=loop.replay or recipe.contract.replay)
     return LanguageModel(replace(model.core, recipe=replace(recipe, contract=contract)))
 
 

@@ -5,18 +5,27 @@ Owns reading turns, what an interrupt ends, and the totals. The session decides 
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from mtpref.base.errors import MtprefError
 from mtpref.front.cli.chat_options import ChatSettings
 from mtpref.front.cli.options import MAX_PROMPT_BYTES, unescape
-from mtpref.front.cli.output import Notes, Text, begin
+from mtpref.front.cli.output import Notes, Text, begin, wants_text_color
 from mtpref.front.cli.signals import sigterm_as_interrupt
 
-BANNER = "conversation: Ctrl-C stops an answer, Ctrl-D ends; /reset forgets all turns, /stats shows the numbers"
+BANNER = "conversation: Ctrl-C stops an answer, Ctrl-D or /exit ends; /help lists the commands"
+COMMANDS = {
+    "/help": "lists these",
+    "/reset": "forgets all turns",
+    "/stats": "shows the numbers of the last turn and of all",
+    "/exit": "ends, as Ctrl-D and /quit do",
+}
+ALIASES = {"/?": "/help", "/quit": "/exit", "/bye": "/exit", "/clear": "/reset"}
 Message = dict[str, str]
 
 
@@ -94,20 +103,23 @@ def run_conversation(
     Errors  on a terminal a refused turn is a line and the conversation goes on; elsewhere MtprefError ends it
     """
     is_terminal = sys.stdin.isatty()
+    is_colored = wants_text_color(args)
+    if is_colored:
+        say.legend()
     if is_terminal:
         say.line(BANNER)
         begin()
     reason = ""
     with sigterm_as_interrupt() as is_terminated:
         for content in _contents(first, is_terminal, args.escape, is_terminated):
-            if content.strip() == "/reset":
-                conversation.reset()
-                say.line("forgotten: the next turn is the first")
-            elif content.strip() == "/stats":
-                for line in conversation.lines():
+            command = _command(content)
+            if command == "/exit":
+                break
+            if command is not None:
+                for line in _answer(command, conversation):
                     say.line(line)
             elif content.strip():
-                reason = _turn(conversation, content, args.json, is_terminal, say, report)
+                reason = _turn(conversation, content, args.json, is_colored, is_terminal, say, report)
             if is_terminated() or (reason == "interrupted" and not is_terminal):
                 break
     if conversation.totals.n_turns:
@@ -115,17 +127,40 @@ def run_conversation(
     return 130 if is_terminated() or (reason == "interrupted" and not is_terminal) else 0
 
 
+def _command(content: str) -> str | None:
+    """The word of a line that is a slash and one word, such as /reset; None for a message. A path is a message."""
+    word = content.strip()
+    found = re.fullmatch(r"/[a-z?]{1,20}", word)
+    return ALIASES.get(word, word) if found else None
+
+
+def _answer(command: str, conversation: Conversation) -> list[str]:
+    if command == "/help":
+        return [f"{name:8s}{told}" for name, told in COMMANDS.items()]
+    if command == "/reset":
+        conversation.reset()
+        return ["forgotten: the next turn is the first"]
+    if command == "/stats":
+        return conversation.lines()
+    near = get_close_matches(command, COMMANDS, 1)
+    return [
+        f"{command} is no command{f'; did you mean {near[0]}?' if near else ''} /help lists them; to send it as it "
+        "is, put a dot or a word after it"
+    ]
+
+
 def _turn(
     conversation: Conversation,
     content: str,
     is_json: bool,
+    is_colored: bool,
     is_terminal: bool,
     say: Notes,
     report: Callable[[Any, str], None],
 ) -> str:
     """One turn with its note; returns why it ended."""
     try:
-        run, reason = conversation.turn(content, Text(is_silent=is_json))
+        run, reason = conversation.turn(content, Text(is_silent=is_json, is_colored=is_colored))
     except MtprefError as error:
         if not is_terminal:
             raise
@@ -150,8 +185,9 @@ def _turn(
 
 
 def _accept(n_accepted: int, n_drafted: int) -> str:
-    rate = f"{100 * n_accepted / n_drafted:.1f}%" if n_drafted else "nan%"
-    return f"accept = {rate} ({n_accepted} of {n_drafted})"
+    if not n_drafted:
+        return "nothing was drafted"
+    return f"accept = {100 * n_accepted / n_drafted:.1f}% ({n_accepted} of {n_drafted})"
 
 
 # READING

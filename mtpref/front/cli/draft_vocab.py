@@ -84,8 +84,10 @@ def run_draft_vocab(args: argparse.Namespace) -> int:
     say.when_compiling(args)
     model = load_model(args).core
     if not model.has_mtp and not args.no_measure:
-        raise MtprefError("the model has no MTP head to measure with, expected one; give a stand-alone head with -md, "
-                          "or count alone with --no-measure")  # fmt: skip
+        raise MtprefError(
+            "the model has no MTP head to measure with, expected one; give a stand-alone head with -md, "
+            "or count alone with --no-measure"
+        )
     n_vocab = model.n_vocab
     rank_ids(_no_counts(n_vocab), args.ids, always := always_ids(model.vocab, n_vocab, args.always), model.d2t)
     holds_out = not args.held_out and not args.no_measure
@@ -130,5 +132,6 @@ def _check_apart(counted: list[str], held_out: list[str]) -> None:
         Path(p).absolute() for _, p in named_files(held_out)
     }
     if both:
-        raise MtprefError(f"--held-out {printable(str(min(both)), 400)}: it is given with -f too, expected one that "
-                          "was not counted")  # fmt: skip
+        raise MtprefError(
+            f"--held-out {printable(str(min(both)), 400)}: it is given with -f too, expected one that was not counted"
+        )

@@ -36,7 +36,7 @@ def run_dump(args: argparse.Namespace) -> int:
     recorder = dump.record(model.core, ids, args.tensors)
     dump.write_dump(args.output, model.core, ids, recorder.tensors)
     begin()
-    print(f"{args.output}: {len(recorder.tensors)} tensors of {len(ids)} tokens", file=sys.stderr)
+    print(f"{args.output.shown}: {len(recorder.tensors)} tensors of {len(ids)} tokens", file=sys.stderr)
     if recorder.first_bad.name is not None and model.core.is_checked:
-        raise recorder.first_bad.error(model.core, f"{args.output} is written; the model")
+        raise recorder.first_bad.error(model.core, f"{args.output.shown} is written; the model")
     return 0

@@ -49,8 +49,10 @@ def refuse_in_conversation(args: argparse.Namespace) -> None:
 
     moving = [fault.id for fault in map(find_fault, args.fault) if "steps.place_mtp" in fault.replaces]
     if moving:
-        raise MtprefError(f"--fault {', '.join(moving)}: it moves cells away from their positions, so a conversation "
-                          "cannot go on from its state; run the turns as single prompts")  # fmt: skip
+        raise MtprefError(
+            f"--fault {', '.join(moving)}: it moves cells away from their positions, so a conversation "
+            "cannot go on from its state; run the turns as single prompts"
+        )
 
 
 def in_red(text: str) -> str:

@@ -15,26 +15,49 @@ WIDTH = 100
 def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "faults",
-        usage="mtpref faults [--json] [ID ...]",
+        usage="mtpref faults [--json] [ID | WORD ...]",
         help="list or describe the faults that --fault injects",
-        description="List the faults that --fault injects, or describe those that are named. docs/faults.md has what "
-        "each of them does to the embedded model.",
+        description="List the faults that --fault injects, describe those that are named, or list those whose title or "
+        "mechanism has all the words. docs/faults.md has what each of them does to the embedded model.",
     )
-    parser.add_argument("ids", nargs="*", metavar="ID", help="describe these, by id or number (default: list all)")
+    parser.add_argument(
+        "ids",
+        nargs="*",
+        metavar="ID|WORD",
+        help="describe these, by id or number, or search for words (default: list all)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
     parser.set_defaults(run=run_faults)
 
 
 def run_faults(args: argparse.Namespace) -> int:
-    from mtpref.faults import FAULTS, find_fault
-
-    chosen = [find_fault(id) for id in args.ids] or list(FAULTS.values())
+    chosen, is_named = _chosen(args.ids)
     if args.json:
         record = {"schema": SCHEMA, "faults": [fault.to_json() for fault in chosen]}
         print(json.dumps(record, ensure_ascii=True))
     else:
-        print("\n\n".join(described(fault) for fault in chosen) if args.ids else listed(chosen))
+        described_one = is_named or (args.ids and len(chosen) == 1)
+        print("\n\n".join(described(fault) for fault in chosen) if described_one else listed(chosen))
     return 0
+
+
+def _chosen(words: list[str]) -> "tuple[list[Fault], bool]":
+    """The faults of these ids, and True; or those that have all words, and False.
+
+    Errors  MtprefError where nothing fits
+    """
+    from mtpref.faults import FAULTS, find_fault, find_named
+
+    if not words:
+        return list(FAULTS.values()), False
+    if any(find_named(word) for word in words):
+        return [find_fault(word) for word in words], True
+    found: list[Fault] = []
+    for told in (lambda f: f"{f.id} {f.title}", lambda f: f"{f.id} {f.title} {f.mechanism} {f.bug_type}"):
+        found = [f for f in FAULTS.values() if all(word.lower() in told(f).lower() for word in words)]
+        if found:
+            return found, False
+    return [find_fault(" ".join(words))], True  # says what is near
 
 
 def listed(faults: "list[Fault]") -> str:
@@ -44,8 +67,9 @@ def listed(faults: "list[Fault]") -> str:
     width = max(len(fault.id) for fault in faults)
     lines = []
     for letter, name in FAMILIES.items():
-        lines += [f"{letter}: {name}"]
-        lines += [f"  {fault.id:{width}s}  {fault.title}" for fault in faults if fault.family == letter] + [""]
+        own = [f"  {fault.id:{width}s}  {fault.title}" for fault in faults if fault.family == letter]
+        if own:
+            lines += [f"{letter}: {name}", *own, ""]
     return "\n".join(lines[:-1])
 
 

@@ -9,8 +9,16 @@ from typing import Any
 from mtpref.base.errors import MtprefError
 from mtpref.front.cli.chat_options import ChatSettings, add_chat
 from mtpref.front.cli.fault_options import refuse_in_conversation
-from mtpref.front.cli.options import add_model, add_prompt, load_model, read_prompt
-from mtpref.front.cli.output import Notes, Text, begin
+from mtpref.front.cli.options import (
+    DEFAULT_PROMPT,
+    add_model,
+    add_prompt,
+    has_piped_prompt,
+    load_model,
+    read_prompt,
+    refuse_model,
+)
+from mtpref.front.cli.output import Notes, Text, begin, wants_text_color
 from mtpref.front.cli.sampling_options import add_sampling
 from mtpref.front.cli.session_options import PromptCache, add_session
 from mtpref.front.cli.signals import sigterm_as_interrupt
@@ -54,6 +62,17 @@ def add_parser(verbs: Any) -> None:
     add_spec(parser)
     add_session(parser)
     out = parser.add_argument_group("output")
+    out.add_argument(
+        "-co",
+        "--color",
+        nargs="?",
+        const="auto",
+        default="never",
+        choices=("auto", "always", "never", "on", "off"),
+        metavar="WHEN",
+        help="the text by where each token came from: draft, correction, bonus, plain, with a legend; auto, as "
+        "--color alone: on a terminal, unless NO_COLOR is set; always; never (default: never)",
+    )
     out.add_argument("--json", action="store_true", help="one JSON object on stdout instead of the text (default: off)")
     out.add_argument(
         "--trace",
@@ -88,18 +107,22 @@ def run_generate(args: argparse.Namespace) -> int:
         if chat.is_chat:
             prompt = chat.prompt(model, [*chat.first_messages(), {"role": "user", "content": prompt}])
             say.line(prompt.describe())
-        elif args.prompt is None and args.file is None:
+        elif prompt is DEFAULT_PROMPT:
             say.line(f"prompt: {prompt!r} (give your own with -p or -f)")
         n_ctx = _n_ctx(args, model)
         session = cache.open(model, n_ctx, say) if cache.path else None
         run = model.generate(prompt, options, n_ctx=n_ctx, session=session)
         run.statistics.seconds["load"] = load_seconds
-        reason = _consume(run, writer, Text(is_silent=args.json), say)
+        is_colored = wants_text_color(args)
+        if is_colored:
+            say.legend()
+        text = Text(is_silent=args.json, is_colored=is_colored)
+        reason = _consume(run, writer, text, say)
     if session is not None:
         cache.close(session, say)
     if args.json:
         _print_json(model, run, reason)
-    for line in run.statistics.lines():
+    for line in (*([] if args.json or text.is_at_line_start else [""]), *run.statistics.lines()):
         say.line(line)
     say.compiled()
     return 130 if reason == "interrupted" else 0
@@ -110,7 +133,8 @@ def _given_prompt(args: argparse.Namespace, chat: ChatSettings) -> Any:
     is_given = args.prompt is not None or args.file is not None
     if chat.is_conversation and not is_given:
         return None
-    if chat.is_chat and not is_given:
+    if chat.is_chat and not is_given and not has_piped_prompt(args):
+        refuse_model(args)
         raise MtprefError("prompt: none is given, expected the user's message; use -p TEXT, -f FNAME, or -cnv")
     return read_prompt(args)
 
@@ -156,12 +180,12 @@ def _consume(run: Any, writer: Any, text: Text, say: Notes) -> str:
                 begin()
                 if isinstance(event, Token):
                     say.end_progress()
-                    text.write(event.text)
+                    text.event(event)
                 elif isinstance(event, PromptProgress):
                     say.progress(event.n_done, event.n_total)
                 elif isinstance(event, RunEnded):
                     reason = event.reason
-                    text.write(event.text)
+                    text.event(event)
     except KeyboardInterrupt:
         text.write(run.held)
         if writer is not None:

@@ -15,6 +15,7 @@ from mtpref.front.cli.options import add_model, load_model, read_file, rope_over
 from mtpref.front.cli.writing import OutputPath
 
 SCHEMA = "mtpref-golden-check-1"
+FOLDER_HELP = "folder (default: golden here, else the vectors that came with the package)"
 
 
 def add_parser(verbs: Any) -> None:
@@ -125,7 +126,7 @@ def _add_port(actions: Any) -> None:
         help="answer cases on stdin as mtpref: the example of the filter protocol",
         description="Read one case a line (JSON), answer one line each, until the input ends.",
     )
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="golden", help="folder (default: golden)")
+    parser.add_argument("folder", metavar="DIR", nargs="?", default=None, help=FOLDER_HELP)
     parser.add_argument(
         "-m", "--model", metavar="FNAME", help="the model that the vectors were made for (default: none)"
     )
@@ -152,14 +153,23 @@ def _add_export(actions: Any) -> None:
     parser.set_defaults(run=run_export)
 
 
+def default_folder() -> str:
+    """golden in this folder or in the tree that mtpref is run from; else the package's own."""
+    package = Path(__file__).parents[2]
+    places = (Path("golden"), package / "golden_vectors", package.parent / "golden")
+    return str(next((place for place in places if (place / "manifest.json").is_file()), places[0]))
+
+
 def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", nargs="?", default="golden", help="folder (default: golden)")
-    parser.add_argument("--level", metavar="L", help="only this level: L0 .. L6 (default: all)")
+    parser.add_argument("folder", metavar="DIR", nargs="?", default=None, help=FOLDER_HELP)
+    parser.add_argument("--level", type=str.upper, metavar="L", help="only this level: L0 .. L6 (default: all)")
     parser.add_argument("--suite", metavar="NAME", help="only this suite (default: all)")
 
 
 def run_list(args: argparse.Namespace) -> int:
     from mtpref.golden import Folder
+
+    args.folder = args.folder or default_folder()
 
     suites = list(Folder(args.folder).suites(args.level, args.suite))
     if args.json:
@@ -173,6 +183,7 @@ def run_list(args: argparse.Namespace) -> int:
         needs = sorted({need for case in s.cases for need in case.requires})
         needed = f"  [needs {', '.join(needs)}]" if needs else ""
         print(f"{s.level}  {s.name:18s} {len(s.cases):3d} cases  {s.about}{needed}")
+    print(f"\nvectors: {args.folder}; a port consumes them as {args.folder}/README.md says")
     return 0
 
 
@@ -206,8 +217,10 @@ def _refuse_what_is_not_recorded(args: argparse.Namespace) -> None:
     from mtpref.spec.rope_scaling import RopeOverrides
 
     if args.model_draft is not None:
-        raise MtprefError("-md: golden vectors name one file, expected a model with its head in it; without a head the "
-                          "vectors are the trunk's")  # fmt: skip
+        raise MtprefError(
+            "-md: golden vectors name one file, expected a model with its head in it; without a head the "
+            "vectors are the trunk's"
+        )
     if rope_overrides(args) != RopeOverrides():
         raise MtprefError("--rope-*, --yarn-*: golden vectors do not record them, expected the keys in the file itself")
 
@@ -252,6 +265,8 @@ def run_check(args: argparse.Namespace) -> int:
     from mtpref.golden import Folder, Port, check_folder
     from mtpref.golden.filter import Filter
     from mtpref.golden.gen import check_model
+
+    args.folder = args.folder or default_folder()
 
     folder = Folder(args.folder)
     if args.model is not None:
@@ -325,6 +340,8 @@ def run_port(args: argparse.Namespace) -> int:
     from mtpref.golden import Port
     from mtpref.golden.filter import serve
 
+    args.folder = args.folder or default_folder()
+
     answers: Callable[..., Any] = Port(Path(args.folder), given=_given(args))
     serve(answers, sys.stdin, sys.stdout)
     return 0
@@ -333,6 +350,8 @@ def run_port(args: argparse.Namespace) -> int:
 def run_export(args: argparse.Namespace) -> int:
     from mtpref.golden import Folder
     from mtpref.golden.export import CONTAINERS, PROMPTS, export_logits, export_suites
+
+    args.folder = args.folder or default_folder()
 
     folder, out = Folder(args.folder), Path(args.output)
     if args.format in CONTAINERS:

@@ -1,7 +1,11 @@
 """Arguments that several verbs share: the model, the prompt, the numerics. Names are llama.cpp's."""
 
 import argparse
+import os
 import re
+import select
+import stat
+import sys
 from typing import Any
 
 from mtpref.base.errors import MtprefError
@@ -10,6 +14,7 @@ from mtpref.front.cli.fault_options import add_fault, apply_faults
 
 KV_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 DEFAULT_PROMPT = "def read_lines(path):\n"
+WAIT_SECONDS = 1.0  # for the beginning of a piped prompt, before that is said
 MAX_PROMPT_BYTES = 8 << 20  # more than a million tokens
 
 
@@ -62,6 +67,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         ("-ctkd", "--cache-type-k-draft", "the MTP block's keys"),
         ("-ctvd", "--cache-type-v-draft", "the MTP block's values"),
     ):
+        if flag.endswith("d"):  # llama.cpp's newer name
+            group.add_argument(
+                f"--spec-draft-type-{flag[-2]}",
+                dest=long[2:].replace("-", "_"),
+                choices=tuple(KV_TYPES),
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
         group.add_argument(
             flag, long, choices=tuple(KV_TYPES), help=f"KV type of {what} (default: f16 in ggml, f32 in exact numerics)"
         )
@@ -113,15 +126,18 @@ def rope_overrides(args: argparse.Namespace) -> Any:
         if given["freq_scale"] is not None:
             raise MtprefError("--rope-scale and --rope-freq-scale: both are given, expected one of them")
         if not MIN_FACTOR <= args.rope_scale <= MAX_FACTOR:
-            raise MtprefError(f"--rope-scale: {args.rope_scale:g} is out of range, expected {MIN_FACTOR:g} .. "
-                              f"{MAX_FACTOR:g}")  # fmt: skip
+            raise MtprefError(
+                f"--rope-scale: {args.rope_scale:g} is out of range, expected {MIN_FACTOR:g} .. {MAX_FACTOR:g}"
+            )
         given["freq_scale"] = freq_scale_of(args.rope_scale)
     return RopeOverrides(scaling_type=args.rope_scaling, **given)
 
 
 def add_prompt(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompt")
-    group.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; - reads standard input")
+    group.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="the prompt; - reads standard input, as a pipe without -p and -f does"
+    )
     group.add_argument("-f", "--file", metavar="FNAME", help="read the prompt from a file")
     group.add_argument("-e", "--escape", action="store_true", help=r"read \n, \t, \\ in -p as escapes (default: off)")
 
@@ -131,6 +147,26 @@ def read_prompt(args: argparse.Namespace) -> str:
 
     Errors  MtprefError for -p with -f, an unreadable file, or no prompt
     """
+    try:
+        return _read_prompt(args)
+    except MtprefError:
+        refuse_model(args)
+        raise
+
+
+def refuse_model(args: argparse.Namespace) -> None:
+    """Where the model cannot be read, that is what to say first; only its header is looked at.
+
+    Errors  MtprefError for a model or a stand-alone head that is no GGUF file of a known architecture
+    """
+    from mtpref.files.gguf import open_gguf
+
+    for path in filter(None, (args.model, args.model_draft)):
+        with open_gguf(path):
+            pass
+
+
+def _read_prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None and args.file is not None:
         raise MtprefError("-p and -f: both are given, expected one of them")
     if args.prompt == "-":
@@ -139,9 +175,25 @@ def read_prompt(args: argparse.Namespace) -> str:
         return unescape(args.prompt) if args.escape else str(args.prompt)
     if args.file is not None:
         return read_file(args.file)
+    if has_piped_prompt(args):
+        if sys.stderr.isatty() and not select.select([sys.stdin], [], [], WAIT_SECONDS)[0]:
+            print("prompt: waiting for standard input; -p TEXT gives one", file=sys.stderr, flush=True)
+        if text := read_file("-", "-p"):
+            return text
     if args.model is not None:
         raise MtprefError("prompt: none is given, expected a text; use -p TEXT or -f FNAME")
     return DEFAULT_PROMPT
+
+
+def has_piped_prompt(args: argparse.Namespace) -> bool:
+    """Whether standard input is a pipe or a file and no flag names a prompt: then the prompt is what comes there."""
+    if args.prompt is not None or args.file is not None or sys.stdin is None:
+        return False
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def read_file(path: str, flag: str = "-f") -> str:
@@ -193,19 +245,17 @@ def _compile_ahead(args: argparse.Namespace, kv_types: tuple[str | None, ...]) -
 
     if args.ops == "spec" or not kernels.available() or kernels.n_threads() == 1 or not kernels.is_cold():
         return
-    types: set[str] = set()
+    tensors: dict[str, Any] = {}
     try:
-        for path in filter(None, (args.model or api.tiny_path(), args.model_draft)):
+        for i, path in enumerate(filter(None, (args.model or api.tiny_path(), args.model_draft))):
             with open_gguf(path) as file:
-                # Every other tensor of two dimensions is the matrix of a product.
-                types.update(
-                    t.type_name for name, t in file.tensors.items() if len(t.shape) == 2 and "conv1d" not in name
-                )
+                tensors |= {f"{i} {name}": tensor for name, tensor in file.tensors.items()}
     except (MtprefError, OSError):
         return  # loading says what is wrong
     kv = {kv_type or default_kv_type(args.numerics) for kv_type in kv_types}
     wide, repack, n_threads = args.numerics == "exact", not args.no_repack, kernels.n_threads()
-    kernels.compile_ahead(kernels.needed_kernels(types, kv, wide=wide, repack=repack, n_threads=n_threads))
+    needs = kernels.needs_of(tensors)
+    kernels.compile_ahead(kernels.needed_kernels(needs, kv, wide=wide, repack=repack, n_threads=n_threads))
 
 
 def set_threads(n: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtpref.front.cli.flags import flagged
 
+ORIGINS = ("draft", "correction", "bonus", "plain")  # of tokens; plain has no colour
 _held: list[str] | None = None  # None: notes are printed at once
 
 
@@ -43,23 +44,44 @@ def note(line: str) -> None:
 
 
 class Text:
-    """Model text on stdout: exact bytes to a pipe or file; to a terminal whole characters, controls made visible."""
+    """Model text on stdout: exact bytes to a pipe or file; to a terminal whole characters, controls made visible.
 
-    def __init__(self, *, is_silent: bool) -> None:
+    is_colored        tokens by where they came from; then controls are visible everywhere
+    is_at_line_start  whether a line of another stream may follow at once
+    """
+
+    def __init__(self, *, is_silent: bool, is_colored: bool = False) -> None:
         from mtpref.files.vocab import StreamDecoder
 
         self._is_silent = is_silent
         self._is_tty = sys.stdout.isatty()
         self._decoder = StreamDecoder()
+        self._spans: Any = None
+        self.is_at_line_start = True
+        if is_colored:
+            from mtpref.look.trace.show import TextSpans
+
+            self._spans = TextSpans()
+
+    def event(self, event: Any) -> None:
+        """What a Token or a RunEnded lets show."""
+        if self._spans is None:
+            self.write(event.text)
+        elif not self._is_silent:
+            from mtpref.front.cli.terminal import painted
+
+            for span in self._spans.spans(event):
+                self._put(painted([span], True), span[0])
 
     def write(self, piece: bytes) -> None:
         if self._is_silent:
             return
-        if self._is_tty:
+        if self._is_tty or self._spans is not None:
             self._show(self._decoder.push(piece))
-        else:
+        elif piece:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
+            self.is_at_line_start = piece.endswith(b"\n")
 
     def end(self) -> None:
         if self._is_tty and not self._is_silent:
@@ -68,9 +90,22 @@ class Text:
     def _show(self, text: str) -> None:
         from mtpref.files.vocab import terminal_safe
 
+        self._put(terminal_safe(text), text)
+
+    def _put(self, shown: str, text: str) -> None:
         encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(terminal_safe(text).encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
+        if text:
+            self.is_at_line_start = text.endswith("\n")
+
+
+def wants_text_color(args: argparse.Namespace) -> bool:
+    """--color of generate: on and off are llama.cpp's words."""
+    from mtpref.front.cli.terminal import wants_color
+
+    mode = {"on": "always", "off": "never"}.get(args.color, args.color)
+    return not args.json and wants_color(mode, sys.stdout)
 
 
 class Notes:
@@ -84,6 +119,13 @@ class Notes:
         from mtpref.files.vocab import terminal_safe
 
         note(terminal_safe(text))
+
+    def legend(self) -> None:
+        """What the colours of the text mean."""
+        from mtpref.front.cli.terminal import painted
+
+        words = [span for word in ORIGINS for span in ((word, word), (" ", ""))]
+        note("colours: " + painted(words, True).rstrip())
 
     def when_compiling(self, args: argparse.Namespace) -> None:
         """Say what the run waits for, once, as soon as a kernel is not in the cache."""
@@ -174,8 +216,9 @@ def _draft_vocab(core: Any, options: Any) -> str:
 def _origins(mtp: Any) -> str:
     """Where the head's parts come from, as far as they are not its own nextn tensors."""
     shared = [f"{part} = {mtp.origin[part]}" for part in mtp.borrowed]
-    others = [f"{part} = {name}" for part, name in mtp.origin.items()
-              if part not in mtp.borrowed and ".nextn." not in name]  # fmt: skip
+    others = [
+        f"{part} = {name}" for part, name in mtp.origin.items() if part not in mtp.borrowed and ".nextn." not in name
+    ]
     from_file = f"; head of {mtp.file}" + (f" with its {', '.join(others)}" if others else "") if mtp.file else ""
     return from_file + (f"; shared with the trunk: {', '.join(shared)}" if shared else "")
 
@@ -186,5 +229,7 @@ def _slow_threads(args: argparse.Namespace) -> list[str]:
 
     if args.ops == "spec" or not kernels.available() or kernels.n_threads() == 1 or not kernels.has_only_workqueue():
         return []
-    return ["Numba finds neither OpenMP nor TBB (threading layer workqueue), so each parallel loop costs some 100 us; "
-            "install libgomp1 or the package tbb, or use -t 1"]  # fmt: skip
+    return [
+        "Numba finds neither OpenMP nor TBB (threading layer workqueue), so each parallel loop costs some 100 us; "
+        "install libgomp1 or the package tbb, or use -t 1"
+    ]

@@ -26,8 +26,9 @@ def add_parser(verbs: Any) -> None:
     add_texts(parser)
     add_sampling(parser)
     group = parser.add_argument_group("plan")
-    group.add_argument("--prompts", type=int, default=12, metavar="N", help="prompts from the texts; intervals need 10 "
-                       "(default: 12)")  # fmt: skip
+    group.add_argument(
+        "--prompts", type=int, default=12, metavar="N", help="prompts from the texts; intervals need 10 (default: 12)"
+    )
     group.add_argument("--prompt-tokens", type=int, default=48, metavar="N", help="tokens of a prompt (default: 48)")
     group.add_argument(
         "-n", "--predict", type=int, default=48, metavar="N", help="tokens generated after each (default: 48)"
@@ -41,8 +42,9 @@ def add_parser(verbs: Any) -> None:
         help="head vocabularies: full, first N rows, files of ids, joined by commas (default: full, and a quarter of "
         "the rows, or 32768 of 65536 and more)",
     )
-    group.add_argument("--p-mins", default="0,0.5,0.75", metavar="LIST", help="values of --spec-draft-p-min "
-                       "(default: 0,0.5,0.75)")  # fmt: skip
+    group.add_argument(
+        "--p-mins", default="0,0.5,0.75", metavar="LIST", help="values of --spec-draft-p-min (default: 0,0.5,0.75)"
+    )
     group.add_argument("--cooldowns", default="1", metavar="LIST", help="values of --spec-cooldown (default: 1)")
     group.add_argument(
         "--costs", metavar="FILE", help="costs of another engine in place of measured ones (docs/plan.md)"
@@ -51,6 +53,9 @@ def add_parser(verbs: Any) -> None:
     group.add_argument("--samples", type=int, default=5, metavar="N", help="samples of every cost (default: 5)")
     group.add_argument(
         "--plot", type=OutputPath, metavar="FILE", help="draw to FILE.png or FILE.svg (needs matplotlib; default: none)"
+    )
+    group.add_argument(
+        "--all", action="store_true", help="the rates of every setting too (default: the few that count)"
     )
     group.add_argument("--json", action="store_true", help="one JSON object instead of the tables (default: off)")
     parser.set_defaults(run=run_plan)
@@ -80,8 +85,9 @@ def run_plan(args: argparse.Namespace) -> int:
         if not low <= value <= 1 << 20:
             raise MtprefError(f"{flag}: {value} is out of range, expected {low} .. {1 << 20}")
     if args.costs is not None and args.save_costs is not None:
-        raise MtprefError("--costs and --save-costs: both are given, expected one of them; nothing is measured with "
-                          "--costs")  # fmt: skip
+        raise MtprefError(
+            "--costs and --save-costs: both are given, expected one of them; nothing is measured with --costs"
+        )
     given = None if args.costs is None else read_costs(args.costs)
     if args.plot is not None:
         check_plot(args.plot)
@@ -90,17 +96,21 @@ def run_plan(args: argparse.Namespace) -> int:
     say.when_compiling(args)
     model = load_model(args).core
     if not model.has_mtp:
-        raise MtprefError("plan: the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
-                          "stand-alone head with -md")  # fmt: skip
+        raise MtprefError(
+            "plan: the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
+            "stand-alone head with -md"
+        )
     trims = trims_of(model, args.trims.split(",") if args.trims else default_trims(model.n_head_rows))
     prompts = prompts_of(read_texts(args.file, model.vocab), args.prompts, args.prompt_tokens)
     say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens after each")
     texts = record(model, prompts, trims, args.n_max, args.predict, sampling, Progress("plan"))
     if given is None:
-        context = max((text.prompt + text.ids[: args.predict // 2] for text in texts), key=len)
+        longest = max(texts, key=lambda text: len(text.prompt + text.ids[: args.predict // 2]))
+        context, following = longest.prompt + longest.ids[: args.predict // 2], longest.ids[args.predict // 2 :]
         say.line(f"costs: {args.samples} samples of every pass, after {len(context)} tokens")
         about = f"{threads_in_use()} threads, after {len(context)} tokens"
-        given = measure_costs(model, context, [t.head for t in trims], args.n_max, args.samples, about=about)
+        heads = [t.head for t in trims]
+        given = measure_costs(model, context, heads, args.n_max, args.samples, following=following, about=about)
         if args.save_costs is not None:
             write_costs(given, args.save_costs)
             say.line(f"costs written to {args.save_costs}")
@@ -113,7 +123,7 @@ def run_plan(args: argparse.Namespace) -> int:
     else:
         from mtpref.files.vocab import terminal_safe
 
-        print(terminal_safe("\n".join(lines(found))))
+        print(terminal_safe("\n".join(lines(found, is_whole=args.all))))
     return 0
 
 

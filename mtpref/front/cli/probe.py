@@ -27,8 +27,9 @@ def add_parser(verbs: Any) -> None:
         "--spec-draft-n-max", dest="n_draft", type=int, default=3, metavar="N", help="draft steps (default: 3)"
     )
     add_positions(run)
-    run.add_argument("--block", type=int, default=128, metavar="N", help="tokens per block, the unit of the intervals "
-                     "(default: 128)")  # fmt: skip
+    run.add_argument(
+        "--block", type=int, default=128, metavar="N", help="tokens per block, the unit of the intervals (default: 128)"
+    )
     run.add_argument("--no-controls", action="store_true", help="leave the negative controls out (default: off)")
     run.add_argument(
         "--contracts",

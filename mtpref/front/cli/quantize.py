@@ -52,13 +52,16 @@ def _add_quantize(verbs: Any) -> None:
     parser.add_argument("target", type=OutputPath, metavar="OUT", help="the GGUF file to write")
     parser.add_argument(
         "type",
+        type=str.upper,
         metavar="TYPE",
         help=f"one of {', '.join(TYPES)}; for others (IQ2_XS, ...): strip, llama-quantize the trunk, graft",
     )
     parser.add_argument(
         "--pure-llama", action="store_true", help="llama.cpp's types exactly, the head's too (default: off)"
     )
-    parser.add_argument("--mtp-type", metavar="TYPE", help="type of the head's matrices (default: at least Q8_0)")
+    parser.add_argument(
+        "--mtp-type", type=str.upper, metavar="TYPE", help="type of the head's matrices (default: at least Q8_0)"
+    )
     parser.add_argument(
         "--tensor",
         action="append",
@@ -125,7 +128,7 @@ def _check_mixture(args: argparse.Namespace) -> None:
     if args.type in TYPES:
         return
     road = ""
-    if args.type.upper() in LLAMA_TYPES:
+    if args.type in LLAMA_TYPES:
         road = (
             f"; llama.cpp writes it: mtpref strip {args.source} -o trunk.gguf, llama-quantize [--imatrix FILE] "
             f"trunk.gguf small.gguf {args.type}, mtpref graft small.gguf {args.source} -o {args.target}"
@@ -185,6 +188,7 @@ def _override(text: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     pattern, equals, kind = text.rpartition("=")
     if not equals or not pattern:
         raise MtprefError(f"--tensor {text}: expected REGEX=TYPE, such as 'ffn_down=Q8_0'")
+    kind = kind.upper()
     _check_type(f"--tensor {text}", kind, kinds)
     return pattern, kind
 
@@ -254,8 +258,9 @@ def run_imatrix(args: argparse.Namespace) -> int:
 
 def _unreached(found: dict[str, int], sizes: Any) -> str | None:
     """One line on experts that no text reached, layer by layer."""
-    layers = {name.partition(".ffn_")[0]: f"{n} of {sizes[name]} in {name.partition('.ffn_')[0]}"
-              for name, n in found.items()}  # fmt: skip
+    layers = {
+        name.partition(".ffn_")[0]: f"{n} of {sizes[name]} in {name.partition('.ffn_')[0]}" for name, n in found.items()
+    }
     if not layers:
         return None
     told = ", ".join(list(layers.values())[:MAX_TOLD]) + ", ..." * (len(layers) > MAX_TOLD)

@@ -92,8 +92,10 @@ def _facts(args: argparse.Namespace, model: Any) -> list[str]:
     """What was tested, on what."""
     from mtpref import __version__, kernels
 
-    lines = [f"model: {args.model or 'embedded tiny model'} ({model.config.arch}, {model.config.n_layer} layers, "
-             f"{model.n_vocab} tokens), numerics {model.recipe.numerics}"]  # fmt: skip
+    lines = [
+        f"model: {args.model or 'embedded tiny model'} ({model.config.arch}, {model.config.n_layer} layers, "
+        f"{model.n_vocab} tokens), numerics {model.recipe.numerics}"
+    ]
     machine = f"mtpref {__version__}, Python {sys.version.split()[0]}"
     if kernels.available():
         from mtpref.look.selftest.numerics import describe_target
@@ -122,8 +124,10 @@ def _print_table(results: list[Any], counts: dict[str, int], color: str) -> None
         cells = [textwrap.wrap(text, n) or [""] for text, n in zip(row, columns, strict=True)]
         for k in range(max(len(cell) for cell in cells)):
             texts = [cell[k] if k < len(cell) else "" for cell in cells]
-            line = [(text.ljust(n) + "  ", style if j == 1 or i == 0 else "")
-                    for j, (text, n) in enumerate(zip(texts, columns, strict=True))]  # fmt: skip
+            line = [
+                (text.ljust(n) + "  ", style if j == 1 or i == 0 else "")
+                for j, (text, n) in enumerate(zip(texts, columns, strict=True))
+            ]
             print(painted(line, is_colored).rstrip())
     print(f"\n{counts['PASS']} passed, {counts['FAIL']} failed, {counts['SKIP']} skipped")
 

@@ -44,16 +44,20 @@ class PromptCache:
                 raise MtprefError("--prompt-cache-ro: no file is given, expected one; use --prompt-cache FNAME")
         elif not self._is_read_only:
             if not os.access(self.path.parent, os.W_OK):
-                raise MtprefError(f"--prompt-cache {self.path}: cannot be written, expected a writable folder; "
-                                  "or add --prompt-cache-ro")  # fmt: skip
+                raise MtprefError(
+                    f"--prompt-cache {self.path}: cannot be written, expected a writable folder; "
+                    "or add --prompt-cache-ro"
+                )
             claim_output(self.path)
 
     def open(self, model: Any, n_ctx: int, say: Any) -> Any:
         """The session that the file holds; a new one where there is no file yet, or an empty one."""
         if self.path is None or not self.path.exists() or (self.path.is_file() and self.path.stat().st_size == 0):
             if self.path is not None and self._is_read_only:
-                raise MtprefError(f"--prompt-cache {self.path}: is not there, expected a state file; "
-                                  "leave --prompt-cache-ro out to write one")  # fmt: skip
+                raise MtprefError(
+                    f"--prompt-cache {self.path}: is not there, expected a state file; "
+                    "leave --prompt-cache-ro out to write one"
+                )
             return model.new_session(n_ctx, checkpoint_every=self._every)
         with contextlib.nullcontext() if self._is_read_only else in_place():
             session = model.load_session(self.path, n_ctx, checkpoint_every=self._every)

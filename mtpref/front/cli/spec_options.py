@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from mtpref.base.errors import MtprefError
+from mtpref.front.cli.habits import add_taken_spec
 from mtpref.front.cli.sampling_options import sampling_config, stop_strings
 
 
@@ -12,9 +13,11 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speculative decoding")
     group.add_argument(
         "--spec-type",
+        type=lambda text: "draft-mtp" if text.lower() == "mtp" else text,
         choices=("draft-mtp", "none"),
         help="draft-mtp or none (default: draft-mtp where the file has an MTP head)",
     )
+    add_taken_spec(group)
     group.add_argument(
         "--spec-draft-n-max", type=int, default=3, metavar="N", help="longest draft, 0: none (default: 3)"
     )
@@ -34,9 +37,10 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--spec-rollback",
-        choices=("snapshot", "replay", "two-phase"),
+        choices=("snapshot", "replay", "two-phase", "replay-with-correction"),
         default="snapshot",
-        help="how a rejected draft leaves the model state (default: snapshot)",
+        help="how a rejected draft leaves the model state; the last is llama.cpp's loop for models without recurrent "
+        "snapshots, with --contract replay=stale (default: snapshot)",
     )
     group.add_argument(
         "--spec-cooldown", type=int, default=0, metavar="K", help="rounds without drafts after rejections (default: 0)"
@@ -94,8 +98,10 @@ def _adaptive(rule: str, costs: str | None) -> Any:
     if costs is None:
         return AdaptiveConfig(rule=rule)
     if rule != "expected":
-        raise MtprefError(f"--spec-adaptive-costs: only the rule expected reads costs, found --spec-adaptive {rule}; "
-                          "use --spec-adaptive expected")  # fmt: skip
+        raise MtprefError(
+            f"--spec-adaptive-costs: only the rule expected reads costs, found --spec-adaptive {rule}; "
+            "use --spec-adaptive expected"
+        )
     parts = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{0,9})?),([0-9]{1,9}(?:\.[0-9]{0,9})?)", costs)
     if parts is None:
         raise MtprefError(f"--spec-adaptive-costs: {costs!r} is not DRAFT,ROW, expected two numbers such as 0.1,0.2")

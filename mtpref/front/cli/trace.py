@@ -37,7 +37,8 @@ def _add_show(actions: Any) -> None:
         "-m",
         "--model",
         metavar="FNAME",
-        help="GGUF file whose tokenizer names rejected tokens too (default: their ids)",
+        help="GGUF file whose tokenizer names rejected tokens too (default: the embedded "
+        "model's names where it ran, else ids)",
     )
     parser.add_argument("--rounds", metavar="A-B", help="only these rounds of each run: 12, 3-9, 40- (default: all)")
     parser.add_argument("--run", type=int, metavar="N", dest="run_number", help="only the N-th run (default: all)")
@@ -69,7 +70,8 @@ def _add_html(actions: Any) -> None:
         "-m",
         "--model",
         metavar="FNAME",
-        help="GGUF file whose tokenizer names rejected tokens too (default: their ids)",
+        help="GGUF file whose tokenizer names rejected tokens too (default: the embedded "
+        "model's names where it ran, else ids)",
     )
     parser.add_argument("--rounds", metavar="A-B", help="only these rounds: 12, 3-9, 40- (default: all)")
     parser.add_argument("--run", type=int, metavar="N", default=1, dest="run_number", help="the N-th run (default: 1)")
@@ -84,8 +86,10 @@ def run_html(args: argparse.Namespace) -> int:
     if args.run_number < 1:
         raise MtprefError(f"--run: {args.run_number} is out of range, expected 1 or more")
     paths = [args.file] + ([] if args.other is None else [args.other])
-    piece_of = _pieces(args.model) if args.model else None
-    sides = [read_side(path, run=args.run_number, rounds=rounds, piece_of=piece_of) for path in paths]
+    sides = [
+        read_side(path, run=args.run_number, rounds=rounds, piece_of=_pieces(args.model or _embedded(path)))
+        for path in paths
+    ]
     page = render_page(sides)
     write_whole(args.output, page)
     for side in sides:
@@ -101,7 +105,7 @@ def run_show(args: argparse.Namespace) -> int:
     rounds = _rounds(args.rounds)
     if args.run_number is not None and args.run_number < 1:
         raise MtprefError(f"--run: {args.run_number} is out of range, expected 1 or more")
-    piece_of = _pieces(args.model) if args.model else None
+    piece_of = _pieces(args.model or _embedded(args.file))
     with read_trace(args.file) as reader:
         events = _of_run(reader, args.run_number)
         if args.text:
@@ -126,8 +130,25 @@ def _rounds(text: str | None) -> tuple[int, int | None]:
     return int(found[1]), last
 
 
-def _pieces(path: str) -> Callable[[int], bytes | None]:
-    """Token texts of a model's file; only its header is read."""
+def _embedded(trace: str) -> str | None:
+    """The embedded model's file where a trace says that it ran that one; standard input is not looked at."""
+    from mtpref.base.events import RunStarted
+    from mtpref.files.gguf import open_gguf
+    from mtpref.front.api import tiny_path
+    from mtpref.look.trace import read_trace
+
+    if not Path(trace).is_file():
+        return None
+    with read_trace(trace) as reader, open_gguf(tiny_path()) as file:
+        first = next(iter(reader), None)
+        is_own = isinstance(first, RunStarted) and first.model == file.kv.get("general.name")
+        return str(tiny_path()) if is_own else None
+
+
+def _pieces(path: str | None) -> Callable[[int], bytes | None] | None:
+    """Token texts of a model's file, of which only the header is read; None without one."""
+    if path is None:
+        return None
     from mtpref.files.gguf import open_gguf
     from mtpref.files.vocab import load_vocab
 

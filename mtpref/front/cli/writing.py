@@ -5,20 +5,37 @@ Owns how progress looks. The safety of files is mtpref/files/gguf/whole.py's.
 
 import argparse
 import contextlib
+import io
+import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from mtpref.base.errors import MtprefError
+from mtpref.front.cli.output import note
 from mtpref.front.cli.signals import sigterm_as_interrupt
 
+TEXT_OUTPUTS = (("trace", "html"), ("draft-vocab", ""))
 INTERVAL = 0.1  # seconds between two states of the line on a terminal
 INTERVAL_OF_LINES = 2.0  # seconds between two lines in a log
 
 
 class OutputPath(str):
-    """The value of an argument that names what a verb writes: `main` refuses it where it is an input."""
+    """The value of an argument that names what a verb writes: `main` refuses it where it is an input.
+
+    shown   how messages name it: "-" for a temporary on its way to stdout
+    """
+
+    shown: str
+
+    def __new__(cls, name: str, shown: str | None = None) -> "OutputPath":
+        self = super().__new__(cls, name)
+        self.shown = name if shown is None else shown
+        return self
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +50,40 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="bytes, rate and time left on stderr (default: auto, on a terminal)",
     )
+
+
+@contextlib.contextmanager
+def output_to_stdout(args: argparse.Namespace) -> Iterator[None]:
+    """`-o -`: the output goes to a temporary file and from there to stdout, whole or not at all; what the verb prints
+    goes to stderr.
+
+    Errors  MtprefError for an output that is no one file, and for bytes that would go to a terminal
+    """
+    named = [name for name, value in vars(args).items() if isinstance(value, OutputPath) and value == "-"]
+    if not named:
+        yield
+        return
+    name = named[0]
+    if name not in ("output", "target") or args.verb == "golden" or getattr(args, "split", None):
+        flag = "-o" if name == "output" else f"--{name.replace('_', '-')}"
+        raise MtprefError(f"{flag}: - is standard output, expected a name; only one file of -o can go there")
+    if sys.stdout.isatty() and (args.verb, getattr(args, "action", "")) not in TEXT_OUTPUTS:
+        raise MtprefError("-o: - is a terminal, expected a file or a pipe, as it would show bytes; add > FILE")
+    with tempfile.TemporaryDirectory() as folder:
+        path = OutputPath(os.path.join(folder, "stdout"), "-")
+        setattr(args, name, path)
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield
+        except MtprefError as error:
+            raise MtprefError(str(error).replace(path, "-")) from None
+        finally:
+            for line in printed.getvalue().splitlines():
+                note(line.replace(path, "-"))
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+        sys.stdout.buffer.flush()
 
 
 @contextlib.contextmanager

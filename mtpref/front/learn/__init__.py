@@ -6,6 +6,16 @@ and as a Jupyter notebook, mystery.py holds the exercise of the last one.
 """
 
 from mtpref.front.learn.chapter import CHAPTERS, Cell, Chapter, find_chapter, run_chapter
-from mtpref.front.learn.mystery import N_MYSTERIES, is_answer, mystery
+from mtpref.front.learn.mystery import N_MYSTERIES, is_answer, is_family, mystery
 
-__all__ = ["CHAPTERS", "N_MYSTERIES", "Cell", "Chapter", "find_chapter", "is_answer", "mystery", "run_chapter"]
+__all__ = [
+    "CHAPTERS",
+    "N_MYSTERIES",
+    "Cell",
+    "Chapter",
+    "find_chapter",
+    "is_answer",
+    "is_family",
+    "mystery",
+    "run_chapter",
+]

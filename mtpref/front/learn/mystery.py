@@ -9,11 +9,11 @@ from mtpref.base.errors import MtprefError
 from mtpref.faults import FAULTS, Fault, find_fault, inject
 from mtpref.front import api
 
-SALT = "mtpref learn 10"
+SALT = "mtpref learn, mystery"
 ANSWERS = (
-    "2acc398568360b43",
-    "30e43477d71e794d",
-    "6872c947b54b6b94",
+    "bed166eff4f04020",
+    "4bf7a612524552fb",
+    "219030f4150c0712",
 )
 N_MYSTERIES = len(ANSWERS)
 
@@ -42,3 +42,11 @@ def is_answer(number: int, name: str) -> bool:
     Errors  MtprefError for an unknown mystery or fault
     """
     return find_fault(name) is _fault(number)
+
+
+def is_family(number: int, name: str) -> bool:
+    """Whether `name` is of the mistake's family: the letter that ids begin with.
+
+    Errors  MtprefError for an unknown mystery or fault
+    """
+    return find_fault(name).family == _fault(number).family

@@ -3,38 +3,73 @@
 Owns the three forms. It must not run anything: it is given cells with their output.
 """
 
+import base64
 import json
 import re
 import textwrap
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from mtpref.front.learn.chapter import CHAPTERS, Cell, Chapter
 from mtpref.front.learn.show import Picture
 
-WIDTH = 96
+MAX_WIDTH = 96
+TITLE, CODE, RESET = "\x1b[1m", "\x1b[36m", "\x1b[0m"
 
 
-def terminal(cell: Cell) -> str:
-    """A cell as plain text: prose wrapped, code behind a bar, output indented."""
+def terminal(cell: Cell, width: int = MAX_WIDTH, *, is_colored: bool = False) -> str:
+    """A cell as text of this width: prose wrapped, code after a bar, output indented; what is longer goes on below."""
+    width = max(40, min(width, MAX_WIDTH))
     if cell.kind == "prose":
-        return "\n\n".join(_paragraph(part) for part in cell.text.split("\n\n"))
-    lines = [f"  | {line}".rstrip() for line in cell.text.splitlines()]
+        return "\n\n".join(_paragraph(part, width, is_colored) for part in cell.text.split("\n\n"))
+    lines = [part for line in cell.text.splitlines() for part in _bent(line, width, "  | ", "  :     ")]
+    if is_colored:
+        lines = [f"{CODE}{line}{RESET}" for line in lines]
     out = [part.text if isinstance(part, Picture) else part.rstrip("\n") for part in cell.output]
     if out:
-        lines += ["", *(f"    {line}".rstrip() for part in out for line in part.splitlines())]
+        lines.append("")
+        lines += [bent for part in out for line in part.splitlines() for bent in _bent(line, width, " " * 4, " " * 8)]
     return "\n".join(lines)
 
 
-def _paragraph(text: str) -> str:
-    if text.startswith("# "):
-        title = text[2:]
-        return f"{title}\n{'=' * len(title)}"
-    if text.startswith("## "):
-        return f"{text[3:]}\n{'-' * len(text[3:])}"
-    if re.match(r"[-*|>0-9]", text) or text.startswith(("    ", "```")):
+def _bent(line: str, width: int, indent: str, further: str) -> list[str]:
+    """A line, broken at blanks where it is too long."""
+    bent, start = [], indent
+    while len(start + line) > width:
+        first = len(line) - len(line.lstrip())
+        at = line.rfind(" ", first + 1, width - len(start) + 1)
+        if at <= first:
+            break
+        bent.append((start + line[:at]).rstrip())
+        line, start = line[at + 1 :].lstrip(), further + " " * (first if start == indent else 0)
+        further = start
+    return [*bent, (start + line).rstrip()]
+
+
+def _paragraph(text: str, width: int, is_colored: bool) -> str:
+    mark = re.match(r"##? ", text)
+    if mark:
+        title = text[mark.end() :]
+        line = ("=" if mark[0] == "# " else "-") * len(title)
+        return f"{TITLE}{title}{RESET}" if is_colored else f"{title}\n{line}"
+    if text.startswith("|") and max(map(len, text.splitlines())) > width:
+        rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
+        told = [" | ".join(row) for row in rows if set("".join(row)) - set("-: ")]
+        return "\n".join(textwrap.fill(row, width, subsequent_indent=" " * 4, break_on_hyphens=False) for row in told)
+    if text.startswith(("    ", "```", "|")):
         return text
-    return textwrap.fill(" ".join(text.split()), WIDTH, break_long_words=False, break_on_hyphens=False)
+    # A list: each item on lines of its own.
+    items = re.split(r"\n(?=(?:[-*]|\d+\.) )", text)
+    return "\n".join(_filled(item, width) for item in items)
+
+
+def _filled(text: str, width: int) -> str:
+    mark = re.match(r"(?:[-*]|\d+\.) ", text)
+    further = " " * len(mark[0]) if mark else ""
+    return textwrap.fill(
+        " ".join(text.split()), width, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def page(chapter: Chapter, cells: Sequence[Cell]) -> str:
@@ -66,8 +101,9 @@ def contents() -> str:
     rows = "\n".join(f"{c.number}. [{c.title}]({c.slug}.md): {c.summary}" for c in CHAPTERS)
     return f"""<!-- Written by tools/write_chapters.py -->
 
-# Learn MTP in ten chapters
+# Learn MTP in eleven chapters
 
+The first shows a round of drafting and verifying by hand, the second opens the head; the others follow from these two.
 Each chapter is one Python file that runs offline, on the model inside the package, in seconds. What it claims it
 asserts; the output below its code is what the code printed. Read them here, or in a terminal:
 
@@ -110,7 +146,10 @@ def _notebook_cell(i: int, cell: Cell) -> dict[str, Any]:
     outputs: list[dict[str, Any]] = []
     for part in cell.output:
         if isinstance(part, Picture):
+            # An untrusted notebook shows no SVG of its own, but an image that is one.
+            source64 = base64.b64encode(part.svg.encode()).decode()
             data = {
+                "text/html": [f'<img alt="{escape(part.alt, quote=True)}" src="data:image/svg+xml;base64,{source64}">'],
                 "image/svg+xml": part.svg.splitlines(keepends=True),
                 "text/plain": part.text.splitlines(keepends=True),
             }

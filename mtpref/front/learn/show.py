@@ -4,9 +4,11 @@ Owns the drawing. The same numbers give the same bytes everywhere. Outside a cha
 prints itself as text.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from xml.sax.saxutils import escape
 
 MARK = "\x00picture "
@@ -41,10 +43,21 @@ def collected() -> Iterator[list[Picture]]:
 
 def _emit(picture: Picture) -> None:
     if _sink is None:
-        print(picture.text)
+        if not _shown_by_jupyter(picture):
+            print(picture.text)
         return
     _sink.append(picture)
     print(f"{MARK}{len(_sink) - 1}")
+
+
+def _shown_by_jupyter(picture: Picture) -> bool:
+    """In a notebook's kernel the drawing itself is shown."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return False
+    import_module("IPython.display").display({"image/svg+xml": picture.svg, "text/plain": picture.text}, raw=True)
+    return True
 
 
 def bars(name: str, title: str, rows: Sequence[tuple[str, float]], digits: int = 2, top: float | None = None) -> None:

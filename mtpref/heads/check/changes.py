@@ -20,8 +20,9 @@ import numpy as np
 from mtpref.engine.model import Model
 from mtpref.engine.weights import MtpWeights
 from mtpref.heads.check.findings import Finding
+from mtpref.heads.check.parts import PARTS, said, word
 from mtpref.heads.proof import BLOCK
-from mtpref.measure.probe.controls import MAIN
+from mtpref.measure.probe.controls import MAIN, head_without
 from mtpref.measure.probe.count import Estimate, Judged, difference, is_sure, judge
 from mtpref.measure.probe.walk import Seen, Variant
 from mtpref.spec import Matrix
@@ -63,26 +64,45 @@ def changes(model: Model, controlled: Sequence[Variant]) -> list[Tried]:
     groups += [("all norms of the head", own), ("the layer's norms", block), ("enorm and hnorm", _PRE_FC)]
     out = []
     for label, names in groups:
-        for step, word in ((1, "1 added to"), (-1, "1 taken from")):
+        for step, does in ((1, "1 added to"), (-1, "1 taken from")):
             changed = _with(model, _shift(names, step))
             variant = Variant(f"{step:+d} {label}", changed, 1)
-            out.append(Tried(variant, "norm-convention", f"{word} {label}", norms=names, step=step))
+            out.append(Tried(variant, "norm-convention", f"{does} {label}", norms=names, step=step))
     for variant in controlled:
         if variant.name.startswith("concat="):
             out.append(Tried(variant, "halves-swapped", variant.about))
-    return out + _without_parts(model, controlled)
+    return out + _exchanged(model) + _without_parts(model, controlled)
+
+
+def _exchanged(model: Model) -> list[Tried]:
+    """Two weights of one shape, each in the other's place."""
+    mtp = model.heads[0].weights
+    changed: list[tuple[str, dict[str, Any]]] = [("enorm and hnorm", {"enorm": mtp.hnorm, "hnorm": mtp.enorm})]
+    for suffix, whose in (("", "the feed-forward"), ("_exps", "the experts"), ("_shexp", "the shared expert")):
+        gate, up = f"ffn_gate{suffix}.weight", f"ffn_up{suffix}.weight"
+        if gate in mtp.block and up in mtp.block:
+            block = mtp.block | {gate: mtp.block[up], up: mtp.block[gate]}
+            changed.append((f"gate and up of {whose} (ffn_gate{suffix}, ffn_up{suffix})", {"block": block}))
+    out = []
+    for label, fields in changed:
+        variant = Variant(f"{label} exchanged", replace(model.with_head(**fields), is_checked=False), 1)
+        out.append(Tried(variant, "exchanged", f"{label} exchanged"))
+    return out
 
 
 def _without_parts(model: Model, controlled: Sequence[Variant]) -> list[Tried]:
     """Each part left out."""
-    n = model.heads[0].weights.eh_proj.n_in // 2
+    head = model.heads[0]
+    n, block = head.weights.eh_proj.n_in // 2, head.layer.block
     attention = next(v for v in controlled if v.name == "no-attention")
-    no_ffn = replace(model, recipe=model.recipe.with_ops(ffn=_adds_nothing), is_checked=False)
+    no_ffn = replace(head_without(model, "ffn"), is_checked=False)
+    mixer, ffn = (f"the {said(block, part)}" for part in PARTS)
     parts = [
-        (attention, "the layer's attention adding zero", "the attention (attn_*)"),
+        (attention, f"the layer's {word(block, 'mixer')} adding zero", mixer),
         (Variant("even attention", _with(model, _even), 1), "attention that weighs all positions alike",
          "what the attention looks at (attn_q, attn_k and their norms)"),
-        (Variant("no-ffn", no_ffn, 1), "the feed-forward adding zero", "the feed-forward (post_attention_norm, ffn_*)"),
+        (Variant("no-ffn", no_ffn, 1), "the feed-forward adding zero", ffn),
+        *_of_experts(model),
         (Variant("no embedding half", _with(model, _zeroed(slice(0, n))), 1), "the embedding half of eh_proj zero",
          "the embedding half (enorm, eh_proj)"),
         (Variant("no hidden half", _with(model, _zeroed(slice(n, None))), 1), "the hidden half of eh_proj zero",
@@ -91,6 +111,21 @@ def _without_parts(model: Model, controlled: Sequence[Variant]) -> list[Tried]:
     has_queries = _QUERIES in model.heads[0].weights.block
     kept = [part for part in parts if has_queries or part[0].name != "even attention"]
     return [Tried(variant, "part-harmful", about, part) for variant, about, part in kept]
+
+
+def _of_experts(model: Model) -> list[tuple[Variant, str, str]]:
+    """What an experts' network adds up, each left out where there is more than one."""
+    block = model.heads[0].weights.block
+    if "ffn_down_exps.weight" not in block or "ffn_down_shexp.weight" not in block:
+        return []
+    no_experts = replace(model, recipe=model.recipe.with_ops(experts=_adds_nothing), is_checked=False)
+    no_shared = replace(model, recipe=model.recipe.with_ops(shared_expert=_adds_nothing), is_checked=False)
+    return [
+        (Variant("no-experts", no_experts, 1), "the experts adding zero",
+         "the experts (ffn_gate_inp, exp_probs_b, ffn_*_exps)"),
+        (Variant("no-shared-expert", no_shared, 1), "the shared expert adding zero",
+         "the shared expert (ffn_gate_inp_shexp, ffn_*_shexp)"),
+    ]  # fmt: skip
 
 
 def _block_norms(model: Model) -> tuple[str, ...]:
@@ -192,10 +227,14 @@ def _harms(model: Model, r: _Result, a: Estimate) -> bool:
 
 
 def _moves_away(model: Model, name: str, step: int) -> float | None:
-    """By how much a shift takes a layer norm's mean away from those of the trunk's attention layers; None: no such."""
+    """By how much a shift takes a layer norm's mean away from those of the trunk's layers like it; None: no such."""
     key = f"{name}.weight"
-    trunk = [float(w[key].mean()) for w in model.weights.layers if key in w and "attn_q.weight" in w]
-    if not trunk or not model.heads or key not in model.heads[0].weights.block:
+    if not model.heads or key not in model.heads[0].weights.block:
+        return None
+    own = model.heads[0].layer.kind
+    alike = (w for layer, w in zip(model.layers, model.weights.layers, strict=True) if layer.kind == own)
+    trunk = [float(w[key].mean()) for w in alike if key in w]
+    if not trunk:
         return None
     distance = float(model.heads[0].weights.block[key].mean()) - float(np.median(trunk))
     return abs(distance + step) - abs(distance)

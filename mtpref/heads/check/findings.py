@@ -28,10 +28,14 @@ CATALOGUE: dict[str, Kind] = {
     "head-absent": Kind(FAIL, "no key declares a head and no tensor of one is there", _GRAFT),
     "head-dropped": Kind(FAIL, "the head is declared, and its tensors are not there", _DROPPED),
     "head-undeclared": Kind(
-        FAIL, "tensors of a head are there, and no key declares it: engines do not use it",
-        "`mtpref graft FILE FILE -o OUT.gguf` (FILE twice) declares it"
+        FAIL,
+        "tensors of a head are there, and no key declares it: engines do not use it",
+        "`mtpref graft FILE FILE -o OUT.gguf` (FILE twice) declares it",
     ),
     "head-incomplete": Kind(FAIL, "a part of the head is missing", _GRAFT),
+    "heads-overcounted": Kind(
+        FAIL, "the key counts more MTP blocks than are there, so the trunk loses its last layers", _AGAIN
+    ),
     "shards-missing": Kind(FAIL, "a file of a split model is missing; the head is mostly in the last", "find it"),
     "inventory": Kind(FAIL, "a tensor or key is missing, misshapen, unexpected or contradicts another", _AGAIN),
     "unused-tensor": Kind(WARNING, "a tensor that nothing reads", "see where it comes from; nothing is lost by it"),
@@ -50,6 +54,11 @@ CATALOGUE: dict[str, Kind] = {
     "not-finite": Kind(FAIL, "a weight is NaN or infinite", "download or convert the file again"),
     "not-finite-run": Kind(FAIL, "a run of the model gives NaN or infinity", _AGAIN),
     "tensor-zero": Kind(FAIL, "a matrix or norm is zero", _EITHER),
+    "gate-zero": Kind(
+        WARNING,
+        "a gate is zero, so that what it gates counts one half for every token; other layers' is not",
+        "--against the original tells",
+    ),
     "tensor-few-values": Kind(FAIL, "a matrix has a few values where others have many: quantised to nothing", _EITHER),
     "tensor-doubled": Kind(FAIL, "a matrix has the values of another layer's: one of the two is misplaced", _EITHER),
     "eh-proj-half-zero": Kind(FAIL, "one half of eh_proj's columns is zero: half of a shard, 4 bits a row", _GRAFT),
@@ -65,6 +74,7 @@ CATALOGUE: dict[str, Kind] = {
         FAIL, "with 1 added to or taken from the trunk's norms the model reads text better", _AGAIN
     ),
     "halves-swapped": Kind(FAIL, "with the halves of eh_proj's input swapped the head is better", _GRAFT),
+    "exchanged": Kind(FAIL, "with these two weights in each other's place the head is better", _GRAFT),
     "part-harmful": Kind(FAIL, "without this part the head is better: random, altered or wrongly read", _GRAFT),
     "head-unclear": Kind(
         FAIL,
@@ -128,7 +138,7 @@ CATALOGUE: dict[str, Kind] = {
     "against-values": Kind(OK, "the tensors are the other file's, as well as their types can say", ""),
     "against-acceptance": Kind(OK, "acceptance beside the other file's", ""),
     "against-worse": Kind(WARNING, "acceptance is lower than the other file's", "quantise its head less"),
-}  # fmt: skip
+}
 # What a cause among the findings explains: never the verdict beside one.
 SYMPTOMS = ("head-useless", "head-ignores-trunk", "constant-draft", "head-unclear")
 
@@ -152,6 +162,4 @@ class Finding:
         return self.own_remedy or CATALOGUE[self.id].remedy
 
     def to_json(self) -> dict[str, str]:
-        return {
-            "id": self.id, "severity": self.severity, "what": self.what, "text": self.text, "remedy": self.remedy
-        }  # fmt: skip
+        return {"id": self.id, "severity": self.severity, "what": self.what, "text": self.text, "remedy": self.remedy}

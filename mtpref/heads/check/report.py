@@ -32,9 +32,9 @@ from mtpref.measure.probe.count import difference, judge
 from mtpref.measure.probe.walk import Progress, Variant, walk_all
 
 SCHEMA = "mtpref-check-1"
-BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "shards-missing", "cannot-load",
-            "unsupported", "not-finite")  # fmt: skip
-LOCATED = ("norm-convention", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
+BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "heads-overcounted", "shards-missing",
+            "cannot-load", "unsupported", "not-finite")  # fmt: skip
+LOCATED = ("norm-convention", "exchanged", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
            "tensor-doubled", "random-matrix")  # fmt: skip
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", CANNOT: "CANNOT ", FAIL: "FAIL   "}
 
@@ -107,8 +107,10 @@ def check_path(
     settings = _Settings(against, fast, n_positions, progress, report)
     if is_checkpoint(path):
         if against is not None:
-            raise MtprefError(f"`against`: {path} is a folder, expected a GGUF file to compare; convert it, or give "
-                              "the folder as `against` of the file")  # fmt: skip
+            raise MtprefError(
+                f"`against`: {path} is a folder, expected a GGUF file to compare; convert it, or give "
+                "the folder as `against` of the file"
+            )
         report.findings += check_folder(path, fast=fast, check_file=lambda file: _check_file(file, settings))
     else:
         report.findings += _check_file(Path(path), settings)
@@ -150,8 +152,10 @@ def _look(
         )
         raise MtprefError(f"{path}: this is {seen['what']}{how}")
     if seen["architecture"] not in ARCHITECTURES:
-        raise MtprefError(f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
-                          "mtpref inspect shows what is in it")  # fmt: skip
+        raise MtprefError(
+            f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
+            "mtpref inspect shows what is in it"
+        )
     found = static.inventory(seen, problems)
     found += static.trailing(file)
     found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
@@ -160,8 +164,9 @@ def _look(
     il = _head_layer(seen)
     found += samples(file)
     if il is not None:
-        found += static.norms_never_loaded(file, il) + static.spectra(file, il)
-        found += static.norms(file, il, [row["kind"] == "delta_net" for row in seen["layers"]["blocks"]])
+        sheet = ARCHITECTURES[seen["architecture"]]
+        found += static.norms_never_loaded(file, sheet, il) + static.spectra(file, sheet, il)
+        found += static.norms(file, sheet, il, [row["kind"] for row in seen["layers"]["blocks"]])
     if not settings.fast:
         found += _finite(file)
         if settings.against is not None:

@@ -1,4 +1,4 @@
-"""Samples of the values of every matrix: zeros, halves of zeros, a few values, another layer's values.
+"""Samples of the values of every matrix and stack: zeros, halves of zeros, a few values, another layer's values.
 
 Owns what is read of a file and what a sample can show. Rows are evenly spaced and cut at so many columns, so that the
 cost is that of the number of tensors, not of their size.
@@ -6,6 +6,7 @@ cost is that of the number of tensors, not of their size.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -47,6 +48,7 @@ def samples(file: GgufFile) -> list[Finding]:
     """Findings on all matrices, and on norms that are zero."""
     found: list[Finding] = []
     kept: list[_Sample] = []
+    gates: dict[str, list[TensorInfo]] = {}  # of zeros, by name without the block
     for info in file.tensors.values():
         if info.type_name not in DEQUANTIZABLE:
             continue
@@ -54,16 +56,29 @@ def samples(file: GgufFile) -> list[Finding]:
             x = vector(file, info.name)
             if x is not None and not np.any(x):
                 found.append(Finding("tensor-zero", info.name, "all values are 0"))
-        elif len(info.shape) == 2:
+        elif len(info.shape) in (2, 3):
             x = sample_rows(file, info, n_columns=_columns(info))
+            if not np.any(x) and len(x) == 1:
+                gates.setdefault(info.name.split(".", 2)[-1], []).append(info)
+                continue
             if not np.any(x):
                 found.append(Finding("tensor-zero", info.name, f"{len(x)} rows of a sample are all 0"))
                 continue
             kept.append(_kept(info, x))
             if info.name.endswith("nextn.eh_proj.weight"):
                 found += _halves(info.name, x)
+    found += _zero_gates(file, gates)
     heads = {name.split(".")[1] for name in file.tensors if name.startswith("blk.") and ".nextn." in name}
     return [_for_its_part(f, heads) for f in [*found, *_few_values(kept)]] + list(_doubled(kept))
+
+
+def _zero_gates(file: GgufFile, gates: dict[str, list[TensorInfo]]) -> list[Finding]:
+    """Gates of one row that are zero: what they gate is halved and no more, so where all are, the model is made so."""
+    found = []
+    for kind, zero in gates.items():
+        n = sum(name.endswith(f".{kind}") for name in file.tensors)
+        found += [Finding("gate-zero", info.name, "all values are 0") for info in zero if len(zero) < n]
+    return found
 
 
 def _for_its_part(finding: Finding, heads: set[str]) -> Finding:
@@ -136,9 +151,12 @@ def _halves(name: str, x: F32) -> list[Finding]:
 
 
 def sample_rows(file: GgufFile, info: TensorInfo, n: int = SAMPLE_ROWS, n_columns: int | None = None) -> F32:
-    """Rows of a matrix, evenly spaced, as float32; n_columns: so many of their first columns (a multiple of 256)."""
+    """Rows of a matrix, or of a stack one after the other, evenly spaced, as float32.
+
+    n_columns   so many of their first columns (a multiple of 256)
+    """
     n_columns = min(n_columns or info.shape[-1], info.shape[-1])
-    rows = np.unique(np.linspace(0, info.shape[0] - 1, n).astype(np.int64))
+    rows = np.unique(np.linspace(0, math.prod(info.shape[:-1]) - 1, n).astype(np.int64))
     return file.decoded_rows(info, rows, n_columns)
 
 

@@ -6,13 +6,14 @@ the same kind, and only where all four lie one off in the same direction is it c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import ARCHITECTURES, D2T
+from mtpref.architectures import ARCHITECTURES, D2T, Architecture, present_tensors
+from mtpref.architectures.transforms import ZERO_CENTRED
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, printable
 from mtpref.files.gguf.parse import next_aligned
@@ -22,12 +23,8 @@ from mtpref.heads.check.sampling import FEW_BITS, sample_rows, vector
 from mtpref.heads.inspect.layers import Problem, without_head
 from mtpref.spec.quants import DEQUANTIZABLE
 
-COMPARABLE = ("attn_norm.weight", "post_attention_norm.weight", "attn_q_norm.weight", "attn_k_norm.weight")
-HEAD_NORMS = ("nextn.enorm.weight", "nextn.hnorm.weight", "nextn.shared_head_norm.weight", *COMPARABLE)
 LOW_BITS = FEW_BITS | {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"}
 SENSITIVE = ("nextn.eh_proj.weight", "nextn.shared_head_head.weight", "nextn.embed_tokens.weight")
-SPECTRAL = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
-            "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")  # fmt: skip
 SPECTRAL_ROWS, SPECTRAL_COLUMNS, SPECTRAL_LAYERS = 256, 512, 3
 POWER_STEPS = 40
 TRAINED, NOISE = 1.25, (0.93, 1.06)  # of the edge of noise
@@ -49,8 +46,14 @@ def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Findi
     }
     if status in by_status:
         found.append(Finding(by_status[status][0], where, by_status[status][1]))
-    for block in head["blocks"]:
-        if status == "incomplete":
+    kinds = {row["index"]: row["found"] for row in report["layers"]["blocks"]}
+    sheet = ARCHITECTURES.get(arch)
+    of_trunk = {block.name for block in sheet.layers.all_blocks()} if sheet else set()
+    for block in head["blocks"] if status == "incomplete" else ():
+        if kinds.get(block["index"]) in of_trunk:
+            text = f"{where} is {head['declared']}, and blk.{block['index']} is a trunk layer, which then is not run"
+            found.append(Finding("heads-overcounted", block["missing"][0], f"missing: {text}"))
+        else:
             found += [Finding("head-incomplete", name, "missing, expected in every head") for name in block["missing"]]
     named = {name for block in head["blocks"] for name in block["missing"]}
     for problem in problems:
@@ -95,8 +98,10 @@ def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
         if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
             names.setdefault(info.type_name, []).append(name)
     more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
-    return [Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
-            for kind, found in names.items()]  # fmt: skip
+    return [
+        Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
+        for kind, found in names.items()
+    ]
 
 
 def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -114,20 +119,28 @@ def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:
 # VALUES
 
 
-def norms_never_loaded(file: GgufFile, il: int) -> list[Finding]:
+def norms_never_loaded(file: GgufFile, sheet: Architecture, il: int) -> list[Finding]:
     """Whether every norm of the head is exactly 1."""
-    found = (vector(file, f"blk.{il}.{name}") for name in HEAD_NORMS)
+    names = [tensor.name for tensor in sheet.head_tensors(il, file.tensors) if tensor.name.endswith("norm.weight")]
+    found = (vector(file, f"blk.{il}.{name}") for name in names)
     present = [x for x in found if x is not None]
     if present and all(np.all(x == 1) for x in present):
         return [Finding("norms-never-loaded", f"{len(present)} norms", "all values are exactly 1")]
     return []
 
 
-def norms(file: GgufFile, il: int, recurrent: list[bool]) -> list[Finding]:
-    """Whether all of the head's layer norms lie one off the trunk's of the same kind."""
+def norms(file: GgufFile, sheet: Architecture, il: int, kinds: Sequence[str]) -> list[Finding]:
+    """Whether all of the head's layer norms to which a converter adds 1 lie one off the trunk's of the same kind.
+
+    kinds   names of the trunk's blocks
+    """
     steps: dict[str, int] = {}
-    for name in COMPARABLE:
-        trunk = [mean for i in range(il) if not recurrent[i] and (mean := _mean(file, f"blk.{i}.{name}")) is not None]
+    block = sheet.head.block_at(il, file.tensors) if sheet.head else None
+    comparable = [t.name for t in block.all_tensors() if t.change == ZERO_CENTRED] if block else []
+    mixers = {b.name: b.mixer for b in sheet.layers.all_blocks()}
+    alike = [i for i in range(il) if block and mixers.get(kinds[i]) == block.mixer]
+    for name in comparable:
+        trunk = [mean for i in alike if (mean := _mean(file, f"blk.{i}.{name}")) is not None]
         head = _mean(file, f"blk.{il}.{name}")
         if head is None or not trunk:
             return []
@@ -136,20 +149,20 @@ def norms(file: GgufFile, il: int, recurrent: list[bool]) -> list[Finding]:
     if len(set(steps.values())) == 1 and 0 not in steps.values():
         step = next(iter(steps.values()))
         where = "below" if step < 0 else "above"
-        names = ", ".join(name.removesuffix(".weight") for name in COMPARABLE)
+        names = ", ".join(name.removesuffix(".weight") for name in comparable)
         return [Finding("norms-suspect", names, f"their means lie about 1 {where} those of the trunk's layers")]
     return []
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def spectra(file: GgufFile, il: int) -> list[Finding]:
+def spectra(file: GgufFile, sheet: Architecture, il: int) -> list[Finding]:
     """Matrices of the head that look like noise, where the trunk's of the same kind do not.
 
     The greatest singular value of a matrix of independent values of deviation s is about s (sqrt m + sqrt n); training
     leaves some far above. Only kinds in which the trunk's are far above can tell.
     """
     found = []
-    for name in SPECTRAL:
+    for name in _spectral(sheet, il, file.tensors):
         if (head := _edge(file, f"blk.{il}.{name}")) is None or not NOISE[0] <= head <= NOISE[1]:
             continue
         layers = [i for i in range(il) if f"blk.{i}.{name}" in file.tensors][:SPECTRAL_LAYERS]
@@ -160,9 +173,15 @@ def spectra(file: GgufFile, il: int) -> list[Finding]:
     return found
 
 
+def _spectral(sheet: Architecture, il: int, there: Container[str]) -> list[str]:
+    """The matrices and stacks of the head's block that a quantiser changes: no routers and gates."""
+    block = sheet.head.block_at(il, there) if sheet.head else None
+    return [t.name for t in present_tensors(block.tensors, il, there) if t.is_quantised] if block else []
+
+
 def _edge(file: GgufFile, name: str) -> float | None:
     info = file.tensors.get(name)
-    if info is None or len(info.shape) != 2 or info.type_name not in DEQUANTIZABLE:
+    if info is None or len(info.shape) not in (2, 3) or info.type_name not in DEQUANTIZABLE:
         return None
     x = sample_rows(file, info, SPECTRAL_ROWS, SPECTRAL_COLUMNS).astype(np.float64)
     deviation = float(x.std())

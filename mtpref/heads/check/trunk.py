@@ -11,30 +11,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.engine.model import Model
+from mtpref.engine.model import Layer, Model
 from mtpref.heads.check.findings import Finding
+from mtpref.heads.check.parts import PARTS, said, shifted_norms, without
 from mtpref.heads.proof import BLOCK
 from mtpref.measure.probe.controls import MAIN
 from mtpref.measure.probe.texts import Window
 from mtpref.measure.probe.walk import Progress, Seen, walk_all
-from mtpref.spec import Matrix
+from mtpref.spec import Matrix, Stack
 
 Floats = NDArray[np.float64]
 TRUNK_GAIN = 0.2  # nats a token, of shifted norms
 PART_GAIN, BEHIND, SURE = 0.1, 0.05, 3.0  # nats a token of a part left out and of the head; so many standard errors
 LARGE, N_TOKENS = 64 << 20, 128  # bytes of weights above which only so many tokens of each text are run again
 GROUPS = {"output": "output_norm", "layers": "the norms of the trunk's layers"}
-# The last matrix of a layer's mixer or feed-forward -> what it stands for.
-LAST = {
-    "attn_output.weight": "attention (attn_*)",
-    "ssm_out.weight": "DeltaNet (attn_qkv, attn_gate, ssm_*, attn_norm)",
-    "ffn_down.weight": "feed-forward (ffn_*, post_attention_norm)",
-}
 
 
 def examine(
@@ -90,22 +86,22 @@ def _shifted(model: Model, step: int, which: tuple[str, ...]) -> Model:
         weights=replace(
             w,
             output_norm=w.output_norm + np.float32(step) if is_output else w.output_norm,
-            layers=tuple(_shifted_layer(layer, step) for layer in w.layers) if is_layers else w.layers,
+            layers=tuple(map(_shifted_layer, w.layers, model.layers, repeat(step))) if is_layers else w.layers,
         ),
         is_checked=False,
     )
 
 
-def _shifted_layer(layer: dict[str, Any], step: int) -> dict[str, Any]:
-    return {
-        name: x + np.float32(step) if name.endswith("norm.weight") and name != "ssm_norm.weight" else x
-        for name, x in layer.items()
-    }
+def _shifted_layer(weights: dict[str, Any], layer: Layer, step: int) -> dict[str, Any]:
+    norms = shifted_norms(layer.block)
+    return {name: x + np.float32(step) if name in norms else x for name, x in weights.items()}
 
 
 def _parts(model: Model, windows: Sequence[Window], counted: float, progress: Progress | None) -> list[Finding]:
     """The part without which the trunk reads the text best, where that is better for sure and makes it readable."""
-    n_bytes = sum(w.raw.nbytes for layer in model.weights.layers for w in layer.values() if isinstance(w, Matrix))
+    n_bytes = sum(
+        w.raw.nbytes for layer in model.weights.layers for w in layer.values() if isinstance(w, Matrix | Stack)
+    )
     if n_bytes > LARGE:
         windows = [_cut(window) for window in windows]
     base = _lp(model, windows)
@@ -123,14 +119,10 @@ def _parts(model: Model, windows: Sequence[Window], counted: float, progress: Pr
 
 
 def _without(model: Model) -> Iterator[tuple[str, Model]]:
-    for il, layer in enumerate(model.weights.layers):
-        for name, what in LAST.items():
-            if name not in layer:
-                continue
-            w = layer[name]
-            zero = Matrix(w.name, "F16", w.n_out, w.n_in, np.zeros(2 * w.n_out * w.n_in, np.uint8))
-            layers = (*model.weights.layers[:il], layer | {name: zero}, *model.weights.layers[il + 1 :])
-            yield f"blk.{il} {what}", replace(model, weights=replace(model.weights, layers=layers), is_checked=False)
+    for il, layer in enumerate(model.layers):
+        for part in PARTS:
+            layers = (*model.layers[:il], without(layer, part), *model.layers[il + 1 :])
+            yield f"blk.{il} {said(layer.block, part)}", replace(model, layers=layers, is_checked=False)
 
 
 def is_surely_better(gain: Floats, least: float = PART_GAIN) -> bool:

@@ -79,15 +79,18 @@ def _rope_scaling(rope: Rope) -> Keys:
     if kind in (None, "default"):
         return []
     if kind not in ("linear", "yarn") or rope.factor is None:
-        raise MtprefError(f"config.json: rope_type is {describe(kind)} with factor {describe(rope.factor)}, expected "
-                          "default, or linear or yarn with a factor")  # fmt: skip
+        raise MtprefError(
+            f"config.json: rope_type is {describe(kind)} with factor {describe(rope.factor)}, expected "
+            "default, or linear or yarn with a factor"
+        )
     keys: Keys = [("rope.scaling.type", kind, "str"), ("rope.scaling.factor", rope.factor, "f32")]
     if kind == "linear":
         return keys
     original = rope.original_max_position_embeddings
     if original is None:
-        raise MtprefError("config.json: original_max_position_embeddings is missing, expected a count (rope_type yarn "
-                          "needs it)")  # fmt: skip
+        raise MtprefError(
+            "config.json: original_max_position_embeddings is missing, expected a count (rope_type yarn needs it)"
+        )
     keys.append(("rope.scaling.original_context_length", original, "u32"))
     for names, key in _YARN:
         value = next((x for x in (getattr(rope, name) for name in names) if x is not None), None)

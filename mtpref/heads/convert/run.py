@@ -164,19 +164,26 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         return 0
     field, prefix = (hf.n_heads, hf.head) if hf else ("", "")
     tensors = f"{prefix.format(il=config.n_layer)}*"
-    if present > 1:
+    most = config.sheet.n_heads if config.sheet.head else 0
+    if present > most:
+        at_most = "one" if most == 1 else most
         raise MtprefError(
-            f"{checkpoint.label}: {present} MTP blocks, expected at most one: no {config.sheet.name} graph runs more; "
-            "convert the trunk with `which=trunk`"
+            f"{checkpoint.label}: {present} MTP blocks, expected at most {at_most}: no {config.sheet.name} graph runs "
+            "more; convert the trunk with `which=trunk`"
         )
-    if declared > 1 and present:
-        raise MtprefError(f"{checkpoint.label}: config.json says {field} {declared}, the tensors have "
-                          "1 MTP block, expected as many: part of the head is lost, or config.json is wrong; take "
-                          "the original checkpoint, or correct config.json")  # fmt: skip
+    if declared and present and declared != present:
+        blocks = "1 MTP block" if present == 1 else f"{present} MTP blocks"
+        raise MtprefError(
+            f"{checkpoint.label}: config.json says {field} {declared}, the tensors have "
+            f"{blocks}, expected as many: part of the head is lost, or config.json is wrong; take "
+            "the original checkpoint, or correct config.json"
+        )
     if declared and not present:
-        raise MtprefError(f"{checkpoint.label}: config.json says {field} {declared}, and no tensor of an "
-                          "MTP head is there; did the program that saved it drop it? take the original checkpoint, "
-                          "or convert the trunk with `which=trunk`")  # fmt: skip
+        raise MtprefError(
+            f"{checkpoint.label}: config.json says {field} {declared}, and no tensor of an "
+            "MTP head is there; did the program that saved it drop it? take the original checkpoint, "
+            "or convert the trunk with `which=trunk`"
+        )
     if not present:
         if settings.which == "mtp":
             raise MtprefError(f"{checkpoint.label}: no tensor of an MTP head ({tensors}), expected one for `which=mtp`")
@@ -200,12 +207,16 @@ def _check_whole(
     missing = [name for name, (_, required) in expected.items() if required and name not in found]
     if missing:
         head = " of the MTP head" if ".nextn." in missing[0] or which == "mtp" else ""
-        raise MtprefError(f"{checkpoint.label}: {len(missing)} tensors{head} are missing, the first becomes "
-                          f"{missing[0]}; was the checkpoint saved whole?")  # fmt: skip
+        raise MtprefError(
+            f"{checkpoint.label}: {len(missing)} tensors{head} are missing, the first becomes "
+            f"{missing[0]}; was the checkpoint saved whole?"
+        )
     for part in parts:
         if part.name not in expected:
-            raise MtprefError(f"{checkpoint.label}: {printable(part.source)} would become {part.name}, which this "
-                              "layer does not have as config.json describes it, expected no such tensor")  # fmt: skip
+            raise MtprefError(
+                f"{checkpoint.label}: {printable(part.source)} would become {part.name}, which this "
+                "layer does not have as config.json describes it, expected no such tensor"
+            )
         wanted = expected[part.name][0]
         if wanted is not None and part.shape != wanted:
             raise MtprefError(

@@ -100,8 +100,10 @@ def _add_configured(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
         )
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(text) != int(id_text):
-            raise MtprefError(f"{where}: {printable(text)} has id {id_text}, expected {tokenizer.token_to_id(text)}, "
-                              "the next one after tokenizer.json's")  # fmt: skip
+            raise MtprefError(
+                f"{where}: {printable(text)} has id {id_text}, expected {tokenizer.token_to_id(text)}, "
+                "the next one after tokenizer.json's"
+            )
 
 
 def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list[str], list[int]]:
@@ -118,8 +120,10 @@ def _tokens(tokenizer: Tokenizer, n_vocab: int | None, label: str) -> tuple[list
             f"resize the embeddings to {n_needed} rows before saving"
         )
     if not 0 < n_needed <= n_rows <= MAX_VOCAB:
-        raise MtprefError(f"{label}: ids up to {n_needed - 1}, expected some, all below config.json's vocab_size "
-                          f"{n_rows} (at most {MAX_VOCAB})")  # fmt: skip
+        raise MtprefError(
+            f"{label}: ids up to {n_needed - 1}, expected some, all below config.json's vocab_size "
+            f"{n_rows} (at most {MAX_VOCAB})"
+        )
     added = tokenizer.get_added_tokens_decoder()
     texts, types = [], []
     for id in range(n_rows):
@@ -200,5 +204,7 @@ def _check_ids(tokenizer: Tokenizer, keys: Keys, label: str) -> None:
     if got != wanted:
         at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
         texts = [printable(vocab.decode(ids[at : at + 3])) for ids in (got, wanted)]
-        raise MtprefError(f"{label}: as a GGUF vocabulary it gives other ids from token {at} of the probe text on "
-                          f"({texts[0]} for {texts[1]}), expected the same; does it normalise the text?")  # fmt: skip
+        raise MtprefError(
+            f"{label}: as a GGUF vocabulary it gives other ids from token {at} of the probe text on "
+            f"({texts[0]} for {texts[1]}), expected the same; does it normalise the text?"
+        )

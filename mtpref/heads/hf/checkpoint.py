@@ -102,8 +102,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not folder.is_dir():
         raise MtprefError(f"{label}: not a folder, {_EXPECTED}")
     if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (INDEX, WHOLE)):
-        raise MtprefError(f"{label}: a LoRA adapter ({ADAPTER}), not a model; merge it into its base model and give "
-                          "the merged folder (what saves it may drop mtp.*: see mtpref check)")  # fmt: skip
+        raise MtprefError(
+            f"{label}: a LoRA adapter ({ADAPTER}), not a model; merge it into its base model and give "
+            "the merged folder (what saves it may drop mtp.*: see mtpref check)"
+        )
     if not (folder / CONFIG).is_file():
         raise MtprefError(f"{label}: no {CONFIG}, {_EXPECTED}; is it one folder further down?")
     config = _json(folder / CONFIG)
@@ -148,8 +150,10 @@ def _file_names(folder: Path, index: dict[str, str] | None) -> list[str]:
         names = sorted(set(index.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise MtprefError(f"{label}: {len(missing)} of {len(names)} files of {INDEX} are missing, the first is "
-                              f"{printable(missing[0])}; is the download complete?")  # fmt: skip
+            raise MtprefError(
+                f"{label}: {len(missing)} of {len(names)} files of {INDEX} are missing, the first is "
+                f"{printable(missing[0])}; is the download complete?"
+            )
     if len(names) > MAX_FILES:
         raise MtprefError(f"{label}: {len(names)} safetensors files, expected at most {MAX_FILES}")
     return names
@@ -161,19 +165,25 @@ def _check_names(label: str, index: dict[str, str] | None, files: dict[str, Safe
     for file in files:
         for name in files[file].names:
             if name in seen:
-                raise MtprefError(f"{label}: tensor {printable(name)} is in {printable(seen[name])} and in "
-                                  f"{printable(file)}, expected it once")  # fmt: skip
+                raise MtprefError(
+                    f"{label}: tensor {printable(name)} is in {printable(seen[name])} and in "
+                    f"{printable(file)}, expected it once"
+                )
             seen[name] = file
     if index is None:
         return
     missing = sorted(set(index) - set(seen))
     extra = sorted(set(seen) - set(index))
     if missing:
-        raise MtprefError(f"{label}: {INDEX} lists {len(missing)} tensors that no file has, the first is "
-                          f"{printable(missing[0])}; is the download complete?")  # fmt: skip
+        raise MtprefError(
+            f"{label}: {INDEX} lists {len(missing)} tensors that no file has, the first is "
+            f"{printable(missing[0])}; is the download complete?"
+        )
     if extra:
-        raise MtprefError(f"{label}: {len(extra)} tensors are in the files and not in {INDEX}, the first is "
-                          f"{printable(extra[0])}; expected the index of these very files")  # fmt: skip
+        raise MtprefError(
+            f"{label}: {len(extra)} tensors are in the files and not in {INDEX}, the first is "
+            f"{printable(extra[0])}; expected the index of these very files"
+        )
 
 
 def _text(path: Path) -> str:

@@ -138,8 +138,9 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
         kinds = given.get(name)
         if kinds is not None and len(kinds) != taken.num_hidden_layers:
             expected = get_args(get_args(_kind_of(name))[0])
-            raise MtprefError(f"{where}: {name} has {len(kinds)} entries, expected {taken.num_hidden_layers} of "
-                              f"{', '.join(expected)}")  # fmt: skip
+            raise MtprefError(
+                f"{where}: {name} has {len(kinds)} entries, expected {taken.num_hidden_layers} of {', '.join(expected)}"
+            )
     given["n_embd_head"] = taken.head_dim or given["hidden_size"] // given["num_attention_heads"]
     return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None)
 
@@ -181,8 +182,10 @@ def _sheet_of(config: dict[str, Any], label: str) -> Architecture:
         if quantised:
             told = quantised.get("quant_method", quantised.get("quant_algo")) if type(quantised) is dict else quantised
             method = describe(told)
-            raise MtprefError(f"{label}: config.json has {key} ({method}), expected a checkpoint of float tensors; "
-                              "convert the original one and quantise the GGUF")  # fmt: skip
+            raise MtprefError(
+                f"{label}: config.json has {key} ({method}), expected a checkpoint of float tensors; "
+                "convert the original one and quantise the GGUF"
+            )
     return fits[0]
 
 

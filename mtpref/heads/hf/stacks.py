@@ -38,8 +38,10 @@ class _Block:
         if self.is_made or self.is_fused or not missing:
             return None
         n_all = n_expert * len(self.found)
-        return (f"{missing[0]} is missing, one of {len(missing)}: expected the tensors of {n_expert} experts, {n_all} "
-                "a layer; was the checkpoint saved whole?")  # fmt: skip
+        return (
+            f"{missing[0]} is missing, one of {len(missing)}: expected the tensors of {n_expert} experts, {n_all} "
+            "a layer; was the checkpoint saved whole?"
+        )
 
 
 class Stacks:

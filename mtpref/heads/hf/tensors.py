@@ -61,8 +61,10 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         for part in parts:
             if part.name in taken:
-                raise MtprefError(f"{checkpoint.label}: {printable(taken[part.name])} and {printable(source)} both "
-                                  f"become {part.name}, expected one of them")  # fmt: skip
+                raise MtprefError(
+                    f"{checkpoint.label}: {printable(taken[part.name])} and {printable(source)} both "
+                    f"become {part.name}, expected one of them"
+                )
             taken[part.name] = source
             found.parts.append(part)
     found.faults = stacks.faults()

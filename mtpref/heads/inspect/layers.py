@@ -169,6 +169,10 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
         found = kind_found(layout.blocks.get(i, []), sheet)
         if found not in (kind, "empty") and not layout.partial:
             text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
+            if kind == MTP and found in tables:
+                text += (
+                    f": key {layout.arch}.nextn_predict_layers is {layout.n_mtp}, too many for the heads that are there"
+                )
             problems.append(Problem("block", f"blk.{i}", text))
             kind = found if found in (*tables, MTP) else kind
         if kind == MTP:
@@ -217,9 +221,11 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
     heads = {i: layout.sheet.head_tensors(i, f.tensors) if layout.sheet else [] for i in shown}
     known = {tensor.at(i).name for i, tensors in heads.items() for tensor in tensors}
     unexpected = [
-        t.name for i, tensors in layout.blocks.items() for t in tensors
+        t.name
+        for i, tensors in layout.blocks.items()
+        for t in tensors
         if t.name not in known and (i in declared or ".nextn." in t.name)
-    ]  # fmt: skip
+    ]
     if not supported:
         names = [t.name for i in found for t in layout.blocks[i] if ".nextn." in t.name]
         if not layout.partial:
@@ -240,9 +246,7 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
         )
         problems.append(Problem("head", f"blk.{declared[0]}", text))
     trunk = layout.has_trunk
-    return {
-        "status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected
-    }  # fmt: skip
+    return {"status": status, "declared": layout.n_mtp, "trunk": trunk, "blocks": blocks, "unexpected": unexpected}
 
 
 def without_head(sheet: Architecture | None) -> str:
@@ -283,7 +287,7 @@ def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: 
 def _describe_mtp_block(f: GgufFile, head: Sequence[Tensor], i: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for spec in head:
-        name = spec.name
+        name = spec.at(i).name
         own = f.tensors.get(name)
         if own is None and spec.optional:
             continue

@@ -49,7 +49,9 @@ def library() -> Any:
     try:
         import libgguf
     except ImportError as error:
-        raise MtprefError("K-quants (the mixtures of Q4_0 to Q5_1 have some, too), MXFP4 and importance matrices need "
-                          f"the package libgguf ({error}); try: pip install libgguf, or the type Q8_0 without "
-                          "`importance`") from None  # fmt: skip
+        raise MtprefError(
+            "K-quants (the mixtures of Q4_0 to Q5_1 have some, too), MXFP4 and importance matrices need "
+            f"the package libgguf ({error}); try: pip install libgguf, or the type Q8_0 without "
+            "`importance`"
+        ) from None
     return libgguf

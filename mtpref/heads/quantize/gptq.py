@@ -80,8 +80,9 @@ def inverse_factor(hessian: F64, damping: float, name: str) -> F64:
             upper = np.linalg.cholesky(inverse_lower.T @ inverse_lower).T
         except np.linalg.LinAlgError:
             if damping >= MAX_DAMPING:
-                raise MtprefError(f"GPTQ: {name}: the Hessian is not positive definite, expected more text "
-                                  "to calibrate with") from None  # fmt: skip
+                raise MtprefError(
+                    f"GPTQ: {name}: the Hessian is not positive definite, expected more text to calibrate with"
+                ) from None
             damping = max(damping * 10, 1e-4)
         else:
             return np.asarray(upper)

@@ -54,8 +54,10 @@ class Importance:
         n_in, n = shape[-1], shape[-3] if len(shape) > 2 else 1
         if len(found) != n * n_in:
             each = f" for each of {n} matrices" if n > 1 else ""
-            raise MtprefError(f"importance matrix: {printable(name)} has {len(found)} columns, expected {n_in}{each}; "
-                              "is it of this model?")  # fmt: skip
+            raise MtprefError(
+                f"importance matrix: {printable(name)} has {len(found)} columns, expected {n_in}{each}; "
+                "is it of this model?"
+            )
         return found.reshape(n, n_in)
 
 
@@ -102,11 +104,14 @@ def _read_gguf(path: Path) -> Importance:
                 )
             n, sums = file.data(counts).view("<f4"), file.data(info).view("<f4")
             if not len(n) or not len(sums) or len(sums) % len(n):
-                raise MtprefError(f"{file.label}: {printable(info.name)} has {len(sums)} values for {len(n)} counts, "
-                                  "expected as many for each")  # fmt: skip
+                raise MtprefError(
+                    f"{file.label}: {printable(info.name)} has {len(sums)} values for {len(n)} counts, "
+                    "expected as many for each"
+                )
             if not np.all((n >= 0) & (n <= MAX_ROWS)):
-                raise MtprefError(f"{file.label}: {printable(counts.name)} holds a number that is no count, expected "
-                                  f"0 to {MAX_ROWS}")  # fmt: skip
+                raise MtprefError(
+                    f"{file.label}: {printable(counts.name)} holds a number that is no count, expected 0 to {MAX_ROWS}"
+                )
             n_values = _counted(n_values + sums.size, file.label)
             n = np.floor(n + np.float32(0.5))
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later

@@ -131,8 +131,10 @@ def plan_types(
         types[item.name] = fitting(kind, item.shape[-1])
     unused = [wanted.overrides[i][0] for i in range(len(patterns)) if i not in used]
     if unused:
-        raise MtprefError(f"`quantize.Wanted.overrides` {unused[0]}: no tensor's name matches, expected one that can "
-                          "be quantised; mtpref inspect lists them")  # fmt: skip
+        raise MtprefError(
+            f"`quantize.Wanted.overrides` {unused[0]}: no tensor's name matches, expected one that can "
+            "be quantised; mtpref inspect lists them"
+        )
     return types
 
 
@@ -239,8 +241,10 @@ class _Rules:
             return i
         i = _layer(name)
         if not 0 <= i < self.n_down:
-            raise MtprefError(f"tensor {printable(name)}: expected one of blk.0 to blk.{self.n_down - 1}, which its "
-                              "type depends on in a model with experts; try: mtpref check")  # fmt: skip
+            raise MtprefError(
+                f"tensor {printable(name)}: expected one of blk.0 to blk.{self.n_down - 1}, which its "
+                "type depends on in a model with experts; try: mtpref check"
+            )
         return i
 
     def _ffn_down(self, i: int) -> str:

@@ -126,8 +126,10 @@ def _counts(file: GgufFile) -> _Counts:
     n_blocks = file.get(f"{arch}.block_count")
     n_nextn = file.get(f"{arch}.nextn_predict_layers", 0)
     if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not 0 <= n_nextn < n_blocks:
-        raise MtprefError(f"{file.label}: block_count {n_blocks} and nextn_predict_layers {n_nextn}, expected counts; "
-                          "try: mtpref check")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: block_count {n_blocks} and nextn_predict_layers {n_nextn}, expected counts; "
+            "try: mtpref check"
+        )
     name = head_in_trunk(file, n_blocks - n_nextn if n_nextn else 1 << 30)
     if name is not None:
         raise MtprefError(
@@ -167,9 +169,11 @@ def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacemen
                 f"({', '.join(DEQUANTIZABLE)}); quantise the file that it was made of"
             )
         if info.type_name not in FLOATS and not settings.allow_requantize:
-            raise MtprefError(f"{file.label}: tensor {printable(info.name)} is {info.type_name} already, expected F32, "
-                              "F16 or BF16: quantising twice loses twice; say "
-                              "`quantize.Settings.allow_requantize` to do so")  # fmt: skip
+            raise MtprefError(
+                f"{file.label}: tensor {printable(info.name)} is {info.type_name} already, expected F32, "
+                "F16 or BF16: quantising twice loses twice; say "
+                "`quantize.Settings.allow_requantize` to do so"
+            )
         if needs_library(kind, weighted=settings.weights(info) is not None):
             library()
 
@@ -207,8 +211,10 @@ def _encoded(
     weighted, n_rows, first = weights is not None and kind in WEIGHTED, info.shape[-2], 0
     for x in file.decoded(info):
         if not np.all(np.isfinite(x)):
-            raise MtprefError(f"{file.label}: tensor {printable(info.name)} holds NaN or infinity, expected finite "
-                              "weights; mtpref check says where")  # fmt: skip
+            raise MtprefError(
+                f"{file.label}: tensor {printable(info.name)} holds NaN or infinity, expected finite "
+                "weights; mtpref check says where"
+            )
         if not weighted or weights is None:
             yield encode(kind, x).reshape(-1)
             continue
@@ -235,13 +241,17 @@ def _report(file: GgufFile, items: list[Item], types: dict[str, str], settings: 
         shared = tuple(f".nextn.{name}.weight" for name in OWN)
         lacking = [name for name in head if name not in seen and types[name] in WEIGHTED and not name.endswith(shared)]
         if lacking:
-            notes.append(f"the importance matrix lacks {len(lacking)} tensors of the head, {lacking[0]} first; "
-                         "it was made with the trunk alone: mtpref imatrix covers the head")  # fmt: skip
+            notes.append(
+                f"the importance matrix lacks {len(lacking)} tensors of the head, {lacking[0]} first; "
+                "it was made with the trunk alone: mtpref imatrix covers the head"
+            )
         unseen = {name: n for name, n in settings.importance.unseen.items() if types.get(name) in WEIGHTED}
         if unseen:
-            notes.append(f"the importance matrix has no row for {sum(unseen.values())} matrices of {len(unseen)} "
-                         f"tensors, {next(iter(unseen))} first: their columns count alike, as in llama-quantize; "
-                         "more text reaches more experts")  # fmt: skip
+            notes.append(
+                f"the importance matrix has no row for {sum(unseen.values())} matrices of {len(unseen)} "
+                f"tensors, {next(iter(unseen))} first: their columns count alike, as in llama-quantize; "
+                "more text reaches more experts"
+            )
     before = sum(t.n_bytes for t in file.tensors.values())
     n_bytes = sum(size_of(item, types) for item in items)
     return Quantized(before, n_bytes, dict(Counter(types.values())), head, cost, notes)

@@ -195,8 +195,10 @@ def interleave(builder: ir.IRBuilder, a: Pieces, b: Pieces) -> Pieces:
     if LANES == 16:
         lanes = [[lane + half for lane in range(16) for half in (0, 16)]]
     elif LANES == 8:
-        lanes = [[lane + half for lane in first for half in (0, 16)]
-                 for first in ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))]  # fmt: skip
+        lanes = [
+            [lane + half for lane in first for half in (0, 16)]
+            for first in ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+        ]
     else:
         lanes = [[lane + half for lane in range(start, start + 4) for half in (0, 8)] for start in (0, 4)]
     masks = [ir.Constant(ir.VectorType(I32, 2 * LANES), order) for order in lanes]

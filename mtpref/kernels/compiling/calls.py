@@ -2,12 +2,14 @@
 
 Owns the one way in which a kernel runs another that it was not compiled with: a parallel loop serves the kernels of all
 weight types, and is compiled once. The caller keeps the kernel alive. Arguments that do not convert to its are refused.
+Many arguments go as one address, since a parallel loop takes no records within records, and copies all that it takes.
 """
 
 from typing import Any
 
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 
@@ -35,3 +37,29 @@ def caller(*signature: types.Type) -> Any:
         return types.none(types.intp, arguments), codegen
 
     return call
+
+
+def in_memory(kind: types.Type) -> tuple[Any, Any]:
+    """Two intrinsics: (value) puts a value of this type on the stack of the kernel in which it stands, which must
+    outlive all who read it, and gives its address; (address) reads it."""
+
+    @intrinsic
+    def address_of(typingctx: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            slot = cgutils.alloca_once(builder, context.get_value_type(kind))
+            builder.store(context.cast(builder, args[0], sig.args[0], kind), slot)
+            return builder.ptrtoint(slot, context.get_value_type(types.intp))
+
+        if typingctx.can_convert(value, kind) is None:
+            raise TypingError(f"value in memory: {value} given, {kind} wanted")
+        return types.intp(value), codegen
+
+    @intrinsic
+    def value_at(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            value = builder.load(builder.inttoptr(args[0], context.get_value_type(kind).as_pointer()))
+            return impl_ret_borrowed(context, builder, kind, value)
+
+        return kind(types.intp), codegen
+
+    return address_of, value_at

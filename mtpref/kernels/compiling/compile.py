@@ -82,6 +82,11 @@ def when_needed(helpers: Callable[[str], None] | None) -> None:
     _helpers = helpers
 
 
+def _plain(record: Any) -> tuple[Any, ...]:
+    """A record as plain tuples, the records in it too."""
+    return tuple([_plain(field) if isinstance(field, tuple) else field for field in record])
+
+
 class Kernel:
     """A compiled function of one signature, compiled at its first call."""
 
@@ -119,7 +124,7 @@ class Kernel:
             return self._ready(*args)
         plain = list(args)
         for i in self._records:
-            plain[i] = tuple(plain[i])
+            plain[i] = _plain(plain[i])
         return self._ready(*plain)
 
 

@@ -27,8 +27,9 @@ from mtpref.kernels.compiling.compile import helper
 
 
 @helper
-def _two_rows_ggml(given, kept, plane, dropped, first, last, size, q, k, step_k, v, step_v, decay, beta, scale, out,
-                   step_out):  # fmt: skip
+def _two_rows_ggml(
+    given, kept, plane, dropped, first, last, size, q, k, step_k, v, step_v, decay, beta, scale, out, step_out
+):
     """Two rows, one behind the other, through tokens first .. last - 1.
 
     given, kept  addresses of the first row before token 0, and in plane 0; planes lie `plane` bytes apart
@@ -90,8 +91,9 @@ def _row_exact(old, row, size, q, k, v, decay, beta, scale, out):
 
 
 @helper
-def delta_tokens(state, states, h, first, last, n_tokens, q, k, v, step, at_k, at_v, decay, beta, wide, scale, out,
-                 out_at, out_step):  # fmt: skip
+def delta_tokens(
+    state, states, h, first, last, n_tokens, q, k, v, step, at_k, at_v, decay, beta, wide, scale, out, out_at, out_step
+):
     """Head h through tokens first .. last - 1 of n_tokens.
 
     state    (H_v, S, S) before token 0; states: (keep, H_v, S, S) after the last tokens. A matrix that is not kept

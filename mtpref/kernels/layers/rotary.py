@@ -17,8 +17,7 @@ F32 = NDArray[np.float32]
 _TABLE, _HEADS = target(types.float32, 2), source(types.float32, 3)
 
 
-@kernel(source(types.int32, 1), source(types.float64, 1), source(types.boolean, 1), types.float64, _TABLE,
-        _TABLE)  # fmt: skip
+@kernel(source(types.int32, 1), source(types.float64, 1), source(types.boolean, 1), types.float64, _TABLE, _TABLE)
 def _rope_table(pos, frequencies, has_position, magnitude, cos, sin):
     for t in range(len(pos)):
         for i in range(len(frequencies)):
@@ -42,8 +41,9 @@ def _rope(x, cos, sin, out):
                 out[t, h, i] = x[t, h, i]
 
 
-def rope_table(pos: NDArray[np.int32], frequencies: NDArray[np.float64],
-               has_position: NDArray[np.bool_], magnitude: float = 1.0) -> tuple[F32, F32]:  # fmt: skip
+def rope_table(
+    pos: NDArray[np.int32], frequencies: NDArray[np.float64], has_position: NDArray[np.bool_], magnitude: float = 1.0
+) -> tuple[F32, F32]:
     """S10. The bits of `spec.rope_table`: pos (T,), the arrays (n_rot/2,) -> cos, sin (T, n_rot/2)."""
     cos = np.empty((len(pos), len(frequencies)), np.float32)
     sin = np.empty_like(cos)

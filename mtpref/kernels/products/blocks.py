@@ -157,8 +157,10 @@ def _step_k(k: KQuant, tile: Tile, block: ir.Value, totals: list[Pieces]) -> lis
         lows.put([vectors.add_pair_products(builder, now[t], pairs, words[t]) for t in tokens])
     found, low = integers.get(), lows.get()
     if k.mins is None:
-        found = [[builder.sub(x, builder.shl(y, splat(5, INTS))) for x, y in zip(found[t], low[t], strict=True)]
-                 for t in tokens]  # fmt: skip
+        found = [
+            [builder.sub(x, builder.shl(y, splat(5, INTS))) for x, y in zip(found[t], low[t], strict=True)]
+            for t in tokens
+        ]
         return _scaled(tile, offset(builder, block, k.d), found, totals)
     totals = _scaled(tile, offset(builder, block, k.d), found, totals)
     # -(d_x dmin) is exactly d_x (-dmin).

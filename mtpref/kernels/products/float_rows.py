@@ -104,8 +104,9 @@ def _tile(name: str, load_weights: Load, size: int, n_rows: int, n_tokens: int) 
                     place = builder.add(at_block, I64(start * size))
                     weights = [load_weights(builder, offset(builder, row, place), kind) for row in rows]
                     block = offset(builder, first, builder.mul(loop.index, I64(4 * N_LANES * n_tokens)))
-                    values = [load(builder, offset(builder, block, 4 * (N_LANES * t + start)), kind)
-                              for t in range(n_tokens)]  # fmt: skip
+                    values = [
+                        load(builder, offset(builder, block, 4 * (N_LANES * t + start)), kind) for t in range(n_tokens)
+                    ]
                     for r, t in pairs:
                         slot = slots[r, t]
                         builder.store(emit_fma32(builder, weights[r], values[t], builder.load(slot)), slot)

@@ -6,11 +6,12 @@ read; Numba is imported when the first are made.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.spec.products import Matrix
+from mtpref.spec.products import Matrix, Stack
 
 PANEL_ROWS = 16
 
@@ -40,10 +41,45 @@ class PackedMatrix(Matrix):
         return PackedMatrix(part.name, part.type_name, part.n_out, part.n_in, part.raw).with_panels(of_part)
 
 
-def pack(matrices: Sequence[Matrix], done: Callable[[Matrix], None] = lambda w: None) -> list[Matrix]:
-    """The matrices, those of a type with a layout as PackedMatrix, in the same order. The raw bytes stay what they are.
+@dataclass(frozen=True)
+class PackedStack(Stack):
+    """A stack whose matrices have panels. Copies made with `dataclasses.replace` have none.
 
-    done   called after each matrix, when its raw bytes are not needed for now
+    panels  uint8 (n, bytes of a matrix's panels); None: products read the raw bytes in place
+    """
+
+    panels: NDArray[np.uint8] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def with_panels(self, panels: NDArray[np.uint8]) -> "PackedStack":
+        """This stack with panels of its own matrices."""
+        made = PackedStack(self.name, self.type_name, self.n_out, self.n_in, self.raw)
+        object.__setattr__(made, "panels", panels)
+        return made
+
+    def __getitem__(self, e: Any) -> Any:
+        part = super().__getitem__(e)
+        if self.panels is None or isinstance(e, slice):
+            return part
+        return PackedMatrix(part.name, part.type_name, part.n_out, part.n_in, part.raw).with_panels(self.panels[e])
+
+    def rows(self, first: int, last: int) -> Stack:
+        """The rows first to last - 1 of every matrix, as a view; it has panels if it begins with one."""
+        part = super().rows(first, last)
+        if self.panels is None or first % PANEL_ROWS or not 0 <= first < last <= self.n_out:
+            return part
+        size = self.panels.shape[1] // -(-self.n_out // PANEL_ROWS)
+        of_part = self.panels[:, first // PANEL_ROWS * size : -(-last // PANEL_ROWS) * size]
+        return PackedStack(part.name, part.type_name, part.n_out, part.n_in, part.raw).with_panels(of_part)
+
+
+def pack(
+    matrices: Sequence[Matrix | Stack], done: Callable[[Matrix | Stack], None] = lambda w: None
+) -> list[Matrix | Stack]:
+    """The matrices, those of a type with a layout as PackedMatrix or PackedStack, in the same order. The raw bytes stay
+    what they are.
+
+    done   called after each matrix, those of a stack one by one before the stack, when its raw bytes are not needed
+           for now
 
     Cost   reads each once, in all threads; as much memory again (a little more for types with packed scales)
     """

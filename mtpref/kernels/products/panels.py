@@ -20,9 +20,9 @@ from mtpref.kernels.arithmetic.vectors import CODE_PLACES, GROUP, HAS_DOT4, ROWS
 from mtpref.kernels.compiling import compile
 from mtpref.kernels.compiling.calls import caller
 from mtpref.kernels.compiling.compile import INT, helper, kernel, source, target
-from mtpref.kernels.products.packed import PackedMatrix
+from mtpref.kernels.products.packed import PackedMatrix, PackedStack
 from mtpref.kernels.quants.unpack import six_bit_scale
-from mtpref.spec.products import Matrix
+from mtpref.spec.products import Matrix, Stack
 
 SIX_BIT = 0  # in place of a unit: 12 bytes that hold 8 scales and 8 minima become 16 bytes
 
@@ -134,32 +134,48 @@ ALIGNMENT = 64
 PARALLEL_FROM = 1 << 20  # bytes
 
 
-def pack(matrices: Sequence[Matrix], done: Callable[[Matrix], None]) -> list[Matrix]:
+def pack(matrices: Sequence[Matrix | Stack], done: Callable[[Matrix | Stack], None]) -> list[Matrix | Stack]:
     """`kernels.pack`. One piece of memory for all, since the system gives large pages to large pieces."""
     sizes = [_panel_bytes(w) for w in matrices]
     ends = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)])
     memory = np.empty(ends[-1] + ALIGNMENT, np.uint8)
     memory = memory[-memory.ctypes.data % ALIGNMENT :]
-    made = []
+    made: list[Matrix | Stack] = []
     for w, start, size in zip(matrices, ends, sizes, strict=False):
-        made.append(_packed(w, memory[start : start + size]) if size else w)
+        part = memory[start : start + size]
+        if isinstance(w, Stack):
+            made.append(_packed_stack(w, part.reshape(len(w), -1), done) if size else w)
+        else:
+            if size:
+                _fill(w, part)
+            made.append(PackedMatrix(w.name, w.type_name, w.n_out, w.n_in, w.raw).with_panels(part) if size else w)
         done(w)
     return made
 
 
-def _panel_bytes(w: Matrix) -> int:
-    """Bytes of a matrix's panels; 0 where it gets none."""
+def _panel_bytes(w: Matrix | Stack) -> int:
+    """Bytes of a matrix's panels, or of those of a stack together; 0 where it gets none."""
+    if isinstance(w, Stack):
+        return len(w) * _panel_bytes(w[0]) if len(w) else 0
     layout = LAYOUTS.get(w.type_name)
     if layout is None or w.n_out == 0 or w.n_in % layout.columns or w.row_bytes * w.n_out != w.raw.size:
         return 0
     return -(-w.n_out // ROWS) * (w.n_in // layout.columns) * layout.panel_bytes
 
 
-def _packed(w: Matrix, panels: NDArray[np.uint8]) -> PackedMatrix:
+def _packed_stack(w: Stack, panels: NDArray[np.uint8], done: Callable[[Matrix | Stack], None]) -> PackedStack:
+    """The matrices one after the other: a stack of a large model must not be there twice."""
+    for one, part in zip(w, panels, strict=True):
+        _fill(one, part)
+        done(one)
+    return PackedStack(w.name, w.type_name, w.n_out, w.n_in, w.raw).with_panels(panels)
+
+
+def _fill(w: Matrix, panels: NDArray[np.uint8]) -> None:
+    """Make a matrix's panels."""
     layout = LAYOUTS[w.type_name]
     args = np.ascontiguousarray(w.raw), w.n_out, w.row_bytes, layout.n_bytes, _field_table(layout), panels
     if compile.n_threads() == 1 or w.raw.size < PARALLEL_FROM:
         _make_panels(*args, 0, -(-w.n_out // ROWS))
     else:
         _make_all_panels(_make_panels.address(), *args, compile.start_threads())
-    return PackedMatrix(w.name, w.type_name, w.n_out, w.n_in, w.raw).with_panels(panels)

@@ -122,15 +122,18 @@ def tile_of(name: str, step: Step, block_bytes: int, n_tokens: int) -> Any:
     """
 
     @intrinsic
-    def emitted(typingctx: Any, panels: Any, at: Any, words: Any, scales: Any, sums: Any, t: Any, y: Any, k: Any,
-             y_step: Any) -> Any:  # fmt: skip
+    def emitted(
+        typingctx: Any, panels: Any, at: Any, words: Any, scales: Any, sums: Any, t: Any, y: Any, k: Any, y_step: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             builder.function.attributes.add("noinline")
             n_blocks, n_words, n_sums = _sizes(context, builder, sig, args)
             firsts = (builder.mul(args[5], builder.mul(n_blocks, n)) for n in (n_words, I64(1), n_sums))
             indices = {0: args[1], 2: next(firsts), 3: next(firsts), 4: next(firsts), 6: args[7]}
-            starts = {n: builder.bitcast(pointer_to(context, builder, sig.args[n], args[n], i), vectors.BYTE_POINTER)
-                      for n, i in indices.items()}  # fmt: skip
+            starts = {
+                n: builder.bitcast(pointer_to(context, builder, sig.args[n], args[n], i), vectors.BYTE_POINTER)
+                for n, i in indices.items()
+            }
             totals = Sums(builder, FLOATS, n_tokens)
             with cgutils.for_range(builder, n_blocks) as loop:
                 block = offset(builder, starts[0], builder.mul(loop.index, I64(block_bytes)))
@@ -151,8 +154,9 @@ def tile_of(name: str, step: Step, block_bytes: int, n_tokens: int) -> Any:
     compile.name_symbol(function, f"tile_{name}_{n_tokens}")
 
     @intrinsic
-    def tile(typingctx: Any, panels: Any, at: Any, words: Any, scales: Any, sums: Any, t: Any, y: Any, k: Any,
-             y_step: Any) -> Any:  # fmt: skip
+    def tile(
+        typingctx: Any, panels: Any, at: Any, words: Any, scales: Any, sums: Any, t: Any, y: Any, k: Any, y_step: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             return context.compile_internal(builder, function, sig, args)
 

@@ -142,8 +142,10 @@ def compare_files(
         order = list(dict.fromkeys(order))
         common = [name for name in order if name in in_b]
         if not common:
-            raise MtprefError(f"compare: {a.label} and {b.label} have no tensor name in common; expected cb() names "
-                              "such as l_out-3; try: mtpref inspect FILE, or `rules` REGEX=NAME")  # fmt: skip
+            raise MtprefError(
+                f"compare: {a.label} and {b.label} have no tensor name in common; expected cb() names "
+                "such as l_out-3; try: mtpref inspect FILE, or `rules` REGEX=NAME"
+            )
         found: list[Difference] = []
         n_beyond = 0
         for name in common:

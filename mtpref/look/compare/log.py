@@ -5,12 +5,14 @@ token. Takes events, runs nothing. Rounds are matched by the number of tokens em
 differ near the end: llama.cpp cuts a draft to what is left of -n, and drafts without a limit where nothing is left.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mtpref.base.events import Drafted, DraftStep, Event, Token, Verified
+from mtpref.base.events import Drafted, DraftStep, Event, PromptProgress, Token, Verified
+from mtpref.engine.decode.statistics import NEAR_GAP
 from mtpref.look.llama_cpp.log import LlamaLog, Round, Step
+from mtpref.look.llama_cpp.rounds import UNTOLD
 
 SCHEMA = "mtpref-compare-log-1"
 FEW = 0.5  # of the tokens: a comparison that ended earlier says little
@@ -29,6 +31,8 @@ class LogDifference:
     what    "candidate" (an id), "p", "draft" or "token"
     index   of the step in its draft, or of the token in its round
     gap     what the decision hung on: the distance in p to the nearest candidate, or the target's margin in logits
+    router  (position, gap) of a router's near tie before it, which may have sent a token to another expert there: then
+            it counts as a near tie, and nothing after it can be compared
     """
 
     round: int
@@ -39,13 +43,17 @@ class LogDifference:
     theirs: Any
     gap: float | None
     is_near_tie: bool
+    router: tuple[int, float] | None = None
 
     def text(self) -> str:
         tie = " (a near tie)" if self.is_near_tie else ""
         unit = "in logits" if self.what == "token" else "in p"
         gap = "" if self.gap is None else f"; margin {self.gap:.3g} {unit}{tie}"
         place = f"round {self.round}, position {self.pos}, {'step' if self.what != 'token' else 'token'} {self.index}"
-        return f"{place}: {self.what} {self.ours}, llama.cpp {self.theirs}{gap}"
+        why = ""
+        if self.router is not None:
+            why = f"; a router's near tie at position {self.router[0]}, gap {self.router[1]:.2g}, explains it"
+        return f"{place}: {self.what} {self.ours}, llama.cpp {self.theirs}{gap}{why}"
 
 
 @dataclass
@@ -53,6 +61,9 @@ class LogAgreement:
     """What was compared and what differs. first: the first event that differs, whether a near tie or not.
 
     p_limit, near_margin   see compare_log    is_blurred: a later request of its slot
+    n_untold   tokens that the log does not tell: corrections of drafts that were run again
+    n_apart    rounds whose drafts were not judged, as an earlier one had parted and its roll back left a trace in them
+    loop       in words, how the log's program rolls a rejected draft back; "" where nothing was rejected
     """
 
     p_limit: float
@@ -63,6 +74,9 @@ class LogAgreement:
     n_candidates: int = 0
     n_tokens: int = 0
     n_tokens_theirs: int = 0
+    n_untold: int = 0
+    n_apart: int = 0
+    loop: str = ""
     n_near_ties: int = 0
     n_cut: int = 0
     max_p_error: float = 0.0
@@ -81,7 +95,12 @@ class LogAgreement:
     @property
     def is_parted(self) -> bool:
         """The texts went apart at a near tie, so that nothing after it could be compared."""
-        return any(d.what == "token" and d.is_near_tie for d in self.differences)
+        return self.is_rerouted or any(d.what == "token" and d.is_near_tie for d in self.differences)
+
+    @property
+    def is_rerouted(self) -> bool:
+        """A router's near tie came before a difference: the two may have run different experts since then."""
+        return any(d.router is not None for d in self.differences)
 
     @property
     def is_hardly_compared(self) -> bool:
@@ -113,19 +132,34 @@ class LogAgreement:
             f"{self.n_tokens_theirs} tokens compared; greatest difference in p {self.max_p_error:.4f} "
             f"(limit {self.p_limit:g}; three decimals are printed); {self.n_near_ties} near ties"
         ]
+        if self.loop:
+            lines.append(f"its loop: {self.loop}")
+        if self.n_untold:
+            lines.append(
+                f"{self.n_untold} tokens are corrections that the log does not tell, what follows them was compared"
+            )
         if self.n_cut:
             lines.append(f"{self.n_cut} drafts were cut by llama.cpp's budget, as far as they go they were compared")
+        if self.n_apart:
+            lines.append(
+                f"the drafts of {self.n_apart} rounds were not judged: an earlier one went another way, by a near tie "
+                "or by the budget, and its roll back left a trace in those after it"
+            )
         if not self.is_complete:
             lines.append(
                 "the log ends early: no count of tokens that agrees with its rounds; what it holds was compared"
             )
         if self.first is not None and self.first is not self.first_divergence:
             lines.append(f"first near tie: {self.first.text()}")
+        parted = "a router's near tie may have chosen another expert" if self.is_rerouted else ""
         if self.is_hardly_compared:
+            sampled = "the texts part at a near tie, as those of a sampled run do; was it run with --temp 0?"
             lines.append(
-                f"HARDLY ANYTHING WAS COMPARED: {self.n_tokens} of {self.n_tokens_theirs} tokens, then the texts part "
-                "at a near tie, as those of a sampled run do; was it run with --temp 0?"
+                f"HARDLY ANYTHING WAS COMPARED: {self.n_tokens} of {self.n_tokens_theirs} tokens, then "
+                f"{parted or sampled}"
             )
+        elif self.is_rerouted:
+            lines.append(f"{parted} there: what follows was not compared")
         elif self.is_parted:
             lines.append(
                 "the texts part at a near tie: what follows was not compared (a run without --temp 0 parts, too)"
@@ -149,6 +183,7 @@ def compare_log(
     p_limit: float = 0.002,
     near_margin: float = 0.01,
     opening_margin: float | None = None,
+    near_gap: float = NEAR_GAP,
 ) -> LogAgreement:
     """Compare a log with our run of the same prompt and settings, greedy, whose budget is at least as large.
 
@@ -157,9 +192,12 @@ def compare_log(
                  so close may change places
     near_margin  a target's choice whose margin in logits is below this may turn: the comparison ends there
     opening_margin  that of the token which a request of llama-server begins with: our prompt was processed whole
+    near_gap     a router gap below this may turn: what differs after it may have been run by another expert
     """
     is_blurred = log.request is not None and not log.request.is_first
+    events = list(events)
     drafted, verified, opening = _rounds(events)
+    ties = router_ties(events, near_gap)
     agreement = LogAgreement(
         p_limit, near_margin, is_blurred, n_rounds_theirs=len(log.rounds), n_tokens_theirs=len(log.ids)
     )
@@ -169,14 +207,15 @@ def compare_log(
     for d, v in zip(drafted, verified, strict=False):
         starts[n_ours] = (d, v)
         n_ours += v.n_accepted + 1
-    judge = _Judge(agreement, p_min, _ours(verified), log.request is not None)
+    judge = _Judge(agreement, p_min, _ours(verified, _end_of_text(events)), log.request is not None, ties)
+    judge.is_replayed, judge.near_gap = log.n_partial > 0, near_gap
     if opening is not None and not judge.opening(log, opening, opening_margin):
         return agreement
     at = 0
     for i, theirs in enumerate(log.rounds):
         if at in starts:
-            judge.draft(i, theirs, starts[at][0])
-        if not judge.tokens(i, theirs.emitted, at):
+            judge.round(i, theirs, *starts[at])
+        if agreement.is_rerouted or not judge.tokens(i, theirs, at):
             return agreement
         at += len(theirs.emitted)
     if log.unfinished and (at in starts or len(drafted) > len(verified)):
@@ -187,12 +226,13 @@ def compare_log(
 
 @dataclass(frozen=True)
 class _Emitted:
-    """One token of ours: id, position, margin and whether it is a near tie."""
+    """One token of ours: id, position, margin, whether it is a near tie, whether it ends the text."""
 
     id: int
     pos: int
     margin: float
     is_near_tie: bool
+    is_end: bool = False
 
 
 def _rounds(events: Iterable[Event]) -> tuple[list[Drafted], list[Verified], Token | None]:
@@ -210,23 +250,68 @@ def _rounds(events: Iterable[Event]) -> tuple[list[Drafted], list[Verified], Tok
     return drafted, verified, opening
 
 
-def _ours(verified: list[Verified]) -> list[_Emitted]:
+def router_ties(events: Iterable[Event], near_gap: float = NEAR_GAP) -> list[tuple[int, float]]:
+    """(position, gap) of every router's near tie of the tokens that stayed; of a prompt's, the position it ends at."""
+    ties = []
+    for event in events:
+        if isinstance(event, PromptProgress) and event.router_gap is not None and event.router_gap < near_gap:
+            ties.append((event.n_done - 1, event.router_gap))
+        if isinstance(event, Verified):
+            ties += [(event.pos0 + i, gap) for i, gap in enumerate(event.router_gaps) if gap < near_gap]
+    return ties
+
+
+def _end_of_text(events: Iterable[Event]) -> int | None:
+    """The position of the token that ends our text, where it is one that does."""
+    return next((e.pos for e in events if isinstance(e, Token) and e.is_eog), None)
+
+
+def _ours(verified: list[Verified], end: int | None) -> list[_Emitted]:
+    """Up to the end of the text. llama.cpp names the token that ends it as the last of its round, though the row after
+    it was run: there it stands twice."""
     out = []
     for v in verified:
         for row in range(v.n_accepted + 1):
-            out.append(_Emitted(v.target_ids[row], v.pos0 + row + 1, v.margins[row], v.near_ties[row]))
+            pos = v.pos0 + row + 1
+            out.append(_Emitted(v.target_ids[row], pos, v.margins[row], v.near_ties[row], pos == end))
+            if pos == end:
+                return [*out, out[-1]]
     return out
 
 
 class _Judge:
     """Notes differences; the rounds after a difference in the tokens are not judged."""
 
-    def __init__(self, agreement: LogAgreement, p_min: float, ours: list[_Emitted], is_request: bool) -> None:
+    def __init__(
+        self,
+        agreement: LogAgreement,
+        p_min: float,
+        ours: list[_Emitted],
+        is_request: bool,
+        ties: Sequence[tuple[int, float]] = (),
+    ) -> None:
         self.agreement, self.p_min, self.ours, self.is_request = agreement, p_min, ours, is_request
+        self.is_replayed = False  # a draft that was accepted in part leaves its trace in the drafts after it (S52)
+        self.is_apart = False
+        self.ties = ties
+        self.near_gap = NEAR_GAP
+        self.of_head: tuple[int, float] | None = None  # a near tie of the head's router in the draft at hand
+        self.n_before = 0  # positions that the trunk had run when the draft at hand was made
+
+    def round(self, i: int, theirs: Round, ours: Drafted, verdict: Verified) -> None:
+        """Draft and lengths. In a loop that replays, a draft that went another way, by a near tie or by the budget,
+        changes those after it where either was accepted in part: they are not judged."""
+        if self.is_apart:
+            self.agreement.n_apart += 1
+            return
+        self.draft(i, theirs, ours)
+        is_partial = theirs.is_replayed or verdict.n_accepted < len(ours.ids)
+        self.is_apart = self.is_replayed and is_partial and theirs.draft != ours.ids
 
     def draft(self, i: int, theirs: Round, ours: Drafted) -> None:
         """The candidates of each step, then the ids that were verified."""
         self.agreement.n_rounds += 1
+        self.n_before, self.of_head = ours.pos0, None
         before = len(self.agreement.differences)
         self.steps(i, theirs.steps, ours)
         if ours.ids == theirs.draft or len(self.agreement.differences) > before:
@@ -240,7 +325,10 @@ class _Judge:
         self._note(LogDifference(i, ours.pos0, "draft", n, ours.ids, theirs.draft, gap, is_tie))
 
     def steps(self, i: int, theirs: list[Step], ours: Drafted) -> None:
+        self.n_before = ours.pos0
         for n, (a, b) in enumerate(zip(theirs, ours.steps, strict=False)):
+            if b.router_gap is not None and b.router_gap < self.near_gap:
+                self.of_head = (b.pos, b.router_gap)
             if not self._step(i, n, a, b, ours.pos0 + n):
                 return
 
@@ -271,12 +359,18 @@ class _Judge:
         self._note(LogDifference(0, ours.pos, "token", 0, ours.id, theirs, margin, is_tie))
         return False
 
-    def tokens(self, i: int, emitted: list[int], at: int) -> bool:
-        """The tokens of a round against ours; False where the texts part or ours ends."""
+    def tokens(self, i: int, round: Round, at: int) -> bool:
+        """The tokens of a round against ours; False where the texts part or ours ends. A correction that is not told is
+        none that was drafted: else it had been accepted."""
+        emitted = round.emitted
         for n, (theirs, ours) in enumerate(zip(emitted, self.ours[at:], strict=False)):
-            if theirs != ours.id:
+            is_untold = theirs == UNTOLD
+            self.agreement.n_untold += is_untold
+            is_refused = is_untold and ours.id == round.draft[n] and not ours.is_end
+            if is_refused or (not is_untold and theirs != ours.id):
                 is_tie = ours.is_near_tie or ours.margin < self.agreement.near_margin
-                self._note(LogDifference(i, ours.pos, "token", n, ours.id, theirs, ours.margin, is_tie))
+                told = f"not {ours.id}" if is_refused else theirs
+                self._note(LogDifference(i, ours.pos, "token", n, ours.id, told, ours.margin, is_tie))
                 return False
             self.agreement.n_tokens += 1
         n_left = len(self.ours) - at
@@ -299,5 +393,10 @@ class _Judge:
     def _note(self, difference: LogDifference) -> None:
         if self.agreement.is_blurred and difference.what != "token":
             return
+        if not difference.is_near_tie:
+            end = difference.pos if difference.what == "token" else self.n_before
+            router = next((tie for tie in self.ties if tie[0] < end), None)
+            router = router or (self.of_head if difference.what != "token" else None)
+            difference = replace(difference, router=router, is_near_tie=router is not None)
         self.agreement.differences.append(difference)
         self.agreement.n_near_ties += difference.is_near_tie

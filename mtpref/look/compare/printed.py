@@ -38,8 +38,10 @@ def choose(name: str, shape: tuple[int, ...], printed: Sequence[Printed]) -> tup
 
 def _fits(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether one is the other with axes split or merged."""
-    a, b = ({math.prod(kept[i:]) for i in range(1, len(kept))} for kept in
-            (tuple(n for n in s if n != 1) for s in (shape, other)))  # fmt: skip
+    a, b = (
+        {math.prod(kept[i:]) for i in range(1, len(kept))}
+        for kept in (tuple(n for n in s if n != 1) for s in (shape, other))
+    )
     return a <= b or b <= a
 
 

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from mtpref import spec
@@ -64,8 +65,10 @@ _HEAD_INPUT = {
 # THE GRAPHS OF DATA SHEETS
 
 
-def block_graph(block: Block) -> dict[str, Made]:
+def block_graph(block: Block, cb: Mapping[str, str] = MappingProxyType({})) -> dict[str, Made]:
     """What a block makes, in order: its residual's graph with those of mixer and network where they are first read.
+
+    cb   the architecture's own names (Architecture.cb)
 
     Where neither has words, the weight is told that makes it by the data sheet (`Tensor.cb`).
     """
@@ -83,7 +86,7 @@ def block_graph(block: Block) -> dict[str, Made]:
         one = made.get(tensor.cb, Made(()))
         if tensor.cb and not one.step:
             made[tensor.cb] = replace(one, **_with_weight(tensor))
-    return made
+    return {cb.get(name, name): _with_inputs(one, cb) for name, one in made.items()}
 
 
 def _with_weight(tensor: Tensor) -> dict[str, Any]:
@@ -95,27 +98,29 @@ def _with_weight(tensor: Tensor) -> dict[str, Any]:
     return {"step": f"made {weight}"}
 
 
-def head_graph(sheet: HeadSheet) -> dict[str, Made]:
-    """What a head makes up to the end of its block, by its own names."""
+def head_graph(sheet: HeadSheet, block: Block, cb: Mapping[str, str] = MappingProxyType({})) -> dict[str, Made]:
+    """What a head makes up to the end of its block, by its own names. block: the sheet's, or what stands for it"""
     made = dict(_HEAD_INPUT) if sheet.enter is None else {}
-    for name, one in block_graph(sheet.block).items():
-        inputs = {n: "eh_proj" if n == LAYER_INPUT else MTP_NAMES.get(n, n) for n in one.inputs}
-        made[MTP_NAMES.get(name, name)] = _with_inputs(one, inputs)
-    return made
+    names = {**MTP_NAMES, **cb, LAYER_INPUT: "eh_proj"}
+    return made | block_graph(block, names)
 
 
 def _with_inputs(made: Made, names: Mapping[str, str]) -> Made:
     """The same with other names for inputs; those that become "" are left out."""
-    inputs = (names.get(name, name) for name in made.inputs)
-    return Made(tuple(name for name in inputs if name), made.step, made.rules)
+
+    def renamed(given: Iterable[str]) -> tuple[str, ...]:
+        return tuple(new for name in given if (new := names.get(name, name)))
+
+    return replace(made, inputs=renamed(made.inputs), instead=None if made.instead is None else renamed(made.instead))
 
 
 @lru_cache(maxsize=8)
 def _graphs(sheets: tuple[Architecture, ...]) -> tuple[list[dict[str, Made]], list[dict[str, Made]]]:
     """Every block's graph, and every head's."""
-    blocks = {id(block): block for sheet in sheets for block in sheet.layers.all_blocks()}
-    heads = {id(sheet.head): sheet.head for sheet in sheets if sheet.head is not None}
-    return list(map(block_graph, blocks.values())), list(map(head_graph, heads.values()))
+    blocks = [block_graph(block, sheet.cb) for sheet in sheets for block in sheet.layers.all_blocks()]
+    heads = [head_graph(sheet.head, block, sheet.cb_head)
+             for sheet in sheets if sheet.head is not None for block in sheet.head.blocks]  # fmt: skip
+    return blocks, heads
 
 
 @lru_cache(maxsize=8)
@@ -165,8 +170,24 @@ def producer_of(name: str, known: Collection[str]) -> Producer | None:
     if name in _GLOBAL:
         return _told(_GLOBAL[name], 0, str)
     is_head, base, il = _parts(name)
-    found = _graph_at(is_head, il, known).get(base) if base else None
-    return None if found is None else _told(found, il, lambda n: (_mtp_name if is_head else _trunk_name)(n, il))
+    graph = _graph_at(is_head, il, known) if base else {}
+    if base not in graph:
+        return None
+
+    def whole(name: str) -> str:
+        return (_mtp_name if is_head else _trunk_name)(name, il)
+
+    found = replace(graph[base], inputs=tuple(_there(graph[base].inputs, graph, lambda name: whole(name) in known)))
+    return _told(found, il, whole)
+
+
+def _there(inputs: Iterable[str], graph: Graph, is_known: Callable[[str], bool]) -> dict[str, None]:
+    """The inputs, each once; of what this model does not make, what stands in for it."""
+    found: dict[str, None] = {}
+    for name in inputs:
+        instead = graph[name].instead if name in graph and not is_known(name) else None
+        found |= {name: None} if instead is None else _there(instead, graph, is_known)
+    return found
 
 
 def _told(made: Made, il: int, whole: Callable[[str], str]) -> Producer:

@@ -56,8 +56,10 @@ class Source:
         for name in self.names:
             new = _rename(name, rules)
             if new in given:
-                raise MtprefError(f"`rules`: {self.label}: {printable(given[new])} and {printable(name)} both become "
-                                  f"{printable(new)}, expected a name for each")  # fmt: skip
+                raise MtprefError(
+                    f"`rules`: {self.label}: {printable(given[new])} and {printable(name)} both become "
+                    f"{printable(new)}, expected a name for each"
+                )
             given[new] = name
         return replace(self, names=list(given), read=lambda name: self.read(given[name]))
 
@@ -76,8 +78,10 @@ def parse_map(texts: Iterable[str]) -> list[tuple[re.Pattern[str], str]]:
                 raise ValueError("no REGEX=NAME")
             re.compile(f"{pattern}|").fullmatch("").expand(name)  # type: ignore[union-attr]  # a group that is not there
         except (re.error, ValueError, IndexError) as error:
-            raise MtprefError(f"`rules` {text}: {error}; expected REGEX=NAME, for example "
-                              r"'layers\.(\d+)\.out=l_out-\1'") from None  # fmt: skip
+            raise MtprefError(
+                f"`rules` {text}: {error}; expected REGEX=NAME, for example "
+                r"'layers\.(\d+)\.out=l_out-\1'"
+            ) from None
         rules.append((compiled, name))
     return rules
 
@@ -134,8 +138,10 @@ def _gguf_values(file: GgufFile, name: str) -> NDArray:
     if info.type_name in INTEGER_TYPES:
         return file.data(info).view(INTEGER_TYPES[info.type_name]).reshape(info.shape)
     if info.type_name not in quants.DEQUANTIZABLE:
-        raise MtprefError(f"{file.label}: tensor {printable(name)} has type {info.type_name}, expected one of "
-                          f"{', '.join((*quants.DEQUANTIZABLE, *INTEGER_TYPES))}")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tensor {printable(name)} has type {info.type_name}, expected one of "
+            f"{', '.join((*quants.DEQUANTIZABLE, *INTEGER_TYPES))}"
+        )
     return quants.dequantize(info.type_name, file.data(info), info.shape).reshape(info.shape)
 
 

@@ -74,64 +74,66 @@
 
   function legend() {
     const list = el("ul", { class: "legend", "aria-label": "Origin of a token" });
+    if (data.sides.some((s) => s.prompt)) list.append(el("li", {}, el("span", { class: "chip prompt" }, "prompt")));
     for (const [name, words] of ORIGINS) list.append(el("li", {}, el("span", { class: "chip " + name }, words)));
     return list;
   }
 
   function timeChart(sides) {
-    const w = 640, h = 180, left = 40, bottom = 24, top = 8;
+    const w = 640, h = 180, left = 58, bottom = 24, top = 8;
     const n = Math.max(2, ...sides.map((s) => s.rounds.length));
     const x = (i) => left + (w - left - 8) * i / (n - 1);
     const y = (r) => top + (h - top - bottom) * (1 - r);
-    const chart = svg("svg", { viewBox: `0 0 ${w} ${h}`, role: "img",
+    const chart = svg("svg", { class: "wide", viewBox: `0 0 ${w} ${h}`, role: "img",
       "aria-label": "Share of drafted tokens accepted, over the rounds" });
     for (const r of [0, 0.5, 1]) {
       chart.append(svg("line", { class: "grid", x1: left, x2: w - 8, y1: y(r), y2: y(r) }));
       chart.append(svg("text", { x: 4, y: y(r) + 4 }, 100 * r + " %"));
     }
-    chart.append(svg("text", { x: left, y: h - 6 }, "round 0"));
+    chart.append(svg("text", { x: left, y: h - 6 }, "0"));
+    chart.append(svg("text", { x: (left + w) / 2, y: h - 6, "text-anchor": "middle" }, "round"));
     chart.append(svg("text", { x: w - 8, y: h - 6, "text-anchor": "end" }, String(n - 1)));
     sides.forEach((s, k) => {
       const points = s.over_time.map(([i, r]) => x(i).toFixed(1) + "," + y(r).toFixed(1)).join(" ");
       chart.append(svg("polyline", { class: k ? "b" : "a", points }));
     });
-    return el("section", {}, el("h3", {}, "Acceptance over time" + (sides.length > 1 ? " (dashed: second run)" : "")),
+    return el("section", {}, el("h3", {}, "Acceptance over time: accepted of drafted" + (sides.length > 1 ? " (dashed: second run)" : "")),
       chart);
   }
 
   function positionTable(sides) {
-    const head = el("tr", {}, el("th", { scope: "col" }, "position"));
+    const tables = el("div", { class: "positions" });
     sides.forEach((s, k) => {
-      const run = sides.length > 1 ? (k ? " (second)" : " (first)") : "";
-      for (const name of ["proposed", "accepted", "conditional"]) head.append(el("th", { scope: "col" }, name + run));
+      const head = el("tr");
+      for (const name of ["position", "drafted", "accepted", "if reached"]) head.append(el("th", { scope: "col" }, name));
+      const body = el("tbody");
+      s.per_pos.forEach(([proposed, judged, accepted], i) => body.append(el("tr", {},
+        el("th", { scope: "row" }, String(i + 1)), el("td", {}, String(proposed)),
+        el("td", {}, percent(accepted, proposed)), el("td", {}, percent(accepted, judged)))));
+      const caption = sides.length > 1 ? [el("caption", {}, k ? "second run" : "first run")] : [];
+      tables.append(el("table", {}, ...caption, el("thead", {}, head), body));
     });
-    const body = el("tbody");
-    for (let i = 0; i < Math.max(0, ...sides.map((s) => s.per_pos.length)); i++) {
-      const row = el("tr", {}, el("th", { scope: "row" }, String(i + 1)));
-      for (const s of sides) {
-        const [proposed, judged, accepted] = s.per_pos[i] || [0, 0, 0];
-        row.append(el("td", {}, String(proposed)), el("td", {}, percent(accepted, proposed)),
-          el("td", {}, percent(accepted, judged)));
-      }
-      body.append(row);
-    }
     const rates = sides.map((s) => s.per_pos.map(([, judged, accepted]) => accepted / Math.max(1, judged)));
-    return el("section", {}, el("h3", {}, "Acceptance by draft position"), bars(rates),
-      el("table", {}, el("thead", {}, head), body),
-      el("p", { class: "soft" }, "Conditional: of those whose predecessors were accepted; the bars show it."));
+    return el("section", {}, el("h3", {}, "Acceptance by draft position"), bars(rates), tables,
+      el("p", { class: "soft" }, "If reached: of those whose predecessors were accepted; the bars show it."));
   }
 
   function bars(rates) {
-    const n = Math.max(1, ...rates.map((r) => r.length)), w = 320, h = 90;
+    const n = Math.max(1, ...rates.map((r) => r.length)), w = 320, h = 120, left = 40, top = 8, tall = 78;
     const chart = svg("svg", { viewBox: `0 0 ${w} ${h}`, "aria-hidden": "true" });
+    const y = (r) => top + tall * (1 - r);
+    for (const r of [0, 0.5, 1]) {
+      chart.append(svg("line", { class: "grid", x1: left, x2: w, y1: y(r), y2: y(r) }));
+      chart.append(svg("text", { x: 4, y: y(r) + 4 }, 100 * r + " %"));
+    }
     rates.forEach((list, k) => list.forEach((r, i) => {
-      const width = Math.min(40, 0.8 * w / n / rates.length);
-      const x = w * i / n + k * (width + 2);
-      chart.append(svg("rect", { class: k ? "b" : "a", x, y: 6 + 70 * (1 - r), width, height: 70 * r,
-        "fill-opacity": 0.75 }));
-      if (k === 0) chart.append(svg("text", { x, y: h - 2 }, String(i + 1)));
+      const step = (w - left) / n, width = Math.min(40, 0.8 * step / rates.length);
+      const x = left + 4 + step * i + k * (width + 2);
+      chart.append(svg("rect", { class: k ? "b" : "a", x, y: y(r), width, height: tall * r, "fill-opacity": 0.75 }));
+      if (k === 0) chart.append(svg("text", { x: x + width / 2, y: top + tall + 14, "text-anchor": "middle" },
+        String(i + 1)));
     }));
-    chart.append(svg("line", { class: "grid", x1: 0, x2: w, y1: 76, y2: 76 }));
+    chart.append(svg("text", { x: (left + w) / 2, y: h - 4, "text-anchor": "middle" }, "draft position"));
     return chart;
   }
 
@@ -146,7 +148,10 @@
     }
     const head = el("tr", {});
     for (const name of ["candidate", "id", "p", ""]) head.append(el("th", { scope: "col" }, name));
-    return el("div", {}, el("h3", {}, title), el("table", {}, el("thead", {}, head), body));
+    const box = el("div", {}, el("h3", {}, title), el("table", {}, el("thead", {}, head), body));
+    if (list.some(([id, name]) => name === "#" + id)) box.append(el("p", { class: "soft" },
+      "#12 is the token with id 12: the trace has no text of it. mtpref trace html -m MODEL names all."));
+    return box;
   }
 
   function draftTitle(d, i) {
@@ -201,6 +206,7 @@
       this.rows = new Blocks(this.roundBox, nRounds, (i) => this.block(i), 56 * ROUND_BLOCK);
       if (nRounds) this.rows.show(0);
       if (nText) this.text.show(0);
+      if (this.side.prompt) this.textBox.prepend(el("span", { class: "prompt", title: "the prompt" }, this.side.prompt));
     }
     spans(block) {
       const first = block * TEXT_BLOCK;

@@ -17,6 +17,7 @@ from mtpref.look.trace.names import Names
 
 MAX_ROUNDS = 50_000
 MAX_CANDIDATES = 10
+MAX_PROMPT = 4000  # characters of a prompt on a page: its end, which the text goes on from
 N_POINTS = 240  # of the curve of acceptance over time
 LEAST_WINDOW = 8  # rounds that a point of it averages over
 JOINERS = "\u200c\u200d"  # invisible, but part of how words and emoji look
@@ -24,7 +25,11 @@ JOINERS = "\u200c\u200d"  # invisible, but part of how words and emoji look
 
 @dataclass
 class Side:
-    """One run. tokens: [id, text as shown, origin, index of the round]; rounds: see `_round`; ids: the text's ids."""
+    """One run. tokens: [id, text as shown, origin, index of the round]; rounds: see `_round`; ids: the text's ids.
+
+    prompt   the prompt's text as shown, "" where its tokens' texts are not known; has_names: whether ids that the text
+             does not have are named
+    """
 
     label: str
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -36,9 +41,22 @@ class Side:
     per_pos: list[list[int]] = field(default_factory=list)  # [proposed, judged, accepted] of draft position 1, 2, ...
     over_time: list[list[float]] = field(default_factory=list)  # [index of the round, accepted / drafted around it]
     notes: list[str] = field(default_factory=list)
+    prompt: str = ""
+    has_names: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        names = ("label", "facts", "tokens", "rounds", "near_ties", "per_pos", "over_time", "notes")
+        names = (
+            "label",
+            "prompt",
+            "has_names",
+            "facts",
+            "tokens",
+            "rounds",
+            "near_ties",
+            "per_pos",
+            "over_time",
+            "notes",
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -92,13 +110,17 @@ class _SideReader:
         if number < self._first or (self._last is not None and number > self._last):
             return
         if len(self._raw) >= MAX_ROUNDS:
-            raise MtprefError(f"{self._path}: more than {MAX_ROUNDS} rounds, expected at most that many on a page; "
-                              "choose some with `rounds` A-B")  # fmt: skip
+            raise MtprefError(
+                f"{self._path}: more than {MAX_ROUNDS} rounds, expected at most that many on a page; "
+                "choose some with `rounds` A-B"
+            )
         self._raw.append(r)
 
     def finish(self) -> Side:
         """Names are complete only now: a rejected token may have entered the text later."""
         side = self.side
+        side.has_names = self.names.knows_all
+        side.prompt = self._prompt()
         for r in self._raw:
             self._add(r)
         rest = self._decoder.flush()
@@ -106,6 +128,13 @@ class _SideReader:
             side.tokens[-1][1] += visible(rest)
         side.over_time = _over_time([(len(r["d"]), r["a"]) for r in side.rounds])
         return side
+
+    def _prompt(self) -> str:
+        pieces = [self.names.piece(id) for id in self.side.prompt_ids]
+        if not pieces or any(piece is None for piece in pieces):
+            return ""
+        text = b"".join(piece for piece in pieces if piece is not None).decode("utf-8", "replace")
+        return visible(text if len(text) <= MAX_PROMPT else "..." + text[-MAX_PROMPT:])
 
     def _add(self, r: Round) -> None:
         side, i = self.side, len(self.side.rounds)
@@ -185,8 +214,10 @@ def restored(b: RolledBack, pos0: int, n_drafted: int) -> str:
     """Which state a roll back went to, in words. Batch: the opening token at pos0 and the draft after it."""
     span = f"from position {b.from_pos} to {b.to_pos}"
     if b.strategy == "snapshot":
-        return (f"snapshot, {span}: the recurrent state kept after token {b.to_pos - pos0} of {n_drafted + 1} "
-                f"of the batch was chosen, KV cells from {b.to_pos} on were cut")  # fmt: skip
+        return (
+            f"snapshot, {span}: the recurrent state kept after token {b.to_pos - pos0} of {n_drafted + 1} "
+            f"of the batch was chosen, KV cells from {b.to_pos} on were cut"
+        )
     if b.strategy == "replay":
         return f"replay, {span}: the checkpoint before position {pos0} was restored, {b.n_replayed} tokens run again"
     again = f", {b.n_replayed} tokens run again" if b.n_replayed else ""

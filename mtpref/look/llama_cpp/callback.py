@@ -71,8 +71,10 @@ def read_callback_text(path: str | Path | TextStream) -> list[Printed]:
         text = read_up_to(file, label, expected, MAX_TEXT_BYTES).decode("utf-8", "replace")
     found = list(_parse(text, label))
     if not found:
-        raise MtprefError(f"{label}: no printed tensor in it, expected the text of llama-eval-callback, or of "
-                          "llama-debug with --verbose")  # fmt: skip
+        raise MtprefError(
+            f"{label}: no printed tensor in it, expected the text of llama-eval-callback, or of "
+            "llama-debug with --verbose"
+        )
     return found
 
 
@@ -84,8 +86,10 @@ def _parse(text: str, label: str) -> list[Printed]:
         if printed is None:
             continue
         if printed.is_cut and following is not None:
-            raise MtprefError(f"{label}: the values of {printable(printed.name)} end early, though tensors follow; "
-                              "expected a text with no line missing")  # fmt: skip
+            raise MtprefError(
+                f"{label}: the values of {printable(printed.name)} end early, though tensors follow; "
+                "expected a text with no line missing"
+            )
         found.append(printed)
     return found
 

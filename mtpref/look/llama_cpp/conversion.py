@@ -46,8 +46,10 @@ def _raw(path: Path, dtype: np.dtype) -> NDArray:
     try:
         n_bytes = path.stat().st_size
         if not 0 < n_bytes <= MAX_BYTES or n_bytes % 4:
-            raise MtprefError(f"{label}: {n_bytes} bytes, expected 4 for each value, at most {MAX_BYTES >> 30} GiB; "
-                              "write it again, for example with llama-debug --save-logits")  # fmt: skip
+            raise MtprefError(
+                f"{label}: {n_bytes} bytes, expected 4 for each value, at most {MAX_BYTES >> 30} GiB; "
+                "write it again, for example with llama-debug --save-logits"
+            )
     except OSError as error:
         raise MtprefError(f"{label}: cannot be read ({error.strerror}); expected raw values") from None
     raw = read_regular(path, label, "expected raw values", MAX_BYTES)

@@ -61,10 +61,12 @@ def runs_of(text: str, label: str) -> list[Run]:
     except MtprefError as error:
         raise MtprefError(f"{label}: {error}") from None
     if not any(run.log.unfinished or any(r.steps or run.log.request is None for r in run.log.rounds) for run in runs):
-        raise MtprefError(f"{label}: no draft candidate and no acceptance of a round in it, expected the "
-                          "log of llama-speculative-simple or llama-server -lv 5 --spec-type draft-mtp (it goes to "
-                          "stderr); run it again with -lv 5 (a log of two lines was cut: the program may end before it "
-                          "is written); rates alone: mtpref diagnose --log FILE")  # fmt: skip
+        raise MtprefError(
+            f"{label}: no draft candidate and no acceptance of a round in it, expected the "
+            "log of llama-speculative-simple or llama-server -lv 5 --spec-type draft-mtp (it goes to "
+            "stderr); run it again with -lv 5 (a log of two lines was cut: the program may end before it "
+            "is written); rates alone: mtpref diagnose --log FILE"
+        )
     return runs
 
 

@@ -24,8 +24,10 @@ def choose_runs(
     """
     numbered = [(i, run) for i, run in enumerate(runs) if which in (None, "all") or str(i) == which]
     if not numbered:
-        raise MtprefError(f"`run`: {printable(str(which), 20)} is not there, expected 0 .. {len(runs) - 1} or all: "
-                          f"{label} holds {_listed(list(enumerate(runs)))}")  # fmt: skip
+        raise MtprefError(
+            f"`run`: {printable(str(which), 20)} is not there, expected 0 .. {len(runs) - 1} or all: "
+            f"{label} holds {_listed(list(enumerate(runs)))}"
+        )
     sound = [(i, run) for i, run in numbered if not run.log.damage and (run.log.rounds or run.log.unfinished)]
     sound = [(i, run) for i, run in sound if run.log.request is None or run.log.request.opening is not None]
     if not sound:
@@ -35,15 +37,20 @@ def choose_runs(
     if all("prompt_ids" in run.header for _, run in sound):
         return [(run, _recorded(run, label)) for _, run in sound]
     if prompt_ids is None:
-        raise MtprefError(f"{label}: the log does not hold the prompt, expected the one that llama.cpp was given; "
-                          "use `prompt ids`")  # fmt: skip
+        raise MtprefError(
+            f"{label}: the log does not hold the prompt, expected the one that llama.cpp was given; use `prompt ids`"
+        )
     fitting = [(i, run) for i, run in sound if run.log.n_prompt in (None, len(prompt_ids))]
     if not fitting:
-        raise MtprefError(f"{label}: the prompt that was given has {len(prompt_ids)} tokens, expected that of "
-                          f"{_listed(sound)}; give the very text (a chat's with template) or `its ids`")  # fmt: skip
+        raise MtprefError(
+            f"{label}: the prompt that was given has {len(prompt_ids)} tokens, expected that of "
+            f"{_listed(sound)}; give the very text (a chat's with template) or `its ids`"
+        )
     if len(fitting) > 1 and which is None:
-        raise MtprefError(f"{label}: {len(fitting)} runs could have had this prompt: {_listed(fitting)}; choose one "
-                          "with `run` N, or say `run` all where all had it")  # fmt: skip
+        raise MtprefError(
+            f"{label}: {len(fitting)} runs could have had this prompt: {_listed(fitting)}; choose one "
+            "with `run` N, or say `run` all where all had it"
+        )
     return [(run, list(prompt_ids)) for _, run in fitting]
 
 

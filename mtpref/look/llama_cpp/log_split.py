@@ -27,6 +27,7 @@ class Splitter:
         self._due: dict[int, list[int]] = {}
         self._settings: dict[str, float] = {}
         self._temp: float | None = None
+        self._replay: tuple[int, int] | None = None  # accepted, drafted: of a batch that is being run again
         self._time = 0.0
         self._is_server = False
 
@@ -69,7 +70,7 @@ class Splitter:
     def _end_simple(self) -> None:
         log = self._simple
         if not self._is_server:
-            log.unfinished = self._steps.pop(0, [])
+            log.unfinished, self._replay = self._steps.pop(0, []), None
         if not self._is_server and (log.rounds or log.unfinished or log.summary or log.statistics):
             self.logs.append(log)
         self._simple = LlamaLog(settings=self._settings)
@@ -126,14 +127,26 @@ class Splitter:
             self._end_simple()
         steps = self._steps.pop(0, [])
         found = Round(steps, int(match["n_accepted"]), int(match["n_draft"]), int(match["id_last"]))
+        if self._replay is not None:
+            found = self._replayed(found, *self._replay)
         if not found.n_accepted <= found.n_draft <= len(steps):
             self._hole(0, f"accepted {found.n_accepted}/{found.n_draft} of {len(steps)} draft steps")
         self._simple.rounds.append(found)
 
     def _partial(self, match: Event) -> None:
-        if self._simple.n_partial == 0:
-            self._simple.n_sound = len(self._simple.rounds)
-        self._simple.n_partial += 1
+        """A batch that is run again: of a draft, or of what was run again already, where a near tie fell otherwise."""
+        n_kept, n_tried = int(match["n_kept"]), int(match["n_tried"])
+        n_drafted = n_tried if self._replay is None else self._replay[1]
+        if not n_kept < n_tried or (self._replay is not None and n_tried != self._replay[0] + 1):
+            self._hole(0, f"accepted {n_kept} of {n_tried} in part")
+        self._replay = (n_kept, n_drafted)
+
+    def _replayed(self, told: Round, n_kept: int, n_drafted: int) -> Round:
+        """The round whose accept line tells the batch that was run again: what was kept and the correction."""
+        self._replay = None
+        if not told.n_accepted == told.n_draft == n_kept + 1:
+            self._hole(0, f"accepted {told.n_accepted}/{told.n_draft} of {n_kept + 1} that were run again")
+        return Round(told.steps, n_kept, n_drafted, told.id_last, is_replayed=True)
 
     def _encoded(self, match: Event) -> None:
         self._simple.n_prompt = int(match["n_prompt"])

@@ -46,9 +46,11 @@ class Programs:
         for folder in (self.folder, self.folder / "bin", self.folder / "build" / "bin"):
             if (folder / name).is_file():
                 return (folder / name).resolve()
-        raise MtprefError(f"`llama_bin` {printable(str(self.folder), 400)}: {name} is not there; expected a folder "
-                          "with llama.cpp's programs (cmake --build build --target llama-tokenize llama-results "
-                          "llama-speculative-simple)")  # fmt: skip
+        raise MtprefError(
+            f"`llama_bin` {printable(str(self.folder), 400)}: {name} is not there; expected a folder "
+            "with llama.cpp's programs (cmake --build build --target llama-tokenize llama-results "
+            "llama-speculative-simple)"
+        )
 
     def tokenize(self, model: Path, text: str) -> list[int]:
         """The ids of a text, with whatever the tokenizer adds before and after it; backslashes are read as escapes."""

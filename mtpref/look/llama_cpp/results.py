@@ -28,8 +28,10 @@ def read_results(file: GgufFile) -> dict[str, NDArray]:
     """
     tokens, logits = file.tensors["tokens"], file.tensors["logits"]
     if tokens.type_name != "I32" or logits.type_name != "F32":
-        raise MtprefError(f"{file.label}: tokens and logits have types {tokens.type_name} and {logits.type_name}, "
-                          "expected I32 and F32 as llama-results writes them")  # fmt: skip
+        raise MtprefError(
+            f"{file.label}: tokens and logits have types {tokens.type_name} and {logits.type_name}, "
+            "expected I32 and F32 as llama-results writes them"
+        )
     ids, values = file.data(tokens).view(np.int32), file.data(logits).view(np.float32)
     if ids.size == 0 or values.size % ids.size or values.size == 0:
         raise MtprefError(f"{file.label}: {ids.size} tokens and {values.size} logits, expected as many for each token")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+UNTOLD = -1  # an id that the log does not tell
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -22,12 +24,17 @@ class Step:
 
 @dataclass
 class Round:
-    """One draft and its verdict. `id_last` is the correction or bonus token."""
+    """One draft and its verdict. `id_last` is the correction or bonus token.
+
+    is_replayed  the draft was accepted in part, and what stays was run again with the correction in the batch (S52):
+                 id_last is the token after the correction, which the log does not tell
+    """
 
     steps: list[Step]
     n_accepted: int
     n_draft: int
     id_last: int
+    is_replayed: bool = False
 
     @property
     def draft(self) -> list[int]:
@@ -36,8 +43,9 @@ class Round:
 
     @property
     def emitted(self) -> list[int]:
-        """The ids this round added to the text: accepted draft tokens, then the target's own token."""
-        return [*self.draft[: self.n_accepted], self.id_last]
+        """The ids this round added to the text: accepted draft tokens, then the target's own token. Of a round that was
+        replayed: accepted ones, UNTOLD for the correction, and the token after it."""
+        return [*self.draft[: self.n_accepted], *[UNTOLD] * self.is_replayed, self.id_last]
 
 
 @dataclass
@@ -64,8 +72,6 @@ class LlamaLog:
     """A parsed run: rounds in order, the summary and statistics lines as the log gives them.
 
     settings    n_max, n_min, p_min as the drafter printed them when it was made (p_min to two decimals)
-    n_partial   rounds after which it went back to a checkpoint and ran what it kept again; n_sound: rounds before the
-                first of them. What follows says less: the token in the place of the rejected one is not in the log
     unfinished  the steps of a round whose accept line the log does not hold
     n_prompt    tokens of the prompt, where the log says so
     temp        the temperature, where the log says so
@@ -74,8 +80,6 @@ class LlamaLog:
     """
 
     rounds: list[Round] = field(default_factory=list)
-    n_partial: int = 0
-    n_sound: int | None = None
     settings: dict[str, float] = field(default_factory=dict)
     summary: dict[str, int] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
@@ -88,8 +92,13 @@ class LlamaLog:
     damage: str = ""
 
     @property
+    def n_partial(self) -> int:
+        """Rounds that were rolled back by a replay with the correction."""
+        return sum(r.is_replayed for r in self.rounds)
+
+    @property
     def ids(self) -> list[int]:
-        """All generated ids in order."""
+        """All generated ids in order, UNTOLD where the log does not tell one."""
         return [i for r in self.rounds for i in r.emitted]
 
     @property

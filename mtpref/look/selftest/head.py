@@ -48,16 +48,20 @@ def teacher_forced(bench: Bench) -> str:
     order = np.random.default_rng(0).permutation(len(hidden))
     shuffled = [ids[1:][i] for i in order]
     right = _named(bench, ids[1:], hidden) == target
-    controls = {"hidden rows": _named(bench, ids[1:], hidden[order]) == target,
-                "pairs": _named(bench, shuffled, hidden[order]) == target}  # fmt: skip
+    controls = {
+        "hidden rows": _named(bench, ids[1:], hidden[order]) == target,
+        "pairs": _named(bench, shuffled, hidden[order]) == target,
+    }
     told = f"head and trunk agree at {right.sum()} of {len(right)} positions" + "".join(
         f", with shuffled {what} at {control.sum()}" for what, control in controls.items()
     )
     for what, control in controls.items():
         luck = _sign_test(int((right & ~control).sum()), int((control & ~right).sum()))
         if luck > MAX_LUCK and not (what == "hidden rows" and model.vocab.model == "test"):
-            raise Failed(f"{told}: no better than with shuffled {what} (p = {luck:.2g}); is the head in another "
-                         "convention? try: mtpref inspect, --contract")  # fmt: skip
+            raise Failed(
+                f"{told}: no better than with shuffled {what} (p = {luck:.2g}); is the head in another "
+                "convention? try: mtpref inspect, --contract"
+            )
     return told
 
 

@@ -113,8 +113,10 @@ def _expect_equal(what: str, found: Outcome, expected: Outcome) -> None:
     both = found.margins.keys() & expected.margins.keys()
     wrong = sorted(pos for pos in both if found.margins[pos] != expected.margins[pos])
     if wrong:
-        raise Failed(f"{what}: the same text, but the logits differ at {len(wrong)} of {len(both)} positions, first "
-                     f"at {wrong[0]}")  # fmt: skip
+        raise Failed(
+            f"{what}: the same text, but the logits differ at {len(wrong)} of {len(both)} positions, first "
+            f"at {wrong[0]}"
+        )
     if found.n_past == expected.n_past and found.trunk != expected.trunk:
         raise Failed(f"{what}: the same text and logits, but another model state at the end")
 
@@ -124,5 +126,7 @@ def _told(expected: Outcome, runs: Sequence[Outcome], how: str) -> str:
     for run in runs:
         total["drafted"] += run.statistics.n_drafted
         total["accepted"] += run.statistics.n_accepted
-    return (f"{len(runs)} runs of {len(expected.ids)} tokens {how}: equal text, logits and state; "
-            f"{total['accepted']} of {total['drafted']} drafted tokens accepted")  # fmt: skip
+    return (
+        f"{len(runs)} runs of {len(expected.ids)} tokens {how}: equal text, logits and state; "
+        f"{total['accepted']} of {total['drafted']} drafted tokens accepted"
+    )

@@ -79,8 +79,10 @@ def same_decisions(bench: Bench) -> str:
 
 
 def _judged(agreement: Agreement, n_lost: int) -> str:
-    told = (f"{agreement.n_rounds} rounds, {agreement.n_candidates} candidates, {agreement.n_near_ties} near ties, "
-            f"greatest error of p {agreement.max_p_error:.4f}")  # fmt: skip
+    told = (
+        f"{agreement.n_rounds} rounds, {agreement.n_candidates} candidates, {agreement.n_near_ties} near ties, "
+        f"greatest error of p {agreement.max_p_error:.4f}"
+    )
     told += f"; {n_lost} logs lost their tail" if n_lost else ""
     if agreement.mismatches:
         raise Failed(f"{agreement.mismatches[0]}; {len(agreement.mismatches)} differences in {told}")

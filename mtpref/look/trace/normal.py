@@ -73,7 +73,8 @@ class Records:
         assert v is not None
         draw = asdict(v.draws[i]) if v.draws else None
         return {"pos": v.pos0 + 1 + i, "id": v.target_ids[i], "text": _text(self.names.piece(v.target_ids[i])),
-                "margin": v.margins[i], "is_near_tie": v.near_ties[i], "draw": draw}  # fmt: skip
+                "margin": v.margins[i], "is_near_tie": v.near_ties[i], "draw": draw,
+                **({"router_gap": v.router_gaps[i]} if v.router_gaps else {})}  # fmt: skip
 
 
 def _text(piece: bytes | None) -> str | None:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from mtpref.base.events import DraftStep, Draw, Event, PromptProgress, RunEnded, RunStarted, Token
+from mtpref.base.events import DraftStep, Event, PromptProgress, RunEnded, RunStarted, Token, Verified
+from mtpref.engine.decode.statistics import NEAR_GAP
 from mtpref.files.vocab import StreamDecoder, terminal_safe
 from mtpref.look.trace.names import Names, cells, fit, pad, quoted
 from mtpref.look.trace.rounds import Round
@@ -135,7 +136,7 @@ class RoundLines:
         verdict = v.verdicts[i] if v is not None and i < len(v.verdicts) else ""
         style = {"accept": "draft", "reject": "reject", "discard": "discard"}.get(verdict, "")
         if v is not None and i < v.n_accepted:
-            fields += _row_facts(v.margins[i], v.near_ties[i], v.draws[i] if v.draws else None)
+            fields += _row_facts(v, i)
         return self._row(d.pos0 + 1 + i, self.names.name(id), (verdict, style), fields)
 
     def _target_line(self, r: Round) -> list[Line]:
@@ -145,7 +146,7 @@ class RoundLines:
             return []
         i, n_draft = v.n_accepted, len(v.draft_ids)
         source = "plain" if not n_draft else "bonus" if i == n_draft else "correction"
-        fields = _row_facts(v.margins[i], v.near_ties[i], v.draws[i] if v.draws else None)
+        fields = _row_facts(v, i)
         token = next((t for t in r.tokens if t.pos == d.pos0 + 1 + i), None)
         if token is None and r.tokens:
             fields.append([("after the end of the text", "note")])
@@ -214,11 +215,14 @@ def _step(step: DraftStep, id: int | None) -> list[Line]:
     return fields
 
 
-def _row_facts(margin: float, is_near_tie: bool, draw: Draw | None) -> list[Line]:
-    """What decided a row of the target."""
-    fields: list[Line] = [_told(f"margin {margin:.3g}")]
-    if is_near_tie:
+def _row_facts(v: Verified, i: int) -> list[Line]:
+    """What decided row i of the target."""
+    draw = v.draws[i] if v.draws else None
+    fields: list[Line] = [_told(f"margin {v.margins[i]:.3g}")]
+    if v.near_ties[i]:
         fields.append([("near tie", "near tie")])
+    if v.router_gaps and v.router_gaps[i] < NEAR_GAP:
+        fields.append([(f"near tie of a router, gap {v.router_gaps[i]:.2g}", "near tie")])
     if draw is not None:
         for name in ("p", "p_accept", "u_target", "u_accept", "u_residual", "edge"):
             value = getattr(draw, name)

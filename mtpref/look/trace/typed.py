@@ -26,8 +26,10 @@ def from_json(record: Any) -> Event | None:
     if cls is None:
         return None
     if cls is RunStarted and record.get("schema") != events.SCHEMA:
-        raise MtprefError(f"schema {describe(record.get('schema'))}, expected {events.SCHEMA!r}; is it the trace of "
-                          "another version of mtpref?")  # fmt: skip
+        raise MtprefError(
+            f"schema {describe(record.get('schema'))}, expected {events.SCHEMA!r}; is it the trace of "
+            "another version of mtpref?"
+        )
     event: Event = read_fields(cls, record, cls.__name__)
     _check_lengths(event)
     return event
@@ -38,17 +40,23 @@ def _check_lengths(event: Event) -> None:
     if isinstance(event, Verified):
         n_rows, n_draft = len(event.target_ids), len(event.draft_ids)
         for name, found in (("margins", len(event.margins)), ("near_ties", len(event.near_ties)),
-                            ("draws", len(event.draws) or n_rows)):  # fmt: skip
+                            ("draws", len(event.draws) or n_rows),
+                            ("router_gaps", len(event.router_gaps) or n_rows)):  # fmt: skip
             if found != n_rows:
                 raise MtprefError(f"Verified.{name}: {found} entries, expected {n_rows}, one for each of target_ids")
         if len(event.verdicts) != n_draft:
-            raise MtprefError(f"Verified.verdicts: {len(event.verdicts)} entries, expected {n_draft}, one for each of "
-                              "draft_ids")  # fmt: skip
+            raise MtprefError(
+                f"Verified.verdicts: {len(event.verdicts)} entries, expected {n_draft}, one for each of draft_ids"
+            )
         if not 0 <= event.n_accepted <= n_draft or event.n_accepted >= n_rows:
-            raise MtprefError(f"Verified.n_accepted: {event.n_accepted} of {n_draft} drafted tokens in {n_rows} rows, "
-                              "expected at most as many as were drafted, and a row more")  # fmt: skip
+            raise MtprefError(
+                f"Verified.n_accepted: {event.n_accepted} of {n_draft} drafted tokens in {n_rows} rows, "
+                "expected at most as many as were drafted, and a row more"
+            )
     if isinstance(event, Drafted):
         for i, step in enumerate(event.steps):
             if len(step.candidates) != len(step.p):
-                raise MtprefError(f"Drafted.steps[{i}].p: {len(step.p)} entries, expected {len(step.candidates)}, one "
-                                  "for each of candidates")  # fmt: skip
+                raise MtprefError(
+                    f"Drafted.steps[{i}].p: {len(step.p)} entries, expected {len(step.candidates)}, one "
+                    "for each of candidates"
+                )

@@ -6,7 +6,7 @@ It must not know whose costs they are: docs/plan.md asks other engines for the s
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -47,6 +47,7 @@ class Costs:
     catch_up     tokens -> the head over kept tokens, without logits
     choose, checkpoint, restore   choosing one of the kept states; copying the state; copying it back
     round, token                  what else a round costs, and an emitted token
+    experts      tokens -> distinct experts a layer that the verify pass of so many touched; empty without experts
     """
 
     plain: float
@@ -60,6 +61,7 @@ class Costs:
     restore: float = 0.0
     round: float = 0.0
     token: float = 0.0
+    experts: Mapping[int, float] = field(default_factory=dict)
 
     def verify_at(self, n: int, *, keep: bool) -> float:
         """A verify pass of n tokens, the opening one among them."""
@@ -74,6 +76,38 @@ class Costs:
 
     def catch_up_at(self, n: int) -> float:
         return between(self.catch_up, n) if self.catch_up else 0.0
+
+    def for_text(self, experts: Mapping[int, float]) -> "Costs":
+        """These costs for a text whose passes of w tokens touch experts[w] experts a layer, where they were measured
+        with others.
+
+        Rule     a trunk pass of w tokens costs what its table says, plus the difference of experts times what an expert
+                 more costs there: the slope of the table between the widths around w, against their experts
+        Errors   none; without counts on either side the costs stay as they are
+        """
+        if not self.experts or not experts:
+            return self
+        return replace(
+            self,
+            experts=dict(experts),
+            verify=self._with_experts(self.verify, experts),
+            verify_keep=self._with_experts(self.verify_keep, experts),
+            replay=self._with_experts(self.replay, experts),
+        )
+
+    def _with_experts(self, table: Mapping[int, float], experts: Mapping[int, float]) -> dict[int, float]:
+        return {w: self._at_experts(table, w, experts) for w in table}
+
+    def _at_experts(self, table: Mapping[int, float], w: int, experts: Mapping[int, float]) -> float:
+        points = sorted(({1: self.plain} | dict(table)).items())
+        known = [(n, ms) for n, ms in points if n in self.experts]
+        if w not in self.experts or w not in experts or len(known) < 2:
+            return table[w]
+        i = next(k for k, (n, _) in enumerate(known) if n == w)
+        (a, low), (b, high) = known[max(0, i - 1)], known[min(len(known) - 1, i + 1)]
+        more = self.experts[b] - self.experts[a]
+        slope = max(0.0, high - low) / more if more > 0 else 0.0
+        return max(0.0, table[w] + slope * (experts[w] - self.experts[w]))
 
 
 @dataclass(frozen=True)
@@ -90,6 +124,11 @@ class CostSet:
     engine: str
     about: str = ""
     assumed: tuple[str, ...] = ()
+
+    def for_text(self, experts: Mapping[int, float]) -> "CostSet":
+        """`Costs.for_text` of the mean and of every sample."""
+        samples = tuple(sample.for_text(experts) for sample in self.samples)
+        return replace(self, costs=self.costs.for_text(experts), samples=samples)
 
     def to_json(self) -> dict[str, Any]:
         head = {"schema": SCHEMA, "engine": self.engine, "about": self.about, "unit": "ms"}
@@ -156,8 +195,9 @@ def read_costs(path: str | Path) -> CostSet:
     names = {entry.name for entry in fields(Costs)}
     unknown = sorted(set(data) - names - {"schema", "engine", "about", "unit", "samples"})
     if unknown:
-        raise MtprefError(f"{source}: key {printable(unknown[0], 60)!r} is unknown, expected some of "
-                          f"{', '.join(sorted(names))}")  # fmt: skip
+        raise MtprefError(
+            f"{source}: key {printable(unknown[0], 60)!r} is unknown, expected some of {', '.join(sorted(names))}"
+        )
     costs = _costs(data, source)
     raw_samples = data.get("samples", [])
     if not isinstance(raw_samples, list) or not all(isinstance(sample, dict) for sample in raw_samples):
@@ -188,7 +228,7 @@ def _costs(data: dict[str, Any], source: str) -> Costs:
     for entry in fields(Costs):
         if entry.name not in data:
             continue
-        is_table = entry.name in ("verify", "verify_keep", "replay", "draft", "catch_up")
+        is_table = entry.name in ("verify", "verify_keep", "replay", "draft", "catch_up", "experts")
         value, at = data[entry.name], f"{source}: {entry.name}"
         values[entry.name] = _table(value, at, entry.name == "draft") if is_table else _number(value, at)
     costs = Costs(**values)

@@ -38,8 +38,9 @@ class LlamaBench:
     def __init__(self, program: str, model: str, n_threads: int, extra: Sequence[str] = ()) -> None:
         path = Path(program)
         if not path.is_file() or not os.access(path, os.X_OK):
-            raise MtprefError(f"`llama_bench`: {printable(program, 400)} is no program, expected the path of a "
-                              "built llama-bench")  # fmt: skip
+            raise MtprefError(
+                f"`llama_bench`: {printable(program, 400)} is no program, expected the path of a built llama-bench"
+            )
         self._command = [str(path.absolute()), "-m", model, "-t", str(n_threads), "-r", "1", "-o", "json", *extra]
         self.about = ""
 

@@ -16,6 +16,8 @@ from mtpref.engine.decode.sampling import Sampler, TargetJudge
 from mtpref.engine.decode.statistics import margin
 from mtpref.engine.model import Model, pair, run_heads
 from mtpref.measure.bench.costs import Costs, CostSet, mean_costs
+from mtpref.measure.experts import mean_touched
+from mtpref.spec.moe import Routing
 from mtpref.spec.state import ModelState
 
 N_SAMPLES = 5
@@ -28,12 +30,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Passes:
-    """One model at one state, from which every pass starts."""
+    """One model at one state, from which every pass starts.
+
+    following   what the text goes on with after `ids`: which tokens run together decides which experts a pass reads
+    n_experts   distinct experts a layer that the last trunk pass touched, 0 for a model without
+    """
 
     model: Model
     heads: Sequence[Model]
     ids: list[int]
     n_max: int
+    following: Sequence[int] = ()
     state: ModelState = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,6 +52,7 @@ class Passes:
         self.state, self.n_ctx = decoder.state, n_ctx
         self.base = self.state.checkpoint()
         self.sampler = Sampler(self.model, SamplingConfig())
+        self.n_experts = 0.0
 
     def _ms(self, run: Callable[[], object], before: Callable[[], object] = int) -> float:
         """Milliseconds of `run` from the base state: the mean of as many runs as MIN_SECONDS needs. before: untimed."""
@@ -74,8 +82,12 @@ class Passes:
             out = self.model.trunk(self.state, ids, n_logits=n if with_logits else 0, keep=keep)
             if with_logits:
                 TargetJudge(self.sampler, ids[1:], (), self.state.n_past).see(out.logits)
+            routings[:] = out.routings
 
-        return self._ms(run, self._head_pass)
+        routings: list[Routing] = []
+        ms = self._ms(run, self._head_pass)
+        self.n_experts = mean_touched(routings)
+        return ms
 
     def draft(self, head: Model) -> float:
         drafter = MtpDrafter(head, Statistics(), None, self.sampler)
@@ -132,8 +144,10 @@ class Passes:
         return 1000 * (time.perf_counter() - first) / max(1, n - 1)
 
     def _next(self, n: int) -> list[int]:
-        """n tokens to run; which ones does not matter for their cost."""
-        return [*self.ids[-1:], *self.ids[: n - 1]] if n <= len(self.ids) else [self.ids[-1]] * n
+        """n tokens to run: the context's last and what follows it, as far as that is known. Without experts it does not
+        matter for their cost which they are."""
+        known = [self.ids[-1], *self.following, *self.ids]
+        return known[:n] if n <= len(known) else [self.ids[-1]] * n
 
 
 def measure_costs(
@@ -143,6 +157,7 @@ def measure_costs(
     n_max: int = 8,
     n_samples: int = N_SAMPLES,
     *,
+    following: Sequence[int] = (),
     about: str = "",
     warm: bool = True,
     progress: Progress | None = None,
@@ -151,6 +166,7 @@ def measure_costs(
 
     ids      the prompt, at least 2 tokens: passes run at this length of context
     heads    the model with each head vocabulary to measure; none: no head is measured
+    following  tokens that the text goes on with: what a verify pass runs
     warm     one sample more beforehand, not counted: it compiles, and fills caches
     n_max    longest draft: verify passes of 2 .. n_max + 1 tokens are measured
     Rule     all passes once, in turn, n_samples times; the result's costs are the means
@@ -158,7 +174,7 @@ def measure_costs(
     """
     if len(ids) < 2:
         raise MtprefError(f"costs: a prompt of {len(ids)} tokens, expected at least 2")
-    passes = Passes(model, heads, list(ids), n_max)
+    passes = Passes(model, heads, list(ids), n_max, following)
     if warm:
         _sample(passes)
     samples = []
@@ -173,10 +189,16 @@ def measure_costs(
 def _sample(passes: Passes) -> Costs:
     widths, kept = range(2, passes.n_max + 2), range(1, passes.n_max + 2)
     plain = passes.trunk(1, keep=1)
+    experts = {1: passes.n_experts}
     token = passes.token()
+    verify = {}
+    for n in widths:
+        verify[n] = passes.trunk(n, keep=1)
+        experts[n] = passes.n_experts
     return Costs(
         plain=plain,
-        verify={n: passes.trunk(n, keep=1) for n in widths},
+        verify=verify,
+        experts=experts if experts[1] else {},
         verify_keep={n: passes.trunk(n, keep=n) for n in widths},
         replay={n: passes.trunk(n, keep=1, with_logits=False) for n in range(1, passes.n_max + 1)},
         draft={head.n_head_rows: passes.draft(head) for head in passes.heads} or {1: 0.0},

@@ -46,6 +46,8 @@ def _line(row: Row, found: Bench) -> str:
     share = row.share_of(found.bandwidth)
     if share is not None:
         text += f"  weights at {100 * share:.0f} % of plain reads"
+    if row.n_experts:
+        text += f"  {row.n_experts:.1f} experts a layer"
     if row.part == "mtp" and row.name != "plain":
         plain = found.row("mtp", "plain")
         text += f"  {row.rate / plain.rate:.2f} of plain" if plain else ""

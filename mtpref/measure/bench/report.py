@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
-from mtpref import spec
 from mtpref.base.events import PromptProgress, Token
 from mtpref.base.settings import Bounds, SettingError, check_fields
 from mtpref.engine.decode import Decoder, MtpDrafter, Options, PolicyConfig, ScriptedDrafter, Statistics
@@ -19,6 +18,7 @@ from mtpref.measure.bench.bandwidth import read_gb_per_second
 from mtpref.measure.bench.llama import LlamaBench
 from mtpref.measure.bench.passes import Passes
 from mtpref.measure.bench.scripted import WorkingDrafter, script
+from mtpref.measure.experts import mean_touched, n_used, weight_bytes
 
 SCHEMA = "mtpref-bench-1"
 PARTS = ("prompt", "decode", "verify", "draft", "rollback", "mtp")
@@ -64,6 +64,7 @@ class Row:
     ms       milliseconds of each round            n_tokens   tokens that they give
     n_bytes  bytes of weights that a pass reads, 0 where that says nothing
     theirs   the same of llama-bench, if it was run
+    n_experts  distinct experts a layer that a pass touched, the same in each round; 0 for a model without
     """
 
     part: str
@@ -72,6 +73,7 @@ class Row:
     n_bytes: int = 0
     ms: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
+    n_experts: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -156,15 +158,14 @@ class _Measured:
         n_max = max([*settings.widths, *(n + 1 for n in settings.drafts)]) - 1
         self.passes = Passes(model, [head for _, head in heads], self.ids, n_max)
         self.rows: dict[str, Row] = {}
-        self.n_bytes = trunk_bytes(model)
 
     def clear(self) -> None:
         for row in self.rows.values():
             row.ms.clear()
             row.theirs.clear()
 
-    def _put(self, part: str, name: str, n_tokens: float, ms: float, n_bytes: int = 0) -> None:
-        row = self.rows.setdefault(f"{part} {name}", Row(part, name, n_tokens, n_bytes))
+    def _put(self, part: str, name: str, n_tokens: float, ms: float, n_bytes: int = 0, n_experts: float = 0.0) -> None:
+        row = self.rows.setdefault(f"{part} {name}", Row(part, name, n_tokens, n_bytes, n_experts=n_experts))
         row.ms.append(ms)
 
     def round(self) -> None:
@@ -180,16 +181,20 @@ class _Measured:
         n = self.settings.n_prompt
         ids, state = some_ids(self.model, n), self.model.new_state(n)
         start = time.perf_counter()
-        self.model.trunk(state, ids, n_logits=1)
-        self._put("prompt", str(n), n, 1000 * (time.perf_counter() - start))
+        out = self.model.trunk(state, ids, n_logits=1)
+        ms = 1000 * (time.perf_counter() - start)
+        self._put("prompt", str(n), n, ms, n_experts=mean_touched(out.routings))
 
     def _decode(self) -> None:
         ms, text = self._run(Options(n_predict=self.settings.n_gen, spec_type="none"), None)
-        self._put("decode", "1", len(text), ms, self.n_bytes * len(text))
+        used = n_used(self.model)
+        self._put("decode", "1", len(text), ms, trunk_bytes(self.model, used) * len(text), used)
 
     def _verify(self) -> None:
         for n in self.settings.widths:
-            self._put("verify", str(n), n, self.passes.trunk(n, keep=n), self.n_bytes)
+            ms = self.passes.trunk(n, keep=n)
+            n_experts = self.passes.n_experts
+            self._put("verify", str(n), n, ms, trunk_bytes(self.model, n_experts), n_experts)
 
     def _draft(self) -> None:
         for name, head in self.heads:
@@ -238,11 +243,10 @@ def some_ids(model: Model, n: int) -> list[int]:
     return [(7919 * i + 11) % model.n_vocab for i in range(n)]
 
 
-def trunk_bytes(model: Model) -> int:
-    """Bytes of weight matrices that a decode pass reads: every layer's and the output's."""
+def trunk_bytes(model: Model, n_experts: float) -> int:
+    """Bytes of weight matrices that a pass reads, every layer's and the output's, with so many experts of a layer."""
     w = model.weights
-    matrices = [m for layer in w.layers for m in layer.values() if isinstance(m, spec.Matrix)]
-    return sum(m.raw.nbytes for m in [*matrices, w.output])
+    return int(weight_bytes([*(m for layer in w.layers for m in layer.values()), w.output], n_experts))
 
 
 def head_bytes(model: Model) -> int:
@@ -250,8 +254,7 @@ def head_bytes(model: Model) -> int:
     if not model.heads:
         return 0
     mtp = model.heads[0].weights
-    matrices = [m for m in mtp.block.values() if isinstance(m, spec.Matrix)]
-    return sum(m.raw.nbytes for m in [*matrices, mtp.eh_proj, mtp.shared_head_head])
+    return int(weight_bytes([*mtp.block.values(), mtp.eh_proj, mtp.shared_head_head], n_used(model)))
 
 
 def _rounded(value: Any) -> Any:

@@ -30,8 +30,10 @@ def write_plot(found: Plan, path: str) -> None:
     left.set(title=f"strategies ({full} head)")
     way = found.best.strategy
     rules = list(dict.fromkeys(line.rule for line in found.lines))
-    trimmed = [(t.name, [x for x in found.lines if x.setting.trim == t.name and x.strategy == way and x.rule == "-"])
-               for t in found.trims[1:]]  # fmt: skip
+    trimmed = [
+        (t.name, [x for x in found.lines if x.setting.trim == t.name and x.strategy == way and x.rule == "-"])
+        for t in found.trims[1:]
+    ]
     ruled = [
         (rule if rule != "-" else f"{full} head", [x for x in own if x.strategy == way and x.rule == rule])
         for rule in rules
@@ -57,8 +59,10 @@ def _curves(axis: Any, found: Plan, curves: list[tuple[str, list[Line]]]) -> Non
         values = [rate.value or 0.0 for rate in rates]
         errors = None
         if all(rate.low is not None for rate in rates):
-            errors = [[v - (r.low or 0.0) for v, r in zip(values, rates, strict=True)],
-                      [(r.high or 0.0) - v for v, r in zip(values, rates, strict=True)]]  # fmt: skip
+            errors = [
+                [v - (r.low or 0.0) for v, r in zip(values, rates, strict=True)],
+                [(r.high or 0.0) - v for v, r in zip(values, rates, strict=True)],
+            ]
         axis.errorbar([line.n for line in own], values, yerr=errors, marker="o", capsize=2, label=name)
     axis.set(xlabel="longest draft n", ylabel="tokens per second", ylim=(0, None))
     axis.legend(fontsize="small")

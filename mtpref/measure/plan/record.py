@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Token
 from mtpref.engine.decode import Decoder, DraftLength, MtpDrafter, Options, SamplingConfig, Statistics
 from mtpref.engine.decode.drafters import Draft, Drafter
 from mtpref.engine.decode.sampling import Sampler
 from mtpref.engine.model import Model
+from mtpref.engine.model.model import Output
 from mtpref.files.draft_vocab import check_draft_ids, read_draft_ids
+from mtpref.measure.experts import Choices, choices
 from mtpref.measure.probe import Text
 from mtpref.spec import fixed_probability
 from mtpref.spec.state import ModelState
@@ -53,6 +57,7 @@ class Continuation:
     ids      the generated tokens; n_before of them came with the prompt, before any round
     drafts   Trim.name -> the draft after each of ids[n_before - 1 ..] (-1: the prompt's last token), one a round
     budget   tokens that might have been generated; fewer were where the text ended
+    experts  what each token that opened a round chose, (T, n_layer, n_used); None for a model without experts
     """
 
     label: str
@@ -62,6 +67,7 @@ class Continuation:
     budget: int
     eog_ids: frozenset[int]
     drafts: dict[str, Drafted]
+    experts: Choices | None = None
 
 
 def default_trims(n_rows: int) -> list[str]:
@@ -113,6 +119,25 @@ def prompts_of(texts: Sequence[Text], n_prompts: int, n_tokens: int) -> list[tup
     return prompts
 
 
+class _WatchedTrunk:
+    """The model's trunk; remembers what the tokens of passes of one token chose."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._chosen: list[Choices] = []
+
+    def __call__(self, state: ModelState, ids: Sequence[int], *, n_logits: int, keep: int = 1) -> Output:
+        out = self._model.trunk(state, ids, n_logits=n_logits, keep=keep)
+        chosen = choices(out.routings) if len(ids) == 1 else None
+        if chosen is not None:
+            self._chosen.append(chosen)
+        return out
+
+    @property
+    def experts(self) -> Choices | None:
+        return np.concatenate(self._chosen) if self._chosen else None
+
+
 class _Recorder(Drafter):
     """Drafts with every head, writes it down, and proposes nothing."""
 
@@ -148,14 +173,17 @@ def record(
     """
     sampling = sampling or SamplingConfig()
     if sampling.draws_drafts:
-        raise MtprefError("plan: `SamplingConfig.accept` residual draws its drafts, so that each setting writes a text "
-                          "of its own; use `SamplingConfig.accept` match, or greedy decoding")  # fmt: skip
+        raise MtprefError(
+            "plan: `SamplingConfig.accept` residual draws its drafts, so that each setting writes a text "
+            "of its own; use `SamplingConfig.accept` match, or greedy decoding"
+        )
     out = []
     options = Options(n_predict=n_predict, spec_type="none", sampling=sampling)
     for i, (label, prompt) in enumerate(prompts):
         recorder = _Recorder(trims, n_max, Sampler(model, sampling))
         state = model.new_state(len(prompt) + n_predict + n_max + 1)
-        decoder, ids = Decoder(model, state, options, recorder), []
+        trunk = _WatchedTrunk(model)
+        decoder, ids = Decoder(model, state, options, recorder, trunk=trunk), []
         n_before = 0
         for event in decoder.run(list(prompt)):
             if isinstance(event, Token):
@@ -164,5 +192,5 @@ def record(
                 if progress is not None:
                     progress(i * n_predict + len(ids), len(prompts) * n_predict)
         eog = frozenset(model.vocab.eog_ids)
-        out.append(Continuation(label, prompt, tuple(ids), n_before, n_predict, eog, recorder.drafts))
+        out.append(Continuation(label, prompt, tuple(ids), n_before, n_predict, eog, recorder.drafts, trunk.experts))
     return out

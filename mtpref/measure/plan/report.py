@@ -4,7 +4,7 @@ Owns the grid of settings, the intervals and the schema. render.py prints it, pl
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from mtpref.base.settings import Bounds, check_fields
 from mtpref.engine.decode import STRATEGIES, AdaptiveConfig, PolicyConfig
 from mtpref.measure.bench import Costs, CostSet
 from mtpref.measure.bench.costs import ideal_costs
+from mtpref.measure.experts import touched_by_width
 from mtpref.measure.plan.price import all_accepted, milliseconds
 from mtpref.measure.plan.record import Continuation, Trim
 from mtpref.measure.plan.replay import Setting, Tally, replay
@@ -85,7 +86,11 @@ class Ceiling:
 @dataclass(frozen=True)
 class Plan:
     """plain: decoding without drafts; lines: every setting; best, alike: the fastest, and those that it is not surely
-    faster than; acceptance: per trim, a_1 .. a_n of drafts of n_max tokens."""
+    faster than; acceptance: per trim, a_1 .. a_n of drafts of n_max tokens; costs: as the texts' experts make them.
+
+    experts            tokens of a pass -> distinct experts a layer in the texts; empty for a model without
+    experts_of_costs   the same of the passes whose costs were measured; empty where the costs do not say
+    """
 
     settings: Settings
     trims: tuple[Trim, ...]
@@ -99,6 +104,8 @@ class Plan:
     speed_up: Estimate
     acceptance: dict[str, list[Estimate]]
     ceilings: tuple[Ceiling, ...]
+    experts: dict[int, float] = field(default_factory=dict)
+    experts_of_costs: dict[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -116,6 +123,8 @@ class Plan:
             "alike": [line.to_json() for line in self.alike],
             "lines": [line.to_json() for line in self.lines],
             "ceilings": [asdict(ceiling) for ceiling in self.ceilings],
+            "experts": self.experts,
+            "experts_of_costs": self.experts_of_costs,
         }
 
 
@@ -127,6 +136,8 @@ def plan(texts: Sequence[Continuation], trims: Sequence[Trim], costs: CostSet, s
     texts = [text for text in texts if len(text.ids) > text.n_before]
     if not texts:
         raise MtprefError("plan: nothing was generated, expected a token at least; use `Options.n_predict` 2 or more")
+    experts = touched_by_width([text.experts for text in texts if text.experts is not None], settings.n_max + 1)
+    measured, costs = costs, costs.for_text(experts)
     rows = {trim.name: trim.n_rows for trim in trims}
     flags = {trim.name: trim.flag for trim in trims}
     pricer = _Pricer(texts, costs, rows)
@@ -151,6 +162,8 @@ def plan(texts: Sequence[Continuation], trims: Sequence[Trim], costs: CostSet, s
         speed_up=pricer.speed_up(best, plain),
         acceptance={trim.name: _acceptance(texts, trim.name, settings.n_max) for trim in trims},
         ceilings=_ceilings(texts, trims[0].name, settings),
+        experts=experts,
+        experts_of_costs=dict(measured.costs.experts),
     )
 
 

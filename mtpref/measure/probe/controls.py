@@ -7,7 +7,7 @@ that is probed; a rate means something as far as it is above theirs.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +53,23 @@ def controls(model: Model) -> list[Variant]:
     if contract.prime == "prompt":
         unprimed = with_contract(model, replace(contract, prime="none"))
         out.append(Variant("prime=none", unprimed, 1, "the head's KV holds nothing of the text"))
-    attention_off = replace(model, recipe=model.recipe.with_ops(attn_layer=_no_attention))
-    out.append(Variant("no-attention", attention_off, 1, "the block's attention adds zero"))
+    out.append(Variant("no-attention", head_without(model, "mixer"), 1, "the block's attention adds zero"))
     out.append(Variant("other-hidden", model, 1, f"the hidden row of {DELAY} positions earlier", DELAY))
     return out
 
 
-def _no_attention(ops: Any, w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
+def head_without(model: Model, part: Literal["mixer", "ffn"]) -> Model:
+    """The model with a part of its head's block adding zero, whatever kind of layer that is."""
+    if not model.heads:
+        return model  # refused where a head is run
+    layer = model.heads[0].layer
+    kind = layer.block.mixer if part == "mixer" else layer.block.ffn
+    idle = replace(kind, forward=_adds_nothing)
+    block = replace(layer.block, mixer=idle) if part == "mixer" else replace(layer.block, ffn=idle)
+    return model.with_head(layer=replace(layer, block=block))
+
+
+def _adds_nothing(w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
     return np.zeros_like(x)
 
 

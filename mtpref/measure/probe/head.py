@@ -90,8 +90,10 @@ class HeadWindow:
 
     def __init__(self, model: Model, n_ctx: int, *, delay: int = 0, poison: bool = False) -> None:
         if not model.heads:
-            raise MtprefError("the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
-                              "stand-alone head with `model_draft`")  # fmt: skip
+            raise MtprefError(
+                "the model has no MTP head, expected one; try: mtpref inspect FILE, or give a "
+                "stand-alone head with `model_draft`"
+            )
         head = model.heads[0]
         specs = head.layer.state(model.kv_type_draft)
         if len(model.heads) > 1:

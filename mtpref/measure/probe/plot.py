@@ -26,8 +26,10 @@ def check_plot(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MtprefError("`plot`: matplotlib is not installed, expected it; try: pip install matplotlib, or leave "
-                          "`plot` out: the terminal chart needs nothing") from None  # fmt: skip
+        raise MtprefError(
+            "`plot`: matplotlib is not installed, expected it; try: pip install matplotlib, or leave "
+            "`plot` out: the terminal chart needs nothing"
+        ) from None
 
 
 def write_plot(report: Report, path: str) -> None:

@@ -142,8 +142,10 @@ def _contracts(report: Report) -> list[str]:
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns padded to their widest cell."""
     widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [titles, *rows]]  # fmt: skip
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [titles, *rows]
+    ]
 
 
 def _share(value: float | None) -> str:

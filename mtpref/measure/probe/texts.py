@@ -67,8 +67,10 @@ def read_texts(arguments: Sequence[str], vocab: Vocab) -> list[Text]:
     for label, path in named_files(arguments):
         text = Text(label, tuple(vocab.encode(read_file(path).decode("utf-8", "surrogateescape"))))
         if len(text.ids) < 2:
-            raise MtprefError(f"`texts` {printable(str(path), 400)}: {_count(len(text.ids))}, expected at least 2; an "
-                              "acceptance needs a token and the one before it")  # fmt: skip
+            raise MtprefError(
+                f"`texts` {printable(str(path), 400)}: {_count(len(text.ids))}, expected at least 2; an "
+                "acceptance needs a token and the one before it"
+            )
         texts.append(text)
     return texts
 

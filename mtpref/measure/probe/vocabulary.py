@@ -141,8 +141,10 @@ def rank_ids(counts: Ints, n: int, always: Sequence[int], named: Ints | None = N
         what = "the size of the vocabulary" if named is None else "the rows of the trimmed head"
         raise MtprefError(f"`n_ids`: {n} is out of range, expected 1 .. {len(candidates)}, {what}")
     if n < len(first):
-        raise MtprefError(f"`n_ids`: {n} is out of range, expected {len(first)} or more, the ids that are always "
-                          "listed; choose fewer with `always`")  # fmt: skip
+        raise MtprefError(
+            f"`n_ids`: {n} is out of range, expected {len(first)} or more, the ids that are always "
+            "listed; choose fewer with `always`"
+        )
     order = candidates[np.lexsort((candidates, -counts[candidates]))]
     rest = order[~np.isin(order, first)][: n - len(first)]
     return first + [int(id) for id in rest]

@@ -3,10 +3,11 @@ mtpref/spec/ops/compose.py:plain_attn_layer (S6, S8, S10, S15, S16, S49)."""
 
 from dataclasses import replace
 
+from mtpref import spec
 from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.spec.config import AttnConfig, Values
 from mtpref.spec.kinds.gated_attention import configure, kv_state
-from mtpref.spec.kinds.kind import F32, LayerKind, Span
+from mtpref.spec.kinds.kind import F32, INPUT, LayerKind, Made, Span
 from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState
 
@@ -47,8 +48,30 @@ def _configure_text(v: Values) -> AttnConfig:
     return replace(configure(v), rope_sections=None)
 
 
-ATTENTION = LayerKind("attention", configure, kv_state, _forward)
+_ROPE = "RoPE of the first n_rot dimensions, halves paired"
+_FUSED = "(or its rows of blk.{i}.attn_qkv.weight and attn_qkv.bias)"
+
+
+def _projected(part: str) -> str:
+    return f"product with blk.{{i}}.attn_{part}.weight, plus blk.{{i}}.attn_{part}.bias if there is one {_FUSED}"
+
+
+_NORMED = (spec.mul_mat_exact, spec.add_bias, spec.rms_norm)
+GRAPH = {
+    "Vcur": Made((INPUT,), _projected("v"), (spec.mul_mat_exact, spec.add_bias)),
+    "Qcur_normed": Made(
+        (INPUT,), f"{_projected('q')}, rms_norm with blk.{{i}}.attn_q_norm.weight if there is one", _NORMED
+    ),
+    "Kcur_normed": Made(
+        (INPUT,), f"{_projected('k')}, rms_norm with blk.{{i}}.attn_k_norm.weight if there is one", _NORMED
+    ),
+    "Qcur": Made(("Qcur_normed",), _ROPE, (spec.rope,)),
+    "Kcur": Made(("Kcur_normed",), _ROPE, (spec.rope,)),
+    "kqv_out": Made(("Qcur", "Kcur", "Vcur"), "causal attention over the KV cache", (spec.attention,)),
+    "attn_output": Made(("kqv_out",)),
+}
+ATTENTION = LayerKind("attention", configure, kv_state, _forward, GRAPH)
 # The same with plain RoPE, where files for pictures have other sections: those are refused.
-TEXT_ATTENTION = LayerKind("attention", _configure_text, kv_state, _forward)
+TEXT_ATTENTION = LayerKind("attention", _configure_text, kv_state, _forward, GRAPH)
 # The same where RoPE must turn the whole head.
-WHOLE_ROTARY_ATTENTION = LayerKind("attention", _configure_whole, kv_state, _forward)
+WHOLE_ROTARY_ATTENTION = LayerKind("attention", _configure_whole, kv_state, _forward, GRAPH)

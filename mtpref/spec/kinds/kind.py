@@ -31,11 +31,13 @@ class Made:
     step     the operation and its weights in words, {i} for the number of the block; "": the product, or the norm, with
              the weight of which the data sheet says that it makes this (`Tensor.cb`)
     rules    functions of the specification that make it
+    instead  what stands in for it in models that do not make it; None: every model makes it
     """
 
     inputs: tuple[str, ...]
     step: str = ""
     rules: tuple[Callable[..., Any], ...] = ()
+    instead: tuple[str, ...] | None = None
 
 
 Graph = Mapping[str, Made]  # by cb() name, in the order in which they are made

@@ -13,7 +13,7 @@
 #
 #     position   0      1      2      3
 #     token      x_0    x_1    x_2    x_3
-#     hidden     0      h_0    h_1    h_2      rule S20: the rows, shifted down by one
+#     hidden     0      h_0    h_1    h_2      rule S20: shifted by one
 #     predicts   x_1    x_2    x_3    x_4
 #
 # Position 0 has no row before it. llama.cpp gives it zeros; the models were trained without that cell. Engines

@@ -1,17 +1,17 @@
-<!-- Written by tools/write_chapters.py from mtpref/front/learn/chapters/c02_why_no_way_back.py. In a terminal: mtpref learn 2 -->
+# %% [markdown]
+# # Why it cannot be rolled back
+#
+# Attention forgets a token by shortening its cache. A matrix that a token was written into does not come apart
+# again, and a rejected draft that stays in it does harm for a long time.
 
-# Why it cannot be rolled back
+# %% [markdown]
+# ## Two pasts, one present
+#
+# Take two different matrices and write the same token into both, with full strength. Whatever they held under
+# that key is replaced, so the two become one. A function that gives one result for two arguments has no inverse:
+# from the matrix after a token nobody can compute the matrix before it.
 
-Attention forgets a token by shortening its cache. A matrix that a token was written into does not come apart
-again, and a rejected draft that stays in it does harm for a long time.
-
-## Two pasts, one present
-
-Take two different matrices and write the same token into both, with full strength. Whatever they held under
-that key is replaced, so the two become one. A function that gives one result for two arguments has no inverse:
-from the matrix after a token nobody can compute the matrix before it.
-
-```python
+# %%
 import numpy as np
 
 from mtpref import spec
@@ -32,20 +32,15 @@ print("before: they differ by up to", np.abs(before - other).max())
 print("after:  they differ by up to", np.abs(after(before) - after(other)).max())
 assert not np.array_equal(before, other)
 assert np.array_equal(after(before), after(other))
-```
 
-```text
-before: they differ by up to 4.0
-after:  they differ by up to 0.0
-```
+# %% [markdown]
+# ## An engine that only cuts its cache
+#
+# Let the model read a text, and then a drafted token that turns out wrong. One engine keeps a copy from before
+# and goes back to it. The other shortens its attention cache by one cell, as it always did, and forgets the
+# matrices.
 
-## An engine that only cuts its cache
-
-Let the model read a text, and then a drafted token that turns out wrong. One engine keeps a copy from before
-and goes back to it. The other shortens its attention cache by one cell, as it always did, and forgets the
-matrices.
-
-```python
+# %%
 import mtpref
 from mtpref.front.learn.show import curves
 
@@ -74,11 +69,11 @@ never = model.new_state(64)
 model.trunk(never, ids[:n], n_logits=0)
 assert right.digest() == never.digest(), "restored: as if the token had never been seen, bit for bit"
 assert cut.digest() != never.digest()
-```
 
-Both go on with the same text. The curve is the largest difference of a logit, token by token.
+# %% [markdown]
+# Both go on with the same text. The curve is the largest difference of a logit, token by token.
 
-```python
+# %%
 good, bad = logits_after(right), logits_after(cut)
 assert np.array_equal(good, logits_after(never))
 off = np.abs(good - bad).max(axis=1)
@@ -93,16 +88,8 @@ curves(
 print(f"the best token differs at {changed} of {len(off)} positions")
 assert off[0] > 0.05, "at once"
 assert off.min() > 0, "and at every later token"
-```
 
-![Largest difference of a logit after a token that was not rolled back](pictures/02-why-no-way-back-harm.svg)
-
-```text
-the best token differs at 1 of 16 positions
-```
-
-It fades, because the model forgets, but it does not vanish: text that is only slightly worse than it should be
-is how this mistake hides. So an engine must be able to bring back the matrices as they were. Chapter 5 shows
-three ways.
-
-[All chapters](README.md) | [1. What a DeltaNet layer keeps](01-what-a-layer-keeps.md) | [3. The pairing](03-the-pairing.md)
+# %% [markdown]
+# It fades, because the model forgets, but it does not vanish: text that is only slightly worse than it should be
+# is how this mistake hides. So an engine must be able to bring back the matrices as they were. Chapter 6 shows
+# three ways.

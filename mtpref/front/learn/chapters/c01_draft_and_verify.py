@@ -5,6 +5,12 @@
 # and what is left for the next round.
 
 # %% [markdown]
+# The model proper is called the *trunk* here: it reads all tokens so far and gives the next one, a pass at a time. The
+# *head* is one small extra layer that ships in the same file and guesses the token after. Chapter 2 opens it; here it
+# is enough that it is cheap and mostly right. What it guesses is never trusted: the trunk checks several guesses in
+# one pass, and only what it would have chosen itself is kept.
+
+# %% [markdown]
 # ## Where a round begins
 #
 # The prompt is in the model's state but for its last token, which opens the round (this is what
@@ -86,7 +92,7 @@ print(f"plain decoding takes {plain.statistics.n_trunk_passes} passes for the sa
 # %% [markdown]
 # ## What the next round starts from
 #
-# Rejected tokens leave the state (chapter 5). Kept ones go through the head once more, with the trunk's rows in
+# Rejected tokens leave the state (chapters 4 to 6). Kept ones go through the head once more, with the trunk's rows in
 # place of the head's guesses: the catch-up pass. And the pending row is the one of the last *accepted* token, row
 # number `n_accepted` of the batch (rule S24), not the last row: after a rejection the last row belongs to a text
 # that is not going to be written.

@@ -45,7 +45,7 @@ assert all(rates[0] < facts[0][0][0] for n, (rates, _) in facts.items() if n), "
 #
 # 1. *Is the text right?* The trunk judges every draft, so a wrong head cannot spoil it. If the text changes, the
 #    mistake is in verification or in the trunk's state.
-# 2. *Is position 1 low, or only what follows?* (Chapter 9.)
+# 2. *Is position 1 low, or only what follows?* (Chapter 10.)
 # 3. *Does it depend on the round before?* Split position 1 by whether the last draft was accepted whole.
 
 
@@ -97,11 +97,66 @@ for n in range(1, N_MYSTERIES + 1):
     print(f"mystery {n}: first tensor that differs: {first_difference(mystery(n))}")
 
 # %% [markdown]
+# ## The state after a rejection
+#
+# Where the text changes, look at what a roll back leaves. A token's activations are the same bits alone and in any
+# batch (chapter 1), so the state after a rejection can be compared *exactly* with the state after 0, 1, 2, ... tokens
+# of the verified batch. With the opening token, a round that accepted k of its draft must leave k + 1 tokens of it.
+
+
+# %%
+def parts(state):
+    """The recurrent state, by kind."""
+    arrays = [(name, array.copy()) for name, array in state.live_arrays()]
+    kinds = {"conv windows": "cache_r", "matrices": "cache_s"}
+    return {kind: [array for name, array in arrays if name.startswith(start)] for kind, start in kinds.items()}
+
+
+def same(some, others):
+    return all(np.array_equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def after_first_rejection(lm, prompt):
+    """(tokens kept, tokens run, for each part of the state: the tokens that it has seen), or None without one."""
+    run = lm.generate(prompt, mtpref.Options(n_predict=40, policy=policy))
+    ids, batch = list(run.prompt_ids), []
+    for event in run:
+        if isinstance(event, mtpref.base.events.Drafted):
+            before, batch = ids[: event.pos0], [event.id_last, *event.ids]
+        elif isinstance(event, mtpref.base.events.Token):
+            ids.append(event.id)
+        elif isinstance(event, mtpref.base.events.RolledBack):
+            now, state = parts(run.state), healthy.core.new_state(256)
+            healthy.core.trunk(state, before, n_logits=0)
+            known = [parts(state)]
+            for token in batch:
+                healthy.core.trunk(state, [token], n_logits=0)
+                known.append(parts(state))
+            found = {kind: [n for n, one in enumerate(known) if same(one[kind], now[kind])] for kind in now}
+            cells = run.state.n_past - len(before)
+            return event.to_pos - len(before), len(batch), {**found, "attention cells": [cells]}
+    return None
+
+
+def left_behind(lm):
+    """What the first roll back of each prompt leaves, once for each number of tokens kept."""
+    found = [left for prompt in PROMPTS[:6] if (left := after_first_rejection(lm, prompt))]
+    return {(kept, n): told for kept, n, told in sorted(found, key=lambda left: left[:2])}
+
+
+for n in range(N_MYSTERIES + 1):
+    for (kept, n_run), told in left_behind(mystery(n) if n else healthy).items():
+        named = ", ".join(f"{kind} {' or '.join(map(str, ns)) or 'of no such state'}" for kind, ns in told.items())
+        print(f"{f'mystery {n}' if n else 'healthy':9}  {kept} of {n_run} tokens kept; the state has seen: {named}")
+assert all(set(map(tuple, told.values())) == {(kept,)} for (kept, _), told in left_behind(healthy).items())
+
+# %% [markdown]
 # ## Your answer
 #
-# Name a fault by its number and check it. Exit code 0 means right:
+# Name a fault by its number and check it. Exit code 0 means right; after a wrong answer you are told whether the
+# family is right (W weights, G graph, C hidden rows, K the head's cache, S roll back, V verification, P policy):
 #
-#     mtpref learn 10 --answer 1=W6
+#     mtpref learn 11 --answer 1=W6
 #
 # `mtpref diagnose` would tell you, given a trace: that is the tool for the day when the model is yours. Reading
 # the numbers first is how you learn to trust it.

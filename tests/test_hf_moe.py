@@ -1,0 +1,92 @@
+"""Trunks with experts against transformers, in float32: every layer and the logits, of files that `convert` wrote."""
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
+from mtpref.heads.convert import Settings, convert
+from mtpref.spec.ops import spec_ops
+from tests import oracle_hf_moe as hf
+from tests.moe_folder import N_LAYER
+from tests.naive import nmse
+
+RECORDED = Path(__file__).parent / "data" / "hf_moe.npz"
+NAMES = (*(f"l_out-{il}" for il in range(N_LAYER)), "h_nextn", "result_output")
+# transformers runs in float32, the delta rule in chunks of 64: measured 1e-14 to 7e-12.
+LIMIT = 1e-10
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """(architecture, entries that stand in for a rule) -> name -> rows at every position."""
+
+    @lru_cache
+    def file(arch):
+        path = tmp_path_factory.mktemp(arch)
+        convert(hf.folder(path / "Tiny-5M", arch), path / "out.gguf", Settings(outtype="f32", which="trunk"))
+        return path / "out.gguf"
+
+    def run(arch, **entries):
+        model = load(file(arch), make_recipe("exact").with_ops(**entries), kv_type="F32")
+        found = {}
+        model.trunk(
+            model.new_state(len(hf.TOKENS)),
+            hf.TOKENS,
+            n_logits=len(hf.TOKENS),
+            tap=lambda name, x: found.__setitem__(name, np.asarray(x).copy()),
+        )
+        return found
+
+    return run
+
+
+def errors(ours, theirs, rows):
+    return {name: nmse(theirs[name], ours[name][rows]) for name in NAMES}
+
+
+def recorded(arch):
+    with np.load(RECORDED) as file:
+        return {name: file[f"{arch}.{name}"] for name in NAMES}
+
+
+@pytest.mark.parametrize("arch", hf.ARCHS)
+def test_every_layer_equals_what_transformers_gave(arch, ours):
+    found = errors(ours(arch), recorded(arch), hf.chosen_rows())
+    print(arch, ", ".join(f"{name} {x:.1e}" for name, x in found.items()))
+    assert max(found.values()) < LIMIT
+
+
+_OPS = spec_ops("exact")
+MUTANTS = {
+    "qwen35moe": {"shared_gate": lambda y, g: y},
+    "qwen3next": {"split_beta_alpha": lambda ba, n: (ba[:, : ba.shape[1] // 2], ba[:, ba.shape[1] // 2 :])},
+    "glm4moe": {"expert_scores": lambda p, b: p},
+    "hy_v3": {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, n, 0.0)},
+}
+
+
+@pytest.mark.parametrize("arch", hf.ARCHS)
+def test_the_recorded_rows_tell_another_rule(arch, ours):
+    found = errors(ours(arch, **MUTANTS[arch]), recorded(arch), hf.chosen_rows())
+    assert found["result_output"] > 1e4 * LIMIT
+    assert found["l_out-3"] > 1e4 * LIMIT
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("arch", hf.ARCHS)
+def test_every_layer_equals_transformers_now(arch, ours, tmp_path):
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"skipped: {missing[0]} is not installed (extra: oracle)")
+        pytest.skip(f"{missing[0]} is not installed (extra: oracle)")
+    theirs = hf.trunk(hf.folder(tmp_path / "Tiny-5M", arch), hf.TOKENS)
+    found = errors(ours(arch), theirs, slice(None))
+    print(arch, ", ".join(f"{name} {x:.1e}" for name, x in found.items()))
+    assert max(found.values()) < LIMIT
+    for name, x in recorded(arch).items():
+        assert np.allclose(x, theirs[name][hf.chosen_rows()], rtol=1e-3, atol=1e-5), name
