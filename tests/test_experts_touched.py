@@ -80,7 +80,7 @@ def test_bytes_of_a_pass_count_the_experts_it_touches():
 
 
 def test_the_benchmark_tells_them():
-    settings = BenchSettings(("decode", "verify"), n_gen=3, widths=(3,), n_depth=4, n_rounds=1)
+    settings = BenchSettings(parts=("decode", "verify"), n_gen=3, widths=(3,), n_depth=4, n_rounds=1)
     found = bench(model(), [], settings, 1)
     n_used = model().layers[-1].ffn_cfg.n_used
     assert found.row("decode", "1").n_experts == n_used
@@ -121,13 +121,13 @@ def test_a_plan_prices_passes_with_the_texts_experts():
     texts = record(model(), [("text", tuple(prompt_of(7, seed))) for seed in (0, 1)], trims, 2, 12)
     assert all(text.experts is not None and len(text.experts) == len(text.ids) for text in texts)
     given = CostSet(MEASURED, (MEASURED,), "e")
-    found = plan(texts, trims, given, Settings(2, (0.0,), ()))
+    found = plan(texts, trims, given, Settings(n_max=2, p_mins=(0.0,), cooldowns=()))
     assert found.experts == touched_by_width([text.experts for text in texts], 3)
     assert found.costs.costs == MEASURED.for_text(found.experts)
     assert found.experts_of_costs == dict(MEASURED.experts)
     assert "distinct experts a layer" in "\n".join(lines(found))
     unknown = replace(MEASURED, experts={})
-    blind = plan(texts, trims, CostSet(unknown, (unknown,), "e"), Settings(2, (0.0,), ()))
+    blind = plan(texts, trims, CostSet(unknown, (unknown,), "e"), Settings(n_max=2, p_mins=(0.0,), cooldowns=()))
     assert blind.costs.costs == unknown
     assert "taken as they are" in "\n".join(lines(blind))
     json.dumps(found.to_json())
