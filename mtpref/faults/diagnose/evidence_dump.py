@@ -220,13 +220,15 @@ def judge(evidence: DumpEvidence) -> DumpDiagnosis:
     groups = _settle(groups, evidence, floor)
     top = groups[0]
     jump = _jump(evidence.distances[top.best.hypothesis.id], floor)
-    if jump is not None:
-        near = _near_tie(evidence, jump, floor)
+    at = _divergence(healthy, evidence.distances[top.best.hypothesis.id], floor)
+    near = None if jump is None else _near_tie(evidence, jump, floor)
+    # What a fault explains before a router's near tie is not undone by what comes after it.
+    is_told = near is not None and at is not None and jump is not None and at < jump and not top.is_harmless
+    if jump is not None and not is_told:
         verdict = "unknown" if near is None else "undecided"
         return DumpDiagnosis(verdict, groups, evidence, floor, evidence.names[jump], invisible, near)
     if top.is_harmless:
         return DumpDiagnosis("healthy", groups, evidence, floor, None, invisible)
-    at = _divergence(healthy, evidence.distances[top.best.hypothesis.id], floor)
     return DumpDiagnosis("found", groups, evidence, floor, None if at is None else evidence.names[at], invisible)
 
 
