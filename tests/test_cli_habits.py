@@ -47,7 +47,20 @@ def test_no_answer_hides_a_flag_that_there_is():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("generate -rea", "unrecognized argument -rea;"),
+        ("generate -reb", "unrecognized argument -reb;"),
+        ("generate -rea off", "-rea: the template decides on thinking"),
+        ("generate -ngl99", "error: -ngl: there is no GPU here"),
+        ("generate -ub512", "error: -ub: a pass is as wide"),
+        ("generate --fa on", "error: -fa: attention has one order"),
+        ("generate --ngl 99", "error: -ngl: there is no GPU here"),
+        ("generate -temp 0", "did you mean --temp?"),
+        ("generate -model x", "did you mean --model?"),
+        ("generate \u2013temp 0", "begins with the dash U+2013; write --temp"),
+        ("generate \u2014temp 0", "begins with the dash U+2014; write --temp"),
+        ("generate \u2011ngl 9", "begins with the dash U+2011; write -ngl"),
+        ("generate \u2212n 9", "begins with the dash U+2212; write -n"),
+        ("generate -n x", "argument -n/--predict/--n-predict: found 'x', expected a whole number; try"),
+        ("generate --temp=", "found '', expected a number; try"),
         ("generate -n64", "-n64: a value stands apart from its flag; write -n 64"),
         ("generate -n=64", "-n=64: a value stands apart from its flag; write -n 64"),
         ("generate -e=3", "-e takes no value, found -e=3"),
@@ -58,7 +71,8 @@ def test_no_answer_hides_a_flag_that_there_is():
         ("generate --quick", "selftest has it"),
         ("generate hello world", '-p, in quotes: -p "hello world"'),
         ("generate model.gguf", "give a model with -m model.gguf"),
-        ("generte", "'generte' is no verb; did you mean generate?"),
+        ("generte", "'generte' is no verb; did you mean generate? all of them: mtpref --help"),
+        ("model.gguf", "'model.gguf' is no verb; e.g. mtpref check model.gguf, mtpref generate -m model.gguf"),
         ("golden chek", "'chek' is no action; did you mean check?"),
         ("trace", "the following arguments are required: ACTION"),
         ("-m model.gguf", "flags stand after the verb; e.g. mtpref generate -m"),
@@ -131,7 +145,35 @@ def test_a_word_that_no_fault_has_names_near_ones(capsys):
     assert "expected e.g. G5b-no-rope" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["faults", "faults G5b", "docs", "golden list"])
+def test_lists_fit_the_width_and_lose_no_word(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert main(words.split()) == 0
+    whole = capsys.readouterr().out
+    for width in (60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(words.split()) == 0
+        told = capsys.readouterr().out
+        assert told.split() == whole.split()
+        fits = [line for line in told.splitlines() if "vectors:" not in line and "README.md" not in line]
+        # A link, or a list of ids without a blank, stays whole.
+        assert all(len(line) <= width or len(line.split()) == 1 for line in fits)
+
+
 # -------------------------------------------------------------------------------------- pipes
+
+
+@pytest.mark.parametrize("words", ["faults", "--help", "--version", "generate -n 2 -p a"])
+def test_a_closed_stdout_is_one_line(words):
+    ended = run(words.split(), preexec_fn=lambda: os.close(1))
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (2, 1)
+    assert b"standard output is closed" in ended.stderr
+
+
+def test_a_closed_stderr_sends_no_notes_into_the_text():
+    words = ["generate", "-n", "4", "-p", "import os"]
+    ended = run(words, preexec_fn=lambda: os.close(2))
+    assert (ended.returncode, ended.stdout) == (0, run(words).stdout)
 
 
 def run(words, **settings):
