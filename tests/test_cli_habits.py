@@ -140,6 +140,24 @@ def test_faults_are_found_by_words(capsys):
     assert capsys.readouterr().out.startswith("G5b-no-rope: ")
 
 
+def test_a_letter_is_a_family_of_faults(capsys):
+    for letter in ("P", "p"):
+        assert main(["faults", letter]) == 0
+        found = re.findall(r"^  (\S+)", capsys.readouterr().out, re.M)
+        assert found == [fault.id for fault in FAULTS.values() if fault.family == "P"]
+
+
+def test_verbs_with_actions_show_an_example_of_each(capsys):
+    for verb, actions in (
+        ("trace", ("show", "html")),
+        ("golden", ("list", "check", "gen", "derive", "port", "export")),
+    ):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        shown = capsys.readouterr().out.partition("\nexamples:\n")[2].splitlines()
+        assert [line.split()[:3] for line in shown] == [["mtpref", verb, action] for action in actions]
+
+
 def test_a_word_that_no_fault_has_names_near_ones(capsys):
     assert main(["faults", "roep"]) == 2
     assert "expected e.g. G5b-no-rope" in capsys.readouterr().err

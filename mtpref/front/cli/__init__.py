@@ -98,6 +98,8 @@ def build_parser() -> Parser:
             elsewhere.setdefault(flag, []).append(command)
     for leaf in leaves.values():
         leaf.elsewhere = elsewhere
+    for verb, child in verbs.choices.items():
+        child.epilog = epilog(verb)
     return parser
 
 

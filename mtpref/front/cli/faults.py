@@ -26,7 +26,7 @@ def add_parser(verbs: Any) -> None:
         "ids",
         nargs="*",
         metavar="ID|WORD",
-        help="describe these, by id or number, or search for words (default: list all)",
+        help="describe these, by id or number, list a family by its letter, or search for words (default: list all)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
     parser.set_defaults(run=run_faults)
@@ -57,7 +57,11 @@ def _chosen(words: list[str]) -> "tuple[list[Fault], bool]":
         return list(FAULTS.values()), False
     if any(find_named(word) for word in words):
         return [find_fault(word) for word in words], True
-    found: list[Fault] = []
+    found = [
+        f for f in FAULTS.values() if [words[0].upper(), *words[1:]] == [f.family]
+    ]  # a letter of the list's headings
+    if found:
+        return found, False
     for told in (lambda f: f"{f.id} {f.title}", lambda f: f"{f.id} {f.title} {f.mechanism} {f.bug_type}"):
         found = [f for f in FAULTS.values() if all(word.lower() in told(f).lower() for word in words)]
         if found:
