@@ -59,6 +59,12 @@ def test_no_answer_hides_a_flag_that_there_is():
         ("generate \u2014temp 0", "begins with the dash U+2014; write --temp"),
         ("generate \u2011ngl 9", "begins with the dash U+2011; write -ngl"),
         ("generate \u2212n 9", "begins with the dash U+2212; write -n"),
+        ("quantize \u2013allow-requantize a b Q8_0", "begins with the dash U+2013; write --allow-requantize"),
+        ("\u2013version", "begins with the dash U+2013; write --version"),
+        ("generate \u2013", "unexpected '\u2013'; give a prompt with -p"),
+        ("generate \u2013hello", "unexpected '\u2013hello'; give a prompt with -p"),
+        ("generate -p=-x", "-p=-x: a value stands apart from its flag; write --prompt=-x"),
+        ("generate -p -x", "unrecognized argument -x; try: mtpref generate --help; as a value: --prompt=-x"),
         ("generate -n x", "argument -n/--predict/--n-predict: found 'x', expected a whole number; try"),
         ("generate --temp=", "found '', expected a number; try"),
         ("generate -n64", "-n64: a value stands apart from its flag; write -n 64"),
@@ -89,6 +95,8 @@ def test_nothing_is_read_as_a_cluster():
     assert parser.parse_args(["-r", "ea"]).reverse_prompt == ["ea"]
     assert parser.parse_args(["-n", "-1", "-p", "-", "-s", "-1"]).n_predict == -1
     assert parser.parse_args(["-p", "- a list"]).prompt == "- a list"
+    assert parser.parse_args(["-p", "\u2013temp"]).prompt == "\u2013temp"
+    assert parser.parse_args(["--prompt=-x"]).prompt == "-x"
 
 
 # -------------------------------------------------------------------------------------- flags that are taken

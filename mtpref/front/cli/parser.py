@@ -21,7 +21,7 @@ EXIT_USAGE = 2
 MAX_WIDTH = 110
 _NUMBER = re.compile(r"-\d|-\.\d")
 # What editors and pages make of the hyphens of a flag.
-_DASHES = re.compile(r"[\u2010-\u2015\u2212\uff0d]+")
+_DASHES = re.compile(r"[\u2010-\u2015\u2212\uff0d]+(?=\w)")
 _NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
@@ -80,8 +80,10 @@ class Parser(argparse.ArgumentParser):
         return list(self._option_string_actions)
 
     def _check_flags(self, words: Sequence[str]) -> None:
-        for word in words:
+        for before, word in zip(["", *words], words, strict=False):
             is_word = not word.startswith("-") or len(word) == 1
+            if is_word and not self._takes_value(before):
+                self._check_dashes(word)
             if word == "--" or (is_word and self.sub is not None):
                 return  # what follows is another parser's
             if is_word or _NUMBER.match(word) or word in self._option_string_actions:
@@ -90,11 +92,33 @@ class Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(name)
             if not equals or action is None:
                 if " " not in word:
-                    self.refuse(self._no_flag(word, name))
+                    joined = f"; as a value: {self._joined(before, word)}" if self._takes_value(before) else ""
+                    self.refuse(self._no_flag(word, name) + joined)
             elif action.nargs == 0:
                 self.error(f"{name} takes no value, found {word}")
             elif not name.startswith("--"):
-                self.refuse(f"{word}: a value stands apart from its flag; write {name} {value}")
+                write = self._joined(name, value) if value.startswith("-") else f"{name} {value}"
+                self.refuse(f"{word}: a value stands apart from its flag; write {write}")
+
+    def _takes_value(self, word: str) -> bool:
+        action = self._option_string_actions.get(word)
+        return action is not None and action.nargs != 0
+
+    def _joined(self, flag: str, value: str) -> str:
+        """A flag and a value that begins with a hyphen, as argparse takes it."""
+        names = self._option_string_actions[flag].option_strings
+        return f"{next((name for name in names if name.startswith('--')), flag)}={value}"
+
+    def _check_dashes(self, word: str) -> None:
+        """Refuse a flag with an en dash, an em dash, ... for its hyphens."""
+        if not _DASHES.match(word):
+            return
+        bare = _DASHES.sub("", word, count=1)
+        known = self._option_string_actions
+        for flag in (f"--{bare}", f"-{bare}"):
+            name = flag.partition("=")[0]
+            if name in known or habits.answer(name) or (self.sub is not None and self._groups):
+                self.refuse(f"{word[:60]!r} begins with the dash U+{ord(word[0]):04X}; write {flag[:60]}")
 
     def _no_flag(self, word: str, name: str) -> str:
         """What is wrong with a flag that does not exist, and what to try."""
@@ -120,10 +144,6 @@ class Parser(argparse.ArgumentParser):
         """Words that are left over: texts and files that want a flag."""
         word = words[0]
         flags = self._option_string_actions
-        if _DASHES.match(word):
-            code, bare = f"U+{ord(word[0]):04X}", _DASHES.sub("", word, count=1)
-            meant = [flag for flag in (f"--{bare}", f"-{bare}") if flag in flags or habits.answer(flag)]
-            self.refuse(f"{word[:60]!r} begins with the dash {code}; write {(meant or [f'--{bare[:60]}'])[0]}")
         if "--model" in flags and word.lower().endswith(".gguf"):
             self.refuse(f"unexpected {word!r}; give a model with -m {word}")
         if "--prompt" in flags:
