@@ -249,6 +249,11 @@ def test_exp64_is_within_its_stated_error():
     assert spec.exp64(np.array([-1e9, 1e9])).tolist() == spec.exp64(np.array([-700.0, 700.0])).tolist()
 
 
+def test_the_degree_of_exp64_shows_where_its_argument_is_largest():
+    """The last term moves the last place there; float32 results do not show it."""
+    assert float(spec.exp64(np.array([0.34]))[0]).hex() == "0x1.67aaa532108bep+0"  # degree 12 ends in ..bd
+
+
 def test_log64_is_within_its_stated_error():
     x = np.exp(np.linspace(-300, 300, N_POINTS))
     assert np.max(np.abs(spec.log64(x) - np.log(x)) / np.maximum(np.abs(np.log(x)), 0.1)) < 1e-15

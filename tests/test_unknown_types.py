@@ -156,7 +156,7 @@ def test_types_that_only_llama_cpp_writes_have_a_road(tmp_path, capsys, kind):
     code, _, err = run(capsys, "quantize", TINY, tmp_path / "x.gguf", kind)
     assert (code, err.count("\n")) == (2, 1)
     assert "mtpref strip" in err
-    assert f"trunk.gguf small.gguf {kind}, mtpref graft small.gguf" in err
+    assert f"trunk.gguf small.gguf {kind.upper()}, mtpref graft small.gguf" in err
     code, _, err = run(capsys, "quantize", TINY, tmp_path / "x.gguf", "Q8_0", "--mtp-type", "IQ4_XS")
     assert (code, "llama-quantize --tensor-type NAME=IQ4_XS writes it" in err) == (2, True)
 

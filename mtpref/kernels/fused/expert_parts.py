@@ -42,7 +42,7 @@ def _prepare(net, x, made, first, last):
 
 @kernel(*PHASE)
 def route_part(where, p, n_parts):
-    """S41 to S45, S5. A range of tokens."""
+    """S5, S41 to S45. A range of tokens."""
     job, between = job_at(where.job), between_at(where.between)
     n_tokens = len(job.x)
     first, last = p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts

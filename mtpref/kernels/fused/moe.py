@@ -1,4 +1,4 @@
-"""S48, and S6, S18, S41 to S47 in it: an experts' network in one call.
+"""S48. An experts' network in one call: router, products (S6), swiglu (S18), weighted sum; S41 to S47.
 
 Owns the fused twin of compose_moe.py's `moe_ffn`: pairs of a token and one of its experts are sorted by expert, and the
 phases of expert_parts.py run one after the other. Stacks are read as panels or in place; types that are dequantised a
