@@ -47,7 +47,26 @@ def test_no_answer_hides_a_flag_that_there_is():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("generate -rea", "unrecognized argument -rea;"),
+        ("generate -reb", "unrecognized argument -reb;"),
+        ("generate -rea off", "-rea: the template decides on thinking"),
+        ("generate -ngl99", "error: -ngl: there is no GPU here"),
+        ("generate -ub512", "error: -ub: a pass is as wide"),
+        ("generate --fa on", "error: -fa: attention has one order"),
+        ("generate --ngl 99", "error: -ngl: there is no GPU here"),
+        ("generate -temp 0", "did you mean --temp?"),
+        ("generate -model x", "did you mean --model?"),
+        ("generate \u2013temp 0", "begins with the dash U+2013; write --temp"),
+        ("generate \u2014temp 0", "begins with the dash U+2014; write --temp"),
+        ("generate \u2011ngl 9", "begins with the dash U+2011; write -ngl"),
+        ("generate \u2212n 9", "begins with the dash U+2212; write -n"),
+        ("quantize \u2013allow-requantize a b Q8_0", "begins with the dash U+2013; write --allow-requantize"),
+        ("\u2013version", "begins with the dash U+2013; write --version"),
+        ("generate \u2013", "unexpected '\u2013'; give a prompt with -p"),
+        ("generate \u2013hello", "unexpected '\u2013hello'; give a prompt with -p"),
+        ("generate -p=-x", "-p=-x: a value stands apart from its flag; write --prompt=-x"),
+        ("generate -p -x", "unrecognized argument -x; try: mtpref generate --help; as a value: --prompt=-x"),
+        ("generate -n x", "argument -n/--predict/--n-predict: found 'x', expected a whole number; try"),
+        ("generate --temp=", "found '', expected a number; try"),
         ("generate -n64", "-n64: a value stands apart from its flag; write -n 64"),
         ("generate -n=64", "-n=64: a value stands apart from its flag; write -n 64"),
         ("generate -e=3", "-e takes no value, found -e=3"),
@@ -58,7 +77,8 @@ def test_no_answer_hides_a_flag_that_there_is():
         ("generate --quick", "selftest has it"),
         ("generate hello world", '-p, in quotes: -p "hello world"'),
         ("generate model.gguf", "give a model with -m model.gguf"),
-        ("generte", "'generte' is no verb; did you mean generate?"),
+        ("generte", "'generte' is no verb; did you mean generate? all of them: mtpref --help"),
+        ("model.gguf", "'model.gguf' is no verb; e.g. mtpref check model.gguf, mtpref generate -m model.gguf"),
         ("golden chek", "'chek' is no action; did you mean check?"),
         ("trace", "the following arguments are required: ACTION"),
         ("-m model.gguf", "flags stand after the verb; e.g. mtpref generate -m"),
@@ -75,6 +95,8 @@ def test_nothing_is_read_as_a_cluster():
     assert parser.parse_args(["-r", "ea"]).reverse_prompt == ["ea"]
     assert parser.parse_args(["-n", "-1", "-p", "-", "-s", "-1"]).n_predict == -1
     assert parser.parse_args(["-p", "- a list"]).prompt == "- a list"
+    assert parser.parse_args(["-p", "\u2013temp"]).prompt == "\u2013temp"
+    assert parser.parse_args(["--prompt=-x"]).prompt == "-x"
 
 
 # -------------------------------------------------------------------------------------- flags that are taken
@@ -126,12 +148,58 @@ def test_faults_are_found_by_words(capsys):
     assert capsys.readouterr().out.startswith("G5b-no-rope: ")
 
 
+def test_a_letter_is_a_family_of_faults(capsys):
+    for letter in ("P", "p"):
+        assert main(["faults", letter]) == 0
+        found = re.findall(r"^  (\S+)", capsys.readouterr().out, re.M)
+        assert found == [fault.id for fault in FAULTS.values() if fault.family == "P"]
+
+
+def test_verbs_with_actions_show_an_example_of_each(capsys):
+    for verb, actions in (
+        ("trace", ("show", "html")),
+        ("golden", ("list", "check", "gen", "derive", "port", "export")),
+    ):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        shown = capsys.readouterr().out.partition("\nexamples:\n")[2].splitlines()
+        assert [line.split()[:3] for line in shown] == [["mtpref", verb, action] for action in actions]
+
+
 def test_a_word_that_no_fault_has_names_near_ones(capsys):
     assert main(["faults", "roep"]) == 2
     assert "expected e.g. G5b-no-rope" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["faults", "faults G5b", "docs", "golden list"])
+def test_lists_fit_the_width_and_lose_no_word(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert main(words.split()) == 0
+    whole = capsys.readouterr().out
+    for width in (60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main(words.split()) == 0
+        told = capsys.readouterr().out
+        assert told.split() == whole.split()
+        fits = [line for line in told.splitlines() if "vectors:" not in line and "README.md" not in line]
+        # A link, or a list of ids without a blank, stays whole.
+        assert all(len(line) <= width or len(line.split()) == 1 for line in fits)
+
+
 # -------------------------------------------------------------------------------------- pipes
+
+
+@pytest.mark.parametrize("words", ["faults", "--help", "--version", "generate -n 2 -p a"])
+def test_a_closed_stdout_is_one_line(words):
+    ended = run(words.split(), preexec_fn=lambda: os.close(1))
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (2, 1)
+    assert b"standard output is closed" in ended.stderr
+
+
+def test_a_closed_stderr_sends_no_notes_into_the_text():
+    words = ["generate", "-n", "4", "-p", "import os"]
+    ended = run(words, preexec_fn=lambda: os.close(2))
+    assert (ended.returncode, ended.stdout) == (0, run(words).stdout)
 
 
 def run(words, **settings):

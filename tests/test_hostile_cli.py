@@ -137,7 +137,7 @@ FILES = {
     "a trace that is a folder": (["--trace", "."], b"", "cannot be written"),
     "a contract with a line break": (["--contract", "a\nb"], b"", "expected one of"),
     "a flag with an escape": (["--\x1b[31m"], b"", "unrecognized argument --\\x1b[31m"),
-    "a number with a line break": (["-n", "1\n2"], b"", "invalid int value: '1\\n2'"),
+    "a number with a line break": (["-n", "1\n2"], b"", "found '1\\n2', expected a whole number"),
     "threads without number": (["-t", "-5"], b"", "--threads: -5 is out of range"),
     "a draft without end": (["--spec-draft-n-max", str(1 << 70)], b"", "--spec-draft-n-max"),
     "a cooldown before the start": (["--spec-cooldown", "-1"], b"", "--spec-cooldown: -1 is out of range"),

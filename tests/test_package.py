@@ -58,10 +58,11 @@ def test_pages_are_listed_and_printed(capsys):
     out = capsys.readouterr().out
     pages = [str(p.relative_to(ROOT / "docs"))[:-3] for p in (ROOT / "docs").rglob("*.md")]
     assert all(re.search(rf"(?m)^{re.escape(name)} ", out) for name in pages)
-    for name in ("plan", "docs/plan.md", "learn/03-the-pairing"):
+    for name in ("plan", "docs/plan.md", "learn/03-the-pairing", "learn", "docs/learn/"):
         assert main(["docs", name]) == 0
         shown = capsys.readouterr().out
-        path = ROOT / "docs" / f"{name.removeprefix('docs/').removesuffix('.md')}.md"
+        page = name.removeprefix("docs/").removesuffix(".md")
+        path = ROOT / "docs" / (page.strip("/") + "/README.md" if page.strip("/") == "learn" else f"{page}.md")
         assert shown == path.read_text("utf-8")
     assert main(["docs", "porti"]) == 2
     assert "did you mean porting?" in capsys.readouterr().err

@@ -84,3 +84,19 @@ def test_links_lead_somewhere():
 def test_setup_commands_are_one_line_each():
     for marker in ("run-generate", "run-tests"):
         assert len(block(marker).strip().splitlines()) == 1
+
+
+def test_the_number_of_rules_is_the_specifications():
+    rules = re.findall(r"(?m)^#+ S(\d+) ", (ROOT / "docs" / "spec.md").read_text("utf-8"))
+    assert sorted(map(int, rules)) == list(range(1, len(rules) + 1))
+    guide = (ROOT / "docs" / "reading-guide.md").read_text("utf-8")
+    assert f"[{len(rules)} numbered rules](docs/spec.md)" in README
+    assert f"[the specification](docs/spec.md), S1 to S{len(rules)};" in README
+    assert f"the rules S1 to S{len(rules)} as functions" in guide
+    assert f"A rule has a number, S1 to S{len(rules)}." in guide
+
+
+def test_the_number_of_faults_is_the_catalogues():
+    page = (ROOT / "docs" / "faults.md").read_text("utf-8")
+    count = re.search(r"(?m)^(\d+) faults, ", page)
+    assert f"[{count[1]} faults](docs/faults.md)" in README

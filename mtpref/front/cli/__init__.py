@@ -98,6 +98,8 @@ def build_parser() -> Parser:
             elsewhere.setdefault(flag, []).append(command)
     for leaf in leaves.values():
         leaf.elsewhere = elsewhere
+    for verb, child in verbs.choices.items():
+        child.epilog = epilog(verb)
     return parser
 
 
@@ -113,6 +115,13 @@ def commands(parser: Parser, name: str = "") -> Iterator[tuple[str, Parser]]:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
     gc.set_threshold(GARBAGE_AFTER)
+    if sys.stderr is None:
+        # print(file=None) would write notes into the text.
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        why = "standard output is closed, expected it open; redirect it to a file or /dev/null"
+        print(f"mtpref: error: {why}", file=sys.stderr)
+        return EXIT_USAGE
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if not arguments or arguments == ["help"]:
@@ -124,8 +133,6 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         command = args.verb if getattr(args, "action", None) is None else f"{args.verb} {args.action}"
         dict(commands(parser))[command].unexpected(unknown)
-    if sys.stdout is None:
-        return _refuse(args.verb, "standard output is closed, expected it open; redirect it to a file or /dev/null")
     hold_notes()
     try:
         with files.guarded(), output_to_stdout(args):

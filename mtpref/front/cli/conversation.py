@@ -144,7 +144,7 @@ def _answer(command: str, conversation: Conversation) -> list[str]:
         return conversation.lines()
     near = get_close_matches(command, COMMANDS, 1)
     return [
-        f"{command} is no command{f'; did you mean {near[0]}?' if near else ''} /help lists them; to send it as it "
+        f"{command} is no command{f', did you mean {near[0]}?' if near else ''}; /help lists them; to send it as it "
         "is, put a dot or a word after it"
     ]
 

@@ -37,19 +37,22 @@ def folder() -> Path:
 def run_docs(args: argparse.Namespace) -> int:
     from mtpref.front.cli.pager import paged
     from mtpref.front.cli.parser import _near
+    from mtpref.front.cli.terminal import columns, width_of
 
     root = folder()
     pages = {str(path.relative_to(root))[:-3]: path for path in sorted(root.rglob("*.md"))}
     if args.page is None:
-        width = max(map(len, pages))
-        print("\n".join(f"{name:{width}s}  {title(path)}" for name, path in pages.items()))
+        rows = [(name, title(path)) for name, path in pages.items()]
+        print("\n".join(columns(rows, width_of(sys.stdout))))
         print("\nmtpref docs PAGE prints one")
         return 0
-    name = args.page.removeprefix("docs/").removesuffix(".md")
+    name = args.page.removeprefix("docs/").removesuffix("/").removesuffix(".md")
+    if f"{name}/README" in pages:
+        name += "/README"
     if name not in pages:
         near = _near(name, pages)
         raise MtprefError(
-            f"docs: there is no page {name[:60]!r}{f', did you mean {near}?' if near else ''}; try: mtpref docs"
+            f"there is no page {name[:60]!r}{f', did you mean {near}?' if near else ''}; all of them: mtpref docs"
         )
     with paged(sys.stdout, is_wanted=not args.no_pager) as out:
         out.write(pages[name].read_text("utf-8"))

@@ -49,5 +49,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 
 def epilog(command: str) -> str:
-    """The examples of a command (`generate`, `trace show`) as the end of its help."""
-    return "examples:\n" + "\n".join(f"  mtpref {command} {words}".rstrip() for words in EXAMPLES[command])
+    """The examples of a command (`generate`, `trace show`) as the end of its help; of `trace`, its actions' first."""
+    own = {command: EXAMPLES[command]} if command in EXAMPLES else {
+        action: words[:1] for action, words in EXAMPLES.items() if action.startswith(f"{command} ")
+    }  # fmt: skip
+    return "examples:\n" + "\n".join(f"  mtpref {name} {words}".rstrip() for name in own for words in own[name])

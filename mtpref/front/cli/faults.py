@@ -2,14 +2,16 @@
 
 import argparse
 import json
-import textwrap
+import sys
 from typing import TYPE_CHECKING, Any
+
+from mtpref.front.cli.terminal import columns, width_of
 
 if TYPE_CHECKING:
     from mtpref.faults import Fault
 
 SCHEMA = "mtpref-faults-1"
-WIDTH = 100
+MAX_WIDTH = 100  # of prose
 
 
 def add_parser(verbs: Any) -> None:
@@ -24,7 +26,7 @@ def add_parser(verbs: Any) -> None:
         "ids",
         nargs="*",
         metavar="ID|WORD",
-        help="describe these, by id or number, or search for words (default: list all)",
+        help="describe these, by id or number, list a family by its letter, or search for words (default: list all)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
     parser.set_defaults(run=run_faults)
@@ -37,7 +39,10 @@ def run_faults(args: argparse.Namespace) -> int:
         print(json.dumps(record, ensure_ascii=True))
     else:
         described_one = is_named or (args.ids and len(chosen) == 1)
-        print("\n\n".join(described(fault) for fault in chosen) if described_one else listed(chosen))
+        width = width_of(sys.stdout)
+        prose = min(width, MAX_WIDTH)
+        told = "\n\n".join(described(fault, prose) for fault in chosen) if described_one else listed(chosen, width)
+        print(told)
     return 0
 
 
@@ -52,7 +57,11 @@ def _chosen(words: list[str]) -> "tuple[list[Fault], bool]":
         return list(FAULTS.values()), False
     if any(find_named(word) for word in words):
         return [find_fault(word) for word in words], True
-    found: list[Fault] = []
+    found = [
+        f for f in FAULTS.values() if [words[0].upper(), *words[1:]] == [f.family]
+    ]  # a letter of the list's headings
+    if found:
+        return found, False
     for told in (lambda f: f"{f.id} {f.title}", lambda f: f"{f.id} {f.title} {f.mechanism} {f.bug_type}"):
         found = [f for f in FAULTS.values() if all(word.lower() in told(f).lower() for word in words)]
         if found:
@@ -60,20 +69,20 @@ def _chosen(words: list[str]) -> "tuple[list[Fault], bool]":
     return [find_fault(" ".join(words))], True  # says what is near
 
 
-def listed(faults: "list[Fault]") -> str:
-    """One line a fault, under the name of its family."""
+def listed(faults: "list[Fault]", width: int) -> str:
+    """A fault and its title, under the name of its family."""
     from mtpref.faults import FAMILIES
 
-    width = max(len(fault.id) for fault in faults)
+    longest = max(len(fault.id) for fault in faults)
     lines = []
     for letter, name in FAMILIES.items():
-        own = [f"  {fault.id:{width}s}  {fault.title}" for fault in faults if fault.family == letter]
+        own = [(f"  {fault.id:{longest}s}", fault.title) for fault in faults if fault.family == letter]
         if own:
-            lines += [f"{letter}: {name}", *own, ""]
+            lines += [f"{letter}: {name}", *columns(own, width), ""]
     return "\n".join(lines[:-1])
 
 
-def described(fault: "Fault") -> str:
+def described(fault: "Fault", width: int) -> str:
     """Everything that the catalogue says about a fault."""
     from mtpref.faults import NEEDS, PLACES
 
@@ -93,8 +102,5 @@ def described(fault: "Fault") -> str:
         ("reported", fault.effect or "without figures" if fault.seen else "not seen in an engine"),
         *(("seen in", f"{engine}  {link}") for engine, link in fault.seen),
     ]
-    lines = [f"{fault.id}: {fault.title}"]
-    for name, text in rows:
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<17s}", subsequent_indent=" " * 19,
-                               break_long_words=False, break_on_hyphens=False)  # fmt: skip
-    return "\n".join(lines)
+    told = columns([(f"  {name:<15s}", text) for name, text in rows], width)
+    return "\n".join([f"{fault.id}: {fault.title}", *told])

@@ -12,6 +12,7 @@ from typing import Any
 
 from mtpref.base.errors import MtprefError
 from mtpref.front.cli.options import add_model, load_model, read_file, rope_overrides
+from mtpref.front.cli.terminal import columns, width_of
 from mtpref.front.cli.writing import OutputPath
 
 SCHEMA = "mtpref-golden-check-1"
@@ -179,10 +180,12 @@ def run_list(args: argparse.Namespace) -> int:
         ]
         print(json.dumps({"schema": "mtpref-golden-list-1", "suites": records}))
         return 0
+    rows = []
     for s in suites:
         needs = sorted({need for case in s.cases for need in case.requires})
         needed = f"  [needs {', '.join(needs)}]" if needs else ""
-        print(f"{s.level}  {s.name:18s} {len(s.cases):3d} cases  {s.about}{needed}")
+        rows.append((f"{s.level}  {s.name:18s} {len(s.cases):3d} cases", f"{s.about}{needed}"))
+    print("\n".join(columns(rows, width_of(sys.stdout))))
     print(f"\nvectors: {args.folder}; a port consumes them as {args.folder}/README.md says")
     return 0
 

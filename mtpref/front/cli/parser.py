@@ -20,6 +20,9 @@ from mtpref.front.cli.terminal import width_of
 EXIT_USAGE = 2
 MAX_WIDTH = 110
 _NUMBER = re.compile(r"-\d|-\.\d")
+# What editors and pages make of the hyphens of a flag.
+_DASHES = re.compile(r"[\u2010-\u2015\u2212\uff0d]+(?=\w)")
+_NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -77,8 +80,10 @@ class Parser(argparse.ArgumentParser):
         return list(self._option_string_actions)
 
     def _check_flags(self, words: Sequence[str]) -> None:
-        for word in words:
+        for before, word in zip(["", *words], words, strict=False):
             is_word = not word.startswith("-") or len(word) == 1
+            if is_word and not self._takes_value(before):
+                self._check_dashes(word)
             if word == "--" or (is_word and self.sub is not None):
                 return  # what follows is another parser's
             if is_word or _NUMBER.match(word) or word in self._option_string_actions:
@@ -87,23 +92,47 @@ class Parser(argparse.ArgumentParser):
             action = self._option_string_actions.get(name)
             if not equals or action is None:
                 if " " not in word:
-                    self.refuse(self._no_flag(word, name))
+                    joined = f"; as a value: {self._joined(before, word)}" if self._takes_value(before) else ""
+                    self.refuse(self._no_flag(word, name) + joined)
             elif action.nargs == 0:
                 self.error(f"{name} takes no value, found {word}")
             elif not name.startswith("--"):
-                self.refuse(f"{word}: a value stands apart from its flag; write {name} {value}")
+                write = self._joined(name, value) if value.startswith("-") else f"{name} {value}"
+                self.refuse(f"{word}: a value stands apart from its flag; write {write}")
+
+    def _takes_value(self, word: str) -> bool:
+        action = self._option_string_actions.get(word)
+        return action is not None and action.nargs != 0
+
+    def _joined(self, flag: str, value: str) -> str:
+        """A flag and a value that begins with a hyphen, as argparse takes it."""
+        names = self._option_string_actions[flag].option_strings
+        return f"{next((name for name in names if name.startswith('--')), flag)}={value}"
+
+    def _check_dashes(self, word: str) -> None:
+        """Refuse a flag with an en dash, an em dash, ... for its hyphens."""
+        if not _DASHES.match(word):
+            return
+        bare = _DASHES.sub("", word, count=1)
+        known = self._option_string_actions
+        for flag in (f"--{bare}", f"-{bare}"):
+            name = flag.partition("=")[0]
+            if name in known or habits.answer(name) or (self.sub is not None and self._groups):
+                self.refuse(f"{word[:60]!r} begins with the dash U+{ord(word[0]):04X}; write {flag[:60]}")
 
     def _no_flag(self, word: str, name: str) -> str:
         """What is wrong with a flag that does not exist, and what to try."""
-        answer = habits.answer(name)
-        if answer is not None:
-            return f"{name}: {answer}"
+        for known in (name, *_other_dashes(name), *_without_number(name)):
+            answer = habits.answer(known)
+            if answer is not None:
+                return f"{known}: {answer}"
         if self.sub is not None and self._groups:
             return f"{word}: flags stand after the verb; e.g. mtpref generate {word}; mtpref --help lists the verbs"
         short = self._option_string_actions.get(word[:2])
         if short is not None and short.nargs != 0 and re.match(r"[\d./~]", word[2:]):
             return f"{word}: a value stands apart from its flag; write {word[:2]} {word[2:]}"
-        near = _near(name.replace("_", "-"), self.flags())
+        same = [flag for flag in _other_dashes(name) if flag in self.flags()]
+        near = " or ".join(same) or _near(name.replace("_", "-"), self.flags())
         if near:
             return f"unrecognized argument {word}; did you mean {near}? all of them: {self.prog} --help"
         verbs = self.elsewhere.get(name)
@@ -124,7 +153,13 @@ class Parser(argparse.ArgumentParser):
     # VALUES
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        value = super()._get_value(action, arg_string)
+        try:
+            value = super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            wanted = _NUMBERS.get(action.type)
+            if wanted is None:
+                raise
+            raise argparse.ArgumentError(action, f"found {arg_string[:60]!r}, expected {wanted}") from None
         is_choice = isinstance(value, str) and action.choices is not None and value not in action.choices
         if is_choice and not isinstance(action, argparse._SubParsersAction):
             return next((c for c in action.choices if str(c).lower() == value.lower()), value)  # type: ignore[union-attr]
@@ -138,7 +173,11 @@ class Parser(argparse.ArgumentParser):
         guess = f"; did you mean {near}?" if near else ""
         if isinstance(action, argparse._SubParsersAction):
             what = "verb" if self._groups else "action"
-            self.error(f"{str(value)[:60]!r} is no {what}{guess or ', expected one of ' + _listed(known)}")
+            if what == "verb" and str(value).lower().endswith(".gguf"):
+                self.refuse(f"{str(value)[:60]!r} is no verb; e.g. mtpref check {value}, mtpref generate -m {value}")
+            if near:
+                self.refuse(f"{str(value)[:60]!r} is no {what}{guess} all of them: {self.prog} --help")
+            self.error(f"{str(value)[:60]!r} is no {what}, expected one of {_listed(known)}")
         raise argparse.ArgumentError(
             action, f"{str(value)[:60]!r} is unknown, expected one of {', '.join(known)}{guess}"
         )
@@ -168,6 +207,17 @@ def _near(word: str, known: Iterable[str]) -> str | None:
     begin = [k for k in known if len(bare) > 2 and k.lstrip("-").startswith(bare)]
     found = list(dict.fromkeys([*begin[:3], *difflib.get_close_matches(word, known, 3, 0.68)]))[:3]
     return " or ".join(found) or None
+
+
+def _other_dashes(name: str) -> list[str]:
+    """The flag with one hyphen for two, and two for one."""
+    return [name[1:]] if name.startswith("--") else ["-" + name]
+
+
+def _without_number(name: str) -> list[str]:
+    """The flag of one to which a number is attached: -ngl of -ngl99."""
+    bare = re.sub(r"\d+$", "", name)
+    return [bare] if bare not in (name, "-") else []
 
 
 def _listed(words: Sequence[str]) -> str:

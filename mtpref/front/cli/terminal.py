@@ -6,6 +6,7 @@ takes longer to import than a trace to show.
 
 import os
 import shutil
+import textwrap
 from collections.abc import Iterable
 from typing import TextIO
 
@@ -41,6 +42,25 @@ def width_of(stream: TextIO) -> int:
     if stream.isatty() or os.environ.get("COLUMNS", "").isdigit():
         return shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
     return DEFAULT_WIDTH
+
+
+def columns(rows: Iterable[tuple[str, str]], width: int) -> list[str]:
+    """Lines `left  right`: right is wrapped and hangs under itself; where that leaves it no room, under left."""
+    rows = list(rows)
+    hang = max((len(left) for left, _ in rows), default=0) + 2
+    lines = []
+    for left, right in rows:
+        one = f"{left:{hang}s}{right}".rstrip()
+        if len(one) <= width:
+            lines.append(one)
+        elif hang + 24 <= width:
+            lines += textwrap.wrap(right, width, initial_indent=f"{left:{hang}s}", subsequent_indent=" " * hang,
+                                   break_long_words=False, break_on_hyphens=False)  # fmt: skip
+        else:
+            lines.append(left.rstrip())
+            lines += textwrap.wrap(right, max(width, 24), initial_indent="    ", subsequent_indent="    ",
+                                   break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return lines
 
 
 def painted(spans: Iterable[tuple[str, str]], is_colored: bool) -> str:
