@@ -23,7 +23,7 @@ LONGEST = (
     *("test_doc_commands", "test_ahead", "test_sampling_exact", "test_plan", "test_hostile", "test_learn"),
 )
 PATIENCE_S = 120.0
-N_SLICES = 4
+N_SLICES = 10
 
 
 def pytest_addoption(parser):
