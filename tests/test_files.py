@@ -45,11 +45,18 @@ DOORS = {
     "golden/gen.py": {"os.replace", "shutil.rmtree"},  # a whole folder, after check_output_folder
     "golden/sources.py": {"path.read_text"},  # sources of the specification
     "kernels/__init__.py": {"path.read_bytes"},  # sources of the kernels
-    "kernels/cache.py": {"os.open", "open", "os.replace", "temporary.unlink"},  # compiled code, in a folder of its own
+    "kernels/compiling/cache.py": {
+        "os.open",
+        "open",
+        "os.replace",
+        "temporary.unlink",
+    },  # compiled code, in a folder of its own
     "front/learn/chapter.py": {"self.path.read_text"},  # a chapter
     "look/html/page.py": {"files('mtpref') / 'look' / 'html' / name.read_text"},  # the package's own data
     "faults/diagnose/rates.py": {"files('mtpref') / 'faults' / 'diagnose' / 'signatures.json'.read_text"},
-    "front/cli/__init__.py": {"os.open"},  # /dev/null
+    "front/cli/__init__.py": {"os.open", "open"},  # /dev/null
+    "front/cli/docs.py": {"path.read_text", "pages[name].read_text"},  # the package's own pages
+    "front/cli/writing.py": {"open"},  # a file of ours, for -o -
 }
 
 

@@ -178,14 +178,14 @@ def test_stages_are_what_sees_the_same_rows_in_the_order_of_the_head(calibrated)
 
 def test_a_head_without_attention_and_with_experts_is_quantised_in_its_own_order(tmp_path, monkeypatch):
     """Its kinds are of tests/toys.py; with so few tokens some experts see nothing, and are rounded to nearest."""
-    tensors = toys.norms("attn_norm") + toys.MIX + toys.STACK
+    tensors = toys.norms("attn_norm") + toys.RAW + toys.STACK
     block = Block("mtp", toys.COMPRESSED, toys.EXPERTS, tensors, toys.parallel, ("nextn.",))
     sheet = toys.toy("toymoe", toys.CYCLE, replace(toys.SINGLE.head, block=block))
     monkeypatch.setitem(ARCHITECTURES, "toymoe", sheet)
     write_gguf(tmp_path / "moe.gguf", toys.keys(sheet), toys.tensors(sheet))
     model = mtpref.load(tmp_path / "moe.gguf", numerics="exact").core
     chunks = trunk_rows(model, [[3, 4, 9]])
-    into, out, stack = (f"blk.6.{name}.weight" for name in ("mix_in", "mix_out", "ffn_exps"))
+    into, out, stack = (f"blk.6.{name}.weight" for name in ("raw_in", "raw_out", "ffn_exps"))
     assert stages(model, chunks) == [["blk.6.nextn.eh_proj.weight"], [into, stack], [out]]
     matrices = head_matrices(model)
     assert len(matrices) == 3 + toys.N_EXPERT  # not ffn_gate_inp: it stays as it is

@@ -77,10 +77,11 @@ def with_head(trunk: list[Pair], head: list[Pair], arch: str, n_trunk: int, n_ne
 
 
 def _tail(theirs: tuple[Any, str] | None, n_trunk: int, n_nextn: int, own: Any) -> Any:
-    """The head's entries of a per-block array; false or the trunk's last value where its file has none."""
+    """The head's entries of a per-block array: the trunk's last value (false, or 0 without any) where it has none."""
     if theirs is not None and theirs[1].startswith("arr:") and len(_array(theirs[0])) == n_trunk + n_nextn:
         return _array(theirs[0])[n_trunk:].astype(own.dtype)
-    return np.full(n_nextn, False if own.dtype == bool else own[-1], own.dtype)
+    last = own[-1:] if len(own) and own.dtype != bool else [0]
+    return np.full(n_nextn, last[0], own.dtype)
 
 
 def _array(value: Any) -> Any:

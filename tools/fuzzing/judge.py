@@ -75,7 +75,7 @@ def watchdog(seconds: float) -> Iterator[None]:
     def ring(number: int, frame: FrameType | None) -> None:
         at = frame
         while at is not None:
-            if at.f_code.co_filename.endswith("/kernels/compile.py"):
+            if at.f_code.co_filename.endswith("/kernels/compiling/compile.py"):
                 signal.setitimer(signal.ITIMER_REAL, seconds)
                 return
             at = at.f_back

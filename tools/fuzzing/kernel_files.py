@@ -56,7 +56,8 @@ def _call(folders: tuple[Path, ...]) -> tuple[list[str], int]:
 
     Errors  AssertionError where its result is wrong
     """
-    from mtpref.kernels import choices, compile
+    from mtpref.kernels import choices
+    from mtpref.kernels.compiling import compile
 
     lines: list[str] = []
     compiled: list[None] = []

@@ -39,7 +39,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "--dump port.gguf -m model.gguf",
         "--log llama.log -m model.gguf",
     ),
-    "faults": ("", "rope", "G1-concat-swapped"),
+    "faults": ("", "rope", "G1"),
     "story": ("-m model.gguf -n 24",),
     "selftest": ("--quick", "-m model.gguf"),
     "learn": ("", "1", "3 --no-pager", "11 --answer 1=W6"),
