@@ -6,7 +6,7 @@ from typing import Any
 
 from mtpref.architectures.dims import Named
 from mtpref.architectures.sheet import OPTIONAL, Hyper, Tensor
-from mtpref.architectures.transforms import Change
+from mtpref.architectures.transforms import AS_IS, Change
 
 
 def _half(v: Mapping[str, Any]) -> int:
@@ -68,6 +68,19 @@ def root_tensors(norm: Change) -> tuple[Tensor, ...]:
         Tensor(OUTPUT_NORM, (n_embd,), "model.norm.weight", norm, cb="result_norm"),
         Tensor(OUTPUT, (N_VOCAB, n_embd), "lm_head.weight", fallback=(TOKEN_EMBD,), role="output", cb="result_output"),
     )
+
+
+def numbered_head_tensors(norm_hf: str) -> tuple[Tensor, ...]:
+    """nextn.* where a checkpoint counts the head as one more layer, its norms as they are. norm_hf: that after it"""
+    names = {
+        "eh_proj": "eh_proj",
+        "enorm": "enorm",
+        "hnorm": "hnorm",
+        "shared_head_norm": norm_hf,
+        "embed_tokens": "embed_tokens",
+        "shared_head_head": "shared_head.head",
+    }
+    return tuple(replace(t, hf=f"{names[t.name.split('.')[1]]}.weight") for t in eh_proj_tensors(norm=AS_IS))
 
 
 def eh_proj_tensors(norm: Change) -> tuple[Tensor, ...]:

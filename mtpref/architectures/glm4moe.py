@@ -6,7 +6,7 @@ The data sheet. Source: llama.cpp src/models/glm4-moe.cpp, conversion/glm.py; tr
 from dataclasses import replace
 
 from mtpref.architectures.attention import plain_attention
-from mtpref.architectures.common import base_hypers, eh_proj_tensors, n_embd, rms_eps, root_tensors
+from mtpref.architectures.common import base_hypers, n_embd, numbered_head_tensors, rms_eps, root_tensors
 from mtpref.architectures.experts import (
     FUSED_STACKS,
     expert_gating_func,
@@ -57,14 +57,6 @@ _moe = (
     *expert_stacks(has_fused=False),
     *shared_expert(n_ff_exp * n_expert_shared, "mlp.shared_experts", is_gated=False),
 )
-_nextn = {
-    "nextn.eh_proj.weight": "eh_proj.weight",
-    "nextn.enorm.weight": "enorm.weight",
-    "nextn.hnorm.weight": "hnorm.weight",
-    "nextn.shared_head_norm.weight": "shared_head.norm.weight",
-    "nextn.embed_tokens.weight": "embed_tokens.weight",
-    "nextn.shared_head_head.weight": "shared_head.head.weight",
-}
 
 # BLOCKS
 
@@ -95,7 +87,7 @@ GLM4MOE = Architecture(
     tensors=root_tensors(norm=AS_IS),
     layers=LeadingDense(DENSE, MOE, key="leading_dense_block_count", hf="first_k_dense_replace"),
     head=HeadSheet(
-        MTP, tuple(replace(t, hf=_nextn[t.name]) for t in eh_proj_tensors(norm=AS_IS)), hidden="post", chain="post",
+        MTP, numbered_head_tensors("shared_head.norm"), hidden="post", chain="post",
         may_lack=True,
     ),
     hf=HuggingFace(

@@ -6,7 +6,7 @@ The data sheet. Source: llama.cpp src/models/hy-v3.cpp, conversion/hunyuan.py; t
 from dataclasses import replace
 
 from mtpref.architectures.attention import plain_attention
-from mtpref.architectures.common import base_hypers, eh_proj_tensors, n_embd, root_tensors
+from mtpref.architectures.common import base_hypers, n_embd, numbered_head_tensors, root_tensors
 from mtpref.architectures.experts import (
     FUSED_STACKS,
     expert_gating_func,
@@ -48,14 +48,6 @@ _moe = (
     *expert_stacks(has_fused=True),
     *(replace(t, optional=True) for t in shared_expert(n_ff_shexp, "mlp.shared_mlp", is_gated=False)),
 )
-_nextn = {
-    "nextn.eh_proj.weight": "eh_proj.weight",
-    "nextn.enorm.weight": "enorm.weight",
-    "nextn.hnorm.weight": "hnorm.weight",
-    "nextn.shared_head_norm.weight": "final_layernorm.weight",
-    "nextn.embed_tokens.weight": "embed_tokens.weight",
-    "nextn.shared_head_head.weight": "shared_head.head.weight",
-}
 
 # BLOCKS
 
@@ -87,7 +79,7 @@ HY_V3 = Architecture(
     layers=ByTensor(having=MOE, lacking=DENSE, tensor="ffn_gate_inp.weight",
                     hf_kinds="mlp_layer_types", hf_count="first_k_dense_replace"),
     head=HeadSheet(
-        MTP, tuple(replace(t, hf=_nextn[t.name]) for t in eh_proj_tensors(norm=AS_IS)), hidden="post", chain="post",
+        MTP, numbered_head_tensors("final_layernorm"), hidden="post", chain="post",
         without=("ffn_gate_inp.weight", replace(DENSE, name="mtp", marks=("nextn.",))), may_lack=True,
     ),
     hf=HuggingFace(

@@ -112,6 +112,21 @@ DELTA_NET = Block("delta_net", GATED_DELTA_NET, SWIGLU_FFN, NORMS + DELTA + FFN,
 ATTENDING = Block("attention", GATED_ATTENTION, SWIGLU_FFN, NORMS + ATTENTION + FFN, _residual, marks=("attn_q.",))
 MTP = replace(ATTENDING, name="mtp", marks=("nextn.",))
 
+
+def alternating(delta_net: Block, attending: Block) -> Alternating:
+    """Which block each layer is, as all of the family say it."""
+    return Alternating(
+        marked=delta_net,
+        other=attending,
+        flags="attention.recurrent_layers",
+        interval="full_attention_interval",
+        default=4,
+        hf_flags="layer_types",
+        hf_kinds={"linear_attention": True, "full_attention": False},
+        hf_interval="full_attention_interval",
+    )
+
+
 # CHECKPOINTS: fused names, by who writes them.
 # in_proj_qkvz, in_proj_ba    Qwen3-Next: for each k head its q, k, r v heads and r z heads (r = H_v / H_k); b, then a
 # qkv_proj, gate_up_proj      engines that re-save what they run (vLLM, SGLang): the parts one after the other
@@ -158,16 +173,7 @@ QWEN35 = Architecture(
         rope_sections,
     ),
     tensors=root_tensors(norm=ZERO_CENTRED),
-    layers=Alternating(
-        marked=DELTA_NET,
-        other=ATTENDING,
-        flags="attention.recurrent_layers",
-        interval="full_attention_interval",
-        default=4,
-        hf_flags="layer_types",
-        hf_kinds={"linear_attention": True, "full_attention": False},
-        hf_interval="full_attention_interval",
-    ),
+    layers=alternating(DELTA_NET, ATTENDING),
     # The hidden row is the trunk's after its final norm, in the chain the head's own after its norm.
     head=HeadSheet(MTP, eh_proj_tensors(norm=ZERO_CENTRED), hidden="post", chain="post"),
     hf=HuggingFace(

@@ -25,6 +25,7 @@ from mtpref.architectures.qwen35 import (
     DELTA,
     FUSED,
     NORMS,
+    alternating,
     d_conv,
     d_inner,
     d_state,
@@ -33,7 +34,7 @@ from mtpref.architectures.qwen35 import (
     n_v_head,
     rope_sections,
 )
-from mtpref.architectures.sheet import OPTIONAL, Alternating, Architecture, Block, HeadSheet, HuggingFace, Hyper
+from mtpref.architectures.sheet import OPTIONAL, Architecture, Block, HeadSheet, HuggingFace, Hyper
 from mtpref.architectures.transforms import ZERO_CENTRED
 from mtpref.spec.kinds import GATED_ATTENTION, GATED_DELTA_NET, SOFTMAX_MOE_FFN, Sequential
 
@@ -76,16 +77,7 @@ QWEN35MOE = Architecture(
     pre="qwen35",
     hypers=(*moe_base_hypers, *expert_hypers, d_conv, d_state, n_k_head, n_v_head, d_inner, n_rot, rope_sections),
     tensors=root_tensors(norm=ZERO_CENTRED),
-    layers=Alternating(
-        marked=DELTA_NET,
-        other=ATTENDING,
-        flags="attention.recurrent_layers",
-        interval="full_attention_interval",
-        default=4,
-        hf_flags="layer_types",
-        hf_kinds={"linear_attention": True, "full_attention": False},
-        hf_interval="full_attention_interval",
-    ),
+    layers=alternating(DELTA_NET, ATTENDING),
     head=HeadSheet(MTP, eh_proj_tensors(norm=ZERO_CENTRED), hidden="post", chain="post"),
     hf=HuggingFace(
         classes=("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),

@@ -12,6 +12,7 @@ from mtpref.architectures.qwen35 import (
     DELTA,
     FUSED,
     NORMS,
+    alternating,
     d_conv,
     d_inner,
     d_state,
@@ -20,7 +21,7 @@ from mtpref.architectures.qwen35 import (
     n_v_head,
 )
 from mtpref.architectures.qwen35moe import MOE, QWEN35MOE, expert_hypers, moe_base_hypers
-from mtpref.architectures.sheet import Alternating, Architecture, Block, Either, HeadSheet, HuggingFace, Tensor
+from mtpref.architectures.sheet import Architecture, Block, Either, HeadSheet, HuggingFace, Tensor
 from mtpref.architectures.transforms import AS_IS, NEGATIVE_EXP, ZERO_CENTRED, Change
 from mtpref.spec.kinds import GATED_ATTENTION, GROUPED_DELTA_NET, SOFTMAX_MOE_FFN, Sequential
 
@@ -50,16 +51,7 @@ QWEN3NEXT = Architecture(
     pre="qwen2",
     hypers=(*moe_base_hypers, *expert_hypers, d_conv, d_state, n_k_head, n_v_head, d_inner, n_rot),
     tensors=root_tensors(norm=ZERO_CENTRED),
-    layers=Alternating(
-        marked=DELTA_NET,
-        other=ATTENDING,
-        flags="attention.recurrent_layers",
-        interval="full_attention_interval",
-        default=4,
-        hf_flags="layer_types",
-        hf_kinds={"linear_attention": True, "full_attention": False},
-        hf_interval="full_attention_interval",
-    ),
+    layers=alternating(DELTA_NET, ATTENDING),
     head=HeadSheet(MTP, eh_proj_tensors(norm=ZERO_CENTRED), hidden="post", chain="post"),
     hf=HuggingFace(
         classes=("Qwen3NextForCausalLM",),
