@@ -21,18 +21,10 @@ from mtpref.kernels.compiling.compile import helper, kernel
 from mtpref.kernels.fused.expert_job import PHASE, between_at, chosen_at, job_at, net_at, order_at, router_at
 from mtpref.kernels.fused.routing import route_tokens
 from mtpref.kernels.layers.norms import call_swiglu
-from mtpref.kernels.products.product import call_prepare, call_rows
+from mtpref.kernels.products.product import call_prepare, call_rows, room
 
 # What a tile costs beside its tokens, in tokens: for one token a product waits for memory.
 TILE_COST = 2
-
-
-@helper
-def _room(net, n_tokens, n_in):
-    """Memory for the words, scales and sums of an activation."""
-    n_words, n_sums = n_in // net.n_word if net.n_word > 0 else 0, n_in // net.n_sum if net.n_sum > 0 else 0
-    scales = np.empty((n_tokens, n_in // net.n_block), np.float32)
-    return np.empty((n_tokens, n_words), np.int32), scales, np.empty((n_tokens, n_sums), np.int32)
 
 
 @helper
@@ -68,7 +60,7 @@ def _activations(at_net, x, made, tokens):
     n, t = len(tokens), tokens[0]
     if n == len(x) or (net.n_word > 0 and tokens[n - 1] - t == n - 1):
         return made.words[t : t + n], made.scales[t : t + n], made.sums[t : t + n]
-    words, scales, sums = _room(net, n, x.shape[1])
+    words, scales, sums = room(net, n, x.shape[1])
     if net.n_word > 0:
         for i in range(n):
             t = tokens[i]

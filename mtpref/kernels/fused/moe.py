@@ -206,7 +206,7 @@ def _are_alike(a: Net, b: Net) -> bool:
 
 
 def _made(net: Net, n_rows: int, n_in: int) -> Made:
-    """Room for the activations of a product (`_room` in kernels)."""
+    """Room for the activations of a product (`room` in kernels)."""
     n_words, n_sums = (n_in // n if n else 0 for n in (net.n_word, net.n_sum))
     scales = np.empty((n_rows, n_in // net.n_block), np.float32)
     return Made(np.empty((n_rows, n_words), np.int32), scales, np.empty((n_rows, n_sums), np.int32))

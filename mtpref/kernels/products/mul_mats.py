@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from mtpref.kernels.arithmetic.vectors import ROWS
 from mtpref.kernels.compiling import compile
 from mtpref.kernels.compiling.calls import caller
-from mtpref.kernels.compiling.compile import INT, helper, kernel
+from mtpref.kernels.compiling.compile import INT, kernel
 from mtpref.kernels.products import float_rows, panel_products
 from mtpref.kernels.products.packed import PackedMatrix
-from mtpref.kernels.products.product import HOW, OUT, WEIGHTS, How, X, call_prepare, call_rows
+from mtpref.kernels.products.product import HOW, OUT, WEIGHTS, How, X, call_prepare, call_rows, room
 from mtpref.spec.products import Matrix
 
 F32 = NDArray[np.float32]
@@ -38,18 +38,10 @@ PRODUCTS = panel_products.PRODUCTS | float_rows.PRODUCTS
 _ARGS = (HOW, INT, types.UniTuple(WEIGHTS, MOST), X, types.UniTuple(OUT, MOST))
 
 
-@helper
-def _room(how, n_tokens, n_in):
-    """Memory for the words, scales and sums of an activation."""
-    n_words, n_sums = n_in // how.n_word if how.n_word > 0 else 0, n_in // how.n_sum if how.n_sum > 0 else 0
-    scales = np.empty((n_tokens, n_in // how.n_block), np.float32)
-    return np.empty((n_tokens, n_words), np.int32), scales, np.empty((n_tokens, n_sums), np.int32)
-
-
 @kernel(*_ARGS)
 def _products(how, n, weights, x, ys):
     """ys[i] = x times the matrix of weights[i], i < n <= MOST, all of a type; in the calling thread."""
-    words, scales, sums = _room(how, *x.shape)
+    words, scales, sums = room(how, *x.shape)
     call_prepare(how.prepare, (x, how.is_unsigned, words, scales, sums, 0, len(x)))
     for i in range(n):
         call_rows(how.rows, (weights[i], words, scales, sums, ys[i], 0, -(-ys[i].shape[1] // ROWS)))
@@ -59,7 +51,7 @@ def _products(how, n, weights, x, ys):
 def all_products(how, n, weights, x, ys, n_parts):
     """As `_products`, in all threads."""
     n_tokens = len(x)
-    words, scales, sums = _room(how, *x.shape)
+    words, scales, sums = room(how, *x.shape)
     if n_tokens < PARALLEL_TOKENS:
         call_prepare(how.prepare, (x, how.is_unsigned, words, scales, sums, 0, n_tokens))
     else:

@@ -6,10 +6,11 @@ address. panel_products.py has those of panels, float_rows.py those of float row
 
 from typing import NamedTuple
 
+import numpy as np
 from numba.core import types
 
 from mtpref.kernels.compiling.calls import caller
-from mtpref.kernels.compiling.compile import FLAG, INT, Kernel, source, target
+from mtpref.kernels.compiling.compile import FLAG, INT, Kernel, helper, source, target
 from mtpref.kernels.compiling.records import record
 
 # What rows are read from: panels, or the raw bytes of a matrix of floats.
@@ -55,3 +56,11 @@ class How(NamedTuple):
 
 
 HOW = record(How, prepare=INT, rows=INT, is_unsigned=FLAG, n_word=INT, n_block=INT, n_sum=INT)
+
+
+@helper
+def room(how, n_tokens, n_in):  # type: ignore[no-untyped-def]
+    """Memory for the words, scales and sums of an activation. how: a How, or another record with its numbers"""
+    n_words, n_sums = n_in // how.n_word if how.n_word > 0 else 0, n_in // how.n_sum if how.n_sum > 0 else 0
+    scales = np.empty((n_tokens, n_in // how.n_block), np.float32)
+    return np.empty((n_tokens, n_words), np.int32), scales, np.empty((n_tokens, n_sums), np.int32)
