@@ -6,10 +6,8 @@ from dataclasses import replace
 from mtpref import spec
 from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.spec.config import AttnConfig, Values
-from mtpref.spec.kinds.gated_attention import configure, kv_state
-from mtpref.spec.kinds.kind import F32, INPUT, LayerKind, Made, Span
-from mtpref.spec.ops import LayerTap, LayerWeights
-from mtpref.spec.state import LayerState
+from mtpref.spec.kinds.gated_attention import ROPE, configure, forward_by, kv_state
+from mtpref.spec.kinds.kind import INPUT, LayerKind, Made
 
 
 def _configure_whole(v: Values) -> AttnConfig:
@@ -22,22 +20,6 @@ def _configure_whole(v: Values) -> AttnConfig:
     return cfg
 
 
-def _forward(w: LayerWeights, cfg: AttnConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
-    n_cells = span.first + x.shape[0]
-    return span.ops.plain_attn_layer(
-        span.ops,
-        w,
-        cfg,
-        x,
-        state.arrays["cache_k"][:n_cells],
-        state.arrays["cache_v"][:n_cells],
-        state.specs[0].kv_type,
-        span.first,
-        span.rope_cos_sin(cfg),
-        tap,
-    )
-
-
 def _configure_text(v: Values) -> AttnConfig:
     sections = v["rope_sections"]
     if min(sections[:2]) > 0:
@@ -48,7 +30,6 @@ def _configure_text(v: Values) -> AttnConfig:
     return replace(configure(v), rope_sections=None)
 
 
-_ROPE = "RoPE of the first n_rot dimensions, halves paired"
 _FUSED = "(or its rows of blk.{i}.attn_qkv.weight and attn_qkv.bias)"
 
 
@@ -65,11 +46,12 @@ GRAPH = {
     "Kcur_normed": Made(
         (INPUT,), f"{_projected('k')}, rms_norm with blk.{{i}}.attn_k_norm.weight if there is one", _NORMED
     ),
-    "Qcur": Made(("Qcur_normed",), _ROPE, (spec.rope,)),
-    "Kcur": Made(("Kcur_normed",), _ROPE, (spec.rope,)),
+    "Qcur": Made(("Qcur_normed",), ROPE, (spec.rope,)),
+    "Kcur": Made(("Kcur_normed",), ROPE, (spec.rope,)),
     "kqv_out": Made(("Qcur", "Kcur", "Vcur"), "causal attention over the KV cache", (spec.attention,)),
     "attn_output": Made(("kqv_out",)),
 }
+_forward = forward_by(lambda ops: ops.plain_attn_layer)
 ATTENTION = LayerKind("attention", configure, kv_state, _forward, GRAPH)
 # The same with plain RoPE, where files for pictures have other sections: those are refused.
 TEXT_ATTENTION = LayerKind("attention", _configure_text, kv_state, _forward, GRAPH)

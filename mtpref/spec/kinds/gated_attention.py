@@ -1,11 +1,14 @@
 """The gated attention layer kind. Its numerics are mtpref/spec/ops/compose.py:attn_layer (S6, S8, S10, S15 to
 S17)."""
 
+from collections.abc import Callable
+
 from mtpref import spec
 from mtpref.base.errors import MtprefError
 from mtpref.spec.config import AttnConfig, Values, read_rope_scaling
-from mtpref.spec.kinds.kind import F32, INPUT, LayerKind, Made, Span
-from mtpref.spec.ops import LayerTap, LayerWeights
+from mtpref.spec.kinds.kind import F32, INPUT, Forward, LayerKind, Made, Span
+from mtpref.spec.ops import LayerTap, LayerWeights, Ops
+from mtpref.spec.ops.types import AttnLayer
 from mtpref.spec.state import LayerState, StateSpec
 
 
@@ -44,23 +47,28 @@ def kv_state(cfg: AttnConfig, kv_type: str) -> tuple[StateSpec, ...]:
     )
 
 
-def _forward(w: LayerWeights, cfg: AttnConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
-    n_cells = span.first + x.shape[0]
-    return span.ops.attn_layer(
-        span.ops,
-        w,
-        cfg,
-        x,
-        state.arrays["cache_k"][:n_cells],
-        state.arrays["cache_v"][:n_cells],
-        state.specs[0].kv_type,
-        span.first,
-        span.rope_cos_sin(cfg),
-        tap,
-    )
+def forward_by(layer: Callable[[Ops], AttnLayer]) -> Forward:
+    """The forward of an attention kind over the cells of `kv_state`. layer: the entry of the table that it runs"""
+
+    def forward(w: LayerWeights, cfg: AttnConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
+        n_cells = span.first + x.shape[0]
+        return layer(span.ops)(
+            span.ops,
+            w,
+            cfg,
+            x,
+            state.arrays["cache_k"][:n_cells],
+            state.arrays["cache_v"][:n_cells],
+            state.specs[0].kv_type,
+            span.first,
+            span.rope_cos_sin(cfg),
+            tap,
+        )
+
+    return forward
 
 
-_ROPE = "RoPE of the first n_rot dimensions, halves paired"
+ROPE = "RoPE of the first n_rot dimensions, halves paired"
 GRAPH = {
     "Qcur_full": Made(
         (INPUT,), "product with blk.{i}.attn_q.weight: query and gate of each head", (spec.mul_mat_exact,)
@@ -77,11 +85,11 @@ GRAPH = {
         (spec.mul_mat_exact, spec.rms_norm),
     ),
     "gate_reshaped": Made(("Qcur_full",), "the gate half of each head", (spec.split_q_gate,)),
-    "Qcur": Made(("Qcur_normed",), _ROPE, (spec.rope,)),
-    "Kcur": Made(("Kcur_normed",), _ROPE, (spec.rope,)),
+    "Qcur": Made(("Qcur_normed",), ROPE, (spec.rope,)),
+    "Kcur": Made(("Kcur_normed",), ROPE, (spec.rope,)),
     "attn_pregate": Made(("Qcur", "Kcur", "Vcur"), "causal attention over the KV cache", (spec.attention,)),
     "gate_sigmoid": Made(("gate_reshaped",), "sigmoid", (spec.attn_gate,)),
     "attn_gated": Made(("attn_pregate", "gate_reshaped"), "times sigmoid of the gate", (spec.attn_gate,)),
     "attn_output": Made(("attn_gated",)),
 }
-GATED_ATTENTION = LayerKind("gated_attention", configure, kv_state, _forward, GRAPH)
+GATED_ATTENTION = LayerKind("gated_attention", configure, kv_state, forward_by(lambda ops: ops.attn_layer), GRAPH)

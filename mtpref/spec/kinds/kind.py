@@ -89,6 +89,9 @@ def rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.boo
     )
 
 
+Forward = Callable[[LayerWeights, Any, F32, LayerState, Span, LayerTap], F32]
+
+
 @dataclass(frozen=True)
 class LayerKind:
     """A mixer or a feed-forward network: everything that the model needs to know of it but its tensors' shapes.
@@ -103,7 +106,7 @@ class LayerKind:
     name: str
     configure: Callable[[Values], Any]
     state: Callable[[Any, str], tuple[StateSpec, ...]]
-    forward: Callable[[LayerWeights, Any, F32, LayerState, Span, LayerTap], F32]
+    forward: Forward
     graph: Graph = field(default_factory=dict, compare=False)
 
 
