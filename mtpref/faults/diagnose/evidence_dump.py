@@ -98,8 +98,10 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
     candidates = [model, other]
     if len(trunk) >= MIN_TRUNK:
         candidates = [_nearer_trunk(model, other, port, tokens, trunk)]
-    runs = [_measure(one, port, tokens, known, progress) for one in candidates]
-    return max(runs, key=lambda run: run.best_fit() - (run.numerics != model.recipe.numerics) * MIN_GAIN)
+    runs = [(one, _measure(one, port, tokens, known, progress)) for one in candidates]
+    one, best = max(runs, key=lambda run: run[1].best_fit() - (run[1].numerics != model.recipe.numerics) * MIN_GAIN)
+    best.gaps = _gaps(one, tokens, [name for name in order if GAP in name], set(best.names))
+    return best
 
 
 def _is_of_head(name: str) -> bool:
@@ -163,7 +165,6 @@ def _measure(
         )
     unknown = [name for name in port.tensors if name not in names]
     evidence = DumpEvidence(tokens, names, unknown, [], model.recipe.numerics, impossible=impossible)
-    evidence.gaps = _gaps(model, tokens, names)
     for hypothesis in hypotheses:
         if hypothesis.id in found:
             values = found[hypothesis.id]
@@ -174,10 +175,9 @@ def _measure(
     return evidence
 
 
-def _gaps(model: Model, tokens: list[int], names: Sequence[str]) -> list[tuple[str, int, float, int]]:
-    """The least gap of each router along these tokens, where the model has routers."""
-    wanted = [name for name in tensor_names(model, tokens) if GAP in name]
-    if not wanted:
+def _gaps(model: Model, tokens: list[int], routers: list[str], names: set[str]) -> list[tuple[str, int, float, int]]:
+    """The least gap of each router along these tokens, and how many of `names` came before it."""
+    if not routers:
         return []
     found: list[tuple[str, int, float, int]] = []
     n_before = 0
@@ -188,7 +188,7 @@ def _gaps(model: Model, tokens: list[int], names: Sequence[str]) -> list[tuple[s
         if GAP in name:
             found.append((name, int(array.argmin()), float(array.min()), n_before))
 
-    predictor = Predictor(model, tokens, {*names, *wanted})
+    predictor = Predictor(model, tokens, {*names, *routers})
     predictor.trunk(look)
     predictor.run(list_hypotheses(model)[0], look)
     return found

@@ -20,7 +20,7 @@ from mtpref.engine.decode.passes import least_gaps
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.port_run import PortRound, PortRun
-from mtpref.look.llama_cpp.limits import limits_of
+from mtpref.look.llama_cpp.limits import router_gap
 from mtpref.look.llama_cpp.rounds import UNTOLD
 from mtpref.spec import Distribution
 from mtpref.spec.state import ModelState
@@ -315,7 +315,7 @@ class Replay:
 
 def near_gap_of(model: Model) -> float:
     """The router gap below which a healthy port may choose another expert, by the file's weight types."""
-    return limits_of(model.type_names | {model.kv_type, model.kv_type_draft})[0].gap
+    return router_gap(model.type_names | {model.kv_type, model.kv_type_draft})
 
 
 def _marked(seen: list[Seen], is_rerouted: bool) -> list[Seen]:

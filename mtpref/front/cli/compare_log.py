@@ -78,7 +78,7 @@ def run_compare_log(args: argparse.Namespace) -> int:
 def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> Any:
     from mtpref.engine.decode import Options, PolicyConfig
     from mtpref.look.compare import compare_log
-    from mtpref.look.llama_cpp.limits import decision_limits, limits_of
+    from mtpref.look.llama_cpp.limits import decision_limits, router_gap
     from mtpref.look.llama_cpp.loops import loops_of
 
     n_max, n_min, p_min = (_setting(args, run, name) for name in ("n_max", "n_min", "p_min"))
@@ -90,7 +90,7 @@ def _compare(model: Any, run: Any, ids: list[int], args: argparse.Namespace) -> 
     _check_ids(args, run, ids, model.core)
     core = model.core
     types = core.type_names | {core.kv_type, core.kv_type_draft}
-    limits, near_gap = decision_limits(types, core.recipe.numerics), limits_of(types)[0].gap
+    limits, near_gap = decision_limits(types, core.recipe.numerics), router_gap(types)
     p_limit = limits[0] if args.p_limit is None else args.p_limit
     found: list[Any] = []
     for loop in loops_of(run.log):

@@ -40,6 +40,11 @@ def limits_of(types: Collection[str]) -> tuple[Limits, str]:
     return LIMITS[kind], kind
 
 
+def router_gap(types: Collection[str]) -> float:
+    """The router gap below which a healthy port may choose another expert."""
+    return limits_of(types)[0].gap
+
+
 def decision_limits(types: Collection[str], numerics: str) -> tuple[float, float, str]:
     """How far a candidate's p may be off, below which margin a target's choice may turn, and the coarsest type."""
     limits, kind = limits_of(types)
