@@ -161,6 +161,14 @@ def default_folder() -> str:
     return str(next((place for place in places if (place / "manifest.json").is_file()), places[0]))
 
 
+def _folder(args: argparse.Namespace) -> Any:
+    """The vectors that are meant, opened; args.folder says from now on where they are."""
+    from mtpref.golden import Folder
+
+    args.folder = args.folder or default_folder()
+    return Folder(args.folder)
+
+
 def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", nargs="?", default=None, help=FOLDER_HELP)
     parser.add_argument("--level", type=str.upper, metavar="L", help="only this level: L0 .. L6 (default: all)")
@@ -168,11 +176,8 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    from mtpref.golden import Folder
 
-    args.folder = args.folder or default_folder()
-
-    suites = list(Folder(args.folder).suites(args.level, args.suite))
+    suites = list(_folder(args).suites(args.level, args.suite))
     if args.json:
         records = [
             {"suite": s.name, "level": s.level, "op": s.op, "about": s.about, "cases": [c.id for c in s.cases]}
@@ -265,13 +270,11 @@ def _at_least(flag: str, n: int, low: int) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    from mtpref.golden import Folder, Port, check_folder
+    from mtpref.golden import Port, check_folder
     from mtpref.golden.filter import Filter
     from mtpref.golden.gen import check_model
 
-    args.folder = args.folder or default_folder()
-
-    folder = Folder(args.folder)
+    folder = _folder(args)
     if args.model is not None:
         check_model(folder.manifest.get("model"), args.model)
     chosen = {"level": args.level, "suite": args.suite}
@@ -351,12 +354,9 @@ def run_port(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from mtpref.golden import Folder
     from mtpref.golden.export import CONTAINERS, PROMPTS, export_logits, export_suites
 
-    args.folder = args.folder or default_folder()
-
-    folder, out = Folder(args.folder), Path(args.output)
+    folder, out = _folder(args), Path(args.output)
     if args.format in CONTAINERS:
         if args.prompt:
             raise MtprefError(f"-p: {args.format} holds suites, expected a prompt only for llama-results or bin")

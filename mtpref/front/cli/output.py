@@ -11,6 +11,13 @@ from typing import Any
 from mtpref.front.cli.flags import flagged
 
 ORIGINS = ("draft", "correction", "bonus", "plain")  # of tokens; plain has no colour
+
+
+def legend_spans() -> list[tuple[str, str]]:
+    """Each origin in its colour."""
+    return [span for word in ORIGINS for span in ((word, word), (" ", ""))]
+
+
 _held: list[str] | None = None  # None: notes are printed at once
 
 
@@ -124,8 +131,7 @@ class Notes:
         """What the colours of the text mean."""
         from mtpref.front.cli.terminal import painted
 
-        words = [span for word in ORIGINS for span in ((word, word), (" ", ""))]
-        note("colours: " + painted(words, True).rstrip())
+        note("colours: " + painted(legend_spans(), True).rstrip())
 
     def when_compiling(self, args: argparse.Namespace) -> None:
         """Say what the run waits for, once, as soon as a kernel is not in the cache."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from mtpref.base.errors import one_line
 from mtpref.front.cli import habits
-from mtpref.front.cli.terminal import width_of
+from mtpref.front.cli.terminal import columns, width_of
 
 EXIT_USAGE = 2
 MAX_WIDTH = 110
@@ -192,11 +192,7 @@ class Parser(argparse.ArgumentParser):
         column = max(map(len, told)) + 4
         lines = [f"usage: {self.usage}", "", *textwrap.wrap(self.description or "", width), ""]
         for title, verbs in self._groups:
-            lines.append(f"{title}:")
-            for verb in verbs:
-                lines += textwrap.wrap(told[verb], width, initial_indent=f"  {verb:{column - 2}s}",
-                                       subsequent_indent=" " * column, break_on_hyphens=False)  # fmt: skip
-            lines.append("")
+            lines += [f"{title}:", *columns([(f"  {verb:{column - 4}s}", told[verb]) for verb in verbs], width), ""]
         return "\n".join([*lines, self.epilog or "", ""])
 
 

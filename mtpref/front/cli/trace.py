@@ -86,9 +86,9 @@ def run_html(args: argparse.Namespace) -> int:
     if args.run_number < 1:
         raise MtprefError(f"--run: {args.run_number} is out of range, expected 1 or more")
     paths = [args.file] + ([] if args.other is None else [args.other])
+    own = _pieces(args.model)
     sides = [
-        read_side(path, run=args.run_number, rounds=rounds, piece_of=_pieces(args.model or _embedded(path)))
-        for path in paths
+        read_side(path, run=args.run_number, rounds=rounds, piece_of=own or _pieces(_embedded(path))) for path in paths
     ]
     page = render_page(sides)
     write_whole(args.output, page)
@@ -105,7 +105,7 @@ def run_show(args: argparse.Namespace) -> int:
     rounds = _rounds(args.rounds)
     if args.run_number is not None and args.run_number < 1:
         raise MtprefError(f"--run: {args.run_number} is out of range, expected 1 or more")
-    piece_of = _pieces(args.model or _embedded(args.file))
+    piece_of = _pieces(args.model or (None if args.text else _embedded(args.file)))
     with read_trace(args.file) as reader:
         events = _of_run(reader, args.run_number)
         if args.text:
@@ -139,10 +139,12 @@ def _embedded(trace: str) -> str | None:
 
     if not Path(trace).is_file():
         return None
-    with read_trace(trace) as reader, open_gguf(tiny_path()) as file:
+    with read_trace(trace) as reader:
         first = next(iter(reader), None)
-        is_own = isinstance(first, RunStarted) and first.model == file.kv.get("general.name")
-        return str(tiny_path()) if is_own else None
+    if not isinstance(first, RunStarted):
+        return None
+    with open_gguf(tiny_path()) as file:
+        return str(tiny_path()) if first.model == file.kv.get("general.name") else None
 
 
 def _pieces(path: str | None) -> Callable[[int], bytes | None] | None:
@@ -183,13 +185,13 @@ def _show_rounds(
 
 def _show_text(events: Iterable[Any], args: argparse.Namespace) -> None:
     from mtpref.base.events import RunEnded
+    from mtpref.front.cli.output import legend_spans
     from mtpref.front.cli.terminal import painted, wants_color
     from mtpref.look.trace.show import TextSpans
 
     is_colored = wants_color(args.color, sys.stdout)
     if is_colored:
-        words = ("draft", "correction", "bonus", "plain")
-        print(painted([part for w in words for part in ((w, w), (" ", ""))], True), file=sys.stderr)
+        print(painted(legend_spans(), True), file=sys.stderr)
     view, is_open = TextSpans(), False
     for event in events:
         spans = view.spans(event)

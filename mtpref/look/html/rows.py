@@ -27,8 +27,7 @@ JOINERS = "\u200c\u200d"  # invisible, but part of how words and emoji look
 class Side:
     """One run. tokens: [id, text as shown, origin, index of the round]; rounds: see `_round`; ids: the text's ids.
 
-    prompt   the prompt's text as shown, "" where its tokens' texts are not known; has_names: whether ids that the text
-             does not have are named
+    prompt   the prompt's text as shown, "" where its tokens' texts are not known
     """
 
     label: str
@@ -42,13 +41,11 @@ class Side:
     over_time: list[list[float]] = field(default_factory=list)  # [index of the round, accepted / drafted around it]
     notes: list[str] = field(default_factory=list)
     prompt: str = ""
-    has_names: bool = False
 
     def to_json(self) -> dict[str, Any]:
         names = (
             "label",
             "prompt",
-            "has_names",
             "facts",
             "tokens",
             "rounds",
@@ -119,7 +116,6 @@ class _SideReader:
     def finish(self) -> Side:
         """Names are complete only now: a rejected token may have entered the text later."""
         side = self.side
-        side.has_names = self.names.knows_all
         side.prompt = self._prompt()
         for r in self._raw:
             self._add(r)

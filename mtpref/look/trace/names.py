@@ -21,10 +21,6 @@ class Names:
         self._piece_of = piece_of
         self._seen: dict[int, bytes] = {}
 
-    @property
-    def knows_all(self) -> bool:
-        return self._piece_of is not None
-
     def learn(self, id: int, piece: bytes) -> None:
         if len(self._seen) < MAX_NAMES and piece:
             self._seen[id] = piece[:MAX_PIECE]
