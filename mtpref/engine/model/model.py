@@ -7,7 +7,7 @@ what to keep and what to throw away is the caller's (mtpref/engine/decode). Load
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
 Tap = Callable[[str, NDArray], None]
+Part = Literal["mixer", "ffn"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Layer:
     def state(self, kv_type: str) -> tuple[StateSpec, ...]:
         """What a sequence keeps for it."""
         return (*self.block.mixer.state(self.cfg, kv_type), *self.block.ffn.state(self.ffn_cfg, kv_type))
+
+    def with_forward(self, part: Part, forward: Callable[..., Any]) -> "Layer":
+        """The layer with another forward of one of its parts."""
+        kind = replace(self.block.mixer if part == "mixer" else self.block.ffn, forward=forward)
+        block = replace(self.block, mixer=kind) if part == "mixer" else replace(self.block, ffn=kind)
+        return replace(self, block=block)
 
     def forward(self, w: dict[str, Any], x: F32, state: LayerState, span: Span, eps: float, tap: LayerTap) -> F32:
         """The block on rows of the residual stream."""

@@ -22,7 +22,7 @@ from mtpref.engine.weights import MtpWeights
 from mtpref.heads.check.findings import Finding
 from mtpref.heads.check.parts import PARTS, said, word
 from mtpref.heads.proof import BLOCK
-from mtpref.measure.probe.controls import MAIN, head_without
+from mtpref.measure.probe.controls import MAIN, adds_nothing, head_without
 from mtpref.measure.probe.count import Estimate, Judged, difference, is_sure, judge
 from mtpref.measure.probe.walk import Seen, Variant
 from mtpref.spec import Matrix
@@ -118,8 +118,8 @@ def _of_experts(model: Model) -> list[tuple[Variant, str, str]]:
     block = model.heads[0].weights.block
     if "ffn_down_exps.weight" not in block or "ffn_down_shexp.weight" not in block:
         return []
-    no_experts = replace(model, recipe=model.recipe.with_ops(experts=_adds_nothing), is_checked=False)
-    no_shared = replace(model, recipe=model.recipe.with_ops(shared_expert=_adds_nothing), is_checked=False)
+    no_experts = replace(model, recipe=model.recipe.with_ops(experts=adds_nothing), is_checked=False)
+    no_shared = replace(model, recipe=model.recipe.with_ops(shared_expert=adds_nothing), is_checked=False)
     return [
         (Variant("no-experts", no_experts, 1), "the experts adding zero",
          "the experts (ffn_gate_inp, exp_probs_b, ffn_*_exps)"),
@@ -140,10 +140,6 @@ def _with(model: Model, change: Change) -> Model:
         heads=(replace(model.heads[0], weights=change(model.heads[0].weights)), *model.heads[1:]),
         is_checked=False,
     )
-
-
-def _adds_nothing(ops: Any, w: Any, x: Any, *rest: Any) -> Any:
-    return np.zeros_like(x)
 
 
 def _shares_norm(mtp: MtpWeights) -> bool:

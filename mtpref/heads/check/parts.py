@@ -7,17 +7,15 @@ Owns the words. Nothing here knows an architecture: tensors are told apart by wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mtpref.architectures import Block, Tensor
 from mtpref.architectures.transforms import ZERO_CENTRED
-from mtpref.engine.model.model import Layer
+from mtpref.engine.model.model import Layer, Part
 from mtpref.spec.kinds import LayerKind
 
-Part = Literal["mixer", "ffn"]
 PARTS: tuple[Part, Part] = ("mixer", "ffn")
 _WORDS = {"gated_delta_net": "DeltaNet", "attention": "attention", "gated_attention": "attention"}
 
@@ -64,6 +62,4 @@ def without(layer: Layer, part: Part) -> Layer:
     def forward(*args: Any) -> Any:
         return np.zeros_like(kind.forward(*args))
 
-    idle = replace(kind, forward=forward)
-    block = replace(layer.block, mixer=idle) if part == "mixer" else replace(layer.block, ffn=idle)
-    return replace(layer, block=block)
+    return layer.with_forward(part, forward)

@@ -7,13 +7,14 @@ that is probed; a rate means something as far as it is above theirs.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
 from mtpref.engine.model import Model
+from mtpref.engine.model.model import Part
 from mtpref.measure.probe.count import Bools, Estimate, Judged, block_ids, difference, is_sure, judge
 from mtpref.measure.probe.walk import Seen, Variant
 from mtpref.spec.contract import CHOICES, PRESETS, MtpContract, describe
@@ -58,18 +59,15 @@ def controls(model: Model) -> list[Variant]:
     return out
 
 
-def head_without(model: Model, part: Literal["mixer", "ffn"]) -> Model:
+def head_without(model: Model, part: Part) -> Model:
     """The model with a part of its head's block adding zero, whatever kind of layer that is."""
     if not model.heads:
         return model  # refused where a head is run
-    layer = model.heads[0].layer
-    kind = layer.block.mixer if part == "mixer" else layer.block.ffn
-    idle = replace(kind, forward=_adds_nothing)
-    block = replace(layer.block, mixer=idle) if part == "mixer" else replace(layer.block, ffn=idle)
-    return model.with_head(layer=replace(layer, block=block))
+    return model.with_head(layer=model.heads[0].layer.with_forward(part, adds_nothing))
 
 
-def _adds_nothing(w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
+def adds_nothing(w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
+    """A part, or an entry of the table with its third argument for rows, that gives zeros."""
     return np.zeros_like(x)
 
 
