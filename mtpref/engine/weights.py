@@ -19,6 +19,11 @@ from mtpref.spec import quants
 F32 = NDArray[np.float32]
 
 
+def stacked(like: spec.Stack, matrices: Sequence[spec.Matrix]) -> spec.Stack:
+    """These matrices, all of a type, as a stack of that shape and name."""
+    return spec.Stack(like.name, matrices[0].type_name, like.n_out, like.n_in, np.stack([m.raw for m in matrices]))
+
+
 def take_rows(w: spec.Matrix, rows: NDArray[np.int64]) -> spec.Matrix:
     """The rows of these numbers, in this order: a copy of their bytes, so products with them give the same bits."""
     raw = w.raw.reshape(w.n_out, w.row_bytes)[rows]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpref.engine.weights import stacked
 from mtpref.spec import Matrix, Stack, quants
 
 BLOCK = 32
@@ -15,8 +16,7 @@ INIT_STD = 0.02
 def changed(w: Any, change: Callable[[Matrix], Matrix]) -> Any:
     """A matrix, or each matrix of a stack, changed; what is neither, as it is."""
     if isinstance(w, Stack):
-        made = [change(one) for one in w]
-        return Stack(w.name, made[0].type_name, w.n_out, w.n_in, np.stack([one.raw for one in made]))
+        return stacked(w, [change(one) for one in w])
     return change(w) if isinstance(w, Matrix) else w
 
 

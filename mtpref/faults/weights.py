@@ -131,7 +131,7 @@ PARTLY_LOADED = Fault(
     seen=(("SGLang #35797", "https://github.com/sgl-project/sglang/issues/35797"),),
     effect="AL exactly 1.000 (NVFP4), 1.46 / 1.40 / 1.21 for code, maths, prose (INT4)",
     apply_model=head_weights(
-        lambda mtp: {"block": _unloaded(mtp, ("attn_q.w", "attn_k.w", "attn_v.w", "ffn_gate.", "ffn_up.", *_STACKS))}
+        lambda mtp: {"block": _unloaded(mtp, ("attn_q.", "attn_k.", "attn_v.", "ffn_gate.", "ffn_up.", *_STACKS))}
     ),
 )
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model, Pairs
-from mtpref.engine.weights import MtpWeights
+from mtpref.engine.weights import MtpWeights, stacked
 from mtpref.heads.quantize.collect import paired, product_of, run_head, watched
 from mtpref.heads.quantize.gptq import DAMPING, gptq, round_to_nearest
 from mtpref.heads.quantize.grid import Grid
@@ -94,8 +94,7 @@ def with_matrices(model: Model, made: dict[str, Matrix]) -> Model:
         if isinstance(w, Stack):
             if w[0].name not in made:
                 return w
-            matrices = [made[part.name] for part in w]
-            return Stack(w.name, matrices[0].type_name, w.n_out, w.n_in, np.stack([m.raw for m in matrices]))
+            return stacked(w, [made[part.name] for part in w])
         return made.get(w.name, w) if isinstance(w, Matrix) else w
 
     for i, head in enumerate(model.heads):
@@ -187,22 +186,24 @@ def gptq_head(
         with Spill(folder) as spill:
             found = hessians(with_matrices(model, made), chunks, names, spill)
             for expert, matrices in of_expert.items():
-                n_in, n, shared, least = matrices[0].n_in, 0, None, 0.0
-                if expert is not None:
-                    n = spill.n_rows(expert)
-                if n >= MIN_ROWS:
-                    shared, least = spill.hessian(int(expert or 0), n_in), EXPERT_DAMPING * n_in / n
+                own, least = (None, 0.0) if expert is None else _of_expert(spill, expert, matrices[0].n_in)
                 for w in matrices:
-                    hessian = found[w.name] if expert is None else shared
-                    if hessian is None:
-                        plain.setdefault(tensor_name(w.name), []).append(int(expert or 0))
+                    if expert is not None and own is None:
+                        plain.setdefault(tensor_name(w.name), []).append(expert)
                         raw = round_to_nearest(w.dequantize(), grid)
                     else:
+                        hessian = found[w.name] if own is None else own
                         raw = gptq(w.dequantize(), hessian, grid, damping=max(damping, least), name=w.name)
                     made[w.name] = Matrix(w.name, grid.kind, w.n_out, w.n_in, raw.reshape(-1))
         if progress is not None:
             progress(i + 1, len(order))
     return Calibrated(made, {name: sorted(set(experts)) for name, experts in plain.items()})
+
+
+def _of_expert(spill: Spill, expert: int, n_in: int) -> tuple[NDArray[np.float64] | None, float]:
+    """An expert's Hessian and its least damping; None where it saw too few rows."""
+    n = spill.n_rows(expert)
+    return (spill.hessian(expert, n_in), EXPERT_DAMPING * n_in / n) if n >= MIN_ROWS else (None, 0.0)
 
 
 def tensors_of(made: dict[str, Matrix]) -> dict[str, tuple[str, U8]]:

@@ -9,7 +9,7 @@ Facts: llama.cpp src/llama-quant.cpp (tensor_allows_quantization, llama_tensor_g
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -101,17 +101,15 @@ def plan_types(
     n_nextn: int,
     *,
     n_expert: int = 0,
-    role_of: Callable[[str], str] = category,
 ) -> dict[str, str]:
     """Name -> type, in llama.cpp's order.
 
     n_blocks, n_nextn, n_expert   block_count, nextn_predict_layers and expert_count
-    role_of   a tensor's category, by name
     Errors    MtprefError for an override that no tensor's name matches, a bad regular expression, or an ffn_down
               of a model with experts that is of no block
     """
     default, _ = MIXTURES[wanted.mixture]
-    rules = _Rules(wanted, default, [item.name for item in items], n_blocks, n_expert, role_of)
+    rules = _Rules(wanted, default, [item.name for item in items], n_blocks, n_expert)
     head = {f"blk.{i}." for i in head_layers(n_blocks, n_nextn)}
     patterns = [(_compiled(pattern), kind) for pattern, kind in wanted.overrides]
     used: set[int] = set()
@@ -197,18 +195,17 @@ class _Rules:
         names: Sequence[str],
         n_blocks: int,
         n_expert: int,
-        role_of: Callable[[str], str],
     ) -> None:
-        self.wanted, self.default, self.n_expert, self.role_of = wanted, default, n_expert, role_of
+        self.wanted, self.default, self.n_expert = wanted, default, n_expert
         self.is_tied = "output.weight" not in names
-        self.n_v = sum(role_of(name) == "attn_v" for name in names)
+        self.n_v = sum(category(name) == "attn_v" for name in names)
         self.n_down = n_blocks
         self.i_v = self.i_down = 0
 
     def type_of(self, item: Item) -> str:
         if self.default in FLOATS:
             return self.default
-        role, mixture = self.role_of(item.name), self.wanted.mixture
+        role, mixture = category(item.name), self.wanted.mixture
         if role == "output" or (self.is_tied and role == "token_embd"):
             return self._output(item)
         if mixture == "MXFP4_MOE":

@@ -5,9 +5,8 @@ Owns what is refused and what is said. Tensors that keep their type are copied b
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_fields
 from mtpref.files.gguf import (
@@ -35,7 +33,7 @@ from mtpref.heads.contents import files_of, item_of
 from mtpref.heads.pairs import pairs_of
 from mtpref.heads.quantize.encode import WEIGHTED, encode, library, needs_library
 from mtpref.heads.quantize.importance import Importance
-from mtpref.heads.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, category, head_layers, layer_order, plan_types
+from mtpref.heads.quantize.mixture import FLOATS, MIXTURES, Item, Wanted, head_layers, layer_order, plan_types
 from mtpref.spec.quants import DEQUANTIZABLE
 
 # What a head may have of its own and no importance is measured for, as of the trunk's.
@@ -63,15 +61,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Counts:
-    """What a file's keys say that types depend on: blocks, the head's among them, experts; and its tensors' roles."""
+    """What a file's keys say that types depend on: blocks, the head's among them, and experts."""
 
     n_blocks: int
     n_nextn: int
     n_expert: int
-    role_of: Callable[[str], str]
 
     def types(self, items: list[Item], wanted: Wanted) -> dict[str, str]:
-        return plan_types(items, wanted, self.n_blocks, self.n_nextn, n_expert=self.n_expert, role_of=self.role_of)
+        return plan_types(items, wanted, self.n_blocks, self.n_nextn, n_expert=self.n_expert)
 
 
 @dataclass
@@ -139,22 +136,7 @@ def _counts(file: GgufFile) -> _Counts:
     n_expert = file.get(f"{arch}.expert_count", 0)
     if not isinstance(n_expert, int) or n_expert < 0:
         raise MtprefError(f"{file.label}: key {arch}.expert_count is {n_expert}, expected a count; try: mtpref check")
-    return _Counts(n_blocks, n_nextn, n_expert, roles_of(arch))
-
-
-def roles_of(arch: str) -> Callable[[str], str]:
-    """The role of a tensor by its name: its data sheet's, or where there is none llama.cpp's by name."""
-    sheet = ARCHITECTURES.get(arch)
-    blocks = () if sheet is None else sheet.blocks
-    roles = {tensor.name: tensor.role for block in blocks for tensor in block.all_tensors()}
-    roots = {} if sheet is None else {tensor.name: tensor.role for tensor in sheet.tensors}
-
-    def role_of(name: str) -> str:
-        found = re.match(r"blk\.\d+\.", name)
-        known = roots.get(name) if found is None else roles.get(name[found.end() :])
-        return category(name) if known is None else known
-
-    return role_of
+    return _Counts(n_blocks, n_nextn, n_expert)
 
 
 def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacements: Replacements) -> None:
