@@ -41,7 +41,6 @@ ARCHITECTURES: dict[str, Architecture] = {sheet.name: sheet for sheet in (QWEN35
 __all__ = [
     "ARCHITECTURES",
     "D2T",
-    "HEAD_FAMILY",
     "OUTPUT",
     "OUTPUT_NORM",
     "SHARED",
@@ -62,28 +61,14 @@ __all__ = [
     "numbers",
     "place_of",
     "present_tensors",
-    "sheet_of",
     "stacks_beside",
     "stacks_of",
     "state_from_gguf",
     "state_to_gguf",
-    "symbols_of",
     "tensor_of",
     "tensors_of",
     "trimmed",
 ]
-
-HEAD_FAMILY = tuple(ARCHITECTURES)  # architectures whose heads can be taken out, off and put in
-
-
-def symbols_of(arch: str) -> dict[str, str]:
-    """Counts that shapes are written with -> their keys, for an architecture of HEAD_FAMILY."""
-    return sheet_of(arch).symbols
-
-
-def sheet_of(arch: str) -> Architecture:
-    """The data sheet of an architecture of HEAD_FAMILY."""
-    return ARCHITECTURES[arch]
 
 
 def find_architecture(meta: Metadata) -> Architecture:

@@ -126,12 +126,16 @@ def _prefixed(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple[_T
         yield table, il, name[match.end() :]
 
 
-def hf_to_gguf_name(sheet: Architecture, name: str, n_layer: int) -> str:
-    """Errors  MtprefError for a name without a place"""
+def _placed(sheet: Architecture, name: str, n_layer: int) -> Place:
     place = place_of(sheet, name, n_layer)
     if place is None:
         raise MtprefError(f"{name}: no GGUF name in a {sheet.name} model of {n_layer} layers")
-    return place.name
+    return place
+
+
+def hf_to_gguf_name(sheet: Architecture, name: str, n_layer: int) -> str:
+    """Errors  MtprefError for a name without a place"""
+    return _placed(sheet, name, n_layer).name
 
 
 def gguf_to_hf_name(sheet: Architecture, name: str, n_layer: int) -> str:
@@ -168,9 +172,7 @@ def state_to_gguf(
     made: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
     for name, x in state.items():
-        place = place_of(sheet, name, values["n_layer"])
-        if place is None:
-            raise MtprefError(f"{name}: no GGUF name in a {sheet.name} model of {values['n_layer']} layers")
+        place = _placed(sheet, name, values["n_layer"])
         if place.expert is None:
             made[place.name] = place.tensor.change.to_gguf(x, values)
         else:

@@ -6,7 +6,7 @@ Source: llama.cpp conversion (--mtp, --no-mtp) and src/models, which count a hea
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mtpref.architectures import D2T, HEAD_FAMILY, sheet_of
+from mtpref.architectures import ARCHITECTURES, D2T
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, listed, printable
 from mtpref.files.identify import describe_kind
@@ -30,7 +30,7 @@ class HeadLayout:
     @property
     def missing(self) -> list[str]:
         """Required tensors that are not there."""
-        here, sheet = set(self.names), sheet_of(self.arch)
+        here, sheet = set(self.names), ARCHITECTURES[self.arch]
         blocks = range(self.n_trunk, self.n_trunk + self.n_nextn)
         wanted = [tensor.at(i).name for i in blocks for tensor in sheet.head_tensors(i, here) if tensor.required]
         return [name for name in wanted if name not in here]
@@ -45,8 +45,8 @@ def layout_of(file: GgufFile) -> HeadLayout:
     if what is not None:
         raise MtprefError(f"{file.label}: this is {what}")
     arch = str(file.require("general.architecture", "str"))
-    if arch not in HEAD_FAMILY:
-        raise MtprefError(f"{file.label}: architecture {printable(arch)}, expected one of {', '.join(HEAD_FAMILY)}")
+    if arch not in ARCHITECTURES:
+        raise MtprefError(f"{file.label}: architecture {printable(arch)}, expected one of {', '.join(ARCHITECTURES)}")
     n_block = int(file.require(f"{arch}.{BLOCK_COUNT}", "int"))
     n_nextn = int(file.require(f"{arch}.{NEXTN}", "int")) if f"{arch}.{NEXTN}" in file.kv else 0
     if not 0 <= n_nextn < n_block:
@@ -66,7 +66,7 @@ def _is_trunk(file: GgufFile, arch: str, il: int, names: tuple[str, ...]) -> boo
     """Whether the block that the keys call the head is what a trunk of so many layers has there."""
     if any(".nextn." in name for name in names):
         return False
-    blocks, _ = sheet_of(arch).layers.declared(_Counts(file, arch), il + 1, il + 1, [])
+    blocks, _ = ARCHITECTURES[arch].layers.declared(_Counts(file, arch), il + 1, il + 1, [])
     marks = tuple(f"blk.{il}.{mark}" for mark in blocks[il].marks)
     return bool(marks) and any(name.startswith(marks) for name in names)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import D2T, OUTPUT_NORM, TOKEN_EMBD, numbers, sheet_of, symbols_of, trimmed
+from mtpref.architectures import ARCHITECTURES, D2T, OUTPUT_NORM, TOKEN_EMBD, numbers, trimmed
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable, without_leading_ones
 from mtpref.heads.contents import Item, Source
@@ -53,7 +53,7 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         raise differs("key general.architecture", theirs.arch, own.arch)
     if not theirs.n_nextn:
         raise MtprefError(f"{source.label}: no MTP head, expected one; give an mtp-*.gguf or a model that has one")
-    defaults = {h.key: h.default for h in sheet_of(own.arch).hypers if not callable(h.default)}
+    defaults = {h.key: h.default for h in ARCHITECTURES[own.arch].hypers if not callable(h.default)}
     for key in keys_of(own.arch):
         name = f"{own.arch}.{key}"
         a, b = (defaults.get(key) if (found := file.get(name)) is None else found for file in (source, trunk))
@@ -74,7 +74,7 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
 
 def keys_of(arch: str) -> list[str]:
     """Keys that set shapes or arithmetic of an MTP block, below the prefix: not what the trunk's shapes alone name."""
-    sheet = sheet_of(arch)
+    sheet = ARCHITECTURES[arch]
     head = sheet.head.all_tensors() if sheet.head else ()
     of_head, of_trunk = (
         {name for tensor in tensors for dim in tensor.shape for _, names in dim.terms for name in names}
@@ -106,12 +106,12 @@ def _check_tokenizer(trunk: Source, source: Source, differs: Any) -> None:
 
 def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     """The head's tensors against the trunk's keys, for the architecture whose table is known."""
-    found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in symbols_of(layout.arch).items()}
+    found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in ARCHITECTURES[layout.arch].symbols.items()}
     values = {symbol: value for symbol, value in found.items() if isinstance(value, int)}
     values["n_vocab"] = _rows(trunk, TOKEN_EMBD)
     if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
-    specs = sheet_of(layout.arch).head_tensors(layout.n_trunk, source.items)
+    specs = ARCHITECTURES[layout.arch].head_tensors(layout.n_trunk, source.items)
     for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
         item = source.items.get(spec.at(layout.n_trunk).name)
         expected = numbers(spec.shape, values)
@@ -146,7 +146,7 @@ def doubts(trunk: Source, source: Source) -> list[str]:
     Norms are F32 in every quantisation, so one checkpoint gives equal bits; embeddings are compared as values.
     """
     out = []
-    sheet = sheet_of(str(trunk.get("general.architecture")))
+    sheet = ARCHITECTURES[str(trunk.get("general.architecture"))]
     norms = {t.name for block in sheet.layers.all_blocks() for t in block.all_tensors() if len(t.shape) == 1}
     for name in (OUTPUT_NORM, *(n for n in trunk.items if n.startswith("blk.") and n.split(".", 2)[-1] in norms)):
         a, b = trunk.items.get(name), source.items.get(name)

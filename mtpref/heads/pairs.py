@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import sheet_of
+from mtpref.architectures import ARCHITECTURES
 from mtpref.files.gguf import GgufArray, GgufFile
 from mtpref.heads.layout import BLOCK_COUNT, NEXTN
 
@@ -46,7 +46,7 @@ def without_head(pairs: list[Pair], arch: str, n_trunk: int) -> list[Pair]:
             continue
         if name == BLOCK_COUNT:
             value = n_trunk
-        elif kind.startswith("arr:") and name in sheet_of(arch).per_block:
+        elif kind.startswith("arr:") and name in ARCHITECTURES[arch].per_block:
             value = _array(value)[:n_trunk]
         out.append((key, value, kind))
     return out
@@ -64,7 +64,7 @@ def with_head(trunk: list[Pair], head: list[Pair], arch: str, n_trunk: int, n_ne
         name = key.removeprefix(f"{arch}.")
         if name == BLOCK_COUNT:
             value = n_trunk + n_nextn
-        elif kind.startswith("arr:") and name in sheet_of(arch).per_block:
+        elif kind.startswith("arr:") and name in ARCHITECTURES[arch].per_block:
             value = np.concatenate([_array(value), _tail(theirs.get(key), n_trunk, n_nextn, _array(value))])
         out.append((key, value, kind))
     key = f"{arch}.{NEXTN}"

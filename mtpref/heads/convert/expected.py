@@ -1,10 +1,9 @@
 """The tensors and shapes that a configuration promises: what the data sheet makes of the keys that will be written."""
 
 from collections import ChainMap
-from collections.abc import Sequence
 from typing import Any
 
-from mtpref.architectures import Either, Tensor, numbers, present_tensors
+from mtpref.architectures import numbers, present_tensors
 from mtpref.heads.convert.keys import hyper_parameters
 from mtpref.heads.hf import TextConfig
 from mtpref.spec.config import Metadata
@@ -26,13 +25,7 @@ def expected_shapes(config: TextConfig, n_mtp: int, names: frozenset[str], *, ha
     if has_trunk:
         blocks = sheet.layers.of_checkpoint(config.found, n_layer) or sheet.layers.blocks(meta, n_layer, names)
         for il, block in enumerate(blocks):
-            tensors += _of_block(block.tensors, il, names)
-    if sheet.head is not None:
-        for il in range(n_layer, n_layer + n_mtp):
-            own = sheet.head.block_at(il, names)
-            tensors += _of_block((*sheet.head.tensors, *own.tensors), il, names)
+            tensors += [tensor.at(il) for tensor in present_tensors(block.tensors, il, names)]
+    for il in range(n_layer, n_layer + n_mtp):
+        tensors += [tensor.at(il) for tensor in sheet.head_tensors(il, names)]
     return {tensor.name: (numbers(tensor.shape, values), tensor.required) for tensor in tensors}
-
-
-def _of_block(items: Sequence[Tensor | Either], il: int, names: frozenset[str]) -> list[Tensor]:
-    return [tensor.at(il) for tensor in present_tensors(items, il, names)]

@@ -48,8 +48,8 @@ class Stacks:
     """The experts of a checkpoint, as they come."""
 
     def __init__(self, checkpoint: Checkpoint, config: TextConfig) -> None:
-        self.checkpoint, self.config = checkpoint, config
-        self.n_expert = config.values.get("n_expert", 0)
+        self.checkpoint, self.config, self.values = checkpoint, config, config.values
+        self.n_expert = self.values.get("n_expert", 0)
         self._blocks: dict[int, _Block] = {}
         self._faults: list[tuple[bool, str]] = []
 
@@ -80,7 +80,7 @@ class Stacks:
             self._fault(place, f"{printable(source)}: expert {e}, expected 0 .. {self.n_expert - 1}: config.json "
                                f"counts {self.n_expert} experts")  # fmt: skip
             return []
-        expected = (numbers(place.tensor.shape, self.config.values) or ())[1:]
+        expected = (numbers(place.tensor.shape, self.values) or ())[1:]
         shape = self.checkpoint.shape(source)
         if shape != expected:
             self._fault(place, f"{printable(source)}: shape {shape}, expected {expected} as config.json's sizes say")
@@ -108,7 +108,7 @@ class Stacks:
         """The stacks of a tensor that holds every expert."""
         if self._block(places[0], source, is_fused=True) is None:
             return []
-        shapes = [numbers(place.tensor.shape, self.config.values) for place in places]
+        shapes = [numbers(place.tensor.shape, self.values) for place in places]
         if any(shape is None for shape in shapes):
             return []
         known = [shape for shape in shapes if shape is not None]
