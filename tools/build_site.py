@@ -21,7 +21,7 @@ PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "golden")
 IMAGES = (".svg", ".png")
 CODE = re.compile(r"(?ms)(^```.*?^```|^ {4}[^\n]*$|`[^`\n]+`|\[[^\]]*\]\([^)]*\)|^#[^\n]*$)")
 CHAPTER = re.compile(r"\b([Cc]hapter) (\d+)\b")
-RULE = re.compile(r"\bS([1-9]|[1-3][0-9]|40)\b(?!\.\w)")
+RULE = re.compile(r"\bS(\d+)\b(?!\.\w)")
 
 
 def lay(target: Path) -> None:

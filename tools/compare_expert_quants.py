@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare_head_quants import rounded
 from micro_gguf import uniform
 from numpy.typing import NDArray
 from tiny.data import load_corpus
@@ -99,13 +100,6 @@ def nmse(model: Model, made: dict[str, Matrix], held: Sequence[Pairs]) -> float:
     """Of the head's hidden rows with these matrices, against its own."""
     own, changed = hidden_of(model, held), hidden_of(with_matrices(model, made), held)
     return float(((changed - own) ** 2).sum() / (own**2).sum())
-
-
-def rounded(model: Model, grid: Grid) -> dict[str, Matrix]:
-    return {
-        name: Matrix(name, grid.kind, w.n_out, w.n_in, round_to_nearest(w.dequantize(), grid).reshape(-1))
-        for name, w in head_matrices(model).items()
-    }
 
 
 def calibrated(model: Model, chunks: list[Pairs], grid: Grid, *, scaled: bool) -> dict[str, Matrix]:

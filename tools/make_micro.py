@@ -160,8 +160,7 @@ def own_output(plant: mp.Plant, name: str, out_codes: F32, order: list[int]) -> 
 
 def micro_metadata(shape: mp.MicroShape, variant: MicroVariant) -> dict[str, object]:
     """Metadata under llama.cpp's keys, with its hash tokenizer `test` (pieces are hex ids)."""
-    pairs = shape.n_rot // 2
-    sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
+    sections = mp.rope_sections(shape.n_rot // 2)
     meta: dict[str, object] = {
         "general.architecture": "qwen35",
         "general.name": "mtpref micro",

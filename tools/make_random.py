@@ -19,15 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import ARCHITECTURES, Architecture, Block, Either, numbers
+from mtpref.architectures import ARCHITECTURES, Architecture, Block, numbers
 from mtpref.architectures.sheet import ByTensor
 from mtpref.architectures.sheet import Tensor as SheetTensor
 from mtpref.base.errors import MtprefError
+from mtpref.heads.quantize.mixture import more_bits
 from mtpref.spec.config import Metadata
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from micro_gguf import TYPES, U8, Tensor, encode, hash_u64, tensor_of, uniform, write_gguf
+from micro_moe import chosen
+from micro_plant import rope_sections
 
 PIECE = 1 << 18
 # Bytes of a K block, and its float16 scales: where they are, and their size for rows of standard deviation 1. Variances
@@ -85,10 +88,9 @@ class Shape:
         made = {"n_block": given["n_layer"] + 1, "rms_eps": 1e-6, "n_embd_head_v": given["n_embd_head"]}
         if "n_v_head" in given:
             made["d_inner"] = given["n_v_head"] * given["d_state"]
-        sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
         for hyper in self.sheet.hypers:
             if hyper.name == "rope_sections" and hyper.default is None:
-                made["rope_sections"] = [np.int32(n) for n in sections]
+                made["rope_sections"] = [np.int32(n) for n in rope_sections(pairs)]
         known = {hyper.name for hyper in self.sheet.hypers}
         return {name: value for name, value in (given | made).items() if name in known}
 
@@ -142,9 +144,7 @@ def type_of(tensor: SheetTensor, type_name: str, n_blocks: int) -> str:
         return "Q6_K"
     if tensor.role not in ("attn_v", "ffn_down"):
         return "Q4_K"
-    il = int(tensor.name.split(".")[1])
-    is_outer = il < n_blocks // 8 or il >= 7 * n_blocks // 8
-    return "Q6_K" if is_outer or (il - n_blocks // 8) % 3 == 2 else "Q4_K"
+    return "Q6_K" if more_bits(int(tensor.name.split(".")[1]), n_blocks) else "Q4_K"
 
 
 def blocks(shape: Shape) -> tuple[Block, ...]:
@@ -154,18 +154,6 @@ def blocks(shape: Shape) -> tuple[Block, ...]:
                       ) if isinstance(rule, ByTensor) else frozenset()  # fmt: skip
     assert shape.sheet.head is not None
     return (*rule.blocks(read_back(shape), n_layer, marks), shape.sheet.head.block)
-
-
-def chosen(block: Block) -> list[SheetTensor]:
-    """The tensors of a block: every optional one; of alternatives the one of most tensors, as converters write it."""
-    found: list[SheetTensor] = []
-    for item in block.tensors:
-        if isinstance(item, Either):
-            sizes = [len(tensors) for tensors in item.choices]
-            found += item.choices[sizes.index(max(sizes))]
-        else:
-            found.append(item)
-    return found
 
 
 def sheet_tensors(shape: Shape) -> list[SheetTensor]:

@@ -65,7 +65,7 @@ def micro_values(sheet: Architecture, shape: MoeShape) -> dict[str, Any]:
         "n_embd_head": m.head_dim,
         "n_embd_head_v": m.head_dim,
         "n_rot": m.n_rot,
-        "rope_sections": [np.int32(n) for n in (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0)],
+        "rope_sections": [np.int32(n) for n in mp.rope_sections(pairs)],
         "d_conv": m.d_conv,
         "d_state": m.state_size,
         "n_k_head": m.n_k_head,
@@ -189,7 +189,7 @@ def lay_out(
     return own
 
 
-def chosen(block: Block, fused: bool) -> list[Tensor]:
+def chosen(block: Block, fused: bool = False) -> list[Tensor]:
     """The tensors of a block: of alternatives the fused ones or the others; every optional one."""
     found: list[Tensor] = []
     for item in block.tensors:

@@ -50,6 +50,11 @@ MTP_INPUT = (0.64, 0.46, 0.31, 0.20)
 OUTPUT_SCALE = 0.3
 
 
+def rope_sections(n_pairs: int) -> list[int]:
+    """A share of the pairs for each of time, height and width."""
+    return [n_pairs - 2 * (n_pairs // 3), n_pairs // 3, n_pairs // 3, 0]
+
+
 @dataclass(frozen=True)
 class MicroShape:
     """Hyper-parameters under their GGUF meanings; `n_layer` counts the trunk only."""

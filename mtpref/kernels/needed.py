@@ -84,7 +84,7 @@ def needed_kernels(needs: Needs, kv_types: Iterable[str], *, wide: bool, repack:
     if set(kv_types) - {"F32"}:
         serial.add("quants.activations.round_to")
     for name in needs.types:
-        one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
+        one = _of_matrix(name, wide, repack)
         serial.update(one[0])
         loops.update(one[1])
     if not needs.has_delta:
@@ -94,9 +94,9 @@ def needed_kernels(needs: Needs, kv_types: Iterable[str], *, wide: bool, repack:
     elif "fused.ffn._all_ffn" not in loops:
         loops.add("layers.norms._all_swiglu")
     for name in needs.router_types:
-        one = _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
+        one = _of_matrix(name, wide, repack)
         serial.update(one[0])
-        loops.update({*one[1]} - {"fused.ffn._all_ffn", "fused.delta_mixer._whole_layer"})
+        loops.update({*one[1]} - {*_OF_LAYERS})
     for one in _experts(needs.expert_types, wide, repack):
         serial.update(one[0])
         loops.update(one[1])
@@ -108,7 +108,14 @@ _Names = tuple[tuple[str, ...], tuple[str, ...]]  # kernels of one thread; paral
 
 
 # Of a layer in one call.
-_WHOLE = ("products.mul_mats.all_products", "fused.ffn._all_ffn", "fused.delta_mixer._whole_layer")
+_OF_LAYERS = ("fused.ffn._all_ffn", "fused.delta_mixer._whole_layer")
+_WHOLE = ("products.mul_mats.all_products", *_OF_LAYERS)
+
+
+def _of_matrix(name: str, wide: bool, repack: bool) -> _Names:
+    if wide:
+        return _exact(name)
+    return _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
 
 
 def _in_panels(name: str) -> _Names:
@@ -163,7 +170,7 @@ def _experts(types: frozenset[str], wide: bool, repack: bool) -> Iterable[_Names
     """Of the experts' networks: where a type is dequantised a tile at a time, they are made of products."""
     if any(map(_is_tiled, types)):
         for name in types:
-            yield _exact(name) if wide else _in_panels(name) if repack and name in PANEL_TYPES else _in_place(name)
+            yield _of_matrix(name, wide, repack)
         yield (), ("layers.norms._all_swiglu",)
     elif types:
         yield _EXPERTS, ("fused.moe.all_parts",)

@@ -6,17 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.l1_operations import EPS, GGML, ours
-from golden.l2_layers import N_EMBD, delta_weights
-from golden.streams import bell, quantised, uniform
-from mtpref.golden.build import SuiteBuilder, close, value
-from mtpref.golden.format import Tensor, hex_float
+from golden.l1_operations import EPS
+from golden.l2_layers import N_EMBD, add, delta_weights
+from golden.streams import bell, uniform
+from mtpref.golden.build import SuiteBuilder
+from mtpref.golden.format import hex_float
 from tests import naive, naive_model, naive_moe
 
 F32 = NDArray[np.float32]
 N_EXPERT, N_FF, N_SHARED = 5, 32, 64
-STAYS_F32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "conv1d")
-SAFE_GAP = 1e-4  # between the score of the last expert (or group) chosen and the next: far beyond what float32 leaves
 SOFTMAX = {"gating": "softmax", "n_used": 2, "normalise": True, "scale": hex_float(0.0)}
 SIGMOID = {"gating": "sigmoid", "n_used": 3, "normalise": True, "scale": hex_float(2.5)}
 GROUPED = {**SIGMOID, "n_used": 2, "n_group": 3, "n_group_used": 2}
@@ -34,42 +32,6 @@ def hparams(params: Mapping[str, Any]) -> dict[str, Any]:
         "expert_group_count": params.get("n_group", 1),
         "expert_group_used_count": params.get("n_group_used", 1),
     }
-
-
-def add(
-    suite: SuiteBuilder, id: str, comment: str, weights: Mapping[str, F32], data: Mapping[str, F32],
-    params: Mapping[str, Any], oracle: Mapping[str, Any], flags: tuple[str, ...], need: tuple[str, ...],
-    numerics: tuple[str, ...] = ("exact", "ggml"),
-) -> None:  # fmt: skip
-    """The same layer twice: F32 weights against the oracle, Q8_0 weights against the specification's `ggml` bits."""
-    if "exact" in numerics:
-        inputs: dict[str, Any] = {**weights, **data}
-        given = checked(ours(suite.op, params, inputs))
-        out = {name: _expected("layer_f32", wanted, given[name]) for name, wanted in oracle.items()}
-        suite.case(id, comment, inputs=inputs, out=out, params=params, flags=flags, requires=need)
-    if "ggml" in numerics:
-        q8 = {name: to_q8_0(name, w) for name, w in weights.items()} | dict(data)
-        bits = checked(ours(suite.op, params, q8, GGML))
-        out = {name: _expected("model_ggml", bits[name]) for name in oracle}
-        suite.case(f"{id}_q8_0", f"{comment}; Q8_0 weights", inputs=q8, out=out, params=params, numerics="ggml",
-                   requires=("ggml", "q8_0", *need), flags=flags)  # fmt: skip
-
-
-def checked(given: dict[str, Any]) -> dict[str, Any]:
-    """Errors  ValueError where a choice of experts hangs on a near tie"""
-    if "ffn_moe_gap" in given and given["ffn_moe_gap"].min() < SAFE_GAP:
-        raise ValueError("a choice of experts hangs on a near tie: take other inputs")
-    return given
-
-
-def _expected(tolerance: str, wanted: Any, given: Any = None) -> dict[str, Any]:
-    return value(wanted) if isinstance(wanted, list) else close(tolerance, wanted, given)
-
-
-def to_q8_0(name: str, w: F32) -> F32 | Tensor:
-    """Matrices and stacks as a file would hold them; what stays float32 there stays so here."""
-    is_plain = w.ndim < 2 or w.shape[-1] % 32 or any(part in name for part in STAYS_F32)
-    return w if is_plain else quantised("Q8_0", w)
 
 
 # ---------------------------------------------------------------------------------------------------------- experts

@@ -228,7 +228,7 @@ class _Rules:
         mixture = self.wanted.mixture
         if self.n_expert == MORE_FOR_ATTENTION:
             return "Q8_0"
-        if mixture in ("Q4_K_M", "Q5_K_M") and _more_bits(i, self.n_v):
+        if mixture in ("Q4_K_M", "Q5_K_M") and more_bits(i, self.n_v):
             return "Q6_K"
         return "Q5_K" if mixture == "Q4_K_S" and i < 4 else self.default
 
@@ -246,7 +246,7 @@ class _Rules:
 
     def _ffn_down(self, i: int) -> str:
         mixture, first = self.wanted.mixture, i < self.n_down // 8
-        if mixture in ("Q4_K_M", "Q5_K_M") and _more_bits(i, self.n_down):
+        if mixture in ("Q4_K_M", "Q5_K_M") and more_bits(i, self.n_down):
             return "Q6_K"
         if mixture == "Q4_K_S" and first:
             return "Q5_K"
@@ -255,6 +255,6 @@ class _Rules:
         return self.default
 
 
-def _more_bits(i: int, n: int) -> bool:
+def more_bits(i: int, n: int) -> bool:
     """The first and last eighth, and every third of the others."""
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2

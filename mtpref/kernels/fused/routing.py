@@ -7,11 +7,12 @@ Owns the choice in one pass over the scores: the best so far are kept in order, 
 
 import numpy as np
 
-from mtpref.kernels.arithmetic.arith import exp, sigmoid
-from mtpref.kernels.arithmetic.floats import N_FLOATS, exp16, load16, plus, sigmoid16, store
+from mtpref.kernels.arithmetic.arith import sigmoid
+from mtpref.kernels.arithmetic.floats import N_FLOATS, load16, sigmoid16, store
 from mtpref.kernels.arithmetic.lanes import lane_sum_products
 from mtpref.kernels.arithmetic.scalars import never_inline
 from mtpref.kernels.compiling.compile import helper
+from mtpref.kernels.layers.attend_tiles import numerators
 from mtpref.spec.moe import LEAST_SUM
 
 _LEAST_SUM = np.float32(LEAST_SUM)
@@ -23,15 +24,9 @@ def _softmax(logits, ones, probs):
     """S41. The maximum is NaN where a logit is."""
     never_inline()
     n = len(logits)
-    greatest = logits[0]
-    for i in range(1, n):
-        if logits[i] > greatest or logits[i] != logits[i]:
-            greatest = logits[i]
-    whole = n // N_FLOATS * N_FLOATS
-    for i in range(0, whole, N_FLOATS):
-        store(probs, i, exp16(plus(load16(logits, i), -greatest)))
-    for i in range(whole, n):
-        probs[i] = exp(logits[i] - greatest)
+    for i in range(n):
+        probs[i] = logits[i]
+    numerators(probs, n)
     total = np.float32(lane_sum_products(probs, 0, ones, 0, n))
     for i in range(n):
         probs[i] = probs[i] / total

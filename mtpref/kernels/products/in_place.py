@@ -9,7 +9,6 @@ product.py is not told the type. Types that are dequantised a tile at a time hav
 
 import numpy as np
 
-from mtpref.kernels.arithmetic.arith import round_f16
 from mtpref.kernels.arithmetic.vectors import ROWS
 from mtpref.kernels.compiling.compile import helper, kernel
 from mtpref.kernels.products import rows
@@ -31,7 +30,7 @@ from mtpref.kernels.quants.unpack import (
     Q8_0,
 )
 
-_quantize_q8_k = activations.quantize_q8_k.dispatcher
+_quantize_q8_1, _quantize_q8_k = activations.quantize_q8_1.dispatcher, activations.quantize_q8_k.dispatcher
 _rows_float, _rows_blocks = rows.rows_float.dispatcher, rows.rows_blocks.dispatcher
 _rows_q8_0, _rows_legacy = rows.rows_q8_0.dispatcher, rows.rows_legacy.dispatcher
 _rows_k_32, _rows_k_16 = rows.rows_k_32.dispatcher, rows.rows_k_16.dispatcher
@@ -68,13 +67,9 @@ def _k_type(block_bytes):
 def prepare_codes_8_1(x, is_unsigned, words, scales, sums, first, last):
     """S5. Tokens first .. last - 1 in Q8_1: four codes a word, scales (T, n / 32), sums (T, n / 32) as the bits of
     float32."""
-    n = x.shape[1]
     codes, floats = words.view(np.int8), sums.view(np.float32)
     for t in range(first, last):
-        for b in range(n // 32):
-            d, total = activations.quantize_32(x[t], codes[t], 32 * b)
-            scales[t, b] = round_f16(d)
-            floats[t, b] = round_f16(np.float32(total) * d)
+        _quantize_q8_1(x[t], codes[t], scales[t], floats[t])
 
 
 @kernel(*PREPARE)
