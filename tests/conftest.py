@@ -54,6 +54,13 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _width_of_a_pipe():
+    """What is written to no terminal is as wide on every machine and for every number of workers."""
+    for name in ("COLUMNS", "LINES"):  # newer test runners set them
+        os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_kernel_is_compiled_twice(request):
     """Where there are several workers, one compiles a kernel and the others load it from the folder."""
     from mtpref import kernels
