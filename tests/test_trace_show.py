@@ -251,6 +251,17 @@ def test_reused_prompt_tokens_are_told(tmp_path, capsys):
     assert "prompt of 10 tokens, 7 of them reused" in show(capsys, path)[1]
 
 
+def test_a_fault_that_was_injected_is_told(tmp_path, capsys):
+    argv = ["generate", "-p", "def main", "-n", "8", "--trace", str(tmp_path / "sick.jsonl")]
+    assert main([*argv, "--fault", "G1", "--fault", "K1"]) == 0
+    capsys.readouterr()
+    _, out, _ = show(capsys, tmp_path / "sick.jsonl")
+    told = re.search(r"changed on purpose: (\S+), (\S+)", " ".join(out.split()))
+    assert [id.split("-")[0] for id in told.groups()] == ["G1", "K1"]
+    assert main(argv) == 0
+    assert '"changes"' not in (tmp_path / "sick.jsonl").read_text()
+
+
 def test_chosen_rounds_and_runs(trace, capsys):
     path, runs = trace
     _, out, _ = show(capsys, path, "--rounds", "1-2", "--run", "1")

@@ -16,7 +16,7 @@ Margin = Annotated[float, NotFinite()]  # infinite where a head has one row
 @dataclass(frozen=True)
 class RunStarted:
     """First event. settings: every option that can change the output. n_reused: prompt tokens that are not run
-    again, because a session's state holds them."""
+    again, because a session's state holds them. changes: ids of what was changed in the model on purpose (faults)."""
 
     model: str
     numerics: str
@@ -25,6 +25,7 @@ class RunStarted:
     prompt_ids: list[int]
     schema: str = SCHEMA
     n_reused: int = 0
+    changes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,13 +156,13 @@ class RunEnded:
 Event = RunStarted | PromptProgress | Drafted | Verified | RolledBack | Token | RunEnded
 
 
-# Fields that only models with experts have.
-_OF_EXPERTS = ("router_gap", "router_gaps")
+# Left out where there is nothing to say: what only models with experts have, and changes of the model.
+_MAY_BE_ABSENT = ("router_gap", "router_gaps", "changes")
 
 
 def to_json(event: Event) -> dict[str, Any]:
     """The event as JSON-able values: {"event": type name, ...fields}; bytes become a hex string. What only models with
-    experts have is left out for others."""
+    experts have is left out for others, and changes where there are none."""
     record: dict[str, Any] = {"event": type(event).__name__}
     for name, value in asdict(event, dict_factory=_without_absent).items():
         record[name] = value.hex() if isinstance(value, bytes) else value
@@ -169,4 +170,4 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def _without_absent(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in fields if name not in _OF_EXPERTS or value not in (None, [])}
+    return {name: value for name, value in fields if name not in _MAY_BE_ABSENT or value not in (None, [])}

@@ -88,7 +88,7 @@ def inject(model: Model, *faults: Fault) -> Model:
                 f"{missing}; use another model, or another fault: mtpref faults"
             )
     if faults:
-        model = replace(model, is_checked=False)
+        model = replace(model, is_checked=False, changes=(*model.changes, *(fault.id for fault in faults)))
     for fault in faults:
         if fault.apply_weights is not None:
             model = replace(model, weights=fault.apply_weights(model.weights))

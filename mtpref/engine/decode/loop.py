@@ -106,8 +106,9 @@ class Decoder:
         recipe = self.model.recipe
         ids = [int(i) for i in prompt_ids]
         return RunStarted(
-            self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, ids, n_reused=n_reused
-        )
+            self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, ids, n_reused=n_reused,
+            changes=list(self.model.changes),
+        )  # fmt: skip
 
     def prompt(
         self, prompt_ids: Sequence[int], *, n_reused: int = 0, stops: Sequence[int] = ()

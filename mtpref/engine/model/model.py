@@ -105,6 +105,7 @@ class Model:
     mtp_status  where the head is: "none" (there is none), "own" (in the model's file), "file" (in a stand-alone file)
                 or "off" (there, but not loaded)
     is_checked  whether a pass whose rows or logits are not finite ends in NotFiniteError (finite.py)
+    changes  ids of what was changed in it on purpose; a run's first event tells them
 
     The recipe's contract is resolved when a model is made: what it leaves to the architecture is the head's own.
     """
@@ -122,6 +123,7 @@ class Model:
     kv: Mapping[str, Any] = field(default_factory=dict)
     mtp_status: str = "own"
     is_checked: bool = True
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)

@@ -183,5 +183,5 @@ def shares_run(model: Model, base: Model) -> bool:
     neutral = {name: getattr(base.recipe.steps, name) for name in UNUSED_STEPS}
     contract = replace(model.recipe.contract, new_prompt=base.recipe.contract.new_prompt)
     recipe = replace(model.recipe, steps=replace(model.recipe.steps, **neutral), contract=contract)
-    others = [f.name for f in fields(Model) if f.name not in ("recipe", "is_checked")]  # a look changes no bit
+    others = [f.name for f in fields(Model) if f.name not in ("recipe", "is_checked", "changes")]  # these change no bit
     return recipe == base.recipe and all(getattr(model, name) is getattr(base, name) for name in others)

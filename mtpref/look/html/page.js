@@ -330,11 +330,12 @@
   const summary = document.getElementById("summary");
 
   if (!parts) summary.textContent = `${sides[0].tokens.length} tokens in ${sides[0].rounds.length} rounds`;
-  else if (parts.kind === "none") summary.textContent = "The two runs are the same, round by round.";
+  else if (parts.kind === "none") summary.textContent = "The two runs are the same, round by round and number by number.";
   else if (parts.kind === "prompt") summary.textContent = `The prompts differ at token ${parts.at}.`;
   else {
     const where = parts.kind === "text" ? `The texts part at token ${parts.at}`
-      : `The texts are the same; the runs part in round ${parts.at}`;
+      : parts.kind === "rounds" ? `The texts are the same; the runs part in round ${parts.at}`
+      : `Texts, drafts and verdicts are the same; probabilities or margins differ from round ${parts.at} on`;
     const jump = el("button", { type: "button", id: "jump" }, "Show where");
     jump.addEventListener("click", () => {
       for (const view of [...views].reverse()) {
@@ -349,6 +350,9 @@
       }
     });
     summary.append(where + ". ", jump);
+  }
+  if (parts && parts.started.length) {
+    summary.append(` They were started otherwise: ${parts.started.join(", ")}.`);
   }
   main.append(columns(sides.map(facts)), el("h2", {}, "Text by origin"), legend(), columns(views.map((v) => v.textBox)),
     el("h2", { id: "timelines", tabindex: "-1" }, "Rounds"),

@@ -13,7 +13,7 @@ from mtpref.base.errors import MtprefError, one_line
 from mtpref.base.events import DraftStep, RolledBack, RunEnded, RunStarted, Verified
 from mtpref.files.vocab import StreamDecoder, terminal_safe
 from mtpref.look.trace import Round, read_trace, rounds_of
-from mtpref.look.trace.names import Names
+from mtpref.look.trace.names import Names, drafts_by
 
 MAX_ROUNDS = 50_000
 MAX_CANDIDATES = 10
@@ -27,7 +27,7 @@ JOINERS = "\u200c\u200d"  # invisible, but part of how words and emoji look
 class Side:
     """One run. tokens: [id, text as shown, origin, index of the round]; rounds: see `_round`; ids: the text's ids.
 
-    prompt   the prompt's text as shown, "" where its tokens' texts are not known
+    prompt     the prompt's text as shown, "" where its tokens' texts are not known
     """
 
     label: str
@@ -41,6 +41,7 @@ class Side:
     over_time: list[list[float]] = field(default_factory=list)  # [index of the round, accepted / drafted around it]
     notes: list[str] = field(default_factory=list)
     prompt: str = ""
+    n_started: int = 0  # how many of the facts are from the run's start
 
     def to_json(self) -> dict[str, Any]:
         names = (
@@ -95,6 +96,7 @@ class _SideReader:
         if isinstance(item, RunStarted):
             self.side.prompt_ids = item.prompt_ids
             self.side.facts += _started(item)
+            self.side.n_started = len(self.side.facts)
         elif isinstance(item, RunEnded):
             self.side.facts += _ended(item)
         elif isinstance(item, Round):
@@ -250,9 +252,11 @@ def _started(run: RunStarted) -> Iterator[tuple[str, str]]:
     s = run.settings
     policy, sampling = _dict(s.get("policy")), _dict(s.get("sampling"))
     yield "model", one_line(run.model or "without a name")
+    if run.changes:
+        yield "changed on purpose", one_line(", ".join(run.changes))
     yield "numerics", one_line(run.numerics)
     yield "contract", one_line(", ".join(f"{k}={v}" for k, v in run.contract.items()) or "not told")
-    yield "drafts", one_line(f"{s.get('drafter', 'unknown')}, up to {policy.get('n_max', '?')}")
+    yield "drafts", one_line(f"{drafts_by(s.get('drafter'))}, up to {policy.get('n_max', '?')}")
     yield "roll back", one_line(str(s.get("rollback", "unknown")))
     adaptive = s.get("adaptive")
     if isinstance(adaptive, dict) and adaptive.get("rule") not in (None, "off"):
@@ -282,22 +286,33 @@ def _ended(run: RunEnded) -> Iterator[tuple[str, str]]:
 
 def divergence(a: Side, b: Side) -> dict[str, Any]:
     """Where two runs part first. kind: prompt (at: token), text (at: token of the text, rounds: of each side),
-    rounds (same text; rounds: the first whose draft, verdict or roll back differs) or none.
+    rounds (same text; rounds: the first whose draft, verdict or roll back differs), numbers (rounds: the first whose
+    candidates, probabilities or margins differ) or none. started: names of what the runs were started with otherwise.
 
     A text that is the beginning of the other parts where it ends.
     """
+    started = _started_otherwise(a, b)
     at = _first_difference(a.prompt_ids, b.prompt_ids)
     if at is not None:
-        return {"kind": "prompt", "at": at, "rounds": None}
+        return {"kind": "prompt", "at": at, "rounds": None, "started": started}
     at = _first_difference(a.ids, b.ids)
     if at is not None:
         places = [s.tokens[min(at, len(s.tokens) - 1)][3] if s.tokens else None for s in (a, b)]
-        return {"kind": "text", "at": at, "rounds": places}
+        return {"kind": "text", "at": at, "rounds": places, "started": started}
     shapes = [[(r["p"], [x[:3:2] for x in r["d"]], r["a"], r["b"]) for r in s.rounds] for s in (a, b)]
-    at = _first_difference(*shapes)
-    if at is not None:
-        return {"kind": "rounds", "at": at, "rounds": [min(at, max(0, len(s.rounds) - 1)) for s in (a, b)]}
-    return {"kind": "none", "at": None, "rounds": None}
+    numbers = [[([x[3:] for x in r["d"]], r["u"], r["g"]) for r in s.rounds] for s in (a, b)]
+    for kind, one in (("rounds", shapes), ("numbers", numbers)):
+        at = _first_difference(*one)
+        if at is not None:
+            places = [min(at, max(0, len(s.rounds) - 1)) for s in (a, b)]
+            return {"kind": kind, "at": at, "rounds": places, "started": started}
+    return {"kind": "none", "at": None, "rounds": None, "started": started}
+
+
+def _started_otherwise(a: Side, b: Side) -> list[str]:
+    """Names of the facts about a run's start that only one has, or that differ. What it ended with is no start."""
+    ours, theirs = dict(a.facts[: a.n_started]), dict(b.facts[: b.n_started])
+    return [name for name in {**ours, **theirs} if name != "prompt" and ours.get(name) != theirs.get(name)]
 
 
 def _first_difference(a: list[Any], b: list[Any]) -> int | None:

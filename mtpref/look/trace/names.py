@@ -36,6 +36,12 @@ class Names:
         return f"#{id}" if not piece else quoted(piece)
 
 
+def drafts_by(drafter: object) -> str:
+    """What `settings.drafter`, the class that drafts, is for a reader."""
+    words = {"MtpDrafter": "by the MTP head", "InlineDrafter": "by the MTP head, in the round's own pass"}
+    return words.get(str(drafter), "none" if drafter == "NoDrafter" else str(drafter or "unknown"))
+
+
 def quoted(piece: bytes) -> str:
     r"""Bytes as one line in quotes: 'text', with \n, \t, \', \\ and \x.. for what is no text."""
     text = piece[:MAX_PIECE].decode("utf-8", "backslashreplace")

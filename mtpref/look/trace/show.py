@@ -71,6 +71,8 @@ class RoundLines:
             _told(f"{run.numerics} numerics"),
             _told(f"prompt of {len(run.prompt_ids)} tokens{reused}"),
         ]
+        if run.changes:
+            head.append([(f"changed on purpose: {', '.join(run.changes)}", "reject")])
         settings: list[Line] = [[("settings", "head")], *(_told(text) for text in _settings(run.settings))]
         contract: list[Line] = [
             [("contract", "head")],
