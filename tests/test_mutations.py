@@ -114,3 +114,34 @@ def test_a_small_tree_is_judged_and_the_judgement_goes_on_where_it_ended(tmp_pat
     assert "| spec-equal | **lived** | not run |" in shown
     assert "a: 3 killed, 2 lived, 1 gone, 0 not run." in shown
     assert not (work / "numba" / "mtpref").exists()
+
+
+def test_every_area_has_files_that_are_there():
+    areas = places.read_areas()
+    hashes = areas.pop("hashes")
+    assert set(areas) == {m.area for m in LIST}
+    for name in (f"tests/{name}.py" for names in areas.values() for name in names):
+        assert (ROOT / name).exists()
+    for file, _, test in (id.partition("::") for id in hashes):
+        assert f"def {test}(" in (ROOT / file).read_text()
+
+
+def test_a_tree_is_judged_by_the_files_of_an_area_and_then_by_all(tmp_path):
+    tree, work, target = small_tree(tmp_path / "tree"), tmp_path / "work", tmp_path / "results.jsonl"
+    other = "import mtpref\n\n\ndef test_of_unused():\n    assert mtpref.unused(1) == 0\n"
+    (tree / "tests" / "test_other.py").write_text(other)
+    edits = [
+        places.Mutation("spec-killed", "doubled", (("x * 2", "x * 3"),)),
+        places.Mutation("spec-equal", "doubled", (("x * 2", "x + x"),)),
+        places.Mutation("spec-elsewhere", "unused", (("x - 1", "x - 2"),)),
+    ]
+    areas = {"spec": ["test_small", "test_missing"], "hashes": ["tests/test_small.py::test_the_source_is_this"]}
+    judged = {}
+    for is_whole in (False, True):
+        judging.judge_by_area(edits, tree, "a", work, areas, target, is_whole)
+        results = judging.read_results(target)
+        judged[is_whole] = {r.id.removeprefix("spec-"): (r.verdict, r.stage, r.by) for r in results}
+    killed = ("killed", "area", "tests/test_small.py::test_of_doubled")
+    assert judged[False] == {"killed": killed, "equal": ("lived", "area", ""), "elsewhere": ("lived", "area", "")}
+    elsewhere = ("killed", "whole", "tests/test_other.py::test_of_unused")
+    assert judged[True] == {"killed": killed, "equal": ("lived", "whole", ""), "elsewhere": elsewhere}

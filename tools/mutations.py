@@ -1,6 +1,7 @@
 """One-line mutations of two trees, and which test notices each: whether a changed test suite has lost anything.
 
   python tools/mutations.py run TREE --label old --work DIR -o results.jsonl   go on where an earlier call ended
+  python tools/mutations.py areas TREE --label new --work DIR -o results.jsonl  the same without a recording
   python tools/mutations.py table results.jsonl old new                        what was killed where, as Markdown
   python tools/mutations.py places TREE                                        where each mutation would be made
 
@@ -8,6 +9,7 @@ TREE is a checkout with the package and its tests, DIR an empty folder (or that 
 coverage and compiled kernels. The first call runs every test of the tree once under coverage, a file at a time; then
 each mutation of tools/mutating/mutations.toml is made in a copy. Its covering tests run to the first failure; where
 none fails, all others do. Tests that fail when the source changes without changing a result are left out.
+`areas` records nothing: an area's own test files run first (`areas` in the list), then, with --whole, all others.
 """
 
 import argparse
@@ -17,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutating.judging import Result, judge_all, read_results
-from mutating.places import Mutation, find, modules_of, read_list
+from mutating.judging import Result, judge_all, judge_by_area, read_results
+from mutating.places import Mutation, find, modules_of, read_areas, read_list
 from mutating.recording import record
 
 SUITE = ["tests/test_*.py"]
@@ -45,7 +47,7 @@ def _cell(result: Result | None) -> str:
     if result.verdict != "killed":
         return f"**{result.verdict}**"
     test = result.by.rpartition("/")[2].partition("[")[0]
-    return f"{test}{'' if result.stage == 'covering' else ' (whole suite)'}"
+    return f"{test}{' (whole suite)' if result.stage == 'whole' else ''}"
 
 
 def _run(args: argparse.Namespace, mutations: list[Mutation]) -> int:
@@ -53,6 +55,12 @@ def _run(args: argparse.Namespace, mutations: list[Mutation]) -> int:
     recording = record(tree, work, args.suite)
     print(f"{len(recording.tests)} tests, {len(recording.left_out)} of them left out", file=sys.stderr)
     judge_all(mutations, tree, args.label, work, recording, args.output)
+    return 0
+
+
+def _areas(args: argparse.Namespace, mutations: list[Mutation]) -> int:
+    areas = read_areas()
+    judge_by_area(mutations, args.tree.resolve(), args.label, args.work.resolve(), areas, args.output, args.whole)
     return 0
 
 
@@ -80,6 +88,14 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument("--suite", nargs="+", default=SUITE, metavar="GLOB", help="test files (default: all)")
     run.add_argument("--only", nargs="+", default=[], metavar="ID", help="these mutations (default: all)")
     run.set_defaults(do=_run)
+    areas = verbs.add_parser("areas")
+    areas.add_argument("tree", type=Path)
+    areas.add_argument("--label", required=True, help="what the results call the tree")
+    areas.add_argument("--work", type=Path, required=True)
+    areas.add_argument("-o", "--output", type=Path, required=True)
+    areas.add_argument("--only", nargs="+", default=[], metavar="ID", help="these mutations (default: all)")
+    areas.add_argument("--whole", action="store_true", help="where an area's files let one live, run all others")
+    areas.set_defaults(do=_areas)
     places = verbs.add_parser("places")
     places.add_argument("tree", type=Path)
     places.set_defaults(do=_places)

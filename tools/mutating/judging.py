@@ -9,6 +9,7 @@ from pathlib import Path
 from mutating.places import Module, Mutation, find, modules_of
 from mutating.recording import Recording, copy_tree, run_pytest
 
+WHOLE = 5400.0  # seconds for a whole suite
 PATIENCE = 600.0  # seconds beyond ten times what the tests took: an edit may make a loop endless
 
 
@@ -18,7 +19,7 @@ class Result:
 
     verdict   killed, lived, or gone (the tree has no such line)
     by        the first test that failed, or what else ended the run
-    stage     covering or whole: what was running
+    stage     covering, area or whole: what was running
     """
 
     tree: str
@@ -73,6 +74,56 @@ def judge(
         shutil.rmtree(folder, ignore_errors=True)
     seconds = round(time.monotonic() - begin, 1)
     return Result(label, mutation.id, "killed" if by else "lived", by, stage, len(covering), seconds)
+
+
+def judge_by_area(
+    mutations: list[Mutation], tree: Path, label: str, work: Path, areas: dict[str, list[str]], target: Path,
+    is_whole: bool,
+) -> None:  # fmt: skip
+    """As `judge_all`, without a recording: an area's own test files, then, with is_whole, the whole suite.
+
+    A file that the tree lacks is passed over. What lived in its area is judged anew by a later call with is_whole.
+    """
+    results = [r for r in read_results(target) if r.tree == label]
+    done = {r.id for r in results if not (is_whole and r.stage == "area" and r.verdict == "lived")}
+    modules = modules_of(tree)
+    for mutation in mutations:
+        if mutation.id in done:
+            continue
+        place, begin = find(mutation, modules), time.monotonic()
+        result = Result(label, mutation.id, "gone")
+        if place is not None:
+            edited, compiled = work / "edited", work / "numba" / "mtpref"
+            kernels = set(compiled.glob("*"))
+            shutil.rmtree(edited, ignore_errors=True)
+            copy_tree(tree, edited)
+            (edited / place.path).write_text(place.after, encoding="utf-8")
+            own = [f"tests/{name}.py" for name in areas[mutation.area] if (tree / f"tests/{name}.py").exists()]
+            stage, by = "area", _failure(["-o", "addopts=", *own], edited, work, areas["hashes"])
+            if not by and is_whole:
+                stage, by = "whole", _failure([], edited, work, areas["hashes"])
+            for folder in set(compiled.glob("*")) - kernels:
+                shutil.rmtree(folder, ignore_errors=True)
+            seconds = round(time.monotonic() - begin, 1)
+            result = Result(label, mutation.id, "killed" if by else "lived", by, stage, 0, seconds)
+        with target.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        print(f"{result.verdict:7} {result.seconds:6.0f} s  {mutation.id}  {result.by}", flush=True)
+
+
+def _failure(arguments: list[str], edited: Path, work: Path, left_out: list[str]) -> str:
+    """The test that fails first in a tree, or how else the run ended; nothing where all pass."""
+    leave, first = work / "leave.json", work / "first.txt"
+    leave.parent.mkdir(parents=True, exist_ok=True)
+    leave.write_text(json.dumps(left_out))
+    first.unlink(missing_ok=True)
+    more = {"MUTATION_LEAVE": str(leave), "MUTATION_FIRST": str(first)}
+    code = run_pytest(edited, work, ["-x", *arguments], more, WHOLE)
+    if code in (0, 5):
+        return ""
+    if first.exists():
+        return first.read_text()
+    return f"did not end within {WHOLE:.0f} s" if code == -14 else f"pytest ended with code {code}"
 
 
 def _first_failure(chosen: list[str], edited: Path, work: Path, recording: Recording) -> str:

@@ -44,6 +44,11 @@ def read_list(path: Path = LIST) -> list[Mutation]:
     return [Mutation(r["id"], r["in"], ((r["old"], r["new"]), *map(tuple, r.get("others", ())))) for r in rows]
 
 
+def read_areas(path: Path = LIST) -> dict[str, list[str]]:
+    """Area -> its own test files, the quickest first; "hashes" -> tests that notice any edit of a source."""
+    return {k: list(v) for k, v in tomllib.loads(path.read_text(encoding="utf-8"))["areas"].items()}
+
+
 @dataclass(frozen=True)
 class Module:
     """A file of the package: its text and every function and class in it, with the names of what holds them."""
