@@ -123,7 +123,10 @@ def as_qwen35(weights: Weights, hparams: HParams, il: int) -> Weights:
     size, r = int(hparams["ssm.state_size"]), n_v // n_k
     made = {name: w for name, w in weights.items() if name.startswith(p)}
     if p + "ssm_in.weight" in weights and p + "attn_qkv.weight" not in weights:
-        q, k, v, z = [], [], [], []
+        q: list[Array] = []
+        k: list[Array] = []
+        v: list[Array] = []
+        z: list[Array] = []
         at = 0
         for _ in range(n_k):
             for part, n in ((q, size), (k, size), (v, r * size), (z, r * size)):
@@ -170,8 +173,8 @@ def block(
     """x += mixer(norm x); x += ffn(norm x)."""
     eps, p = eps_of(hparams), f"blk.{il}."
     x = x + mixer(weights, hparams, il, naive.rms_norm(x, weights[p + "attn_norm.weight"], eps), positions)
-    norm = weights.get(p + "ffn_norm.weight", weights.get(p + "post_attention_norm.weight"))
-    h = naive.rms_norm(x, norm, eps)
+    norm = "ffn_norm.weight" if p + "ffn_norm.weight" in weights else "post_attention_norm.weight"
+    h = naive.rms_norm(x, weights[p + norm], eps)
     t: dict[str, Array] = {}
     if p + "ffn_gate_inp.weight" in weights:
         y, t = moe(weights, hparams, il, h)

@@ -60,6 +60,7 @@ def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
     sheet, keys = ARCHITECTURES[arch], keys_of(arch, case)
     values = {**mm.micro_values(sheet, case.shape), "n_vocab": N_VOCAB}
     values.setdefault("n_ff", case.shape.n_ff_dense)
+    assert sheet.head is not None
     routers = frozenset(f"blk.{il}.ffn_gate_inp.weight" for il in range(case.shape.n_dense, N_TRUNK + 1))
     names = routers if isinstance(sheet.layers, ByTensor) else frozenset()
     blocks = [*sheet.layers.blocks(Metadata(keys, "case"), N_TRUNK, names), sheet.head.block]
