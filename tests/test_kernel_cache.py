@@ -1,6 +1,7 @@
 """The cache of compiled kernels: whatever is wrong with a file or a folder, the run goes on and one line says so."""
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -218,3 +219,37 @@ def test_the_clock_stands_still_while_a_kernel_is_compiled(folders):
     took = kernels.compile_seconds() - stopped
     assert took > 0.02
     assert kernels.clock() - before < took
+
+
+CALLS = """
+import numpy as np, sys
+from mtpref.kernels.products import in_place, rows
+
+f32 = np.float32
+w = np.arange(6 * 16, dtype=f32).reshape(16, 6)
+x, y = np.ones((1, 6), f32), np.zeros((1, 16), f32)
+raw = w.view(np.uint8).reshape(-1)
+
+
+def caller():
+    in_place.exact_rows_f32(raw, np.zeros((1, 1), np.int32), x, np.zeros((1, 1), np.int32), y, 0, 1)
+
+
+def callee():
+    rows.rows_float(0, raw, 24, x, y, 0, 16)
+
+
+for name in sys.argv[1:]:
+    y[:] = 0
+    globals()[name]()
+    assert np.array_equal(y[0], w.sum(1)), name
+print([len(k.dispatcher.overloads) for k in (in_place.exact_rows_f32, rows.rows_float)])
+"""
+
+
+@pytest.mark.parametrize("order", [["caller", "callee"], ["callee", "caller"]])
+def test_a_kernel_that_another_calls_has_one_signature_whichever_is_compiled_first(tmp_path, order):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    for names in (order, order[::-1], order[1:]):  # the second and third take what the first has left on the disk
+        done = subprocess.run([sys.executable, "-c", CALLS, *names], env=environment, capture_output=True, text=True)
+        assert (done.stderr, max(json.loads(done.stdout))) == ("", 1), names

@@ -97,9 +97,27 @@ class Kernel:
         self._records = [i for i, t in enumerate(signature) if isinstance(t, Record)]
         self._ready: Any = None
         self._address = 0
+        self._called_from_kernels()
+
+    def _called_from_kernels(self) -> None:
+        """Kernels that call this one call its one signature, whoever is compiled first.
+
+        Left to itself, Numba compiles another for a caller's argument types (a constant is a type of its own), and the
+        cache has one file.
+        """
+        call_template = self.dispatcher.get_call_template
+
+        def declared(args: Any, kws: Any) -> Any:
+            if self._ready is None:
+                self.compile()
+            return call_template(args, kws)
+
+        self.dispatcher.get_call_template = declared
 
     def compile(self) -> None:
-        """Compile now, or load from the cache, which another process may be filling (`when_needed`)."""
+        """Compile now, or load from the cache, which another process may be filling (`when_needed`); nothing where that is done."""
+        if self._ready is not None:
+            return
         with kernels.clock_stopped(), kernels.short_spinning():
             if _helpers is not None:
                 _helpers(self.name)
