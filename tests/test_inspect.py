@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mtpref.architectures import ARCHITECTURES, numbers
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import write_gguf, write_shards
+from mtpref.front.api import tiny_path
 from mtpref.heads.inspect import inspect_file, render, run
 
 VALUES = {
@@ -107,7 +108,7 @@ def test_the_head_names_where_each_tensor_comes_from(path):
     assert rows["blk.4.nextn.eh_proj.weight"]["shape"] == [8, 16]
     assert {"tensor": "output.weight", "from": "token_embd.weight"} in report["fallbacks"]
     assert report["problems"] == []
-    assert "falls back to output_norm.weight" in render(report)
+    assert "falls back to output_norm.weight" in render(report, 200)
 
 
 def test_an_untied_output_serves_the_head_before_the_embeddings_do(path):
@@ -276,7 +277,7 @@ def test_a_split_model_is_described_as_a_whole(tmp_path):
 def test_a_file_that_is_no_language_model_is_named(path, keys, expected):
     report = save(path, KEYS | keys)
     assert expected in report["what"]
-    assert f"this is {report['what']}" in render(report)
+    assert f"this is {report['what']}" in render(report, 400)
 
 
 def test_long_values_are_counted_not_copied(path):
@@ -363,3 +364,11 @@ def test_mutated_headers_are_refused_or_reported(tmp_path_factory, edits):
         return
     json.dumps(report, allow_nan=False)
     assert all(line.isprintable() for line in render(report).split("\n"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 300])
+def test_lines_keep_to_the_width_and_lose_nothing(width):
+    report = inspect_file(tiny_path())
+    text = render(report, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.split() == render(report, 10_000).split()

@@ -1,6 +1,7 @@
 """`mtpref inspect`: what is in a GGUF file, and is its MTP head there."""
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -18,6 +19,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> int:
+    from mtpref.front.cli.terminal import width_of
     from mtpref.heads import inspect
 
-    return inspect.run(args.file, args.json)
+    return inspect.run(args.file, args.json, width_of(sys.stdout))

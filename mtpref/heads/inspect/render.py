@@ -1,5 +1,6 @@
 """The report of `mtpref inspect` as text for people. Every string from the file is escaped: see `printable`."""
 
+import textwrap
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -17,8 +18,11 @@ _STATUS = {
 }
 
 
-def render(report: dict[str, Any]) -> str:
-    """The whole report, sections in a fixed order; no control character whatever the file holds."""
+def render(report: dict[str, Any], width: int = 100) -> str:
+    """The whole report, sections in a fixed order; no control character whatever the file holds.
+
+    width  columns that a row keeps to by carrying its last cells over; names and values are not broken
+    """
     lines = [*_file(report), "", "hyper-parameters", *_pairs(report["hyper_parameters"])]
     lines += ["", "general", *_pairs(report["general"])]
     if report["other_keys"]:
@@ -35,7 +39,16 @@ def render(report: dict[str, Any]) -> str:
     lines += _table((printable(t["name"]), t["type"], _shape(t), _bytes(t["bytes"])) for t in report["tensors"])
     lines += ["", f"problems ({len(report['problems'])})"]
     lines += [f"  {printable(p, 400)}" for p in report["problems"]] or ["  none"]
-    return "\n".join(lines)
+    return "\n".join(part for line in lines for part in _folded(line, width))
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """A line in several, broken where two cells or words meet, what is carried over indented more."""
+    if len(line) <= width:
+        return [line]
+    indent = len(line) - len(line.lstrip(" "))
+    return textwrap.wrap(line, max(width, 40), subsequent_indent=" " * (indent + 4), break_long_words=False,
+                         break_on_hyphens=False)  # fmt: skip
 
 
 def _file(report: dict[str, Any]) -> list[str]:
@@ -103,8 +116,8 @@ def _head(head: dict[str, Any]) -> list[str]:
         rows = []
         for t in block["tensors"]:
             source = {"own": "own", "fallback": f"falls back to {t['from']}", "missing": "MISSING"}[t["source"]]
-            need = "required" if t["required"] else "optional"
-            rows.append((printable(t["name"]), need, source, t["type"] or "", _shape(t), _bytes(t["bytes"])))
+            need = "" if t["required"] else ", optional"
+            rows.append((printable(t["name"]), t["type"] or "", _shape(t), _bytes(t["bytes"]), source + need))
         lines += _table(rows)
     label = "not judged" if head["status"] == "unknown" else "unexpected"
     lines += [f"  {label}: {printable(name)}" for name in head["unexpected"]]

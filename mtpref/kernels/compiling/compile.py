@@ -115,7 +115,10 @@ class Kernel:
         self.dispatcher.get_call_template = declared
 
     def compile(self) -> None:
-        """Compile now, or load from the cache, which another process may be filling (`when_needed`); nothing where that is done."""
+        """Compile now, or load from the cache, which another process may be filling (`when_needed`).
+
+        Nothing where that is done.
+        """
         if self._ready is not None:
             return
         with kernels.clock_stopped(), kernels.short_spinning():
