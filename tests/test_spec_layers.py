@@ -128,7 +128,8 @@ def test_rope_frequencies_are_powers_within_1e_15():
 
 
 @pytest.mark.parametrize(
-    "sections", [(11, 11, 10, 0), (6, 5, 5, 0), (2, 1, 1, 0), (1, 1, 1, 1), (2, 2, 2, 2), (4, 0, 0, 0)]
+    "sections",
+    [(11, 11, 10, 0), (6, 5, 5, 0), (2, 1, 1, 0), (1, 1, 1, 1), (2, 2, 2, 2), (4, 0, 0, 0), (2, 1, 4, 0), (1, 4, 2, 1)],
 )
 def test_imrope_pairs_equal_the_oracle(sections):
     n_half = max(sum(sections), 8)

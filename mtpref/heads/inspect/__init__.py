@@ -15,7 +15,7 @@ __all__ = ["SCHEMA", "inspect_file", "render", "run"]
 
 
 def run(path: str | Path, as_json: bool, width: int = 100) -> int:
-    """Print the report on stdout, as JSON or as text of this width; 0 when the file could be read (MtprefError if not)."""
+    """Print the report on stdout, as JSON or as text of this width; 0 when it could be read (MtprefError if not)."""
     report = inspect_file(path)
     text = json.dumps(report, indent=1, allow_nan=False) if as_json else render(report, width)
     encoding = sys.stdout.encoding or "utf-8"
