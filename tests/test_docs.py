@@ -57,6 +57,25 @@ def test_links_lead_to_files_and_headings(page):
             assert anchor in anchors(path), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_table_has_a_head_a_rule_and_rows_of_as_many_cells(page):
+    lines = prose(page).splitlines()
+    for i, line in enumerate(lines):
+        if re.search(r"\|\s*:?-{3,}", line):
+            assert re.fullmatch(r"\s*\|(\s*:?-+:?\s*\|)+", line), line
+            j, n = i + 1, line.count("|")
+            for row in (lines[i - 1], *iter_rows(lines[j:])):
+                assert re.sub(r"`[^`]*`|\\\|", "", row).count("|") == n, row
+
+
+def iter_rows(lines):
+    """The lines of a table, up to the first that is none."""
+    for line in lines:
+        if not line.strip().startswith("|"):
+            return
+        yield line
+
+
 def anchors(path):
     """Anchors of headings as GitHub makes them, and those written out."""
     text = prose(path)
