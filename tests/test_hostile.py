@@ -25,7 +25,7 @@ from mtpref.front.api import tiny_path
 # Cases of each target: about half a second. As many again are slow.
 N_CASES = {
     "container": 750, "tiny": 30, "micro": 60, "shards": 60, "head": 60, "heads": 50, "vocab": 600, "state": 100,
-    "dump": 200, "d2t": 1000, "d2t-gguf": 500, "prompt": 150, "template": 4, "golden": 125, "filter": 1000,
+    "dump": 200, "d2t": 1000, "d2t-gguf": 500, "prompt": 150, "template": 8, "golden": 125, "filter": 1000,
     "options": 30, "golden-loops": 100, "trace": 100, "log": 150, "printed": 100, "run": 750, "costs": 750,
     "npz": 350, "safetensors": 750, "imatrix": 350, "imatrix-dat": 1000, "config": 125, "tokenizer": 15, "card": 75,
     "kernel": 30,
