@@ -235,7 +235,7 @@ def test_a_sampled_run_is_not_called_healthy(capsys, tmp_path):
     assert "was it run with --temp 0?" in out
 
 
-@pytest.mark.parametrize("kind", TYPES[::2])
+@pytest.mark.parametrize("kind", ["Q4_K_M", pytest.param("BF16", marks=pytest.mark.slow)])
 def test_a_stock_run_of_a_quantised_file_is_healthy(kind, quantised, capsys):
     log, model = LOGS / f"greedy-{kind}.log.gz", quantised(kind)
     capsys.readouterr()
