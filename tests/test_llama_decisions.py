@@ -110,7 +110,7 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, third, 
         f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}"
     )
     assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
-    assert agreement.n_rounds > 50
+    assert agreement.n_rounds > 40
     assert agreement.n_candidates > 3 * agreement.n_rounds
     assert agreement.n_near_ties <= agreement.n_candidates // 100
 
