@@ -18,12 +18,23 @@ settings.load_profile("mtpref")
 # Files that take longest, the longest first: no worker is left alone with one of them at the end. What is missing here
 # costs time only.
 LONGEST = (
-    *("test_check", "test_golden", "test_instruction_sets", "test_panel_instructions", "test_session", "test_cli"),
-    *("test_diagnose_log", "test_sampling_loop", "test_golden_runner", "test_readme", "test_sampling_fit"),
-    *("test_doc_commands", "test_ahead", "test_sampling_exact", "test_plan", "test_hostile", "test_learn"),
+    *("test_golden", "test_instruction_sets", "test_check", "test_cli", "test_panel_instructions", "test_readme"),
+    *("test_stock_logs", "test_diagnose_log", "test_session", "test_learn", "test_moe_model", "test_golden_runner"),
+    *("test_probe", "test_doc_commands", "test_bench", "test_decode_properties", "test_diagnose_moe", "test_verbs"),
+    *("test_files", "test_kernel_cache", "test_hostile", "test_llama_moe", "test_llama_decisions", "test_session_file"),
+    *("test_sampling_loop", "test_cli_habits", "test_conversation", "test_chat_hostile", "test_plan", "test_selftest"),
+    *(
+        "test_golden_sources",
+        "test_faults",
+        "test_sampling_exact",
+        "test_vocab",
+        "test_convert_moe",
+        "test_kill_matrix",
+    ),
+    *("test_diagnose_rates", "test_mutations", "test_golden_gen", "test_stock_moe", "test_sampling_fit", "test_ahead"),
 )
 PATIENCE_S = 120.0
-N_SLICES = 10
+N_SLICES = 20
 
 
 def pytest_addoption(parser):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,30 +25,58 @@ MICRO = ROOT / "golden" / "models" / "micro-60-f32.gguf"
 # What only another file can tell: the head drafts nearly as before, and no change of one thing makes it better.
 VALUES = values()
 ONLY_AGAINST = ("W8b block scales of the neighbour",)
+# Full checks that take seconds and find what another of them finds, or what a test with fast=True finds: slow.
+SLOW_WAYS = (
+    *("W2 +1 twice in the head", "W2b +1 twice in the trunk", "W2c layer norms raw", "W4 partly loaded"),
+    *("W5 norm that does nothing", "W6 never loaded", "W13 hidden half zero", "embedding half zero"),
+    *("embedding half random", "a matrix of zeros"),
+)
+# Findings of single faults that are made without a run, and those that the ways of breaking above are found by.
+NEED_NO_RUN = {"random-matrix", "tensor-doubled", "tensor-few-values", "tensor-zero"}
+FOUND_ABOVE = {"norm-convention", "trunk-norm-convention", "head-useless"}
+
+
+def single_faults():
+    """A fault for each other finding that needs a run; the others are slow."""
+    seen = NEED_NO_RUN | FOUND_ABOVE
+    for fault, found in FOUND.items():
+        yield pytest.param(*fault, marks=pytest.mark.slow if seen & found else ())
+        seen = seen | found
 
 
 def ids(report, *severities):
     return {f.id for f in report.findings if f.severity in (severities or ("fail",))}
 
 
-@pytest.mark.parametrize("label", [label for label in BROKEN if label not in ONLY_AGAINST])
-def test_each_way_of_breaking_a_head_is_found(tmp_path, label):
-    change, expected = BROKEN[label]
-    report = check_path(write(tmp_path / "x.gguf", change))
-    assert ids(report) & set(expected), report.lines()
+@pytest.fixture(scope="module")
+def report_of(tmp_path_factory):
+    """The report of a file that is broken in one of the ways, checked once."""
+    path = tmp_path_factory.mktemp("broken") / "x.gguf"
+    return cache(lambda label: check_path(write(path, BROKEN[label][0])))
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        pytest.param(label, marks=pytest.mark.slow if label in SLOW_WAYS else ())
+        for label in BROKEN
+        if label not in ONLY_AGAINST
+    ],
+)
+def test_each_way_of_breaking_a_head_is_found(report_of, label):
+    report = report_of(label)
+    assert ids(report) & set(BROKEN[label][1]), report.lines()
     assert not report.is_sound
 
 
-def test_the_change_that_mends_a_norm_is_named(tmp_path):
-    change, _ = BROKEN["W3 enorm and hnorm twice"]
-    report = check_path(write(tmp_path / "x.gguf", change))
+def test_the_change_that_mends_a_norm_is_named(report_of):
+    report = report_of("W3 enorm and hnorm twice")
     assert [f.what for f in report.findings if f.id == "norm-convention"] == ["1 taken from enorm and hnorm"]
-    change, _ = BROKEN["W1 +1 missing in the head"]
-    report = check_path(write(tmp_path / "x.gguf", change))
+    report = report_of("W1 +1 missing in the head")
     assert [f.what for f in report.findings if f.id == "norm-convention"] == ["1 added to all norms of the head"]
 
 
-@pytest.mark.parametrize(("name", "label"), FOUND, ids=lambda text: text.replace(" ", "-"))
+@pytest.mark.parametrize(("name", "label"), list(single_faults()), ids=lambda text: text.replace(" ", "-"))
 def test_a_single_fault_is_told_by_its_part_or_as_unclear(tmp_path, name, label):
     """tools/check_single_faults.py does the same for all tensors."""
     report = check_path(altered(tmp_path / "x.gguf", name, faults_of(name, VALUES)[label]))
@@ -57,8 +86,21 @@ def test_a_single_fault_is_told_by_its_part_or_as_unclear(tmp_path, name, label)
     assert "nothing is wrong" not in report.verdict
 
 
-def test_swapped_halves_are_the_verdict_and_what_they_explain_is_not(tmp_path):
-    report = check_path(write(tmp_path / "x.gguf", BROKEN["G1 halves swapped"][0]))
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [fault for fault, found in FOUND.items() if found <= NEED_NO_RUN],
+    ids=lambda text: text.replace(" ", "-"),
+)
+def test_a_single_fault_that_shows_without_a_run_is_told_by_its_part(tmp_path, name, label):
+    report = check_path(altered(tmp_path / "x.gguf", name, faults_of(name, VALUES)[label]), fast=True)
+    said = [f for f in report.findings if f.severity in ("fail", "warning")]
+    assert {f.id for f in said} & FOUND[name, label], report.lines()
+    assert all(is_told_rightly(name, f) for f in said), report.lines()
+    assert "nothing is wrong" not in report.verdict
+
+
+def test_swapped_halves_are_the_verdict_and_what_they_explain_is_not(report_of):
+    report = report_of("G1 halves swapped")
     assert "halves of eh_proj's input swapped" in report.verdict
     [found] = [f for f in report.findings if f.id == "halves-swapped"]
     assert float(re.search(r"gain (0\.\d+)", found.text)[1]) > 0.6
@@ -108,11 +150,18 @@ def test_a_head_is_not_run_on_weights_that_are_no_numbers(tmp_path):
     assert "not-run" in ids(report, "note")
 
 
-@pytest.mark.parametrize(("kind", "head_only"), [*((kind, False) for kind in HEALTHY_TYPES), ("Q4_0", True)])
-def test_no_false_alarm_in_any_type(tmp_path, kind, head_only):
-    report = check_path(write(tmp_path / "x.gguf", in_type(kind, head_only=head_only)))
+@pytest.mark.parametrize(
+    ("kind", "head_only", "is_fast"),
+    [
+        pytest.param(*case, is_fast, marks=() if is_fast or case == ("Q4_0", False) else pytest.mark.slow)
+        for case in [*((kind, False) for kind in HEALTHY_TYPES), ("Q4_0", True)]
+        for is_fast in (True, False)
+    ],
+)
+def test_no_false_alarm_in_any_type(tmp_path, kind, head_only, is_fast):
+    report = check_path(write(tmp_path / "x.gguf", in_type(kind, head_only=head_only)), fast=is_fast)
     assert not ids(report, "fail", "warning"), report.lines()
-    assert report.was_run
+    assert report.was_run != is_fast
 
 
 @pytest.mark.parametrize("model", sorted((ROOT / "golden" / "models").glob("micro-*.gguf")), ids=lambda p: p.stem)
@@ -189,7 +238,14 @@ def test_another_quantisation_is_the_same_model(tmp_path):
     assert any(f.id.startswith(("against-acceptance", "against-worse")) for f in report.findings)
 
 
-@pytest.mark.parametrize("label", [*ONLY_AGAINST, "W4 partly loaded", "W3 enorm and hnorm twice", "G1 halves swapped"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        *ONLY_AGAINST,
+        "G1 halves swapped",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("W4 partly loaded", "W3 enorm and hnorm twice")),
+    ],
+)
 def test_values_that_no_type_explains_are_named(tmp_path, label):
     report = check_path(write(tmp_path / "x.gguf", BROKEN[label][0]), against=TINY)
     named = [f.what for f in report.findings if f.id == "against-value"]

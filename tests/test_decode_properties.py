@@ -15,6 +15,7 @@ from mtpref import kernels
 from mtpref.base.events import Drafted, RolledBack, Token, Verified
 from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
 from tests.models import ACCEPTS, CONTRACTS, decode_plainly, has_nan, micro, prompt_of, run_decoder, trunk_digest
+from tests.samples import diagonal
 
 NUMERICS = ("ggml", "exact")
 ROLLBACKS = tuple(STRATEGIES)
@@ -177,8 +178,7 @@ def test_chunking_of_the_prompt_changes_no_bit(numerics):
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("numerics", NUMERICS)
-@pytest.mark.parametrize("n", range(1, 9))
+@pytest.mark.parametrize(("n", "numerics"), diagonal(range(1, 9), NUMERICS))
 def test_the_width_of_the_verify_batch_changes_no_bit(numerics, n):
     prompt = tuple(prompt_of(7))
     model, plain = micro(60, numerics), plain_run(60, numerics, "llama.cpp", prompt, 41, False)

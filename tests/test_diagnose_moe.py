@@ -91,7 +91,7 @@ def test_a_dump_names_the_mistake(arch, id):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_a_healthy_run_in_other_numerics_is_healthy(arch):
-    report = diagnose_log(model(arch), [run_of(model(arch, "exact"), arch, 20)])
+    report = diagnose_log(model(arch), [run_of(model(arch, "exact"), arch, 8)])
     assert report.verdict == "healthy", report.headline
 
 

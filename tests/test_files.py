@@ -22,6 +22,7 @@ from mtpref.files import doors as files
 from mtpref.front.api import tiny_path
 from mtpref.front.cli import main
 from mtpref.look.llama_cpp.log import MAX_LOG_BYTES, read_runs
+from tests.samples import diagonal
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
@@ -239,8 +240,7 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["pipe", "zero", "folder", "socket"])
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(("name", "kind"), diagonal(tuple(READERS), ("pipe", "zero", "folder", "socket")))
 def test_what_is_no_file_is_refused_at_once(odd, name, kind):
     start = time.process_time()
     code, out, err = cli_outcome([kind if word == "ODD" else word for word in READERS[name]], odd)

@@ -11,6 +11,7 @@ from mtpref.front.api import tiny_path
 from mtpref.front.cli import main
 from mtpref.golden.digest import digest_difference, digest_of
 from tests.models import MICRO
+from tests.samples import one_in
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODEL = str(MICRO / "micro-60-q8_0.gguf")
@@ -20,7 +21,9 @@ def gen(out, *more):
     return main(["golden", "gen", "-m", MODEL, "-p", "ab", "-p", "hello", "-n", "12", "-o", str(out), *more])
 
 
-@pytest.mark.parametrize("more", [[], ["--digest"], ["--rows=all", "--contract=training"], ["-b", "2", "--rows", "0"]])
+@pytest.mark.parametrize(
+    "more", one_in(2, [["--digest"], [], ["--rows=all", "--contract=training"], ["-b", "2", "--rows", "0"]])
+)
 def test_mtpref_passes_the_vectors_that_it_made(tmp_path, capsys, more):
     assert gen(tmp_path / "g", "--rollbacks", "snapshot,replay,two-phase", *more) == 0
     assert main(["golden", "check", str(tmp_path / "g"), "-m", MODEL, "--ops", "spec"]) == 0

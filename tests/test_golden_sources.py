@@ -9,7 +9,7 @@ from mtpref.golden import Folder, loops, models, port, sources
 from mtpref.golden.sources import reached, source_sha256
 
 OPS = sorted({*port.ANSWERS, *loops.MODELLESS_ANSWERS, *models.MODEL_ANSWERS})
-CACHES = (source_sha256, reached, sources._source)
+CACHES = (source_sha256, reached, sources._named, sources._text, sources._source)
 
 
 def names(op):

@@ -26,6 +26,7 @@ from mtpref.look.llama_cpp.log import Run, read_runs
 from mtpref.spec.config import AttnConfig
 from mtpref.spec.rope_scaling import RopeScaling
 from tests.naive import nmse
+from tests.samples import one_in
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDINGS = ROOT / "tests" / "data" / "llama_cpp"
@@ -91,8 +92,10 @@ def _literal(text: str) -> str:
     return str(ast.literal_eval(text)) if text[:1] in "'\"" else text
 
 
+@pytest.mark.parametrize("third", one_in(3, range(3)))
 @pytest.mark.parametrize("name", LOGS)
-def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_file, record_property):
+def test_every_candidate_probability_and_decision_equals_llama_cpp(name, third, model_file, record_property):
+    """A third of the runs has every prompt, and drafts of one token and of three."""
     path = model_file(model_name(name))
     runs = read_runs(RECORDINGS / f"{name}.log.gz")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -100,14 +103,14 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, model_f
         pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py again")
     model = load_recorded(path, name)
     agreement = Agreement(P_TOLERANCE[weight_type(name)], NEAR_TIE)
-    for run in runs:
+    for run in runs[third::3]:
         compare_run(model, run, agreement)
     print(
         f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
         f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}"
     )
     assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
-    assert agreement.n_rounds > 100
+    assert agreement.n_rounds > 40
     assert agreement.n_candidates > 3 * agreement.n_rounds
     assert agreement.n_near_ties <= agreement.n_candidates // 100
 

@@ -17,6 +17,7 @@ from tests import naive, naive_moe
 from tests.gguf_copy import copy_of
 from tests.micro_moe import NAMES, standard
 from tests.models import decode_plainly, has_nan, prompt_of, run_decoder
+from tests.samples import diagonal
 
 # Of every architecture: one with everything apart, one with projections or experts fused or in groups.
 FILES = [name for name in NAMES if name.endswith("-f32") and "-30-" not in name]
@@ -98,7 +99,7 @@ def test_a_tokens_bits_are_the_same_alone_in_a_verify_batch_and_in_any_chunking(
         assert state.digest() == whole.digest()
 
 
-@pytest.mark.parametrize("rollback", sorted(STRATEGIES))
+@pytest.mark.parametrize(("name", "rollback"), diagonal(FILES, sorted(STRATEGIES)))
 def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(name, rollback):
     model = model_of(name)
     plain = decode_plainly(model, PROMPT, 25, warm_head=True)
@@ -109,7 +110,7 @@ def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(name, ro
     assert not has_nan(run.decoder.state)
 
 
-@pytest.mark.parametrize("rollback", sorted(STRATEGIES))
+@pytest.mark.parametrize(("name", "rollback"), diagonal(FILES, sorted(STRATEGIES)))
 def test_partial_acceptance_is_rolled_back(name, rollback):
     model = model_of(name)
     plain = decode_plainly(model, PROMPT, 21, warm_head=False)

@@ -148,7 +148,8 @@ def test_each_target_has_its_instructions_and_no_others(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "types", "constants"),
     [
-        ("vnni", (), [4, 16, 64]),
+        ("vnni", ("Q8_0", "Q6_K"), [4, 16, 64]),
+        pytest.param("vnni", (), [4, 16, 64], marks=pytest.mark.slow),
         ("avx512", ("Q8_0", "Q6_K"), [2, 16, 32]),
         ("not x86", ("Q8_0", "Q6_K"), [2, 4, 16]),
     ],

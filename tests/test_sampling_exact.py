@@ -18,6 +18,7 @@ from mtpref.engine.decode import Decoder, MtpDrafter, Options, PolicyConfig, Sam
 from mtpref.engine.decode.drafters import Draft
 from mtpref.engine.decode.options import AdaptiveConfig
 from mtpref.engine.decode.sampling import SAMPLERS, Sampler
+from tests.samples import diagonal
 from tests.toy import ToyModel, ToyState
 
 PROMPT = [1, 0]
@@ -216,9 +217,8 @@ ADAPTIVE = [
 ]
 
 
-@pytest.mark.parametrize("accept", ["residual", "match"])
+@pytest.mark.parametrize(("accept", "n_min"), diagonal(("residual", "match"), (0, 2)))
 @pytest.mark.parametrize("rule", ADAPTIVE, ids=lambda rule: f"{rule.rule}-{int(rule.row_cost * 8)}")
-@pytest.mark.parametrize("n_min", [0, 2])
 def test_an_adaptive_length_keeps_the_distribution_of_whole_texts_of_many_rounds(accept, rule, n_min):
     policy, lengths = PolicyConfig(n_max=3, n_min=n_min), set()
 

@@ -24,6 +24,7 @@ from mtpref.engine.decode import (
     ScriptedDrafter,
 )
 from tests.models import CONTRACTS, StubVocab, micro, prompt_of, run_decoder, trunk_digest, with_eog
+from tests.samples import diagonal
 
 PROMPT = prompt_of(9)
 ROLLBACKS = tuple(STRATEGIES)
@@ -279,8 +280,7 @@ def lettered(model):
     return replace(model, vocab=Letters(model.n_vocab, frozenset()))
 
 
-@pytest.mark.parametrize("rollback", ROLLBACKS)
-@pytest.mark.parametrize("config", [SamplingConfig(), HOT, RESIDUAL], ids=["greedy", "match", "residual"])
+@pytest.mark.parametrize(("config", "rollback"), diagonal((SamplingConfig(), HOT, RESIDUAL), ROLLBACKS))
 def test_a_stop_string_ends_the_text_in_front_of_it_wherever_it_falls(config, rollback):
     model = lettered(micro(90))
     free = run_decoder(model, PROMPT, 40, rollback=rollback, sampling=config, n_max=4)

@@ -18,6 +18,7 @@ from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, Sam
 from mtpref.engine.session import Session
 from mtpref.spec.contract import PRESETS
 from tests.models import ACCEPTS, CONTRACTS, has_nan, micro, prompt_of, with_eog, without_head
+from tests.samples import diagonal
 
 ROLLBACKS = tuple(STRATEGIES)
 NUMERICS = ("ggml", "exact")
@@ -98,8 +99,7 @@ def new_session(model, **named):
 # ---------------------------------------------------------------------------------------------- reuse
 
 
-@pytest.mark.parametrize("rollback", ROLLBACKS)
-@pytest.mark.parametrize("contract", CONTRACTS)
+@pytest.mark.parametrize(("contract", "rollback"), diagonal(tuple(CONTRACTS), ROLLBACKS))
 def test_a_conversation_goes_on_from_the_end_and_runs_nothing_again(contract, rollback):
     for accept in ACCEPTS:
         session, prompt = new_session(micro(accept, "ggml", contract)), list(FIRST)
@@ -111,14 +111,15 @@ def test_a_conversation_goes_on_from_the_end_and_runs_nothing_again(contract, ro
             prompt = [*prompt, *run.ids, *prompt_of(5, seed=10 + turn)]
 
 
+N_COMMON = (0, 1, 3, 6, 12, 13, 14, 17, 22, 23)
 # Every roll back under the presets; the other contracts, which differ in what the head is fed, under one.
 RUNS = [(c, r) for c in CONTRACTS for r in ROLLBACKS if c in PRESETS or (r == "snapshot" and c != "new_prompt=stale")]
 
 
-@pytest.mark.parametrize(("contract", "rollback"), RUNS)
-@pytest.mark.parametrize("n_common", [0, 1, 3, 6, 12, 13, 14, 17, 22, 23])
-def test_a_prompt_that_shares_a_prefix_goes_back_to_a_checkpoint_before_the_difference(n_common, contract, rollback):
+@pytest.mark.parametrize(("n_common", "how"), diagonal(N_COMMON, RUNS))
+def test_a_prompt_that_shares_a_prefix_goes_back_to_a_checkpoint_before_the_difference(n_common, how):
     """The state holds 14 prompt tokens and 9 of the 10 generated ones; checkpoints stand at 13 and every 4."""
+    contract, rollback = how
     model = micro(ACCEPTS[n_common % 3], "ggml", contract)
     session = new_session(model, checkpoint_every=4, n_checkpoints=64)
     first = check_same(session, FIRST, options_of(10, rollback), 0)
@@ -310,8 +311,9 @@ def test_a_bad_token_in_the_prompt_leaves_a_session_that_can_be_used():
     check_same(session, [*FIRST, *OTHER], options_of(), 14)
 
 
-@pytest.mark.parametrize("rollback", ROLLBACKS)
-@pytest.mark.parametrize("contract", ["llama.cpp", "training", "prompt_end=whole", "prime=none"])
+@pytest.mark.parametrize(
+    ("contract", "rollback"), diagonal(("llama.cpp", "training", "prompt_end=whole", "prime=none"), ROLLBACKS)
+)
 def test_a_run_may_be_left_at_any_event(contract, rollback):
     model = micro(60, "ggml", contract)
     fresh = run_fresh(model, FIRST, options_of(12, rollback))[0]

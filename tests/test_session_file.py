@@ -18,6 +18,7 @@ from mtpref.engine.session.identity import BLOCK_BYTES, N_BLOCKS, WHOLE_BYTES, _
 from mtpref.files.gguf import open_gguf, write_gguf
 from mtpref.front import api
 from tests.models import CONTRACTS, has_nan, micro, without_head
+from tests.samples import one_in
 from tests.test_session import FIRST, OTHER, check_same, new_session, options_of, run_fresh, run_in
 
 ROOT = Path(__file__).parent.parent
@@ -73,11 +74,12 @@ def test_the_same_state_gives_the_same_bytes(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("start", one_in(3, range(3)))
 @pytest.mark.parametrize("rollback", ["snapshot", "replay", "two-phase"])
-def test_saving_in_the_middle_of_a_run_saves_a_consistent_state_and_disturbs_nothing(tmp_path, rollback):
+def test_saving_in_the_middle_of_a_run_saves_a_consistent_state_and_disturbs_nothing(tmp_path, rollback, start):
     model, path = micro(60), tmp_path / "state.gguf"
     fresh, end = run_fresh(model, FIRST, options_of(12, rollback))
-    for n_seen in range(len(fresh.events) + 1):
+    for n_seen in range(start, len(fresh.events) + 1, 3):
         session = new_session(model)
         events = session.run(FIRST, options_of(12, rollback, n_batch=4))
         for _ in range(n_seen):

@@ -17,6 +17,7 @@ from mtpref.spec import products, quants
 from tests import naive
 from tests.blocks import QUANTISED, sane_matrix
 from tests.random_weights import normal
+from tests.samples import one_in
 from tools import record_quantisers
 
 PATH = Path(__file__).parent / "data" / "quantisers.npz"
@@ -371,7 +372,7 @@ def test_tiles_cover_all_rows_once(monkeypatch):
     assert len(list(w.tiles())) == 11
 
 
-@pytest.mark.parametrize("type_name", spec.TILE_TYPES)
+@pytest.mark.parametrize("type_name", one_in(3, spec.TILE_TYPES))
 def test_peak_memory_of_a_tiled_type_does_not_grow_with_the_matrix(type_name):
     """A tile is 1 MiB, and decoding it needs a few times as much (measured: at most 3.4 MiB)."""
     n_in, n_out = 1024, 16384 if kernels.available() else 2048  # 64 or 8 MiB as float32

@@ -72,6 +72,7 @@ class ToyModel:
     """Satisfies what the loop reads of a Model."""
 
     kv_type = kv_type_draft = "F32"
+    changes = ()
     has_mtp = True
     d2t: np.ndarray | None = None
     heads = (SimpleNamespace(sheet=SimpleNamespace(reads_target=False)),)

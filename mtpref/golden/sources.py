@@ -80,7 +80,7 @@ def source_sha256(op: str) -> str:
 
     Errors  KeyError for an operation that no case can have
     """
-    parts = sorted(_canonical(_source(d.module).definitions[d.name]) for d in reached(op))
+    parts = sorted(map(_text, reached(op)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -111,7 +111,8 @@ def _roots(op: str) -> Iterator[Definition]:
 # ---------------------------------------------------------------------------------------------- names
 
 
-def _named(definition: Definition) -> list[Definition]:
+@cache
+def _named(definition: Definition) -> tuple[Definition, ...]:
     """The definitions that a definition's code names."""
     nodes = _source(definition.module).definitions[definition.name]
     out = []
@@ -126,7 +127,7 @@ def _named(definition: Definition) -> list[Definition]:
                 found = _resolve(module, node.attr) if isinstance(module, str) else None
         if isinstance(found, Definition):
             out.append(found)
-    return out
+    return tuple(out)
 
 
 def _entry(node: ast.Attribute) -> list[Definition]:
@@ -216,6 +217,11 @@ def _walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
             if name not in IGNORED:
                 children = value if isinstance(value, list) else [value]
                 yield from _walk(child for child in children if isinstance(child, ast.AST))
+
+
+@cache
+def _text(definition: Definition) -> str:
+    return _canonical(_source(definition.module).definitions[definition.name])
 
 
 def _canonical(node: Any) -> str:
