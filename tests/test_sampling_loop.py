@@ -350,12 +350,14 @@ def test_draws_of_residual_tell_the_numbers_that_were_looked_at():
         for i, drawn in enumerate(event.draws):
             if drawn.id is None:
                 n_kinds["bonus" if event.draft_ids else "plain"] += 1
-                assert drawn.u_target is not None
+                round_pos = event.pos0 if event.draft_ids else 0
+                assert drawn.u_target == spec.uniform(HOT.seed, spec.TARGET, drawn.pos, round_pos)
                 continue
             assert drawn.u_accept == spec.uniform(HOT.seed, spec.ACCEPT, drawn.pos, event.pos0)
             is_accepted = i < event.n_accepted
             assert is_accepted == (drawn.u_accept * drawn.q < drawn.p)
-            assert (drawn.u_residual is None) == is_accepted
+            u_residual = None if is_accepted else spec.uniform(HOT.seed, spec.RESIDUAL, drawn.pos, event.pos0)
+            assert drawn.u_residual == u_residual
             assert 0 <= drawn.p_accept <= 1
             n_kinds["accepted" if is_accepted else "rejected"] += 1
     assert set(n_kinds) >= {"accepted", "rejected", "bonus"}
