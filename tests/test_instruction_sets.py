@@ -109,18 +109,24 @@ def matrix(weights: np.ndarray) -> spec.Matrix:
 
 
 def hash_models() -> dict[str, str]:
-    """The digest of whole micro models: a drafting run's tokens, its last logits and every bit of its final state."""
+    """The digest of whole micro models: a drafting run's tokens, its last logits and every bit of its final state.
+
+    Two of them have experts: chosen by a softmax with a gated shared expert, and in groups by sigmoids with a bias.
+    """
     from mtpref import Options, PolicyConfig, load
 
+    micro, golden = ROOT / "tests" / "data" / "micro", ROOT / "golden" / "models"
+    paths = [micro / "micro-30-q8_0.gguf", micro / "micro-90-q8_0.gguf"]
+    paths += [golden / "nano-qwen35moe-q8_0.gguf", golden / "nano-glm4moe-q8_0.gguf"]
     hashes = {}
     for numerics in ("ggml", "exact"):
-        for accept in (30, 90):
-            model = load(ROOT / "tests" / "data" / "micro" / f"micro-{accept}-q8_0.gguf", numerics=numerics)
+        for path in paths:
+            model = load(path, numerics=numerics)
             state = model.core.new_state()
             options = Options(n_predict=24, n_batch=5, policy=PolicyConfig(n_max=4))
             run = model.generate("a prompt of a few chunks of bytes", options, state=state).finish()
             logits = model.core.trunk(state, run.ids[-3:], n_logits=3).logits
-            hashes[f"micro-{accept} {numerics}"] = digest(np.array(run.ids), logits) + state.digest()
+            hashes[f"{path.stem} {numerics}"] = digest(np.array(run.ids), logits) + state.digest()
     return hashes
 
 
