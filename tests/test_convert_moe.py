@@ -308,6 +308,8 @@ CONFIG_ERRORS = {
     "huge": (lambda c: c.update(num_experts_per_tok=1 << 40), "num_experts_per_tok is"),
     "none used": (lambda c: c.update(num_experts_per_tok=0), "num_experts_per_tok is 0"),
     "no width": (lambda c: c.pop("moe_intermediate_size"), "moe_intermediate_size is missing"),
+    "too many used": (lambda c: c.update(num_experts_per_tok=7), "used_count is 7, expected at most expert_count = 6"),
+    "odd groups": (lambda c: c.update(n_group=4, topk_group=2), "group_count is 4, expected groups of one size"),
     "another count": (lambda c: c.update(moe_intermediate_size=48), r"shape \(64, 32\), expected \(64, 48\)"),
 }
 
@@ -319,3 +321,10 @@ def test_a_bad_config_ends_in_one_line(tmp_path, arch, case):
     change(config)
     with pytest.raises(MtprefError, match=says):
         converted(written(tmp_path, arch, lambda named: None, config), tmp_path)
+
+
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+def test_a_shared_expert_is_there_whole_or_not_at_all(tmp_path, part):
+    one = f"model.layers.2.mlp.shared_mlp.{part}_proj.weight"
+    with pytest.raises(MtprefError, match=rf"the first becomes blk\.2\.ffn_{part}_shexp"):
+        converted(written(tmp_path, "hy_v3", lambda named: named.pop(one)), tmp_path)

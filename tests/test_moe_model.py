@@ -1,17 +1,20 @@
 """Whole models with experts: against the float64 oracle, and against themselves in other batches, bit by bit."""
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import RolledBack
 from mtpref.engine.decode import STRATEGIES, ScriptedDrafter
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
+from mtpref.heads.inspect import inspect_file
 from mtpref.spec import Stack
 from tests import naive, naive_moe
 from tests.gguf_copy import copy_of
@@ -174,9 +177,43 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_keys_are_refused_in_one_line(case, tmp_path):
     file, keys, message = BAD[case]
+    path = edited(standard(file), tmp_path / "bad.gguf", keys)
     with pytest.raises(MtprefError, match=message) as refused:
-        load(edited(standard(file), tmp_path / "bad.gguf", keys))
+        load(path)
     assert "\n" not in str(refused.value)
+    if case != "two heads":  # a count of heads is no fault of the file
+        assert [p for p in inspect_file(path)["problems"] if re.search(message, p)] != []
+
+
+@pytest.mark.parametrize("name", [QWEN, "micro-qwen3next-f32", GLM, HY])
+def test_what_a_load_refuses_of_a_key_is_a_problem_that_inspect_names_and_the_other_way_round(name, tmp_path):
+    """Each hyper-parameter left out, and of another type: with equal words, once."""
+    path, arch = tmp_path / "bad.gguf", name.split("-")[1]
+    for hyper in ARCHITECTURES[arch].hypers[1:]:  # without a count of blocks inspect reads no other
+        for value in (None, ("many", "str")):
+            edited(standard(name), path, {hyper.key: value})
+            try:
+                load(path)
+                expected = None
+            except MtprefError as error:
+                expected = re.sub(r"^.*?: (.*?)(; try: .*)?$", r"\1", str(error))
+            expected = expected if expected and "key " in expected else None  # a default that fits no tensor
+            problems = [p for p in inspect_file(path)["problems"] if p.startswith("key ")]
+            assert problems == ([] if expected is None else [expected]), hyper.key
+
+
+@pytest.mark.parametrize("part", ["gate", "up", "down"])
+@pytest.mark.parametrize("il", [1, 4])
+def test_a_shared_expert_is_there_whole_or_not_at_all(part, il, tmp_path):
+    name = f"blk.{il}.ffn_{part}_shexp.weight"
+    keys, tensors = copy_of(standard(HY))
+    write_gguf(tmp_path / "part.gguf", keys, [t for t in tensors if t[0] != name])
+    assert inspect_file(tmp_path / "part.gguf")["problems"] == [f"{name} is missing"]
+    with pytest.raises(MtprefError, match=f"tensor {name} is missing"):
+        load(tmp_path / "part.gguf")
+    write_gguf(tmp_path / "none.gguf", keys, [t for t in tensors if "_shexp" not in t[0]])
+    assert inspect_file(tmp_path / "none.gguf")["problems"] == []
+    assert "ffn_up_shexp.weight" not in load(tmp_path / "none.gguf").weights.layers[1]
 
 
 def test_a_width_of_experts_falls_back_to_the_dense_width_shared_out(tmp_path):

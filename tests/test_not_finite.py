@@ -1,5 +1,6 @@
 """NaN and infinity at run time: every verb that runs the model ends with a line that names layer and tensor."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,19 @@ from mtpref.base.errors import NotFiniteError
 from mtpref.engine.model import load
 from mtpref.engine.model.finite import is_finite
 from mtpref.faults import find_fault, inject
-from mtpref.files.gguf import open_gguf
+from mtpref.files.gguf import open_gguf, write_gguf
 from mtpref.front.cli import main
 from mtpref.heads.check import check_path
 from tests.broken_heads import TINY, edited, write
+from tests.gguf_copy import copy_of
 from tests.models import micro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+try:
+    import micro_moe as mm
+    from make_micro import make_micro_moe
+finally:
+    sys.path.pop(0)
 
 TEXT = Path(__file__).parent.parent / "mtpref" / "heads" / "check" / "marks.py"
 TRUNK, HEAD = "blk.1.attn_gate.weight", "blk.4.ffn_down.weight"
@@ -149,3 +158,31 @@ def test_spec_and_kernels_say_the_same(use_kernels):
     model = replace(model, weights=replace(model.weights, layers=tuple(layers)))
     with pytest.raises(NotFiniteError, match=r"layer 0, attn_norm-0 .*tensor blk\.0\.attn_norm\.weight holds NaN"):
         model.trunk(model.new_state(4), [1, 2, 3], n_logits=1)
+
+
+EVERY_EXPERT = mm.MoeShape(n_expert=3, n_used=3)
+GROUPS = mm.MoeShape(n_expert=20, n_dense=2, n_group=4, n_group_used=2)
+
+
+@pytest.mark.parametrize(("arch", "shape"), [("qwen35moe", EVERY_EXPERT), ("glm4moe", GROUPS)])
+def test_infinity_that_a_router_means_is_no_fault(tmp_path, capsys, arch, shape):
+    """Scores of groups that were not chosen, the gap where every expert is: a weight that is bad is found beside it."""
+    model = tmp_path / "model.gguf"
+    make_micro_moe(model, arch, shape=shape)
+    assert main(["dump", "-m", str(model), "-p", "hello", "-o", str(tmp_path / "a.gguf")]) == 0
+    with open_gguf(tmp_path / "a.gguf") as file:
+        found = [
+            name
+            for name, info in file.tensors.items()
+            if info.type_name == "F32" and not is_finite(file.data(info).view("<f4"))
+        ]
+    assert {name.split("-")[0].removeprefix("mtp_") for name in found} == {
+        "ffn_moe_gap" if arch == "qwen35moe" else "ffn_moe_probs_masked"
+    }
+    capsys.readouterr()
+    keys, tensors = copy_of(model)
+    stack = next(data for name, _, _, data in tensors if name == "blk.3.ffn_down_exps.weight")
+    stack.reshape(-1).view("<f4")[:] = np.nan
+    write_gguf(model, keys, tensors)
+    assert main(["dump", "-m", str(model), "-p", "hello", "-o", str(tmp_path / "b.gguf")]) == 2
+    assert "ffn_moe_down-3 is the first result that holds NaN: tensor blk.3.ffn_down" in capsys.readouterr().err

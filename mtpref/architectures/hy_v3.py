@@ -46,7 +46,10 @@ _moe = (
     router("mlp.router.gate.weight"),
     Tensor("exp_probs_b", (n_expert,), "mlp.expert_bias", optional=True, cb="ffn_moe_probs_biased"),
     *expert_stacks(has_fused=True),
-    *(replace(t, optional=True) for t in shared_expert(n_ff_shexp, "mlp.shared_mlp", is_gated=False)),
+    *(
+        replace(t, optional=True, group="shared expert")
+        for t in shared_expert(n_ff_shexp, "mlp.shared_mlp", is_gated=False)
+    ),
 )
 
 # BLOCKS

@@ -85,6 +85,7 @@ class Tensor:
     change    what a conversion does to its values and rows
     fallback  names that stand in for it, the first present wins
     optional  whether it may be absent with nothing in its place
+    group     of optional tensors: the name of those that are there together or not at all
     cb        llama.cpp's name of what the graph makes with it, as its kind has it (`Architecture.cb` renames)
     role      the quantiser's category: "attn_v", "attn_k", "attn_output", "ffn_down", "output", "token_embd", or "" for
               the rest
@@ -101,6 +102,7 @@ class Tensor:
     change: Change = AS_IS
     fallback: tuple[str, ...] = ()
     optional: bool = False
+    group: str = ""
     cb: str = ""
     role: str = ""
     keep_f32: bool = False
@@ -511,6 +513,13 @@ def tensors_of(items: Sequence[Tensor | Either]) -> Iterator[Tensor]:
 
 
 def present_tensors(items: Sequence[Tensor | Either], il: int, names: Container[str]) -> Iterator[Tensor]:
-    """The tensors that block il of a file with these names has, or lacks: of alternatives one (`Either.chosen`)."""
+    """The tensors that block il of a file with these names has, or lacks: of alternatives one (`Either.chosen`).
+
+    A tensor of a group of which another one is there is not optional.
+    """
+    groups = {t.group for t in items if isinstance(t, Tensor) and t.group and t.at(il).name in names}
     for item in items:
-        yield from item.chosen(il, names) if isinstance(item, Either) else (item,)
+        if isinstance(item, Either):
+            yield from item.chosen(il, names)
+        else:
+            yield replace(item, optional=False) if item.group in groups else item

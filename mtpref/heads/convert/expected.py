@@ -3,10 +3,11 @@
 from collections import ChainMap
 from typing import Any
 
-from mtpref.architectures import numbers, present_tensors
+from mtpref.architectures import Block, numbers, present_tensors
+from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.heads.convert.keys import hyper_parameters
 from mtpref.heads.hf import TextConfig
-from mtpref.spec.config import Metadata
+from mtpref.spec.config import Metadata, Values
 
 Shapes = dict[str, tuple[tuple[int, ...] | None, bool]]
 
@@ -15,17 +16,34 @@ def expected_shapes(config: TextConfig, n_mtp: int, names: frozenset[str], *, ha
     """GGUF name -> (shape or None where nothing says it, whether a file without it is refused).
 
     names   what there is: of alternatives one is expected, and some layers are what their tensors make them
+    Errors  MtprefError for counts that contradict each other: nothing could run the file
     """
     sheet, n_layer = config.sheet, config.n_layer
     kv: dict[str, Any] = {key: value for key, value, _ in hyper_parameters(config, n_mtp, 0)}
     meta = Metadata(kv | {"general.architecture": sheet.name}, "config.json")
     known = {} if config.vocab_size is None else {"n_vocab": config.vocab_size}
-    values = ChainMap(known, sheet.values(meta))  # type: ignore[arg-type]
+    own = sheet.values(meta)
+    values = ChainMap(known, own)  # type: ignore[arg-type]
     tensors = list(sheet.tensors)
     if has_trunk:
         blocks = sheet.layers.of_checkpoint(config.found, n_layer) or sheet.layers.blocks(meta, n_layer, names)
         for il, block in enumerate(blocks):
+            _check_counts(block, own.at(il))
             tensors += [tensor.at(il) for tensor in present_tensors(block.tensors, il, names)]
     for il in range(n_layer, n_layer + n_mtp):
+        if sheet.head is not None:
+            _check_counts(sheet.head.block_at(il, names), own.at(il))
         tensors += [tensor.at(il) for tensor in sheet.head_tensors(il, names)]
     return {tensor.name: (numbers(tensor.shape, values), tensor.required) for tensor in tensors}
+
+
+def _check_counts(block: Block, values: Values) -> None:
+    """What a run asks of the counts together; what is right and not supported is no fault of a checkpoint."""
+    for kind in (block.mixer, block.ffn):
+        try:
+            kind.configure(values)
+        except UnsupportedError:
+            continue
+        except MtprefError as error:
+            text = str(error).removesuffix("; try: mtpref inspect FILE")
+            raise MtprefError(f"{text}; is this the checkpoint's own config.json?") from error

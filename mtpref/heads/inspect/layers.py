@@ -5,14 +5,17 @@ those of the architecture's data sheet. Never trusts a count from the file to lo
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Either, Tensor, numbers, present_tensors, trimmed
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable, without_leading_ones
 from mtpref.files.identify import REDECLARE, has_trunk
+from mtpref.spec.config import Metadata, read_model_config
 
 MTP = "mtp"  # the name of every head's block
 MAX_BLOCKS = 4096  # more than any model has; a larger count is not believed
@@ -20,6 +23,7 @@ DROPPED = (
     "the conversion or quantisation dropped the head; put one in with mtpref graft, drop the key with mtpref strip, or "
     "convert again from a checkpoint with mtp.* tensors"
 )
+_SOURCE = "file"  # what errors of keys begin with
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 
 
@@ -119,6 +123,47 @@ def _symbol_values(f: GgufFile, sheet: Architecture) -> dict[str, int]:
     if D2T.name in f.tensors:
         found["n_draft_vocab"] = f.tensors[D2T.name].shape[0]
     return {symbol: value for symbol, value in found.items() if value is not None}
+
+
+def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
+    """Read every hyper-parameter that a run of this file reads; add to `problems` what a load would refuse.
+
+    A count that is absent and has a default joins `layout.values`.
+    """
+    sheet = layout.sheet
+    if sheet is None or not layout.kinds or layout.partial:
+        return
+    meta = Metadata(f.kv, _SOURCE)
+    values = sheet.values(meta)
+    blocks = {block.name: block for block in sheet.layers.all_blocks()}
+    steps: list[Callable[[], object]] = [lambda: read_model_config(values)]
+    for kind, il in {kind: il for il, kind in reversed(list(enumerate(layout.kinds)))}.items():
+        head = sheet.head.block_at(il, f.tensors) if sheet.head and kind == MTP else None
+        if head is None and not layout.has_trunk:
+            continue
+        block, own = head or blocks[kind], values.at(il)
+        # a count is read with the shapes, and after it what holds of several of them
+        names = {name for t in present_tensors(block.tensors, il, f.tensors) for dim in t.shape
+                 for _, names in dim.terms for name in names}  # fmt: skip
+        steps += [partial(own.__getitem__, name) for name in sorted(names & set(sheet.symbols))]
+        steps += [partial(block.mixer.configure, own), partial(block.ffn.configure, own)]
+    told = {problem.text.split(" ")[1] for problem in problems if problem.kind == "key"}
+    for step in steps:
+        try:
+            step()
+        except MtprefError as error:
+            text = str(error).removeprefix(f"{_SOURCE}: ").removesuffix("; try: mtpref inspect FILE")
+            key = next((word for word in text.split() if word.startswith(f"{sheet.name}.")), text)
+            short = key.removeprefix(f"{sheet.name}.")
+            is_list = short in sheet.per_block and meta.is_array(short)  # a number for each block: a file may have that
+            if key not in told and not is_list:
+                told.add(key)
+                problems.append(Problem("key", "", text))
+    for name in sheet.symbols:
+        if name not in layout.values:
+            with suppress(MtprefError):
+                count = values[name]
+                layout.values |= {name: count} if isinstance(count, int) else {}
 
 
 def _integer(f: GgufFile, key: str) -> int | None:

@@ -17,7 +17,7 @@ from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, printable
 from mtpref.files.identify import HEAD_ONLY, describe_kind, is_head_only
-from mtpref.heads.inspect.layers import Problem, check_tensors, describe_head, describe_layers, read_layout
+from mtpref.heads.inspect.layers import Problem, check_keys, check_tensors, describe_head, describe_layers, read_layout
 from mtpref.heads.inspect.memory import head_memory
 
 SCHEMA = "mtpref-inspect-1"
@@ -73,6 +73,7 @@ def describe_file(f: GgufFile, alone: str | None) -> tuple[dict[str, Any], list[
     if alone is not None:
         layout.partial = True
         problems.append(Problem("shards", "", f"one file of a split model, described alone: {alone}"))
+    check_keys(f, layout, problems)
     head = describe_head(f, layout, supported, problems)
     fallbacks = check_tensors(f, layout, problems) if supported else []
     prefix = f"{arch}." if arch else None
