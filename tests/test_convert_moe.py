@@ -310,6 +310,7 @@ CONFIG_ERRORS = {
     "no width": (lambda c: c.pop("moe_intermediate_size"), "moe_intermediate_size is missing"),
     "too many used": (lambda c: c.update(num_experts_per_tok=7), "used_count is 7, expected at most expert_count = 6"),
     "odd groups": (lambda c: c.update(n_group=4, topk_group=2), "group_count is 4, expected groups of one size"),
+    "another activation": (lambda c: c.update(hidden_act="gelu"), "hidden_act is 'gelu', expected 'silu': a GGUF of"),
     "another count": (lambda c: c.update(moe_intermediate_size=48), r"shape \(64, 32\), expected \(64, 48\)"),
 }
 
@@ -321,6 +322,17 @@ def test_a_bad_config_ends_in_one_line(tmp_path, arch, case):
     change(config)
     with pytest.raises(MtprefError, match=says):
         converted(written(tmp_path, arch, lambda named: None, config), tmp_path)
+
+
+def test_weights_that_are_not_renormalised_are_refused_where_no_key_says_so(tmp_path, arch):
+    """qwen3_5_moe does not read the field; glm4moe has a key for it."""
+    config = {**CONFIGS[arch], "norm_topk_prob": False}
+    folder = written(tmp_path, arch, lambda named: None, config)
+    if arch != "qwen3next":
+        converted(folder, tmp_path)
+        return
+    with pytest.raises(MtprefError, match=r"norm_topk_prob is false, expected true: a GGUF of qwen3next has no key"):
+        converted(folder, tmp_path)
 
 
 @pytest.mark.parametrize("part", ["gate", "up", "down"])

@@ -21,7 +21,7 @@ from mtpref.architectures.qwen35 import (
     n_v_head,
 )
 from mtpref.architectures.qwen35moe import MOE, QWEN35MOE, expert_hypers, moe_base_hypers
-from mtpref.architectures.sheet import Architecture, Block, Either, HeadSheet, HuggingFace, Tensor
+from mtpref.architectures.sheet import SILU, Architecture, Block, Either, HeadSheet, HuggingFace, Tensor
 from mtpref.architectures.transforms import AS_IS, NEGATIVE_EXP, ZERO_CENTRED, Change
 from mtpref.spec.kinds import GATED_ATTENTION, GROUPED_DELTA_NET, SOFTMAX_MOE_FFN, Sequential
 
@@ -65,6 +65,7 @@ QWEN3NEXT = Architecture(
         heads_after="expert_shared_feed_forward_length",
         fused=tuple(one for one in FUSED if one.hf.endswith(("in_proj_qkvz.weight", "qkv_proj.weight"))),
         stacks=FUSED_STACKS,
+        fixed={**SILU, "norm_topk_prob": (True,)},
     ),
     cb=QWEN35MOE.cb,
 )

@@ -408,6 +408,9 @@ class FusedStack:
     parts: tuple[str, ...]
 
 
+SILU: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu", "swish")}
+
+
 @dataclass(frozen=True)
 class HuggingFace:
     """How checkpoints of the architecture are told and named.
@@ -421,6 +424,7 @@ class HuggingFace:
     stacks     names that stand for the experts of one or several stacks at once
     says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
     special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
+    fixed      fields of config.json that a GGUF has no key for, with the values that its engines go by
     layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
     """
 
@@ -436,6 +440,7 @@ class HuggingFace:
     special: tuple[tuple[str, str], ...] = ()
     layers_after: str = ""
     heads_after: str = "general.file_type"
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: SILU)
 
 
 @dataclass(frozen=True)

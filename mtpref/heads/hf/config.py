@@ -134,6 +134,7 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     given = _without_null({**vars(rope), **vars(taken)})
     _check_required(sheet, given, where)
     _check_widths(taken, where)
+    _check_fixed(sheet, found, where)
     for name in _PER_LAYER:
         kinds = given.get(name)
         if kinds is not None and len(kinds) != taken.num_hidden_layers:
@@ -157,6 +158,17 @@ def _check_required(sheet: Architecture, given: dict[str, Any], where: str) -> N
     for field in fields(_Fields):
         if field.name in needed and field.name not in given:
             raise MtprefError(f"{where}.{field.name} is missing, expected {name_of(_kind_of(field.name))}")
+
+
+def _check_fixed(sheet: Architecture, found: dict[str, Any], where: str) -> None:
+    """Refuse what a GGUF cannot tell: every engine would run the model by another rule."""
+    for name, values in (sheet.hf.fixed if sheet.hf else {}).items():
+        value = found.get(name)
+        if value is not None and value not in values:
+            raise MtprefError(
+                f"{where}.{name} is {describe(value)}, expected {describe(values[0])}: a GGUF of {sheet.name} has no "
+                "key for it, and engines run no other"
+            )
 
 
 def _without_null(found: dict[str, Any]) -> dict[str, Any]:
