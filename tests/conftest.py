@@ -72,6 +72,17 @@ def _width_of_a_pipe():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_word_of_compiling():
+    """Which command of this process is the first to need a kernel depends on the order of the tests; what it says then
+    is tested in processes of their own."""
+    from mtpref import kernels
+
+    tell, kernels.when_compiling = kernels.when_compiling, lambda listener: None
+    yield
+    kernels.when_compiling = tell
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_kernel_is_compiled_twice(request):
     """Where there are several workers, one compiles a kernel and the others load it from the folder."""
     from mtpref import kernels
