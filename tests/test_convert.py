@@ -354,8 +354,8 @@ CASES = {
     "architecture": ("config.json", lambda c: c.update(architectures=["LlamaForCausalLM"]), "names the architecture"),
     "quantised": (
         "config.json",
-        lambda c: c.update(quantization_config={"quant_method": "fp8"}),
-        "quantization_config",
+        lambda c: c.update(quantization_config="fp8"),
+        "quantization_config is 'fp8', expected an object",
     ),
     "missing size": ("config.json", lambda c: c.pop("hidden_size"), "hidden_size is missing"),
     "text for a size": ("config.json", lambda c: c.update(num_attention_heads="4"), "num_attention_heads is"),
