@@ -191,6 +191,129 @@ def nvfp4(x: np.ndarray, *, is_divided: bool = True) -> Parts:
 Encoder = Callable[[str, np.ndarray], Parts | None]
 
 
+# WHOLE FOLDERS
+
+
+@dataclass(frozen=True)
+class Case:
+    """make: a matrix's parts; config: quantization_config; llama_cpp: whether its converter reads it
+
+    keeps   the ggml type that keeps its codes; is_head: whether the head's matrices are quantised too
+    """
+
+    make: Callable[[np.ndarray], Parts]
+    config: dict[str, Any]
+    llama_cpp: bool = True
+    keeps: str | None = None
+    is_head: bool = True
+
+
+def _compressed(form: str, weights: dict[str, Any]) -> dict[str, Any]:
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, **weights}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": groups, "ignore": ["lm_head"]}
+
+
+def _grouped(size: int, **more: Any) -> dict[str, Any]:
+    return {"strategy": "group", "group_size": size, **more}
+
+
+def _by_pairs(x: np.ndarray) -> np.ndarray:
+    """A g_idx that is not in order: groups of 32 whose columns are every so many."""
+    return np.arange(x.shape[1]) % (x.shape[1] // 32)
+
+
+_FP8: dict[str, Any] = {"num_bits": 8, "type": "float"}
+_ZEROS: dict[str, Any] = {"symmetric": False}
+CASES = {
+    "fp8 blocks": Case(lambda x: fp8(x, 24, 40), {"quant_method": "fp8", "weight_block_size": [24, 40]}),
+    "fp8 channel": Case(
+        lambda x: fp8(x, 1, x.shape[1], part="weight_scale", dtype="BF16"),
+        _compressed("float-quantized", {**_FP8, "strategy": "channel"}),
+    ),
+    "fp8 tensor": Case(
+        lambda x: fp8(x, *x.shape, part="weight_scale"),
+        _compressed("float-quantized", {**_FP8, "strategy": "tensor"}),
+        llama_cpp=False,
+    ),
+    "fp8 blocks compressed": Case(
+        lambda x: fp8(x, 24, 40, part="weight_scale", dtype="BF16"),
+        _compressed("float-quantized", {**_FP8, "strategy": "block", "block_structure": [24, 40]}),
+    ),
+    "fp8 E8M0": Case(
+        lambda x: fp8(x, part="scale", dtype="F8_E8M0"),
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"},
+        llama_cpp=False,
+    ),
+    "int8": Case(int8, _compressed("int-quantized", {"num_bits": 8, "strategy": "channel"})),
+    "int4": Case(packed, _compressed("pack-quantized", _grouped(32)), keeps="Q4_0"),
+    "int4 experts": Case(
+        lambda x: packed(x, shape_type="<i4"), _compressed("pack-quantized", _grouped(32)), keeps="Q4_0", is_head=False
+    ),
+    "int4 zeros": Case(
+        lambda x: packed(x, group=16, has_zeros=True), _compressed("pack-quantized", _grouped(16, **_ZEROS))
+    ),
+    "int4 channel": Case(
+        lambda x: packed(x, group=x.shape[1]),
+        _compressed("pack-quantized", {"strategy": "channel"}),
+        llama_cpp=False,
+        keeps="Q4_0",
+    ),
+    "int4 g_idx": Case(
+        lambda x: packed(x, order=_by_pairs(x)), _compressed("pack-quantized", _grouped(32)), llama_cpp=False
+    ),
+    "int8 packed": Case(lambda x: packed(x, 8), _compressed("pack-quantized", _grouped(32, num_bits=8))),
+    "awq": Case(awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}, llama_cpp=False),
+    "gptq": Case(
+        gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq"}, keeps="Q4_0"
+    ),
+    "gptq desc_act": Case(
+        lambda x: gptq(x, order=_by_pairs(x)), {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True}
+    ),
+    "gptq 8 bits": Case(lambda x: gptq(x, 8), {"quant_method": "gptq", "bits": 8, "group_size": 32}),
+    "gptq 2 bits": Case(lambda x: gptq(x, 2), {"quant_method": "gptq", "bits": 2, "group_size": 32}),
+    "gptq 3 bits": Case(lambda x: gptq(x, 3), {"quant_method": "gptq", "bits": 3, "group_size": 32}, llama_cpp=False),
+    "gptq v2 zeros": Case(
+        lambda x: gptq(x, version=2, has_zeros=True),
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2", "sym": False},
+    ),
+    "mxfp4": Case(mxfp4, {"quant_method": "fp8", "weight_block_size": [128, 128]}, llama_cpp=False, keeps="MXFP4"),
+    "mxfp4 packed": Case(
+        lambda x: mxfp4(x, part="weight_scale", codes="weight_packed", dtype="U8"),
+        _compressed("mxfp4-pack-quantized", _grouped(32, type="float")),
+        llama_cpp=False,
+        keeps="MXFP4",
+    ),
+    "nvfp4": Case(
+        nvfp4,
+        _compressed("nvfp4-pack-quantized", {"type": "float", "strategy": "tensor_group", "group_size": 16}),
+        llama_cpp=False,
+    ),
+    "nvfp4 modelopt": Case(
+        lambda x: nvfp4(x, is_divided=False), {"quant_method": "modelopt", "quant_algo": "NVFP4"}, llama_cpp=False
+    ),
+}
+
+
+def is_linear(name: str, x: np.ndarray) -> bool:
+    """Matrices that programs quantise: of layers, no routers or gates, in whole groups."""
+    left = ("conv1d", "mlp.gate.", "shared_expert_gate", "in_proj_a.", "in_proj_b.", "in_proj_ba.", "mtp.fc")
+    is_of_layer = ".layers." in name and x.ndim == 2 and name.endswith(".weight")
+    return is_of_layer and not any(part in name for part in left) and x.shape[0] % 32 == 0 and x.shape[1] % 32 == 0
+
+
+def case_folder(
+    path: Path, case: Case, state: dict[str, np.ndarray], config: dict[str, Any], tokenizer: dict[str, Any]
+) -> Path:
+    """A folder of a case: its linear matrices in the format, the rest as in a float checkpoint."""
+
+    def encode(name: str, x: np.ndarray) -> Parts | None:
+        is_left = not is_linear(name, x) or (not case.is_head and "mlp.experts" not in name)
+        return None if is_left else case.make(x)
+
+    return write_quantised(path, state, {**config, "quantization_config": case.config}, tokenizer, encode)
+
+
 def write_quantised(
     folder: Path, state: dict[str, np.ndarray], config: dict[str, Any], tokenizer: dict[str, Any], encode: Encoder
 ) -> Path:

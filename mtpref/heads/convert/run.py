@@ -114,8 +114,14 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
         notes.append(f"{name} is left out: {text}")
     _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
     type_name, file_type = OUTTYPES[settings.outtype]
-    kept = {part.name: part.keeps(checkpoint) for part in parts if settings.keeps_codes and checkpoint.formats()}
+    kept = {}
+    if settings.keeps_codes and checkpoint.formats():
+        kept = {part.name: part.keeps(checkpoint) for part in parts if part.place.tensor.is_quantised}
     planned = [(part, _type(part, type_name, kept.get(part.name))) for part in parts]
+    for kind, n in sorted(Counter(kind for kind in kept.values() if kind).items()):
+        notes.append(
+            f"{n} tensors keep their codes, in {kind} blocks that hold the same values (--decode: as the others)"
+        )
     keys: Keys = description(checkpoint.folder, config.sheet.name, [(part.name, part.shape) for part in parts])
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
