@@ -215,7 +215,7 @@ def test_a_numpy_header_with_a_shape_that_is_none(tmp_path, shape):
         ({"data_offsets": [0, None]}, "data_offsets[1] is null"),
         ({"dtype": ["F32"]}, "dtype is a list"),
         ({"dtype": "F9"}, "has type F9"),
-        ({"dtype": "F6_E2M3"}, "needs"),
+        ({"dtype": "F6_E2M3", "shape": [4]}, "needs 3 bytes"),
     ],
 )
 def test_a_safetensors_header_with_a_wrong_entry(tmp_path, entry, words):

@@ -10,7 +10,6 @@ tensors by name, since the converter puts what it decodes last) and tests/data/c
 
 import argparse
 import hashlib
-import importlib.util
 import json
 import sys
 import tempfile

@@ -35,8 +35,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--decode",
         action="store_true",
-        help="write 4-bit codes of the source in --outtype too (default: they stay, in Q4_0 or MXFP4 blocks, where those "
-        "hold the very same values)",
+        help="write 4-bit codes of the source in --outtype too (default: they stay, in Q4_0 or MXFP4 blocks, where "
+        "those hold the very same values)",
     )
     parser.add_argument("--pre", metavar="NAME", help="pre-tokenizer (default: found by what tokenizer.json does)")
     add_writing(parser)

@@ -25,8 +25,8 @@ def _add_extract(verbs: Any) -> None:
         usage="mtpref extract [options] FILE [-o OUT.gguf]",
         help="write the MTP head of a model as a file of its own",
         description="Write the MTP head of a GGUF model as a stand-alone file for -md, the one that llama.cpp's "
-        "converter makes with --mtp: the same tensors, keys and order. Of a checkpoint folder it is what `mtpref convert "
-        "--mtp` writes. docs/keeping-the-head.md explains.",
+        "converter makes with --mtp: the same tensors, keys and order. Of a checkpoint folder it is what `mtpref "
+        "convert --mtp` writes. docs/keeping-the-head.md explains.",
     )
     parser.add_argument(
         "file", metavar="FILE", help="GGUF file with a head, the first of a split model, or a checkpoint folder"

@@ -58,14 +58,15 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         fault = checkpoint.fault(source)
         if fault is not None:
-            name, is_head = _place_of_fault(config, source)
-            if not name:
+            place = _place_of_fault(config, source)
+            if place is None:
                 found.unmapped.append(source)
-            elif name in SHARED:
-                found.shared_faults[name] = fault
+            elif place.name in SHARED:
+                found.shared_faults[place.name] = fault
             else:
-                heads += [name] if is_head else []
-                found.faults.append((is_head, fault))
+                stacks.unread(place)
+                heads += [place.name] if place.is_head else []
+                found.faults.append((place.is_head, fault))
             continue
         parts = stacks.add(source)
         if parts is None:
@@ -88,13 +89,12 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
     return found
 
 
-def _place_of_fault(config: TextConfig, source: str) -> tuple[str, bool]:
-    """GGUF name ("" for none) of a tensor that cannot be read, and whether it would be the head's."""
+def _place_of_fault(config: TextConfig, source: str) -> Place | None:
+    """Where a tensor that cannot be read would belong."""
     name = canonical(source)
     places = stacks_of(config.sheet, name, config.n_layer)
     fused = fused_of(config.sheet, name, config.n_layer)
-    place = places[0] if places else place_of(config.sheet, fused[1][0] if fused else name, config.n_layer)
-    return ("", False) if place is None else (place.name, place.is_head)
+    return places[0] if places else place_of(config.sheet, fused[1][0] if fused else name, config.n_layer)
 
 
 def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part] | None:

@@ -90,10 +90,10 @@ def of_bytes(raw: Raw, said: Declared, name: str) -> Made | None:
     if dtype in FLOATS and raw.dtype(name) == "I8":
         zero = f"{name}_zero_point"
         return of_codes(raw, said, name, "INT8", zero if zero in raw else None)
+    if math.prod(raw.shape(scale)) == 1:
+        return Unread(raw, name, (name, scale), "BitNet", fault("BitNet", named(name)), is_foreign=True), None
     found = f"{raw.dtype(name)} {shape} with scales of {dtype} {raw.shape(scale)}"
     text = f"{named(name)} is {found}, expected FP4 or INT8"
-    if math.prod(raw.shape(scale)) == 1:
-        text = fault("BitNet", named(name))
     return Unread(raw, name, (name, scale), "", text), None
 
 

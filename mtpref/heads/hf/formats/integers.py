@@ -92,12 +92,14 @@ class _Integers:
     def _wrong_words(self) -> str | None:
         """As many words as the codes of a row take."""
         n_column, n_word = self.shape[1], self.words[1]
-        stated = [s.num_bits for s in self.said.schemes if s.num_bits]
-        fits = [b for b in dict.fromkeys((*stated, *BITS)) if b <= 8 and n_word == -(-n_column * b // 32)]
+        said = self.said.schemes if self.said.method == "compressed-tensors" else ()
+        stated = tuple(s.num_bits for s in said if s.num_bits and s.num_bits <= 8)
+        fits = [b for b in stated or BITS if n_word == -(-n_column * b // 32)]
         if not fits:
-            four, eight = -(-n_column * 4 // 32), -(-n_column * 8 // 32)
-            expected = f"{four} (4 bits) or {eight} (8 bits) for the {n_column} columns of {named(self.name)}"
-            return f"{named(self.codes)}: {n_word} words a row, expected {expected}"
+            of_bits = dict.fromkeys(f"{-(-n_column * b // 32)} ({b} bits)" for b in stated or BITS[:2])
+            why = ", as config.json says" if stated else ""
+            what = f"for the {n_column} columns of {named(self.name)}{why}"
+            return f"{named(self.codes)}: {n_word} words a row, expected {' or '.join(of_bits)} {what}"
         self.n_bits = fits[0]
         return None
 

@@ -35,7 +35,7 @@ def recognise(raw: Raw, said: Declared) -> tuple[dict[str, Stored], list[str]]:
     found = _Found(raw, said)
     for module, (kind, parts) in foreign_modules(raw).items():
         name = f"{module}.weight"
-        found.add(Unread(raw, name, parts, kind, fault(kind, named(name))))
+        found.add(Unread(raw, name, parts, kind, fault(kind, named(name)), is_foreign=True))
     for name in raw.names:
         if name not in found.taken:
             found.codes(name)

@@ -19,11 +19,12 @@ class Stored:
     shape    of the values    dtype: the container's name of the type in which rows come
     kind     what the format is called, "" for plain tensors
     sources  names of its parts in the files, the codes first
-    fault    why it cannot be read, or None
+    fault    why it cannot be read, or None    is_foreign: since nothing here reads the format
     """
 
     kind = ""
     fault: str | None = None
+    is_foreign = False
 
     def __init__(self, raw: Raw, name: str, sources: tuple[str, ...], shape: tuple[int, ...], dtype: str) -> None:
         self.raw, self.name, self.sources, self.shape, self.dtype = raw, name, sources, shape, dtype
@@ -76,9 +77,11 @@ class Decoded(Stored):
 class Unread(Stored):
     """A tensor that cannot be read. shape: () where its codes do not tell."""
 
-    def __init__(self, raw: Raw, name: str, sources: tuple[str, ...], kind: str, fault: str) -> None:
+    def __init__(
+        self, raw: Raw, name: str, sources: tuple[str, ...], kind: str, fault: str, *, is_foreign: bool = False
+    ) -> None:
         super().__init__(raw, name, sources, (), "F32")
-        self.kind, self.fault = kind, fault
+        self.kind, self.fault, self.is_foreign = kind, fault, is_foreign
 
     def rows(self, index: Index) -> NDArray:
         raise MtprefError(f"{self.raw.label}: {self.fault}")

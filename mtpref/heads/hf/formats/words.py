@@ -19,7 +19,10 @@ def of_words(raw: Raw, said: Declared, codes: str) -> Made:
     name = f"{module}.weight"
     parts = {part: f"{module}.{part}" for part in ("qzeros", "scales", "g_idx") if f"{module}.{part}" in raw}
     sources = (codes, *(parts[part] for part in ("qzeros", "scales", "g_idx") if part in parts))
-    text = _wrong(raw, codes, parts, module) if said.version is None else fault(said.version, named(name))
+    if said.version is not None:
+        why = fault(said.version, named(name))
+        return Unread(raw, name, sources, said.version, why, is_foreign=True), None
+    text = _wrong(raw, codes, parts, module)
     if text is not None:
         return Unread(raw, name, sources, "AWQ or GPTQ", text), None
     (n_down, n_across), (n_group, n_out) = raw.shape(codes), raw.shape(parts["scales"])
