@@ -113,6 +113,33 @@ def test_codes_are_kept_where_a_type_holds_the_same_values(folder, tmp_path, nam
             assert np.array_equal(a, b), tensor
 
 
+def test_groups_of_several_formats_in_one_folder(tmp_path, capsys):
+    """INT4 experts, FP8 attention, INT8 linear attention and BF16 elsewhere: each by itself, as config.json says."""
+    named, config, words = _moe()
+    parts = {"mlp.experts": "int4", "self_attn": "fp8 blocks compressed", "linear_attn": "int8"}
+    made = {part: CASES[case] for part, case in parts.items()}
+    groups = {part: case.config["config_groups"]["group_0"] for part, case in made.items()}
+    said = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+
+    def encode(name, x):
+        case = next((case for part, case in made.items() if part in name), None)
+        return case.make(x) if case is not None and is_linear(name, x) else None
+
+    source = write_quantised(tmp_path / "q" / "Tiny-5M", named, {**config, "quantization_config": said}, words, encode)
+    with open_checkpoint(source) as checkpoint:
+        kinds = {kind.split(",")[0] for kind in checkpoint.formats()}
+        assert kinds == {"INT4", "FP8 E4M3", "INT8"}
+    _, theirs = converted(float_twin(source, tmp_path / "f" / "Tiny-5M", "qwen35moe"), tmp_path / "b.gguf")
+    _, ours = converted(source, tmp_path / "a.gguf", keeps_codes=False)
+    assert ours == theirs
+    config_path = source / "config.json"
+    config_path.write_text(
+        config_path.read_text().replace('"block_structure": [24, 40]', '"block_structure": [128, 128]')
+    )
+    assert main(["convert", str(source), "-o", str(tmp_path / "out.gguf")]) == 2
+    assert "self_attn.q_proj.weight_scale: shape (8, 2), expected (2, 1)" in capsys.readouterr().err
+
+
 # ONE LINE FOR WHAT CANNOT BE READ
 
 NAME = "model.layers.3.self_attn.q_proj"

@@ -64,10 +64,10 @@ def _grid_text(raw: Raw, name: str, scale: str, block: tuple[int, int]) -> str:
     shape, (down, across), found = raw.shape(name), block, raw.shape(scale)
     n_row, n_column = shape[-2:]
     wanted = (*shape[:-2], -(-n_row // down), -(-n_column // across))
-    ranks = next((n for n in (8, 4, 2) if n_row % n == 0 and found[-2:-1] == (n * -(-n_row // n // down),)), None)
-    if ranks and name.endswith("qkv_proj.weight"):
+    is_sharded = any(n_row % n == 0 and found[-2:-1] == (n * -(-n_row // n // down),) for n in (8, 4, 2))
+    if is_sharded and name.endswith("qkv_proj.weight"):
         return (
-            f"{named(name)}: its scales are those of {ranks} tensor-parallel shards (MiMo), which mtpref does not put "
+            f"{named(name)}: its scales are those of tensor-parallel shards (MiMo), which mtpref does not put "
             "together; expected the scales of the whole matrix"
         )
     return (
