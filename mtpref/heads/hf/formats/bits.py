@@ -17,7 +17,7 @@ def unpack(words: NDArray, n_bits: int, n: int) -> U8:
     if n_bits in (1, 2, 4):
         shifts = np.arange(0, 8, n_bits, dtype=np.uint8)
         codes = (rows.view(np.uint8)[:, :, None] >> shifts) & np.uint8((1 << n_bits) - 1)
-        return codes.reshape(len(rows), -1)[:, :n]
+        return codes.reshape(len(rows), rows.shape[1] * 32 // n_bits)[:, :n]
     at = np.arange(n) * n_bits
     word, shift = at // 32, (at % 32).astype(np.uint64)
     wide = np.concatenate([rows, np.zeros((len(rows), 1), np.uint32)], 1).astype(np.uint64)
