@@ -24,7 +24,16 @@ from mtpref.heads.convert.expected import expected_shapes
 from mtpref.heads.convert.general import description
 from mtpref.heads.convert.keys import Keys, hyper_parameters
 from mtpref.heads.convert.vocabulary import vocabulary
-from mtpref.heads.hf import Checkpoint, Inventory, Part, TextConfig, gguf_tensors, open_checkpoint, text_config
+from mtpref.heads.hf import (
+    Checkpoint,
+    Inventory,
+    Part,
+    TextConfig,
+    canonical,
+    gguf_tensors,
+    open_checkpoint,
+    text_config,
+)
 from mtpref.heads.hf.checkpoint import INDEX
 from mtpref.spec.quants import TYPE_IDS, TYPES, quantize
 
@@ -169,14 +178,17 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
     if checkpoint.aside:
         notes.append(f"{len(checkpoint.aside)} scales of activations or caches are left out: no part of the weights")
     if found.unmapped:
-        names = ", ".join(printable(name) for name in found.unmapped[:_LISTED])
+        hf = config.sheet.hf
+        head = hf.head.format(il=config.n_layer) if hf else ""
+        listed = sorted(found.unmapped, key=lambda name: not canonical(name).startswith(head))  # the head's first
+        names = ", ".join(printable(name) for name in listed[:_LISTED])
         more = f" and {len(found.unmapped) - _LISTED} more" if len(found.unmapped) > _LISTED else ""
         if not settings.allow_unmapped:
             raise MtprefError(
                 f"{checkpoint.label}: {len(found.unmapped)} tensors have no place in a {config.sheet.name} GGUF: "
                 f"{names}{more}; expected {_type_of(config)}'s; leave them out with `convert.Settings.allow_unmapped`"
             )
-        notes.append(f"left out, as --allow-unmapped says: {names}{more}")
+        notes.append(f"left out, since a {config.sheet.name} GGUF has no place for them: {names}{more}")
     if found.set_aside:
         notes.append(
             f"{len(found.set_aside)} tensors of vision or audio parts are left out: a text model has no use for them"
