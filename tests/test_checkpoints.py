@@ -19,7 +19,7 @@ from mtpref.heads.convert import Settings, convert
 from mtpref.heads.hf import open_checkpoint
 from tests.hf_folder import bf16_bits, read_state, write_checkpoint
 from tests.moe_folder import CONFIGS, state, tokenizer
-from tests.quantised_folder import CASES, Parts, case_folder, is_linear, write_quantised, write_tensors
+from tests.quantised_folder import CASES, Parts, case_folder, is_linear, rounded, write_quantised, write_tensors
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 try:
@@ -260,6 +260,8 @@ BAD = {
     "MXFP4 scales of another grid": (MXFP4, cut("scale", np.s_[:, 1:]), None, f"{NAME}.scale: shape (192, 1), "),
     "MXFP4 NaN scale": (
         MXFP4, lambda own, k: put("scale", 5, 255)(own, k), None, f"{NAME}.scale: a scale is nan"),
+    "INT8 without scales": ("int8", drop("weight_scale"), None, f"{Q} is I8 (192, 64) and has no scales"),
+    "FP4 of no scales": (MXFP4, drop("scale"), None, f"{Q} is I8 (192, 32) and has no scales"),
     "NVFP4 without the matrix's": (
         "nvfp4", drop("weight_global_scale"), None, f"{Q}_packed has no scale of the whole matrix"),
     "NVFP4 by zero": ("nvfp4", put("weight_global_scale", 0, 0), None, f"{Q}_global_scale: a scale is inf"),
@@ -377,6 +379,22 @@ def test_against_reads_what_the_folder_stands_for(folder, tmp_path, capsys):
     assert [f.id for f in found] == ["against-values"]
 
 
+def test_graft_keeps_the_heads_own_embeddings_and_output(trunk, tmp_path, capsys):
+    """`mtp.embed_tokens` and `mtp.lm_head` go into the file; what has no place is named, the head's first."""
+    state, config, words = TINY
+    own = {f"mtp.{part}.weight": state["model.embed_tokens.weight"] + 1 for part in ("embed_tokens", "lm_head")}
+    more = {"a.weight": np.ones(3, np.float32), "mtp.odd.weight": np.ones(3, np.float32)}
+    path = write_checkpoint(tmp_path / "hf", state | own | more, config, words)
+    target = tmp_path / "out.gguf"
+    assert main(["graft", str(trunk / "trunk.gguf"), str(path), "-o", str(target), "--no-probe"]) == 0
+    assert "left out, since a qwen35 GGUF has no place for them: mtp.odd.weight, a.weight" in capsys.readouterr().err
+    with open_gguf(target) as file:
+        for part in ("embed_tokens", "shared_head_head"):
+            values = np.concatenate([*file.decoded(file.tensors[f"blk.4.nextn.{part}.weight"])])
+            wanted = rounded(state["model.embed_tokens.weight"] + 1, "BF16")
+            assert np.array_equal(values.reshape(wanted.shape), wanted)
+
+
 # A HEAD BESIDE THE MODEL
 
 
@@ -484,3 +502,39 @@ def test_scales_of_activations_are_left_out_and_said(tmp_path, capsys):
     path = write_quantised(tmp_path / "hf", TINY[0], TINY[1], TINY[2], encode)
     assert main(["convert", str(path), "-o", str(tmp_path / "out.gguf")]) == 0
     assert "scales of activations or caches are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fp8 blocks", "int4 zeros", "gptq desc_act", "nvfp4"])
+def test_mutated_headers_end_in_one_line(folder, tmp_path, capsys, name):
+    """Types, shapes and names of the parts, altered one after the other: a file that is written, or one line."""
+    source = tmp_path / "hf"
+    shutil.copytree(folder(name), source)
+    path = source / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    own = [tensor for tensor in header if tensor.startswith(f"{NAME}.")]
+    for tensor in own:
+        for change in _mutations(header[tensor]):
+            altered = {**header, tensor: change} if change else {n: h for n, h in header.items() if n != tensor}
+            text = json.dumps(altered).encode()
+            path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+            code = main(["convert", str(source), "-o", str(tmp_path / "out.gguf"), "--force"])
+            errors = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+            assert (code, len(errors)) in ((0, 0), (2, 1)), (tensor, change)
+            assert code == 0 or NAME in errors[0], errors
+
+
+def _mutations(entry):
+    """Other types of the same size, other shapes of the same size, none at all."""
+    shape, size = entry["shape"], {"I8": "U8", "U8": "F8_E4M3", "F8_E4M3": "F8_E5M2", "F8_E8M0": "I8", "I32": "F32",
+                                   "F32": "U32", "BF16": "F16", "F16": "BF16", "I64": "F64"}  # fmt: skip
+    yield {**entry, "dtype": size[entry["dtype"]]}
+    yield {**entry, "shape": shape[::-1]}
+    yield {**entry, "shape": [*shape, 1]}
+    yield {**entry, "shape": [int(np.prod(shape))]}
+    yield {**entry, "shape": [1, *shape]}
+    yield {**entry, "shape": [0, *shape], "data_offsets": [0, 0]}
+    start, end = entry["data_offsets"]
+    yield {**entry, "shape": [], "data_offsets": [start, start + (end - start) // int(np.prod(shape))]}
+    yield None

@@ -38,7 +38,8 @@ class Packed(Decoded):
         x = self._codes(index).astype(np.float32)
         groups = self._groups()
         x -= self._spread(self._zeros(ids), groups)
-        x *= self._spread(self._scales(ids), groups)
+        with np.errstate(over="ignore"):
+            x *= self._spread(self._scales(ids), groups)
         return x
 
     def keeps(self) -> str | None:

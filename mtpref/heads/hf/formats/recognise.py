@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from mtpref.heads.hf.formats.bytewise import Made, of_bytes, of_codes
+from mtpref.files.tensor_files.safetensors import UNREAD
+from mtpref.heads.hf.formats.bytewise import FLOATS, Made, of_bytes, of_codes
 from mtpref.heads.hf.formats.declared import Declared, Facts
 from mtpref.heads.hf.formats.foreign import fault, foreign_modules
 from mtpref.heads.hf.formats.integers import of_packed
@@ -85,6 +86,16 @@ class _Found:
         if made is not None:
             self.add(*made)
 
+    def _plain(self, name: str) -> Stored:
+        """A tensor that is stored as it is: floats, or integers where they are no weights of a matrix."""
+        shape, dtype = self.raw.shape(name), self.raw.dtype(name)
+        if dtype in UNREAD:
+            return Unread(self.raw, name, (name,), dtype, fault(f"values of {dtype}", named(name)), is_foreign=True)
+        if dtype not in FLOATS and len(shape) > 1 and name.endswith(".weight"):
+            text = f"{named(name)} is {dtype} {shape} and has no scales, expected floats, or codes with their scales"
+            return Unread(self.raw, name, (name,), "", text)
+        return Stored(self.raw, name, (name,), shape, dtype)
+
     def rest(self, name: str) -> None:
         """A tensor that no codes have claimed."""
         ending = next((part for part in PARTS if name.endswith(part)), None)
@@ -94,7 +105,7 @@ class _Found:
                 self.taken.add(name)
                 self.aside.append(name)
             else:
-                self.add(Stored(self.raw, name, (name,), self.raw.shape(name), self.raw.dtype(name)))
+                self.add(self._plain(name))
             return
         owner = name.removesuffix(ending) + PARTS[ending]
         there = self.tensors.get(owner)

@@ -75,7 +75,9 @@ class Scaled(Decoded):
         x = self.raw.rows(codes, index).astype(np.float32)
         if self.zero is not None:
             x -= self._spread(self._grid_rows(self.zero, ids))
-        x *= self._spread(self.raw.finite(scale, e8m0(self.raw, scale, self._grid_rows(scale, ids))))
+        found = self.raw.finite(scale, e8m0(self.raw, scale, self._grid_rows(scale, ids)))
+        with np.errstate(over="ignore", invalid="ignore"):  # codes may be NaN, and E5M2's infinite
+            x *= self._spread(found)
         return x
 
     def _grid_rows(self, name: str, ids: NDArray[np.intp]) -> NDArray:

@@ -83,7 +83,8 @@ class Transposed(Decoded):
         at = np.arange(self.shape[-1]) // self.group if groups is None else groups
         x = self.codes(ids).astype(np.float32)
         x -= self.zeros(ids).T.astype(np.float32)[:, at]
-        x *= self._scales(ids).T[:, at]
+        with np.errstate(over="ignore"):
+            x *= self._scales(ids).T[:, at]
         return x
 
 
