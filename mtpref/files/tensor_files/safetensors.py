@@ -24,6 +24,7 @@ from mtpref.files.gguf import printable, write_whole
 from mtpref.files.tensor_files.float8 import FLOAT8
 from mtpref.files.tensor_files.shapes import MAX_DIMENSIONS, shape_bytes
 
+FAULT_AROUND = 1 << 16  # bytes that a system maps on each side of one that is read
 MAX_HEADER = 100_000_000  # the package's own limit
 MAX_MEMORY = 384 << 20  # what a header of 100,000 tensors may become
 Size = Annotated[int, Within(0, (1 << 48) - 1)]
@@ -113,10 +114,9 @@ class SafetensorsFile:
         """Give back the memory of the pages that a tensor was read from; reading it again brings them back."""
         dtype_name, shape, start = self._tensors[name]
         if hasattr(mmap, "MADV_DONTNEED"):
-            first = start // mmap.PAGESIZE * mmap.PAGESIZE
-            n_bytes = start + _n_bytes(dtype_name, shape) - first
-            if n_bytes > 0:
-                self._map.madvise(mmap.MADV_DONTNEED, first, n_bytes)
+            end = min(start + _n_bytes(dtype_name, shape) + FAULT_AROUND, len(self._map))
+            first = max(start - FAULT_AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def close(self) -> None:
         self._map.close()
