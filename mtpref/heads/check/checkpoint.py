@@ -32,8 +32,8 @@ def check_folder(path: str | Path, *, fast: bool, check_file: Callable[[Path], l
         findings = _inventory(config, found) + _stored(checkpoint, found)
         findings += marks.of_checkpoint(checkpoint.config, checkpoint.metadata, bool(found.n_mtp))
         n_bytes = sum(np.prod(part.shape, dtype=np.int64) * 4 for part in found.parts)
-        is_trunk_read = not any(not is_head for is_head, _ in found.faults) and not found.shared_faults
-        alone = bool(found.n_mtp) and not is_trunk_read
+        unread, broken = _trunk_faults(checkpoint, found)
+        alone = bool(found.n_mtp and unread and not broken)  # the head can be judged, the trunk cannot
         settings = Settings(outtype="bf16", which="mtp" if alone else "both" if found.n_mtp else "trunk")
         try:
             notes = _planned(checkpoint, settings)
@@ -68,16 +68,18 @@ def _stored(checkpoint: Checkpoint, found: Inventory) -> list[Finding]:
     """How tensors are stored, and which of them cannot be read."""
     out = [Finding("stored-as", f"{n} tensors", kind) for kind, n in sorted(checkpoint.formats().items())]
     out += [Finding("head-beside", name, f"not in {INDEX}, and it is read") for name in checkpoint.unlisted]
-    foreign = {t.fault for t in map(checkpoint.stored, checkpoint.names) if t.is_foreign}
-    of_head = [text for is_head, text in found.faults if is_head]
-    of_trunk = [text for is_head, text in found.faults if not is_head] + list(found.shared_faults.values())
-    broken = [text for text in of_trunk if text not in foreign]
-    unread = [text for text in of_trunk if text in foreign]
-    for id, texts in (("head-unread", of_head), ("trunk-broken", broken), ("trunk-unread", unread)):
-        if texts:
-            more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
-            out.append(Finding(id, "conversion", f"{texts[0]}{more}"))
+    unread, _ = _trunk_faults(checkpoint, found)
+    if unread:
+        more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+        out.append(Finding("trunk-unread", "conversion", f"{unread[0]}{more}"))
     return out
+
+
+def _trunk_faults(checkpoint: Checkpoint, found: Inventory) -> tuple[list[str], list[str]]:
+    """What is wrong with tensors of the trunk: those in a format that is not read, and the others."""
+    foreign = {tensor.fault for tensor in map(checkpoint.stored, checkpoint.names) if tensor.is_foreign}
+    texts = [text for is_head, text in found.faults if not is_head] + list(found.shared_faults.values())
+    return [text for text in texts if text in foreign], [text for text in texts if text not in foreign]
 
 
 def _inventory(config: TextConfig, found: Inventory) -> list[Finding]:
@@ -90,8 +92,6 @@ def _inventory(config: TextConfig, found: Inventory) -> list[Finding]:
         out.append(Finding(id, field, text))
     elif not declared and hf is not None and hf.says_heads:
         out.append(Finding("config-undeclared", field, f"absent or 0, and {names} tensors are there"))
-    elif declared and declared != found.n_mtp:
-        out.append(Finding("heads-miscounted", field, f"{declared} declared, the tensors are of {found.n_mtp}"))
     if found.unmapped:
         named = ", ".join(printable(name) for name in found.unmapped[:MAX_NAMED])
         out.append(Finding("unmapped", f"{len(found.unmapped)} tensors", named))

@@ -129,17 +129,10 @@ CATALOGUE: dict[str, Kind] = {
     "config-undeclared": Kind(
         NOTE, "config.json does not declare the head that the tensors have", "`mtpref convert` keeps it"
     ),
-    "heads-miscounted": Kind(
-        FAIL,
-        "config.json declares another number of MTP blocks than the tensors have",
-        "take the original checkpoint, or correct config.json",
-    ),
     "head-beside": Kind(
         NOTE, "the head is in a file that the index does not list: programs that go by it miss the head", ""
     ),
     "stored-as": Kind(NOTE, "tensors are quantised, and read as the values that they stand for", ""),
-    "head-unread": Kind(FAIL, "a tensor of the head cannot be read", "the reason is beside it"),
-    "trunk-broken": Kind(FAIL, "a tensor of the trunk cannot be read", "the reason is beside it"),
     "trunk-unread": Kind(
         NOTE,
         "the trunk is stored in a format that mtpref does not read; the head can be taken all the same",
