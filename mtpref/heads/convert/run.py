@@ -175,6 +175,8 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
     if checkpoint.declared.method and not checkpoint.formats():
         method = printable(checkpoint.declared.method)
         notes.append(f"config.json says that tensors are quantised ({method}); none of those that are read is")
+    if checkpoint.is_mlx:
+        notes.append("MLX saved it, which adds 1 to norms that are added to once more here: `mtpref check` tells")
     if checkpoint.aside:
         notes.append(f"{len(checkpoint.aside)} scales of activations or caches are left out: no part of the weights")
     if found.unmapped:

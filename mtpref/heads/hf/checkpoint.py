@@ -19,6 +19,7 @@ from mtpref.files.gguf import printable
 from mtpref.files.tensor_files.safetensors import SafetensorsFile
 from mtpref.heads.hf.beside import head_files
 from mtpref.heads.hf.formats import Index, Raw, Stored, declared, recognise
+from mtpref.heads.hf.formats.foreign import MLX
 
 CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 ADAPTER = "adapter_config.json"
@@ -83,6 +84,12 @@ class Checkpoint:
     def release(self, name: str) -> None:
         """Give back the memory of a tensor's pages."""
         self._tensors[name].release()
+
+    @property
+    def is_mlx(self) -> bool:
+        """Whether MLX saved it, by the files' own metadata or by its format."""
+        is_marked = any(file.metadata.get("format") == "mlx" for file in self.files.values())
+        return is_marked or any(tensor.kind == MLX for tensor in self._tensors.values())
 
     def formats(self) -> dict[str, int]:
         """Quantised formats -> how many tensors."""
