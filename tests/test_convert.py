@@ -265,7 +265,7 @@ def test_a_tensor_without_a_place_is_an_error_that_lists_it(tmp_path):
     ):
         converted(folder, tmp_path)
     made, _ = converted(folder, tmp_path, allow_unmapped=True)
-    assert "left out, as --allow-unmapped says: model.layers.0.mlp.experts" in made.notes[0]
+    assert "left out, since a qwen35 GGUF has no place for them: model.layers.0.mlp.experts" in made.notes[0]
 
 
 def test_a_wrong_shape_is_refused(tmp_path):
@@ -354,8 +354,8 @@ CASES = {
     "architecture": ("config.json", lambda c: c.update(architectures=["LlamaForCausalLM"]), "names the architecture"),
     "quantised": (
         "config.json",
-        lambda c: c.update(quantization_config={"quant_method": "fp8"}),
-        "quantization_config",
+        lambda c: c.update(quantization_config="fp8"),
+        "quantization_config is 'fp8', expected an object",
     ),
     "missing size": ("config.json", lambda c: c.pop("hidden_size"), "hidden_size is missing"),
     "text for a size": ("config.json", lambda c: c.update(num_attention_heads="4"), "num_attention_heads is"),

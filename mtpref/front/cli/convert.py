@@ -14,7 +14,8 @@ def add_parser(verbs: Any) -> None:
         usage="mtpref convert [options] HF_DIR -o OUT.gguf",
         help="make a GGUF file of a checkpoint folder, head included",
         description="Convert a checkpoint folder (config.json, safetensors, tokenizer.json) of an architecture of "
-        "docs/architectures.md to GGUF: the bytes that llama.cpp's converter writes. The MTP head is kept unless "
+        "docs/architectures.md to GGUF: the bytes that llama.cpp's converter writes. Quantised checkpoints are read as "
+        "the values that they stand for (docs/checkpoints.md). The MTP head is kept unless "
         "--no-mtp says otherwise; a tensor that has no place in the file is an error. docs/keeping-the-head.md "
         "explains.",
     )
@@ -31,6 +32,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--allow-unmapped", action="store_true", help="leave out tensors that have no place in a GGUF (default: off)"
     )
+    parser.add_argument(
+        "--decode",
+        action="store_true",
+        help="write 4-bit codes of the source in --outtype too (default: they stay, in Q4_0 or MXFP4 blocks, where "
+        "those hold the very same values)",
+    )
     parser.add_argument("--pre", metavar="NAME", help="pre-tokenizer (default: found by what tokenizer.json does)")
     add_writing(parser)
     parser.set_defaults(run=run_convert)
@@ -44,7 +51,13 @@ def run_convert(args: argparse.Namespace) -> int:
     if args.pre is not None:
         rules_of(args.pre)
     which = "mtp" if args.mtp else "trunk" if args.no_mtp else "both"
-    settings = Settings(outtype=args.outtype, which=which, allow_unmapped=args.allow_unmapped, pre=args.pre)
+    settings = Settings(
+        outtype=args.outtype,
+        which=which,
+        allow_unmapped=args.allow_unmapped,
+        pre=args.pre,
+        keeps_codes=not args.decode,
+    )
     with writing(args, sorted(Path(args.folder).glob("*.safetensors"))) as options:
         made = convert(args.folder, args.output, settings, options=options)
     for note in made.notes:

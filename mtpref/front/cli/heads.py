@@ -25,9 +25,17 @@ def _add_extract(verbs: Any) -> None:
         usage="mtpref extract [options] FILE [-o OUT.gguf]",
         help="write the MTP head of a model as a file of its own",
         description="Write the MTP head of a GGUF model as a stand-alone file for -md, the one that llama.cpp's "
-        "converter makes with --mtp: the same tensors, keys and order. docs/keeping-the-head.md explains.",
+        "converter makes with --mtp: the same tensors, keys and order. Of a checkpoint folder it is what `mtpref "
+        "convert --mtp` writes. docs/keeping-the-head.md explains.",
     )
-    parser.add_argument("file", metavar="FILE", help="GGUF file with a head, or the first of a split model")
+    parser.add_argument(
+        "file", metavar="FILE", help="GGUF file with a head, the first of a split model, or a checkpoint folder"
+    )
+    parser.add_argument(
+        "--outtype",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        help="type of the matrices of a checkpoint folder (default: bf16)",
+    )
     parser.add_argument(
         "-o", "--output", type=OutputPath, metavar="OUT", help="the file to write (default: mtp-FILE beside FILE)"
     )
@@ -96,9 +104,26 @@ def run_extract(args: argparse.Namespace) -> int:
     from mtpref.heads import extract
 
     source = Path(args.file)
+    if source.is_dir():
+        return _extract_folder(args, source)
+    if args.outtype is not None:
+        raise MtprefError("--outtype: FILE is a GGUF file, whose head keeps its types; expected a checkpoint folder")
     output = args.output or source.with_name(f"mtp-{re.sub(r'-00001-of-[0-9]{5}(?=[.]gguf$)', '', source.name)}")
     with open_gguf(source) as file:
         _write(args, output, extract(file), [file])
+    return 0
+
+
+def _extract_folder(args: argparse.Namespace, folder: Path) -> int:
+    from mtpref.heads.checkpoint import head_contents
+    from mtpref.heads.hf import open_checkpoint
+
+    with open_checkpoint(folder) as checkpoint:
+        contents, notes = head_contents(checkpoint, args.outtype or "bf16")
+        for note in notes:
+            _say(f"note: {note}")
+        output = args.output or folder.resolve().with_name(f"mtp-{folder.resolve().name}.gguf")
+        _write(args, output, contents, [], [folder / name for name in checkpoint.files])
     return 0
 
 

@@ -129,6 +129,15 @@ CATALOGUE: dict[str, Kind] = {
     "config-undeclared": Kind(
         NOTE, "config.json does not declare the head that the tensors have", "`mtpref convert` keeps it"
     ),
+    "head-beside": Kind(
+        NOTE, "the head is in a file that the index does not list: programs that go by it miss the head", ""
+    ),
+    "stored-as": Kind(NOTE, "tensors are quantised, and read as the values that they stand for", ""),
+    "trunk-unread": Kind(
+        NOTE,
+        "the trunk is stored in a format that mtpref does not read; the head can be taken all the same",
+        "`mtpref graft TRUNK.gguf FOLDER -o OUT.gguf`",
+    ),
     "unmapped": Kind(FAIL, "tensors have no place in a GGUF", "`mtpref convert --allow-unmapped` leaves them out"),
     "against-missing": Kind(FAIL, "the other file has a tensor that this one lacks", _GRAFT),
     "against-extra": Kind(NOTE, "this file has a tensor that the other lacks", ""),

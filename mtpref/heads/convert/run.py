@@ -24,7 +24,17 @@ from mtpref.heads.convert.expected import expected_shapes
 from mtpref.heads.convert.general import description
 from mtpref.heads.convert.keys import Keys, hyper_parameters
 from mtpref.heads.convert.vocabulary import vocabulary
-from mtpref.heads.hf import Checkpoint, Inventory, Part, TextConfig, gguf_tensors, open_checkpoint, text_config
+from mtpref.heads.hf import (
+    Checkpoint,
+    Inventory,
+    Part,
+    TextConfig,
+    canonical,
+    gguf_tensors,
+    open_checkpoint,
+    text_config,
+)
+from mtpref.heads.hf.checkpoint import INDEX
 from mtpref.spec.quants import TYPE_IDS, TYPES, quantize
 
 # --outtype -> (type of matrices, general.file_type as llama.cpp numbers it)
@@ -40,12 +50,15 @@ class Settings:
     which           "both", "mtp" (the head alone, as --mtp) or "trunk" (as --no-mtp)
     allow_unmapped  go on without tensors that have no place in a GGUF
     pre             the pre-tokenizer's name; None: found by behaviour
+    keeps_codes     4-bit codes of the source stay as they are, in Q4_0 or MXFP4 blocks, where those hold the very same
+                    values, whatever outtype says
     """
 
     outtype: Annotated[str, OneOf(tuple(OUTTYPES))] = "bf16"
     which: Annotated[str, OneOf(("both", "mtp", "trunk"))] = "both"
     allow_unmapped: bool = False
     pre: str | None = None
+    keeps_codes: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, "convert.Settings")
@@ -93,16 +106,31 @@ class Plan:
     notes: list[str]
 
 
-def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
-    """The plan for an open checkpoint, which must stay open until it is written. Errors: as `convert`"""
+def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = True) -> Plan:
+    """The plan for an open checkpoint, which must stay open until it is written.
+
+    needs_shared  False: of what a head shares with its trunk, leave out what cannot be read
+    Errors        as `convert`
+    """
     config = text_config(checkpoint.config, checkpoint.label)
     found = gguf_tensors(checkpoint, config)
     notes = _notes(checkpoint, config, found, settings)
     n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
     parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
+    for name, text in found.shared_faults.items():
+        if needs_shared:
+            raise MtprefError(f"{checkpoint.label}: {text}")
+        notes.append(f"{name} is left out: {text}")
     _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
     type_name, file_type = OUTTYPES[settings.outtype]
-    planned = [(part, _type(part, type_name)) for part in parts]
+    kept = {}
+    if settings.keeps_codes and checkpoint.formats():
+        kept = {part.name: part.keeps(checkpoint) for part in parts if part.place.tensor.is_quantised}
+    planned = [(part, _type(part, type_name, kept.get(part.name))) for part in parts]
+    for kind, n in sorted(Counter(kind for kind in kept.values() if kind).items()):
+        notes.append(
+            f"{n} tensors keep their codes, in {kind} blocks that hold the same values (--decode: as the others)"
+        )
     keys: Keys = description(checkpoint.folder, config.sheet.name, [(part.name, part.shape) for part in parts])
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
@@ -110,7 +138,10 @@ def plan(checkpoint: Checkpoint, settings: Settings) -> Plan:
     pre = next(value for key, value, _ in keys if key == "tokenizer.ggml.pre")
     if (odd := unusual_pre(config.sheet.name, pre, config.sheet.pre)) is not None:
         notes.append(odd)
-    tensors = [(part.name, kind, part.shape, _data(checkpoint, part, kind)) for part, kind in planned]
+    tensors = [
+        (part.name, kind, part.shape, _data(checkpoint, part, kind, is_kept=kept.get(part.name) == kind))
+        for part, kind in planned
+    ]
     return Plan(keys, tensors, planned, found, n_mtp, notes)
 
 
@@ -120,13 +151,17 @@ def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes:
     return Converted(target, len(planned), n_mtp, types, n_bytes, notes)
 
 
-def _type(part: Part, wanted: str) -> str:
+def _type(part: Part, wanted: str, kept: str | None) -> str:
     if not part.place.tensor.is_quantised:
         return "F32"
+    if kept is not None:
+        return kept
     return "F16" if part.shape[-1] % TYPES[TYPE_IDS[wanted]].block_elements else wanted
 
 
-def _data(checkpoint: Checkpoint, part: Part, kind: str) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+def _data(checkpoint: Checkpoint, part: Part, kind: str, *, is_kept: bool) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+    if is_kept:
+        return lambda: part.blocks(checkpoint)
     return lambda: (quantize(kind, piece) for piece in part.pieces(checkpoint))
 
 
@@ -134,16 +169,28 @@ def _data(checkpoint: Checkpoint, part: Part, kind: str) -> Callable[[], Iterato
 
 
 def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings) -> list[str]:
-    notes = []
+    notes = [f"{name}, which {INDEX} does not list, holds tensors of the MTP head" for name in checkpoint.unlisted]
+    notes += [f"{n} tensors are stored as {kind}: read as the values that they stand for"
+              for kind, n in sorted(checkpoint.formats().items())]  # fmt: skip
+    if checkpoint.declared.method and not checkpoint.formats():
+        method = printable(checkpoint.declared.method)
+        notes.append(f"config.json says that tensors are quantised ({method}); none of those that are read is")
+    if checkpoint.is_mlx:
+        notes.append("MLX saved it, which adds 1 to norms that are added to once more here: `mtpref check` tells")
+    if checkpoint.aside:
+        notes.append(f"{len(checkpoint.aside)} scales of activations or caches are left out: no part of the weights")
     if found.unmapped:
-        names = ", ".join(printable(name) for name in found.unmapped[:_LISTED])
+        hf = config.sheet.hf
+        head = hf.head.format(il=config.n_layer) if hf else ""
+        listed = sorted(found.unmapped, key=lambda name: not canonical(name).startswith(head))  # the head's first
+        names = ", ".join(printable(name) for name in listed[:_LISTED])
         more = f" and {len(found.unmapped) - _LISTED} more" if len(found.unmapped) > _LISTED else ""
         if not settings.allow_unmapped:
             raise MtprefError(
                 f"{checkpoint.label}: {len(found.unmapped)} tensors have no place in a {config.sheet.name} GGUF: "
                 f"{names}{more}; expected {_type_of(config)}'s; leave them out with `convert.Settings.allow_unmapped`"
             )
-        notes.append(f"left out, as --allow-unmapped says: {names}{more}")
+        notes.append(f"left out, since a {config.sheet.name} GGUF has no place for them: {names}{more}")
     if found.set_aside:
         notes.append(
             f"{len(found.set_aside)} tensors of vision or audio parts are left out: a text model has no use for them"
@@ -204,7 +251,8 @@ def _check_whole(
         raise MtprefError(f"{checkpoint.label}: {fault}")
     found = {part.name: part.shape for part in parts}
     expected = expected_shapes(config, n_mtp, frozenset(found), has_trunk=which != "mtp")
-    missing = [name for name, (_, required) in expected.items() if required and name not in found]
+    left = inventory.shared_faults  # a caller that needs them has been refused
+    missing = [name for name, (_, required) in expected.items() if required and name not in found and name not in left]
     if missing:
         head = " of the MTP head" if ".nextn." in missing[0] or which == "mtp" else ""
         raise MtprefError(

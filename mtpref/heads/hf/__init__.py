@@ -1,7 +1,8 @@
 """Checkpoint folders as Hugging Face lays them out: config.json, safetensors in one or several files, a tokenizer.
 
 `open_checkpoint` opens one; `gguf_tensors` plans its tensors under GGUF names and conventions, row by row. Nothing
-here writes. Read next: checkpoint.py, then names.py and tensors.py; mtpref/heads/convert makes a GGUF file of it.
+here writes. Read next: checkpoint.py, formats/ (quantised tensors as values), then names.py and tensors.py;
+mtpref/heads/convert makes a GGUF file of it.
 """
 
 from mtpref.heads.hf.checkpoint import Checkpoint, is_checkpoint, open_checkpoint

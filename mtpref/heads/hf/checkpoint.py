@@ -1,15 +1,15 @@
 """A checkpoint folder: its configuration and its tensors, wherever the index says they are.
 
 Owns the finding of files and the limits on what a folder can make a reader hold. Tensors are read over mmap, rows at a
-time. Knows nothing of architectures (see names.py, config.py).
+time; how they are stored is formats/'s. Knows nothing of architectures (see names.py, config.py).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
@@ -17,6 +17,9 @@ from mtpref.base.typed import parse_json_at
 from mtpref.files.doors import read_regular
 from mtpref.files.gguf import printable
 from mtpref.files.tensor_files.safetensors import SafetensorsFile
+from mtpref.heads.hf.beside import head_files
+from mtpref.heads.hf.formats import Index, Raw, Stored, declared, recognise
+from mtpref.heads.hf.formats.foreign import MLX
 
 CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 ADAPTER = "adapter_config.json"
@@ -28,17 +31,22 @@ _EXPECTED = "expected a checkpoint folder with config.json and safetensors files
 
 
 class Checkpoint:
-    """An open checkpoint. `names` are the tensors' own names: file by file as the files' names sort, sorted in each.
+    """An open checkpoint. `names` are the tensors' plain names: file by file as the files' names sort, sorted in each.
 
     That is the order in which llama.cpp's converter visits them. `config` is config.json as it stands; `metadata` the
     safetensors headers' own, of the first file.
+    A quantised tensor has the name, shape and values that it stands for (`mtpref.heads.hf.formats`); `aside` are scales
+    of activations and caches. `unlisted` are files of a head that the index does not list.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], files: dict[str, SafetensorsFile]) -> None:
-        self.folder, self.config, self.files = folder, config, files
+    def __init__(
+        self, folder: Path, config: dict[str, Any], files: dict[str, SafetensorsFile], unlisted: tuple[str, ...] = ()
+    ) -> None:
+        self.folder, self.config, self.files, self.unlisted = folder, config, files, unlisted
         self.label = printable(str(folder), 400)
-        self._file_of = {name: files[file] for file in sorted(files) for name in sorted(files[file].names)}
-        self.names = list(self._file_of)
+        self.declared = declared(config, self.label, self.json)
+        self._tensors, self.aside = recognise(Raw(self.label, files), self.declared)
+        self.names = list(self._tensors)
         self.metadata = files[min(files)].metadata if files else {}
 
     def __enter__(self) -> Checkpoint:
@@ -48,26 +56,44 @@ class Checkpoint:
         self.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._tensors
+
+    def stored(self, name: str) -> Stored:
+        """A tensor as it is stored: its format, and blocks that keep its codes."""
+        return self._tensors[name]
+
+    def fault(self, name: str) -> str | None:
+        """Why a tensor cannot be read, naming it; None where it can."""
+        return self._tensors[name].fault
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._file_of[name].shape(name)
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """The container's name: F32, F16, BF16, ..."""
-        return self._file_of[name].dtype(name)
+        """The container's name of the type in which values come: F32, F16, BF16, ..., of quantised tensors F32."""
+        return self._tensors[name].dtype
 
     def values(self, name: str) -> NDArray:
         """A copy of the whole tensor; BF16 comes as float32 (exact)."""
-        return self._file_of[name].values(name)
+        return self._tensors[name].values()
 
-    def rows(self, name: str, index: slice | NDArray[np.intp]) -> NDArray:
+    def rows(self, name: str, index: Index) -> NDArray:
         """A copy of some rows (along the last dimension), in the order of the index; BF16 comes as float32."""
-        return self._file_of[name].rows(name, index)
+        return self._tensors[name].rows(index)
 
     def release(self, name: str) -> None:
         """Give back the memory of a tensor's pages."""
-        self._file_of[name].release(name)
+        self._tensors[name].release()
+
+    @property
+    def is_mlx(self) -> bool:
+        """Whether MLX saved it, by the files' own metadata or by its format."""
+        is_marked = any(file.metadata.get("format") == "mlx" for file in self.files.values())
+        return is_marked or any(tensor.kind == MLX for tensor in self._tensors.values())
+
+    def formats(self) -> dict[str, int]:
+        """Quantised formats -> how many tensors."""
+        return dict(Counter(tensor.kind for tensor in self._tensors.values() if tensor.kind and tensor.fault is None))
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Another JSON file of the folder (tokenizer_config.json, ...), or None where there is none.
@@ -115,11 +141,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         for name in _file_names(folder, index):
             files[name] = SafetensorsFile(folder / name)
         _check_names(label, index, files)
+        unlisted = head_files(folder, label, config, files)
+        files |= unlisted
+        return Checkpoint(folder, config, files, tuple(unlisted))
     except BaseException:
         for file in files.values():
             file.close()
         raise
-    return Checkpoint(folder, config, files)
 
 
 def _index(folder: Path) -> dict[str, str] | None:

@@ -123,7 +123,7 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     """The text model's configuration. A null stands for a field that is not there.
 
     label    what a refusal names: the folder
-    Errors   MtprefError: another architecture, a quantised checkpoint, a number that is missing or out of range
+    Errors   MtprefError: another architecture, a number that is missing or out of range
     """
     sheet = _sheet_of(config, label)
     inner = config.get("text_config")
@@ -176,7 +176,7 @@ def _without_null(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sheet_of(config: dict[str, Any], label: str) -> Architecture:
-    """The data sheet of a float checkpoint's architecture. Errors: MtprefError for any other"""
+    """The data sheet of a checkpoint's architecture. Errors: MtprefError for any other"""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     kind = config.get("model_type")
@@ -189,15 +189,6 @@ def _sheet_of(config: dict[str, Any], label: str) -> Architecture:
             f"{label}: config.json names the architecture {found}, expected one of {classes}; llama.cpp's converter "
             "may know it"
         )
-    for key in ("quantization_config", "compression_config"):
-        quantised = config.get(key)
-        if quantised:
-            told = quantised.get("quant_method", quantised.get("quant_algo")) if type(quantised) is dict else quantised
-            method = describe(told)
-            raise MtprefError(
-                f"{label}: config.json has {key} ({method}), expected a checkpoint of float tensors; "
-                "convert the original one and quantise the GGUF"
-            )
     return fits[0]
 
 

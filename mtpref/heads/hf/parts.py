@@ -12,6 +12,7 @@ from mtpref.architectures import Place
 from mtpref.heads.hf.checkpoint import Checkpoint
 
 PIECE_VALUES = 1 << 20  # values in memory at a time
+BLOCK = 32  # values in a block of Q4_0 and of MXFP4
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,53 @@ class Part:
 
         A stack comes expert by expert: rows of one matrix in a piece, two-dimensional.
         """
+        for source, index, n in self._indices():
+            x = self.place.tensor.change.apply_values(checkpoint.rows(source, index))
+            x = x.reshape(n, *self.shape[1:][-1:])
+            yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
+            checkpoint.release(source)
+
+    def keeps(self, checkpoint: Checkpoint) -> str | None:
+        """The ggml type whose blocks hold these very values with the checkpoint's codes as they are, or None."""
+        change = self.place.tensor.change
+        if change.values is not None or change.squeeze or len(self.shape) < 2:
+            return None
+        if self.columns is not None and self._block_order() is None:
+            return None
+        kept = None
+        for source in dict.fromkeys(self.sources):
+            kind = checkpoint.stored(source).keeps()
+            if kind is None or kept not in (None, kind):
+                return None
+            kept = kind
+        return kept
+
+    def blocks(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.uint8]]:
+        """The tensor's rows in order as blocks of the type that `keeps` names."""
+        order = None if self.columns is None else self._block_order()
+        for source, index, n in self._indices():
+            made = checkpoint.stored(source).blocks(index)
+            if order is not None:
+                made = made.reshape(n, len(order), -1)[:, order].reshape(n, -1)
+            yield made
+            checkpoint.release(source)
+
+    def _block_order(self) -> NDArray[np.intp] | None:
+        """The columns' order as one of whole blocks of 32; None where it takes blocks apart."""
+        if self.columns is None or len(self.columns) % BLOCK:
+            return None
+        first = self.columns[::BLOCK]
+        is_whole = np.array_equal((first[:, None] + np.arange(BLOCK)).reshape(-1), self.columns)
+        return first // BLOCK if is_whole and not (first % BLOCK).any() else None
+
+    def _indices(self) -> Iterator[tuple[str, slice | NDArray[np.intp], int]]:
+        """Tensors of the checkpoint in order, which of their rows, and how many: PIECE_VALUES values or one row."""
         width = 1 if len(self.shape) == 1 else self.shape[-1]
         step = max(1, PIECE_VALUES // max(width, 1))
         for source, first, last in self._runs():
             for begin in range(first, last, step):
                 end = min(begin + step, last)
-                index = slice(begin, end) if self.rows is None else self.rows[begin:end]
-                x = self.place.tensor.change.apply_values(checkpoint.rows(source, index))
-                x = x.reshape(end - begin, *self.shape[1:][-1:])
-                yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
-                checkpoint.release(source)
+                yield source, slice(begin, end) if self.rows is None else self.rows[begin:end], end - begin
 
     def _runs(self) -> Iterator[tuple[str, int, int]]:
         """Tensors of the checkpoint in order, with the first of their rows and the one after the last."""

@@ -52,6 +52,11 @@ class Stacks:
         self.n_expert = self.values.get("n_expert", 0)
         self._blocks: dict[int, _Block] = {}
         self._faults: list[tuple[bool, str]] = []
+        self._unread: set[int] = set()
+
+    def unread(self, place: Place) -> None:
+        """An expert that cannot be read, which is said elsewhere: the others of its layer are not missing one."""
+        self._unread.add(-1 if place.il is None else place.il)
 
     def add(self, source: str) -> list[Part] | None:
         """What is whole with this tensor; None where it is no tensor of experts."""
@@ -66,7 +71,8 @@ class Stacks:
 
     def faults(self) -> list[tuple[bool, str]]:
         """(whether it is the head's, what is wrong), experts that never came among it."""
-        named = {il: (block.is_head, block.lacking(self.n_expert)) for il, block in self._blocks.items()}
+        blocks = {il: block for il, block in self._blocks.items() if il not in self._unread}
+        named = {il: (block.is_head, block.lacking(self.n_expert)) for il, block in blocks.items()}
         return self._faults + [(is_head, text) for _, (is_head, text) in sorted(named.items()) if text]
 
     def _one(self, source: str, name: str, place: Place) -> list[Part]:

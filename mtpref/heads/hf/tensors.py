@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import SHARED, Place, fused_of, place_of
+from mtpref.architectures import SHARED, Place, fused_of, place_of, stacks_of
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.heads.hf.checkpoint import Checkpoint
@@ -30,7 +30,9 @@ class Inventory:
     unmapped: list[str] = field(default_factory=list)
     set_aside: list[str] = field(default_factory=list)
     n_mtp: int = 0  # MTP blocks among the tensors
-    faults: list[tuple[bool, str]] = field(default_factory=list)  # of experts: is it the head's, what is wrong
+    # of experts, and of tensors that cannot be read: is it the head's, what is wrong
+    faults: list[tuple[bool, str]] = field(default_factory=list)
+    shared_faults: dict[str, str] = field(default_factory=dict)  # GGUF name of what head and trunk share -> the same
 
     def of_head(self) -> list[Part]:
         """What a stand-alone head's file holds: the head, and what it shares with the trunk."""
@@ -47,11 +49,24 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
     """
     found, stacks = Inventory(), Stacks(checkpoint, config)
     taken: dict[str, str] = {}
+    heads: list[str] = []  # names of the head's tensors
     for source in checkpoint.names:
         if is_multimodal(source):
             found.set_aside.append(source)
             continue
         if is_buffer(source):
+            continue
+        fault = checkpoint.fault(source)
+        if fault is not None:
+            place = _place_of_fault(config, source)
+            if place is None:
+                found.unmapped.append(source)
+            elif place.name in SHARED:
+                found.shared_faults[place.name] = fault
+            else:
+                stacks.unread(place)
+                heads += [place.name] if place.is_head else []
+                found.faults.append((place.is_head, fault))
             continue
         parts = stacks.add(source)
         if parts is None:
@@ -67,10 +82,19 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
                 )
             taken[part.name] = source
             found.parts.append(part)
-    found.faults = stacks.faults()
-    blocks = {int(part.name.split(".")[1]) for part in found.parts if part.is_head}
+    found.faults += stacks.faults()
+    heads += [part.name for part in found.parts if part.is_head]
+    blocks = {int(name.split(".")[1]) for name in heads}
     found.n_mtp = max(blocks) + 1 - config.n_layer if blocks else 0
     return found
+
+
+def _place_of_fault(config: TextConfig, source: str) -> Place | None:
+    """Where a tensor that cannot be read would belong."""
+    name = canonical(source)
+    places = stacks_of(config.sheet, name, config.n_layer)
+    fused = fused_of(config.sheet, name, config.n_layer)
+    return places[0] if places else place_of(config.sheet, fused[1][0] if fused else name, config.n_layer)
 
 
 def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part] | None:
