@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from mtpref.base.errors import MtprefError
+from mtpref.spec import steps
+from mtpref.spec.contract import MtpContract
 from mtpref.spec.state import KV_DTYPES, KV_POISON, ModelState, StateSpec
 from tests.models import cells_as_float, has_nan, micro, prompt_of, trunk_digest
 
@@ -212,3 +214,13 @@ def test_poison_does_not_leak_from_cut_cells():
     logits = [model.trunk(s, IDS[:3], n_logits=3).logits for s in (state, clean)]
     assert not np.isnan(logits[0]).any()
     assert logits[0].tobytes() == logits[1].tobytes()
+
+
+def test_a_replayed_batch_starts_from_the_rounds_row_or_from_the_last_rejected_one():
+    """S32: stale is what stock llama.cpp does, whose replay starts from the last row of the rejected batch."""
+    pending, rejected = np.full(4, 7, np.float32), np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert steps.pending_at_replay(pending, rejected, MtpContract(replay="right")) is pending
+    stale = steps.pending_at_replay(pending, rejected, MtpContract(replay="stale"))
+    assert np.array_equal(stale, [8, 9, 10, 11])
+    rejected[:] = 0
+    assert stale.any()
