@@ -30,13 +30,16 @@ from mtpref.architectures.sheet import (
     Architecture,
     Block,
     Either,
+    Fused,
     HeadSheet,
     HuggingFace,
     Hyper,
     LeadingDense,
+    Rows,
     Tensor,
+    by_group,
 )
-from mtpref.architectures.transforms import AS_IS
+from mtpref.architectures.transforms import AS_IS, BY_HEAD, BY_HEAD_TRANSPOSED
 from mtpref.spec.config import Values
 from mtpref.spec.kinds import LATENT_ATTENTION, MOE_FFN, SWIGLU_FFN, Sequential
 
@@ -82,6 +85,14 @@ _n_nope = n_key - n_rot
 
 # TENSORS
 
+# No checkpoint has these: they are kv_b_proj, each head's rows of keys, then of values.
+K_B, V_B = "self_attn.k_b_proj.weight", "self_attn.v_b_proj.weight"
+
+
+def _kv_b_rows(v: Mapping[str, int]) -> list[Rows]:
+    return by_group(v["n_head"], (v["n_key"] - v["n_rot"], v["n_value"]))
+
+
 _norms = (
     Tensor("attn_norm.weight", (n_embd,), "input_layernorm.weight", cb="attn_norm"),
     Tensor("ffn_norm.weight", (n_embd,), "post_attention_layernorm.weight", cb="attn_post_norm"),
@@ -96,11 +107,11 @@ _query = Either((
 ))  # fmt: skip
 _expansion = Either((
     (
-        Tensor("attn_k_b.weight", (n_head, n_latent, _n_nope), "self_attn.k_b_proj.weight", cb="q_nope_absorbed_perm"),
-        Tensor("attn_v_b.weight", (n_head, n_value, n_latent), "self_attn.v_b_proj.weight", cb="kqv_out"),
+        Tensor("attn_k_b.weight", (n_head, n_latent, _n_nope), K_B, BY_HEAD_TRANSPOSED, cb="q_nope_absorbed_perm"),
+        Tensor("attn_v_b.weight", (n_head, n_value, n_latent), V_B, BY_HEAD, cb="kqv_out"),
     ),
     # Older files: every head's [k_nope | v].
-    (Tensor("attn_kv_b.weight", (n_head * (_n_nope + n_value), n_latent), role="attn_kv_b", cb="kv"),),
+    (Tensor("attn_kv_b.weight", (n_head * (_n_nope + n_value), n_latent), role="attn_v", cb="kv"),),
 ))  # fmt: skip
 _attention = (
     _query,
@@ -136,8 +147,8 @@ DEEPSEEK2 = Architecture(
             for h in base_hypers
             if h.key not in ("attention.key_length", "attention.value_length")
         ),
-        replace(n_expert, hf="n_routed_experts", hf_default=OPTIONAL),
-        replace(n_expert_used, hf_default=OPTIONAL),
+        replace(n_expert, hf="n_routed_experts"),
+        n_expert_used,
         n_expert_group,
         n_expert_group_used,
         replace(expert_gating_func, default=_gating, hf=_gating_of_checkpoint),
@@ -171,7 +182,9 @@ DEEPSEEK2 = Architecture(
         head="model.layers.{il}.",
         head_block="model.layers.{il}.",
         n_heads="num_nextn_predict_layers",
+        fused=(Fused("self_attn.kv_b_proj.weight", (K_B, V_B), _kv_b_rows),),
         stacks=FUSED_STACKS,
+        layers_after="expert_gating_func",
         heads_after="rope.scaling.yarn_log_multiplier",
     ),
     cb=_names,

@@ -180,7 +180,7 @@ class LatentConfig:
     rms_eps: float
     is_absorbed: bool  # one cached row for all heads; False: every head's key and value, as older files have it
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)  # its log_multiplier a tenth, as files have it
-    scale: float = 1.0  # what queries are multiplied with before S16 (S54)
+    scale: float = 1.0  # what queries of latent attention are multiplied with (S54)
 
     @property
     def n_row(self) -> int:

@@ -25,7 +25,7 @@ def rope_interleaved(x: F32, cos: F32, sin: F32) -> F32:
 
 
 def latent_scale(n_key: int, n_row: int, freq_scale: float, magnitude: float, log_multiplier: float) -> float:
-    """S54. What queries are multiplied with before S16 (which divides scores by the root of a row's width).
+    """S54. What queries are multiplied with before attention (S16), which divides scores by the root of a row's width.
 
     Formula  (magnitude * (1 + 0.1 c log(1 / freq_scale)))^2 * sqrt(n_row / n_key), c = log_multiplier: scores are
              divided by the root of the key's width before absorption, whatever a cached row is wide, and YaRN's

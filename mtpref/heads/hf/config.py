@@ -75,6 +75,8 @@ class Rope:
     attn_factor: Annotated[float, Within(-1e38, 1e38)] | None = None
     beta_fast: Annotated[float, Within(-1e38, 1e38)] | None = None
     beta_slow: Annotated[float, Within(-1e38, 1e38)] | None = None
+    mscale: Annotated[float, Within(0, 1e6)] | None = None
+    mscale_all_dim: Annotated[float, Within(0, 1e6)] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,12 @@ class _Fields:
     router_scaling_factor: Positive | None = None
     norm_topk_prob: bool | None = None
     route_norm: bool | None = None
+    scoring_func: Literal["sigmoid", "softmax"] | None = None
+    q_lora_rank: Size | None = None
+    kv_lora_rank: Size | None = None
+    qk_rope_head_dim: Size | None = None
+    qk_nope_head_dim: Size | None = None
+    v_head_dim: Size | None = None
 
 
 _PER_LAYER = ("layer_types", "mlp_layer_types")
@@ -196,6 +204,9 @@ def _check_widths(taken: _Fields, where: str) -> None:
         ("num_key_value_heads", taken.head_dim),
         ("linear_num_key_heads", taken.linear_key_head_dim),
         ("linear_num_value_heads", taken.linear_value_head_dim),
+        ("num_attention_heads", taken.qk_nope_head_dim),
+        ("num_attention_heads", taken.qk_rope_head_dim),
+        ("num_attention_heads", taken.v_head_dim),
     ):
         n = getattr(taken, heads)
         if n is not None and n * (width or 1) > MAX_COUNT:

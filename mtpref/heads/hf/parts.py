@@ -47,6 +47,9 @@ class Part:
 
         A stack comes expert by expert: rows of one matrix in a piece, two-dimensional.
         """
+        if self.place.tensor.change.is_transposed:
+            yield from self._transposed(checkpoint)
+            return
         width = 1 if len(self.shape) == 1 else self.shape[-1]
         step = max(1, PIECE_VALUES // max(width, 1))
         for source, first, last in self._runs():
@@ -57,6 +60,15 @@ class Part:
                 x = x.reshape(end - begin, *self.shape[1:][-1:])
                 yield np.ascontiguousarray(x if self.columns is None else x[:, self.columns])
                 checkpoint.release(source)
+
+    def _transposed(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
+        """A stack whose matrices lie transposed in the checkpoint, one above the other: one at a time."""
+        n, _, step = self.shape
+        for h in range(n):
+            index = slice(h * step, (h + 1) * step) if self.rows is None else self.rows[h * step : (h + 1) * step]
+            x = self.place.tensor.change.apply_values(checkpoint.rows(self.source, index))
+            yield np.ascontiguousarray(x.reshape(step, -1).T)
+            checkpoint.release(self.source)
 
     def _runs(self) -> Iterator[tuple[str, int, int]]:
         """Tensors of the checkpoint in order, with the first of their rows and the one after the last."""
