@@ -12,6 +12,7 @@ from mtpref.engine.memory import head_memory
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
+from mtpref.front.cli import main
 from mtpref.spec.kinds import rope_constants
 from tests import naive, naive_mla
 from tests.gguf_copy import copy_of
@@ -209,6 +210,27 @@ def test_tensors_of_the_absorbed_form_without_its_keys_are_refused(tmp_path):
     keys = {"attention.key_length_mla": None, "attention.value_length_mla": None}
     with pytest.raises(MtprefError, match=r"shape|missing"):
         load(edited(standard(PLAIN), tmp_path / "bad.gguf", keys))
+
+
+def without_a_head_that_is_counted(tmp_path):
+    """The head is gone and block_count is the trunk's, and the key still counts one."""
+    path = tmp_path / "lost.gguf"
+    edited(standard(PLAIN), path, {"block_count": (4, "u32")}, drop=("blk.4.",))
+    return path
+
+
+def test_a_key_that_makes_a_head_of_the_last_layer_is_refused_and_said(tmp_path, capsys):
+    path = without_a_head_that_is_counted(tmp_path)
+    with pytest.raises(MtprefError, match=r"blk\.3 has no nextn tensor: .* takes that trunk layer for the head"):
+        load(path)
+    assert main(["inspect", str(path)]) == 0
+    assert "takes that trunk layer for the head and leaves it out" in " ".join(capsys.readouterr().out.split())
+    assert main(["check", str(path), "--fast"]) == 1
+    assert "takes that trunk layer for the head" in " ".join(capsys.readouterr().out.split())
+    assert main(["strip", str(path), "-o", str(tmp_path / "whole.gguf")]) == 0
+    stripped, whole = load(tmp_path / "whole.gguf"), model_of(PLAIN, kv_type="F16")
+    a, b = (m.trunk(m.new_state(), PROMPT, n_logits=2).logits for m in (stripped, whole))
+    assert np.array_equal(a, b)
 
 
 def test_the_planted_models_are_the_same_bytes_everywhere():

@@ -76,6 +76,20 @@ def head_in_trunk(file: GgufFile, n_trunk: int) -> str | None:
     return None
 
 
+def trunk_in_head(names: Container[str], il: int) -> bool:
+    """Whether block il, which the keys count as the head, is a layer: attention is there, and nothing that joins."""
+    prefix = f"blk.{il}."
+    joins = (f"{prefix}nextn.{part}.weight" for part in ("eh_proj", "enorm", "hnorm"))
+    return f"{prefix}attn_norm.weight" in names and not any(name in names for name in joins)
+
+
+# What becomes of that layer.
+LOST_LAYER = (
+    "llama.cpp takes that trunk layer for the head and leaves it out, and the text is ruined without a word; "
+    "mtpref strip takes the key away"
+)
+
+
 def _text(file: GgufFile, key: str) -> str | None:
     if file.kv.kind(key) != "str" or file.kv.size(key) > 100:
         return None
