@@ -3,7 +3,7 @@
 Owns the marks by which such files are told. Reads keys and tensor names only.
 """
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 from mtpref.files.gguf import GgufFile, printable
 
@@ -76,11 +76,9 @@ def head_in_trunk(file: GgufFile, n_trunk: int) -> str | None:
     return None
 
 
-def trunk_in_head(names: Container[str], il: int) -> bool:
-    """Whether block il, which the keys count as the head, is a layer: attention is there, and nothing that joins."""
-    prefix = f"blk.{il}."
-    joins = (f"{prefix}nextn.{part}.weight" for part in ("eh_proj", "enorm", "hnorm"))
-    return f"{prefix}attn_norm.weight" in names and not any(name in names for name in joins)
+def trunk_in_head(names: Collection[str], il: int) -> bool:
+    """Whether block il, which the keys count as the head, is a trunk layer, and the file has no head at all."""
+    return f"blk.{il}.attn_norm.weight" in names and not any(".nextn." in name for name in names)
 
 
 # What becomes of that layer.
