@@ -80,7 +80,10 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+FAST = ("halves paired", "turned part normed", "sharpness once", "magnitude forgotten")
+
+
+@pytest.mark.parametrize("mutant", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MUTANTS])
 def test_the_recordings_tell_another_rule(mutant):
     name, entries = MUTANTS[mutant]
     changed = mutated(name, **entries)
