@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mtpref.architectures.common import base_hypers, n_embd, n_head, numbered_head_tensors, root_tensors
+from mtpref.architectures.common import GLM_SPECIAL, base_hypers, n_embd, n_head, numbered_head_tensors, root_tensors
 from mtpref.architectures.experts import (
     FUSED_STACKS,
     expert_gating_func,
@@ -184,6 +184,9 @@ DEEPSEEK2 = Architecture(
         n_heads="num_nextn_predict_layers",
         fused=(Fused("self_attn.kv_b_proj.weight", (K_B, V_B), _kv_b_rows),),
         stacks=FUSED_STACKS,
+        special=GLM_SPECIAL,
+        special_classes=("Glm4MoeLiteForCausalLM",),
+        without_head_dim=("Glm4MoeLiteForCausalLM",),
         layers_after="expert_gating_func",
         heads_after="rope.scaling.yarn_log_multiplier",
     ),

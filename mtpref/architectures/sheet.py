@@ -419,6 +419,9 @@ class HuggingFace:
     stacks     names that stand for the experts of one or several stacks at once
     says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
     special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
+    special_classes  the classes for which it does so; (): all
+    without_head_dim  classes whose configuration in transformers has no head_dim of its own: without the field
+               a converter writes the widths of a head late
     layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
     """
 
@@ -432,8 +435,16 @@ class HuggingFace:
     stacks: tuple[FusedStack, ...] = ()
     says_heads: bool = True
     special: tuple[tuple[str, str], ...] = ()
+    special_classes: tuple[str, ...] = ()
+    without_head_dim: tuple[str, ...] = ()
     layers_after: str = ""
     heads_after: str = "general.file_type"
+
+    def special_of(self, config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+        """The special tokens by role that a checkpoint with this config.json takes by text."""
+        named = config.get("architectures")
+        name = named[0] if isinstance(named, list) and named else None
+        return self.special if not self.special_classes or name in self.special_classes else ()
 
 
 @dataclass(frozen=True)

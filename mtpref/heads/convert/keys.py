@@ -22,6 +22,7 @@ FIRST = (
 )  # fmt: skip
 FILE_TYPE = "general.file_type"
 # Written there only where config.json names it; converters of single architectures write it later.
+WIDTHS = ("attention.key_length", "attention.value_length")
 GATING, GATING_FIELD = "expert_gating_func", "scoring_func"
 # rope_parameters key -> GGUF key of YaRN's own settings
 _YARN = (
@@ -41,7 +42,9 @@ def hyper_parameters(config: TextConfig, n_mtp: int, file_type: int) -> Keys:
     sheet, found = config.sheet, config.found
     by_key = {hyper.key: hyper for hyper in sheet.hypers}
     keys: Keys = []
-    first = [key for key in FIRST if key != GATING or GATING_FIELD in found]
+    is_late = sheet.hf is not None and config.name in sheet.hf.without_head_dim and "head_dim" not in found
+    late = {GATING: GATING_FIELD not in found} | dict.fromkeys(WIDTHS, is_late)
+    first = [key for key in FIRST if not late.get(key)]
     for key in first:
         if key == "rope.freq_base":
             keys += [*_rope_scaling(config.rope), *_sections(config.rope)]

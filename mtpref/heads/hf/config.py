@@ -35,6 +35,7 @@ class TextConfig:
     found: dict[str, Any]
     rope: Rope
     n_heads: int | None
+    name: str = ""  # config.json's class
 
     @property
     def n_layer(self) -> int:
@@ -150,7 +151,9 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
                 f"{where}: {name} has {len(kinds)} entries, expected {taken.num_hidden_layers} of {', '.join(expected)}"
             )
     given["n_embd_head"] = taken.head_dim or given["hidden_size"] // given["num_attention_heads"]
-    return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None)
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None, name)
 
 
 def _kind_of(name: str) -> Any:
