@@ -29,6 +29,7 @@ TOKENIZERS = {
     "qwen3next": (QWEN2_PATTERN, False, "qwen2"),
     "glm4moe": (GLM4_PATTERN, True, "glm4"),
     "hy_v3": (HUNYUAN_PATTERN, False, "qwen2"),
+    "deepseek2": (GLM4_PATTERN, True, "llama-bpe"),
 }
 ARCHS = tuple(TOKENIZERS)
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]")
@@ -86,6 +87,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     },
 }  # fmt: skip
+CONFIGS["deepseek2"] = {
+    **{key: x for key, x in _COMMON.items() if key != "head_dim"},
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "intermediate_size": 160,
+    "num_key_value_heads": 6, "q_lora_rank": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+    "v_head_dim": 24, "n_routed_experts": N_EXPERT, "n_shared_experts": 2, "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5, "norm_topk_prob": True, "n_group": 2, "topk_group": 1, "scoring_func": "sigmoid",
+    "num_nextn_predict_layers": 1, "rms_norm_eps": 1e-6, "rope_theta": 10000,
+    "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
+                     "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096},
+}  # fmt: skip
 # What checkpoints of the architecture do not ship of their heads.
 _SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
 
@@ -118,7 +129,7 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     assert sheet.head is not None
     for il, block in enumerate((*blocks, sheet.head.block)):
         tensors += [t.at(il) for t in present_tensors(block.tensors, il, frozenset())]
-    ships_all = arch == "glm4moe"
+    ships_all = arch in ("glm4moe", "deepseek2")
     tensors += [t.at(n_layer) for t in sheet.head.tensors if ships_all or not t.name.endswith(_SHARED_WITH_TRUNK)]
     out: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
@@ -139,6 +150,7 @@ def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndar
         else:
             out[name] = x
     out = _qwen3next(out) if arch == "qwen3next" else out
+    out = _deepseek2(out) if arch == "deepseek2" else out
     return _all_in_one(out) if fused else out
 
 
@@ -148,6 +160,16 @@ def _qwen3next(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name in [n for n in named if n.endswith("in_proj_qkv.weight")]:
         z = out.pop(name.replace("in_proj_qkv", "in_proj_z"))
         out[name.replace("in_proj_qkv", "in_proj_qkvz")] = np.concatenate([out.pop(name), z])
+    return out
+
+
+def _deepseek2(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keys' and values' expansions in one tensor, a head's rows of both after the other's."""
+    out = dict(named)
+    for name in [n for n in named if n.endswith("k_b_proj.weight")]:
+        k, v = out.pop(name), out.pop(name.replace("k_b_proj", "v_b_proj"))
+        both = np.concatenate([k.transpose(0, 2, 1), v], axis=1)
+        out[name.replace("k_b_proj", "kv_b_proj")] = np.ascontiguousarray(both.reshape(-1, both.shape[-1]))
     return out
 
 

@@ -135,11 +135,14 @@ def test_a_stack_is_read_and_given_expert_by_expert(checkpoint, monkeypatch, arc
             plan = gguf_tensors(opened, text_config(opened.config, "x"))
             for part in plan.parts:
                 if len(part.shape) == 3:
+                    n = part.shape[0]
                     asked.clear()
                     sizes = [piece.size for piece in part.pieces(opened)]
-                    assert sizes == [size for _, size in asked] == [part.shape[1] * part.shape[2]] * N_EXPERT
+                    assert sizes == [size for _, size in asked] == [part.shape[1] * part.shape[2]] * n
                     assert max(sizes) <= PIECE_VALUES
-                    assert len({name for name, _ in asked}) == (1 if fused else N_EXPERT)
+                    is_apart = not fused and "_exps" in part.name
+                    assert n == N_EXPERT
+                    assert len({name for name, _ in asked}) == (N_EXPERT if is_apart else 1)
 
 
 def test_large_experts_come_in_pieces(checkpoint, tmp_path, monkeypatch, arch):
@@ -194,6 +197,39 @@ def test_glms_special_tokens_are_taken_by_text(checkpoint, tmp_path):
     words = json.loads(json.dumps(tokenizer("glm4moe")).replace("[gMASK]", "[none]"))
     with pytest.raises(MtprefError, match=r"no added token \[gMASK\], expected it: .* as their bos token"):
         converted(written(tmp_path, "glm4moe", lambda s: None, words=words), tmp_path)
+
+
+FLASH = {key: x for key, x in CONFIGS["deepseek2"].items() if key not in ("scoring_func", "rope_scaling")} | {
+    "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1, "topk_group": 1,
+    "rms_norm_eps": 1e-5,
+}  # fmt: skip
+# SHA-256 of what llama.cpp's converter (0c1e57098) makes of it, BF16 to Q8_0.
+FLASH_FILES = {
+    "both": "c6e13a0918883ec54b5f6e9bf84f48cb7771179bb671a404b947eb60932546a3",
+    "mtp": "f53fde55f75b80f12806913c72b7bbc40e43575498be572961b89cd2bb13b873",
+    "trunk": "45541141835fb348a61623288a767b1e032ff385fc127f2a243347241fd0e058",
+}
+
+
+@pytest.mark.parametrize("which", FLASH_FILES)
+def test_glm_flash_is_llama_cpps_file_with_its_special_tokens_and_no_gating_key(tmp_path, which):
+    named, words = state("deepseek2"), tokenizer("deepseek2")
+    source = write_checkpoint(tmp_path / "Tiny-5M", named, FLASH, words, dtype="BF16")
+    _, path = converted(source, tmp_path, "q8_0", which)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == FLASH_FILES[which]
+    with open_gguf(path) as file:
+        assert file.kv["tokenizer.ggml.eot_token_id"] == 263
+        assert "deepseek2.expert_gating_func" not in file.kv
+
+
+def test_kimis_nesting_and_its_projector_do_not_matter(checkpoint, tmp_path):
+    named = {f"language_model.{name}": x for name, x in state("deepseek2").items()}
+    named["mm_projector.linear_1.weight"] = np.ones((4, 4), np.float32)
+    config = {"architectures": ["KimiK25ForConditionalGeneration"], "text_config": CONFIGS["deepseek2"]}
+    source = write_checkpoint(tmp_path / "hf", named, config, tokenizer("deepseek2"))
+    made, path = converted(source, tmp_path)
+    assert tensors(path) == tensors(converted(checkpoint("deepseek2"), tmp_path / "hf")[1])
+    assert made.notes == ["1 tensors of vision or audio parts are left out: a text model has no use for them"]
 
 
 # WHAT IS REFUSED

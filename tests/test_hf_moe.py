@@ -67,6 +67,7 @@ MUTANTS = {
     "qwen3next": {"split_beta_alpha": lambda ba, n: (ba[:, : ba.shape[1] // 2], ba[:, ba.shape[1] // 2 :])},
     "glm4moe": {"expert_scores": lambda p, b: p},
     "hy_v3": {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, n, 0.0)},
+    "deepseek2": {"rope_interleaved": lambda x, cos, sin: _OPS.rope(x, cos, sin)},
 }
 
 

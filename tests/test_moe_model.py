@@ -16,7 +16,7 @@ from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
 from mtpref.heads.inspect import inspect_file
 from mtpref.spec import Stack
-from tests import naive, naive_moe
+from tests import naive, naive_mla, naive_moe
 from tests.gguf_copy import copy_of
 from tests.micro_moe import NAMES, standard
 from tests.models import decode_plainly, has_nan, prompt_of, run_decoder
@@ -41,9 +41,10 @@ def model_of(name: str, numerics: str = "ggml", kv_type: str = "F32", use_kernel
 @lru_cache(maxsize=2)
 def oracle(name: str):
     hparams, weights = naive_moe.load(standard(name))
-    out = naive_moe.trunk(weights, hparams, PROMPT)
+    naively = naive_mla if hparams["arch"] == "deepseek2" else naive_moe
+    out = naively.trunk(weights, hparams, PROMPT)
     shifted = np.concatenate([np.zeros((1, out.h_post.shape[1])), out.h_post[:-1]])
-    return out, naive_moe.mtp(weights, hparams, PROMPT, shifted, list(range(len(PROMPT))))
+    return out, naively.mtp(weights, hparams, PROMPT, shifted, list(range(len(PROMPT))))
 
 
 class Taken(dict):

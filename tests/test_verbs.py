@@ -22,7 +22,8 @@ from tests.moe_folder import ARCHS, folder
 ROOT = Path(__file__).parent.parent
 PROMPT = "hello world of things"
 BLOCKS = {"qwen35moe": "3 delta_net, 1 attention, 1 mtp", "qwen3next": "3 delta_net, 1 attention, 1 mtp",
-          "glm4moe": "1 dense, 3 moe, 1 mtp", "hy_v3": "1 dense, 3 moe, 1 mtp"}  # fmt: skip
+          "glm4moe": "1 dense, 3 moe, 1 mtp", "hy_v3": "1 dense, 3 moe, 1 mtp",
+          "deepseek2": "1 dense, 3 moe, 1 mtp"}  # fmt: skip
 VERBS: dict[str, Callable] = {}
 
 

@@ -66,6 +66,10 @@ STANDARD: dict[str, tuple[int, float, str, MicroVariant]] = {
 _MANY = mm.MoeShape(n_expert=20)
 _GROUPS = mm.MoeShape(n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5)
 _FUSED = mm.MoeShape(n_expert=20, fused=True)
+_LATENT_GROUPS = mm.MoeShape(
+    n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5, latent=mm.LatentShape(yarn=1.0)
+)
+_LATENT_FUSED = mm.MoeShape(n_expert=20, fused=True, latent=mm.LatentShape(yarn=0.0, gating=None, n_value=32))
 _OWN = MicroVariant(untied=True, own_embed=True, own_head=True)
 
 # Those with experts: (architecture, seed, accept, type, shape, variant). Q4_K stands for a mixture with Q6_K.
@@ -83,6 +87,10 @@ STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] 
     "micro-hy_v3-fused-f32": ("hy_v3", 1, 90, "F32", _FUSED, MicroVariant(untied=True, head_norm=False)),
     "micro-hy_v3-q8_0": ("hy_v3", 4, 60, "Q8_0", _MANY, MicroVariant()),
     "micro-hy_v3-q4_k": ("hy_v3", 4, 60, "Q4_K", mm.K_MOE, MicroVariant()),
+    "micro-deepseek2-f32": ("deepseek2", 4, 60, "F32", _MANY, _OWN),
+    "micro-deepseek2-yarn-f32": ("deepseek2", 2, 80, "F32", _LATENT_GROUPS, MicroVariant()),
+    "micro-deepseek2-fused-f32": ("deepseek2", 1, 60, "F32", _LATENT_FUSED, MicroVariant(untied=True, head_norm=False)),
+    "micro-deepseek2-q8_0": ("deepseek2", 4, 60, "Q8_0", _MANY, _OWN),
     "micro-qwen3next-f32": ("qwen3next", 4, 60, "F32", mm.MoeShape(), MicroVariant()),
     "micro-qwen3next-fused-f32": ("qwen3next", 3, 90, "F32", _FUSED, MicroVariant(own_head=True)),
     "micro-qwen3next-q8_0": ("qwen3next", 4, 60, "Q8_0", mm.MoeShape(), MicroVariant()),
@@ -90,10 +98,25 @@ STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] 
 }
 
 
+# Of attention through a latent row what llama.cpp runs without drafts alone: files without the absorbed form, and
+# queries in one product, which it takes in models of some numbers of layers only.
+_OLD = mm.LatentShape(is_old=True, yarn=0.707)
+_LITE = mm.LatentShape(n_query=0, n_row=32, n_rot=4, n_nope=16, n_value=12, gating=1)
+STANDARD_TRUNKS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] = {
+    "micro-deepseek2-old-f32": ("deepseek2", 4, 60, "F32", mm.MoeShape(latent=_OLD), MicroVariant()),
+    "micro-deepseek2-old-q8_0": ("deepseek2", 4, 60, "Q8_0", mm.MoeShape(latent=_OLD), MicroVariant()),
+    "micro-deepseek2-lite-f32": (
+        "deepseek2", 2, 60, "F32",
+        mm.MoeShape(n_expert=4, n_used=2, latent=_LITE, micro=mp.MicroShape(n_layer=26, n_head=6, n_v_head=6)),
+        MicroVariant(),
+    ),
+}  # fmt: skip
+
+
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD and STANDARD_MOE)."""
-    if name in STANDARD_MOE:
-        arch, seed, accept, type_name, moe_shape, variant = STANDARD_MOE[name]
+    """Write the standard model of that stem (see STANDARD, STANDARD_MOE and STANDARD_TRUNKS)."""
+    if name in STANDARD_MOE or name in STANDARD_TRUNKS:
+        arch, seed, accept, type_name, moe_shape, variant = (STANDARD_MOE | STANDARD_TRUNKS)[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
         return
     seed, accept, type_name, variant = STANDARD[name]

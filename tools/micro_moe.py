@@ -23,8 +23,25 @@ SHARED_GATE = 2.0  # logit of the shared expert's gate, moved by the token
 SIGMOID_2 = 0.8808
 BIAS_OF_EXPERTS = 0.15
 BIAS_OF_QKV = 0.3
+# Attention through a latent row: of expansions, and what its output writes to the context.
+LATENT_NOISE = 2.0
+LATENT_CONTEXT = 0.03
 # Without DeltaNet layers all context comes by attention.
 CONTEXT_BY_ATTENTION = 0.12
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Attention through a latent row, where an architecture has that."""
+
+    n_query: int = 64  # width of the queries' latent; 0: none
+    n_row: int = 32  # width of the latent of keys and values
+    n_rot: int = 8
+    n_nope: int = 64
+    n_value: int = 16
+    is_old: bool = False  # keys and values in one tensor, no keys for the absorbed form
+    yarn: float | None = None  # YaRN; mscale_all_dim, 0: no key
+    gating: int | None = 2  # None: no key
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,7 @@ class MoeShape:
     scale: float = 1.8
     normalise: bool = True
     fused: bool = False  # gate and up of the experts in one stack, a DeltaNet layer's q, k, v and z in one tensor
+    latent: LatentShape = field(default_factory=lambda: LatentShape())
     micro: mp.MicroShape = field(default_factory=lambda: mp.MicroShape(n_head=6, n_v_head=6))
 
 
@@ -83,13 +101,32 @@ def micro_values(sheet: Architecture, shape: MoeShape) -> dict[str, Any]:
     if shape.n_group > 1:
         values |= {"n_expert_group": shape.n_group, "n_expert_group_used": shape.n_group_used}
     known = {hyper.name for hyper in sheet.hypers}
+    if "n_latent" in known:
+        values |= latent_values(shape.latent, m.n_head)
     if not isinstance(sheet.layers, LeadingDense | ByTensor):
         del values["n_ff"]  # no dense layers: converted files have no such key
     if isinstance(sheet.layers, ByTensor):
         values["n_rot"] = m.head_dim  # the whole head turns
     if any(hyper.name == "rope_sections" and hyper.default is not None for hyper in sheet.hypers):
         del values["rope_sections"]  # a model for pictures
-    return {name: value for name, value in values.items() if name in known}
+    return {name: value for name, value in values.items() if name in known and value is not None}
+
+
+def latent_values(latent: LatentShape, n_head: int) -> dict[str, Any]:
+    """Hyper-parameters of attention through a latent row."""
+    n_key = latent.n_nope + latent.n_rot
+    return {
+        "n_head_kv": n_head if latent.is_old else 1,
+        "n_rot": latent.n_rot,
+        "n_latent": latent.n_row,
+        "n_q_latent": latent.n_query or None,
+        "n_embd_head": n_key if latent.is_old else latent.n_row + latent.n_rot,
+        "n_embd_head_v": latent.n_value if latent.is_old else latent.n_row,
+        "n_key": None if latent.is_old else n_key,
+        "n_value": None if latent.is_old else latent.n_value,
+        "expert_gating_func": latent.gating,
+        "log_multiplier": 0.1 * latent.yarn if latent.yarn else None,
+    }
 
 
 def micro_keys(sheet: Architecture, shape: MoeShape) -> dict[str, object]:
@@ -106,6 +143,10 @@ def micro_keys(sheet: Architecture, shape: MoeShape) -> dict[str, object]:
         keys[f"{sheet.name}.{sheet.layers.key}"] = shape.n_dense
     if hasattr(sheet.layers, "interval"):
         keys[f"{sheet.name}.{sheet.layers.interval}"] = shape.micro.n_layer
+    if shape.latent.yarn is not None:
+        keys[f"{sheet.name}.rope.scaling.type"] = "yarn"
+        keys[f"{sheet.name}.rope.scaling.factor"] = 4.0
+        keys[f"{sheet.name}.rope.scaling.original_context_length"] = 64
     keys["tokenizer.ggml.model"] = "test"
     keys["tokenizer.ggml.tokens"] = [f"{i:x}" for i in range(shape.micro.n_vocab)]
     return keys
@@ -170,13 +211,20 @@ def lay_out(
     plant: mp.Plant, il: int, block: Block, own: dict[str, F32], values: dict[str, int], shape: MoeShape
 ) -> dict[str, F32]:
     """A block's planted tensors as its data sheet lists them."""
-    wanted = {tensor.name: numbers(tensor.shape, values) for tensor in chosen(block, shape.fused)}
+    if block.mixer.name == "latent_attention":
+        m = shape.latent
+        values = values | {"n_q_latent": m.n_query, "n_key": m.n_nope + m.n_rot, "n_value": m.n_value}
+        tensors = latent_choice(block, shape)
+        wanted = {tensor.name: numbers(tensor.shape, values) for tensor in tensors}
+        own = with_latent(plant, il, own, wanted, shape)
+    else:
+        wanted = {tensor.name: numbers(tensor.shape, values) for tensor in chosen(block, shape.fused)}
     if block.mixer.name == "attention":
         own = without_gate(plant, il, own, shape.micro)
     if shape.fused and block.mixer.name == "attention":
         for kind in ("weight", "bias"):
             own[f"attn_qkv.{kind}"] = np.concatenate([own.pop(f"attn_{part}.{kind}") for part in "qkv"])
-    if "ffn_norm.weight" in wanted:
+    if "ffn_norm.weight" in wanted and "ffn_norm.weight" not in own:
         own["ffn_norm.weight"] = own.pop("post_attention_norm.weight")
     if "ffn_gate_inp.weight" in wanted:
         own = with_experts(plant, il, own, wanted, shape)
@@ -197,6 +245,36 @@ def chosen(block: Block, fused: bool = False) -> list[Tensor]:
         sizes = [len(choice) for choice in choices]
         found += choices[sizes.index(min(sizes) if fused else max(sizes))]
     return found
+
+
+def latent_choice(block: Block, shape: MoeShape) -> list[Tensor]:
+    """The tensors of a block with a latent row: of queries and of keys and values the form that the shape says."""
+    left_out = {"attn_k_b.weight", "attn_v_b.weight"} if shape.latent.is_old else {"attn_kv_b.weight"}
+    left_out |= {"attn_q.weight"} if shape.latent.n_query else {f"attn_q_{x}.weight" for x in ("a", "a_norm", "b")}
+    left_out |= {f"ffn_{x}_exps.weight" for x in (("gate", "up") if shape.fused else ("gate_up",))}
+    return [tensor for tensor in block.all_tensors() if tensor.name not in left_out]
+
+
+def with_latent(
+    plant: mp.Plant, il: int, own: dict[str, F32], wanted: dict[str, Any], shape: MoeShape
+) -> dict[str, F32]:
+    """Attention through a latent row in place of the planted one: noise that writes as that does."""
+    prefix, norm = f"blk.{il}.", own["attn_norm.weight"]
+    made = {name: x for name, x in own.items() if not name.startswith("attn_") or name == "attn_norm.weight"}
+    for name, dims in wanted.items():
+        if name.endswith(("q_a_norm.weight", "kv_a_norm.weight")):
+            made[name] = plant.gamma(prefix + name, dims[0], 0.9, 1.6)
+            del plant.tensors[prefix + name]
+        elif name in ("attn_q_a.weight", "attn_q.weight", "attn_kv_a_mqa.weight"):
+            made[name] = plant.noise(prefix + name, dims, 0.4) / norm
+        elif name == "attn_output.weight":
+            out = plant.writer(prefix + name, dims[1], mp.WRITE_NOISE)
+            c = shape.micro.channels[0]
+            out[c] += plant.noise(prefix + "attn_output.context", (shape.micro.n_context, dims[1]), LATENT_CONTEXT)
+            made[name] = out
+        elif name.startswith("attn_") and name not in made:
+            made[name] = uniform(plant.seed, prefix + name, dims) * np.float32(LATENT_NOISE * dims[-1] ** -0.5)
+    return made
 
 
 def without_gate(plant: mp.Plant, il: int, own: dict[str, F32], m: mp.MicroShape) -> dict[str, F32]:

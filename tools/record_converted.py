@@ -30,6 +30,17 @@ tree, pre = sys.argv.pop(1), sys.argv.pop(1)
 sys.path[:0] = [tree + "/gguf-py", tree]
 import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+from conversion.base import ModelBase, ModelType
+from conversion.deepseek import DeepseekV2Model
+from conversion.glm import Glm4MoeLiteModel
+
+
+class WithHead(Glm4MoeLiteModel):  # DeepSeek-V3's head, which its own class drops, kept as GLM-4.7-Flash's is
+    model_arch = Glm4MoeLiteModel.model_arch
+    set_vocab = DeepseekV2Model.set_vocab
+
+
+ModelBase._model_classes[ModelType.TEXT]["DeepseekV3ForCausalLM"] = WithHead
 sys.argv[0] = tree + "/convert_hf_to_gguf.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -122,11 +122,16 @@ def record_model(
         cwd = Path(folder)
         (cwd / model.name).symlink_to(model.resolve())
         text = "".join(record_log(bin_dir, model.name, case, cwd) for case in cases)
-        results = cwd / "results.gguf"
-        command = [str(bin_dir / "llama-results"), "-m", model.name, "-p", prompts[-2], "-o", results.name, *NUMERICS]
-        run([*command, *extra.split()], cwd)
-        shutil.copyfile(results, out / f"{name}.results.gguf")
+        record_logits(bin_dir, model.name, out / f"{name}.results.gguf", prompts[-2], cwd, extra)
     (out / f"{name}.log.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def record_logits(bin_dir: Path, model: str, out: Path, prompt: str, cwd: Path, extra: str = "") -> None:
+    """Write what llama-results gives for a model in the folder cwd."""
+    results = cwd / "results.gguf"
+    command = [str(bin_dir / "llama-results"), "-m", model, "-p", prompt, "-o", results.name, *NUMERICS]
+    run([*command, *extra.split()], cwd)
+    shutil.copyfile(results, out)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -167,6 +172,11 @@ def main(argv: list[str] | None = None) -> int:
                     args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
+            for name in make_micro.STANDARD_TRUNKS if args.moe else ():
+                make_micro.make_standard(name, Path(folder) / f"{name}.gguf")
+                to, extra = args.output / f"{name}.results.gguf", "" if name.endswith("f32") else "--no-repack"
+                record_logits(args.llama_bin.resolve(), f"{name}.gguf", to, MOE_PROMPTS[0], Path(folder), extra)
+                print(f"recorded {name}, logits", file=sys.stderr)
             for name, (model_name, extra) in ROPE_RECORDINGS.items() if args.rope else ():
                 model = Path(folder) / f"{model_name}.gguf"
                 make_micro.make_standard(model_name, model)

@@ -97,3 +97,7 @@ def eh_proj_tensors(norm: Change) -> tuple[Tensor, ...]:
         Tensor("nextn.shared_head_head.weight", (N_VOCAB, n_embd), "lm_head.weight", fallback=(OUTPUT, TOKEN_EMBD),
                cb="result_output"),
     )  # fmt: skip
+
+
+# Special tokens of GLM's models, which llama.cpp's converter takes by their texts.
+GLM_SPECIAL = (("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>"))

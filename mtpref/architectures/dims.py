@@ -24,6 +24,9 @@ class Dim(ABC):
     def __add__(self, other: Dim | int) -> Dim:
         return _Sum(self.terms + _terms(other))
 
+    def __sub__(self, other: Dim | int) -> Dim:
+        return self + -1 * other
+
     def __mul__(self, other: Dim | int) -> Dim:
         return _Sum(tuple((m * n, a + b) for m, a in self.terms for n, b in _terms(other)))
 
@@ -31,7 +34,8 @@ class Dim(ABC):
         return _Sum(tuple((other * n, names) for n, names in self.terms))
 
     def __str__(self) -> str:
-        return " + ".join("*".join([str(n)] * (n != 1 or not names) + list(names)) for n, names in self.terms)
+        terms = ("*".join([str(n)] * (n != 1 or not names) + list(names)) for n, names in self.terms)
+        return " + ".join(terms).replace("+ -1*", "- ")
 
     def value(self, values: Mapping[str, int]) -> int | None:
         """The number; None where one of its names has none."""

@@ -6,7 +6,7 @@ The data sheet. Source: llama.cpp src/models/glm4-moe.cpp, conversion/glm.py; tr
 from dataclasses import replace
 
 from mtpref.architectures.attention import plain_attention
-from mtpref.architectures.common import base_hypers, n_embd, numbered_head_tensors, rms_eps, root_tensors
+from mtpref.architectures.common import GLM_SPECIAL, base_hypers, n_embd, numbered_head_tensors, rms_eps, root_tensors
 from mtpref.architectures.experts import (
     FUSED_STACKS,
     expert_gating_func,
@@ -98,7 +98,7 @@ GLM4MOE = Architecture(
         head_block="model.layers.{il}.",
         n_heads="num_nextn_predict_layers",
         stacks=FUSED_STACKS,
-        special=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"), ("eom", "<|observation|>")),
+        special=GLM_SPECIAL,
         layers_after="expert_shared_count",
         heads_after="expert_weights_norm",
     ),

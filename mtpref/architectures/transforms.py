@@ -6,7 +6,8 @@ takes which:
 * zero-centred norms: GGUF w = HF w + 1;
 * decay: GGUF ``ssm_a`` = -exp(HF ``A_log``);
 * V heads: GGUF tiled order, HF grouped order (only if H_v != H_k);
-* convolution: GGUF (channels, kernel), HF (channels, 1, kernel).
+* convolution: GGUF (channels, kernel), HF (channels, 1, kernel);
+* matrices of heads: GGUF three dimensions, HF one matrix above the other.
 
 Works on NumPy arrays, rows first (a matrix is (n_out, n_in), GGUF dims reversed). Knows nothing of names, files or
 models.
@@ -66,6 +67,8 @@ class Change:
     values, inverse   one operation on values, float32 out, and its way back
     rows, columns     the order along an axis
     squeeze           (n, 1, m) in the checkpoint, (n, m) in GGUF
+    heads             name of a count: (heads * n, m) in the checkpoint, a matrix (n, m) for each head in GGUF
+    is_transposed     those matrices are (m, n) in GGUF
     """
 
     values: Callable[[np.ndarray], np.ndarray] | None = None
@@ -73,6 +76,8 @@ class Change:
     rows: VHeads | None = None
     columns: VHeads | None = None
     squeeze: bool = False
+    heads: str = ""
+    is_transposed: bool = False
 
     def apply_values(self, x: np.ndarray) -> np.ndarray:
         """The operation on values alone, then float32. Rows and columns stay where they are.
@@ -92,11 +97,17 @@ class Change:
         for axis, order in enumerate((self.rows, self.columns)):
             source = order.source(x.shape[axis], values) if order else None
             x = x if source is None else np.take(x, source, axis)
+        if self.heads:
+            x = x.reshape(values[self.heads], -1, x.shape[-1])
+            x = x.transpose(0, 2, 1) if self.is_transposed else x
         return np.ascontiguousarray(x)
 
     def from_gguf(self, x: np.ndarray, values: Values) -> np.ndarray:
         """Inverse of to_gguf; exact but for the rounding of norms and of log(exp())."""
         x = x.astype(np.float32)
+        if self.heads:
+            x = x.transpose(0, 2, 1) if self.is_transposed else x
+            x = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
         for axis, order in enumerate((self.rows, self.columns)):
             source = order.source(x.shape[axis], values) if order else None
             x = x if source is None else np.take(x, np.argsort(source), axis)
@@ -162,4 +173,5 @@ def reorder_v_heads(x: np.ndarray, axis: int, n_k_head: int, n_v_head: int, to_g
 
 AS_IS = Change()
 ZERO_CENTRED = Change(norm_to_gguf, norm_from_gguf)
+BY_HEAD, BY_HEAD_TRANSPOSED = Change(heads="n_head"), Change(heads="n_head", is_transposed=True)
 NEGATIVE_EXP = Change(a_log_to_ssm_a, ssm_a_to_a_log)

@@ -3,7 +3,7 @@
 Owns the marks by which such files are told. Reads keys and tensor names only.
 """
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 from mtpref.files.gguf import GgufFile, printable
 
@@ -74,6 +74,18 @@ def head_in_trunk(file: GgufFile, n_trunk: int) -> str | None:
         if name.startswith("blk.") and ".nextn." in name and block[1].isdecimal() and int(block[1][:9]) < n_trunk:
             return name
     return None
+
+
+def trunk_in_head(names: Collection[str], il: int) -> bool:
+    """Whether block il, which the keys count as the head, is a trunk layer, and the file has no head at all."""
+    return f"blk.{il}.attn_norm.weight" in names and not any(".nextn." in name for name in names)
+
+
+# What becomes of that layer.
+LOST_LAYER = (
+    "llama.cpp takes that trunk layer for the head and leaves it out, and the text is ruined without a word; "
+    "mtpref strip takes the key away"
+)
 
 
 def _text(file: GgufFile, key: str) -> str | None:

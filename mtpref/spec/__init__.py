@@ -1,8 +1,8 @@
-"""The numerical specification: numbered pure functions, S1 to S29 and S41 to S51. docs/spec.md has the same anchors.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53 to S54. docs/spec.md has the anchors.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
-(S25 to S29), moe (S41 to S47), projections (S49 to S51). Nothing here has state, reads a file or chooses a path. The
-Numba twins in mtpref/kernels compute the same bits.
+(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention). Nothing
+here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (
@@ -20,6 +20,7 @@ from mtpref.spec.arith import (
     sincos64,
     softplus,
 )
+from mtpref.spec.latent import latent_scale, rope_interleaved
 from mtpref.spec.layers import (
     attention,
     attn_gate,
@@ -158,6 +159,7 @@ __all__ = [
     "imrope_has_position",
     "l2_norm",
     "lane_sum_products",
+    "latent_scale",
     "limit_groups",
     "load_kv",
     "log1p64",
@@ -179,6 +181,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_frequencies",
+    "rope_interleaved",
     "rope_table",
     "round_bf16",
     "round_f16",

@@ -5,7 +5,7 @@ limits stand in the architecture's data sheet. It must not read tensors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtpref.base.errors import MtprefError
@@ -164,6 +164,36 @@ class AttnConfig:
     freq_base: float
     rms_eps: float
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """An attention layer through a latent row; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    n_head: int
+    n_key: int  # of a head before absorption: n_nope + n_rot
+    n_value: int
+    n_latent: int
+    n_rot: int
+    freq_base: float
+    rms_eps: float
+    is_absorbed: bool  # one cached row for all heads; False: every head's key and value, as older files have it
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)  # its log_multiplier a tenth, as files have it
+    scale: float = 1.0  # what queries of latent attention are multiplied with (S54)
+
+    @property
+    def n_row(self) -> int:
+        """Values of a cached row (of one head's)."""
+        return self.n_latent + self.n_rot if self.is_absorbed else max(self.n_key, self.n_value)
+
+    @property
+    def rotary(self) -> AttnConfig:
+        """The turned part as an attention layer of its own (S10). A log_multiplier cancels the magnitude: it is taken
+        to be the model's mscale too."""
+        scaling = replace(self.rope_scaling, log_multiplier=1.0 if self.rope_scaling.log_multiplier else 0.0)
+        shape = self.n_embd, self.n_head, 1, self.n_rot, self.n_rot
+        return AttnConfig(*shape, None, self.freq_base, self.rms_eps, scaling)
 
 
 @dataclass(frozen=True)

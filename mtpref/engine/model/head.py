@@ -24,7 +24,7 @@ from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
 from mtpref.files.gguf import GgufArray, GgufFile, listed, open_gguf, printable
 from mtpref.files.identify import describe_kind, has_trunk
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
-from mtpref.spec.kinds import rope_constants
+from mtpref.spec.kinds import rope_constants, rotary_of
 
 INPUT_PARTS = ("enorm", "hnorm", "eh_proj")  # what embedding and hidden row go through before the block
 MAX_TEXT = 1000  # bytes of a name that is compared
@@ -257,8 +257,8 @@ def _check_rope(trunk: Trunk, values: Values, differs: Any) -> None:
     found, expected = configure(values.at(il)), configure(trunk.values.at(il))
     if not hasattr(found, "rope_scaling"):
         return
-    pairs = zip(rope_constants(found), rope_constants(expected), strict=True)
-    if all(_same(a, b) for a, b in pairs):
+    pairs = zip(rope_constants(rotary_of(found)), rope_constants(rotary_of(expected)), strict=True)
+    if all(_same(a, b) for a, b in pairs) and getattr(found, "scale", 1.0) == getattr(expected, "scale", 1.0):
         return
     keys = {hyper.name: hyper.key for hyper in trunk.arch.hypers}
     for name in ROPE_NAMES:

@@ -18,7 +18,15 @@ from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.engine.weights import TensorFinder, Weights, packed
 from mtpref.files.finite_weights import check_tensors as check_tensors_of
 from mtpref.files.gguf import GgufFile, listed, open_gguf, printable
-from mtpref.files.identify import HEAD_ONLY, REDECLARE, describe_kind, head_in_trunk, is_head_only
+from mtpref.files.identify import (
+    HEAD_ONLY,
+    LOST_LAYER,
+    REDECLARE,
+    describe_kind,
+    head_in_trunk,
+    is_head_only,
+    trunk_in_head,
+)
 from mtpref.files.vocab import load_vocab
 from mtpref.spec import Matrix, Stack
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config, rope_notes
@@ -108,6 +116,11 @@ def _check(finder: TensorFinder, head: LoadedHead) -> None:
 
 def _check_declared(file: GgufFile, config: ModelConfig) -> None:
     """Refuse a file whose keys count an MTP block among the trunk's layers: run as one, it gives other text."""
+    if config.n_layer_nextn and trunk_in_head(file.tensors, config.n_layer):
+        raise MtprefError(
+            f"{file.label}: key {config.arch}.nextn_predict_layers is {config.n_layer_nextn}, and blk.{config.n_layer} "
+            f"has no nextn tensor: {config.arch}.block_count counts no head; {LOST_LAYER}"
+        )
     name = head_in_trunk(file, config.n_layer)
     if name is not None:
         key = f"{config.arch}.nextn_predict_layers"

@@ -17,7 +17,9 @@ from mtpref.engine.model.model import Layer, Part
 from mtpref.spec.kinds import LayerKind
 
 PARTS: tuple[Part, Part] = ("mixer", "ffn")
-_WORDS = {"gated_delta_net": "DeltaNet", "attention": "attention", "gated_attention": "attention"}
+_WORDS = {"gated_delta_net": "DeltaNet"} | dict.fromkeys(
+    ("attention", "gated_attention", "latent_attention"), "attention"
+)
 
 
 def kind_of(block: Block, part: Part) -> LayerKind:

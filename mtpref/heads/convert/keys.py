@@ -1,6 +1,6 @@
 """GGUF keys of the hyper-parameters, in the order in which llama.cpp's converter writes them.
 
-Facts: llama.cpp conversion/base.py (set_gguf_parameters), conversion/qwen.py, glm.py and hunyuan.py.
+Facts: llama.cpp conversion/base.py (set_gguf_parameters), conversion/qwen.py, glm.py, hunyuan.py and deepseek.py.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,13 @@ Keys = list[tuple[str, Any, str]]
 FIRST = (
     "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "rope.freq_base", "attention.layer_norm_rms_epsilon", "expert_count",
-    "expert_used_count", "expert_group_count", "expert_group_used_count", "attention.key_length",
-    "attention.value_length",
+    "expert_used_count", "expert_group_count", "expert_group_used_count", "expert_gating_func",
+    "attention.key_length", "attention.value_length",
 )  # fmt: skip
 FILE_TYPE = "general.file_type"
+# Written there only where config.json names it; converters of single architectures write it later.
+WIDTHS = ("attention.key_length", "attention.value_length")
+GATING, GATING_FIELD = "expert_gating_func", "scoring_func"
 # rope_parameters key -> GGUF key of YaRN's own settings
 _YARN = (
     (("extrapolation_factor",), "rope.scaling.yarn_ext_factor"),
@@ -39,14 +42,17 @@ def hyper_parameters(config: TextConfig, n_mtp: int, file_type: int) -> Keys:
     sheet, found = config.sheet, config.found
     by_key = {hyper.key: hyper for hyper in sheet.hypers}
     keys: Keys = []
-    for key in FIRST:
+    is_late = sheet.hf is not None and config.name in sheet.hf.without_head_dim and "head_dim" not in found
+    late = {GATING: GATING_FIELD not in found} | dict.fromkeys(WIDTHS, is_late)
+    first = [key for key in FIRST if not late.get(key)]
+    for key in first:
         if key == "rope.freq_base":
             keys += [*_rope_scaling(config.rope), *_sections(config.rope)]
         keys += _written(by_key[key], found, n_mtp) if key in by_key else []
     keys.append((FILE_TYPE, file_type, "u32"))
     keys += _of_heads(sheet, FILE_TYPE, n_mtp)
     for hyper in sheet.hypers:
-        if hyper.key not in (*FIRST, *(key for key, _, _ in keys)):
+        if hyper.key not in (*first, *(key for key, _, _ in keys)):
             keys += _written(hyper, found, n_mtp)
         if sheet.hf is not None and hyper.key == sheet.hf.layers_after:
             keys += sheet.layers.keys_of(found, config.n_layer, n_mtp)

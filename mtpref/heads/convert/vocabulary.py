@@ -49,7 +49,7 @@ def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, sheet: Architecture,
         ("tokenizer.ggml.tokens", tokens, "arr:str"),
         ("tokenizer.ggml.token_type", types, "arr:i32"),
     ]
-    more = _special(checkpoint, found, tokenizer, sheet.hf.special if sheet.hf else ())
+    more = _special(checkpoint, found, tokenizer, sheet.hf.special_of(checkpoint.config) if sheet.hf else ())
     keys += [pair for pair in more if pair[0] != "general.architecture"]
     _check_ids(tokenizer, keys, label)
     return keys

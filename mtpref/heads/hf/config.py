@@ -35,6 +35,7 @@ class TextConfig:
     found: dict[str, Any]
     rope: Rope
     n_heads: int | None
+    name: str = ""  # config.json's class
 
     @property
     def n_layer(self) -> int:
@@ -75,6 +76,8 @@ class Rope:
     attn_factor: Annotated[float, Within(-1e38, 1e38)] | None = None
     beta_fast: Annotated[float, Within(-1e38, 1e38)] | None = None
     beta_slow: Annotated[float, Within(-1e38, 1e38)] | None = None
+    mscale: Annotated[float, Within(0, 1e6)] | None = None
+    mscale_all_dim: Annotated[float, Within(0, 1e6)] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,12 @@ class _Fields:
     router_scaling_factor: Positive | None = None
     norm_topk_prob: bool | None = None
     route_norm: bool | None = None
+    scoring_func: Literal["sigmoid", "softmax"] | None = None
+    q_lora_rank: Size | None = None
+    kv_lora_rank: Size | None = None
+    qk_rope_head_dim: Size | None = None
+    qk_nope_head_dim: Size | None = None
+    v_head_dim: Size | None = None
 
 
 _PER_LAYER = ("layer_types", "mlp_layer_types")
@@ -143,7 +152,9 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
                 f"{where}: {name} has {len(kinds)} entries, expected {taken.num_hidden_layers} of {', '.join(expected)}"
             )
     given["n_embd_head"] = taken.head_dim or given["hidden_size"] // given["num_attention_heads"]
-    return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None)
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None, name)
 
 
 def _kind_of(name: str) -> Any:
@@ -199,6 +210,9 @@ def _check_widths(taken: _Fields, where: str) -> None:
         ("num_key_value_heads", taken.head_dim),
         ("linear_num_key_heads", taken.linear_key_head_dim),
         ("linear_num_value_heads", taken.linear_value_head_dim),
+        ("num_attention_heads", taken.qk_nope_head_dim),
+        ("num_attention_heads", taken.qk_rope_head_dim),
+        ("num_attention_heads", taken.v_head_dim),
     ):
         n = getattr(taken, heads)
         if n is not None and n * (width or 1) > MAX_COUNT:

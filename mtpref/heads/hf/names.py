@@ -7,7 +7,17 @@ Owns which names mean the same. A canonical name is one that a data sheet has (m
 from __future__ import annotations
 
 # Parts of a multimodal checkpoint that a text model has no use for, by what their names start with or contain.
-_OTHER_STARTS = ("visual.", "vision_tower.", "vision_model.", "audio_tower.", "talker.", "code2wav.", "merger.")
+_OTHER_STARTS = (
+    "visual.",
+    "vision_tower.",
+    "vision_model.",
+    "audio_tower.",
+    "talker.",
+    "code2wav.",
+    "merger.",
+    "mm_projector.",
+    "multi_modal_projector.",
+)
 _OTHER_PARTS = (".visual.", ".vision_tower.", ".vision_model.", ".audio_tower.", ".talker.", ".code2wav.")
 # Buffers that some versions save, which hold no weights.
 _BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")

@@ -48,6 +48,9 @@ class Part:
 
         A stack comes expert by expert: rows of one matrix in a piece, two-dimensional.
         """
+        if self.place.tensor.change.is_transposed:
+            yield from self._transposed(checkpoint)
+            return
         for source, index, n in self._indices():
             x = self.place.tensor.change.apply_values(checkpoint.rows(source, index))
             x = x.reshape(n, *self.shape[1:][-1:])
@@ -57,7 +60,7 @@ class Part:
     def keeps(self, checkpoint: Checkpoint) -> str | None:
         """The ggml type whose blocks hold these very values with the checkpoint's codes as they are, or None."""
         change = self.place.tensor.change
-        if change.values is not None or change.squeeze or len(self.shape) < 2:
+        if change.values is not None or change.squeeze or change.is_transposed or len(self.shape) < 2:
             return None
         if self.columns is not None and self._block_order() is None:
             return None
@@ -95,6 +98,15 @@ class Part:
             for begin in range(first, last, step):
                 end = min(begin + step, last)
                 yield source, slice(begin, end) if self.rows is None else self.rows[begin:end], end - begin
+
+    def _transposed(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
+        """A stack whose matrices lie transposed in the checkpoint, one above the other: one at a time."""
+        n, _, step = self.shape
+        for h in range(n):
+            index = slice(h * step, (h + 1) * step) if self.rows is None else self.rows[h * step : (h + 1) * step]
+            x = self.place.tensor.change.apply_values(checkpoint.rows(self.source, index))
+            yield np.ascontiguousarray(x.reshape(step, -1).T)
+            checkpoint.release(self.source)
 
     def _runs(self) -> Iterator[tuple[str, int, int]]:
         """Tensors of the checkpoint in order, with the first of their rows and the one after the last."""

@@ -153,4 +153,17 @@ def _part(
     if order is not None:
         rows = order if rows is None else rows[order]
     columns = change.columns.source(shape[-1], config.values) if change.columns and len(shape) == 2 else None
+    if change.heads:
+        return _by_head(place, source, (n_rows, shape[-1]), rows, config.values[change.heads], what)
     return Part(place.name, (source,), (n_rows, *shape[1:]), rows, columns, place)
+
+
+def _by_head(
+    place: Place, source: str, shape: tuple[int, int], rows: NDArray[np.intp] | None, n_head: int, what: str
+) -> Part:
+    """A matrix for each head, which the checkpoint has one above the other."""
+    n_rows, width = shape
+    if n_rows % n_head:
+        raise MtprefError(f"{what}, expected as many rows for each of {n_head} heads")
+    one = (width, n_rows // n_head) if place.tensor.change.is_transposed else (n_rows // n_head, width)
+    return Part(place.name, (source,), (n_head, *one), rows, None, place, 0, n_rows // n_head)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Either, Tensor, numbers, present_tensors, trimmed
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable, without_leading_ones
-from mtpref.files.identify import REDECLARE, has_trunk
+from mtpref.files.identify import LOST_LAYER, REDECLARE, has_trunk, trunk_in_head
 from mtpref.spec.config import Metadata, read_model_config
 
 MTP = "mtp"  # the name of every head's block
@@ -24,6 +24,7 @@ DROPPED = (
     "convert again from a checkpoint with mtp.* tensors"
 )
 _SOURCE = "file"  # what errors of keys begin with
+DOES_NOT_LOAD = "llama.cpp does not load it"
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 
 
@@ -218,6 +219,8 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
                 text += (
                     f": key {layout.arch}.nextn_predict_layers is {layout.n_mtp}, too many for the heads that are there"
                 )
+                if without_head(sheet) != DOES_NOT_LOAD and trunk_in_head(f.tensors, i):
+                    text += f"; {LOST_LAYER}"
             problems.append(Problem("block", f"blk.{i}", text))
             kind = found if found in (*tables, MTP) else kind
         if kind == MTP:
@@ -298,7 +301,7 @@ def without_head(sheet: Architecture | None) -> str:
     """What llama.cpp does with a file that counts a head and does not hold it."""
     if sheet is not None and sheet.head is not None and sheet.head.may_lack:
         return "llama.cpp runs it without drafting, and aborts with --spec-type draft-mtp"
-    return "llama.cpp does not load it"
+    return DOES_NOT_LOAD
 
 
 def _head_of_unknown(f: GgufFile, arch: str, names: list[str]) -> list[Problem]:

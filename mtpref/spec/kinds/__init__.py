@@ -7,7 +7,8 @@ from mtpref.spec.kinds.attention import ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
-from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants
+from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
+from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.moe_ffn import MOE_FFN, SOFTMAX_MOE_FFN
 from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Norm, Part, Residual, Sequential
 
@@ -19,6 +20,7 @@ __all__ = [
     "GATED_DELTA_NET",
     "GROUPED_DELTA_NET",
     "INPUT",
+    "LATENT_ATTENTION",
     "LAYER_INPUT",
     "MIXER",
     "MOE_FFN",
@@ -36,4 +38,5 @@ __all__ = [
     "Span",
     "no_state",
     "rope_constants",
+    "rotary_of",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.spec.config import AttnConfig, Values
+from mtpref.spec.config import AttnConfig, LatentConfig, Values
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
@@ -67,6 +67,11 @@ class Span:
         if cfg not in self._rope:
             self._rope[cfg] = self.ops.rope_table(self.pos, *rope_constants(cfg))
         return self._rope[cfg]
+
+
+def rotary_of(cfg: AttnConfig | LatentConfig) -> AttnConfig:
+    """What of a layer is turned by position, as an attention layer."""
+    return cfg.rotary if isinstance(cfg, LatentConfig) else cfg
 
 
 @lru_cache(maxsize=16)

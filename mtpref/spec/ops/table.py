@@ -53,9 +53,14 @@ class Ops:
     repeat_heads: types.RepeatHeads  # S50
     split_beta_alpha: types.SplitBetaAlpha  # S51
     split_qkvz: types.SplitQkvz  # S51
+    rope_interleaved: types.Rope  # S53
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
+    latent_input: types.LatentInput  # S55
+    head_products: types.HeadProducts  # S56
+    latent_attn_layer: types.LatentAttnLayer  # S57
+    expanded_attn_layer: types.ExpandedAttnLayer  # S58
     ffn: types.Ffn  # S30
     head: types.Head  # S31
     mtp_input: types.MtpInput  # S31
@@ -86,6 +91,8 @@ _ROUTE = frozenset(
     }
 )
 _EXPERTS = frozenset({"mul_mat", "swiglu", "weigh_experts", "sum_experts"})
+_LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
+_LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
 _SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
     "delta_layer": frozenset(
@@ -103,6 +110,10 @@ PARTS: dict[str, frozenset[str]] = {
     ),
     "attn_layer": frozenset({"mul_mat", "split_q_gate", "rms_norm", "rope", "store_kv", "attention", "attn_gate"}),
     "plain_attn_layer": frozenset({"mul_mat", "add_bias", "rms_norm", "rope", "store_kv", "attention"}),
+    "latent_input": _LATENT_INPUT,
+    "head_products": frozenset({"mul_mat"}),
+    "latent_attn_layer": _LATENT_ATTN | {"head_products"},
+    "expanded_attn_layer": _LATENT_ATTN,
     "ffn": frozenset({"mul_mat", "swiglu"}),
     "head": frozenset({"mul_mat"}),
     "mtp_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),

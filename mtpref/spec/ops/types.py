@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.spec import Matrix
-from mtpref.spec.config import AttnConfig, DeltaConfig, MoeConfig
+from mtpref.spec import Matrix, Stack
+from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig
 from mtpref.spec.moe import IDS, Routing
 
 if TYPE_CHECKING:
@@ -201,6 +201,56 @@ class AttnLayer(Protocol):
     ) -> F32: ...
 
 
+class LatentInput(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: LatentConfig,
+        x: F32,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> tuple[F32, F32, F32, F32]: ...
+
+
+class HeadProducts(Protocol):
+    def __call__(self, ops: "Ops", w: Stack, x: F32, /) -> F32: ...
+
+
+class LatentAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: LatentConfig,
+        x: F32,
+        cells: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
+class ExpandedAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: LatentConfig,
+        x: F32,
+        k_cache: NDArray,
+        v_cache: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
 class Ffn(Protocol):
     def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
 
@@ -251,6 +301,10 @@ class CoarseEntries(TypedDict, total=False):
     mtp_input: MtpInput
     mtp_norm: MtpNorm
     plain_attn_layer: AttnLayer
+    latent_input: LatentInput
+    head_products: HeadProducts
+    latent_attn_layer: LatentAttnLayer
+    expanded_attn_layer: ExpandedAttnLayer
     route: Route
     experts: Experts
     shared_expert: SharedExpert
@@ -292,3 +346,4 @@ class OpEntries(CoarseEntries, total=False):
     repeat_heads: RepeatHeads
     split_beta_alpha: SplitBetaAlpha
     split_qkvz: SplitQkvz
+    rope_interleaved: Rope
