@@ -415,20 +415,20 @@ SILU: Mapping[str, tuple[Any, ...]] = {"hidden_act": ("silu", "swish")}
 class HuggingFace:
     """How checkpoints of the architecture are told and named.
 
-        classes, model_types   config.json's `architectures` and `model_type`
-        layer      prefix of a trunk layer's tensors: {il} is the layer
-        head, head_block   prefixes of a head's nextn tensors, and of its block's: {i} counts heads, {il} goes on counting
-                   layers
-        n_heads    config.json's field that counts heads
-        fused      names that stand for several tensors
-        stacks     names that stand for the experts of one or several stacks at once
-        says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
-        special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
-            special_classes  the classes for which it does so; (): all
-        without_head_dim  classes whose configuration in transformers has no head_dim of its own: without the field
-                   a converter writes the widths of a head late
-            fixed      fields of config.json that a GGUF has no key for, with the values that its engines go by
-            layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
+    classes, model_types   config.json's `architectures` and `model_type`
+    layer      prefix of a trunk layer's tensors: {il} is the layer
+    head, head_block   prefixes of a head's nextn tensors, and of its block's: {i} counts heads, {il} goes on counting
+               layers
+    n_heads    config.json's field that counts heads
+    fused      names that stand for several tensors
+    stacks     names that stand for the experts of one or several stacks at once
+    says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
+    special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
+    special_classes  the classes for which it does so; (): all
+    without_head_dim  classes whose configuration in transformers has no head_dim of its own: without the field
+               a converter writes the widths of a head late
+    fixed      fields of config.json that a GGUF has no key for, with the values that its engines go by
+    layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
     """
 
     classes: tuple[str, ...]
