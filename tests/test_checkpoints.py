@@ -424,6 +424,18 @@ def test_against_reads_what_the_folder_stands_for(folder, tmp_path, capsys):
     assert [f.id for f in found] == ["against-values"]
 
 
+def test_against_names_what_it_could_not_read(folder, trunk, tmp_path):
+    """A tensor of the folder that cannot be read is not said to be absent, and why is said."""
+    path = changed(lambda name: folder(name, "qwen35"), tmp_path, FP8, drop(SCALE))
+    with open_gguf(trunk / "whole.gguf") as file:
+        other = Other(path)
+        found = {f.id: f for f in compare(file, other) if f.id in ("against-unread", "against-extra")}
+        other.close()
+    assert f"{Q} is F8_E4M3 and has no scales" in found["against-unread"].text
+    assert found["against-extra"].what == "blk.3.attn_q.weight"
+    assert "absent or unread there" in found["against-extra"].text
+
+
 def test_graft_keeps_the_heads_own_embeddings_and_output(trunk, tmp_path, capsys):
     """`mtp.embed_tokens` and `mtp.lm_head` go into the file; what has no place is named, the head's first."""
     state, config, words = TINY
