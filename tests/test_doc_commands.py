@@ -40,6 +40,7 @@ NOT_HERE = {
     ("docs/keeping-the-head.md", "mtpref check model.gguf --against HF_DIR"): "test_keeping_doc.py has one like it",
     ("docs/keeping-the-head.md", "mtpref check model-q4_0.gguf --against"): "test_keeping_doc.py",
     ("docs/keeping-the-head.md", "mtpref quantize model.gguf model-q4_0.gguf"): "test_keeping_doc.py",
+    ("docs/checkpoints.md", "mtpref graft trunk.gguf HF_DIR"): "test_checkpoints.py grafts from every kind of folder",
     ("docs/diagnosis.md", "mtpref diagnose --log port.jsonl"): "test_evaluate_diagnose.py: it replays every fault",
     ("docs/diagnosis.md", "mtpref diagnose --dump port.gguf"): "test_evaluate_diagnose.py: it replays every fault",
     ("docs/models.md", "python tools/make_tiny.py"): "trains for 70 minutes; test_make_tiny.py runs its steps",
