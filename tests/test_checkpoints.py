@@ -216,6 +216,11 @@ BAD = {
     "FP8 block of config.json": (
         FP8, keep, lambda c: c.update(weight_block_size=[16, 16]), "shape (7, 2), expected (10, 4) for blocks"),
     "no block": (FP8, keep, lambda c: c.update(weight_block_size=[0, 16]), "weight_block_size[0] is 0"),
+    "FP8 scales of float64": (
+        FP8, add(weight_scale_inv=np.full((8, 2), 1e300)), None, f"{Q}_scale_inv: a scale is inf, expected finite"),
+    "FP8 with two scales": (
+        FP8, add(weight_scale=np.ones((8, 2), np.float32)), None,
+        f"{Q} is stored as FP8 E4M3, blocks of 24x40 and has {Q}_scale beside it, expected no other part"),
     "scales without codes": (FP8, drop("weight"), None, f"{Q}_scale_inv is there and its codes are not"),
     "plain with scales": (
         FP8, both(drop("weight"), add(weight=np.zeros((192, 64), np.float32)), plain), None, "has model.layers.3"),
@@ -260,6 +265,11 @@ BAD = {
     "MXFP4 scales of another grid": (MXFP4, cut("scale", np.s_[:, 1:]), None, f"{NAME}.scale: shape (192, 1), "),
     "MXFP4 NaN scale": (
         MXFP4, lambda own, k: put("scale", 5, 255)(own, k), None, f"{NAME}.scale: a scale is nan"),
+    "FP4 or INT8 of half the columns": (
+        MXFP4, both(add(scale=np.ones((192, 2), np.float32)), lambda _, kinds: kinds.pop("scale")), None,
+        f"{Q}: blk.3.attn_q.weight would have shape (192, 32), expected (192, 64)"),
+    "NVFP4 with two scales of the matrix": (
+        "nvfp4", add(weight_scale_2=np.ones(1, np.float32)), None, f"{Q} is stored as NVFP4 and has {Q}_scale_2"),
     "INT8 without scales": ("int8", drop("weight_scale"), None, f"{Q} is I8 (192, 64) and has no scales"),
     "FP4 of no scales": (MXFP4, drop("scale"), None, f"{Q} is I8 (192, 32) and has no scales"),
     "NVFP4 without the matrix's": (
@@ -278,6 +288,39 @@ def test_bad_tensors_end_in_one_line_that_names_them(folder, tmp_path, capsys, c
     assert (code, len(lines)) == (2, 1), err
     assert says in lines[0]
     assert not list(tmp_path.glob("*out.gguf*"))
+
+
+INTEGERS = {
+    "a norm": ("mtp.norm.weight", np.int8, {}),
+    "a vector of another name": ("mtp.layers.0.input_layernorm.weight", np.int64, {}),
+    "a stack without scales": ("mtp.layers.0.mlp.experts.down_proj", np.int8, {}),
+    "a stack with scales": ("mtp.layers.0.mlp.experts.down_proj", np.uint8, {"_scale": 6}),
+    "a float stack with scales": ("mtp.layers.0.mlp.experts.down_proj", np.float32, {"_scale_inv": 6}),
+}
+
+
+@pytest.mark.parametrize("verb", ["convert", "graft", "check"])
+@pytest.mark.parametrize("case", INTEGERS)
+def test_integers_are_never_taken_for_the_values_of_a_weight(tmp_path, capsys, case, verb):
+    """Not those of a vector or a stack either, whose names say nothing of codes; nor floats that have scales."""
+    name, dtype, more = INTEGERS[case]
+    named = state("qwen35moe", fused=True)
+    source = write_quantised(tmp_path / "hf", named, CONFIGS["qwen35moe"], tokenizer("qwen35moe"), lambda *_: None)
+    trunk, target = tmp_path / "trunk.gguf", tmp_path / "out.gguf"
+    convert(source, trunk, Settings(which="trunk"))
+    own = {name: np.ones(named[name].shape, dtype)} | {
+        f"{name}{part}": np.ones(n, np.float32) for part, n in more.items()
+    }
+    arrays = {n: x for n, x in named.items() if n != name} | own
+    write_safetensors(source / "model.safetensors", arrays, frozenset())
+    args = {"convert": [str(source), "-o", str(target)], "check": ["--fast", str(source)],
+            "graft": [str(trunk), str(source), "-o", str(target), "--no-probe"]}  # fmt: skip
+    assert main([verb, *args[verb]]) == (1 if verb == "check" else 2)
+    out, err = capsys.readouterr()
+    text = " ".join((out if verb == "check" else err).split())
+    assert f"{name} is {np.dtype(dtype).kind.upper()}{8 * np.dtype(dtype).itemsize}" in text
+    assert ", expected floats, or codes" in text or "beside it, expected codes" in text
+    assert not target.exists()
 
 
 # THE HEAD ALONE
@@ -379,6 +422,18 @@ def test_against_reads_what_the_folder_stands_for(folder, tmp_path, capsys):
         found = compare(file, other)
         other.close()
     assert [f.id for f in found] == ["against-values"]
+
+
+def test_against_names_what_it_could_not_read(folder, trunk, tmp_path):
+    """A tensor of the folder that cannot be read is not said to be absent, and why is said."""
+    path = changed(lambda name: folder(name, "qwen35"), tmp_path, FP8, drop(SCALE))
+    with open_gguf(trunk / "whole.gguf") as file:
+        other = Other(path)
+        found = {f.id: f for f in compare(file, other) if f.id in ("against-unread", "against-extra")}
+        other.close()
+    assert f"{Q} is F8_E4M3 and has no scales" in found["against-unread"].text
+    assert found["against-extra"].what == "blk.3.attn_q.weight"
+    assert "absent or unread there" in found["against-extra"].text
 
 
 def test_graft_keeps_the_heads_own_embeddings_and_output(trunk, tmp_path, capsys):

@@ -18,7 +18,7 @@ def add_parser(verbs: Any) -> None:
         "check",
         usage="mtpref check [options] FILE|HF_DIR",
         help="is the MTP head there, and is it sound?",
-        description="Check a GGUF file or a Qwen3.5 checkpoint folder for its MTP head: keys against tensors, shapes, "
+        description="Check a GGUF file or a checkpoint folder for its MTP head: keys against tensors, shapes, "
         "norms, halves of eh_proj, NaN, types, tokenizer and template; then run the head on a built-in text beside "
         "itself with one thing changed. Exit code 0: sound; 1: no head, or something is wrong with it; 2: not a model; "
         "3: cannot judge, since the file holds something that mtpref does not know, such as a new type. "

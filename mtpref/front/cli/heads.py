@@ -34,7 +34,7 @@ def _add_extract(verbs: Any) -> None:
     parser.add_argument(
         "--outtype",
         choices=("f32", "f16", "bf16", "q8_0"),
-        help="type of the matrices of a checkpoint folder (default: bf16)",
+        help="type of the matrices of a checkpoint folder, but of 4-bit codes that stay (default: bf16)",
     )
     parser.add_argument(
         "-o", "--output", type=OutputPath, metavar="OUT", help="the file to write (default: mtp-FILE beside FILE)"
@@ -75,7 +75,7 @@ def _add_graft(verbs: Any) -> None:
     parser.add_argument(
         "--outtype",
         choices=("f32", "f16", "bf16", "q8_0"),
-        help="type of the head's matrices from a checkpoint folder (default: bf16)",
+        help="type of the head's matrices from a checkpoint folder, but of 4-bit codes that stay (default: bf16)",
     )
     proof = parser.add_mutually_exclusive_group()
     proof.add_argument(

@@ -33,16 +33,21 @@ MAX_NAMED = 8
 
 
 class Other:
-    """The other file: shapes and types by GGUF name, and values in pieces of whole rows."""
+    """The other file: shapes and types by GGUF name, and values in pieces of whole rows.
+
+    unread   why tensors of a folder cannot be read; they are not among the shapes
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.is_folder = is_checkpoint(path)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.types: dict[str, str] = {}
+        self.unread: list[str] = []
         self._pieces: dict[str, Callable[[], Iterator[F32]]] = {}
         if self.is_folder:
             self._checkpoint = open_checkpoint(path)
             found = gguf_tensors(self._checkpoint, text_config(self._checkpoint.config, self._checkpoint.label))
+            self.unread = [text for _, text in found.faults] + list(found.shared_faults.values())
             for part in found.parts:
                 self.shapes[part.name] = part.shape
                 self.types[part.name] = self._checkpoint.dtype(part.source)
@@ -62,7 +67,11 @@ class Other:
 
 def compare(file: GgufFile, other: Other) -> list[Finding]:
     """Inventory and values, every tensor of both."""
-    found = []
+    found, absent = [], "absent there"
+    if other.unread:
+        absent = "absent or unread there"
+        more = f" (and {len(other.unread) - 1} more)" if len(other.unread) > 1 else ""
+        found.append(Finding("against-unread", "the other", f"{other.unread[0]}{more}"))
     for name in other.shapes:
         if name not in file.tensors:
             found.append(
@@ -71,9 +80,8 @@ def compare(file: GgufFile, other: Other) -> list[Finding]:
     worst, n_compared, n_off = (0.0, "", ""), 0, 0
     for info in file.tensors.values():
         if info.name not in other.shapes:
-            found.append(
-                Finding("against-extra", printable(info.name), f"{info.type_name} {info.shape} here, absent there")
-            )
+            text = f"{info.type_name} {info.shape} here, {absent}"
+            found.append(Finding("against-extra", printable(info.name), text))
         elif info.shape != other.shapes[info.name]:
             found.append(Finding("against-shape", info.name, f"{info.shape} here, {other.shapes[info.name]} there"))
         elif info.type_name in DEQUANTIZABLE and other.types[info.name] in {*DEQUANTIZABLE, "F64"}:

@@ -143,6 +143,11 @@ CATALOGUE: dict[str, Kind] = {
     "against-extra": Kind(NOTE, "this file has a tensor that the other lacks", ""),
     "against-shape": Kind(FAIL, "a tensor has another shape in the other file", _AGAIN),
     "against-skipped": Kind(NOTE, "a tensor could not be compared: the type of one of them cannot be read", ""),
+    "against-unread": Kind(
+        NOTE,
+        "tensors of the other folder cannot be read, and were not compared",
+        "`mtpref check` of that folder says more",
+    ),
     "against-value": Kind(FAIL, "a tensor differs by more than its type explains", _AGAIN),
     "against-values": Kind(OK, "the tensors are the other file's, as well as their types can say", ""),
     "against-acceptance": Kind(OK, "acceptance beside the other file's", ""),

@@ -268,6 +268,6 @@ def _check_whole(
         wanted = expected[part.name][0]
         if wanted is not None and part.shape != wanted:
             raise MtprefError(
-                f"{checkpoint.label}: {part.name} would have shape {part.shape}, expected {wanted} as config.json's "
-                "sizes say"
+                f"{checkpoint.label}: {printable(part.source)}: {part.name} would have shape {part.shape}, expected "
+                f"{wanted} as config.json's sizes say"
             )

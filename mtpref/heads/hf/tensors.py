@@ -17,6 +17,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.heads.hf.checkpoint import Checkpoint
 from mtpref.heads.hf.config import TextConfig
+from mtpref.heads.hf.formats.stored import FLOATS
 from mtpref.heads.hf.names import canonical, is_buffer, is_multimodal
 from mtpref.heads.hf.parts import Part
 from mtpref.heads.hf.stacks import Stacks
@@ -56,7 +57,7 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         if is_buffer(source):
             continue
-        fault = checkpoint.fault(source)
+        fault = checkpoint.fault(source) or _no_floats(checkpoint, source)
         if fault is not None:
             place = _place_of_fault(config, source)
             if place is None:
@@ -87,6 +88,14 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
     blocks = {int(name.split(".")[1]) for name in heads}
     found.n_mtp = max(blocks) + 1 - config.n_layer if blocks else 0
     return found
+
+
+def _no_floats(checkpoint: Checkpoint, source: str) -> str | None:
+    """Why a tensor's plain integers are no values of a weight, or None for floats: codes without what they mean."""
+    dtype = checkpoint.dtype(source)
+    if dtype in FLOATS:
+        return None
+    return f"{printable(source)} is {dtype} {checkpoint.shape(source)}, expected floats, or codes whose scales are read"
 
 
 def _place_of_fault(config: TextConfig, source: str) -> Place | None:

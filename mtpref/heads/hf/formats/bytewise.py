@@ -9,10 +9,9 @@ from mtpref.heads.hf.formats.foreign import fault
 from mtpref.heads.hf.formats.fp4 import MxFp4, NvFp4
 from mtpref.heads.hf.formats.raw import Raw
 from mtpref.heads.hf.formats.scaled import Grid, Scaled, grid_of
-from mtpref.heads.hf.formats.stored import Stored, Unread, named
+from mtpref.heads.hf.formats.stored import FLOATS, Stored, Unread, named
 
 Made = tuple[Stored, Facts | None]
-FLOATS = ("F32", "F16", "BF16", "F64")
 E8M0 = ("U8", "F8_E8M0")
 BLOCK = (128, 128)  # DeepSeek's, where config.json names none
 

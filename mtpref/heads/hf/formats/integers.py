@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mtpref.heads.hf.formats.bytewise import E8M0, FLOATS, Made, of_mxfp4, of_nvfp4
+from mtpref.heads.hf.formats.bytewise import E8M0, Made, of_mxfp4, of_nvfp4
 from mtpref.heads.hf.formats.declared import Declared, Facts
 from mtpref.heads.hf.formats.packed import Packed
 from mtpref.heads.hf.formats.raw import Raw
-from mtpref.heads.hf.formats.stored import Unread, named
+from mtpref.heads.hf.formats.stored import FLOATS, Unread, named
 
 BITS = (4, 8, 2, 3, 5, 6, 7)
 

@@ -52,7 +52,8 @@ class Raw:
 
     def finite(self, name: str, scale: NDArray) -> NDArray[np.float32]:
         """Scales as float32. Errors: MtprefError for one that is NaN or infinite"""
-        found = np.asarray(scale, np.float32)
+        with np.errstate(over="ignore"):  # float64's may be beyond float32
+            found = np.asarray(scale, np.float32)
         if not np.isfinite(found).all():
             bad = found[~np.isfinite(found)].reshape(-1)[0]
             raise MtprefError(

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 
 from mtpref.files.tensor_files.safetensors import UNREAD
-from mtpref.heads.hf.formats.bytewise import FLOATS, Made, of_bytes, of_codes
+from mtpref.heads.hf.formats.bytewise import Made, of_bytes, of_codes
 from mtpref.heads.hf.formats.declared import Declared, Facts
 from mtpref.heads.hf.formats.foreign import fault, foreign_modules
 from mtpref.heads.hf.formats.integers import of_packed
 from mtpref.heads.hf.formats.raw import Raw
-from mtpref.heads.hf.formats.stored import Stored, Unread, named
+from mtpref.heads.hf.formats.stored import FLOATS, Stored, Unread, named
 from mtpref.heads.hf.formats.words import of_words
 
 FP8 = {"F8_E4M3": "FP8 E4M3", "F8_E5M2": "FP8 E5M2"}
@@ -29,6 +29,8 @@ PARTS = {
     ".weight_zero_point": ".weight", ".weight_shape": ".weight", ".weight_g_idx": ".weight",
     ".weight_global_scale": ".weight", ".qscale_weight": ".weight", ".qzeros": ".weight", ".g_idx": ".weight",
 }  # fmt: skip
+
+_STACK = ".experts."
 
 
 def recognise(raw: Raw, said: Declared) -> tuple[dict[str, Stored], list[str]]:
@@ -96,10 +98,18 @@ class _Found:
             return Unread(self.raw, name, (name,), "", text)
         return Stored(self.raw, name, (name,), shape, dtype)
 
+    def _owner(self, name: str) -> str | None:
+        """The tensor that a part belongs to by its name; None where the name is no part's."""
+        ending = next((part for part in PARTS if name.endswith(part)), None)
+        if ending is not None:
+            return name.removesuffix(ending) + PARTS[ending]
+        stack = name.removesuffix("_inv").removesuffix("_scale")  # of experts in one tensor
+        return stack if stack != name and _STACK in name and stack in self.raw else None
+
     def rest(self, name: str) -> None:
         """A tensor that no codes have claimed."""
-        ending = next((part for part in PARTS if name.endswith(part)), None)
-        if ending is None:
+        owner = self._owner(name)
+        if owner is None:
             is_quantised = bool(self.said.method) or any(tensor.kind for tensor in self.tensors.values())
             if name.endswith(ASIDE) and is_quantised and math.prod(self.raw.shape(name)) <= 1 << 16:
                 self.taken.add(name)
@@ -107,13 +117,15 @@ class _Found:
             else:
                 self.add(self._plain(name))
             return
-        owner = name.removesuffix(ending) + PARTS[ending]
         there = self.tensors.get(owner)
         if there is not None and there.fault is not None:
             self.taken.add(name)
         elif there is not None or owner in self.raw:
-            dtype = self.raw.dtype(owner) if owner in self.raw else there.dtype if there else ""
-            text = f"{named(owner)} is {dtype} and has {named(name)} beside it, expected codes, or no such part"
+            if there is not None and there.kind:
+                found, expected = f"stored as {there.kind}", "no other part"
+            else:
+                found, expected = self.raw.dtype(owner), "codes, or no such part"
+            text = f"{named(owner)} is {found} and has {named(name)} beside it, expected {expected}"
             self.tensors[owner] = Unread(self.raw, owner, (owner if owner in self.raw else name, name), "", text)
             self.taken.update((name, owner))
         else:

@@ -11,6 +11,8 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.heads.hf.formats.raw import Index, Raw
 
+FLOATS = ("F32", "F16", "BF16", "F64")
+
 
 class Stored:
     """A tensor that is stored as it is; the other formats derive from it.
