@@ -133,6 +133,13 @@ def test_a_prompt_that_shares_a_prefix_goes_back_to_a_checkpoint_before_the_diff
     check_same(session, prompt, options_of(8, rollback), expected)
 
 
+def test_checkpoints_of_a_text_stand_exactly_so_far_apart():
+    """Without drafts a round is a token: 14 of the prompt, then 4 tokens from checkpoint to checkpoint."""
+    session = new_session(micro(60), checkpoint_every=4, n_checkpoints=64)
+    list(session.run(FIRST, Options(n_predict=14, spec_type="none")))
+    assert [c.n_past for c in session.checkpoints] == [4, 8, 12, 13, 17, 21, 25]
+
+
 @pytest.mark.parametrize(
     "contract", ["llama.cpp", "training", "prompt_end=whole", "training,prompt_end=whole,hidden=pre"]
 )
