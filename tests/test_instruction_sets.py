@@ -144,6 +144,27 @@ def assembly_of_a_dot_product() -> str:
     return "\n".join(product.inspect_asm().values())
 
 
+def fma_at_ties() -> dict[str, str]:
+    """Products half-way between two float32, moved off the tie by an addend that float64 cannot hold beside them, by
+    the compiled fma32 and by the rule: where there is no instruction, the direction of a lost rest decides."""
+    import numba
+
+    from mtpref.kernels.arithmetic import scalars
+
+    @numba.njit
+    def apply(a, b, c, out):
+        for i in range(len(a)):
+            out[i] = scalars.fma32(a[i], b[i], c[i])
+
+    rests = np.array([0, 2.0**-60, 2.0**-100, 1e-30, 1e-45], np.float32)
+    rests = np.concatenate([rests, -rests])
+    a = np.full(2 * len(rests), 1 + 2.0**-12, np.float32)
+    b, c = np.concatenate([a[: len(rests)], -a[: len(rests)]]), np.concatenate([rests, rests])
+    found = np.empty_like(a)
+    apply(a, b, c, found)
+    return {"compiled": digest(found), "the rule": digest(spec.fma32(a, b, c))}
+
+
 def report(types: Iterable[str]) -> dict[str, object]:
     text = assembly_of_a_dot_product()
     return {
@@ -151,6 +172,7 @@ def report(types: Iterable[str]) -> dict[str, object]:
         "has_fma": "vfmadd" in text,
         "has_ymm": "%ymm" in text or "%zmm" in text,
         "calls_fmaf": "fmaf" in text,
+        "fma": fma_at_ties(),
         "hashes": hash_kernels(types) | hash_models(),
     }
 
@@ -213,6 +235,11 @@ def test_the_avx2_target_has_both_and_gives_the_same_bits() -> None:
 
 def test_no_target_calls_a_library_for_fma(reports: dict[str, dict]) -> None:
     assert not any(found["calls_fmaf"] for found in reports.values())
+
+
+def test_a_fused_product_is_rounded_once_on_every_target(reports: dict[str, dict]) -> None:
+    for name, found in reports.items():
+        assert found["fma"]["compiled"] == found["fma"]["the rule"], name
 
 
 def test_every_kernel_and_model_gives_the_same_bits_on_every_target(reports: dict[str, dict]) -> None:
