@@ -31,7 +31,7 @@ def table(results: list[Result], labels: list[str], mutations: list[Mutation]) -
     by = {(r.tree, r.id): r for r in results}
     lines = ["| mutation | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
     for m in mutations:
-        cells = [_cell(by.get((label, m.id))) for label in labels]
+        cells = [_cell(by.get((label, m.id))) + (f" ({m.equivalent})" if m.equivalent else "") for label in labels]
         lines.append(f"| {m.id} | " + " | ".join(cells) + " |")
     known = {m.id for m in mutations}
     for label in labels:

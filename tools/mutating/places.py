@@ -15,11 +15,12 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 @dataclass(frozen=True)
 class Mutation:
     """An edit as the list has it: `where` names the function or class, pairs are (old, new) in order of
-    trial, with a third element where the function has another name."""
+    trial, with a third element where the function has another name; equivalent: why no test can notice it."""
 
     id: str
     where: str
     pairs: tuple[tuple[str, ...], ...]
+    equivalent: str = ""
 
     @property
     def area(self) -> str:
@@ -41,7 +42,10 @@ class Place:
 def read_list(path: Path = LIST) -> list[Mutation]:
     """The mutations, in the order of the list."""
     rows = tomllib.loads(path.read_text(encoding="utf-8"))["mutation"]
-    return [Mutation(r["id"], r["in"], ((r["old"], r["new"]), *map(tuple, r.get("others", ())))) for r in rows]
+    return [
+        Mutation(r["id"], r["in"], ((r["old"], r["new"]), *map(tuple, r.get("others", ()))), r.get("equivalent", ""))
+        for r in rows
+    ]
 
 
 def read_areas(path: Path = LIST) -> dict[str, list[str]]:
