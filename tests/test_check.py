@@ -191,6 +191,14 @@ def test_fast_suspects_all_layer_norms_together_and_never_one(tmp_path, step):
     assert "norms-suspect" not in ids(check_path(write(tmp_path / "b.gguf", one), fast=True), "warning")
 
 
+def test_fast_does_not_suspect_layer_norms_that_disagree(tmp_path):
+    """No converter adds 1 to some and takes 1 from others."""
+    up, down = broken_heads.LAYER[:2], broken_heads.LAYER[2:]
+    raised, lowered = broken_heads.norms(*up, step=1), broken_heads.norms(*down, step=-1)
+    report = check_path(write(tmp_path / "m.gguf", lambda *parts: lowered(*raised(*parts))), fast=True)
+    assert "norms-suspect" not in ids(report, "warning")
+
+
 def test_fast_reads_no_tensor_whole(monkeypatch, tmp_path):
     read = []
     for room in ("heads.check.sampling", "files.gguf.reader"):
