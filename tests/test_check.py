@@ -199,6 +199,25 @@ def test_fast_does_not_suspect_layer_norms_that_disagree(tmp_path):
     assert "norms-suspect" not in ids(report, "warning")
 
 
+@pytest.mark.parametrize(("share", "counts"), [(1e-4, True), (0.01, False)])
+def test_a_half_of_eh_proj_that_is_next_to_nothing_counts_as_zero(tmp_path, share, counts):
+    def faded(x):
+        x = x.copy()
+        x[:, : x.shape[1] // 2] *= share
+        return x
+
+    change = broken_heads.edited(lambda name: name == "blk.4.nextn.eh_proj.weight", faded, "F32")
+    found = ids(check_path(write(tmp_path / "m.gguf", change), fast=True), "fail")
+    assert ("eh-proj-half-zero" in found) == counts
+
+
+@pytest.mark.parametrize(("id", "is_wrong"), [(2047, False), (2048, True)])
+def test_a_special_token_is_one_of_the_vocabulary(tmp_path, id, is_wrong):
+    path = write(tmp_path / "m.gguf", broken_heads.with_key("tokenizer.ggml.padding_token_id", id, "u32"))
+    found = [f.what for f in check_path(path, fast=True).findings if f.id == "tokenizer"]
+    assert found == (["tokenizer.ggml.padding_token_id"] if is_wrong else [])
+
+
 def test_fast_reads_no_tensor_whole(monkeypatch, tmp_path):
     read = []
     for room in ("heads.check.sampling", "files.gguf.reader"):
