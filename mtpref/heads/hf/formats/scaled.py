@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.files.tensor_files.float8 import FLOAT8
 from mtpref.heads.hf.formats.raw import Index, Raw
 from mtpref.heads.hf.formats.stored import Decoded
 
@@ -98,4 +99,4 @@ def e8m0(raw: Raw, name: str, scale: NDArray) -> NDArray:
     """Scales as floats, where a byte may be the code of an E8M0."""
     if raw.dtype(name) != "U8":
         return scale
-    return np.where(scale == 255, np.nan, np.ldexp(np.float64(1), scale.astype(np.int64) - 127)).astype(np.float32)
+    return np.asarray(FLOAT8["F8_E8M0"][scale])
