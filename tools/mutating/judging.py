@@ -111,35 +111,34 @@ def judge_by_area(
         print(f"{result.verdict:7} {result.seconds:6.0f} s  {mutation.id}  {result.by}", flush=True)
 
 
-def _failure(arguments: list[str], edited: Path, work: Path, left_out: list[str]) -> str:
-    """The test that fails first in a tree, or how else the run ended; nothing where all pass."""
+def _failure(
+    arguments: list[str], edited: Path, work: Path, left_out: list[str], limit: float = WHOLE,
+    select: list[str] | None = None,
+) -> str:  # fmt: skip
+    """The test that fails first in a tree, or how else the run ended; nothing where all pass.
+
+    select   run these tests alone, in this order
+    """
     leave, first = work / "leave.json", work / "first.txt"
     leave.parent.mkdir(parents=True, exist_ok=True)
     leave.write_text(json.dumps(left_out))
     first.unlink(missing_ok=True)
     more = {"MUTATION_LEAVE": str(leave), "MUTATION_FIRST": str(first)}
-    code = run_pytest(edited, work, ["-x", *arguments], more, WHOLE)
+    if select is not None:
+        (work / "select.json").write_text(json.dumps(select))
+        more["MUTATION_SELECT"] = str(work / "select.json")
+    code = run_pytest(edited, work, ["-x", *arguments], more, limit)
     if code in (0, 5):
         return ""
     if first.exists():
         return first.read_text()
-    return f"did not end within {WHOLE:.0f} s" if code == -14 else f"pytest ended with code {code}"
+    return f"did not end within {limit:.0f} s" if code == -14 else f"pytest ended with code {code}"
 
 
 def _first_failure(chosen: list[str], edited: Path, work: Path, recording: Recording) -> str:
     """The test that fails first, or how else the run ended; nothing where all pass."""
     if not chosen:
         return ""
-    select, leave, first = work / "select.json", work / "leave.json", work / "first.txt"
-    select.write_text(json.dumps(chosen))
-    leave.write_text(json.dumps(recording.left_out))
-    first.unlink(missing_ok=True)
     limit = PATIENCE + 10 * sum(recording.tests[id][1] for id in chosen)
     files = list(dict.fromkeys(id.partition("::")[0] for id in chosen))
-    more = {"MUTATION_SELECT": str(select), "MUTATION_LEAVE": str(leave), "MUTATION_FIRST": str(first)}
-    code = run_pytest(edited, work, ["-x", "-o", "addopts=", *files], more, limit)
-    if code in (0, 5):
-        return ""
-    if first.exists():
-        return first.read_text()
-    return f"did not end within {limit:.0f} s" if code == -14 else f"pytest ended with code {code}"
+    return _failure(["-o", "addopts=", *files], edited, work, recording.left_out, limit, chosen)
