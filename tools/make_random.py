@@ -91,7 +91,8 @@ class Shape:
         """What the sheet's hyper-parameters are; those that follow from others are made."""
         given = {name: value for name, value in self.sizes.items() if value is not None}
         pairs = given.get("n_rot", given["n_embd_head"]) // 2
-        made = {"n_block": given["n_layer"] + 1, "rms_eps": 1e-6, "n_embd_head_v": given.get("n_embd_head_v", given["n_embd_head"])}
+        n_value = given.get("n_embd_head_v", given["n_embd_head"])
+        made = {"n_block": given["n_layer"] + 1, "rms_eps": 1e-6, "n_embd_head_v": n_value}
         if "n_v_head" in given:
             made["d_inner"] = given["n_v_head"] * given["d_state"]
         for hyper in self.sheet.hypers:

@@ -214,10 +214,10 @@ def latent_attn_layer(
     q, c, k_pe = _input(ops, w, cfg, x, rope_cos_sin)
     cells[first:] = ops.store_kv(np.concatenate([c, k_pe], axis=-1)[:, None], kv_type)
     read, kind = np.ascontiguousarray(cells), attend.KINDS[kv_type]
-    halves = (read, _NO_HALF) if kind == activations.KEEP else (_NO_WIDE, read)
+    in_full, in_half = (read, _NO_HALF) if kind == activations.KEEP else (_NO_WIDE, read)
     how = float_rows.PRODUCTS[kv_type].how()
     given = Cells(
-        read.reshape(-1).view(np.uint8), kind, *halves, how.prepare, how.rows, first, one_over_root(cfg.n_row)
+        read.reshape(-1).view(np.uint8), kind, in_full, in_half, how.prepare, how.rows, first, one_over_root(cfg.n_row)
     )
     cos, sin = (np.ascontiguousarray(table) for table in rope_cos_sin)
     out = np.empty((n_tokens, cfg.n_head, cfg.n_value), np.float32)
