@@ -14,7 +14,7 @@ from golden.moe_models import prompt as tokens_of
 from mtpref.engine.model import Model, load
 from mtpref.engine.recipe import make_recipe
 from mtpref.golden.build import SuiteBuilder, close, value
-from tests import naive_loop, naive_mla, naive_moe
+from tests import naive_loop, naive_mla, naive_model, naive_moe
 from tests.portable import usual_arithmetic
 
 GOLDEN = l3_trunk.GOLDEN
@@ -234,9 +234,31 @@ def check_drafts(arch: str, prompt: Sequence[int], ids: Sequence[int], given: di
         l5_loop.check_drafts(prompt, ids, given, {})
 
 
+def head_cells() -> SuiteBuilder:
+    about = "The cells that a run leaves in a head with one row a token, [latent | turned part]: keys alone, no values."
+    suite = SuiteBuilder("L5", "head_cells_latent", "head_cells", ("S15", "S20", "S24", "S33", "S55", "S57"), about)
+    arch = "deepseek2"
+    hparams, w = oracle(arch)
+    prompt, ids = continuation(arch, 6, 12)
+    il = naive_model.n_layer(hparams)
+    held = [*prompt, *ids[:10]][:-1]
+    rows = naive_mla.trunk(w, hparams, held).h_post
+    taps = naive_mla.mtp(w, hparams, held, np.concatenate([0 * rows[:1], rows[:-1]]), list(range(len(held)))).tensors
+    cells = np.concatenate([taps[f"mtp_kv_cmpr-{il}"], taps[f"mtp_k_pe-{il}"]], axis=1)[:, None]
+    params = {"model": path_of(arch), "kv_type": "F32", "n_max": 3, "n_predict": 10}
+    inputs = {"tokens": np.array(prompt, np.int32)}
+    given = ours("head_cells", params, inputs, "exact")
+    out = {"ids": value(list(ids[:10])), "n_mtp": value(len(held)), "k": close("model_f32", cells, given["k"])}
+    suite.case(arch, "drafts of three, some rejected", inputs=inputs, params=params, out=out,
+               flags=("A2b-rope-halves", "A4-k-pe-normed", "A4b-latent-unnormed", "K7-not-trimmed"),
+               requires=features(arch, "mtp"))  # fmt: skip
+    return suite
+
+
 def loops() -> Iterator[SuiteBuilder]:
     yield rollback()
     yield runs()
+    yield head_cells()
 
 
 def heads() -> Iterator[SuiteBuilder]:
