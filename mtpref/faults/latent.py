@@ -34,7 +34,8 @@ def _layers(change: Change, *names: str) -> Callable[[Recipe], Recipe]:
 
     def entries(ops: Ops) -> OpEntries:
         def later(name: str) -> Any:
-            return lambda table, w, cfg, *rest: getattr(ops, name)(table, *change(w, cfg), *rest)
+            composed: Any = ops.composed[name]  # type: ignore[literal-required]
+            return lambda table, w, cfg, *rest: composed(table, *change(w, cfg), *rest)
 
         return {name: later(name) for name in names}  # type: ignore[return-value]
 
