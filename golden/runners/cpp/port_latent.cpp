@@ -1,5 +1,5 @@
 // Attention through a latent row (multi-head latent attention), absorbed and as older files have it: S53 to S58 of
-// docs/spec.md, and YaRN's frequencies (S10).
+// docs/spec.md, and YaRN's angles for RoPE (S10).
 #include <algorithm>
 
 #include "example_port.h"

@@ -81,7 +81,11 @@ def latent_attn_layer(
     # ATTEND, OUT
     cells[first:] = ops.store_kv(k, kv_type)
     out = ops.attention(q * np.float32(cfg.scale), cells, cells, kv_type, first)[:, :, : cfg.n_latent]
-    return _joined(ops, w, ops.head_products(ops, w["attn_v_b.weight"], out), tap)
+    values = ops.head_products(ops, w["attn_v_b.weight"], out)
+    tap("kqv_out", values)
+    y = ops.mul_mat(w["attn_output.weight"], values.reshape(len(x), -1))
+    tap("attn_output", y)
+    return y
 
 
 def expanded_attn_layer(
@@ -120,13 +124,9 @@ def expanded_attn_layer(
     k_cache[first:] = ops.store_kv(_filled(k, n_row), kv_type)
     v_cache[first:] = ops.store_kv(_filled(v, n_row), kv_type)
     out = ops.attention(_filled(q * np.float32(cfg.scale), n_row), k_cache, v_cache, kv_type, first)
-    return _joined(ops, w, out[:, :, : cfg.n_value], tap)
-
-
-def _joined(ops: Ops, w: LayerWeights, values: F32, tap: LayerTap) -> F32:
-    """What the heads gathered, (T, n_head, n_value), to the residual stream. S6."""
-    tap("kqv_out", values)
-    y = ops.mul_mat(w["attn_output.weight"], np.ascontiguousarray(values).reshape(len(values), -1))
+    out = out[:, :, : cfg.n_value]
+    tap("kqv_out", out)
+    y = ops.mul_mat(w["attn_output.weight"], np.ascontiguousarray(out).reshape(n_tokens, -1))
     tap("attn_output", y)
     return y
 
