@@ -112,6 +112,10 @@ PORTS = {
         ),
         ((LATENT, LATENT_Q8), (YARN, YARN), (FUSED, FUSED), (OLD, OLD_Q8)),
     ),
+    # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
+    "experts": Ports(
+        (), (), tuple((f"micro-{a}-f32", f"micro-{a}-q8_0") for a in ("qwen35moe", "qwen3next", "glm4moe", "hy_v3"))
+    ),
 }
 
 
