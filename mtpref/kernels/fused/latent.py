@@ -207,7 +207,8 @@ def latent_attn_layer(
     """The bits of `compose_latent.latent_attn_layer`. Where a tap looks on, or for sizes and types that have no kernel,
     the composition runs."""
     k_b, v_b = (None if wide else net_of(w[name], False) for name in ("attn_k_b.weight", "attn_v_b.weight"))
-    if tap is not discard or k_b is None or v_b is None or cfg.n_latent % N_LANES:
+    is_whole = 2 * rope_cos_sin[0].shape[1] == cfg.n_rot  # a table of fewer pairs turns a part (S53)
+    if tap is not discard or k_b is None or v_b is None or cfg.n_latent % N_LANES or not is_whole:
         result: F32 = ops.composed["latent_attn_layer"](ops, w, cfg, x, cells, kv_type, first, rope_cos_sin, tap)
         return result
     n_tokens = len(x)
