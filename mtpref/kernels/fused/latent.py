@@ -2,8 +2,9 @@
 
 Owns the fused twin of compose_latent.py's `latent_attn_layer`. One task is a block of tokens and a block of heads:
 queries are absorbed and turned, meet the cached rows, and what they gather is brought back to the heads' values, all
-while it is in the cache. Cached rows lie as a matrix of floats does, so scores are its product with the queries (S6 of
-F32, F16 and BF16 has the rounding and the sums of S16). Tasks do not read each other, so they are split over threads.
+while it is in the cache. Cached rows lie as a matrix of floats does, so scores are its product with the queries: a
+product with F32, F16 or BF16 (S6) has the rounding and the sums of attention (S16). Tasks do not read each other, so
+they are split over threads.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -49,7 +50,7 @@ class Queries(NamedTuple):
 
 class Cells(NamedTuple):
     """Cached rows: their bytes, and as attend.py's Cache has them; kernels that multiply them; tokens before the batch;
-    what S16 multiplies scores with."""
+    what attention multiplies scores with (S16)."""
 
     raw: NDArray[np.uint8]
     kind: int
