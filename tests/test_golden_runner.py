@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "golden"
 SOURCES = GOLDEN / "runners" / "cpp"
 FLAGS = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
-PORT = ["example_port", "port_quants", "port_ops", "port_experts", "port_latent", "port_sampling", "port_model", "port_loop",
-        "seeded_faults"]  # fmt: skip
+PORT = ["example_port", "port_quants", "port_ops", "port_experts", "port_latent", "port_sampling", "port_model",
+        "port_loop", "seeded_faults"]  # fmt: skip
 MEMORY = 256 << 20
 
 # A fault of each family, and the levels to look at: enough to see it, quick to run.

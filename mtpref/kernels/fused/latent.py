@@ -39,8 +39,8 @@ PAIRS = 128  # of a token and a head in a task, at most: their scores stay in th
 
 
 class Queries(NamedTuple):
-    """Queries (T, n_head, n_nope + n_rot), the cosines and sines of their positions (T, n_rot/2), and what they are
-    multiplied with (S54)."""
+    """Queries (T, n_head, n_nope + n_rot), the cosines and sines of their positions (T, n_rot/2), and their
+    latent scale (S54)."""
 
     q: F32
     cos: F32
@@ -50,7 +50,7 @@ class Queries(NamedTuple):
 
 class Cells(NamedTuple):
     """Cached rows: their bytes, and as attend.py's Cache has them; kernels that multiply them; tokens before the batch;
-    what attention multiplies scores with (S16)."""
+    what scores of attention are multiplied with (S16)."""
 
     raw: NDArray[np.uint8]
     kind: int
