@@ -11,6 +11,7 @@ import pytest
 
 from mtpref.base.events import Drafted, Token, Verified
 from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
 from mtpref.faults import FAULTS, inject, is_possible
 from mtpref.faults.diagnose import PortRound, PortRun, PortTensors, diagnose_dump, diagnose_log, read_port_runs
 from mtpref.faults.diagnose.hypotheses import list_hypotheses
@@ -186,3 +187,29 @@ def test_a_jump_after_a_near_tie_accuses_nobody(is_near):
     assert report.headline.startswith("CANNOT TELL: " if is_near else "NONE OF THE KNOWN")
     if is_near:
         assert f"ffn_moe_gap-0, token {token}" in report.headline
+
+
+def quantised_port(rows: int | None, id: str | None = None):
+    """A Q8_0 port of an older file, of which the dump has the last rows; its router chose otherwise at a near tie."""
+    port = load(standard("micro-deepseek2-old-q8_0"), make_recipe("exact"), kv_type="BF16", kv_type_draft="BF16")
+    port = port if id is None else inject(port, FAULTS[id])
+    ids = [int(i) for i in np.random.default_rng(1057).integers(1, 256, 15)]
+    random = np.random.default_rng(7)
+    tensors = {}
+    for name, array in record(port, ids, ".").tensors.items():
+        noisy = (array * (1 + 3.96e-3 * random.standard_normal(array.shape))).astype(np.float32)
+        tensors[name] = noisy[-rows:] if rows and noisy.shape[0] >= len(ids) - 1 else noisy
+    return diagnose_dump(load(standard("micro-deepseek2-old-f32")), PortTensors("port", ids, tensors))
+
+
+def test_a_fault_that_only_explains_what_follows_a_near_tie_is_not_named():
+    """E1b gives the same other expert there by chance; before it, and in other rows, it explains nothing."""
+    report = quantised_port(4)
+    assert report.causes[0].ids == ["E1b-norm-with-bias"]
+    assert report.verdict == "undecided", report.headline
+    assert "ffn_moe_gap-1, token 1" in report.headline
+
+
+def test_a_fault_before_and_beside_a_near_tie_is_named():
+    report = quantised_port(None, "A4b-latent-unnormed")
+    assert (report.verdict, report.causes[0].ids) == ("found", ["A4b-latent-unnormed"]), report.headline

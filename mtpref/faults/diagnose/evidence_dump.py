@@ -7,7 +7,7 @@ that even the best of them leaves.
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,39 @@ SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart b
 # A router's gap below so many times the noise of an activation: two right ports may choose other experts there.
 NEAR_GAP = 5.0
 GAP = "ffn_moe_gap"
-AFTER_CHOICE = ("ffn_moe_", "ffn_out", "l_out")  # what another expert changes in the router's own layer
-MAX_CHOSEN = 10.0  # those tensors are the healthy run's within so many times the noise: the same experts were chosen
+# What a token's experts compute: rows nearer than this are the same experts'. Where a dump lacks that, the layer's row:
+# what comes after it is as right as that is, so it must be within so many times the noise.
+OF_EXPERTS = ("ffn_moe_gate", "ffn_moe_up", "ffn_moe_down", "ffn_moe_weighted", "ffn_moe_out")
+SAME_EXPERTS, SAME_ROW = 0.01, 30.0
 NO_MEASURE = (GAP, "_topk")  # a difference that is all noise; ids, whose distance means nothing
 JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
 MAX_UNEXPLAINED = 0.05
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Router:
+    """A router of the healthy run, and how far the port is from that run after its choice, one value a token.
+
+    n_before  how many of the compared tensors come before it
+    experts   the greatest distance of what the experts compute, row the distance of the layer's row; infinite where the
+              port does not have them
+    """
+
+    name: str
+    gaps: NDArray[np.float32]
+    n_before: int
+    experts: NDArray[np.float64]
+    row: NDArray[np.float64]
+
+    def near(self, floor: float) -> NDArray[np.int64]:
+        """The tokens for which two right ports may choose other experts."""
+        return np.flatnonzero(self.gaps < NEAR_GAP * floor**0.5)
+
+    def open(self, floor: float) -> NDArray[np.int64]:
+        """Those of them for which this port may have done so."""
+        is_same = np.where(np.isinf(self.experts), self.row < SAME_ROW * floor, self.experts < SAME_EXPERTS)
+        return np.intersect1d(self.near(floor), np.flatnonzero(~is_same))
 
 
 @dataclass
@@ -46,9 +73,7 @@ class DumpEvidence:
     unknown    names of the port that the model has not, or of other shapes
     distances  by hypothesis id, one value for each name (mtpref/faults/diagnose/port_tensors.py `distance`)
     impossible hypotheses that this model cannot have
-    routers    the gaps of each router of the healthy run, one a token, in order of execution, and how many of the
-               compared tensors come before it
-    whole      with routers: the compared tensors of which the port has every row
+    routers    of the healthy run, in order of execution
     """
 
     ids: list[int]
@@ -58,8 +83,7 @@ class DumpEvidence:
     numerics: str
     distances: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     impossible: list[str] = field(default_factory=list)
-    routers: list[tuple[str, NDArray[np.float32], int]] = field(default_factory=list)
-    whole: frozenset[str] = frozenset()
+    routers: list["Router"] = field(default_factory=list)
 
     def best_fit(self) -> float:
         return max(_fit(row) for row in self.distances.values())
@@ -184,27 +208,39 @@ def _measure(
 
 def _look_at_routers(model: Model, port: PortTensors, evidence: DumpEvidence, routers: list[str]) -> None:
     """Set what evidence says of routers, from the healthy run."""
-    whole: set[str] = set()
     n_before, compared = 0, set(evidence.names)
 
     def look(name: str, array: NDArray) -> None:
         nonlocal n_before
         if GAP in name:
-            evidence.routers.append((name, np.array(array, np.float32).reshape(-1), n_before))
+            gaps = np.array(array, np.float32).reshape(-1)
+            far = np.full(len(gaps), np.inf)
+            evidence.routers.append(Router(name, gaps, n_before, far, far))
         elif name in compared:
             n_before += 1
-            whole.update([name] * (port.tensors[name].size == array.size))
+            if evidence.routers and layer_of(evidence.routers[-1].name) == layer_of(name):
+                _look_after(evidence.routers[-1], name, port.tensors[name], array)
 
     if routers:
         predictor = Predictor(model, evidence.ids, {*compared, *routers})
         predictor.trunk(look)
         predictor.run(list_hypotheses(model)[0], look)
-    evidence.whole = frozenset(whole)
 
 
-def near_gap(floor: float) -> float:
-    """The gap within which two right ports may choose other experts."""
-    return float(NEAR_GAP * floor**0.5)
+def _look_after(router: Router, name: str, port: NDArray, predicted: NDArray) -> None:
+    """How far the port's rows of a tensor after a router's choice are."""
+    n = len(router.gaps)
+    is_of_experts, is_row = any(part in name for part in OF_EXPERTS), "l_out" in name
+    if port.size != predicted.size or port.size % n or not (is_of_experts or is_row):
+        return
+    a, b = (np.asarray(x, np.float64).reshape(n, -1) for x in (port, predicted))
+    with np.errstate(all="ignore"):
+        apart = 2.0 * ((a - b) ** 2).sum(axis=1) / ((a * a).sum(axis=1) + (b * b).sum(axis=1))
+    apart = np.where(np.isfinite(apart), apart, np.inf)
+    if is_row:
+        router.row = apart
+    else:
+        router.experts = np.where(np.isinf(router.experts), apart, np.maximum(router.experts, apart))
 
 
 def layer_of(name: str) -> int | None:
@@ -213,29 +249,16 @@ def layer_of(name: str) -> int | None:
     return int(number[1]) if number else None
 
 
-def open_choices(evidence: DumpEvidence, at: int, floor: float) -> DumpEvidence:
-    """The evidence without the routers before tensor `at` whose choice is known to be the healthy run's, since all that
-    it changes in its own layer is as in that run, in every row."""
-    healthy, names = evidence.distances["healthy"], evidence.names
-
-    def is_open(router: str, n_before: int) -> bool:
-        own = [i for i in range(n_before, at) if layer_of(names[i]) == layer_of(router)]
-        after = [i for i in own if names[i] in evidence.whole and any(part in names[i] for part in AFTER_CHOICE)]
-        return not after or max(healthy[i] for i in after) > MAX_CHOSEN * floor
-
-    return replace(evidence, routers=[one for one in evidence.routers if is_open(one[0], one[2])])
-
-
-def _near_tie(evidence: DumpEvidence, before: int, floor: float) -> tuple[str, int, float] | None:
-    """The first router's near tie before that tensor, measured by the noise: its least gap."""
-    return next(
-        (
-            (name, int(gaps.argmin()), float(gaps.min()))
-            for name, gaps, n in evidence.routers
-            if n <= before and gaps.min() < near_gap(floor)
-        ),
-        None,
-    )
+def _near_tie(
+    evidence: DumpEvidence, before: int, tokens: Callable[[Router], NDArray[np.int64]]
+) -> tuple[str, int, float] | None:
+    """The first router before that tensor that has such tokens: the one of the least gap."""
+    for router in (one for one in evidence.routers if one.n_before <= before):
+        found = tokens(router)
+        if found.size:
+            token = int(found[router.gaps[found].argmin()])
+            return router.name, token, float(router.gaps[token])
+    return None
 
 
 def judge(evidence: DumpEvidence) -> DumpDiagnosis:
@@ -257,7 +280,7 @@ def judge(evidence: DumpEvidence) -> DumpDiagnosis:
     top = groups[0]
     jump = _jump(evidence.distances[top.best.hypothesis.id], floor)
     at = _divergence(healthy, evidence.distances[top.best.hypothesis.id], floor)
-    near = None if jump is None else _near_tie(evidence, jump, floor)
+    near = None if jump is None else _near_tie(evidence, jump, lambda router: router.near(floor))
     # What a fault explains before a router's near tie is not undone by what comes after it.
     is_told = near is not None and at is not None and jump is not None and at < jump and not top.is_harmless
     if jump is not None and not is_told:
@@ -265,7 +288,7 @@ def judge(evidence: DumpEvidence) -> DumpDiagnosis:
         return DumpDiagnosis(verdict, groups, evidence, floor, evidence.names[jump], invisible, near)
     if top.is_harmless:
         return DumpDiagnosis("healthy", groups, evidence, floor, None, invisible)
-    doubt = None if at is None else _near_tie(open_choices(evidence, at, floor), at, floor)
+    doubt = None if at is None else _near_tie(evidence, at, lambda router: router.open(floor))
     divergence = None if at is None else evidence.names[at]
     return DumpDiagnosis("found", groups, evidence, floor, divergence, invisible, doubt=doubt)
 

@@ -10,15 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.engine.model import Model
-from mtpref.faults.diagnose.evidence_dump import (
-    MIN_FACTOR,
-    MIN_GAIN,
-    WEIGHT,
-    DumpEvidence,
-    layer_of,
-    near_gap,
-    open_choices,
-)
+from mtpref.faults.diagnose.evidence_dump import MIN_FACTOR, MIN_GAIN, WEIGHT, DumpEvidence, layer_of
 from mtpref.faults.diagnose.hypotheses import Hypothesis
 from mtpref.faults.diagnose.port_tensors import PortTensors, distance
 from mtpref.faults.diagnose.predict import Predictor, run_head, run_trunk
@@ -28,18 +20,13 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 def is_told_elsewhere(
-    model: Model, port: PortTensors, evidence: DumpEvidence, floor: float, divergence: str, fault: Hypothesis,
-    harmless: Hypothesis,
-) -> bool:  # fmt: skip
-    """Whether the fault explains enough more than the best harmless hypothesis in rows that no near tie can reach.
-
-    divergence  the first tensor that the healthy run does not reproduce
-    """
+    model: Model, port: PortTensors, evidence: DumpEvidence, floor: float, fault: Hypothesis, harmless: Hypothesis
+) -> bool:
+    """Whether the fault explains enough more than the best harmless hypothesis in rows that no near tie can reach."""
     n = len(evidence.ids)
     if n < MIN_TOKENS:
         return False
-    by_token, at = _by_token(model, evidence), evidence.names.index(divergence)
-    evidence = open_choices(evidence, at, floor)
+    by_token = _by_token(model, evidence)
     runs = [_run(model, evidence, one) for one in (fault, harmless)]
     gains = []
     for name in (name for name in evidence.names if name in by_token):
@@ -72,15 +59,11 @@ def _clean(evidence: DumpEvidence, name: str, floor: float) -> NDArray[np.bool_]
     """The tokens whose row of this tensor no near tie can reach."""
     n, at = len(evidence.ids), evidence.names.index(name)
     clean = np.ones(n, np.bool_)
-    for router, gaps, n_before in evidence.routers:
-        if n_before > at:
-            continue
-        near = n - len(gaps) + np.flatnonzero(gaps < near_gap(floor))
-        if not near.size:
-            continue
-        if layer_of(router) == layer_of(name):
+    for router in (one for one in evidence.routers if one.n_before <= at):
+        near = n - len(router.gaps) + router.open(floor)
+        if near.size and layer_of(router.name) == layer_of(name):
             clean[near] = False
-        else:
+        elif near.size:
             clean[near.min() :] = False
     return clean
 

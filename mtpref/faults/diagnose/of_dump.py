@@ -38,7 +38,7 @@ def diagnose_dump(
 def _is_told_elsewhere(model: Model, port: PortTensors, found: DumpDiagnosis) -> bool:
     harmless = next(group for group in found.groups if group.is_harmless)
     rivals = found.groups[0].best.hypothesis, harmless.best.hypothesis
-    return is_told_elsewhere(model, port, found.evidence, found.floor, str(found.divergence), *rivals)
+    return is_told_elsewhere(model, port, found.evidence, found.floor, *rivals)
 
 
 def _tokens(model: Model, port: PortTensors, ids: Sequence[int] | None) -> list[int]:
