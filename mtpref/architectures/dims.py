@@ -68,6 +68,25 @@ class Named(Dim):
     __str__ = Dim.__str__
 
 
+@dataclass(frozen=True)
+class Share(Dim):
+    """One count as a share of another: `of` / `parts`, without a remainder. It stands by itself, not in a product."""
+
+    of: Dim
+    parts: Dim
+
+    @property
+    def terms(self) -> Terms:
+        raise TypeError("a share is no sum of products")
+
+    def __str__(self) -> str:
+        return f"{self.of} / {self.parts}"
+
+    def value(self, values: Mapping[str, int]) -> int | None:
+        of, parts = self.of.value(values), self.parts.value(values)
+        return None if of is None or not parts else of // parts
+
+
 ONE: Dim = _Sum(((1, ()),))
 Shape = tuple[Dim, ...]
 

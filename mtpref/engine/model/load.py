@@ -70,6 +70,7 @@ def load(
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
     values = arch.values(meta)
+    values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
     config = read_model_config(values)
     _check_declared(file, config)
     blocks = arch.layers.blocks(meta, config.n_layer, frozenset(file.tensors))
