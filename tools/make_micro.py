@@ -117,7 +117,7 @@ STANDARD_TRUNKS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant
 # deepseek4: (seed, accept, type, shape, variant, part).
 _PLAIN = ms.StreamsShape()
 _UNSCALED = ms.StreamsShape(
-    ratios=(0, 4, 4, 128), n_hashed=2, yarn=False, n_window=5, n_best=2, n_iterations=5, clamp=(1.0,) * 5,
+    ratios=(0, 4, 4, 128), n_hashed=2, yarn=False, n_window=5, n_best=2, n_iterations=5, clamp=5.0,
     clamp_shared=None,
 )  # fmt: skip
 STANDARD_STREAMS: dict[str, tuple[int, float, str, ms.StreamsShape, MicroVariant, str]] = {

@@ -46,7 +46,7 @@ class StreamsShape:
     n_used: int = 2
     n_ff_exp: int = 32
     scale: float = 1.5
-    clamp: tuple[float, ...] = (1.5, 2.0, 0.0, 1.0, 1.25)
+    clamp: tuple[float, ...] | float = (1.5, 2.0, 0.0, 1.0, 1.25)
     clamp_shared: tuple[float, ...] | None = (7.0, 3.0, 0.0, 6.0, 5.0)
     yarn: bool = True
     micro: mp.MicroShape = field(default_factory=lambda: mp.MicroShape())
@@ -75,7 +75,7 @@ def values_of(shape: StreamsShape) -> dict[str, Any]:
         "n_expert_shared": m.n_ff // shape.n_ff_exp,
         "expert_weights_scale": shape.scale,
         "expert_weights_norm": True,
-        "clamp_exp": list(shape.clamp),
+        "clamp_exp": list(shape.clamp) if isinstance(shape.clamp, tuple) else shape.clamp,
         "clamp_shexp": None if shape.clamp_shared is None else list(shape.clamp_shared),
         "n_index_head": shape.n_index_head,
         "n_index": shape.n_index,
@@ -96,7 +96,8 @@ def keys_of(shape: StreamsShape, *, has_head: bool = True) -> dict[str, object]:
     """Metadata under llama.cpp's keys, with its hash tokenizer `test`."""
     values = {name: value for name, value in values_of(shape).items() if value is not None}
     if not has_head:
-        values["n_block"] = shape.micro.n_layer
+        n = values["n_block"] = shape.micro.n_layer
+        values |= {key: x[:n] for key, x in values.items() if key.startswith("clamp") and isinstance(x, list)}
     keys: dict[str, object] = {
         "general.architecture": NAME,
         "general.name": "mtpref micro",
@@ -163,12 +164,12 @@ def plant_streams(seed: int, wrong: float, shape: StreamsShape, variant: Any) ->
     return made
 
 
-def head_streams(plant: mp.Plant, name: str) -> dict[str, F32]:
-    """What puts the streams together, each with nearly a quarter. name: of its noise"""
+def head_streams(plant: mp.Plant, name: str, spread: float = 0.3) -> dict[str, F32]:
+    """What puts the streams together, each with nearly a quarter. name, spread: of its noise"""
     n = 4
     return {
         "output_hc_fn.weight": noise(plant, f"{name}_fn", (n, n * plant.shape.n_embd), 0.02),
-        "output_hc_base.weight": np.float32(PRE) + noise(plant, f"{name}_base", (n,), 0.3),
+        "output_hc_base.weight": np.float32(PRE) + noise(plant, f"{name}_base", (n,), spread),
         "output_hc_scale.weight": np.full(1, 0.75, np.float32),
     }
 
@@ -181,7 +182,7 @@ def part_of(tensors: dict[str, F32], seed: int, shape: StreamsShape, part: str) 
     if part == "head":
         plant = mp.Plant(seed, shape.micro, 0.0)
         own = {name: x for name, x in tensors.items() if name.startswith(prefix) or not name.startswith("blk.")}
-        return own | head_streams(plant, "output_hc of the head")
+        return own | head_streams(plant, "output_hc of the head", 1.5)
     return tensors
 
 

@@ -80,9 +80,9 @@ class Metadata:
         return items
 
     def numbers(self, key: str, length: int, *, low: float, high: float) -> list[float]:
-        """An array of `length` numbers, or of more, each within limits."""
+        """An array of `length` numbers, each within limits."""
         value: Any = self._get(key, None)
-        if len(value) < length:
+        if len(value) != length:
             raise self.bad(key, f"{len(value)} items", f"an array of {length} numbers")
         items = list(value[:length])
         for i, item in enumerate(items):
@@ -122,11 +122,12 @@ class Values(Mapping[str, Any]):
         self._readers = readers
         self._found: dict[str, Any] = {}
         self._il: int | None = None
+        self._beyond: Values | None = None
 
-    def at(self, il: int) -> "Values":
-        """The values that block il has."""
+    def at(self, il: int, beyond: "Values | None" = None) -> "Values":
+        """The values that block il has. beyond: those of a file that has more blocks, for lists that end before il"""
         one = Values(self.meta, self._readers)
-        one._found, one._il = self._found, il
+        one._found, one._il, one._beyond = self._found, il, beyond
         return one
 
     def having(self, **numbers: int) -> "Values":
@@ -141,7 +142,11 @@ class Values(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         value = self.whole(name)
-        return value[self._il] if isinstance(value, list) and self._il is not None else value
+        if not isinstance(value, list) or self._il is None:
+            return value
+        if self._il >= len(value) and self._beyond is not None:
+            return self._beyond.at(self._il)[name]
+        return value[self._il]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)

@@ -264,7 +264,7 @@ def _check_rope(trunk: Trunk, values: Values, differs: Any) -> None:
     if trunk.arch.head is None:
         return
     configure, il = trunk.arch.head.block.mixer.configure, trunk.config.n_layer
-    found, expected = configure(values.at(il)), configure(trunk.values.at(il))
+    found, expected = configure(values.at(il)), configure(trunk.values.at(il, values))
     if not hasattr(found, "rope_scaling"):
         return
     pairs = zip(rope_constants(rotary_of(found)), rope_constants(rotary_of(expected)), strict=True)
