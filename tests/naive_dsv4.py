@@ -56,7 +56,9 @@ def connection(weights: Weights, hparams: HParams, name: str, streams: Array) ->
 def around(weights: Weights, hparams: HParams, name: str, streams: Array, part: Any) -> Array:
     """One sub-layer on the streams of all tokens (n, 4, n_embd). part: rows -> rows"""
     found = [connection(weights, hparams, name, one) for one in streams]
-    x = np.stack([sum(pre[s] * one[s] for s in range(N_STREAMS)) for (pre, _, _), one in zip(found, streams, strict=True)])
+    x = np.stack(
+        [sum(pre[s] * one[s] for s in range(N_STREAMS)) for (pre, _, _), one in zip(found, streams, strict=True)]
+    )
     y = part(x)
     out = np.zeros_like(streams)
     for t, (_, post, comb) in enumerate(found):
@@ -103,9 +105,7 @@ def turned(row: Array, position: int, angles: list[float], sign: float = 1.0) ->
     return out
 
 
-def compressed(
-    weights: Weights, hparams: HParams, prefix: str, ratio: int, h: Array, angles: list[float]
-) -> Array:
+def compressed(weights: Weights, hparams: HParams, prefix: str, ratio: int, h: Array, angles: list[float]) -> Array:
     """Every row that the blocks which end within the sequence leave: (n // ratio, width)."""
     values = naive.matmul(weights[f"{prefix}_kv.weight"], h)
     scores = naive.matmul(weights[f"{prefix}_gate.weight"], h)
@@ -218,7 +218,9 @@ def experts(weights: Weights, hparams: HParams, il: int, x: Array, tokens: list[
             w = [one * float(hparams["expert_weights_scale"]) for one in w]
         y = np.zeros(x.shape[1])
         for e, share in zip(ids, w, strict=True):
-            y += share * clamped(row, *(weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down")), limit)
+            y += share * clamped(
+                row, *(weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down")), limit
+            )
         y += clamped(row, *(weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down")), shared_limit)
         rows.append(y)
         chosen.append(ids)
@@ -235,7 +237,9 @@ def block(
     p, eps, taken = f"blk.{il}.", eps_of(hparams), {}
 
     def mixer(x: Array) -> Array:
-        y, t = attention(weights, hparams, il, naive.rms_norm(x, weights[p + "attn_norm.weight"], eps), positions, ratio)
+        y, t = attention(
+            weights, hparams, il, naive.rms_norm(x, weights[p + "attn_norm.weight"], eps), positions, ratio
+        )
         taken.update(t, hc_attn_pre=x, attn_out=y)
         return y
 

@@ -20,7 +20,6 @@ from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import open_gguf
 from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
 from mtpref.look.llama_cpp.log import Run, read_runs
-from mtpref.spec.ops import OpEntries, spec_ops
 from tests.micro_moe import standard
 from tests.naive import nmse
 
@@ -36,9 +35,7 @@ def model_of(name: str, numerics: str = "ggml") -> mtpref.LanguageModel:
     trunk, head = FILES.get(name, (name, None))
     draft = standard(head) if head else None
     recipe = make_recipe(numerics)
-    return mtpref.LanguageModel(
-        load(standard(trunk), recipe, kv_type="F32", kv_type_draft="F32", model_draft=draft)
-    )
+    return mtpref.LanguageModel(load(standard(trunk), recipe, kv_type="F32", kv_type_draft="F32", model_draft=draft))
 
 
 @lru_cache(maxsize=4)
@@ -78,3 +75,38 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name):
     assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
     assert agreement.n_rounds >= 60
     assert agreement.n_near_ties == 0
+
+
+def test_quantised_models_follow_llama_cpp_up_to_a_rounding_tie():
+    errors = []
+    for run in runs_of(QUANTISED)[:3]:
+        events = [event for event in events_of(model_of(QUANTISED), run) if isinstance(event, Drafted | Verified)]
+        for theirs, drafted, verified in zip(run.log.rounds, events[::2], events[1::2], strict=False):
+            for step, own in zip(theirs.steps, drafted.steps, strict=False):
+                errors += [
+                    abs(own.p[i] - c.p) if own.candidates[i] == c.id else 1.0 for i, c in enumerate(step.candidates)
+                ]
+            if (
+                drafted.ids != theirs.draft
+                or [*drafted.ids[: verified.n_accepted], verified.target_ids[-1]] != theirs.emitted
+            ):
+                break
+    close = np.mean(np.array(errors) < P_TOLERANCE)
+    print(f"{QUANTISED}: {len(errors)} candidates, {100 * close:.0f} % close, median {np.median(errors):.5f}")
+    assert len(errors) > 60
+    assert np.median(errors) < 0.005
+
+
+@pytest.mark.parametrize("numerics", ["ggml", "exact"])
+@pytest.mark.parametrize("name", [PLAIN, OWN, QUANTISED])
+def test_trunk_logits_equal_llama_cpp(name, numerics):
+    core = model_of(name, numerics).core
+    with open_gguf(RECORDINGS / f"{name}.results.gguf") as file:
+        ids = file.data("tokens").view(np.int32).tolist()
+        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
+        ours = core.trunk(core.new_state(), ids, n_logits=len(ids)).logits
+        errors, whole = [nmse(a, b) for a, b in zip(theirs, ours, strict=True)], nmse(theirs, ours)
+    print(f"{name} {numerics}: NMSE {whole:.1e}, first token {errors[0]:.1e}")
+    assert len(ids) > 110
+    assert whole < (NMSE_LIMITS[name.rpartition("-")[2]] if numerics == "ggml" or name.endswith("f32") else 0.03)
+    assert errors[0] < 1e-11 or numerics == "exact"

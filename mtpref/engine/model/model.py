@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtpref.architectures import Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
-from mtpref.base.settings import checked
+from mtpref.base.settings import SettingError, checked
 from mtpref.engine.model.finite import head_weights, is_finite, not_finite, trunk_weights
 from mtpref.engine.recipe import Recipe
 from mtpref.engine.weights import MtpWeights, Weights
@@ -125,6 +125,13 @@ class Model:
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)
+        for field_name in ("hidden", "chain") if self.arch.streams and self.heads else ():
+            if getattr(contract, field_name) != "pre":
+                raise SettingError(
+                    f"MtpContract.{field_name}",
+                    f"{field_name} is post, expected pre: the head of {self.config.arch} takes the streams, "
+                    f"{self.heads[0].n_hidden} values, and a normed row has {self.config.n_embd}",
+                )
         if contract != self.recipe.contract:
             object.__setattr__(self, "recipe", replace(self.recipe, contract=contract))
 

@@ -110,8 +110,6 @@ class HyperConnected:
         ),
         "hc_ffn_pre": Made(("attn_residual",), "sum of the streams, weighed by blk.{i}.hc_ffn_*", (read_streams,)),
         "attn_post_norm": Made(("hc_ffn_pre",)),
-        "l_out": Made(
-            (FFN, "attn_residual"), "the streams mixed and written to by blk.{i}.hc_ffn_*", (write_streams,)
-        ),
+        "l_out": Made((FFN, "attn_residual"), "the streams mixed and written to by blk.{i}.hc_ffn_*", (write_streams,)),
     }
     feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_post_norm")

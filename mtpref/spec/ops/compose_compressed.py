@@ -14,6 +14,7 @@ from mtpref.spec.moe import Routing
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import F32, Blocks, LayerTap, LayerWeights, Table
 
+
 def window_input(
     ops: Ops, w: LayerWeights, cfg: CompressedConfig, x: F32, rope_cos_sin: tuple[F32, F32], tap: LayerTap
 ) -> tuple[F32, F32, F32]:
@@ -185,9 +186,7 @@ def compressed_attn_layer(
     """
     q, latent, row = ops.window_input(ops, w, cfg, x, rope_cos_sin, tap)
     raw = np.concatenate([raw, ops.store_kv(row, kv_type)])
-    made = {
-        name: ops.compressor(ops, w, name, cfg, x, own, kv_type, first, table, tap) for name, own in blocks.items()
-    }
+    made = {name: ops.compressor(ops, w, name, cfg, x, own, kv_type, first, table, tap) for name, own in blocks.items()}
     seen = None
     if cfg.has_overlap:
         keys = blocks["indexer_compressor"].cells

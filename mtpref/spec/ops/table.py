@@ -159,7 +159,11 @@ PARTS: dict[str, frozenset[str]] = {
     "chosen_rows": _CHOSEN_ROWS,
     "window_attention": _WINDOW_ATTENTION,
     "grouped_output": _GROUPED_OUTPUT,
-    "compressed_attn_layer": _WINDOW_INPUT | _COMPRESSOR | _CHOSEN_ROWS | _WINDOW_ATTENTION | _GROUPED_OUTPUT
+    "compressed_attn_layer": _WINDOW_INPUT
+    | _COMPRESSOR
+    | _CHOSEN_ROWS
+    | _WINDOW_ATTENTION
+    | _GROUPED_OUTPUT
     | {"window_input", "compressor", "chosen_rows", "window_attention", "grouped_output"},
     "route_by_token": frozenset({"mul_mat", "expert_probs", "hashed_experts", "expert_weights"}),
     "clamped_experts": frozenset({"mul_mat", "clamped_swiglu", "weigh_experts", "sum_experts"}),
