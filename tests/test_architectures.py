@@ -40,7 +40,7 @@ def test_a_dim_prints_as_it_is_written_and_has_a_value_once_its_names_have():
 def test_every_name_in_a_shape_is_a_hyper_parameter(sheet):
     known = {hyper.name for hyper in sheet.hypers} | COUNTED
     for name, tensor in tensors(sheet):
-        assert {n for dim in tensor.shape for _, names in dim.terms for n in names} <= known, name
+        assert {n for dim in tensor.shape for n in dim.names} <= known, name
 
 
 def test_hyper_parameters_have_keys_of_their_own(sheet):

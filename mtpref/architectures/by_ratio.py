@@ -1,7 +1,7 @@
 """Which block each layer of DeepSeek-V4 is: by the tokens that its compressed rows stand for, and by how its experts are
 chosen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,15 @@ class ByRatio:
         if not isinstance(ratios, list) or len(ratios) < n_layer or any(r not in self.routed for r in ratios[:n_layer]):
             return None
         return self._of(ratios[:n_layer], int(found.get(self.hf_n_hashed) or 0))
+
+    def of_tensors(self, names: Iterable[str]) -> Block | None:
+        """The block that has tensors of these names (without "blk.N."); None where they are another's."""
+        found = set(names)
+        if "attn_kv.weight" not in found:
+            return None
+        ratio = 4 if any(name.startswith("indexer") for name in found) else 128
+        ratio = ratio if any(name.startswith("attn_compressor") for name in found) else 0
+        return (self.hashed if "ffn_gate_tid2eid.weight" in found else self.routed)[ratio]
 
     def _of(self, ratios: Sequence[int], n_hashed: int) -> tuple[Block, ...]:
         return tuple((self.hashed if il < n_hashed else self.routed)[ratio] for il, ratio in enumerate(ratios))

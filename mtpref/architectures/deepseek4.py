@@ -226,7 +226,7 @@ DEEPSEEK4 = Architecture(
         chain="pre",
         n_hidden=n_streams * n_embd,
         enter=_enter,
-        may_lack=True,
+        is_probed=True,
     ),
     hf=HuggingFace(
         classes=("DeepseekV4ForCausalLM",),

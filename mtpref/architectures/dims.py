@@ -21,6 +21,11 @@ class Dim(ABC):
     @abstractmethod
     def terms(self) -> Terms: ...
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the counts that it is made of."""
+        return frozenset(name for _, names in self.terms for name in names)
+
     def __add__(self, other: Dim | int) -> Dim:
         return _Sum(self.terms + _terms(other))
 
@@ -78,6 +83,10 @@ class Share(Dim):
     @property
     def terms(self) -> Terms:
         raise TypeError("a share is no sum of products")
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.of.names | self.parts.names
 
     def __str__(self) -> str:
         return f"{self.of} / {self.parts}"

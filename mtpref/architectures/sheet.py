@@ -191,6 +191,7 @@ class HeadSheet:
     enter     makes the block's rows of embedding and hidden row; arguments as ops.mtp_input's, which is the default
     without   (tensor, block): the head's own block where a file lacks that tensor
     may_lack  whether a file may count a head that it does not hold (its eh_proj is not there): it runs as a trunk
+    is_probed whether such a file runs with every block counted as the trunk's, whatever nextn_predict_layers says
     """
 
     block: Block
@@ -202,6 +203,7 @@ class HeadSheet:
     enter: Callable[..., NDArray[np.float32]] | None = None
     without: tuple[str, Block] | None = None
     may_lack: bool = False
+    is_probed: bool = False
 
     def block_at(self, il: int, names: Container[str]) -> Block:
         """The block of the head that is block il of a file with these tensors."""

@@ -110,6 +110,7 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         "an attention gate in the head",
         lambda m: any(layer.kind.name == "gated_attention" for layer, _ in of_heads(m)),
     ),
+    "normed rows": ("a head that takes rows after a norm", lambda m: m.own_rows == ("post", "post")),
     "partial rotary": ("a head that turns a part of its dimensions", _turns_part),
     "head rotary": ("a head that turns halves of its dimensions", lambda m: any(map(_attends, _heads(m)))),
     "attention": ("an attention layer", lambda m: _latent(m) or any(_attends(layer) for layer, _ in blocks(m))),

@@ -21,7 +21,7 @@ from mtpref.engine.weights import MtpWeights, Weights
 from mtpref.files.draft_vocab import check_draft_ids
 from mtpref.files.vocab import Vocab
 from mtpref.spec.config import ModelConfig
-from mtpref.spec.contract import describe
+from mtpref.spec.contract import MtpContract, describe
 from mtpref.spec.kinds import Around, LayerKind, Span
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, discard
@@ -125,13 +125,13 @@ class Model:
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)
-        for field_name in ("hidden", "chain") if self.arch.streams and self.heads else ():
-            if getattr(contract, field_name) != "pre":
-                raise SettingError(
-                    f"MtpContract.{field_name}",
-                    f"{field_name} is post, expected pre: the head of {self.config.arch} takes the streams, "
-                    f"{self.heads[0].n_hidden} values, and a normed row has {self.config.n_embd}",
-                )
+        if not self.can_take(contract):
+            name = "hidden" if contract.hidden != "pre" else "chain"
+            raise SettingError(
+                f"MtpContract.{name}",
+                f"{name} is post, expected pre: the head of {self.config.arch} takes the streams, "
+                f"{self.heads[0].n_hidden} values, and a normed row has {self.config.n_embd}",
+            )
         if contract != self.recipe.contract:
             object.__setattr__(self, "recipe", replace(self.recipe, contract=contract))
 
@@ -139,6 +139,11 @@ class Model:
     def own_rows(self) -> tuple[str, str]:
         """The rows that a head of this architecture takes: the trunk's, and its own along a chain."""
         return (self.arch.head.hidden, self.arch.head.chain) if self.arch.head else ("post", "post")
+
+    def can_take(self, contract: MtpContract) -> bool:
+        """Whether the rows that a contract hands to the heads are as wide as those that they take."""
+        is_wide = self.arch.streams is not None and bool(self.heads)
+        return not is_wide or (contract.hidden, contract.chain) == ("pre", "pre")
 
     @property
     def contract_name(self) -> str:
