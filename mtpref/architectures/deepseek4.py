@@ -21,7 +21,7 @@ from mtpref.architectures.common import (
 )
 from mtpref.architectures.dims import ONE, Dim, Share
 from mtpref.architectures.experts import n_expert, n_expert_used, n_ff_exp
-from mtpref.architectures.sheet import Architecture, Block, HeadSheet, HuggingFace, Hyper, Streams, Tensor
+from mtpref.architectures.sheet import Architecture, Block, HeadSheet, HuggingFace, Hyper, Joined, Streams, Tensor
 from mtpref.spec.kinds import (
     CLAMPED_MOE_FFN,
     COMPRESSED_ATTENTION,
@@ -41,18 +41,14 @@ n_expert_shared = Hyper("n_expert_shared", "expert_shared_count", high=4096, hf=
 weights_scale = Hyper("expert_weights_scale", "expert_weights_scale", "f32", low=0.0, high=1e6,
                       hf="routed_scaling_factor")  # fmt: skip
 weights_norm = Hyper("expert_weights_norm", "expert_weights_norm", "bool", hf="norm_topk_prob")
-gating = Hyper("expert_gating_func", "expert_gating_func", low=0, high=16,
-               hf=lambda c: SQRT_SOFTPLUS if c.get("scoring_func") == "sqrtsoftplus" else 0)  # fmt: skip
+_GATINGS = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": SQRT_SOFTPLUS}
+gating = Hyper("expert_gating_func", "expert_gating_func", low=0, high=16, hf_fields=("scoring_func",),
+               hf=lambda c: _GATINGS[c["scoring_func"]])  # fmt: skip
 
 
-def _per_block(c: Mapping[str, Any]) -> list[float]:
-    return [c["swiglu_limit"]] * (c["num_hidden_layers"] + c.get("n_written_heads", 0))
-
-
-clamp_exp = Hyper("clamp_exp", "swiglu_clamp_exp", "f32/layer", low=0.0, high=1e6, hf=_per_block,
-                  hf_fields=("swiglu_limit",))  # fmt: skip
+clamp_exp = Hyper("clamp_exp", "swiglu_clamp_exp", "f32/layer", low=0.0, high=1e6, hf="swiglu_limit")
 clamp_shexp = Hyper("clamp_shexp", "swiglu_clamp_shexp", "f32/layer", default=lambda v: v.whole("clamp_exp"), low=0.0,
-                    high=1e6, hf=_per_block)  # fmt: skip
+                    high=1e6, hf="swiglu_limit")  # fmt: skip
 n_index_head = Hyper("n_index_head", "attention.indexer.head_count", high=4096, hf="index_n_heads")
 n_index = Hyper("n_index", "attention.indexer.key_length", high=1 << 16, hf="index_head_dim")
 n_best = Hyper("n_best", "attention.indexer.top_k", hf="index_topk")
@@ -71,6 +67,8 @@ n_hidden = Hyper("n_hidden", "embedding_length_out", default=lambda v: v["n_embd
 _n_mix = 24 * ONE  # n_streams * (n_streams + 2), of four
 
 # TENSORS
+
+EH_PROJ = "eh_proj.weight"  # no checkpoint has it: it is e_proj and h_proj, side by side
 
 
 def _connection(name: str) -> tuple[Tensor, ...]:
@@ -204,7 +202,7 @@ DEEPSEEK4 = Architecture(
     ),
     tensors=(
         Tensor(TOKEN_EMBD, (N_VOCAB, n_embd), "embed.weight", role="token_embd", cb="model.input_embed"),
-        Tensor(OUTPUT_NORM, (n_embd,), "norm.weight", cb="result_norm"),
+        Tensor(OUTPUT_NORM, (n_embd,), "model.norm.weight", cb="result_norm"),
         Tensor(OUTPUT, (N_VOCAB, n_embd), "head.weight", role="output", cb="result_output"),
         *_roots,
     ),
@@ -212,7 +210,7 @@ DEEPSEEK4 = Architecture(
     head=HeadSheet(
         MTP,
         (
-            Tensor("nextn.eh_proj.weight", (n_embd, 2 * n_embd), cb="eh_proj"),
+            Tensor("nextn.eh_proj.weight", (n_embd, 2 * n_embd), EH_PROJ, cb="eh_proj"),
             Tensor("nextn.enorm.weight", (n_embd,), "enorm.weight", cb="enorm"),
             Tensor("nextn.hnorm.weight", (n_embd,), "hnorm.weight", cb="hnorm"),
             Tensor("nextn.shared_head_norm.weight", (n_embd,), "norm.weight", fallback=(OUTPUT_NORM,),
@@ -231,10 +229,13 @@ DEEPSEEK4 = Architecture(
     hf=HuggingFace(
         classes=("DeepseekV4ForCausalLM",),
         model_types=("deepseek_v4",),
-        layer="layers.{il}.",
+        layer="model.layers.{il}.",
         head="mtp.{i}.",
         head_block="mtp.{i}.",
         n_heads="num_nextn_predict_layers",
+        joined=(Joined(EH_PROJ, ("e_proj.weight", "h_proj.weight")),),
+        idle=("ffn.gate.bias",),
+        heads_after="embedding_length_out",
     ),
     streams=Streams(enter_streams, _leave, tuple(tensor.name for tensor in _roots)),
     cb=_names,

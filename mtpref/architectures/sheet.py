@@ -418,6 +418,14 @@ def one_after_the_other(sizes: Sequence[int]) -> list[Rows]:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A tensor of the sheet that is several of a checkpoint, side by side in its columns: names below the head."""
+
+    hf: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FusedStack:
     """A tensor of a checkpoint that holds a matrix for every expert, (n_expert, rows, n_in): one or several stacks.
 
@@ -442,6 +450,8 @@ class HuggingFace:
     n_heads    config.json's field that counts heads
     fused      names that stand for several tensors
     stacks     names that stand for the experts of one or several stacks at once
+    joined     tensors of the head that are several in a checkpoint
+    idle       tensors of a layer that are left out where its block has no place for them
     says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
     special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
     special_classes  the classes for which it does so; (): all
@@ -459,6 +469,8 @@ class HuggingFace:
     n_heads: str
     fused: tuple[Fused, ...] = ()
     stacks: tuple[FusedStack, ...] = ()
+    joined: tuple[Joined, ...] = ()
+    idle: tuple[str, ...] = ()
     says_heads: bool = True
     special: tuple[tuple[str, str], ...] = ()
     special_classes: tuple[str, ...] = ()
