@@ -26,6 +26,14 @@ def stream_weights(
     return pre, post, sinkhorn(comb, eps, n_iterations)
 
 
+def head_weights(mixes: F32, scale: F32, base: F32, eps: float) -> F32:
+    """S70. What the head reads the streams with: sigmoid(m s + base) + eps.
+
+    Shapes   mixes: (T, n), scale: (1,), base: (n,) -> (T, n)
+    """
+    return sigmoid(mixes * scale[0] + base) + np.float32(eps)
+
+
 def sinkhorn(comb: F32, eps: float, n_iterations: int) -> F32:
     """S71. Sinkhorn's rounds: a matrix that is nearly doubly stochastic, of any.
 
@@ -42,14 +50,6 @@ def sinkhorn(comb: F32, eps: float, n_iterations: int) -> F32:
         comb = comb / (_in_order(comb, 2) + small)
         comb = comb / (_in_order(comb, 1) + small)
     return comb
-
-
-def head_weights(mixes: F32, scale: F32, base: F32, eps: float) -> F32:
-    """S70. What the head reads the streams with: sigmoid(m s + base) + eps.
-
-    Shapes   mixes: (T, n), scale: (1,), base: (n,) -> (T, n)
-    """
-    return sigmoid(mixes * scale[0] + base) + np.float32(eps)
 
 
 def read_streams(streams: F32, pre: F32) -> F32:

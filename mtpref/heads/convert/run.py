@@ -246,7 +246,9 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
             )
         notes.append(f"left out, since a {config.sheet.name} GGUF has no place for them: {names}{more}")
     if found.idle:
-        notes.append(f"{len(found.idle)} tensors of layers that have no use for them are left out: {found.idle[0]}, ...")
+        notes.append(
+            f"{len(found.idle)} tensors of layers that have no use for them are left out: {found.idle[0]}, ..."
+        )
     if found.set_aside:
         notes.append(
             f"{len(found.set_aside)} tensors of vision or audio parts are left out: a text model has no use for them"

@@ -168,7 +168,9 @@ class _Joined:
 
     def faults(self) -> list[tuple[bool, str]]:
         """(it is the head's, what is wrong) of those that lack a part."""
-        lacking = [(found, next(p for p in self._parts[whole] if p not in found)) for whole, found in self._found.items()]
+        lacking = [
+            (found, next(p for p in self._parts[whole] if p not in found)) for whole, found in self._found.items()
+        ]
         return [(True, f"{part} is missing beside {printable(next(iter(found.values())))}") for found, part in lacking]
 
 

@@ -24,12 +24,15 @@ def window_input(
              heads
     Shapes   x: (T, n_embd), normalised -> q (T, n_head, D), latent (T, n_latent), row (T, D)
     """
-    low = ops.rms_norm(ops.mul_mat(w["attn_q_a.weight"], x), w["attn_q_a_norm.weight"], cfg.rms_eps)
+    low = ops.mul_mat(w["attn_q_a.weight"], x)
+    low = ops.rms_norm(low, w["attn_q_a_norm.weight"], cfg.rms_eps)
     tap("qr_norm", low)
     q = ops.mul_mat(w["attn_q_b.weight"], low).reshape(len(x), cfg.n_head, cfg.n_embd_head)
-    q = ops.rope_last(ops.rms_norm(q, np.ones(cfg.n_embd_head, np.float32), cfg.rms_eps), *rope_cos_sin)
+    q = ops.rms_norm(q, np.ones(cfg.n_embd_head, np.float32), cfg.rms_eps)
+    q = ops.rope_last(q, *rope_cos_sin)
     tap("Qcur", q)
-    row = ops.rms_norm(ops.mul_mat(w["attn_kv.weight"], x), w["attn_kv_a_norm.weight"], cfg.rms_eps)
+    row = ops.mul_mat(w["attn_kv.weight"], x)
+    row = ops.rms_norm(row, w["attn_kv_a_norm.weight"], cfg.rms_eps)
     row = ops.rope_last(row[:, None], *rope_cos_sin)[:, 0]
     tap("Kcur", row)
     return q, low, row
@@ -75,7 +78,8 @@ def compressor(
         v, s = np.concatenate([v, values[:, half:][own]], axis=1), np.concatenate([s, scores[:, half:][own]], axis=1)
     else:
         v, s = values[own], scores[own]
-    rows = ops.rms_norm(ops.compress_rows(v, s), norm, cfg.rms_eps)
+    rows = ops.compress_rows(v, s)
+    rows = ops.rms_norm(rows, norm, cfg.rms_eps)
     rows = ops.rope_last(rows[:, None], *table((ended * ratio).astype(np.int32)))[:, 0]
     tap(f"{name}_row", rows)
     blocks.cells[ended] = ops.store_kv(rows, kv_type)
@@ -124,7 +128,8 @@ def window_attention(
     kv_type: str,
     first: int,
 ) -> F32:
-    """S88. Every token over its window, oldest first, then over the compressed rows that it sees, in order: S76, S78.
+    """S88. Every token over its window, oldest first, then over the compressed rows that it sees, in order: S76, S78, a
+    softmax with a sink.
 
     Rule     `seen` None: all compressed rows of whole blocks
     Shapes   q: (T, n_head, D); raw: the rows of the last tokens, those of the batch last; compressed: (n, D)
@@ -202,7 +207,7 @@ def route_by_token(
 ) -> tuple[F32, Routing]:
     """S91. Which experts a token goes to by its id, and with which weights: S6, S41, S80, S45.
 
-    Shapes   as S48's; no other choice is near
+    Shapes   as those of a router's choice (S48); no other choice is near
     """
     logits = ops.mul_mat(w["ffn_gate_inp.weight"], x)
     tap("ffn_moe_logits", logits)
@@ -220,9 +225,9 @@ def route_by_token(
 def clamped_experts(
     ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, routing: Routing, weights: F32, tap: LayerTap
 ) -> F32:
-    """S92. The chosen experts' networks as in S48, with clamped products: S6, S79, S6, S46, then the shared expert: S6,
-    S79, S6.
+    """S92. The chosen experts' networks with clamped products, and the shared expert: S6, S79, S6, S46, S6, S79, S6.
 
+    Rule     expert by expert over the rows of the tokens that chose it, and added up in the order of choice
     Shapes   x: (T, n_embd), normalised; weights: (T, n_used) -> (T, n_embd)
     """
     chosen = routing.ids
@@ -246,7 +251,8 @@ def clamped_experts(
 
     # SHARED
     gate, up = ops.mul_mat(w["ffn_gate_shexp.weight"], x), ops.mul_mat(w["ffn_up_shexp.weight"], x)
-    shared = ops.mul_mat(w["ffn_down_shexp.weight"], ops.clamped_swiglu(gate, up, cfg.clamp_shared))
+    hidden = ops.clamped_swiglu(gate, up, cfg.clamp_shared)
+    shared = ops.mul_mat(w["ffn_down_shexp.weight"], hidden)
     tap("ffn_shexp", shared)
     out = out + shared
     tap("ffn_out", out)

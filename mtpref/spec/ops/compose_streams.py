@@ -34,7 +34,7 @@ def connect(ops: Ops, w: LayerWeights, name: str, cfg: StreamsConfig, x: F32) ->
 
 
 def leave_streams(ops: Ops, w: LayerWeights, x: F32, cfg: StreamsConfig, tap: LayerTap) -> F32:
-    """S83. The streams as the final norm is given them: S8, S6, S4, S72.
+    """S83. The streams as the final norm is given them: S8, S6, S70, S72.
 
     Formula  read by sigmoid(m s + base) + eps, m the product of output_hc_fn and the normed streams
     Shapes   x: (T, n * n_embd); w: output_hc_fn, output_hc_scale (1,), output_hc_base (n,) -> (T, n_embd)
@@ -48,7 +48,7 @@ def leave_streams(ops: Ops, w: LayerWeights, x: F32, cfg: StreamsConfig, tap: La
 
 
 def streams_input(ops: Ops, w: InputWeights, embd: F32, hidden: F32, eps: float, order: str, tap: LayerTap) -> F32:
-    """S84. The input of an MTP block of several streams: S31 stream by stream, each with the same embedding.
+    """S84. The input of an MTP block of several streams, stream by stream, each with the same embedding: S8, S19, S6.
 
     Shapes   embd: (T, n_embd), hidden: (T, n * n_embd) -> (T, n * n_embd)
     """
