@@ -1,5 +1,5 @@
-"""Naive float64 forward passes of deepseek4: four residual streams, windows and compressed rows, hashed experts, and the
-MTP block.
+"""Naive float64 forward passes of deepseek4: four residual streams, windows and compressed rows, hashed experts, and
+the MTP block.
 
 Owns the obvious whole, token by token and row by row, written from llama.cpp's graph. Names and layouts as in
 naive_model.py. A hidden row is the four streams one after the other, before the head puts them together.

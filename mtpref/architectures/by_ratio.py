@@ -1,5 +1,5 @@
-"""Which block each layer of DeepSeek-V4 is: by the tokens that its compressed rows stand for, and by how its experts are
-chosen."""
+"""Which block each layer of DeepSeek-V4 is: by the tokens that its compressed rows stand for, and by how its experts
+are chosen."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,7 +4,6 @@ rows; experts, in the first layers by token id; one MTP block.
 The data sheet. Source: llama.cpp src/models/deepseek4.cpp, conversion/deepseek.py; transformers' DeepseekV4Config.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +84,7 @@ _around = (
     *_connection("attn"),
     *_connection("ffn"),
 )
-_group = n_head * n_embd_head
+_group, _output = n_head * n_embd_head, n_output_group * n_output_latent
 _window = (
     Tensor("attn_sinks.weight", (n_head,), "attn.attn_sink", cb="kqv_out"),
     Tensor("attn_q_a.weight", (n_q_latent, n_embd), "attn.wq_a.weight", cb="qr_norm"),
@@ -93,9 +92,8 @@ _window = (
     Tensor("attn_q_b.weight", (_group, n_q_latent), "attn.wq_b.weight", cb="Qcur"),
     Tensor("attn_kv.weight", (n_embd_head, n_embd), "attn.wkv.weight", cb="Kcur"),
     Tensor("attn_kv_a_norm.weight", (n_embd_head,), "attn.kv_norm.weight", cb="Kcur"),
-    Tensor("attn_output_a.weight", (n_output_group * n_output_latent, Share(_group, n_output_group)), "attn.wo_a.weight",
-           cb="attn_wo_a"),
-    Tensor("attn_output_b.weight", (n_embd, n_output_group * n_output_latent), "attn.wo_b.weight", cb="attn_output"),
+    Tensor("attn_output_a.weight", (_output, Share(_group, n_output_group)), "attn.wo_a.weight", cb="attn_wo_a"),
+    Tensor("attn_output_b.weight", (n_embd, _output), "attn.wo_b.weight", cb="attn_output"),
 )  # fmt: skip
 
 

@@ -38,8 +38,8 @@ class Place:
 
 @dataclass(frozen=True)
 class _Table:
-    """The tensors under one prefix. kind: "root", "layer", "head", "head_block" or "head_root", what a head's own file has
-    outside of blocks."""
+    """The tensors under one prefix. kind: "root", "layer", "head", "head_block" or "head_root", what a head's own file
+    has outside of blocks."""
 
     kind: str
     pattern: re.Pattern[str]
@@ -126,7 +126,7 @@ def joined_of(sheet: Architecture, name: str, n_layer: int) -> tuple[str, tuple[
 
 
 def is_idle(sheet: Architecture, name: str, n_layer: int, blocks: Sequence[Block] | None) -> bool:
-    """Whether a checkpoint's tensor is of a layer that has no use for it. blocks: of the layers, where they are known"""
+    """Whether a checkpoint's tensor is of a layer that has no use for it. blocks: of the layers, where known"""
     for table, il, rest in _prefixed(sheet, name, n_layer):
         if table.kind == "layer" and sheet.hf and rest in sheet.hf.idle and blocks and il is not None:
             return all(tensor.hf != rest for tensor in blocks[il].all_tensors())

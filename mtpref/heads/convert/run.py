@@ -196,9 +196,8 @@ def _table(checkpoint: Checkpoint, part: Part, below: int) -> Iterator[NDArray[n
     for piece in part.pieces(checkpoint):  # below 2**24, which float32 holds
         low, high = int(piece.min()), int(piece.max())
         if low < 0 or high >= below:
-            raise MtprefError(
-                f"{checkpoint.label}: {printable(part.source)} holds {low if low < 0 else high}, expected 0 .. {below - 1}"
-            )
+            bad = low if low < 0 else high
+            raise MtprefError(f"{checkpoint.label}: {printable(part.source)} holds {bad}, expected 0 .. {below - 1}")
         yield piece.astype("<i4").view(np.uint8)
 
 

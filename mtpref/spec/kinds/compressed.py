@@ -1,8 +1,8 @@
-"""Attention over a window and compressed rows. Its numerics are mtpref/spec/ops/compose_compressed.py (S74 to S78, S85 to
-S90).
+"""Attention over a window and compressed rows. Its numerics are mtpref/spec/ops/compose_compressed.py (S74 to S78, S85
+to S90).
 
-Owns what is kept of a sequence: of the trunk the rows of a window, and of each compressor the tokens that a later row is
-made of, both carried from token to token, and the rows of whole blocks, one for so many positions; of a head every
+Owns what is kept of a sequence: of the trunk the rows of a window, and of each compressor the tokens that a later row
+is made of, both carried from token to token, and the rows of whole blocks, one for so many positions; of a head every
 row, since its cells are cut position by position.
 """
 

@@ -1,8 +1,8 @@
 """Coarse operations of several residual streams: what stands around a sub-layer, before the head, and an MTP block's
 input.
 
-Owns their order, and the cb() names under which a tap sees results; see compose.py. A row of the residual is the streams
-one after the other.
+Owns their order, and the cb() names under which a tap sees results; see compose.py. A row of the residual is the
+streams one after the other.
 """
 
 import numpy as np
