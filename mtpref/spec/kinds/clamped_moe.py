@@ -68,5 +68,7 @@ _HASHED: Graph = {name: made for name, made in _ROUTED.items() if name != "ffn_m
     "ffn_moe_topk": Made((), "the row of blk.{i}.ffn_gate_tid2eid.weight of the token", (spec.hashed_experts,)),
     "ffn_moe_gap": Made(("ffn_moe_topk",), "infinite: no other choice is near"),
 }
-CLAMPED_MOE_FFN = LayerKind("moe_ffn", _configure, no_state, _forward, _ROUTED)
-HASHED_MOE_FFN = LayerKind("hashed_moe_ffn", _configure, no_state, _forward_by_token, _HASHED)
+CLAMPED_MOE_FFN = LayerKind("moe_ffn", _configure, no_state, _forward, _ROUTED, frozenset({"route", "clamped_experts"}))
+HASHED_MOE_FFN = LayerKind(
+    "hashed_moe_ffn", _configure, no_state, _forward_by_token, _HASHED, frozenset({"route_by_token", "clamped_experts"})
+)

@@ -197,6 +197,11 @@ _OUTPUT = {
     "attn_output": Made(("attn_wo_a",)),
 }
 _HEAD_OUTPUT: dict[str, Any] = _OUTPUT | {"kqv_out": replace(_OUTPUT["kqv_out"], inputs=("Qcur", "Kcur"))}
-COMPRESSED_ATTENTION = LayerKind("compressed_attention", configure, _state, _forward, _WINDOW | _COMPRESSED | _OUTPUT)
+_ENTRIES = frozenset({"compressed_attn_layer"})
+COMPRESSED_ATTENTION = LayerKind(
+    "compressed_attention", configure, _state, _forward, _WINDOW | _COMPRESSED | _OUTPUT, _ENTRIES
+)
 # The same without compressed rows, in a head.
-WINDOW_ATTENTION = LayerKind("window_attention", _configure_head, _head_state, _forward_head, _WINDOW | _HEAD_OUTPUT)
+WINDOW_ATTENTION = LayerKind(
+    "window_attention", _configure_head, _head_state, _forward_head, _WINDOW | _HEAD_OUTPUT, _ENTRIES
+)

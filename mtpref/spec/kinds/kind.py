@@ -108,6 +108,7 @@ class LayerKind:
     forward(weights, config, x, state, span, tap) -> y, both (T, n_embd); x is normalised, y is added to the
         residual stream by the block; the state is advanced by T tokens
     graph   what it makes, its output last; names that other engines tap may stand in it too
+    entries coarse entries of the table that it calls; empty: not said
     """
 
     name: str
@@ -115,6 +116,7 @@ class LayerKind:
     state: Callable[[Any, str], tuple[StateSpec, ...]]
     forward: Forward
     graph: Graph = field(default_factory=dict, compare=False)
+    entries: frozenset[str] = frozenset()
 
 
 def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:
