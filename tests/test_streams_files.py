@@ -1,4 +1,4 @@
-"""deepseek4's files: two into one only where both put streams together alike, checkpoints, quantise, imatrix, faults."""
+"""deepseek4's files: two into one only where streams are put together alike, checkpoints, quantise, faults."""
 
 import hashlib
 import json

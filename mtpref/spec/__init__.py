@@ -1,9 +1,9 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S70 to S80; docs/spec.md has them all.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53 to S54, S70 to S80. Anchors: docs/spec.md.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
 (S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), streams
-(S70 to S73), compressed (S74 to S80). Nothing
-here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
+(S70 to S73), compressed (S74 to S80). Nothing here has state, reads a file or chooses a path. The Numba twins in
+mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (
