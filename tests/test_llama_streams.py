@@ -167,7 +167,7 @@ MUTANTS = {
     "a window too wide": {"window_start": lambda pos, n: _OPS.window_start(pos, n - 1)},
     "a block seen late": {"n_compressed": lambda n, ratio: _OPS.n_compressed(n - 1, ratio)},
     "no indexer": {"best_rows": lambda scores, n: np.arange(len(scores))},
-    "scores without relu": {"index_scores": lambda q, rows, w: np.einsum("hd,rd,h->r", q, rows, w)},
+    "scores without relu": {"row_scores": lambda q, rows, w: np.einsum("hd,rd,h->r", q, rows, w)},
     "a softmax for all dimensions": {"compress_rows": _one_softmax},
     "no sink": {"sink_attention": lambda q, cells, sinks, kind: _OPS.sink_attention(q, cells, sinks - 90, kind)},
     "the sink scaled": {"sink_attention": lambda q, cells, sinks, kind: _OPS.sink_attention(

@@ -159,7 +159,7 @@ def test_a_block_counts_once_its_last_token_is_there(n, ratio, rows):
 def test_the_indexer_adds_up_positive_products_and_takes_the_lower_row_of_equals():
     rng = np.random.default_rng(10)
     q, rows, w = (rng.standard_normal(s).astype(F32) for s in ((3, 12), (6, 12), (3,)))
-    near(spec.index_scores(q, rows, w), (np.maximum(naive.f64(rows) @ q.T, 0) * w).sum(axis=1))
+    near(spec.row_scores(q, rows, w), (np.maximum(naive.f64(rows) @ q.T, 0) * w).sum(axis=1))
     assert spec.best_rows(np.array([1, 3, 0, 3, 2], F32), 2).tolist() == [1, 3]
     assert spec.best_rows(np.array([0, 3, 3, 3], F32), 2).tolist() == [1, 2]
     assert spec.best_rows(np.array([5, 7], F32), 4).tolist() == [0, 1]

@@ -62,18 +62,21 @@ def n_compressed(n_tokens: int, ratio: int) -> int:
     return n_tokens // ratio
 
 
-def index_scores(q: F32, rows: F32, weights: F32) -> F32:
+def row_scores(q: F32, rows: F32, weights: F32) -> F32:
     """S77. What the indexer says of each row: the sum of its heads' positive products, each times its weight.
 
     Formula  s_r = sum_h relu(q_h . k_r) w_h
     Shapes   q: (n_head, D), rows: (R, D), weights: (n_head,) -> (R,)
-    Dtypes   products in float64 in the lane order (S2), rounded to float32; the sum over heads likewise
+    Dtypes   products in float64 in the lane order (S2), rounded to float32; then each product and each sum rounded on
+             its own, heads in their order
     Source   DeepSeek-V3.2's lightning indexer; llama.cpp turns q and rows by one orthonormal matrix first, which leaves
              the products as they are but for rounding
     """
     products = lane_sum_products(rows[:, None, :], q[None]).astype(np.float32)
-    positive = np.maximum(products, np.float32(0.0))
-    return lane_sum_products(positive, weights[None]).astype(np.float32)
+    total = np.zeros(len(rows), np.float32)
+    for head in range(len(q)):
+        total += np.maximum(products[:, head], np.float32(0.0)) * weights[head]
+    return total
 
 
 def best_rows(scores: F32, n_best: int) -> ROWS:

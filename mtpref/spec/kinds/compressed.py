@@ -188,7 +188,7 @@ _OUTPUT = {
     "kqv_out": Made(
         ("Qcur", "Kcur", *_COMPRESSED),
         "attention over the window and the compressed rows that the token sees, with blk.{i}.attn_sinks.weight",
-        (spec.window_start, spec.n_compressed, spec.index_scores, spec.best_rows, spec.sink_attention),
+        (spec.window_start, spec.n_compressed, spec.row_scores, spec.best_rows, spec.sink_attention),
     ),
     "attn_derope": Made(("kqv_out",), "turned back at the query's position", (spec.rope_last,)),
     "attn_wo_a": Made(

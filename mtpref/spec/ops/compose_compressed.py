@@ -112,7 +112,7 @@ def chosen_rows(
     rows, found = load_kv(cells, kv_type), []
     for t in range(len(x)):
         n_seen = ops.n_compressed(first + t + 1, cfg.ratio)
-        scores = ops.index_scores(q[t], rows[:n_seen], weights[t])
+        scores = ops.row_scores(q[t], rows[:n_seen], weights[t])
         found.append(ops.best_rows(scores, cfg.n_best))
     return found
 

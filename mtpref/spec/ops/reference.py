@@ -82,7 +82,7 @@ def spec_ops(numerics: str) -> Ops:
         compress_rows=spec.compress_rows,
         window_start=spec.window_start,
         n_compressed=spec.n_compressed,
-        index_scores=spec.index_scores,
+        row_scores=spec.row_scores,
         best_rows=spec.best_rows,
         clamped_swiglu=spec.clamped_swiglu,
         hashed_experts=spec.hashed_experts,

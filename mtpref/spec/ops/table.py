@@ -62,7 +62,7 @@ class Ops:
     compress_rows: types.CompressRows  # S75
     window_start: types.WindowStart  # S76
     n_compressed: types.NCompressed  # S76
-    index_scores: types.IndexScores  # S77
+    row_scores: types.RowScores  # S77
     best_rows: types.BestRows  # S77
     sink_attention: types.SinkAttention  # S78
     clamped_swiglu: types.ClampedSwiGlu  # S79
@@ -119,7 +119,7 @@ _LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
 _LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
 _WINDOW_INPUT = frozenset({"mul_mat", "rms_norm", "rope_last"})
 _COMPRESSOR = frozenset({"mul_mat", "get_rows", "compress_rows", "rms_norm", "rope_last", "store_kv"})
-_CHOSEN_ROWS = frozenset({"mul_mat", "rope_last", "n_compressed", "index_scores", "best_rows"})
+_CHOSEN_ROWS = frozenset({"mul_mat", "rope_last", "n_compressed", "row_scores", "best_rows"})
 _WINDOW_ATTENTION = frozenset({"window_start", "n_compressed", "sink_attention"})
 _GROUPED_OUTPUT = frozenset({"rope_last", "mul_mat"})
 _SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})

@@ -303,7 +303,7 @@ class NCompressed(Protocol):
     def __call__(self, n_tokens: int, ratio: int, /) -> int: ...
 
 
-class IndexScores(Protocol):
+class RowScores(Protocol):
     def __call__(self, q: F32, rows: F32, weights: F32, /) -> F32: ...
 
 
@@ -554,7 +554,7 @@ class OpEntries(CoarseEntries, total=False):
     compress_rows: CompressRows
     window_start: WindowStart
     n_compressed: NCompressed
-    index_scores: IndexScores
+    row_scores: RowScores
     best_rows: BestRows
     sink_attention: SinkAttention
     clamped_swiglu: ClampedSwiGlu
