@@ -148,6 +148,8 @@ def write_checkpoint(
 
 
 def _stored(name: str, x: np.ndarray, dtype: str) -> np.ndarray:
+    if x.dtype.kind in "iu":
+        return np.ascontiguousarray(x)
     if dtype == "F32" or (dtype == "BF16" and name.endswith(("A_log", "dt_bias"))):
         return np.ascontiguousarray(x, np.float32)
     return bf16_bits(x) if dtype == "BF16" else x.astype(np.float16)

@@ -30,8 +30,10 @@ TOKENIZERS = {
     "glm4moe": (GLM4_PATTERN, True, "glm4"),
     "hy_v3": (HUNYUAN_PATTERN, False, "qwen2"),
     "deepseek2": (GLM4_PATTERN, True, "llama-bpe"),
+    "deepseek4": (GLM4_PATTERN, True, "llama-bpe"),
 }
-ARCHS = tuple(TOKENIZERS)
+# Files of llama.cpp's own converter are recorded of these.
+ARCHS = tuple(name for name in TOKENIZERS if name != "deepseek4")
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]")
 N_LAYER, N_EXPERT, N_VOCAB = 4, 6, 288
 
@@ -97,6 +99,17 @@ CONFIGS["deepseek2"] = {
     "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
                      "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096},
 }  # fmt: skip
+CONFIGS["deepseek4"] = {
+    **{key: x for key, x in _COMMON.items() if key != "tie_word_embeddings"},
+    "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "num_attention_heads": 4,
+    "num_key_value_heads": 1, "head_dim": 32, "q_lora_rank": 64, "qk_rope_head_dim": 8, "sliding_window": 8,
+    "o_groups": 2, "o_lora_rank": 32, "compress_ratios": [4, 128, 0, 4, 0], "compress_rope_theta": 5000.0,
+    "index_n_heads": 8, "index_head_dim": 64, "index_topk": 3, "hc_mult": 4, "hc_sinkhorn_iters": 3, "hc_eps": 1e-6,
+    "num_hash_layers": 1, "n_routed_experts": N_EXPERT, "n_shared_experts": 2, "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True, "scoring_func": "sqrtsoftplus", "swiglu_limit": 7.0, "num_nextn_predict_layers": 1,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000,
+    "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64},
+}  # fmt: skip
 # What checkpoints of the architecture do not ship of their heads.
 _SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
 
@@ -151,6 +164,7 @@ def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndar
             out[name] = x
     out = _qwen3next(out) if arch == "qwen3next" else out
     out = kv_b_proj(out) if arch == "deepseek2" else out
+    out = _deepseek4(out) if arch == "deepseek4" else out
     return _all_in_one(out) if fused else out
 
 
@@ -171,6 +185,20 @@ def kv_b_proj(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         both = np.concatenate([k.transpose(0, 2, 1), v], axis=1)
         out[name.replace("k_b_proj", "kv_b_proj")] = np.ascontiguousarray(both.reshape(-1, both.shape[-1]))
     return out
+
+
+def _deepseek4(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The published names: no `model.`, e_proj and h_proj apart, a table of int64, a head's own streams (the trunk's),
+    and biases of layers that are routed by token."""
+    out = {name.removeprefix("model."): x for name, x in named.items()}
+    both = out.pop("mtp.0.eh_proj.weight")
+    out["mtp.0.e_proj.weight"], out["mtp.0.h_proj.weight"] = np.split(both, 2, axis=1)
+    n_used = CONFIGS["deepseek4"]["num_experts_per_tok"]
+    for name in [n for n in out if n.endswith("tid2eid")]:
+        order = np.argsort(normal(7, name, N_VOCAB * N_EXPERT).reshape(N_VOCAB, N_EXPERT), axis=1, kind="stable")
+        out[name] = order[:, :n_used].astype(np.int64)
+        out[name.replace("tid2eid", "bias")] = np.zeros(N_EXPERT, np.float32)
+    return out | {f"mtp.0.{name}": x for name, x in out.items() if name.startswith("hc_head_")}
 
 
 def _all_in_one(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import micro_layers as layers
 import micro_moe as mm
 import micro_plant as mp
+import micro_streams as ms
 from micro_gguf import F32, TYPES, Tensor, tensor_of, write_gguf
 from micro_k import TYPES_K, encode_k
 
@@ -113,8 +114,27 @@ STANDARD_TRUNKS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant
 }  # fmt: skip
 
 
+# deepseek4: (seed, accept, type, shape, variant, part).
+_PLAIN = ms.StreamsShape()
+_UNSCALED = ms.StreamsShape(
+    ratios=(0, 4, 4, 128), n_hashed=2, yarn=False, n_window=5, n_best=2, n_iterations=5, clamp=5.0,
+    clamp_shared=None,
+)  # fmt: skip
+STANDARD_STREAMS: dict[str, tuple[int, float, str, ms.StreamsShape, MicroVariant, str]] = {
+    "micro-deepseek4-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "whole"),
+    "micro-deepseek4-own-f32": (2, 80, "F32", _UNSCALED, _OWN, "whole"),
+    "micro-deepseek4-q8_0": (4, 60, "Q8_0", _PLAIN, MicroVariant(), "whole"),
+    "micro-deepseek4-trunk-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "trunk"),
+    "micro-deepseek4-head-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "head"),
+}
+
+
 def make_standard(name: str, path: str | Path) -> None:
     """Write the standard model of that stem (see STANDARD, STANDARD_MOE and STANDARD_TRUNKS)."""
+    if name in STANDARD_STREAMS:
+        seed, accept, type_name, streams_shape, variant, part = STANDARD_STREAMS[name]
+        make_micro_streams(path, seed, accept, type_name, streams_shape, variant, part)
+        return
     if name in STANDARD_MOE or name in STANDARD_TRUNKS:
         arch, seed, accept, type_name, moe_shape, variant = (STANDARD_MOE | STANDARD_TRUNKS)[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
@@ -249,6 +269,9 @@ def typed(tensors: dict[str, F32], type_name: str) -> list[Tensor]:
 
     made: list[Tensor] = []
     for name, values in tensors.items():
+        if values.dtype == np.int32:
+            made.append((name, "I32", values.shape, values.astype("<i4").view(np.uint8).reshape(-1)))
+            continue
         kind = type_of(name, values)
         if kind in TYPES_K:
             made.append((name, kind, values.shape, encode_k(values, kind)))
@@ -275,6 +298,24 @@ def make_micro_moe(
     if variant.eos is not None:
         keys["tokenizer.ggml.eos_token_id"] = variant.eos
     write_gguf(path, keys, typed(tensors, type_name))
+
+
+def make_micro_streams(
+    path: str | Path,
+    seed: int = 1,
+    accept: float = 60.0,
+    type_name: str = "F32",
+    shape: ms.StreamsShape | None = None,
+    variant: MicroVariant | None = None,
+    part: str = "whole",
+) -> None:
+    """Write one micro model of deepseek4. part: `whole`, its `trunk` alone, or its `head` alone with what llama.cpp
+    needs of the trunk and streams put together in its own way. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    shape, variant = shape or ms.StreamsShape(), variant or MicroVariant()
+    tensors = ms.part_of(ms.plant_streams(seed, wrong_fraction(accept), shape, variant), seed, shape, part)
+    write_gguf(path, ms.keys_of(shape, has_head=part != "trunk"), typed(tensors, type_name))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ Owns the registry. No other module tests an architecture's name.
 
 from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, trimmed
 from mtpref.architectures.deepseek2 import DEEPSEEK2
+from mtpref.architectures.deepseek4 import DEEPSEEK4
 from mtpref.architectures.dims import Shape, numbers
 from mtpref.architectures.glm4moe import GLM4MOE
 from mtpref.architectures.hy_v3 import HY_V3
@@ -13,6 +14,8 @@ from mtpref.architectures.names import (
     fused_of,
     gguf_to_hf_name,
     hf_to_gguf_name,
+    is_idle,
+    joined_of,
     place_of,
     stacks_beside,
     stacks_of,
@@ -38,7 +41,7 @@ from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
 ARCHITECTURES: dict[str, Architecture] = {
-    sheet.name: sheet for sheet in (QWEN35, QWEN35MOE, QWEN3NEXT, GLM4MOE, HY_V3, DEEPSEEK2)
+    sheet.name: sheet for sheet in (QWEN35, QWEN35MOE, QWEN3NEXT, GLM4MOE, HY_V3, DEEPSEEK2, DEEPSEEK4)
 }
 
 __all__ = [
@@ -61,6 +64,8 @@ __all__ = [
     "fused_of",
     "gguf_to_hf_name",
     "hf_to_gguf_name",
+    "is_idle",
+    "joined_of",
     "numbers",
     "place_of",
     "present_tensors",

@@ -43,7 +43,7 @@ from mtpref.architectures.transforms import AS_IS, BY_HEAD, BY_HEAD_TRANSPOSED
 from mtpref.spec.config import Values
 from mtpref.spec.kinds import LATENT_ATTENTION, MOE_FFN, SWIGLU_FFN, Sequential
 
-SOFTMAX, SIGMOID = 1, 2  # numbers of expert_gating_func
+SOFTMAX, SIGMOID, OTHER = 1, 2, 4  # numbers of expert_gating_func; the last one no file of it runs with
 _FLASH = ((47, 48), 154880)  # layers and vocabulary of GLM-4.7-Flash, by which llama.cpp tells it
 
 
@@ -58,7 +58,7 @@ def _gating(v: Values) -> int:
 
 def _gating_of_checkpoint(c: Mapping[str, Any]) -> int | None:
     named = c.get("scoring_func")
-    return None if named is None else {"sigmoid": SIGMOID}.get(named, SOFTMAX)
+    return None if named is None else {"softmax": SOFTMAX, "sigmoid": SIGMOID}.get(named, OTHER)
 
 
 # HYPER-PARAMETERS

@@ -48,6 +48,7 @@ PRE_NORM_HIDDEN = Fault(
         ("imp #1800", "https://github.com/kekzl/imp/pull/1800"),
     ),
     effect="AL 1.80 instead of 2.74 (0.8B, k = 3); 75.2 instead of 80.3 % (27B, k = 1)",
+    where=("normed rows",),
     apply_recipe=contract(hidden="pre"),
 )
 
@@ -70,6 +71,7 @@ HIDDEN_NORMED_TWICE = Fault(
     replaces=("steps.target_hidden",),
     predicted=Signature("mtp_hnorm", "lower, less than without the norm"),
     seen=(("omlx #2277", "https://github.com/jundot/omlx/pull/2277"),),
+    where=("normed rows",),
     apply_model=_normed_again,
 )
 

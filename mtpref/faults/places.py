@@ -10,6 +10,7 @@ from typing import Any
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Layer
 from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig
+from mtpref.spec.ops import PARTS
 
 Weights = Mapping[str, Any]
 
@@ -110,6 +111,7 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         "an attention gate in the head",
         lambda m: any(layer.kind.name == "gated_attention" for layer, _ in of_heads(m)),
     ),
+    "normed rows": ("a head that takes rows after a norm", lambda m: m.own_rows == ("post", "post")),
     "partial rotary": ("a head that turns a part of its dimensions", _turns_part),
     "head rotary": ("a head that turns halves of its dimensions", lambda m: any(map(_attends, _heads(m)))),
     "attention": ("an attention layer", lambda m: _latent(m) or any(_attends(layer) for layer, _ in blocks(m))),
@@ -128,6 +130,33 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         lambda m: _latent(m, lambda cfg: bool(cfg.rope_scaling.ext_factor and cfg.rope_scaling.log_multiplier)),
     ),
 }
+
+
+# Entries that no layer calls but the model itself, or any.
+_EVERYWHERE = frozenset(
+    {"mul_mat", "get_rows", "rms_norm", "rope_table", "store_kv", "head", "mtp_norm", "mtp_concat", "argmax",
+     "top_candidates"}
+)  # fmt: skip
+
+
+def idle_entries(model: Model, replaces: tuple[str, ...]) -> str | None:
+    """In words the first of these entries where the model calls none of them; None: it calls one, or nothing says it.
+
+    replaces   "ops.x", "mtp_ops.x" (of the head alone), or what is no entry of the table
+    """
+    found = [name.split(".") for name in replaces if name.startswith(("ops.", "mtp_ops."))]
+    if not found or len(found) < len(replaces):
+        return None
+    for table, name in found:
+        layers = [layer for layer, _ in (of_heads(model) if table == "mtp_ops" else blocks(model))]
+        kinds = [kind for layer in layers for kind in (layer.block.mixer, layer.block.ffn)]
+        if name in _EVERYWHERE or any(not kind.entries for kind in kinds):
+            return None
+        if name == "mtp_input" and all(head.sheet.enter is None for head in model.heads):
+            return None
+        if any(name == entry or name in PARTS[entry] for kind in kinds for entry in kind.entries):
+            return None
+    return f"a layer that calls {found[0][1]}"
 
 
 def _heads(model: Model) -> list[Layer]:

@@ -58,6 +58,9 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         name = f"{own.arch}.{key}"
         a, b = (defaults.get(key) if (found := file.get(name)) is None else found for file in (source, trunk))
         alike = ALIKE.get(key, ())
+        if isinstance(a, list) and isinstance(b, list) and key in ARCHITECTURES[own.arch].per_block:
+            n = min(len(a), len(b))  # a trunk's file has no entry for the head
+            a, b = a[:n], b[:n]
         if a != b and not (a in alike and b in alike):
             raise differs(f"key {name}", a, b)
     if theirs.n_trunk != own.n_trunk:
@@ -70,6 +73,7 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         )
     _check_tokenizer(trunk, source, differs)
     _check_shapes(trunk, source, theirs)
+    _check_streams(trunk, source, own.arch)
 
 
 def keys_of(arch: str) -> list[str]:
@@ -77,7 +81,7 @@ def keys_of(arch: str) -> list[str]:
     sheet = ARCHITECTURES[arch]
     head = sheet.head.all_tensors() if sheet.head else ()
     of_head, of_trunk = (
-        {name for tensor in tensors for dim in tensor.shape for _, names in dim.terms for name in names}
+        {name for tensor in tensors for dim in tensor.shape for name in dim.names}
         for tensors in (head, [t for block in sheet.layers.all_blocks() for t in block.all_tensors()])
     )
     others = {"n_block", "n_ctx"} | (of_trunk - of_head)
@@ -126,6 +130,27 @@ def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
             )
 
 
+def _check_streams(trunk: Source, source: Source, arch: str) -> None:
+    """What puts the streams together before a head's norm: in one file llama.cpp has one for trunk and head."""
+    streams = ARCHITECTURES[arch].streams
+    for name in streams.tensors if streams else ():
+        a, b = (file.items.get(name) for file in (trunk, source))
+        if a is None or b is None:
+            label = (trunk if a is None else source).label
+            raise MtprefError(f"{label}: tensor {name} is missing; try: mtpref inspect {label}")
+        if (a.type_name, a.shape) != (b.type_name, b.shape) or not np.array_equal(_bytes(a), _bytes(b)):
+            raise MtprefError(
+                f"{source.label}: tensor {name} differs from that of {trunk.label}: the head puts its streams together "
+                "in its own way, and in one file llama.cpp has the trunk's for both; keep two files, and give the "
+                "head's as the draft model (-md)"
+            )
+
+
+def _bytes(item: Item) -> Any:
+    """A small tensor's bytes, in one piece."""
+    return np.concatenate([np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in item.pieces()])
+
+
 def _rows(source: Source, name: str) -> int:
     item = source.items.get(name)
     if item is None:
@@ -163,8 +188,7 @@ def doubts(trunk: Source, source: Source) -> list[str]:
 
 def _values(item: Item) -> Any:
     """A small F32 tensor's bits."""
-    pieces = [np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in item.pieces()]
-    return np.concatenate(pieces).view(np.uint32)
+    return _bytes(item).view(np.uint32)
 
 
 def _embedding_error(trunk: Source, source: Source) -> float | None:

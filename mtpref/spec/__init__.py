@@ -1,8 +1,9 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53 to S54. docs/spec.md has the anchors.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53 to S54, S70 to S80. Anchors: docs/spec.md.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
-(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention). Nothing
-here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
+(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), streams
+(S70 to S73), compressed (S74 to S80). Nothing here has state, reads a file or chooses a path. The Numba twins in
+mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (
@@ -19,6 +20,17 @@ from mtpref.spec.arith import (
     silu,
     sincos64,
     softplus,
+)
+from mtpref.spec.compressed import (
+    best_rows,
+    clamped_swiglu,
+    compress_rows,
+    hashed_experts,
+    n_compressed,
+    rope_last,
+    row_scores,
+    sink_attention,
+    window_start,
 )
 from mtpref.spec.latent import latent_scale, rope_interleaved
 from mtpref.spec.layers import (
@@ -111,6 +123,7 @@ from mtpref.spec.sampling import (
     uniform,
     without_ids,
 )
+from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
 
 __all__ = [
     "ACCEPT",
@@ -136,8 +149,11 @@ __all__ = [
     "argmax",
     "attention",
     "attn_gate",
+    "best_rows",
     "bf16_bits",
     "check_type",
+    "clamped_swiglu",
+    "compress_rows",
     "conv_silu",
     "delta_gates",
     "delta_rule",
@@ -156,6 +172,8 @@ __all__ = [
     "gated_norm",
     "get_rows",
     "group_scores",
+    "hashed_experts",
+    "head_weights",
     "imrope_has_position",
     "l2_norm",
     "lane_sum_products",
@@ -168,6 +186,7 @@ __all__ = [
     "mtp_concat",
     "mul_mat_exact",
     "mul_mat_ggml",
+    "n_compressed",
     "next_pending",
     "only",
     "overlap",
@@ -176,16 +195,19 @@ __all__ = [
     "quantize_q8_0",
     "quantize_q8_1",
     "quantize_q8_k",
+    "read_streams",
     "repeat_heads",
     "residual",
     "rms_norm",
     "rope",
     "rope_frequencies",
     "rope_interleaved",
+    "rope_last",
     "rope_table",
     "round_bf16",
     "round_f16",
     "router_gap",
+    "row_scores",
     "rsqrt64",
     "scaled_frequencies",
     "select_experts",
@@ -193,11 +215,14 @@ __all__ = [
     "sigmoid",
     "silu",
     "sincos64",
+    "sink_attention",
+    "sinkhorn",
     "softplus",
     "split_beta_alpha",
     "split_q_gate",
     "split_qkvz",
     "store_kv",
+    "stream_weights",
     "sum_experts",
     "swiglu",
     "temperature",
@@ -206,7 +231,9 @@ __all__ = [
     "top_p",
     "uniform",
     "weigh_experts",
+    "window_start",
     "without_ids",
+    "write_streams",
     "yarn_magnitude",
     "yarn_share",
 ]

@@ -129,11 +129,13 @@ def head_weights(model: Model) -> Iterator[tuple[str, Any]]:
         yield from _block(prefix, mtp.block)
         yield mtp.origin.get("shared_head_norm", f"{prefix}nextn.shared_head_norm.weight"), mtp.shared_head_norm
         yield mtp.shared_head_head.name, mtp.shared_head_head
+        yield from mtp.roots.items()
 
 
 def _ends(model: Model) -> Iterator[tuple[str, Any]]:
     w = model.weights
     yield from (("token_embd.weight", w.token_embd), ("output_norm.weight", w.output_norm), (w.output.name, w.output))
+    yield from w.roots.items()
 
 
 def _block(prefix: str, block: Any) -> Iterator[tuple[str, Any]]:

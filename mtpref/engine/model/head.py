@@ -163,12 +163,22 @@ def _read_head(
     return MtpWeights(
         **{part: read_tensor(finder, tensors[part], values, tensors[part].at(il).name) for part in INPUT_PARTS},
         block=read_block(finder, block, values, il),
+        roots=_roots(trunk, finder, values),
         **parts,
         origin=origin,
         borrowed=tuple(part for part in parts if parts[part] is borrowed[part]),
         file=finder.file.label if is_alone else "",
         d2t=d2t,
     )
+
+
+def _roots(trunk: Trunk, finder: TensorFinder, values: Values) -> dict[str, Any]:
+    """Tensors outside of blocks that the file which holds the block has of its own: what puts streams together."""
+    names = trunk.arch.streams.tensors if trunk.arch.streams else ()
+    if finder.file is trunk.file:
+        return {name: trunk.weights.roots[name] for name in names}
+    found = {tensor.name: tensor for tensor in trunk.arch.tensors if tensor.name in names}
+    return {name: read_tensor(finder, tensor, values, name) for name, tensor in found.items()}
 
 
 def _present(finder: TensorFinder, names: list[str], n_trimmed: int | None) -> str | None:
@@ -254,7 +264,7 @@ def _check_rope(trunk: Trunk, values: Values, differs: Any) -> None:
     if trunk.arch.head is None:
         return
     configure, il = trunk.arch.head.block.mixer.configure, trunk.config.n_layer
-    found, expected = configure(values.at(il)), configure(trunk.values.at(il))
+    found, expected = configure(values.at(il)), configure(trunk.values.at(il, values))
     if not hasattr(found, "rope_scaling"):
         return
     pairs = zip(rope_constants(rotary_of(found)), rope_constants(rotary_of(expected)), strict=True)

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from mtpref.architectures import Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
-from mtpref.base.settings import checked
+from mtpref.base.settings import SettingError, checked
 from mtpref.engine.model.finite import head_weights, is_finite, not_finite, trunk_weights
 from mtpref.engine.recipe import Recipe
 from mtpref.engine.weights import MtpWeights, Weights
 from mtpref.files.draft_vocab import check_draft_ids
 from mtpref.files.vocab import Vocab
 from mtpref.spec.config import ModelConfig
-from mtpref.spec.contract import describe
-from mtpref.spec.kinds import LayerKind, Span
+from mtpref.spec.contract import MtpContract, describe
+from mtpref.spec.kinds import Around, LayerKind, Span
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, discard
 from mtpref.spec.state import LayerState, ModelState, Positions, StateSpec
@@ -35,11 +35,12 @@ Part = Literal["mixer", "ffn"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One block with the hyper-parameters of its mixer and of its feed-forward network."""
+    """One block with the hyper-parameters of its mixer, of its feed-forward network, and of what stands around them."""
 
     block: Block
     cfg: Any
     ffn_cfg: Any
+    residual_cfg: Any = None
 
     @property
     def kind(self) -> LayerKind:
@@ -59,16 +60,13 @@ class Layer:
     def forward(self, w: dict[str, Any], x: F32, state: LayerState, span: Span, eps: float, tap: LayerTap) -> F32:
         """The block on rows of the residual stream."""
 
-        def norm(name: str, rows: F32) -> F32:
-            return span.ops.rms_norm(rows, w[name], eps)
-
         def mixer(h: F32) -> F32:
             return self.block.mixer.forward(w, self.cfg, h, state, span, tap)
 
         def ffn(h: F32) -> F32:
             return self.block.ffn.forward(w, self.ffn_cfg, h, state, span, tap)
 
-        return self.block.residual(x, norm, mixer, ffn, tap)
+        return self.block.residual(x, Around(span.ops, w, eps, self.residual_cfg), mixer, ffn, tap)
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,13 @@ class Model:
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)
+        if not self.can_take(contract):
+            name = "hidden" if contract.hidden != "pre" else "chain"
+            raise SettingError(
+                f"MtpContract.{name}",
+                f"{name} is post, expected pre: the head of {self.config.arch} takes the streams, "
+                f"{self.heads[0].n_hidden} values, and a normed row has {self.config.n_embd}",
+            )
         if contract != self.recipe.contract:
             object.__setattr__(self, "recipe", replace(self.recipe, contract=contract))
 
@@ -134,6 +139,11 @@ class Model:
     def own_rows(self) -> tuple[str, str]:
         """The rows that a head of this architecture takes: the trunk's, and its own along a chain."""
         return (self.arch.head.hidden, self.arch.head.chain) if self.arch.head else ("post", "post")
+
+    def can_take(self, contract: MtpContract) -> bool:
+        """Whether the rows that a contract hands to the heads are as wide as those that they take."""
+        is_wide = self.arch.streams is not None and bool(self.heads)
+        return not is_wide or (contract.hidden, contract.chain) == ("pre", "pre")
 
     @property
     def contract_name(self) -> str:
@@ -213,16 +223,17 @@ class Model:
         ops, w = self.recipe.ops, self.weights
         state.reserve(len(tokens))
         pos = np.arange(state.n_past, state.n_past + len(tokens), dtype=np.int32)
-        span = Span(ops, pos, state.n_past, min(keep, len(tokens)))
+        span = Span(ops, pos, state.n_past, min(keep, len(tokens)), tokens=tokens)
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
         streams = self.arch.streams
-        x = streams.enter(x) if streams else x
+        x = streams.enter(x, self.layers[0].residual_cfg) if streams else x
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
             x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il, self.arch.cb))
         state.n_past += len(tokens)
-        post = ops.rms_norm(streams.leave(ops, w.roots, x) if streams else x, w.output_norm, self.config.rms_eps)
-        tap("h_nextn", post)
+        last = streams.leave(ops, w.roots, x, self.layers[-1].residual_cfg, tap) if streams else x
+        post = ops.rms_norm(last, w.output_norm, self.config.rms_eps)
+        tap("h_nextn", x if streams else post)
         tap("result_norm", post)
         logits = _no_logits()
         if n_logits:
@@ -246,7 +257,7 @@ class Model:
     ) -> Output:
         """Run T pairs (token x_p, hidden h_{p-1}) through an MTP head, at positions first_pos, first_pos + 1, ...
 
-        Shapes   hidden: (T, n_embd); n_logits: the last so many rows get logits; head: which of a chain;
+        Shapes   hidden: (T, n_hidden); n_logits: the last so many rows get logits; head: which of a chain;
                  n_draft_vocab: only the first so many ids do (FastMTP)
         Errors   MtprefError without a head; ValueError where positions would leave a hole
         """
@@ -268,14 +279,16 @@ class Model:
 
         # BLOCK
         pos = steps.mtp_positions(first_pos, len(tokens), contract)
-        span = Span(ops, pos, state.n_past if reads_target else own.n_cells, 1, target=state.layers)
+        first = state.n_past if reads_target else own.n_cells
+        span = Span(ops, pos, first, 1, target=state.layers, tokens=tokens)
         x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
         own.n_cells += 0 if reads_target else len(tokens)
 
         # HEAD
         streams = self.arch.streams
-        post = ops.mtp_norm(ops, streams.leave(ops, mw.block, x) if streams else x, mw.shared_head_norm, eps)
-        tap("mtp_h_nextn", post)
+        last = streams.leave(ops, mw.roots, x, layer.residual_cfg, _mtp_root_tap(tap)) if streams else x
+        post = ops.mtp_norm(ops, last, mw.shared_head_norm, eps)
+        tap("mtp_h_nextn", x if streams else post)
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
         if n_logits:
@@ -317,6 +330,11 @@ MTP_NAMES = {"attn_output": "attn_out", "gate_reshaped": "gate"}
 def _layer_tap(tap: Tap, il: int, cb: Mapping[str, str]) -> LayerTap:
     """The tap of a trunk layer. cb: the architecture's own names (Architecture.cb)"""
     return tap if tap is discard else lambda name, array: tap(f"{cb.get(name, name)}-{il}", array)
+
+
+def _mtp_root_tap(tap: Tap) -> LayerTap:
+    """The tap of what stands behind the MTP block."""
+    return tap if tap is discard else lambda name, array: tap(f"mtp_{name}", array)
 
 
 def _mtp_tap(tap: Tap, il: int, cb: Mapping[str, str]) -> LayerTap:

@@ -93,8 +93,11 @@ def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
     unused   printable names of those that nothing reads
     """
     names: dict[str, list[str]] = {}
+    tables = _tables(file)
     for info in file.tensors.values():
         name = printable(info.name)
+        if info.type_name == "I32" and info.name.split(".", 2)[-1] in tables:
+            continue  # a load looks at every number of it
         if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
             names.setdefault(info.type_name, []).append(name)
     more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
@@ -102,6 +105,12 @@ def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
         Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
         for kind, found in names.items()
     ]
+
+
+def _tables(file: GgufFile) -> set[str]:
+    """The tensors of blocks that are tables of integers."""
+    sheet = ARCHITECTURES.get(str(_text(file, "general.architecture")))
+    return {t.name for block in sheet.blocks for t in block.all_tensors() if t.below is not None} if sheet else set()
 
 
 def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -125,6 +125,8 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
             raise MtprefError(f"{checkpoint.label}: {text}")
         notes.append(f"{name} is left out: {text}")
     _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
+    if settings.which == "both" and n_mtp:
+        _check_streams(checkpoint, found)
     if settings.drops_copies:
         copies = _copies(checkpoint, parts)
         parts = [part for part in parts if part.name not in copies]
@@ -146,7 +148,12 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
     if (odd := unusual_pre(config.sheet.name, pre, config.sheet.pre)) is not None:
         notes.append(odd)
     tensors = [
-        (part.name, kind, part.shape, _data(checkpoint, part, kind, is_kept=kept.get(part.name) == kind))
+        (
+            part.name,
+            kind,
+            part.shape,
+            _data(checkpoint, part, kind, is_kept=kept.get(part.name) == kind, below=_below(part, config)),
+        )
         for part, kind in planned
     ]
     return Plan(keys, tensors, planned, found, n_mtp, notes)
@@ -159,6 +166,8 @@ def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes:
 
 
 def _type(part: Part, wanted: str, kept: str | None) -> str:
+    if part.place.tensor.below is not None:
+        return "I32"
     if not part.place.tensor.is_quantised:
         return "F32"
     if kept is not None:
@@ -166,10 +175,30 @@ def _type(part: Part, wanted: str, kept: str | None) -> str:
     return "F16" if part.shape[-1] % TYPES[TYPE_IDS[wanted]].block_elements else wanted
 
 
-def _data(checkpoint: Checkpoint, part: Part, kind: str, *, is_kept: bool) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+def _data(
+    checkpoint: Checkpoint, part: Part, kind: str, *, is_kept: bool, below: int
+) -> Callable[[], Iterator[NDArray[np.uint8]]]:
     if is_kept:
         return lambda: part.blocks(checkpoint)
+    if kind == "I32":
+        return lambda: _table(checkpoint, part, below)
     return lambda: (quantize(kind, piece) for piece in part.pieces(checkpoint))
+
+
+def _below(part: Part, config: TextConfig) -> int:
+    """Of a table: what its numbers must be below."""
+    below = part.place.tensor.below
+    return (below.value(config.values) or 0) if below is not None else 0
+
+
+def _table(checkpoint: Checkpoint, part: Part, below: int) -> Iterator[NDArray[np.uint8]]:
+    """A table's numbers as int32, rows at a time. Errors: MtprefError for one that is out of range"""
+    for piece in part.pieces(checkpoint):  # below 2**24, which float32 holds
+        low, high = int(piece.min()), int(piece.max())
+        if low < 0 or high >= below:
+            bad = low if low < 0 else high
+            raise MtprefError(f"{checkpoint.label}: {printable(part.source)} holds {bad}, expected 0 .. {below - 1}")
+        yield piece.astype("<i4").view(np.uint8)
 
 
 # WHAT IS THERE
@@ -205,7 +234,7 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         notes.append(f"{len(checkpoint.aside)} scales of activations or caches are left out: no part of the weights")
     if found.unmapped:
         hf = config.sheet.hf
-        head = hf.head.format(il=config.n_layer) if hf else ""
+        head = hf.head.format(il=config.n_layer, i=0) if hf else ""
         listed = sorted(found.unmapped, key=lambda name: not canonical(name).startswith(head))  # the head's first
         names = ", ".join(printable(name) for name in listed[:_LISTED])
         more = f" and {len(found.unmapped) - _LISTED} more" if len(found.unmapped) > _LISTED else ""
@@ -215,11 +244,29 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
                 f"{names}{more}; expected {_type_of(config)}'s; leave them out with `convert.Settings.allow_unmapped`"
             )
         notes.append(f"left out, since a {config.sheet.name} GGUF has no place for them: {names}{more}")
+    if found.idle:
+        notes.append(
+            f"{len(found.idle)} tensors of layers that have no use for them are left out: {found.idle[0]}, ..."
+        )
     if found.set_aside:
         notes.append(
             f"{len(found.set_aside)} tensors of vision or audio parts are left out: a text model has no use for them"
         )
     return notes
+
+
+def _check_streams(checkpoint: Checkpoint, found: Inventory) -> None:
+    """Refuse one file of a trunk and a head that put their streams together each in its own way."""
+    own = {part.name: part for part in found.parts}
+    for root in found.roots:
+        trunk = own.get(root.name)
+        if trunk is None or not np.array_equal(trunk.values(checkpoint), root.values(checkpoint)):
+            beside = "is missing" if trunk is None else f"differs from {printable(trunk.source)}"
+            raise MtprefError(
+                f"{checkpoint.label}: {printable(root.source)}, beside which the trunk's {beside}: trunk and head put "
+                "their streams together each in its own way, and in one file llama.cpp has the trunk's for both; make "
+                "two files, with `which=trunk` and with `which=mtp`"
+            )
 
 
 def _type_of(config: TextConfig) -> str:
@@ -234,7 +281,7 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
             notes.append("the MTP head is left out, as --no-mtp says")
         return 0
     field, prefix = (hf.n_heads, hf.head) if hf else ("", "")
-    tensors = f"{prefix.format(il=config.n_layer)}*"
+    tensors = f"{prefix.format(il=config.n_layer, i=0)}*"
     most = config.sheet.n_heads if config.sheet.head else 0
     if present > most:
         at_most = "one" if most == 1 else most

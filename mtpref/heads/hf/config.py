@@ -117,12 +117,25 @@ class _Fields:
     router_scaling_factor: Positive | None = None
     norm_topk_prob: bool | None = None
     route_norm: bool | None = None
-    scoring_func: Literal["sigmoid", "softmax"] | None = None
+    scoring_func: Literal["sigmoid", "softmax", "sqrtsoftplus"] | None = None
     q_lora_rank: Size | None = None
     kv_lora_rank: Size | None = None
     qk_rope_head_dim: Size | None = None
     qk_nope_head_dim: Size | None = None
     v_head_dim: Size | None = None
+    sliding_window: Size | None = None
+    swiglu_limit: Annotated[float, Within(0, 1e6)] | None = None
+    index_n_heads: Size | None = None
+    index_head_dim: Size | None = None
+    index_topk: Size | None = None
+    o_groups: Size | None = None
+    o_lora_rank: Size | None = None
+    compress_ratios: list[Annotated[int, Within(0, 1 << 16)]] | None = None
+    compress_rope_theta: Positive | None = None
+    hc_mult: Annotated[int, Within(1, 64)] | None = None
+    hc_sinkhorn_iters: Annotated[int, Within(1, 1024)] | None = None
+    hc_eps: Annotated[float, Within(0, 1)] | None = None
+    num_hash_layers: Annotated[int, Within(0, MAX_LAYERS)] | None = None
 
 
 _PER_LAYER = ("layer_types", "mlp_layer_types")

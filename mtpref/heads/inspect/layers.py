@@ -100,6 +100,18 @@ class _Keys:
     def integer(self, key: str) -> int | None:
         return _integer(self.f, f"{self.arch}.{key}")
 
+    def integers(self, key: str, n: int) -> list[int] | str | None:
+        key = f"{self.arch}.{key}"
+        if key not in self.f.kv:
+            return None
+        try:
+            value = self.f.kv[key]
+            if not isinstance(value, GgufArray) or value.to_numpy().dtype.kind not in "iu":
+                return f"is {self.f.kv.kind(key)}"
+            return [int(v) for v in value.to_numpy()[:n]] if len(value) >= n else f"has {len(value)} elements"
+        except MtprefError:
+            return f"is {self.f.kv.kind(key)}"
+
     def flags(self, key: str, n: int) -> list[bool] | str | None:
         key = f"{self.arch}.{key}"
         if key not in self.f.kv:
@@ -144,10 +156,11 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
             continue
         block, own = head or blocks[kind], values.at(il)
         # a count is read with the shapes, and after it what holds of several of them
-        names = {name for t in present_tensors(block.tensors, il, f.tensors) for dim in t.shape
-                 for _, names in dim.terms for name in names}  # fmt: skip
+        names = {name for t in present_tensors(block.tensors, il, f.tensors) for dim in t.shape for name in dim.names}
         steps += [partial(own.__getitem__, name) for name in sorted(names & set(sheet.symbols))]
         steps += [partial(block.mixer.configure, own), partial(block.ffn.configure, own)]
+        around = getattr(block.residual, "configure", None)
+        steps += [partial(around, own)] if around else []
     told = {problem.text.split(" ")[1] for problem in problems if problem.kind == "key"}
     for step in steps:
         try:
@@ -179,6 +192,10 @@ def kind_found(tensors: list[TensorInfo], sheet: Architecture | None) -> str:
     for block in reversed(blocks):  # the head's first: it has a trunk layer's tensors too
         if any(name.startswith(block.marks) for name in names):
             return block.name
+    of_tensors = getattr(sheet.layers, "of_tensors", None) if sheet else None
+    block_found = of_tensors(names) if of_tensors else None
+    if block_found is not None:
+        return str(block_found.name)
     return "unknown" if names else "empty"
 
 

@@ -4,21 +4,26 @@ Start with kind.py. A data sheet (mtpref/architectures) combines kinds; nothing 
 """
 
 from mtpref.spec.kinds.attention import ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_ATTENTION
+from mtpref.spec.kinds.clamped_moe import CLAMPED_MOE_FFN, HASHED_MOE_FFN
+from mtpref.spec.kinds.compressed import COMPRESSED_ATTENTION, WINDOW_ATTENTION
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
 from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.moe_ffn import MOE_FFN, SOFTMAX_MOE_FFN
-from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Norm, Part, Residual, Sequential
+from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Around, HyperConnected, Part, Residual, Sequential
 
 __all__ = [
     "ATTENTION",
+    "CLAMPED_MOE_FFN",
+    "COMPRESSED_ATTENTION",
     "F32",
     "FFN",
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
     "GROUPED_DELTA_NET",
+    "HASHED_MOE_FFN",
     "INPUT",
     "LATENT_ATTENTION",
     "LAYER_INPUT",
@@ -28,10 +33,12 @@ __all__ = [
     "SWIGLU_FFN",
     "TEXT_ATTENTION",
     "WHOLE_ROTARY_ATTENTION",
+    "WINDOW_ATTENTION",
+    "Around",
     "Graph",
+    "HyperConnected",
     "LayerKind",
     "Made",
-    "Norm",
     "Part",
     "Residual",
     "Sequential",

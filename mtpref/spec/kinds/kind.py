@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.spec.config import AttnConfig, LatentConfig, Values
+from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, Values
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
@@ -52,6 +52,7 @@ class Span:
     keep    how many of the last tokens the recurrent state is kept for (at least 1)
     target  the trunk's layers, for a head that reads their cells; None elsewhere
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
+    tokens  their ids, (T,), for layers that choose by them
     """
 
     ops: Ops
@@ -60,6 +61,7 @@ class Span:
     keep: int
     target: list[LayerState] | None = None
     routings: list[Routing] = field(default_factory=list)
+    tokens: NDArray[np.int32] | None = None
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
     def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
@@ -69,9 +71,9 @@ class Span:
         return self._rope[cfg]
 
 
-def rotary_of(cfg: AttnConfig | LatentConfig) -> AttnConfig:
+def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig) -> AttnConfig:
     """What of a layer is turned by position, as an attention layer."""
-    return cfg.rotary if isinstance(cfg, LatentConfig) else cfg
+    return cfg if isinstance(cfg, AttnConfig) else cfg.rotary
 
 
 @lru_cache(maxsize=16)
@@ -106,6 +108,7 @@ class LayerKind:
     forward(weights, config, x, state, span, tap) -> y, both (T, n_embd); x is normalised, y is added to the
         residual stream by the block; the state is advanced by T tokens
     graph   what it makes, its output last; names that other engines tap may stand in it too
+    entries coarse entries of the table that it calls; empty: not said
     """
 
     name: str
@@ -113,6 +116,7 @@ class LayerKind:
     state: Callable[[Any, str], tuple[StateSpec, ...]]
     forward: Forward
     graph: Graph = field(default_factory=dict, compare=False)
+    entries: frozenset[str] = frozenset()
 
 
 def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:

@@ -3,7 +3,7 @@
 from functools import partial
 
 from mtpref import spec
-from mtpref.spec.ops import compose, compose_latent, compose_moe
+from mtpref.spec.ops import compose, compose_compressed, compose_latent, compose_moe, compose_streams
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import CoarseEntries
 
@@ -23,6 +23,17 @@ COMPOSED: CoarseEntries = {
     "experts": compose_moe.experts,
     "shared_expert": compose_moe.shared_expert,
     "moe_ffn": compose_moe.moe_ffn,
+    "connect": compose_streams.connect,
+    "leave_streams": compose_streams.leave_streams,
+    "streams_input": compose_streams.streams_input,
+    "window_input": compose_compressed.window_input,
+    "compressor": compose_compressed.compressor,
+    "chosen_rows": compose_compressed.chosen_rows,
+    "window_attention": compose_compressed.window_attention,
+    "grouped_output": compose_compressed.grouped_output,
+    "compressed_attn_layer": compose_compressed.compressed_attn_layer,
+    "route_by_token": compose_compressed.route_by_token,
+    "clamped_experts": compose_compressed.clamped_experts,
 }
 
 
@@ -63,6 +74,19 @@ def spec_ops(numerics: str) -> Ops:
         split_beta_alpha=spec.split_beta_alpha,
         split_qkvz=spec.split_qkvz,
         rope_interleaved=spec.rope_interleaved,
+        stream_weights=spec.stream_weights,
+        head_weights=spec.head_weights,
+        read_streams=spec.read_streams,
+        write_streams=spec.write_streams,
+        rope_last=spec.rope_last,
+        compress_rows=spec.compress_rows,
+        window_start=spec.window_start,
+        n_compressed=spec.n_compressed,
+        row_scores=spec.row_scores,
+        best_rows=spec.best_rows,
+        clamped_swiglu=spec.clamped_swiglu,
+        hashed_experts=spec.hashed_experts,
+        sink_attention=partial(spec.sink_attention, dot=dot),
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -78,5 +102,16 @@ def spec_ops(numerics: str) -> Ops:
         experts=compose_moe.experts,
         shared_expert=compose_moe.shared_expert,
         moe_ffn=compose_moe.moe_ffn,
+        connect=compose_streams.connect,
+        leave_streams=compose_streams.leave_streams,
+        streams_input=compose_streams.streams_input,
+        window_input=compose_compressed.window_input,
+        compressor=compose_compressed.compressor,
+        chosen_rows=compose_compressed.chosen_rows,
+        window_attention=compose_compressed.window_attention,
+        grouped_output=compose_compressed.grouped_output,
+        compressed_attn_layer=compose_compressed.compressed_attn_layer,
+        route_by_token=compose_compressed.route_by_token,
+        clamped_experts=compose_compressed.clamped_experts,
         composed=COMPOSED,
     )

@@ -54,6 +54,19 @@ class Ops:
     split_beta_alpha: types.SplitBetaAlpha  # S51
     split_qkvz: types.SplitQkvz  # S51
     rope_interleaved: types.Rope  # S53
+    stream_weights: types.StreamWeights  # S70
+    head_weights: types.HeadWeights  # S70
+    read_streams: types.ReadStreams  # S72
+    write_streams: types.WriteStreams  # S73
+    rope_last: types.RopeLast  # S74
+    compress_rows: types.CompressRows  # S75
+    window_start: types.WindowStart  # S76
+    n_compressed: types.NCompressed  # S76
+    row_scores: types.RowScores  # S77
+    best_rows: types.BestRows  # S77
+    sink_attention: types.SinkAttention  # S78
+    clamped_swiglu: types.ClampedSwiGlu  # S79
+    hashed_experts: types.HashedExperts  # S80
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
@@ -69,6 +82,17 @@ class Ops:
     experts: types.Experts  # S48
     shared_expert: types.SharedExpert  # S48
     moe_ffn: types.MoeFfn  # S48
+    connect: types.Connect  # S82
+    leave_streams: types.LeaveStreams  # S83
+    streams_input: types.MtpInput  # S84
+    window_input: types.WindowInput  # S85
+    compressor: types.Compressor  # S86
+    chosen_rows: types.ChosenRows  # S87
+    window_attention: types.WindowAttention  # S88
+    grouped_output: types.GroupedOutput  # S89
+    compressed_attn_layer: types.CompressedAttnLayer  # S90
+    route_by_token: types.RouteByToken  # S91
+    clamped_experts: types.ClampedExperts  # S92
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -93,6 +117,11 @@ _ROUTE = frozenset(
 _EXPERTS = frozenset({"mul_mat", "swiglu", "weigh_experts", "sum_experts"})
 _LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
 _LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
+_WINDOW_INPUT = frozenset({"mul_mat", "rms_norm", "rope_last"})
+_COMPRESSOR = frozenset({"mul_mat", "get_rows", "compress_rows", "rms_norm", "rope_last", "store_kv"})
+_CHOSEN_ROWS = frozenset({"mul_mat", "rope_last", "n_compressed", "row_scores", "best_rows"})
+_WINDOW_ATTENTION = frozenset({"window_start", "n_compressed", "sink_attention"})
+_GROUPED_OUTPUT = frozenset({"rope_last", "mul_mat"})
 _SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
     "delta_layer": frozenset(
@@ -122,6 +151,22 @@ PARTS: dict[str, frozenset[str]] = {
     "experts": _EXPERTS,
     "shared_expert": _SHARED_EXPERT,
     # The parts of its parts, and these.
+    "connect": frozenset({"rms_norm", "mul_mat", "stream_weights", "read_streams"}),
+    "leave_streams": frozenset({"rms_norm", "mul_mat", "head_weights", "read_streams"}),
+    "streams_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),
+    "window_input": _WINDOW_INPUT,
+    "compressor": _COMPRESSOR,
+    "chosen_rows": _CHOSEN_ROWS,
+    "window_attention": _WINDOW_ATTENTION,
+    "grouped_output": _GROUPED_OUTPUT,
+    "compressed_attn_layer": _WINDOW_INPUT
+    | _COMPRESSOR
+    | _CHOSEN_ROWS
+    | _WINDOW_ATTENTION
+    | _GROUPED_OUTPUT
+    | {"window_input", "compressor", "chosen_rows", "window_attention", "grouped_output"},
+    "route_by_token": frozenset({"mul_mat", "expert_probs", "hashed_experts", "expert_weights"}),
+    "clamped_experts": frozenset({"mul_mat", "clamped_swiglu", "weigh_experts", "sum_experts"}),
     "moe_ffn": _ROUTE | _EXPERTS | _SHARED_EXPERT | {"route", "experts", "shared_expert"},
 }
 
