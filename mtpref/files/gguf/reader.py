@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.base.errors import MtprefError
+from mtpref.files.doors import Mapping as MappedFile
 from mtpref.files.doors import map_regular
 from mtpref.files.gguf.magic import describe_directory
 from mtpref.files.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.files.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
 from mtpref.files.gguf.whole import refuse_left_over
+from mtpref.files.holes import Hole, runs_of
 from mtpref.spec.quants import dequantize, row_bytes
 
 PIECE = 8 << 20  # bytes
@@ -97,10 +99,10 @@ class GgufFile:
     others: the other files of a split model, in order; empty for a model in one file
     """
 
-    def __init__(self, path: Path, buffer: mmap.mmap, header: Header) -> None:
+    def __init__(self, path: Path, buffer: MappedFile, header: Header) -> None:
         self.path = path
         self.label = printable(str(path), 400)
-        self._buffer: mmap.mmap | None = buffer
+        self._buffer: MappedFile | None = buffer
         self.n_bytes = len(buffer)
         self.version = header.version
         self.alignment = header.alignment
@@ -117,7 +119,7 @@ class GgufFile:
     ) -> None:
         self.close()
 
-    def buffer(self) -> mmap.mmap:
+    def buffer(self) -> MappedFile:
         """The mapped file; MtprefError after close()."""
         if self._buffer is None:
             raise MtprefError(f"{self.label}: the file was closed, expected it open while its data is read")
@@ -185,6 +187,22 @@ class GgufFile:
             yield data[start : start + PIECE]
             self.release(replace(tensor, offset=tensor.offset + start, n_bytes=min(PIECE, len(data) - start)))
 
+    def copied(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8] | Hole]:
+        """`pieces`, with what the file holds as a hole given as one, unread."""
+        for first, last, is_data in self._runs(tensor):
+            if is_data:
+                yield from self.pieces(replace(tensor, offset=first, n_bytes=last - first))
+            else:
+                yield Hole(last - first)
+
+    def n_held(self, tensor: TensorInfo) -> int:
+        """Bytes of a tensor that are no hole of its file."""
+        return sum(last - first for first, last, is_data in self._runs(tensor) if is_data)
+
+    def _runs(self, tensor: TensorInfo) -> list[tuple[int, int, bool]]:
+        owner = self.owner(tensor)
+        return runs_of(owner.path, owner.buffer(), tensor.offset, tensor.offset + tensor.n_bytes)
+
     def decoded(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
         """A tensor's values, rows by rows of the last dimension, about PIECE_VALUES at a time (one row at least); the
         memory of each piece of the file is given back after it.
@@ -215,7 +233,7 @@ class GgufFile:
         """Which of the files of a split model holds a tensor."""
         return self.others[tensor.shard - 1] if tensor.shard else self
 
-    def _buffer_of(self, info: TensorInfo) -> mmap.mmap:
+    def _buffer_of(self, info: TensorInfo) -> MappedFile:
         return self.owner(info).buffer()
 
 

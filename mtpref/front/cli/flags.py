@@ -61,6 +61,8 @@ FLAGS = {
     "every prompt": "-p, -f and --ids",
     "faults": "--fault",
     "files": "files with -f",
+    "how=copy": "--copy",
+    "how=symbolic": "--symlink",
     "importance": "--imatrix",
     "its ids": "--ids LIST",
     "kv_type": "-ctk/-ctv",

@@ -62,21 +62,26 @@ def _add_strip(verbs: Any) -> None:
 def _add_graft(verbs: Any) -> None:
     parser = verbs.add_parser(
         "graft",
-        usage="mtpref graft [options] TRUNK SOURCE -o OUT.gguf",
+        usage="mtpref graft [options] TRUNK SOURCE -o OUT.gguf\n"
+        "       mtpref graft --as-shard [options] TRUNK-00001-of-0000N.gguf SOURCE -o DIR",
         help="put the MTP head of another file into a model",
         description="Write a model with the MTP head of another file; the trunk's tensors are copied as they are. A "
-        "head that cannot fit is refused; whether it belongs to the trunk is for the probe to say.",
+        "head that cannot fit is refused; whether it belongs to the trunk is for the probe to say. With --as-shard the "
+        "head becomes one file more of a split model, whose other files are linked into a new folder.",
     )
     parser.add_argument("trunk", metavar="TRUNK", help="GGUF model; a head of its own is replaced")
     parser.add_argument(
         "source", metavar="SOURCE", help="where the head is: mtp-*.gguf, another GGUF model, or a checkpoint folder"
     )
-    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write, or the new folder"
+    )
     parser.add_argument(
         "--outtype",
         choices=("f32", "f16", "bf16", "q8_0"),
         help="type of the head's matrices from a checkpoint folder, but of 4-bit codes that stay (default: bf16)",
     )
+    add_folders(parser)
     proof = parser.add_mutually_exclusive_group()
     proof.add_argument(
         "--probe",
@@ -88,6 +93,24 @@ def _add_graft(verbs: Any) -> None:
     _add_split(parser)
     add_writing(parser)
     parser.set_defaults(run=run_graft)
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("into a new folder")
+    group.add_argument(
+        "--as-shard",
+        action="store_true",
+        help="write the head as one file more of a split TRUNK; its other files are linked (default: off)",
+    )
+    how = group.add_mutually_exclusive_group()
+    how.add_argument(
+        "--symlink",
+        dest="how",
+        action="store_const",
+        const="symbolic",
+        help="link by name, which crosses devices and breaks when the trunk moves (default: hard links)",
+    )
+    how.add_argument("--copy", dest="how", action="store_const", const="copy", help="copy the files, link none")
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +165,7 @@ def run_graft(args: argparse.Namespace) -> int:
     from mtpref.heads import graft
     from mtpref.heads.proof import SMALL
 
+    _check_folder_options(args)
     with contextlib.ExitStack() as stack:
         trunk = stack.enter_context(open_gguf(args.trunk))
         source, inputs = _open_source(args, stack)
@@ -152,7 +176,10 @@ def run_graft(args: argparse.Namespace) -> int:
             _say(f"note: {note}")
         for doubt in joined.doubts:
             _say(f"warning: the head may be another trunk's: {doubt}")
-        paths = _write(args, args.output, joined.contents, [trunk], inputs)
+        if args.as_shard:
+            paths = _write_as_shard(args, trunk, joined, inputs)
+        else:
+            paths = _write(args, args.output, joined.contents, [trunk], inputs)
     if joined.arch not in ARCHITECTURES:
         _say(f"not probed: mtpref does not run {joined.arch}; its acceptance is for another engine to say")
         return 0
@@ -162,6 +189,37 @@ def run_graft(args: argparse.Namespace) -> int:
     if joined.doubts or args.probe is None:
         _say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
     return 0
+
+
+def _check_folder_options(args: argparse.Namespace) -> None:
+    if not args.as_shard:
+        if args.how is not None:
+            flag = "--symlink" if args.how == "symbolic" else "--copy"
+            raise MtprefError(f"{flag}: says how files come into a new folder, expected it with --as-shard")
+        return
+    for flag, value in (("--split-max-tensors", args.split_max_tensors), ("--split-max-size", args.split_max_size)):
+        if value is not None:
+            raise MtprefError(f"{flag}: the head is one file and the others stay as they are, expected no --as-shard")
+    from mtpref.files.gguf import check_folder
+
+    check_folder(args.output)
+
+
+def _write_as_shard(args: argparse.Namespace, trunk: Any, joined: Any, inputs: Sequence[Path]) -> list[Path]:
+    from mtpref.files.gguf import human_bytes, printable
+    from mtpref.heads.as_shard import as_shard, notes_of, write_as_shard
+    from mtpref.heads.contents import files_of
+
+    made = as_shard(trunk, joined)
+    for note in notes_of(made):
+        _say(f"note: {note}")
+    with writing(args, [*files_of(trunk), *inputs]) as options:
+        paths = write_as_shard(args.output, made, args.how or "hard", options, lambda text: _say(f"note: {text}"))
+    print(
+        f"{printable(str(paths[0]), 400)}: {len(paths)} files, 2 of them new: {len(made.head)} tensors of the head, "
+        f"{human_bytes(made.n_new)} written; {len(made.kept)} are the trunk's"
+    )
+    return paths
 
 
 def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Any, list[Path]]:
@@ -244,6 +302,7 @@ def _size(text: str | None) -> int | None:
 
 def _say(text: str) -> None:
     from mtpref.files.vocab import terminal_safe
+    from mtpref.front.cli.flags import flagged
     from mtpref.front.cli.output import note
 
-    note(terminal_safe(text))
+    note(terminal_safe(flagged(text)))
