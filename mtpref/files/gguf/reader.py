@@ -172,10 +172,14 @@ class GgufFile:
 
     def release(self, tensor: TensorInfo) -> None:
         """Give back the memory that reading a tensor has mapped; its views stay valid and read it again when used."""
+        self._advise(tensor, "MADV_DONTNEED")
+
+    def _advise(self, tensor: TensorInfo, what: str) -> None:
+        """Say how the pages that a tensor alone lies on are used, where the system takes advice."""
         inside = slice(-(-tensor.offset // mmap.PAGESIZE), (tensor.offset + tensor.n_bytes) // mmap.PAGESIZE)
-        if inside.stop > inside.start and hasattr(mmap, "MADV_DONTNEED"):
+        if inside.stop > inside.start and hasattr(mmap, what):
             start, length = inside.start * mmap.PAGESIZE, (inside.stop - inside.start) * mmap.PAGESIZE
-            self._buffer_of(tensor).madvise(mmap.MADV_DONTNEED, start, length)
+            self._buffer_of(tensor).madvise(getattr(mmap, what), start, length)
 
     def pieces(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
         """A tensor's bytes in order, in views of at most PIECE bytes; the memory of each is given back after it.
@@ -222,11 +226,16 @@ class GgufFile:
     ) -> npt.NDArray[np.float32]:
         """Some rows of a matrix; n_columns: so many of their first columns, whole blocks (None: all).
 
+        Only the pages that they lie on are read, not what follows them, and their memory is given back.
+
         Errors   MtprefError for a type without decoder
         """
         n_columns = n_columns or tensor.shape[-1]
-        raw = self.data(tensor).reshape(-1, row_bytes(tensor.type_name, tensor.shape[-1]))[rows]
-        raw = np.ascontiguousarray(raw[:, : row_bytes(tensor.type_name, n_columns)])
+        all_rows = self.data(tensor).reshape(-1, row_bytes(tensor.type_name, tensor.shape[-1]))
+        self._advise(tensor, "MADV_RANDOM")
+        raw = np.ascontiguousarray(all_rows[:, : row_bytes(tensor.type_name, n_columns)][rows])
+        self._advise(tensor, "MADV_DONTNEED")
+        self._advise(tensor, "MADV_NORMAL")
         return dequantize(tensor.type_name, raw.reshape(-1), (len(rows), n_columns))
 
     def owner(self, tensor: TensorInfo) -> GgufFile:
