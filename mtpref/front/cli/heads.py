@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.base.errors import MtprefError
+from mtpref.front.cli.graft_folders import add_options, check_options, run_hf, write_shard
 from mtpref.front.cli.writing import OutputPath, add_writing, writing
 
 UNITS = {"M": 1_000_000, "G": 1_000_000_000}  # as llama-gguf-split counts
@@ -63,11 +64,13 @@ def _add_graft(verbs: Any) -> None:
     parser = verbs.add_parser(
         "graft",
         usage="mtpref graft [options] TRUNK SOURCE -o OUT.gguf\n"
-        "       mtpref graft --as-shard [options] TRUNK-00001-of-0000N.gguf SOURCE -o DIR",
+        "       mtpref graft --as-shard [options] TRUNK-00001-of-0000N.gguf SOURCE -o DIR\n"
+        "       mtpref graft --hf [options] QUANTISED_DIR ORIGINAL_DIR -o DIR",
         help="put the MTP head of another file into a model",
         description="Write a model with the MTP head of another file; the trunk's tensors are copied as they are. A "
         "head that cannot fit is refused; whether it belongs to the trunk is for the probe to say. With --as-shard the "
-        "head becomes one file more of a split model, whose other files are linked into a new folder.",
+        "head becomes one file more of a split model, whose other files are linked into a new folder; with --hf the "
+        "head of a checkpoint goes into a quantised one that lost it.",
     )
     parser.add_argument("trunk", metavar="TRUNK", help="GGUF model; a head of its own is replaced")
     parser.add_argument(
@@ -81,7 +84,7 @@ def _add_graft(verbs: Any) -> None:
         choices=("f32", "f16", "bf16", "q8_0"),
         help="type of the head's matrices from a checkpoint folder, but of 4-bit codes that stay (default: bf16)",
     )
-    add_folders(parser)
+    add_options(parser)
     proof = parser.add_mutually_exclusive_group()
     proof.add_argument(
         "--probe",
@@ -93,24 +96,6 @@ def _add_graft(verbs: Any) -> None:
     _add_split(parser)
     add_writing(parser)
     parser.set_defaults(run=run_graft)
-
-
-def add_folders(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("into a new folder")
-    group.add_argument(
-        "--as-shard",
-        action="store_true",
-        help="write the head as one file more of a split TRUNK; its other files are linked (default: off)",
-    )
-    how = group.add_mutually_exclusive_group()
-    how.add_argument(
-        "--symlink",
-        dest="how",
-        action="store_const",
-        const="symbolic",
-        help="link by name, which crosses devices and breaks when the trunk moves (default: hard links)",
-    )
-    how.add_argument("--copy", dest="how", action="store_const", const="copy", help="copy the files, link none")
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +129,7 @@ def _extract_folder(args: argparse.Namespace, folder: Path) -> int:
     with open_checkpoint(folder) as checkpoint:
         contents, notes = head_contents(checkpoint, args.outtype or "bf16")
         for note in notes:
-            _say(f"note: {note}")
+            say(f"note: {note}")
         output = args.output or folder.resolve().with_name(f"mtp-{folder.resolve().name}.gguf")
         _write(args, output, contents, [], [folder / name for name in checkpoint.files])
     return 0
@@ -165,7 +150,9 @@ def run_graft(args: argparse.Namespace) -> int:
     from mtpref.heads import graft
     from mtpref.heads.proof import SMALL
 
-    _check_folder_options(args)
+    check_options(args)
+    if args.hf:
+        return run_hf(args, say)
     with contextlib.ExitStack() as stack:
         trunk = stack.enter_context(open_gguf(args.trunk))
         source, inputs = _open_source(args, stack)
@@ -173,53 +160,22 @@ def run_graft(args: argparse.Namespace) -> int:
         if args.probe:
             _check_readable(joined.contents)
         for note in joined.notes:
-            _say(f"note: {note}")
+            say(f"note: {note}")
         for doubt in joined.doubts:
-            _say(f"warning: the head may be another trunk's: {doubt}")
+            say(f"warning: the head may be another trunk's: {doubt}")
         if args.as_shard:
-            paths = _write_as_shard(args, trunk, joined, inputs)
+            paths = write_shard(args, trunk, joined, inputs, say)
         else:
             paths = _write(args, args.output, joined.contents, [trunk], inputs)
     if joined.arch not in ARCHITECTURES:
-        _say(f"not probed: mtpref does not run {joined.arch}; its acceptance is for another engine to say")
+        say(f"not probed: mtpref does not run {joined.arch}; its acceptance is for another engine to say")
         return 0
     is_probed = args.probe if args.probe is not None else joined.contents.n_bytes <= SMALL
     if is_probed:
         return _prove(paths[0], is_asked=bool(args.probe))
     if joined.doubts or args.probe is None:
-        _say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
+        say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
     return 0
-
-
-def _check_folder_options(args: argparse.Namespace) -> None:
-    if not args.as_shard:
-        if args.how is not None:
-            flag = "--symlink" if args.how == "symbolic" else "--copy"
-            raise MtprefError(f"{flag}: says how files come into a new folder, expected it with --as-shard")
-        return
-    for flag, value in (("--split-max-tensors", args.split_max_tensors), ("--split-max-size", args.split_max_size)):
-        if value is not None:
-            raise MtprefError(f"{flag}: the head is one file and the others stay as they are, expected no --as-shard")
-    from mtpref.files.gguf import check_folder
-
-    check_folder(args.output)
-
-
-def _write_as_shard(args: argparse.Namespace, trunk: Any, joined: Any, inputs: Sequence[Path]) -> list[Path]:
-    from mtpref.files.gguf import human_bytes, printable
-    from mtpref.heads.as_shard import as_shard, notes_of, write_as_shard
-    from mtpref.heads.contents import files_of
-
-    made = as_shard(trunk, joined)
-    for note in notes_of(made):
-        _say(f"note: {note}")
-    with writing(args, [*files_of(trunk), *inputs]) as options:
-        paths = write_as_shard(args.output, made, args.how or "hard", options, lambda text: _say(f"note: {text}"))
-    print(
-        f"{printable(str(paths[0]), 400)}: {len(paths)} files, 2 of them new: {len(made.head)} tensors of the head, "
-        f"{human_bytes(made.n_new)} written; {len(made.kept)} are the trunk's"
-    )
-    return paths
 
 
 def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Any, list[Path]]:
@@ -240,7 +196,7 @@ def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple
     checkpoint = stack.enter_context(open_checkpoint(args.source))
     source, notes = checkpoint_source(checkpoint, args.outtype or "bf16")
     for note in notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     return source, [Path(args.source) / name for name in checkpoint.files]
 
 
@@ -270,7 +226,7 @@ def _prove(path: Path, *, is_asked: bool) -> int:
         if is_asked:
             raise
         begin()
-        _say(f"not probed: {error}")
+        say(f"not probed: {error}")
         return 0
     begin()
     print("\n".join(proof.lines()))
@@ -300,7 +256,7 @@ def _size(text: str | None) -> int | None:
     return int(number) * UNITS[unit]
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     from mtpref.files.vocab import terminal_safe
     from mtpref.front.cli.flags import flagged
     from mtpref.front.cli.output import note
