@@ -152,7 +152,9 @@ class _Compressed:
         found = self._group_of(groups, template)
         if found is not None and _fits(groups[found], form):
             return
-        target = self._named(template) if found is None or not self._by_pattern(groups, template) else template
+        targets = [self._named(template)]
+        if self._by_pattern(groups, template):  # of patterns the first by its text is taken; exact names go before
+            targets = [c.module for c in self.plan.quantised if c.template == template]
         own = next((name for name, group in groups.items() if _fits(group, form)), None)
         if own is None:
             own = next(name for i in range(len(groups) + 1) if (name := f"group_{i}") not in groups)
@@ -162,7 +164,7 @@ class _Compressed:
             groups[own] = new_group(form)
             is_one = is_first or self.record.get("format") == FORMATS[form.kind]
             self.record["format"] = FORMATS[form.kind] if is_one else "mixed-precision"
-        groups[own]["targets"] = [*groups[own].get("targets", []), target]
+        groups[own]["targets"] = [*(groups[own].get("targets") or []), *targets]
 
     def _by_pattern(self, groups: Record, template: str) -> bool:
         name = _one(template)

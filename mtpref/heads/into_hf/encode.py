@@ -191,7 +191,8 @@ class Int4Grid:
         return scale[:, 0].astype(np.float64), np.zeros(len(w))
 
     def nearest(self, w: F64, d: F64, m: F64) -> tuple[I64, F64]:
-        codes = np.rint(w / d).clip(-8, 7).astype(np.int64)
+        # In float32, as `encode`: the largest of a group is 7.5 scales, half between two codes.
+        codes = np.rint(w.astype(np.float32) / d.astype(np.float32)).clip(-8, 7).astype(np.int64)
         return codes, codes * d
 
     def parts(self, codes: I64, d: F64) -> Parts:

@@ -33,12 +33,13 @@ _NO_LINEAR = ("embed_tokens.weight",)
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor whose bits are copied. source: its name in the original's files"""
+    """A tensor whose bits are copied. source: its name in the original's files; expert: whose it is, if one's"""
 
     name: str
     source: str
     dtype: str
     shape: tuple[int, ...]
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ class Coded:
     @property
     def template(self) -> str:
         """The module's name with {e} for the expert's number."""
-        if self.expert is None:
-            return self.module
-        return self.module.replace(f".experts.{self.expert}.", f".experts.{EXPERT}.")
+        return _template(self.module, self.expert)
 
 
 @dataclass
@@ -81,7 +80,7 @@ class HeadPlan:
         """Linear modules of the head that stay plain, by template."""
         names = [c.template for c in self.coded if c.form.kind == "bf16"]
         names += [
-            p.name.removesuffix(".weight")
+            _template(p.name.removesuffix(".weight"), p.expert)
             for p in self.plain
             if len(p.shape) == 2 and p.name.endswith(".weight") and not p.name.endswith(_NO_LINEAR)
         ]
@@ -90,6 +89,10 @@ class HeadPlan:
     @property
     def quantised(self) -> list[Coded]:
         return [c for c in self.coded if c.form.kind != "bf16"]
+
+
+def _template(module: str, expert: int | None) -> str:
+    return module if expert is None else module.replace(f".experts.{expert}.", f".experts.{EXPERT}.")
 
 
 def plan_head(
@@ -137,7 +140,7 @@ class _Planner:
                 form = self._format(plain, place.name, self.original.shape(name)[-1])
                 is_own = form.kind == "bf16" and self.original.stored(name).kind == ""
                 if is_own and self.original.dtype(name) == "BF16":
-                    self._copy(made, name)
+                    self._copy(made, name, place.expert)
                 else:
                     made.coded.append(self._coded(name, self.rename(name), place.name, form, expert=place.expert))
             else:
@@ -147,7 +150,7 @@ class _Planner:
             made.notes.append(f"the base has {n} of these modules in {kind}, which is not written here: BF16 instead")
         return made
 
-    def _copy(self, made: HeadPlan, name: str) -> None:
+    def _copy(self, made: HeadPlan, name: str, expert: int | None = None) -> None:
         stored = self.original.stored(name)
         if stored.kind:
             form = Format("bf16")
@@ -158,7 +161,8 @@ class _Planner:
                 )
             made.coded.append(self._coded(name, self.rename(name), "", form))
             return
-        made.plain.append(Plain(self.rename(name), name, self.original.dtype(name), self.original.shape(name)))
+        dtype, shape = self.original.dtype(name), self.original.shape(name)
+        made.plain.append(Plain(self.rename(name), name, dtype, shape, expert))
 
     def _coded(self, name: str, renamed: str, tensor: str, form: Format, *, expert: int | None = None) -> Coded:
         shape = self.original.shape(name)
