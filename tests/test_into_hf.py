@@ -421,9 +421,10 @@ def test_refusals(tmp_path):
     plain, _ = folders(tmp_path / "plain", None)
     with pytest.raises(MtprefError, match="has no quantization_config"):
         run(tmp_path, plain, original, head_type="w4a16", group_size=32)
-    with pytest.raises(MtprefError, match=r"rows of \d+ values, expected a multiple of the group of 256"):
-        run(tmp_path, base, original, head_type="w4a16", group_size=256)
-    edit(original, lambda c: c.update(num_attention_heads=5))
+    experts = folders(tmp_path / "experts", "int4 experts", "qwen35moe")
+    with pytest.raises(MtprefError, match="rows of 32 values, expected a multiple of the group of 128"):
+        run(tmp_path, *experts, head_type="w4a16", group_size=128)
+    edit(original, lambda c: c.update(rms_norm_eps=1e-5))
     with pytest.raises(MtprefError, match="the head belongs to another model"):
         run(tmp_path, base, original)
     for wrong in ({"method": "gptq"}, {"hidden": "x"}, {"group_size": 7}, {"head_type": "int8"}):

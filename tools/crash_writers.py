@@ -42,11 +42,12 @@ from mtpref.heads.convert import Settings, convert  # noqa: E402
 from tests.gguf_copy import copy_of  # noqa: E402
 from tests.head_files import trunk_of  # noqa: E402
 from tests.hf_folder import read_state, write_checkpoint  # noqa: E402
+from tests.quantised_folder import CASES, case_folder  # noqa: E402
 
 TINY = ROOT / "mtpref/data/tiny.gguf"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 IN_SHARDS = ["--split-max-tensors", "30"]
-FOLDERS = ("graft as a shard",)  # verbs that write a new folder
+FOLDERS = ("graft as a shard", "graft into a checkpoint")  # verbs that write a new folder
 
 
 @dataclass
@@ -64,7 +65,10 @@ class Bench:
     def __init__(self, folder: Path, n_megabytes: int) -> None:
         self.folder, self.out = folder, folder / "out"
         self.model = folder / "model.gguf"
-        self.checkpoint = write_checkpoint(folder / "hf", *read_state())
+        state, config, tokenizer = read_state()
+        self.checkpoint = write_checkpoint(folder / "hf", state, config, tokenizer)
+        lost = {name: x for name, x in state.items() if not name.startswith("mtp.")}
+        quantised = case_folder(folder / "quantised", CASES["int4"], lost, config, tokenizer)
         self.floats = folder / "floats.gguf"
         convert(self.checkpoint, self.floats, Settings(outtype="bf16"))
         kv, tensors = copy_of(TINY)
@@ -79,6 +83,7 @@ class Bench:
             "quantize": ["quantize", str(self.floats), "OUT", "Q4_0"],
             "extract to shards": ["extract", str(self.model), *IN_SHARDS, "-o"],
             "graft as a shard": ["graft", "--as-shard", str(trunk), str(self.model), "--no-probe", "-o"],
+            "graft into a checkpoint": ["graft", "--hf", str(quantised), str(self.checkpoint), "-o"],
         }
         self.expected, self.seconds = {}, {}
         for name in self.verbs:
@@ -92,6 +97,7 @@ class Bench:
             self.expected[name] = self.seen()
         shards = folder.glob("trunk-*.gguf")
         self.inputs = {path: path.read_bytes() for path in (self.model, TINY, *self.checkpoint.iterdir(), *shards)}
+        self.inputs |= {path: path.read_bytes() for path in quantised.iterdir()}
 
     def reset(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)

@@ -214,7 +214,7 @@ def gptq_head(
 
 def _of_grid(grid: Rounding, name: str, codes: NDArray[np.int64], d: F64, m: F64) -> Matrix:
     if not isinstance(grid, Grid):
-        raise TypeError("gptq_head: `finish` is missing for a grid of no GGUF type")
+        raise TypeError("gptq_head: no finish for a grid of no GGUF type")
     return Matrix(name, grid.kind, len(codes), codes.shape[1], grid.pack(codes, d, m).reshape(-1))
 
 
