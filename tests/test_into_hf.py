@@ -1,5 +1,6 @@
 """`graft --hf`: the head of an original checkpoint in a quantised one, in the base's formats and words."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -553,6 +554,38 @@ def test_hidden_rows_of_a_bad_file(calibrated, tmp_path):
         write_safetensors(path, {name: x for name, x in (good | change).items() if x is not None})
         with pytest.raises(MtprefError, match=said.replace("(", r"\(").replace(")", r"\)")):
             hidden_rows(path, model)
+
+
+def test_a_head_alone_gives_the_bits_of_the_head_on_its_trunk(calibrated, tmp_path):
+    root, text, *_ = calibrated
+    whole = load(root / "whole.gguf")
+    assert cli.main(["extract", str(root / "whole.gguf"), "-o", str(tmp_path / "mtp.gguf")]) == 0
+    [chunk] = trunk_rows(whole, [whole.vocab.encode(text.read_text())[:60]])
+    outs = [
+        model.mtp(model.new_state(64), chunk.ids, chunk.rows, chunk.first, n_logits=len(chunk.ids))
+        for model in (whole, load_alone(tmp_path / "mtp.gguf"), load_alone(root / "whole.gguf"))
+    ]
+    for other in outs[1:]:
+        assert np.array_equal(outs[0].logits, other.logits)
+        assert np.array_equal(outs[0].hidden.post, other.hidden.post)
+    assert cli.main(["strip", str(root / "whole.gguf"), "-o", str(tmp_path / "trunk.gguf")]) == 0
+    with pytest.raises(MtprefError, match="no MTP head, expected one"):
+        load_alone(tmp_path / "trunk.gguf")
+
+
+def test_hostile_configs_end_in_one_line(tmp_path):
+    base, original = folders(tmp_path, "int4")
+    kept = json.loads((base / "config.json").read_text())
+    for change in (
+        {"config_groups": None}, {"config_groups": {"group_0": {"targets": "Linear", "weights": {"num_bits": 4}}}},
+        {"config_groups": {"group_0": {"targets": [3, None], "weights": {"num_bits": 4}}}}, {"ignore": None},
+        {"ignore": [4, None, "lm_head"]}, {"ignore": ["Linear"]}, {"format": 7}, {"config_groups": {"group_0": {}}},
+    ):  # fmt: skip
+        (base / "config.json").write_text(json.dumps({**kept, "quantization_config": {**kept["quantization_config"],
+                                                                                      **change}}))  # fmt: skip
+        for head_type in (None, "bf16", "fp8-block"):
+            with contextlib.suppress(MtprefError):
+                assert values(run(tmp_path, base, original, head_type=head_type))
 
 
 # COMMAND LINE

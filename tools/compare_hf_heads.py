@@ -108,7 +108,7 @@ def rows_of(name: str) -> str:
             Path(texts[-1]).write_bytes(b"".join(model.vocab.piece(token) for token in text.ids))
         ways, sizes = {}, {REFERENCE: n_bytes}
         for i, (row, settings) in enumerate(WAYS[name].items()):
-            given = {"calibration": tuple(texts)} if settings.get("method") == "gptq" else {}
+            given: dict[str, Any] = {"calibration": tuple(texts)} if settings.get("method") == "gptq" else {}
             other, sizes[row] = head_of(base, original, folder / f"way{i}", Settings(**settings, **given))
             ways[row] = head_matrices(other)
         found = measure(model, ways, texts_of(model, list(corpus.held_out)[:N_HELD_OUT]))

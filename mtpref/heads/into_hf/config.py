@@ -115,7 +115,9 @@ class _Compressed:
 
     def update(self) -> None:
         self.began = time.monotonic()
-        groups = self.record.setdefault("config_groups", {})
+        found = self.record.get("config_groups")
+        groups: Record = found if isinstance(found, dict) else {}
+        self.record["config_groups"] = groups
         ignore = self.record.get("ignore")
         self.record["ignore"] = ignore if isinstance(ignore, list) else []
         coded = {c.template: c for c in self.plan.quantised}
@@ -164,17 +166,17 @@ class _Compressed:
             groups[own] = new_group(form)
             is_one = is_first or self.record.get("format") == FORMATS[form.kind]
             self.record["format"] = FORMATS[form.kind] if is_one else "mixed-precision"
-        groups[own]["targets"] = [*(groups[own].get("targets") or []), *targets]
+        groups[own]["targets"] = [*_targets(groups[own]), *targets]
 
     def _by_pattern(self, groups: Record, template: str) -> bool:
         name = _one(template)
-        targets = [t for group in groups.values() for t in group.get("targets") or [] if isinstance(t, str)]
+        targets = [t for group in groups.values() for t in _targets(group)]
         return any(t.startswith("re:") and self._matches(t, name) for t in targets)
 
     def _group_of(self, groups: Record, template: str) -> str | None:
         """The group that compressed-tensors takes for a linear module."""
         name = _one(template)
-        by_target = {t: key for key, group in groups.items() for t in group.get("targets") or [] if isinstance(t, str)}
+        by_target = {t: key for key, group in groups.items() for t in _targets(group)}
         ordered = sorted(by_target, key=lambda t: ("re:" in t, t))
         found = next((t for t in ordered if self._matches(t, name)), None)
         if found is None and LINEAR in by_target:
@@ -210,6 +212,11 @@ class _Compressed:
 def _one(template: str) -> str:
     """A module of a template: expert 0's."""
     return template.replace(EXPERT, "0")
+
+
+def _targets(group: Any) -> list[str]:
+    found = group.get("targets") if isinstance(group, dict) else None
+    return [t for t in found if isinstance(t, str)] if isinstance(found, list) else []
 
 
 def _fits(group: Any, form: Format) -> bool:
