@@ -129,7 +129,7 @@ class _Compressed:
                 self.record["ignore"].append(self._named(template))
         for template, form in [*((t, c.form) for t, c in coded.items()), *((t, None) for t in self.plan.plain_modules)]:
             found = None if self._is_ignored(template) else self._group_of(groups, template)
-            if (found is None) != (form is None) or (form is not None and not _fits(groups[found], form)):
+            if (found is None) != (form is None) or (found and form and not _fits(groups[found], form)):
                 raise MtprefError(
                     f"{self.label}: {RECORD} cannot be made to say how {printable(template)} is stored, expected "
                     "groups and patterns that leave it alone; try `head_type` bf16"
