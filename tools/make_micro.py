@@ -70,6 +70,16 @@ _LATENT_GROUPS = mm.MoeShape(
     n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5, latent=mm.LatentShape(yarn=1.0)
 )
 _LATENT_FUSED = mm.MoeShape(n_expert=20, fused=True, latent=mm.LatentShape(yarn=0.0, gating=None, n_value=32))
+# With an indexer: keys of three rotations or of one of 128; layers that share, both kinds; YaRN with an mscale of 1.
+_INDEXED_GROUPS = mm.MoeShape(
+    n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5,
+    latent=mm.LatentShape(yarn=0.707, n_index_key=192, n_index_head=5, n_top=7),
+)  # fmt: skip
+_SHARING = mm.MoeShape(n_expert=20, latent=mm.LatentShape(types=(True, False, True, False), gating=None))
+_SHARING_DENSE = mm.MoeShape(
+    n_expert=20, n_dense=2,
+    latent=mm.LatentShape(yarn=0.707, types=(True, False, False, True), n_index_key=128, n_top=9, has_unread=True),
+)  # fmt: skip
 _OWN = MicroVariant(untied=True, own_embed=True, own_head=True)
 
 # Those with experts: (architecture, seed, accept, type, shape, variant). Q4_K stands for a mixture with Q6_K.
@@ -91,6 +101,12 @@ STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] 
     "micro-deepseek2-yarn-f32": ("deepseek2", 2, 80, "F32", _LATENT_GROUPS, MicroVariant()),
     "micro-deepseek2-fused-f32": ("deepseek2", 1, 60, "F32", _LATENT_FUSED, MicroVariant(untied=True, head_norm=False)),
     "micro-deepseek2-q8_0": ("deepseek2", 4, 60, "Q8_0", _MANY, _OWN),
+    "micro-deepseek32-f32": ("deepseek32", 4, 60, "F32", _MANY, _OWN),
+    "micro-deepseek32-yarn-f32": ("deepseek32", 2, 80, "F32", _INDEXED_GROUPS, MicroVariant()),
+    "micro-deepseek32-q8_0": ("deepseek32", 4, 60, "Q8_0", _MANY, _OWN),
+    "micro-glm-dsa-f32": ("glm-dsa", 4, 60, "F32", _SHARING, _OWN),
+    "micro-glm-dsa-yarn-f32": ("glm-dsa", 2, 80, "F32", _SHARING_DENSE, MicroVariant(untied=True, head_norm=False)),
+    "micro-glm-dsa-q8_0": ("glm-dsa", 4, 60, "Q8_0", _MANY, _OWN),
     "micro-qwen3next-f32": ("qwen3next", 4, 60, "F32", mm.MoeShape(), MicroVariant()),
     "micro-qwen3next-fused-f32": ("qwen3next", 3, 90, "F32", _FUSED, MicroVariant(own_head=True)),
     "micro-qwen3next-q8_0": ("qwen3next", 4, 60, "Q8_0", mm.MoeShape(), MicroVariant()),

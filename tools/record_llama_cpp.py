@@ -141,6 +141,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-m", "--model", type=Path, action="append", default=[], help="model file (repeatable)")
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
+    parser.add_argument("--only", action="append", help="of --moe only models whose name starts so (repeatable)")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
     parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
@@ -164,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
             for model in models:
                 record_model(args.llama_bin.resolve(), model, args.output, prompts, args.predict)
                 print(f"recorded {model.name}", file=sys.stderr)
-            for name in make_micro.STANDARD_MOE if args.moe else ():
+            starts = tuple(args.only or ("",))
+            for name in [n for n in make_micro.STANDARD_MOE if args.moe and n.startswith(starts)]:
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"
@@ -172,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
                     args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
-            for name in make_micro.STANDARD_TRUNKS if args.moe else ():
+            for name in [n for n in make_micro.STANDARD_TRUNKS if args.moe and n.startswith(starts)]:
                 make_micro.make_standard(name, Path(folder) / f"{name}.gguf")
                 to, extra = args.output / f"{name}.results.gguf", "" if name.endswith("f32") else "--no-repack"
                 record_logits(args.llama_bin.resolve(), f"{name}.gguf", to, MOE_PROMPTS[0], Path(folder), extra)

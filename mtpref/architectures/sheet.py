@@ -28,7 +28,8 @@ class Hyper(Named):
     """A hyper-parameter, and a count that shapes are written with.
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
-    type      u32, f32, bool, arr:i32, or u32/layer: one count, or one for each block
+    type      u32, f32, bool, arr:i32, arr:bool (which the rule of layers reads), or u32/layer: one count, or one for
+              each block
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
@@ -498,7 +499,7 @@ class Architecture:
     @property
     def per_block(self) -> frozenset[str]:
         """Keys that may be arrays of one entry for each block: flags of layers, and what else is one number."""
-        flags = {self.layers.flags} if isinstance(self.layers, Alternating) else set()
+        flags = {self.layers.flags} if hasattr(self.layers, "flags") else set()
         return frozenset(flags | {hyper.key for hyper in self.hypers if not hyper.type.startswith("arr:")})
 
     def values(self, meta: Metadata) -> Values:

@@ -1,8 +1,10 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53 to S54. docs/spec.md has the anchors.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63. docs/spec.md has the
+anchors.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
-(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention). Nothing
-here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
+(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
+(S60 to S63: which cells are seen). Nothing here has state, reads a file or chooses a path. The Numba twins in
+mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (
@@ -19,6 +21,17 @@ from mtpref.spec.arith import (
     silu,
     sincos64,
     softplus,
+)
+from mtpref.spec.indexer import (
+    NO_CELL,
+    ROTATION,
+    Selection,
+    hadamard,
+    index_scores,
+    layer_norm,
+    rotation_size,
+    select_cells,
+    selection_gap,
 )
 from mtpref.spec.latent import latent_scale, rope_interleaved
 from mtpref.spec.layers import (
@@ -120,14 +133,17 @@ __all__ = [
     "GATINGS",
     "GGML_PRODUCTS",
     "MAX_SEED",
+    "NO_CELL",
     "N_TOP",
     "P_ONE",
     "RESIDUAL",
+    "ROTATION",
     "TARGET",
     "TILE_TYPES",
     "Distribution",
     "Matrix",
     "Routing",
+    "Selection",
     "Stack",
     "accept_greedy",
     "accept_residual",
@@ -156,10 +172,13 @@ __all__ = [
     "gated_norm",
     "get_rows",
     "group_scores",
+    "hadamard",
     "imrope_has_position",
+    "index_scores",
     "l2_norm",
     "lane_sum_products",
     "latent_scale",
+    "layer_norm",
     "limit_groups",
     "load_kv",
     "log1p64",
@@ -183,12 +202,15 @@ __all__ = [
     "rope_frequencies",
     "rope_interleaved",
     "rope_table",
+    "rotation_size",
     "round_bf16",
     "round_f16",
     "router_gap",
     "rsqrt64",
     "scaled_frequencies",
+    "select_cells",
     "select_experts",
+    "selection_gap",
     "shared_gate",
     "sigmoid",
     "silu",

@@ -18,7 +18,8 @@ from mtpref.spec.kinds import LayerKind
 
 PARTS: tuple[Part, Part] = ("mixer", "ffn")
 _WORDS = {"gated_delta_net": "DeltaNet"} | dict.fromkeys(
-    ("attention", "gated_attention", "latent_attention"), "attention"
+    ("attention", "gated_attention", "latent_attention", "indexed_latent_attention", "sharing_latent_attention"),
+    "attention",
 )
 
 

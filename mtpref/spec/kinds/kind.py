@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mtpref import spec
 from mtpref.spec.config import AttnConfig, LatentConfig, Values
+from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
@@ -52,6 +53,7 @@ class Span:
     keep    how many of the last tokens the recurrent state is kept for (at least 1)
     target  the trunk's layers, for a head that reads their cells; None elsewhere
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
+    selections  what each indexer of the pass chose, likewise; a layer that has none of its own takes the last
     """
 
     ops: Ops
@@ -60,6 +62,7 @@ class Span:
     keep: int
     target: list[LayerState] | None = None
     routings: list[Routing] = field(default_factory=list)
+    selections: list[Selection] = field(default_factory=list)
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
     def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:

@@ -3,7 +3,7 @@
 from functools import partial
 
 from mtpref import spec
-from mtpref.spec.ops import compose, compose_latent, compose_moe
+from mtpref.spec.ops import compose, compose_indexer, compose_latent, compose_moe
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import CoarseEntries
 
@@ -15,10 +15,13 @@ COMPOSED: CoarseEntries = {
     "mtp_input": compose.mtp_input,
     "mtp_norm": compose.mtp_norm,
     "plain_attn_layer": compose.plain_attn_layer,
+    "query_latent": compose_latent.query_latent,
     "latent_input": compose_latent.latent_input,
     "head_products": compose_latent.head_products,
     "latent_attn_layer": compose_latent.latent_attn_layer,
     "expanded_attn_layer": compose_latent.expanded_attn_layer,
+    "selected_attention": compose_indexer.selected_attention,
+    "index_cells": compose_indexer.index_cells,
     "route": compose_moe.route,
     "experts": compose_moe.experts,
     "shared_expert": compose_moe.shared_expert,
@@ -63,6 +66,10 @@ def spec_ops(numerics: str) -> Ops:
         split_beta_alpha=spec.split_beta_alpha,
         split_qkvz=spec.split_qkvz,
         rope_interleaved=spec.rope_interleaved,
+        layer_norm=spec.layer_norm,
+        index_scores=spec.index_scores,
+        select_cells=spec.select_cells,
+        selection_gap=spec.selection_gap,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -70,10 +77,13 @@ def spec_ops(numerics: str) -> Ops:
         mtp_input=compose.mtp_input,
         mtp_norm=compose.mtp_norm,
         plain_attn_layer=compose.plain_attn_layer,
+        query_latent=compose_latent.query_latent,
         latent_input=compose_latent.latent_input,
         head_products=compose_latent.head_products,
         latent_attn_layer=compose_latent.latent_attn_layer,
         expanded_attn_layer=compose_latent.expanded_attn_layer,
+        selected_attention=compose_indexer.selected_attention,
+        index_cells=compose_indexer.index_cells,
         route=compose_moe.route,
         experts=compose_moe.experts,
         shared_expert=compose_moe.shared_expert,

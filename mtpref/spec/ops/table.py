@@ -54,13 +54,20 @@ class Ops:
     split_beta_alpha: types.SplitBetaAlpha  # S51
     split_qkvz: types.SplitQkvz  # S51
     rope_interleaved: types.Rope  # S53
+    layer_norm: types.LayerNorm  # S60
+    index_scores: types.IndexScores  # S62
+    select_cells: types.SelectCells  # S63
+    selection_gap: types.SelectionGap  # S63
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
+    query_latent: types.QueryLatent  # S55
     latent_input: types.LatentInput  # S55
     head_products: types.HeadProducts  # S56
     latent_attn_layer: types.LatentAttnLayer  # S57
     expanded_attn_layer: types.ExpandedAttnLayer  # S58
+    selected_attention: types.SelectedAttention  # S64
+    index_cells: types.IndexCells  # S65
     ffn: types.Ffn  # S30
     head: types.Head  # S31
     mtp_input: types.MtpInput  # S31
@@ -110,10 +117,24 @@ PARTS: dict[str, frozenset[str]] = {
     ),
     "attn_layer": frozenset({"mul_mat", "split_q_gate", "rms_norm", "rope", "store_kv", "attention", "attn_gate"}),
     "plain_attn_layer": frozenset({"mul_mat", "add_bias", "rms_norm", "rope", "store_kv", "attention"}),
+    "query_latent": frozenset({"mul_mat", "rms_norm"}),
     "latent_input": _LATENT_INPUT,
     "head_products": frozenset({"mul_mat"}),
-    "latent_attn_layer": _LATENT_ATTN | {"head_products"},
+    "latent_attn_layer": _LATENT_ATTN | {"head_products", "selected_attention"},
     "expanded_attn_layer": _LATENT_ATTN,
+    "selected_attention": frozenset({"attention"}),
+    "index_cells": frozenset(
+        {
+            "mul_mat",
+            "layer_norm",
+            "rope",
+            "rope_interleaved",
+            "store_kv",
+            "index_scores",
+            "select_cells",
+            "selection_gap",
+        }
+    ),
     "ffn": frozenset({"mul_mat", "swiglu"}),
     "head": frozenset({"mul_mat"}),
     "mtp_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),

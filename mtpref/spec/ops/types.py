@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.spec import Matrix, Stack
-from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig
+from mtpref.spec.config import AttnConfig, DeltaConfig, IndexedConfig, LatentConfig, MoeConfig
+from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import IDS, Routing
 
 if TYPE_CHECKING:
@@ -201,6 +202,10 @@ class AttnLayer(Protocol):
     ) -> F32: ...
 
 
+class QueryLatent(Protocol):
+    def __call__(self, ops: "Ops", w: LayerWeights, cfg: LatentConfig, x: F32, /) -> F32: ...
+
+
 class LatentInput(Protocol):
     def __call__(
         self,
@@ -208,6 +213,7 @@ class LatentInput(Protocol):
         w: LayerWeights,
         cfg: LatentConfig,
         x: F32,
+        low: F32,
         rope_cos_sin: tuple[F32, F32],
         tap: LayerTap,
         /,
@@ -225,10 +231,12 @@ class LatentAttnLayer(Protocol):
         w: LayerWeights,
         cfg: LatentConfig,
         x: F32,
+        low: F32,
         cells: NDArray,
         kv_type: str,
         first: int,
         rope_cos_sin: tuple[F32, F32],
+        chosen: IDS | None,
         tap: LayerTap,
         /,
     ) -> F32: ...
@@ -241,6 +249,7 @@ class ExpandedAttnLayer(Protocol):
         w: LayerWeights,
         cfg: LatentConfig,
         x: F32,
+        low: F32,
         k_cache: NDArray,
         v_cache: NDArray,
         kv_type: str,
@@ -249,6 +258,43 @@ class ExpandedAttnLayer(Protocol):
         tap: LayerTap,
         /,
     ) -> F32: ...
+
+
+class LayerNorm(Protocol):
+    def __call__(self, x: F32, weight: F32, bias: F32, eps: float, /) -> F32: ...
+
+
+class IndexScores(Protocol):
+    def __call__(self, products: F32, weights: F32, /) -> F32: ...
+
+
+class SelectCells(Protocol):
+    def __call__(self, scores: F32, first: int, n_top: int, /) -> IDS: ...
+
+
+class SelectionGap(Protocol):
+    def __call__(self, scores: F32, cells: IDS, first: int, /) -> F32: ...
+
+
+class IndexCells(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: IndexedConfig,
+        x: F32,
+        low: F32,
+        keys: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> Selection: ...
+
+
+class SelectedAttention(Protocol):
+    def __call__(self, ops: "Ops", q: F32, cells: NDArray, kv_type: str, first: int, chosen: IDS, /) -> F32: ...
 
 
 class Ffn(Protocol):
@@ -301,10 +347,13 @@ class CoarseEntries(TypedDict, total=False):
     mtp_input: MtpInput
     mtp_norm: MtpNorm
     plain_attn_layer: AttnLayer
+    query_latent: QueryLatent
     latent_input: LatentInput
     head_products: HeadProducts
     latent_attn_layer: LatentAttnLayer
     expanded_attn_layer: ExpandedAttnLayer
+    index_cells: IndexCells
+    selected_attention: SelectedAttention
     route: Route
     experts: Experts
     shared_expert: SharedExpert
@@ -347,3 +396,7 @@ class OpEntries(CoarseEntries, total=False):
     split_beta_alpha: SplitBetaAlpha
     split_qkvz: SplitQkvz
     rope_interleaved: Rope
+    layer_norm: LayerNorm
+    index_scores: IndexScores
+    select_cells: SelectCells
+    selection_gap: SelectionGap
