@@ -70,10 +70,10 @@ _LATENT_GROUPS = mm.MoeShape(
     n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5, latent=mm.LatentShape(yarn=1.0)
 )
 _LATENT_FUSED = mm.MoeShape(n_expert=20, fused=True, latent=mm.LatentShape(yarn=0.0, gating=None, n_value=32))
-# With an indexer: keys of three rotations or of one of 128; layers that share, both kinds; YaRN with an mscale of 1.
+# With an indexer: keys of 128; layers that share, both kinds; YaRN with an mscale of 1.
 _INDEXED_GROUPS = mm.MoeShape(
     n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5,
-    latent=mm.LatentShape(yarn=0.707, n_index_key=192, n_index_head=5, n_top=7),
+    latent=mm.LatentShape(yarn=0.707, n_index_key=128, n_index_head=9, n_top=7),
 )  # fmt: skip
 _SHARING = mm.MoeShape(n_expert=20, latent=mm.LatentShape(types=(True, False, True, False), gating=None))
 _SHARING_DENSE = mm.MoeShape(

@@ -25,6 +25,7 @@ SIGMOID_2 = 0.8808
 BIAS_OF_EXPERTS = 0.15
 BIAS_OF_QKV = 0.3
 # An indexer's products with the layer's input.
+INDEX_KEYS = 1e-3  # so small that the epsilon of their norm counts
 OF_INPUT = ("indexer.attn_k.weight", "indexer.proj.weight")
 # Attention through a latent row: of expansions, and what its output writes to the context.
 LATENT_NOISE = 2.0
@@ -291,6 +292,8 @@ def with_latent(
             made[name] = uniform(plant.seed, prefix + name, dims) * np.float32(LATENT_NOISE * dims[-1] ** -0.5)
         elif name in ("attn_q_a.weight", "attn_q.weight", "attn_kv_a_mqa.weight", *OF_INPUT):
             made[name] = plant.noise(prefix + name, dims, 0.4) / norm
+            if name == "indexer.attn_k.weight":
+                made[name] = made[name] * np.float32(INDEX_KEYS)
         elif name == "attn_output.weight":
             out = plant.writer(prefix + name, dims[1], mp.WRITE_NOISE)
             c = shape.micro.channels[0]

@@ -33,6 +33,9 @@ SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
 # Models with experts: fewer runs of each, since there are many. Of quantised ones the weights as they lie in the file.
 MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox jumps")
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
+# An indexer leaves cells out only where there are more than it chooses.
+INDEXED = ("deepseek32", "glm-dsa")
+INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
 # Name of the recording -> the standard model, and flags that set its RoPE in place of the file's keys.
@@ -170,8 +173,9 @@ def main(argv: list[str] | None = None) -> int:
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"
+                said = INDEXED_PROMPTS if make_micro.STANDARD_MOE[name][0] in INDEXED else MOE_PROMPTS
                 record_model(
-                    args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
+                    args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, MOE_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
             for name in [n for n in make_micro.STANDARD_TRUNKS if args.moe and n.startswith(starts)]:

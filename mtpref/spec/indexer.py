@@ -13,8 +13,7 @@ from mtpref.spec.arith import F32, lane_sum_products, rsqrt64
 from mtpref.spec.moe import IDS
 from mtpref.spec.products import Matrix
 
-# Widths of an indexer's key are multiples of it: the least size of the rotation.
-ROTATION = 64
+LEAST_ROTATION = 64  # an indexer's key is as wide or wider, by powers of two
 NO_CELL = -1
 
 
@@ -52,8 +51,7 @@ def hadamard(size: int) -> Matrix:
     """S61. The rotation of an indexer's queries and keys, applied by S6: the Walsh-Hadamard matrix, orthonormal.
 
     Formula  H[i, j] = (-1)^popcount(i & j) / sqrt(size)
-    Shapes   (size, size), size a power of two; for keys of width n the greatest that divides n (n a multiple of 64),
-             on each part of that size
+    Shapes   (size, size), size the width of a key: a power of two
     Dtypes   float32, the value rounded once
     Source   llama.cpp src/llama-kv-cache.cpp; it changes no score in exact arithmetic, and decides how keys are rounded
              when they are stored in 16 bits
@@ -63,11 +61,6 @@ def hadamard(size: int) -> Matrix:
         signs = np.block([[signs, signs], [signs, -signs]])
     values = signs * rsqrt64(np.asarray(size, np.float64)).astype(np.float32)
     return Matrix("", "F32", size, size, values.view(np.uint8).reshape(-1))
-
-
-def rotation_size(n_key: int) -> int:
-    """S61. The size of the rotation of keys of width n_key, a multiple of 64: the greatest power of two in it."""
-    return n_key & -n_key
 
 
 def index_scores(products: F32, weights: F32) -> F32:

@@ -33,10 +33,11 @@ def _configure(
         is_index_interleaved=is_interleaved,
         has_indexer=has_indexer,
     )
-    if cfg.n_index_key % spec.ROTATION or cfg.n_index_key < cfg.n_rot:
+    n_key = cfg.n_index_key
+    if n_key & (n_key - 1) or n_key < max(spec.LEAST_ROTATION, cfg.n_rot):
         raise MtprefError(
-            f"{v.meta.source}: key {v.meta.arch}.attention.indexer.key_length is {cfg.n_index_key}, expected a "
-            f"multiple of {spec.ROTATION}, at least {v.meta.arch}.rope.dimension_count = {cfg.n_rot}; "
+            f"{v.meta.source}: key {v.meta.arch}.attention.indexer.key_length is {n_key}, expected a power of two from "
+            f"{spec.LEAST_ROTATION} on, at least {v.meta.arch}.rope.dimension_count = {cfg.n_rot}; "
             "try: mtpref inspect FILE"
         )
     return cfg
