@@ -73,7 +73,7 @@ def index_scores(products: F32, weights: F32) -> F32:
     """
     total = np.zeros((len(products), products.shape[2]), np.float32)
     for head in range(products.shape[1]):
-        total = total + np.maximum(products[:, head], np.float32(0)) * weights[:, head, None]
+        total += np.maximum(products[:, head], np.float32(0)) * weights[:, head, None]
     return total
 
 

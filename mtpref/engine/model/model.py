@@ -97,6 +97,13 @@ class Output:
     routings: tuple[Routing, ...] = ()
     selections: tuple[Selection, ...] = ()
 
+    @property
+    def gaps(self) -> list[float]:
+        """For each row how near another choice was, of experts (S44) or of cells (S63), in the layer where it was
+        nearest; empty for a model that chooses neither."""
+        gaps = [*(routing.gap for routing in self.routings), *(selection.gap for selection in self.selections)]
+        return np.min(gaps, axis=0).tolist() if gaps else []
+
 
 @dataclass(frozen=True)
 class Model:

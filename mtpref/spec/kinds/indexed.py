@@ -84,7 +84,7 @@ _ATTEND = replace(
     inputs=("Qcur", "Kcur", "top_k"),
     step="causal attention over the cells of top_k, each head's product with its matrix of blk.{i}.attn_v_b.weight",
 )
-GRAPH = _INDEXER | latent.GRAPH | {"kqv_out": _ATTEND}
+GRAPH = {**_INDEXER, **latent.GRAPH, "kqv_out": _ATTEND}
 # A layer that takes what an indexer before it chose.
 _SHARING = latent.GRAPH | {"kqv_out": replace(_ATTEND, inputs=("Qcur", "Kcur"))}
 

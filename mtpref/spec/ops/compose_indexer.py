@@ -14,6 +14,24 @@ from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import F32, LayerTap, LayerWeights
 
 
+def selected_attention(ops: Ops, q: F32, cells: NDArray, kv_type: str, first: int, chosen: IDS) -> F32:
+    """S64. Attention over the cells that were chosen, in their order: S16, S16.
+
+    Rule     the i-th of a token's cells stands where cell i stands in S16: where every cell is chosen it is the same
+             bits. No other cell is read
+    Shapes   q: (T, n_head, D), cells: (first + T, 1, D), chosen: (T, n), rising -> (T, n_head, D)
+    """
+    n_all = min(len(q), max(0, chosen.shape[1] - first))  # tokens that see no more cells than are chosen
+    out = np.empty_like(q)
+    if n_all:
+        all_cells = cells[: first + n_all]
+        out[:n_all] = ops.attention(q[:n_all], all_cells, all_cells, kv_type, first)
+    for t in range(n_all, len(q)):
+        own = cells[chosen[t][chosen[t] != NO_CELL]]
+        out[t : t + 1] = ops.attention(q[t : t + 1], own, own, kv_type, len(own) - 1)
+    return out
+
+
 def index_cells(
     ops: Ops,
     w: LayerWeights,
@@ -66,21 +84,3 @@ def index_cells(
     gap = ops.selection_gap(scores, chosen, first)
     tap("top_k_gap", gap)
     return Selection(chosen, gap)
-
-
-def selected_attention(ops: Ops, q: F32, cells: NDArray, kv_type: str, first: int, chosen: IDS) -> F32:
-    """S64. Attention over the cells that were chosen, in their order: S16, S16.
-
-    Rule     the i-th of a token's cells stands where cell i stands in S16: where every cell is chosen it is the same
-             bits. No other cell is read
-    Shapes   q: (T, n_head, D), cells: (first + T, 1, D), chosen: (T, n), rising -> (T, n_head, D)
-    """
-    n_all = min(len(q), max(0, chosen.shape[1] - first))  # tokens that see no more cells than are chosen
-    out = np.empty_like(q)
-    if n_all:
-        all_cells = cells[: first + n_all]
-        out[:n_all] = ops.attention(q[:n_all], all_cells, all_cells, kv_type, first)
-    for t in range(n_all, len(q)):
-        own = cells[chosen[t][chosen[t] != NO_CELL]]
-        out[t : t + 1] = ops.attention(q[t : t + 1], own, own, kv_type, len(own) - 1)
-    return out

@@ -14,14 +14,15 @@ from mtpref.spec.ops.types import F32, LayerTap, LayerWeights
 
 
 def query_latent(ops: Ops, w: LayerWeights, cfg: LatentConfig, x: F32) -> F32:
-    """S55. The latent that queries are made of: S6, S8.
+    """S55. The latent that queries are made of, a product and a norm: S6, S8.
 
     Rule     queries come by two products with a norm between them (attn_q_a, attn_q_b), or by one (attn_q): of x itself
     Shapes   x: (T, n_embd), normalised -> (T, n_query)
     """
     if "attn_q_a.weight" not in w:
         return x
-    return ops.rms_norm(ops.mul_mat(w["attn_q_a.weight"], x), w["attn_q_a_norm.weight"], cfg.rms_eps)
+    low = ops.mul_mat(w["attn_q_a.weight"], x)
+    return ops.rms_norm(low, w["attn_q_a_norm.weight"], cfg.rms_eps)
 
 
 def latent_input(
