@@ -78,7 +78,7 @@ def index_scores(
     for t in range(len(h)):
         for j in range(t + 1):
             scores[t, j] = sum(max(0.0, float(naive.dot(q[t, i], k[j]))) * w[t, i] for i in range(n_head))
-    return scores, {"indexer_q": q, "indexer_k": k, "indexer_weights": w, "indexer_score": scores}
+    return scores, {"indexer_q not rotated": q, "indexer_k not rotated": k, "indexer_weights": w, "scores": scores}
 
 
 def chosen_cells(scores: Array, n_top: int) -> list[list[int]]:
@@ -114,7 +114,7 @@ def attention(
 
 
 def trunk(weights: Weights, hparams: HParams, tokens: list[int]) -> TrunkResult:
-    """All layers over `tokens` at positions 0, 1, ...; tensors["top_k-N"] has the cells of a layer with an indexer."""
+    """All layers over `tokens` at positions 0, 1, ...; tensors["cells-N"]: whether a token sees a cell."""
     x = naive.f64(weights["token_embd.weight"])[np.asarray(tokens, dtype=np.int64)]
     positions, eps = list(range(len(tokens))), eps_of(hparams)
     tensors: dict[str, Array] = {}
@@ -126,7 +126,7 @@ def trunk(weights: Weights, hparams: HParams, tokens: list[int]) -> TrunkResult:
         x = x + mixed
         x, more = naive_mla.feed_forward(weights, with_gating(hparams), il, x)
         tensors |= {f"{name}-{il}": value for name, value in (t | more).items()}
-        tensors[f"top_k-{il}"] = np.array([[j in cells for j in range(len(tokens))] for cells in chosen])
+        tensors[f"cells-{il}"] = np.array([[j in cells for j in range(len(tokens))] for cells in chosen])
     h_post = naive.rms_norm(x, weights["output_norm.weight"], eps)
     logits = naive.matmul(weights.get("output.weight", weights["token_embd.weight"]), h_post)
     return TrunkResult(logits, h_post, x, tensors)

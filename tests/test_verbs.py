@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 PROMPT = "hello world of things"
 BLOCKS = {"qwen35moe": "3 delta_net, 1 attention, 1 mtp", "qwen3next": "3 delta_net, 1 attention, 1 mtp",
           "glm4moe": "1 dense, 3 moe, 1 mtp", "hy_v3": "1 dense, 3 moe, 1 mtp",
-          "deepseek2": "1 dense, 3 moe, 1 mtp"}  # fmt: skip
+          "deepseek2": "1 dense, 3 moe, 1 mtp", "deepseek32": "1 dense, 3 moe, 1 mtp",
+          "glm-dsa": "1 dense, 3 moe, 1 mtp"}  # fmt: skip
 VERBS: dict[str, Callable] = {}
 
 

@@ -32,6 +32,7 @@ MTP = block("mtp", PAIRS_ALL_CELLS, _unread)
 GLM_DSA = replace(
     DEEPSEEK2,
     name="glm-dsa",
+    pre="glm4",
     hypers=(
         *(
             replace(h, default=SIGMOID) if h.key == "expert_gating_func" else h

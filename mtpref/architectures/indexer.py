@@ -52,7 +52,8 @@ def indexer_tensors(*, optional: bool = False, is_used: bool = True) -> tuple[Te
     return (
         Tensor("indexer.k_norm.weight", (n_index_key,), hf + "k_norm.weight", cb=key, **more),
         Tensor("indexer.k_norm.bias", (n_index_key,), hf + "k_norm.bias", cb=key, **more),
-        Tensor("indexer.proj.weight", (n_index_head, n_embd), hf + "weights_proj.weight", cb=weights, **more),
+        Tensor("indexer.proj.weight", (n_index_head, n_embd), hf + "weights_proj.weight", cb=weights, converts_f32=True,
+               **more),
         Tensor("indexer.attn_k.weight", (n_index_key, n_embd), hf + "wk.weight", cb=key, **more),
         Tensor("indexer.attn_q_b.weight", (n_index_head * n_index_key, n_q_latent), hf + "wq_b.weight", cb=query,
                **more),

@@ -92,6 +92,7 @@ class Tensor:
               the rest
     keep_f32  held and stored as float32 whatever its dimensions
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
+    converts_f32  one that a conversion stores as float32, and a quantiser in a type
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
 
     The name in a checkpoint of a stack has {e} for the expert's number.
@@ -108,6 +109,7 @@ class Tensor:
     role: str = ""
     keep_f32: bool = False
     stays_f32: bool = False
+    converts_f32: bool = False
     parts: tuple[tuple[str, Dim], ...] = ()
 
     @property
@@ -123,6 +125,11 @@ class Tensor:
     def is_quantised(self) -> bool:
         """Whether a quantiser changes its type."""
         return self.is_matrix and not self.stays_f32
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether a conversion writes it in another type than float32."""
+        return self.is_quantised and not self.converts_f32
 
     def at(self, il: int) -> Tensor:
         """The tensor of block il, by its whole name."""

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtpref.spec.arith import F32, lane_sum_products, rsqrt64
 from mtpref.spec.moe import IDS
@@ -63,10 +64,11 @@ def hadamard(size: int) -> Matrix:
     return Matrix("", "F32", size, size, values.view(np.uint8).reshape(-1))
 
 
-def index_scores(products: F32, weights: F32) -> F32:
+def index_scores(products: F32, weights: F32, first: int) -> F32:
     """S62. The score of every cell: products with the heads' queries, negative ones as 0, weighted and added up.
 
-    Formula  score_j = ((w_0 r_0j + w_1 r_1j) + w_2 r_2j) + ..., r_hj = max(q_h . k_j, 0)
+    Formula  score_j = ((w_0 r_0j + w_1 r_1j) + w_2 r_2j) + ..., r_hj = max(q_h . k_j, 0); -infinity for cells after the
+             token's own, first + t
     Shapes   products: (T, n_head, n_cells), weights: (T, n_head) -> (T, n_cells)
     Dtypes   float32; each product and each sum rounded on its own, heads in their order
     Source   DeepSeek-V3.2-Exp, arXiv 2512.02556
@@ -74,7 +76,7 @@ def index_scores(products: F32, weights: F32) -> F32:
     total = np.zeros((len(products), products.shape[2]), np.float32)
     for head in range(products.shape[1]):
         total += np.maximum(products[:, head], np.float32(0)) * weights[:, head, None]
-    return total
+    return np.where(_is_seen(total, first), total, np.float32(-np.inf))
 
 
 def select_cells(scores: F32, first: int, n_top: int) -> IDS:
@@ -117,5 +119,9 @@ def selection_gap(scores: F32, cells: IDS, first: int) -> F32:
 
 def _seen(scores: F32, first: int) -> F32:
     """Scores, with -infinity for NaN and for cells after the token's own."""
-    is_seen = np.arange(scores.shape[1]) <= first + np.arange(len(scores))[:, None]
-    return np.where(is_seen & ~np.isnan(scores), scores, np.float32(-np.inf))
+    return np.where(_is_seen(scores, first) & ~np.isnan(scores), scores, np.float32(-np.inf))
+
+
+def _is_seen(scores: F32, first: int) -> NDArray[np.bool_]:
+    """Whether a token sees a cell: its own or one before it."""
+    return np.arange(scores.shape[1]) <= first + np.arange(len(scores))[:, None]

@@ -26,10 +26,10 @@ WEIGHT = 0.5  # nats for each factor e of one tensor's distance; neighbours shar
 MIN_GAIN = 2.0
 MIN_FACTOR = 4.0
 SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart by more
-# A router's gap below so many times the noise of an activation: two right ports may choose other experts there.
+# The gap of a router or indexer below so many times the noise of an activation: two right ports may choose otherwise.
 NEAR_GAP = 5.0
-GAP = "ffn_moe_gap"
-NO_MEASURE = (GAP, "_topk")  # a difference that is all noise; ids, whose distance means nothing
+GAPS = ("ffn_moe_gap", "top_k_gap")
+NO_MEASURE = (*GAPS, "_topk", "top_k")  # a difference that is all noise; ids, whose distance means nothing
 JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
 MAX_UNEXPLAINED = 0.05
 Progress = Callable[[int, int, str], None]
@@ -43,8 +43,8 @@ class DumpEvidence:
     unknown    names of the port that the model has not, or of other shapes
     distances  by hypothesis id, one value for each name (mtpref/faults/diagnose/port_tensors.py `distance`)
     impossible hypotheses that this model cannot have
-    gaps       the least gap of each router of the healthy run, (name, token, gap), in order of execution, and how many
-               of the compared tensors come before it
+    gaps       the least gap of each router and indexer of the healthy run, (name, token, gap), in order of execution,
+               and how many of the compared tensors come before it
     """
 
     ids: list[int]
@@ -100,8 +100,12 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
         candidates = [_nearer_trunk(model, other, port, tokens, trunk)]
     runs = [(one, _measure(one, port, tokens, known, progress)) for one in candidates]
     one, best = max(runs, key=lambda run: run[1].best_fit() - (run[1].numerics != model.recipe.numerics) * MIN_GAIN)
-    best.gaps = _gaps(one, tokens, [name for name in order if GAP in name], set(best.names))
+    best.gaps = _gaps(one, tokens, [name for name in order if _is_gap(name)], set(best.names))
     return best
+
+
+def _is_gap(name: str) -> bool:
+    return any(gap in name for gap in GAPS)
 
 
 def _is_of_head(name: str) -> bool:
@@ -184,8 +188,8 @@ def _gaps(model: Model, tokens: list[int], routers: list[str], names: set[str]) 
 
     def look(name: str, array: NDArray) -> None:
         nonlocal n_before
-        n_before += name in names and GAP not in name
-        if GAP in name:
+        n_before += name in names and not _is_gap(name)
+        if _is_gap(name):
             found.append((name, int(array.argmin()), float(array.min()), n_before))
 
     predictor = Predictor(model, tokens, {*names, *routers})

@@ -152,7 +152,11 @@ class LogAgreement:
             )
         if self.first is not None and self.first is not self.first_divergence:
             lines.append(f"first near tie: {self.first.text()}")
-        parted = "a near tie of a router or indexer may have chosen otherwise" if self.is_rerouted else ""
+        parted = (
+            "a near tie of a router or indexer may have chosen another expert, or other cells"
+            if self.is_rerouted
+            else ""
+        )
         if self.is_hardly_compared:
             sampled = "the texts part at a near tie, as those of a sampled run do; was it run with --temp 0?"
             lines.append(

@@ -77,7 +77,7 @@ def index_cells(
     rows = np.ascontiguousarray(load_kv(keys, kv_type)[:, 0])
     cells = Matrix("", "F32", len(rows), n_key, rows.view(np.uint8).reshape(-1))
     products = ops.mul_mat(cells, np.ascontiguousarray(q).reshape(-1, n_key))
-    scores = ops.index_scores(products.reshape(n_tokens, n_head, -1), weights)
+    scores = ops.index_scores(products.reshape(n_tokens, n_head, -1), weights, first)
     tap("indexer_score", scores)
     chosen = ops.select_cells(scores, first, cfg.n_top)
     tap("top_k", chosen)

@@ -265,7 +265,7 @@ class LayerNorm(Protocol):
 
 
 class IndexScores(Protocol):
-    def __call__(self, products: F32, weights: F32, /) -> F32: ...
+    def __call__(self, products: F32, weights: F32, first: int, /) -> F32: ...
 
 
 class SelectCells(Protocol):
