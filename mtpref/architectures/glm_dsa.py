@@ -26,7 +26,9 @@ assert DEEPSEEK2.hf is not None
 DENSE, MOE = (block(name, PAIRS_INDEXED, indexer_tensors()) for name in ("dense", "moe"))
 # What a file has of an indexer that no graph reads stays in it.
 _unread = indexer_tensors(optional=True, is_used=False)
-DENSE_SHARING, MOE_SHARING = (block(f"{name}_sharing", PAIRS_SHARING, _unread) for name in ("dense", "moe"))
+DENSE_SHARING, MOE_SHARING = (
+    replace(block(f"{name}_sharing", PAIRS_SHARING, _unread), looks_like=name) for name in ("dense", "moe")
+)
 MTP = block("mtp", PAIRS_ALL_CELLS, _unread)
 
 GLM_DSA = replace(

@@ -54,7 +54,7 @@ def indexer_tensors(*, optional: bool = False, is_used: bool = True) -> tuple[Te
         Tensor("indexer.k_norm.bias", (n_index_key,), hf + "k_norm.bias", cb=key, **more),
         Tensor("indexer.proj.weight", (n_index_head, n_embd), hf + "weights_proj.weight", cb=weights, converts_f32=True,
                **more),
-        Tensor("indexer.attn_k.weight", (n_index_key, n_embd), hf + "wk.weight", cb=key, **more),
+        Tensor("indexer.attn_k.weight", (n_index_key, n_embd), hf + "wk.weight", role="attn_k", cb=key, **more),
         Tensor("indexer.attn_q_b.weight", (n_index_head * n_index_key, n_q_latent), hf + "wq_b.weight", cb=query,
                **more),
     )  # fmt: skip

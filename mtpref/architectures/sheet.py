@@ -158,6 +158,7 @@ class Block:
 
     name      what inspect calls it       tensors   norms, mixer's, feed-forward network's
     marks     beginnings of tensor names that only such a block has among this architecture's
+    looks_like  the block whose marks it has, where keys alone tell the two apart
     """
 
     name: str
@@ -166,6 +167,7 @@ class Block:
     tensors: tuple[Tensor | Either, ...]
     residual: Residual
     marks: tuple[str, ...] = ()
+    looks_like: str = ""
 
     def all_tensors(self) -> Iterator[Tensor]:
         """Every tensor of every alternative."""
