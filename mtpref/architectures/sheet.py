@@ -508,7 +508,7 @@ class Architecture:
     @property
     def per_block(self) -> frozenset[str]:
         """Keys that may be arrays of one entry for each block: flags of layers, and what else is one number."""
-        flags = {self.layers.flags} if hasattr(self.layers, "flags") else set()
+        flags = {self.layers.flags} if isinstance(self.layers, Alternating) else set()
         return frozenset(flags | {hyper.key for hyper in self.hypers if not hyper.type.startswith("arr:")})
 
     def values(self, meta: Metadata) -> Values:
