@@ -99,7 +99,8 @@ CONFIGS["deepseek2"] = {
     "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
                      "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096},
 }  # fmt: skip
-_INDEXED = {"index_n_heads": 4, "index_head_dim": 64, "index_topk": 16}
+# So many heads that no two cells have a score of 0: of equal scores transformers and mtpref take others.
+_INDEXED = {"index_n_heads": 12, "index_head_dim": 64, "index_topk": 16}
 CONFIGS["deepseek32"] = CONFIGS["deepseek2"] | _INDEXED | {
     "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
 }  # fmt: skip
