@@ -35,6 +35,9 @@ MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
 # An indexer leaves cells out only where there are more than it chooses.
 INDEXED = ("deepseek32", "glm-dsa")
+# With cells of 16 bits the rotation of an indexer's keys shows: name of the recording -> the standard model.
+HALF_CELLS = {"micro-deepseek32-f16-cells": "micro-deepseek32-f32"}
+HALF_PROMPT = "".join(f"{i * i:05}" for i in range(100, 190))
 INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
@@ -182,6 +185,13 @@ def main(argv: list[str] | None = None) -> int:
                 make_micro.make_standard(name, Path(folder) / f"{name}.gguf")
                 to, extra = args.output / f"{name}.results.gguf", "" if name.endswith("f32") else "--no-repack"
                 record_logits(args.llama_bin.resolve(), f"{name}.gguf", to, MOE_PROMPTS[0], Path(folder), extra)
+                print(f"recorded {name}, logits", file=sys.stderr)
+            for name, model_name in HALF_CELLS.items() if args.moe else ():
+                if not model_name.startswith(starts):
+                    continue
+                make_micro.make_standard(model_name, Path(folder) / f"{model_name}.gguf")
+                to, extra = args.output / f"{name}.results.gguf", "-ctk f16 -ctv f16"
+                record_logits(args.llama_bin.resolve(), f"{model_name}.gguf", to, HALF_PROMPT, Path(folder), extra)
                 print(f"recorded {name}, logits", file=sys.stderr)
             for name, (model_name, extra) in ROPE_RECORDINGS.items() if args.rope else ():
                 model = Path(folder) / f"{model_name}.gguf"
