@@ -9,7 +9,7 @@ import pytest
 from mtpref import spec
 from mtpref.spec import NO_CELL
 from mtpref.spec.config import IndexedConfig
-from mtpref.spec.ops import discard, spec_ops
+from mtpref.spec.ops import compose_indexer, discard, spec_ops
 from tests import naive, naive_dsa
 
 F32 = np.float32
@@ -209,6 +209,19 @@ def test_the_indexer_is_the_oracles(arch, scale):
     assert naive.nmse(truth["indexer_k not rotated"] @ h, keys[:, 0]) < 1e-11
     assert np.isinf(gaps[:N_TOP]).all()
     assert np.isfinite(gaps[N_TOP:]).all()
+
+
+@pytest.mark.parametrize("most", [1, 100, 200])
+def test_how_many_tokens_are_scored_at_once_changes_nothing(most, monkeypatch):
+    rng = np.random.default_rng(16)
+    w = bound(layer(rng))
+    x = rng.standard_normal((13, N_EMBD)).astype(F32)
+    low = rng.standard_normal((13, N_QUERY)).astype(F32)
+    *whole, seen = run("deepseek32", w, x, low, [13])
+    monkeypatch.setattr(compose_indexer, "MOST_PRODUCTS", most)
+    *parts, again = run("deepseek32", w, x, low, [13])
+    assert parts[:2] == whole[:2]
+    assert np.array_equal(seen["indexer_score"], again["indexer_score"])
 
 
 @pytest.mark.parametrize("arch", EPS)

@@ -17,7 +17,7 @@ FULL = "full"  # config.json's word for a layer with an indexer; the others are 
 LONG_CONTEXT = 1 << 20
 
 n_index_head = Hyper("n_index_head", "attention.indexer.head_count", high=4096, hf="index_n_heads")
-n_index_key = Hyper("n_index_key", "attention.indexer.key_length", high=1 << 16, hf="index_head_dim")
+n_index_key = Hyper("n_index_key", "attention.indexer.key_length", high=4096, hf="index_head_dim")
 n_top = Hyper("n_top", "attention.indexer.top_k", hf="index_topk")
 
 

@@ -13,6 +13,8 @@ from mtpref.spec.moe import IDS
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import F32, LayerTap, LayerWeights
 
+MOST_PRODUCTS = 1 << 24  # held at a time: tokens are scored so many at once, or one by one
+
 
 def selected_attention(ops: Ops, q: F32, cells: NDArray, kv_type: str, first: int, chosen: IDS) -> F32:
     """S64. Attention over the cells that were chosen, in their order: S16, S16.
@@ -76,8 +78,12 @@ def index_cells(
     tap("indexer_weights", weights)
     rows = np.ascontiguousarray(load_kv(keys, kv_type)[:, 0])
     cells = Matrix("", "F32", len(rows), n_key, rows.view(np.uint8).reshape(-1))
-    products = ops.mul_mat(cells, np.ascontiguousarray(q).reshape(-1, n_key))
-    scores = ops.index_scores(products.reshape(n_tokens, n_head, -1), weights, first)
+    scores = np.empty((n_tokens, len(rows)), np.float32)
+    step = max(1, MOST_PRODUCTS // (n_head * len(rows)))
+    for t in range(0, n_tokens, step):
+        products = ops.mul_mat(cells, np.ascontiguousarray(q[t : t + step]).reshape(-1, n_key))
+        products = products.reshape(-1, n_head, len(rows))
+        scores[t : t + step] = ops.index_scores(products, weights[t : t + step], first + t)
     tap("indexer_score", scores)
     chosen = ops.select_cells(scores, first, cfg.n_top)
     tap("top_k", chosen)
