@@ -4,9 +4,7 @@ Batches, roll backs, kernels: test_moe_model.py, which has them too.
 """
 
 import hashlib
-import sys
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from mtpref.engine.memory import head_memory
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.engine.session import Session
-from mtpref.files.gguf import write_gguf
+from mtpref.files.gguf import open_gguf, write_gguf
 from mtpref.front.cli import main
 from mtpref.spec import NO_CELL
 from mtpref.spec.config import Metadata
@@ -31,13 +29,6 @@ from tests.micro_moe import standard
 from tests.models import decode_plainly, prompt_of, run_decoder
 from tests.test_moe_model import edited
 from tests.test_session import check_same, new_session, options_of, run_in
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
-try:
-    from make_micro import MicroVariant, make_micro_moe
-    from micro_moe import LatentShape, MoeShape
-finally:
-    sys.path.pop(0)
 
 D32, D32_YARN, GLM, GLM_YARN = (f"micro-{n}-f32" for n in ("deepseek32", "deepseek32-yarn", "glm-dsa", "glm-dsa-yarn"))
 FILES = (D32, D32_YARN, GLM, GLM_YARN)
@@ -162,13 +153,10 @@ def test_a_saved_session_comes_back_bit_for_bit_and_goes_on_as_a_fresh_run(name,
 # TIES
 
 
-@pytest.fixture(scope="module")
-def tied(tmp_path_factory):
+@pytest.fixture
+def tied():
     """A model whose indexer has one head: where its product is not positive every score is 0."""
-    path = tmp_path_factory.mktemp("ties") / "ties.gguf"
-    shape = MoeShape(n_expert=20, latent=LatentShape(n_index_head=1, n_top=9))
-    make_micro_moe(path, "deepseek32", 5, 60, "F32", shape, MicroVariant())
-    return load(path, make_recipe("ggml"), kv_type="F32", kv_type_draft="F32")
+    return model_of("micro-deepseek32-ties-f32")
 
 
 def test_exact_ties_of_scores_are_recorded_and_the_lowest_cells_win(tied):
@@ -196,6 +184,23 @@ def test_ties_are_in_events_and_statistics_and_do_not_touch_the_text(tied):
     assert run.statistics["n_router_ties"] > 20
     assert any(e.router_gap == 0 for e in run.events if isinstance(e, PromptProgress))
     assert any(0 in e.router_gaps for e in run.events if isinstance(e, Verified))
+
+
+# DUMPS
+
+
+@pytest.mark.parametrize("name", [D32, GLM])
+def test_a_dump_shows_choices_and_a_right_one_is_healthy(name, tmp_path, capsys):
+    text = "a text that is longer than what an indexer chooses"
+    assert main(["dump", "-m", str(standard(name)), "-p", text, "-o", str(tmp_path / "d.gguf")]) == 0
+    with open_gguf(tmp_path / "d.gguf") as file:
+        names = {n.rpartition(".")[2] if "-" in n else n for n in file.tensors}
+    parts = ("indexer_q", "indexer_k", "indexer_weights", "indexer_score", "top_k", "top_k_gap")
+    assert {f"{part}-{il}" for part in parts for il in FULL[name]} <= names
+    assert not [n for n in names if n.startswith(("mtp_indexer", "mtp_top_k"))]
+    capsys.readouterr()
+    assert main(["diagnose", "-m", str(standard(name)), "--dump", str(tmp_path / "d.gguf")]) == 0
+    assert capsys.readouterr().out.startswith("HEALTHY")
 
 
 # KEYS

@@ -1,5 +1,6 @@
 """deepseek32 and glm-dsa against stock llama.cpp beyond test_llama_moe.py: what recordings can tell of an indexer."""
 
+import gzip
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,12 @@ from mtpref import spec
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import open_gguf
+from mtpref.front.cli import main
+from mtpref.look.compare import compare_log
 from mtpref.spec.ops import compose_indexer, spec_ops
 from tests.micro_moe import standard
 from tests.naive import nmse
-from tests.test_llama_moe import RECORDINGS, compared, logits_error, model_of, mutated
+from tests.test_llama_moe import RECORDINGS, compared, events_of, logits_error, model_of, mutated, runs_of
 
 _OPS = spec_ops("ggml")
 D32, D32_YARN, GLM, GLM_YARN = (f"micro-{n}-f32" for n in ("deepseek32", "deepseek32-yarn", "glm-dsa", "glm-dsa-yarn"))
@@ -121,3 +124,25 @@ def test_the_rotation_makes_keys_of_16_bits_those_of_llama_cpp(monkeypatch):
     without = rows_that_differ()
     assert with_rotation == 0
     assert without >= 5
+
+
+# TIES
+
+TIES = "micro-deepseek32-ties-f32"
+
+
+def test_what_parts_after_an_exact_tie_of_scores_is_explained_and_nobody_is_accused(tmp_path, capsys):
+    model, runs, n_parted = model_of(TIES), runs_of(TIES), 0
+    for run in runs:
+        found = compare_log(run.log, events_of(model, run), p_min=float(run.header["p_min"]), p_limit=0.001)
+        assert found.first_divergence is None
+        if found.is_rerouted:
+            assert "a near tie of a router or indexer at position" in found.first.text()
+            assert "gap 0, explains it" in found.first.text()
+            n_parted += 1
+    assert n_parted > 0  # llama.cpp takes other cells of those with a score of 0
+    (tmp_path / "ties.log").write_text(gzip.decompress((RECORDINGS / f"{TIES}.log.gz").read_bytes()).decode())
+    words = ["diagnose", "-m", str(standard(TIES)), "-ctk", "f32", "-ctv", "f32", "-ctkd", "f32", "-ctvd", "f32"]
+    main([*words, "--log", str(tmp_path / "ties.log")])
+    verdict = capsys.readouterr().out.splitlines()[0]
+    assert verdict.startswith(("HEALTHY", "CANNOT TELL")), verdict

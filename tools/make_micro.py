@@ -129,10 +129,20 @@ STANDARD_TRUNKS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant
 }  # fmt: skip
 
 
+# An indexer of one head: many cells have a score of exactly 0, and llama.cpp has no rule for which of them it takes.
+STANDARD_TIES: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] = {
+    "micro-deepseek32-ties-f32": (
+        "deepseek32", 5, 60, "F32", mm.MoeShape(n_expert=20, latent=mm.LatentShape(n_index_head=1, n_top=9)),
+        MicroVariant(),
+    ),
+}  # fmt: skip
+
+
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD, STANDARD_MOE and STANDARD_TRUNKS)."""
-    if name in STANDARD_MOE or name in STANDARD_TRUNKS:
-        arch, seed, accept, type_name, moe_shape, variant = (STANDARD_MOE | STANDARD_TRUNKS)[name]
+    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS and STANDARD_TIES)."""
+    more = STANDARD_MOE | STANDARD_TRUNKS | STANDARD_TIES
+    if name in more:
+        arch, seed, accept, type_name, moe_shape, variant = more[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
         return
     seed, accept, type_name, variant = STANDARD[name]

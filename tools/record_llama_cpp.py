@@ -172,11 +172,12 @@ def main(argv: list[str] | None = None) -> int:
                 record_model(args.llama_bin.resolve(), model, args.output, prompts, args.predict)
                 print(f"recorded {model.name}", file=sys.stderr)
             starts = tuple(args.only or ("",))
-            for name in [n for n in make_micro.STANDARD_MOE if args.moe and n.startswith(starts)]:
+            with_experts = make_micro.STANDARD_MOE | make_micro.STANDARD_TIES
+            for name in [n for n in with_experts if args.moe and n.startswith(starts)]:
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"
-                said = INDEXED_PROMPTS if make_micro.STANDARD_MOE[name][0] in INDEXED else MOE_PROMPTS
+                said = INDEXED_PROMPTS if with_experts[name][0] in INDEXED else MOE_PROMPTS
                 record_model(
                     args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, MOE_SETTINGS
                 )
