@@ -165,7 +165,7 @@ def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndar
         else:
             out[name] = x
     out = _qwen3next(out) if arch == "qwen3next" else out
-    out = _deepseek2(out) if "kv_lora_rank" in CONFIGS[arch] else out
+    out = kv_b_proj(out) if "kv_lora_rank" in CONFIGS[arch] else out
     return _all_in_one(out) if fused else out
 
 
@@ -178,7 +178,7 @@ def _qwen3next(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def _deepseek2(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def kv_b_proj(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Keys' and values' expansions in one tensor, a head's rows of both after the other's."""
     out = dict(named)
     for name in [n for n in named if n.endswith("k_b_proj.weight")]:

@@ -31,7 +31,7 @@ def scaling(hparams: HParams) -> tuple[list[float], float, float]:
     """Angle per position of each pair, the magnitude of cosine and sine, and the scale of scores."""
     _, _, n_rot, n_nope, _ = sizes(hparams)
     base, factor = float(hparams.get("rope.freq_base", 10000.0)), float(hparams.get("rope.scaling.factor", 1.0))
-    stretch, magnitude = math.log(factor) if factor > 1 else 0.0, 1.0
+    stretch, magnitude = naive.log(factor) if factor > 1 else 0.0, 1.0
     is_yarn = hparams.get("rope.scaling.type") == "yarn"
     n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
     angles, _ = naive.rope_scaled(n_rot, base, factor, n_orig, is_yarn)

@@ -21,7 +21,7 @@ if not kernels.available():
 
 from mtpref.kernels import needed
 from mtpref.kernels.compiling import ahead, compile
-from mtpref.kernels.fused import delta_mixer, moe
+from mtpref.kernels.fused import delta_mixer, nets
 from mtpref.kernels.layers import attend, delta, norms
 from mtpref.kernels.products import matmul, mul_mats, panels
 
@@ -45,6 +45,10 @@ def files(tmp_path_factory):
     glm += ("--n-expert-used", "2", "--n-ff-exp", "64", "--n-head", "2", "--n-head-kv", "1", "--head-dim", "64")
     found["glm"] = str(folder / "glm.gguf")
     assert make_random.main(["-o", found["glm"], "--shape", "glm-4.5-air", *glm, "--n-rot", "32", "--type", "F16"]) == 0
+    kimi = ("--n-layer", "2", "--n-embd", "256", "--n-ff", "64", "--n-vocab", "400", "--n-expert", "4")
+    kimi += ("--n-expert-used", "2", "--n-ff-exp", "64", "--n-head", "2", "--set", "n_q_latent=64")
+    found["kimi"] = str(folder / "kimi.gguf")
+    assert make_random.main(["-o", found["kimi"], "--shape", "kimi-k2", *kimi]) == 0
     if find_spec("libgguf"):
         found["Q4_K_M"] = str(folder / "Q4_K_M.gguf")
         assert cli.main(["quantize", found["BF16"], found["Q4_K_M"], "Q4_K_M"]) == 0
@@ -63,13 +67,13 @@ def listed_and_used(monkeypatch, arguments):
     monkeypatch.setattr(compile.Kernel, "__call__", lambda self, *args: used.add(self.name) or call(self, *args))
     monkeypatch.setattr(compile.Kernel, "address", lambda self: used.add(self.name) or address(self))
     mul_mats.how.cache_clear()
-    moe._how.cache_clear()
+    nets._how.cache_clear()
     assert cli.main(["warmup", *arguments]) == 0
     monkeypatch.setattr(kernels, "is_cold", lambda: False)
     for module in (attend, delta, delta_mixer, matmul, mul_mats, norms, panels):
         monkeypatch.setattr(module, "PARALLEL_FROM", 0)  # a large model's loops
     mul_mats.how.cache_clear()
-    moe._how.cache_clear()
+    nets._how.cache_clear()
     assert cli.main(["warmup", *arguments]) == 0
     return listed, used
 
@@ -88,6 +92,9 @@ CASES = [
     ("moe", ("--no-repack",)),
     ("moe", ("--numerics", "exact")),
     ("glm", ()),
+    ("kimi", ()),
+    ("kimi", ("--no-repack", "-ctk", "bf16", "-ctkd", "f32")),
+    ("kimi", ("--numerics", "exact")),
 ]
 
 

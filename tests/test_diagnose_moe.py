@@ -1,4 +1,4 @@
-"""Diagnosis of ports with experts: healthy ones are healthy, each mistake is named, per architecture."""
+"""Diagnosis of ports with experts and latent rows: healthy ones are healthy, mistakes are named, by architecture."""
 
 import gzip
 import sys
@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 import measure_faults  # noqa: E402
 from golden.moe_models import prompt as prompt_of  # noqa: E402
 
-ARCHS = ("qwen35moe", "qwen3next", "glm4moe", "hy_v3")
-# The mistakes of experts and of what came with them; what a dump shows of each.
+ARCHS = ("qwen35moe", "qwen3next", "glm4moe", "hy_v3", "deepseek2")
+# The mistakes of experts, of latent rows and of what came with them; what a dump shows of each.
 NEW = [id for id, fault in FAULTS.items() if fault.where and not fault.is_look_alike and (
-    fault.family == "E" or id.split("-")[0] in ("G13b", "G16", "G16b", "G17", "G18", "G19"))]  # fmt: skip
+    fault.family in "EA" or id.split("-")[0] in ("G13b", "G16", "G16b", "G17", "G18", "G19"))]  # fmt: skip
 
 
 @cache
@@ -45,6 +45,9 @@ FIRST = [
     ("hy_v3", "G17-qk-biases-forgotten"),
     ("qwen35moe", "E9b-shared-ungated"),
     ("qwen3next", "G16b-beta-alpha-halves"),
+    ("deepseek2", "A1-kv-b-halves"),
+    ("deepseek2", "A2b-rope-halves"),
+    ("deepseek2", "A3b-sharpness-once"),
 ]
 SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs() if pair not in FIRST]
 
@@ -132,9 +135,11 @@ def stock_runs(name: str, folder: Path):
     ("name", "n_runs"),
     [
         ("micro-glm4moe-groups-f32", 1),
+        ("micro-deepseek2-yarn-f32", 1),
         *(pytest.param(f"micro-{name}", 3, marks=pytest.mark.slow) for name in (
             "qwen35moe-f32", "qwen35moe-30-f32", "qwen35moe-90-fused-f32", "qwen35moe-q8_0", "glm4moe-f32",
-            "glm4moe-q8_0", "hy_v3-f32", "hy_v3-fused-f32", "hy_v3-q8_0")),
+            "glm4moe-q8_0", "hy_v3-f32", "hy_v3-fused-f32", "hy_v3-q8_0", "deepseek2-f32", "deepseek2-fused-f32",
+            "deepseek2-q8_0")),
     ],
 )  # fmt: skip
 def test_a_stock_log_is_healthy(name, n_runs, tmp_path):

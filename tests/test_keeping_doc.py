@@ -4,10 +4,13 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mtpref.files.gguf import open_gguf
 from mtpref.front import cli
 from tests.hf_folder import read_state, write_checkpoint
+from tests.v3_folder import planted
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/keeping-the-head.md").read_text(encoding="utf-8")
@@ -50,6 +53,29 @@ def test_walk_through(tmp_path, monkeypatch, capsys):
     assert "MTP head: 8 Q8_0; 393 kB more than llama.cpp's types" in said[4]
     assert re.search(r"against-acceptance: \d+ positions: a_1 0\.\d+ .* here, 0\.\d+ .* there, difference", said[5])
     assert cli.main(["convert", "finetuned", "-o", "refused.gguf"]) == 2
+
+
+def test_the_v3_head_that_was_dropped(tmp_path, monkeypatch, capsysbinary):
+    monkeypatch.chdir(tmp_path)
+    planted(tmp_path / "v3")
+    said = []
+    for argv in commands("v3"):
+        expected = 1 if argv[1:] == ["check", "--fast", "dropped.gguf"] else 0
+        more = ["--no-probe"] if argv[1] == "graft" else []
+        assert cli.main([*argv[1:], *more]) == expected, argv
+        both = b"".join(capsysbinary.readouterr()).decode(errors="replace")  # the text is of made weights
+        said.append(re.sub(r"\n {8}", " ", both))
+    assert (
+        "head-absent: deepseek2.nextn_predict_layers: no head: the key is absent or 0, and no nextn tensor is there"
+        in said[1]
+    )
+    assert "the head is there and nothing is wrong with it" in said[3]
+    assert re.search(r"^n_drafted = 57\nn_accept  = 35$", said[4], re.MULTILINE)
+    with open_gguf("model.gguf") as grafted, open_gguf("anew.gguf") as anew, open_gguf("dropped.gguf") as trunk:
+        for name, info in anew.tensors.items():
+            assert np.array_equal(anew.data(info), grafted.data(grafted.tensors[name])), name
+        assert len(anew.tensors) - len(trunk.tensors) == 24
+        assert grafted.kv["deepseek2.block_count"] == trunk.kv["deepseek2.block_count"] + 1 == 5
 
 
 @pytest.mark.parametrize("word", ["--force", "--progress", "--split-max-size", "--outtype", "--probe"])

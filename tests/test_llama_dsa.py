@@ -50,18 +50,18 @@ def _no_relu(products, weights, first):
     return spec.index_scores(products, weights, first) + spec.index_scores(-products, -weights, first)
 
 
-def _turned_at_the_end(ops, w, cfg, x, low, *rest):
+def _turned_at_the_end(ops, w, cfg, x, *rest):
     """The last dimensions of a key turned, as in the layer's own heads."""
     flipped = ops.replaced(rope=lambda y, cos, sin: _OPS.rope(y[..., ::-1], cos, sin)[..., ::-1])
-    return _OPS.index_cells(flipped, w, cfg, x, low, *rest)
+    return _OPS.index_cells(flipped, w, cfg, x, *rest)
 
 
 def _newest(scores, first, n_top):
     return _OPS.select_cells(np.broadcast_to(np.arange(scores.shape[1], dtype=np.float32), scores.shape), first, n_top)
 
 
-def _queries_of_the_input(ops, w, cfg, x, low, *rest):
-    return _OPS.index_cells(ops, w, cfg, x, x, *rest)
+def _queries_not_normed(ops, w, cfg, x, *rest):
+    return _OPS.index_cells(ops.replaced(rms_norm=lambda y, weight, eps: y), w, cfg, x, *rest)
 
 
 MUTANTS = {
@@ -75,7 +75,7 @@ MUTANTS = {
     "the last dimensions turned": (D32, {"index_cells": _turned_at_the_end}),
     "negative products counted": (D32, {"index_scores": _no_relu}),
     "heads without weights": (GLM, {"index_scores": lambda p, w, first: _OPS.index_scores(p, np.ones_like(w), first)}),
-    "queries of the input": (GLM, {"index_cells": _queries_of_the_input}),
+    "a latent of queries not normed": (GLM, {"index_cells": _queries_not_normed}),
     "the least scores": (D32, {"select_cells": lambda s, first, n: _OPS.select_cells(-s, first, n)}),
     "one cell more": (GLM_YARN, {"select_cells": lambda s, first, n: _OPS.select_cells(s, first, n + 1)}),
     "every cell": (D32, {"select_cells": lambda s, first, n: _OPS.select_cells(s, first, s.shape[1])}),

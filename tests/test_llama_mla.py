@@ -46,7 +46,7 @@ def _halves(x, cos, sin):
 
 def _with_input(change):
     """latent_input with its four results changed."""
-    return lambda ops, w, cfg, x, *rest: change(w, cfg, x, *_OPS.latent_input(_OPS, w, cfg, x, *rest))
+    return lambda ops, w, cfg, x, table, tap: change(w, cfg, x, *_OPS.latent_input(_OPS, w, cfg, x, table, tap))
 
 
 def _latent_not_normed(w, cfg, x, q_nope, q_pe, c, k_pe):

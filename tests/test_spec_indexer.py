@@ -1,4 +1,4 @@
-"""S60 to S65 on arrays: the indexer's norm, rotation, scores and choice, against the float64 oracle and by hand.
+"""S60 to S66 on arrays: the indexer's norm, rotation, scores and choice, against the float64 oracle and by hand.
 
 Whole layers and models: test_dsa_model.py.
 """
@@ -143,7 +143,9 @@ def test_equal_scores_at_the_edge_have_no_gap(values):
 def layer(rng):
     shapes = {"attn_q_b.weight": (N_HEAD * N_KEY, N_QUERY), "attn_k.weight": (N_KEY, N_EMBD),
               "proj.weight": (N_HEAD, N_EMBD), "k_norm.weight": (N_KEY,), "k_norm.bias": (N_KEY,)}  # fmt: skip
-    return {f"indexer.{name}": rng.standard_normal(shape).astype(F32) for name, shape in shapes.items()}
+    made = {f"indexer.{name}": rng.standard_normal(shape).astype(F32) for name, shape in shapes.items()}
+    made["attn_q_a.weight"] = rng.standard_normal((N_QUERY, N_EMBD)).astype(F32)
+    return made | {"attn_q_a_norm.weight": (1 + 0.3 * rng.standard_normal(N_QUERY)).astype(F32)}
 
 
 def bound(weights):
@@ -165,7 +167,7 @@ def table(positions):
     return spec.rope_table(np.array(positions, np.int32), spec.rope_frequencies(N_ROT, 1e4), has)
 
 
-def run(arch, w, x, low, splits, kv_type="F32"):
+def run(arch, w, x, splits, kv_type="F32"):
     """The choices of tokens that come in batches of these sizes, and the keys that they leave."""
     ops, cfg, n = spec_ops("exact"), config(arch), len(x)
     keys = np.full((n, 1, N_KEY), np.nan, F32) if kv_type == "F32" else np.zeros((n, 1, N_KEY), np.uint16)
@@ -173,7 +175,7 @@ def run(arch, w, x, low, splits, kv_type="F32"):
     for size in splits:
         rows = slice(at, at + size)
         found = ops.index_cells(
-            ops, w, cfg, x[rows], low[rows], keys[: at + size], kv_type, at, table(range(at, at + size)),
+            ops, w, cfg, x[rows], keys[: at + size], kv_type, at, table(range(at, at + size)),
             seen.__setitem__ if len(splits) == 1 else discard,
         )  # fmt: skip
         cells += [row[row != NO_CELL].tolist() for row in found.cells]
@@ -188,7 +190,6 @@ def test_the_indexer_is_the_oracles(arch, scale):
     rng = np.random.default_rng(12)
     w = layer(rng)
     x = (scale * rng.standard_normal((11, N_EMBD))).astype(F32)
-    low = rng.standard_normal((11, N_QUERY)).astype(F32)
     hparams = {
         "arch": arch, "attention.indexer.head_count": N_HEAD, "attention.indexer.key_length": N_KEY,
         "attention.indexer.top_k": N_TOP, "attention.head_count": 2, "attention.kv_lora_rank": 12,
@@ -197,8 +198,10 @@ def test_the_indexer_is_the_oracles(arch, scale):
         "attention.value_length_mla": 10, "context_length": 512,
     }  # fmt: skip
     named = {f"blk.0.{name}": value for name, value in w.items()}
-    scores, truth = naive_dsa.index_scores(named, hparams, 0, naive.f64(x), naive.f64(low), list(range(11)))
-    cells, gaps, keys, seen = run(arch, bound(w), x, low, [11])
+    low = naive.matmul(naive.f64(w["attn_q_a.weight"]), naive.f64(x))
+    low = naive.rms_norm(low, naive.f64(w["attn_q_a_norm.weight"]), 1e-6)
+    scores, truth = naive_dsa.index_scores(named, hparams, 0, naive.f64(x), low, list(range(11)))
+    cells, gaps, keys, seen = run(arch, bound(w), x, [11])
     assert cells == naive_dsa.chosen_cells(scores, N_TOP)
     own = np.tri(11, dtype=bool)
     assert naive.nmse(scores[own], seen["indexer_score"][own]) < 1e-11
@@ -216,10 +219,9 @@ def test_how_many_tokens_are_scored_at_once_changes_nothing(most, monkeypatch):
     rng = np.random.default_rng(16)
     w = bound(layer(rng))
     x = rng.standard_normal((13, N_EMBD)).astype(F32)
-    low = rng.standard_normal((13, N_QUERY)).astype(F32)
-    *whole, seen = run("deepseek32", w, x, low, [13])
+    *whole, seen = run("deepseek32", w, x, [13])
     monkeypatch.setattr(compose_indexer, "MOST_PRODUCTS", most)
-    *parts, again = run("deepseek32", w, x, low, [13])
+    *parts, again = run("deepseek32", w, x, [13])
     assert parts[:2] == whole[:2]
     assert np.array_equal(seen["indexer_score"], again["indexer_score"])
 
@@ -230,10 +232,9 @@ def test_choices_and_keys_are_the_same_in_any_batches(arch, kv_type):
     rng = np.random.default_rng(13)
     w = bound(layer(rng))
     x = rng.standard_normal((13, N_EMBD)).astype(F32)
-    low = rng.standard_normal((13, N_QUERY)).astype(F32)
-    whole = run(arch, w, x, low, [13], kv_type)
+    whole = run(arch, w, x, [13], kv_type)
     for splits in ([1] * 13, [4, 1, 8], [12, 1]):
-        part = run(arch, w, x, low, splits, kv_type)
+        part = run(arch, w, x, splits, kv_type)
         assert part[:2] == whole[:2]
         assert np.array_equal(part[2], whole[2])
 

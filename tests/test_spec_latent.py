@@ -54,9 +54,7 @@ def test_queries_latent_and_turned_part_are_the_oracles(has_low_rank, scale):
     frequencies = spec.rope_frequencies(N_ROT, 1e4)
     table = spec.rope_table(np.array(positions, np.int32), frequencies, np.ones(N_ROT // 2, np.bool_))
     ops, seen = spec_ops("exact"), {}
-    w = bound(weights)
-    low = ops.query_latent(ops, w, CFG, x)
-    q_nope, q_pe, c, k_pe = ops.latent_input(ops, w, CFG, x, low, table, seen.__setitem__)
+    q_nope, q_pe, c, k_pe = ops.latent_input(ops, bound(weights), CFG, x, table, seen.__setitem__)
     q = truth["q"].reshape(4, N_HEAD, -1)
     seen |= {"q_pe": q_pe, "kv_cmpr": c, "k_pe": k_pe}
     for found, expected in ((q_nope, q[:, :, :N_NOPE]), *((seen[name], truth[name]) for name in truth)):

@@ -59,6 +59,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
                                 "n_embd_head": 128, "n_rot": 64, "n_ctx": 131072, "freq_base": 1e6, "n_dense": 1,
                                 "n_expert": 128, "n_expert_used": 8, "n_ff_exp": 1408, "n_expert_shared": 1,
                                 "expert_weights_norm": True, "expert_gating_func": 2, "n_vocab": 151552}),
+    "kimi-k2": ("deepseek2", {"n_embd": 7168, "n_layer": 61, "n_ff": 18432, "n_head": 64, "n_head_kv": 1,
+                              "n_embd_head": 576, "n_embd_head_v": 512, "n_key": 192, "n_value": 128, "n_latent": 512,
+                              "n_q_latent": 1536, "n_rot": 64, "n_ctx": 131072, "freq_base": 5e4, "n_dense": 1,
+                              "n_expert": 384, "n_expert_used": 8, "n_ff_exp": 2048, "n_expert_shared": 1,
+                              "expert_weights_norm": True, "expert_weights_scale": 2.827, "expert_gating_func": 2,
+                              "n_vocab": 163840}),
     "hy3": ("hy_v3", {"n_embd": 4096, "n_layer": 80, "n_ff": 13312, "n_head": 64, "n_head_kv": 8, "n_embd_head": 128,
                       "n_ctx": 262144, "freq_base": 11158840.0, "n_dense": 1, "n_expert": 192, "n_expert_used": 8,
                       "n_ff_exp": 1536, "n_ff_shexp": 1536, "expert_weights_norm": True, "expert_gating_func": 2,
@@ -85,7 +91,8 @@ class Shape:
         """What the sheet's hyper-parameters are; those that follow from others are made."""
         given = {name: value for name, value in self.sizes.items() if value is not None}
         pairs = given.get("n_rot", given["n_embd_head"]) // 2
-        made = {"n_block": given["n_layer"] + 1, "rms_eps": 1e-6, "n_embd_head_v": given["n_embd_head"]}
+        n_value = given.get("n_embd_head_v", given["n_embd_head"])
+        made = {"n_block": given["n_layer"] + 1, "rms_eps": 1e-6, "n_embd_head_v": n_value}
         if "n_v_head" in given:
             made["d_inner"] = given["n_v_head"] * given["d_state"]
         for hyper in self.sheet.hypers:

@@ -93,6 +93,7 @@ def kernel_ops(numerics: str) -> Ops:
         argmax=kernels.argmax,
         top_candidates=kernels.top_candidates,
         delta_layer=partial(kernels.delta_layer, wide=wide),
+        latent_attn_layer=partial(kernels.latent_attn_layer, wide=wide),
         ffn=partial(kernels.ffn, wide=wide),
         moe_ffn=partial(kernels.moe_ffn, wide=wide),
     )

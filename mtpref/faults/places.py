@@ -4,11 +4,12 @@ Owns the questions that are asked of a model, each with the words for a user who
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import sqrt
 from typing import Any
 
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Layer
-from mtpref.spec.config import AttnConfig, DeltaConfig, MoeConfig
+from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig
 
 Weights = Mapping[str, Any]
 
@@ -30,6 +31,15 @@ def _moe(model: Model, asked: Callable[[MoeConfig, Weights], bool] = lambda cfg,
 
 def _delta(model: Model, asked: Callable[[DeltaConfig], bool] = lambda cfg: True) -> bool:
     return any(isinstance(layer.cfg, DeltaConfig) and asked(layer.cfg) for layer in model.layers)
+
+
+def _latent(model: Model, asked: Callable[[LatentConfig], bool] = lambda cfg: True) -> bool:
+    return any(isinstance(layer.cfg, LatentConfig) and asked(layer.cfg) for layer, _ in blocks(model))
+
+
+def sharpness(cfg: LatentConfig) -> float:
+    """What YaRN makes of a query and of a key: scores have its square (S54)."""
+    return sqrt(cfg.scale * sqrt(cfg.n_key / cfg.n_row))
 
 
 def _has(model: Model, *names: str) -> bool:
@@ -101,7 +111,22 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         lambda m: any(layer.kind.name == "gated_attention" for layer, _ in of_heads(m)),
     ),
     "partial rotary": ("a head that turns a part of its dimensions", _turns_part),
-    "attention": ("an attention layer", lambda m: any(_attends(layer) for layer, _ in blocks(m))),
+    "head rotary": ("a head that turns halves of its dimensions", lambda m: any(map(_attends, _heads(m)))),
+    "attention": ("an attention layer", lambda m: _latent(m) or any(_attends(layer) for layer, _ in blocks(m))),
+    "latent row": ("attention through a latent row", _latent),
+    "absorbed": ("attention through a latent row that all heads share", lambda m: _latent(m, lambda c: c.is_absorbed)),
+    "row of another width": (
+        "a cached row that is not as wide as a key",
+        lambda m: _latent(m, lambda cfg: cfg.n_row != cfg.n_key),
+    ),
+    "sharpened scores": (
+        "attention through a latent row with scores that YaRN sharpens",
+        lambda m: _latent(m, lambda cfg: abs(sharpness(cfg) - 1) > 1e-6),
+    ),
+    "log multiplier": (
+        "attention through a latent row with rope.scaling.yarn_log_multiplier",
+        lambda m: _latent(m, lambda cfg: bool(cfg.rope_scaling.ext_factor and cfg.rope_scaling.log_multiplier)),
+    ),
 }
 
 

@@ -68,6 +68,7 @@ _HOMES = {
     "delta_layer": "fused.delta_mixer",
     "ffn": "fused.ffn",
     "moe_ffn": "fused.moe",
+    "latent_attn_layer": "fused.latent",
     "argmax": "choices",
     "top_candidates": "choices",
     "read_all": "reading",

@@ -27,8 +27,8 @@ PANEL_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 _ALWAYS = (
-    *("layers.norms._rms_norm", "layers.norms.swiglu_part", "layers.rotary._rope"),
-    *("layers.rotary._rope_table", "choices._argmax", "choices._top_candidates"),
+    *("layers.norms._rms_norm", "layers.norms.swiglu_part", "layers.rotary._rope_table"),
+    *("choices._argmax", "choices._top_candidates"),
 )
 _LOOPS = ("layers.norms._all_rms_norm",)
 # Of gated DeltaNet layers, and of the gated attention that stands among them.
@@ -45,6 +45,8 @@ class Needs:
     router_types  of routers, and of the gate of a shared expert: products of their own
     has_delta     whether there are gated DeltaNet layers
     has_ffn       whether there are dense feed-forward networks
+    head_types    of the matrices that latent attention has for each head: products within its one call
+    has_attention whether there are layers of attention of another kind
     """
 
     types: frozenset[str]
@@ -52,6 +54,8 @@ class Needs:
     router_types: frozenset[str] = frozenset()
     has_delta: bool = True
     has_ffn: bool = True
+    head_types: frozenset[str] = frozenset()
+    has_attention: bool = True
 
 
 def needs_of(tensors: Mapping[str, Any]) -> Needs:
@@ -59,12 +63,15 @@ def needs_of(tensors: Mapping[str, Any]) -> Needs:
     matrices = {name: t for name, t in tensors.items() if len(t.shape) in (2, 3) and "conv1d" not in name}
     routers = {name: t for name, t in matrices.items() if "_gate_inp" in name}
     experts = {name: t for name, t in matrices.items() if "_exps." in name or "_shexp." in name}
+    heads = {name: t for name, t in matrices.items() if name.endswith(("attn_k_b.weight", "attn_v_b.weight"))}
     return Needs(
-        frozenset(t.type_name for name, t in matrices.items() if name not in experts | routers),
+        frozenset(t.type_name for name, t in matrices.items() if name not in experts | routers | heads),
         frozenset(t.type_name for name, t in experts.items() if name not in routers),
         frozenset(t.type_name for t in routers.values()),
         any(name.endswith("ssm_conv1d.weight") for name in tensors),
         any(name.endswith(".ffn_up.weight") for name in tensors),
+        frozenset(t.type_name for t in heads.values()),
+        not heads,
     )
 
 
@@ -79,10 +86,9 @@ def needed_kernels(needs: Needs, kv_types: Iterable[str], *, wide: bool, repack:
     if needs.has_delta:
         serial.update(_DELTA)
         loops.update(_DELTA_LOOPS)
-    serial.add("layers.attend._attention_tasks" if wide else "layers.attend._attention_tiles")
-    loops.add("layers.attend._all_attention_tasks" if wide else "layers.attend._all_attention_tiles")
-    if set(kv_types) - {"F32"}:
-        serial.add("quants.activations.round_to")
+    one = _attention(needs, kv_types, wide, repack)
+    serial.update(one[0])
+    loops.update(one[1])
     for name in needs.types:
         one = _of_matrix(name, wide, repack)
         serial.update(one[0])
@@ -105,6 +111,24 @@ def needed_kernels(needs: Needs, kv_types: Iterable[str], *, wide: bool, repack:
 
 
 _Names = tuple[tuple[str, ...], tuple[str, ...]]  # kernels of one thread; parallel loops
+
+
+def _attention(needs: Needs, kv_types: Iterable[str], wide: bool, repack: bool) -> _Names:
+    """Of attention: latent attention multiplies cached rows as a matrix of their type."""
+    is_fused = bool(needs.head_types) and not wide and not any(map(_is_tiled, needs.head_types))
+    if is_fused and not needs.has_attention:
+        serial = {"fused.latent.latent_tasks"}
+        for name in needs.head_types:
+            serial.update(_of_stacks(name, wide, repack))
+        for name in kv_types:
+            serial.update(_of_stacks(name, wide, repack))
+        return tuple(serial), ("fused.latent.all_latent_tasks",)
+    others = ["quants.activations.round_to"] if set(kv_types) - {"F32"} else []
+    if needs.has_attention:
+        others.append("layers.rotary._rope")
+    products = [name for kind in needs.head_types for name in _of_matrix(kind, wide, repack)[0]]
+    kind = "tasks" if wide else "tiles"
+    return (f"layers.attend._attention_{kind}", *others, *products), (f"layers.attend._all_attention_{kind}",)
 
 
 # Of a layer in one call.
@@ -175,13 +199,13 @@ def _experts(types: frozenset[str], wide: bool, repack: bool) -> Iterable[_Names
     elif types:
         yield _EXPERTS, ("fused.moe.all_parts",)
         for name in types:
-            yield (_of_experts(name, wide, repack), ())
+            yield (_of_stacks(name, wide, repack), ())
             if not wide and repack and name in PANEL_TYPES:
                 yield ("products.panels._make_panels",), ("products.panels._make_all_panels",)
 
 
-def _of_experts(name: str, wide: bool, repack: bool) -> tuple[str, ...]:
-    """What brings activations to a type, and what multiplies its rows."""
+def _of_stacks(name: str, wide: bool, repack: bool) -> tuple[str, ...]:
+    """What brings activations to a type, and what multiplies its rows, within a call that has all of a layer."""
     if wide:
         family = name.lower() if name in FLOAT_TYPES else "k" if ACTIVATION_TYPES[name] == "Q8_K" else "legacy"
         return "products.in_place.prepare_exact", f"products.in_place.exact_rows_{family}"

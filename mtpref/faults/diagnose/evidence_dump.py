@@ -5,8 +5,9 @@ that even the best of them leaves.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,10 @@ MIN_FACTOR = 4.0
 SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart by more
 # The gap of a router or indexer below so many times the noise of an activation: two right ports may choose otherwise.
 NEAR_GAP = 5.0
-GAPS = ("ffn_moe_gap", "top_k_gap")
+GAPS = ("ffn_moe_gap", "top_k_gap")  # of routers and of indexers, which are choices alike
+# What another choice changes in its own layer, behind it.
+AFTER_CHOICE = ("kqv_out", "attn_output", "ffn_moe_", "ffn_out", "l_out")
+MAX_CHOSEN = 10.0  # those tensors are the healthy run's within so many times the noise: the same experts were chosen
 NO_MEASURE = (*GAPS, "_topk", "top_k")  # a difference that is all noise; ids, whose distance means nothing
 JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
 MAX_UNEXPLAINED = 0.05
@@ -43,8 +47,9 @@ class DumpEvidence:
     unknown    names of the port that the model has not, or of other shapes
     distances  by hypothesis id, one value for each name (mtpref/faults/diagnose/port_tensors.py `distance`)
     impossible hypotheses that this model cannot have
-    gaps       the least gap of each router and indexer of the healthy run, (name, token, gap), in order of execution,
-               and how many of the compared tensors come before it
+    routers    the gaps of each router of the healthy run, one a token, in order of execution, and how many of the
+               compared tensors come before it
+    whole      with routers: the compared tensors of which the port has every row
     """
 
     ids: list[int]
@@ -54,7 +59,8 @@ class DumpEvidence:
     numerics: str
     distances: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     impossible: list[str] = field(default_factory=list)
-    gaps: list[tuple[str, int, float, int]] = field(default_factory=list)
+    routers: list[tuple[str, NDArray[np.float32], int]] = field(default_factory=list)
+    whole: frozenset[str] = frozenset()
 
     def best_fit(self) -> float:
         return max(_fit(row) for row in self.distances.values())
@@ -67,6 +73,7 @@ class DumpDiagnosis:
     floor        the noise: what the best hypothesis leaves in front of the divergence
     near         undecided: the router's near tie (name, token, gap) before the divergence, after which a right port may
                  be anywhere
+    doubt        found: the near tie before all that the fault explains (near_ties.py decides)
     divergence   the first tensor that the healthy run does not reproduce while the best hypothesis does ("unknown": the
                  first that none reproduces); None where healthy is best
     """
@@ -78,6 +85,7 @@ class DumpDiagnosis:
     divergence: str | None
     invisible: list[str]
     near: tuple[str, int, float] | None = None
+    doubt: tuple[str, int, float] | None = None
 
 
 def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progress | None = None) -> DumpEvidence:
@@ -100,12 +108,8 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
         candidates = [_nearer_trunk(model, other, port, tokens, trunk)]
     runs = [(one, _measure(one, port, tokens, known, progress)) for one in candidates]
     one, best = max(runs, key=lambda run: run[1].best_fit() - (run[1].numerics != model.recipe.numerics) * MIN_GAIN)
-    best.gaps = _gaps(one, tokens, [name for name in order if _is_gap(name)], set(best.names))
+    _look_at_routers(one, port, best, [name for name in order if _is_gap(name)])
     return best
-
-
-def _is_gap(name: str) -> bool:
-    return any(gap in name for gap in GAPS)
 
 
 def _is_of_head(name: str) -> bool:
@@ -179,29 +183,62 @@ def _measure(
     return evidence
 
 
-def _gaps(model: Model, tokens: list[int], routers: list[str], names: set[str]) -> list[tuple[str, int, float, int]]:
-    """The least gap of each router along these tokens, and how many of `names` came before it."""
-    if not routers:
-        return []
-    found: list[tuple[str, int, float, int]] = []
-    n_before = 0
+def _look_at_routers(model: Model, port: PortTensors, evidence: DumpEvidence, routers: list[str]) -> None:
+    """Set what evidence says of routers, from the healthy run."""
+    whole: set[str] = set()
+    n_before, compared = 0, set(evidence.names)
 
     def look(name: str, array: NDArray) -> None:
         nonlocal n_before
-        n_before += name in names and not _is_gap(name)
         if _is_gap(name):
-            found.append((name, int(array.argmin()), float(array.min()), n_before))
+            evidence.routers.append((name, np.array(array, np.float32).reshape(-1), n_before))
+        elif name in compared:
+            n_before += 1
+            whole.update([name] * (port.tensors[name].size == array.size))
 
-    predictor = Predictor(model, tokens, {*names, *routers})
-    predictor.trunk(look)
-    predictor.run(list_hypotheses(model)[0], look)
-    return found
+    if routers:
+        predictor = Predictor(model, evidence.ids, {*compared, *routers})
+        predictor.trunk(look)
+        predictor.run(list_hypotheses(model)[0], look)
+    evidence.whole = frozenset(whole)
+
+
+def _is_gap(name: str) -> bool:
+    return any(gap in name for gap in GAPS)
+
+
+def near_gap(floor: float) -> float:
+    """The gap within which two right ports may choose other experts."""
+    return float(NEAR_GAP * floor**0.5)
+
+
+def layer_of(name: str) -> int | None:
+    """The number of a tensor's layer; what stands behind all layers has none."""
+    number = re.search(r"-(\d+)$", name)
+    return int(number[1]) if number else None
+
+
+def open_choices(evidence: DumpEvidence, at: int, floor: float) -> DumpEvidence:
+    """The evidence without the routers before tensor `at` whose choice is known to be the healthy run's, since all that
+    it changes in its own layer is as in that run, in every row."""
+    healthy, names = evidence.distances["healthy"], evidence.names
+
+    def is_open(router: str, n_before: int) -> bool:
+        own = [i for i in range(n_before, at) if layer_of(names[i]) == layer_of(router)]
+        after = [i for i in own if names[i] in evidence.whole and any(part in names[i] for part in AFTER_CHOICE)]
+        return not after or max(healthy[i] for i in after) > MAX_CHOSEN * floor
+
+    return replace(evidence, routers=[one for one in evidence.routers if is_open(one[0], one[2])])
 
 
 def _near_tie(evidence: DumpEvidence, before: int, floor: float) -> tuple[str, int, float] | None:
-    """The first router's near tie before that tensor, measured by the noise."""
+    """The first router's near tie before that tensor, measured by the noise: its least gap."""
     return next(
-        ((name, token, gap) for name, token, gap, n in evidence.gaps if n <= before and gap < NEAR_GAP * floor**0.5),
+        (
+            (name, int(gaps.argmin()), float(gaps.min()))
+            for name, gaps, n in evidence.routers
+            if n <= before and gaps.min() < near_gap(floor)
+        ),
         None,
     )
 
@@ -233,7 +270,9 @@ def judge(evidence: DumpEvidence) -> DumpDiagnosis:
         return DumpDiagnosis(verdict, groups, evidence, floor, evidence.names[jump], invisible, near)
     if top.is_harmless:
         return DumpDiagnosis("healthy", groups, evidence, floor, None, invisible)
-    return DumpDiagnosis("found", groups, evidence, floor, None if at is None else evidence.names[at], invisible)
+    doubt = None if at is None else _near_tie(open_choices(evidence, at, floor), at, floor)
+    divergence = None if at is None else evidence.names[at]
+    return DumpDiagnosis("found", groups, evidence, floor, divergence, invisible, doubt=doubt)
 
 
 def _settled_floor(evidence: DumpEvidence) -> tuple[str, float]:

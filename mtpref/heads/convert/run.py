@@ -52,6 +52,8 @@ class Settings:
     pre             the pre-tokenizer's name; None: found by behaviour
     keeps_codes     4-bit codes of the source stay as they are, in Q4_0 or MXFP4 blocks, where those hold the very same
                     values, whatever outtype says
+    drops_copies    of the head's own tensors leave out those that are the trunk's, value by value, where a run takes
+                    the trunk's in their place
     """
 
     outtype: Annotated[str, OneOf(tuple(OUTTYPES))] = "bf16"
@@ -59,6 +61,7 @@ class Settings:
     allow_unmapped: bool = False
     pre: str | None = None
     keeps_codes: bool = True
+    drops_copies: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "convert.Settings")
@@ -122,6 +125,10 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
             raise MtprefError(f"{checkpoint.label}: {text}")
         notes.append(f"{name} is left out: {text}")
     _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
+    if settings.drops_copies:
+        copies = _copies(checkpoint, parts)
+        parts = [part for part in parts if part.name not in copies]
+        notes += [f"{name} is left out: it is {other}, value by value" for name, other in copies.items()]
     type_name, file_type = OUTTYPES[settings.outtype]
     kept = {}
     if settings.keeps_codes and checkpoint.formats():
@@ -166,6 +173,23 @@ def _data(checkpoint: Checkpoint, part: Part, kind: str, *, is_kept: bool) -> Ca
 
 
 # WHAT IS THERE
+
+
+def _copies(checkpoint: Checkpoint, parts: list[Part]) -> dict[str, str]:
+    """Tensors of the head, and those of the trunk that they repeat: a run takes these where a head has none of its own.
+
+    Bits are compared, of the values that a checkpoint's codes stand for.
+    """
+    by_name = {part.name: part for part in parts}
+    found: dict[str, str] = {}
+    for part in parts:
+        tensor = part.place.tensor
+        other = next((by_name[name] for name in tensor.fallback if name in by_name), None) if part.is_head else None
+        if other is not None and other.shape == part.shape:
+            pairs = zip(part.pieces(checkpoint), other.pieces(checkpoint), strict=True)
+            if all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in pairs):
+                found[part.name] = other.name
+    return found
 
 
 def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings) -> list[str]:

@@ -14,33 +14,13 @@ from numpy.typing import NDArray
 from mtpref.kernels.compiling.calls import in_memory
 from mtpref.kernels.compiling.compile import F64, FLAG, INT, source, target
 from mtpref.kernels.compiling.records import record
-from mtpref.kernels.products.product import OUT, WEIGHTS, X
+from mtpref.kernels.fused.nets import NET
+from mtpref.kernels.products.product import OUT, X
 
 F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 
 _IDS, _IDS2 = target(types.int64, 1), target(types.int64, 2)
 _MADE = target(types.int32, 2)
-
-
-class Net(NamedTuple):
-    """One projection of the experts, or of the shared expert: `How` its products run, and where its rows are.
-
-    weights      all matrices of the stack, as panels or raw bytes
-    stride       bytes from one matrix to the next    n_bytes: of one    group_bytes: of ROWS of its rows
-    """
-
-    prepare: int
-    rows: int
-    is_unsigned: bool
-    n_word: int
-    n_block: int
-    n_sum: int
-    weights: U8
-    stride: int
-    n_bytes: int
-    group_bytes: int
-    n_out: int
 
 
 class Router(NamedTuple):
@@ -107,20 +87,6 @@ class Job(NamedTuple):
     scratch: int
 
 
-NET = record(
-    Net,
-    prepare=INT,
-    rows=INT,
-    is_unsigned=FLAG,
-    n_word=INT,
-    n_block=INT,
-    n_sum=INT,
-    weights=WEIGHTS,
-    stride=INT,
-    n_bytes=INT,
-    group_bytes=INT,
-    n_out=INT,
-)
 ROUTER = record(
     Router,
     is_sigmoid=FLAG,

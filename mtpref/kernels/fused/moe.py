@@ -7,13 +7,11 @@ tile at a time run the composition.
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
 
-from mtpref.kernels.arithmetic.vectors import ROWS
 from mtpref.kernels.compiling import compile
 from mtpref.kernels.compiling.calls import caller
 from mtpref.kernels.compiling.compile import FLAG, INT, helper, kernel
@@ -23,16 +21,13 @@ from mtpref.kernels.fused.expert_job import (
     CHOSEN,
     F32,
     JOB,
-    NET,
     ORDER,
     PHASE,
     ROUTER,
-    U8,
     Between,
     Chosen,
     Job,
     Made,
-    Net,
     Order,
     Router,
     Where,
@@ -44,11 +39,10 @@ from mtpref.kernels.fused.expert_job import (
     put_router,
 )
 from mtpref.kernels.fused.expert_parts import enter_part, leave_part, prepare_part, route_part
+from mtpref.kernels.fused.nets import NET, Net, net_of
 from mtpref.kernels.layers.norms import swiglu_part
-from mtpref.kernels.products import float_rows, in_place, mul_mats
+from mtpref.kernels.products import mul_mats
 from mtpref.kernels.products.mul_mats import PARALLEL_TOKENS
-from mtpref.kernels.products.packed import PackedMatrix, PackedStack
-from mtpref.kernels.products.product import How
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops.compose import discard
 from mtpref.spec.products import Matrix, Stack
@@ -164,39 +158,8 @@ _STACKS = tuple(f"ffn_{name}_exps.weight" for name in ("gate", "up", "down"))
 _SHARED = tuple(f"ffn_{name}_shexp.weight" for name in ("gate", "up", "down"))
 
 
-@cache
-def _how(type_name: str, in_panels: bool, wide: bool) -> How | None:
-    """How products of this type run, its kernels compiled; None where no kernel reads its rows."""
-    if wide:
-        known = in_place.EXACT_PRODUCTS
-    else:
-        known = mul_mats.PRODUCTS if in_panels else in_place.PRODUCTS | float_rows.PRODUCTS
-    return known[type_name].how() if type_name in known else None
-
-
-def _net(w: Matrix | Stack, wide: bool) -> Net | None:
-    panels = w.panels if isinstance(w, PackedMatrix | PackedStack) and not wide else None
-    how = _how(w.type_name, panels is not None, wide)
-    if how is None:
-        return None
-    rows = w.raw if panels is None else panels
-    rows = rows if rows.ndim == 2 else rows[None]
-    n, n_bytes = rows.shape
-    n_groups = -(-w.n_out // ROWS)
-    group_bytes = n_bytes // w.n_out * ROWS if panels is None else n_bytes // n_groups
-    stride = rows.strides[0] if n > 1 else n_bytes
-    return Net(*how, _flat(rows, stride), stride, n_bytes, group_bytes, w.n_out)
-
-
-def _flat(rows: U8, stride: int) -> U8:
-    """All bytes from the first matrix to the last: a view; matrices of fused stacks have others' rows in between."""
-    if rows.flags.c_contiguous:
-        return rows.reshape(-1)
-    return np.lib.stride_tricks.as_strided(rows, ((len(rows) - 1) * stride + rows.shape[1],), (1,), writeable=False)
-
-
 def _nets(matrices: list[Matrix | Stack], wide: bool) -> list[Net] | None:
-    found = [net for net in (_net(w, wide) for w in matrices) if net is not None]
+    found = [net for net in (net_of(w, wide) for w in matrices) if net is not None]
     return found if len(found) == len(matrices) else None
 
 

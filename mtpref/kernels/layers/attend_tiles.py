@@ -79,36 +79,47 @@ def numerators(score, n):
 
 
 @helper
-def _weigh(score, a, b, lane, n_cells, cells, lanes):
-    """lanes[a, lane] = the sum of score[a, j] * cell j over the cells of a lane, and the same for row b."""
-    n = (n_cells - lane + N_LANES - 1) // N_LANES
+def _weigh(by_lane, a, b, at_lane, n, cells, lanes, lane):
+    """lanes[a, lane] = the sum of by_lane[a, at_lane + i] * cell i over the n cells of a lane; the same for row b."""
     sum_a, sum_b = zeros32(), zeros32()
-    row_a, row_b = score[a], score[b]
+    row_a, row_b = by_lane[a], by_lane[b]
     for i in range(n):
         cell = load32(cells, i * N_LANES)
-        sum_a, sum_b = fused(row_a[lane + N_LANES * i], cell, sum_a), fused(row_b[lane + N_LANES * i], cell, sum_b)
+        sum_a, sum_b = fused(row_a[at_lane + i], cell, sum_a), fused(row_b[at_lane + i], cell, sum_b)
     store(lanes, (a * N_LANES + lane) * N_LANES, sum_a)
     store(lanes, (b * N_LANES + lane) * N_LANES, sum_b)
 
 
 @helper
-def _values(v_wide, v_half, kind, kv_head, n_kv_heads, group, first, begin, end, score, totals, out):
-    """out[t, head] = the scores' sum over values, by lanes and the final tree over them, divided by the total."""
+def values(v_wide, v_half, kind, kv_head, n_kv_heads, width, group, first, begin, end, score, totals, out):
+    """out[t, head] = the scores' sum over values, by lanes and the final tree over them, divided by the total.
+
+    A value is the first out.shape[2] elements of a cell of `width`.
+    """
     never_inline()
     n_heads, size = out.shape[1], out.shape[2]
     most = first + end
-    cells = np.empty(((most + N_LANES - 1) // N_LANES, N_LANES), np.float32)
-    lanes = np.empty(((end - begin) * group, N_LANES, N_LANES), np.float32)
+    n_of_lane = (most + N_LANES - 1) // N_LANES
+    cells = np.empty((n_of_lane, N_LANES), np.float32)
+    # Scores of a lane beside each other: a value is read once, they are for each vector of columns.
+    n_rows = (end - begin) * group
+    by_lane = np.empty((n_rows, N_LANES * n_of_lane), np.float32)
+    for row in range(n_rows):
+        for j in range(first + begin + row // group + 1):
+            by_lane[row, j % N_LANES * n_of_lane + j // N_LANES] = score[row, j]
+    lanes = np.empty((n_rows, N_LANES, N_LANES), np.float32)
     for column in range(0, size, N_LANES):
         for lane in range(N_LANES):
             for i in range((most - lane + N_LANES - 1) // N_LANES):
-                at = ((lane + N_LANES * i) * n_kv_heads + kv_head) * size + column
+                at = ((lane + N_LANES * i) * n_kv_heads + kv_head) * width + column
                 _decode(v_wide, v_half, kind, at, N_LANES, cells, i * N_LANES)
             for t in range(begin, end):
                 row = (t - begin) * group
+                n = (first + t + 1 - lane + N_LANES - 1) // N_LANES
                 for h in range(0, group, 2):
-                    _weigh(score, row + h, row + min(h + 1, group - 1), lane, first + t + 1, cells, lanes)
-        for row in range((end - begin) * group):
+                    other = row + min(h + 1, group - 1)
+                    _weigh(by_lane, row + h, other, lane * n_of_lane, n, cells, lanes, lane)
+        for row in range(n_rows):
             at = row * N_LANES * N_LANES
             half = N_LANES // 2
             while half:
@@ -133,4 +144,7 @@ def attend(q, cache, kv_head, first, begin, end, scale, out):
         n_cells = first + begin + row // group + 1
         numerators(score[row], n_cells)
         totals[row] = dot32(score, row * most, ones, 0, n_cells)
-    _values(cache.v_wide, cache.v_half, cache.kind, kv_head, n_kv_heads, group, first, begin, end, score, totals, out)
+    width = out.shape[2]
+    values(
+        cache.v_wide, cache.v_half, cache.kind, kv_head, n_kv_heads, width, group, first, begin, end, score, totals, out
+    )

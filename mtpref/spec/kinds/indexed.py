@@ -1,5 +1,5 @@
 """Attention through a latent row over the cells that an indexer chose (DeepSeek sparse attention). Its numerics are
-mtpref/spec/ops/compose_indexer.py and compose_latent.py (S6, S10, S15, S16, S53 to S57, S60 to S65)."""
+mtpref/spec/ops/compose_indexer.py and compose_latent.py (S6, S10, S15, S16, S53 to S57, S60 to S66)."""
 
 from dataclasses import replace
 from functools import partial
@@ -53,12 +53,11 @@ def _state(cfg: IndexedConfig, kv_type: str) -> tuple[StateSpec, ...]:
 def _forward(w: LayerWeights, cfg: IndexedConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
     ops, n_cells, kv_type = span.ops, span.first + len(x), state.specs[0].kv_type
     table, cells = span.rope_cos_sin(cfg.rotary), state.arrays["cache_k"][:n_cells]
-    low = ops.query_latent(ops, w, cfg, x)
     if cfg.has_indexer:
         keys = state.arrays[KEYS][:n_cells]
-        span.selections.append(ops.index_cells(ops, w, cfg, x, low, keys, kv_type, span.first, table, tap))
+        span.selections.append(ops.index_cells(ops, w, cfg, x, keys, kv_type, span.first, table, tap))
     chosen = span.selections[-1].cells
-    return ops.latent_attn_layer(ops, w, cfg, x, low, cells, kv_type, span.first, table, chosen, tap)
+    return ops.indexed_attn_layer(ops, w, cfg, x, cells, kv_type, span.first, table, chosen, tap)
 
 
 _QUERY = "the product with blk.{i}.attn_q_a.weight, normed with blk.{i}.attn_q_a_norm.weight"

@@ -81,11 +81,10 @@ def _state(cfg: LatentConfig, kv_type: str) -> tuple[StateSpec, ...]:
 def _forward(w: LayerWeights, cfg: LatentConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
     ops, n_cells, kv_type = span.ops, span.first + len(x), state.specs[0].kv_type
     table, keys = span.rope_cos_sin(cfg.rotary), state.arrays["cache_k"][:n_cells]
-    low = ops.query_latent(ops, w, cfg, x)
     if cfg.is_absorbed:
-        return ops.latent_attn_layer(ops, w, cfg, x, low, keys, kv_type, span.first, table, None, tap)
+        return ops.latent_attn_layer(ops, w, cfg, x, keys, kv_type, span.first, table, tap)
     values = state.arrays["cache_v"][:n_cells]
-    return ops.expanded_attn_layer(ops, w, cfg, x, low, keys, values, kv_type, span.first, table, tap)
+    return ops.expanded_attn_layer(ops, w, cfg, x, keys, values, kv_type, span.first, table, tap)
 
 
 _PRODUCT = (spec.mul_mat_exact,)

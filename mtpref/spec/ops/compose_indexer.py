@@ -39,23 +39,25 @@ def index_cells(
     w: LayerWeights,
     cfg: IndexedConfig,
     x: F32,
-    low: F32,
     keys: NDArray,
     kv_type: str,
     first: int,
     rope_cos_sin: tuple[F32, F32],
     tap: LayerTap,
 ) -> Selection:
-    """S65. The lightning indexer: S6, S6, S60, S53, S10, S6, S15, S6, S62, S63.
+    """S65. The lightning indexer, products, norms and what is chosen by them: S6, S8, S6, S60, S53, S10, S6, S15, S6,
+    S62, S63.
 
     Rule     queries are made of the latent that the layer's own are made of (S55), keys of its input, one for all
              heads, with a layer norm; the first n_rot dimensions of both are turned, neighbours paired (S53) or halves
              (S10) as the architecture has it; both go through the rotation (S61), and keys are stored. Queries are not
              rounded. The heads' weights are a product with the input, times 1 / sqrt(n_index_head * n_index_key)
-    Shapes   x: (T, n_embd), normalised; low: (T, n_query); keys: (first + T, 1, n_index_key), rows from `first` on are
+    Shapes   x: (T, n_embd), normalised; keys: (first + T, 1, n_index_key), rows from `first` on are
              written here -> cells of each token
     """
     n_tokens, n_head, n_key = len(x), cfg.n_index_head, cfg.n_index_key
+    low = ops.mul_mat(w["attn_q_a.weight"], x)
+    low = ops.rms_norm(low, w["attn_q_a_norm.weight"], cfg.rms_eps)
     q = ops.mul_mat(w["indexer.attn_q_b.weight"], low).reshape(n_tokens, n_head, n_key)
     k = ops.mul_mat(w["indexer.attn_k.weight"], x)
     k = ops.layer_norm(k, w["indexer.k_norm.weight"], w["indexer.k_norm.bias"], cfg.index_eps)[:, None]
@@ -90,3 +92,28 @@ def index_cells(
     gap = ops.selection_gap(scores, chosen, first)
     tap("top_k_gap", gap)
     return Selection(chosen, gap)
+
+
+def indexed_attn_layer(
+    ops: Ops,
+    w: LayerWeights,
+    cfg: IndexedConfig,
+    x: F32,
+    cells: NDArray,
+    kv_type: str,
+    first: int,
+    rope_cos_sin: tuple[F32, F32],
+    chosen: IDS,
+    tap: LayerTap,
+) -> F32:
+    """S66. The mixer of a latent attention layer that sees chosen cells: S64.
+
+    Rule     the latent layer of S57, all of it, with attention over the chosen cells (S64) where it has S16
+    Shapes   as latent_attn_layer; chosen: (T, n), rising -> (T, n_embd)
+    """
+
+    def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int) -> F32:
+        return ops.selected_attention(ops, q, k_cache, kv_type, first, chosen)
+
+    own = ops.replaced(attention=attention)
+    return own.latent_attn_layer(own, w, cfg, x, cells, kv_type, first, rope_cos_sin, tap)

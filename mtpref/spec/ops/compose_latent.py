@@ -8,35 +8,27 @@ from numpy.typing import NDArray
 
 from mtpref.spec import Stack
 from mtpref.spec.config import LatentConfig
-from mtpref.spec.moe import IDS
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import F32, LayerTap, LayerWeights
 
 
-def query_latent(ops: Ops, w: LayerWeights, cfg: LatentConfig, x: F32) -> F32:
-    """S55. The latent that queries are made of, a product and a norm: S6, S8.
-
-    Rule     queries come by two products with a norm between them (attn_q_a, attn_q_b), or by one (attn_q): of x itself
-    Shapes   x: (T, n_embd), normalised -> (T, n_query)
-    """
-    if "attn_q_a.weight" not in w:
-        return x
-    low = ops.mul_mat(w["attn_q_a.weight"], x)
-    return ops.rms_norm(low, w["attn_q_a_norm.weight"], cfg.rms_eps)
-
-
 def latent_input(
-    ops: Ops, w: LayerWeights, cfg: LatentConfig, x: F32, low: F32, rope_cos_sin: tuple[F32, F32], tap: LayerTap
+    ops: Ops, w: LayerWeights, cfg: LatentConfig, x: F32, rope_cos_sin: tuple[F32, F32], tap: LayerTap
 ) -> tuple[F32, F32, F32, F32]:
-    """S55. Queries, and what a token leaves in the cache: S6, S6, S8, S53, S53.
+    """S55. Queries, and what a token leaves in the cache: S6, S8, S6, S6, S8, S53, S53.
 
-    Rule     of the product with attn_kv_a_mqa the first n_latent values are normed, the last n_rot are turned and not
-             normed
-    Shapes   x: (T, n_embd), normalised; low: what queries are made of -> q_nope (T, n_head, n_nope), q_pe (T, n_head,
-             n_rot), c (T, n_latent), k_pe (T, n_rot)
+    Rule     queries come by two products with a norm between them (attn_q_a, attn_q_b), or by one (attn_q); of the
+             product with attn_kv_a_mqa the first n_latent values are normed, the last n_rot are turned and not normed
+    Shapes   x: (T, n_embd), normalised -> q_nope (T, n_head, n_nope), q_pe (T, n_head, n_rot), c (T, n_latent),
+             k_pe (T, n_rot)
     """
     # QUERY
-    q = ops.mul_mat(w["attn_q_b.weight"] if "attn_q_b.weight" in w else w["attn_q.weight"], low)
+    if "attn_q_a.weight" in w:
+        low = ops.mul_mat(w["attn_q_a.weight"], x)
+        low = ops.rms_norm(low, w["attn_q_a_norm.weight"], cfg.rms_eps)
+        q = ops.mul_mat(w["attn_q_b.weight"], low)
+    else:
+        q = ops.mul_mat(w["attn_q.weight"], x)
     tap("q", q)
     q = q.reshape(len(x), cfg.n_head, cfg.n_key)
 
@@ -65,23 +57,20 @@ def latent_attn_layer(
     w: LayerWeights,
     cfg: LatentConfig,
     x: F32,
-    low: F32,
     cells: NDArray,
     kv_type: str,
     first: int,
     rope_cos_sin: tuple[F32, F32],
-    chosen: IDS | None,
     tap: LayerTap,
 ) -> F32:
-    """S57. The mixer of a latent attention layer, absorbed: S55, S56, S15, S16, S64, S56, S6.
+    """S57. The mixer of a latent attention layer, absorbed: S55, S56, S15, S16, S56, S6.
 
     Rule     a cell is one row [c | k_pe] for all heads, and a value is its first n_latent values; queries are brought
-             to it ([attn_k_b q_nope | q_pe], times S54's scale), and what they gather is brought back (attn_v_b). All
-             cells are seen (S16), or those that an indexer chose (S64)
-    Shapes   x: (T, n_embd), normalised; low: what queries are made of (S55); cells: (first + T, 1, n_latent + n_rot),
-             rows from `first` on are written here; chosen: (T, n), None: all -> (T, n_embd)
+             to it ([attn_k_b q_nope | q_pe], times S54's scale), and what they gather is brought back (attn_v_b)
+    Shapes   x: (T, n_embd), normalised; cells: (first + T, 1, n_latent + n_rot), rows from `first` on are written here
+             -> (T, n_embd)
     """
-    q_nope, q_pe, c, k_pe = ops.latent_input(ops, w, cfg, x, low, rope_cos_sin, tap)
+    q_nope, q_pe, c, k_pe = ops.latent_input(ops, w, cfg, x, rope_cos_sin, tap)
     absorbed = ops.head_products(ops, w["attn_k_b.weight"], q_nope)
     tap("q_nope_absorbed_perm", absorbed)
     q = np.concatenate([absorbed, q_pe], axis=-1)
@@ -91,12 +80,8 @@ def latent_attn_layer(
 
     # ATTEND, OUT
     cells[first:] = ops.store_kv(k, kv_type)
-    q = q * np.float32(cfg.scale)
-    if chosen is None:
-        out = ops.attention(q, cells, cells, kv_type, first)
-    else:
-        out = ops.selected_attention(ops, q, cells, kv_type, first, chosen)
-    values = ops.head_products(ops, w["attn_v_b.weight"], out[:, :, : cfg.n_latent])
+    out = ops.attention(q * np.float32(cfg.scale), cells, cells, kv_type, first)[:, :, : cfg.n_latent]
+    values = ops.head_products(ops, w["attn_v_b.weight"], out)
     tap("kqv_out", values)
     y = ops.mul_mat(w["attn_output.weight"], values.reshape(len(x), -1))
     tap("attn_output", y)
@@ -108,7 +93,6 @@ def expanded_attn_layer(
     w: LayerWeights,
     cfg: LatentConfig,
     x: F32,
-    low: F32,
     k_cache: NDArray,
     v_cache: NDArray,
     kv_type: str,
@@ -121,11 +105,11 @@ def expanded_attn_layer(
 
     Rule     attn_kv_b c is [k_nope | v] head by head; a key is [k_nope | k_pe], k_pe the same for all heads. Keys (or
              values) of the narrower kind are filled up with zeros, so that both have the same width
-    Shapes   x: (T, n_embd), normalised; low: what queries are made of (S55); k_cache, v_cache: (first + T, n_head, D),
-             rows from `first` on are written here -> (T, n_embd)
+    Shapes   x: (T, n_embd), normalised; k_cache, v_cache: (first + T, n_head, D), rows from `first` on are written
+             here -> (T, n_embd)
     """
     n_tokens, n_nope, n_row = len(x), cfg.n_key - cfg.n_rot, cfg.n_row
-    q_nope, q_pe, c, k_pe = ops.latent_input(ops, w, cfg, x, low, rope_cos_sin, tap)
+    q_nope, q_pe, c, k_pe = ops.latent_input(ops, w, cfg, x, rope_cos_sin, tap)
     kv = ops.mul_mat(w["attn_kv_b.weight"], c)
     tap("kv", kv)
     kv = kv.reshape(n_tokens, cfg.n_head, n_nope + cfg.n_value)

@@ -61,13 +61,13 @@ class Ops:
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
-    query_latent: types.QueryLatent  # S55
     latent_input: types.LatentInput  # S55
     head_products: types.HeadProducts  # S56
     latent_attn_layer: types.LatentAttnLayer  # S57
     expanded_attn_layer: types.ExpandedAttnLayer  # S58
     selected_attention: types.SelectedAttention  # S64
     index_cells: types.IndexCells  # S65
+    indexed_attn_layer: types.IndexedAttnLayer  # S66
     ffn: types.Ffn  # S30
     head: types.Head  # S31
     mtp_input: types.MtpInput  # S31
@@ -117,15 +117,16 @@ PARTS: dict[str, frozenset[str]] = {
     ),
     "attn_layer": frozenset({"mul_mat", "split_q_gate", "rms_norm", "rope", "store_kv", "attention", "attn_gate"}),
     "plain_attn_layer": frozenset({"mul_mat", "add_bias", "rms_norm", "rope", "store_kv", "attention"}),
-    "query_latent": frozenset({"mul_mat", "rms_norm"}),
     "latent_input": _LATENT_INPUT,
     "head_products": frozenset({"mul_mat"}),
-    "latent_attn_layer": _LATENT_ATTN | {"head_products", "selected_attention"},
+    "latent_attn_layer": _LATENT_ATTN | {"head_products"},
     "expanded_attn_layer": _LATENT_ATTN,
     "selected_attention": frozenset({"attention"}),
+    "indexed_attn_layer": _LATENT_ATTN | {"head_products", "selected_attention"},
     "index_cells": frozenset(
         {
             "mul_mat",
+            "rms_norm",
             "layer_norm",
             "rope",
             "rope_interleaved",

@@ -202,10 +202,6 @@ class AttnLayer(Protocol):
     ) -> F32: ...
 
 
-class QueryLatent(Protocol):
-    def __call__(self, ops: "Ops", w: LayerWeights, cfg: LatentConfig, x: F32, /) -> F32: ...
-
-
 class LatentInput(Protocol):
     def __call__(
         self,
@@ -213,7 +209,6 @@ class LatentInput(Protocol):
         w: LayerWeights,
         cfg: LatentConfig,
         x: F32,
-        low: F32,
         rope_cos_sin: tuple[F32, F32],
         tap: LayerTap,
         /,
@@ -231,12 +226,10 @@ class LatentAttnLayer(Protocol):
         w: LayerWeights,
         cfg: LatentConfig,
         x: F32,
-        low: F32,
         cells: NDArray,
         kv_type: str,
         first: int,
         rope_cos_sin: tuple[F32, F32],
-        chosen: IDS | None,
         tap: LayerTap,
         /,
     ) -> F32: ...
@@ -249,7 +242,6 @@ class ExpandedAttnLayer(Protocol):
         w: LayerWeights,
         cfg: LatentConfig,
         x: F32,
-        low: F32,
         k_cache: NDArray,
         v_cache: NDArray,
         kv_type: str,
@@ -283,7 +275,6 @@ class IndexCells(Protocol):
         w: LayerWeights,
         cfg: IndexedConfig,
         x: F32,
-        low: F32,
         keys: NDArray,
         kv_type: str,
         first: int,
@@ -295,6 +286,23 @@ class IndexCells(Protocol):
 
 class SelectedAttention(Protocol):
     def __call__(self, ops: "Ops", q: F32, cells: NDArray, kv_type: str, first: int, chosen: IDS, /) -> F32: ...
+
+
+class IndexedAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: IndexedConfig,
+        x: F32,
+        cells: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        chosen: IDS,
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
 
 
 class Ffn(Protocol):
@@ -347,13 +355,13 @@ class CoarseEntries(TypedDict, total=False):
     mtp_input: MtpInput
     mtp_norm: MtpNorm
     plain_attn_layer: AttnLayer
-    query_latent: QueryLatent
     latent_input: LatentInput
     head_products: HeadProducts
     latent_attn_layer: LatentAttnLayer
     expanded_attn_layer: ExpandedAttnLayer
     index_cells: IndexCells
     selected_attention: SelectedAttention
+    indexed_attn_layer: IndexedAttnLayer
     route: Route
     experts: Experts
     shared_expert: SharedExpert
