@@ -30,6 +30,8 @@ TOKENIZERS = {
     "glm4moe": (GLM4_PATTERN, True, "glm4"),
     "hy_v3": (HUNYUAN_PATTERN, False, "qwen2"),
     "deepseek2": (GLM4_PATTERN, True, "llama-bpe"),
+    "deepseek32": (GLM4_PATTERN, True, "llama-bpe"),
+    "glm-dsa": (GLM4_PATTERN, True, "glm4"),
     "deepseek4": (GLM4_PATTERN, True, "llama-bpe"),
 }
 # Files of llama.cpp's own converter are recorded of these.
@@ -99,6 +101,16 @@ CONFIGS["deepseek2"] = {
     "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
                      "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096},
 }  # fmt: skip
+# So many heads that no two cells have a score of 0: of equal scores transformers and mtpref take others.
+_INDEXED = {"index_n_heads": 12, "index_head_dim": 64, "index_topk": 16}
+CONFIGS["deepseek32"] = CONFIGS["deepseek2"] | _INDEXED | {
+    "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
+}  # fmt: skip
+CONFIGS["glm-dsa"] = {key: x for key, x in CONFIGS["deepseek2"].items() if not key.startswith("rope_")} | {
+    **_INDEXED, "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa", "n_group": 1, "topk_group": 1,
+    "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "indexer_types": ["full", "shared", "shared", "full"],
+}  # fmt: skip
 CONFIGS["deepseek4"] = {
     **{key: x for key, x in _COMMON.items() if key != "tie_word_embeddings"},
     "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "num_attention_heads": 4,
@@ -141,8 +153,11 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     tensors = list(sheet.tensors)
     assert sheet.head is not None
     for il, block in enumerate((*blocks, sheet.head.block)):
-        tensors += [t.at(il) for t in present_tensors(block.tensors, il, frozenset())]
-    ships_all = arch in ("glm4moe", "deepseek2")
+        # A layer that shares has no indexer; that of a head is there, read or not.
+        has_none = "sharing" in block.name
+        present = present_tensors(block.tensors, il, frozenset())
+        tensors += [t.at(il) for t in present if not (has_none and t.group == "indexer")]
+    ships_all = arch in ("glm4moe", "deepseek2", "deepseek32")
     tensors += [t.at(n_layer) for t in sheet.head.tensors if ships_all or not t.name.endswith(_SHARED_WITH_TRUNK)]
     out: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
@@ -163,7 +178,7 @@ def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndar
         else:
             out[name] = x
     out = _qwen3next(out) if arch == "qwen3next" else out
-    out = kv_b_proj(out) if arch == "deepseek2" else out
+    out = kv_b_proj(out) if "kv_lora_rank" in CONFIGS[arch] else out
     out = _deepseek4(out) if arch == "deepseek4" else out
     return _all_in_one(out) if fused else out
 

@@ -71,6 +71,16 @@ _LATENT_GROUPS = mm.MoeShape(
     n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5, latent=mm.LatentShape(yarn=1.0)
 )
 _LATENT_FUSED = mm.MoeShape(n_expert=20, fused=True, latent=mm.LatentShape(yarn=0.0, gating=None, n_value=32))
+# With an indexer: keys of 128; layers that share, both kinds; YaRN with an mscale of 1.
+_INDEXED_GROUPS = mm.MoeShape(
+    n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5,
+    latent=mm.LatentShape(yarn=0.707, n_index_key=128, n_index_head=9, n_top=7),
+)  # fmt: skip
+_SHARING = mm.MoeShape(n_expert=20, latent=mm.LatentShape(types=(True, False, True, False), gating=None))
+_SHARING_DENSE = mm.MoeShape(
+    n_expert=20, n_dense=2,
+    latent=mm.LatentShape(yarn=0.707, types=(True, False, False, True), n_index_key=128, n_top=9, has_unread=True),
+)  # fmt: skip
 _OWN = MicroVariant(untied=True, own_embed=True, own_head=True)
 
 # Those with experts: (architecture, seed, accept, type, shape, variant). Q4_K stands for a mixture with Q6_K.
@@ -92,6 +102,12 @@ STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] 
     "micro-deepseek2-yarn-f32": ("deepseek2", 2, 80, "F32", _LATENT_GROUPS, MicroVariant()),
     "micro-deepseek2-fused-f32": ("deepseek2", 1, 60, "F32", _LATENT_FUSED, MicroVariant(untied=True, head_norm=False)),
     "micro-deepseek2-q8_0": ("deepseek2", 4, 60, "Q8_0", _MANY, _OWN),
+    "micro-deepseek32-f32": ("deepseek32", 4, 60, "F32", _MANY, _OWN),
+    "micro-deepseek32-yarn-f32": ("deepseek32", 2, 80, "F32", _INDEXED_GROUPS, MicroVariant()),
+    "micro-deepseek32-q8_0": ("deepseek32", 4, 60, "Q8_0", _MANY, _OWN),
+    "micro-glm-dsa-f32": ("glm-dsa", 4, 60, "F32", _SHARING, _OWN),
+    "micro-glm-dsa-yarn-f32": ("glm-dsa", 2, 80, "F32", _SHARING_DENSE, MicroVariant(untied=True, head_norm=False)),
+    "micro-glm-dsa-q8_0": ("glm-dsa", 4, 60, "Q8_0", _MANY, _OWN),
     "micro-qwen3next-f32": ("qwen3next", 4, 60, "F32", mm.MoeShape(), MicroVariant()),
     "micro-qwen3next-fused-f32": ("qwen3next", 3, 90, "F32", _FUSED, MicroVariant(own_head=True)),
     "micro-qwen3next-q8_0": ("qwen3next", 4, 60, "Q8_0", mm.MoeShape(), MicroVariant()),
@@ -114,6 +130,15 @@ STANDARD_TRUNKS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant
 }  # fmt: skip
 
 
+# An indexer of one head: many cells have a score of exactly 0, and llama.cpp has no rule for which of them it takes.
+STANDARD_TIES: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] = {
+    "micro-deepseek32-ties-f32": (
+        "deepseek32", 5, 60, "F32", mm.MoeShape(n_expert=20, latent=mm.LatentShape(n_index_head=1, n_top=9)),
+        MicroVariant(),
+    ),
+}  # fmt: skip
+
+
 # deepseek4: (seed, accept, type, shape, variant, part).
 _PLAIN = ms.StreamsShape()
 _UNSCALED = ms.StreamsShape(
@@ -130,13 +155,14 @@ STANDARD_STREAMS: dict[str, tuple[int, float, str, ms.StreamsShape, MicroVariant
 
 
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD, STANDARD_MOE and STANDARD_TRUNKS)."""
+    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS and STANDARD_TIES)."""
     if name in STANDARD_STREAMS:
         seed, accept, type_name, streams_shape, variant, part = STANDARD_STREAMS[name]
         make_micro_streams(path, seed, accept, type_name, streams_shape, variant, part)
         return
-    if name in STANDARD_MOE or name in STANDARD_TRUNKS:
-        arch, seed, accept, type_name, moe_shape, variant = (STANDARD_MOE | STANDARD_TRUNKS)[name]
+    more = STANDARD_MOE | STANDARD_TRUNKS | STANDARD_TIES
+    if name in more:
+        arch, seed, accept, type_name, moe_shape, variant = more[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
         return
     seed, accept, type_name, variant = STANDARD[name]

@@ -34,6 +34,12 @@ SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
 # Models with experts: fewer runs of each, since there are many. Of quantised ones the weights as they lie in the file.
 MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox jumps")
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
+# An indexer leaves cells out only where there are more than it chooses.
+INDEXED = ("deepseek32", "glm-dsa")
+# With cells of 16 bits the rotation of an indexer's keys shows: name of the recording -> the standard model.
+HALF_CELLS = {"micro-deepseek32-f16-cells": "micro-deepseek32-f32"}
+HALF_PROMPT = "".join(f"{i * i:05}" for i in range(100, 190))
+INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
 # Compressed rows of 128 tokens: the prompts begin before one and behind one. The second is that of the logits.
@@ -156,6 +162,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
     parser.add_argument("--streams", action="store_true", help="the standard micro models of several streams")
+    parser.add_argument("--only", action="append", help="of --moe only models whose name starts so (repeatable)")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
     parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
@@ -179,18 +186,28 @@ def main(argv: list[str] | None = None) -> int:
             for model in models:
                 record_model(args.llama_bin.resolve(), model, args.output, prompts, args.predict)
                 print(f"recorded {model.name}", file=sys.stderr)
-            for name in make_micro.STANDARD_MOE if args.moe else ():
+            starts = tuple(args.only or ("",))
+            with_experts = make_micro.STANDARD_MOE | make_micro.STANDARD_TIES
+            for name in [n for n in with_experts if args.moe and n.startswith(starts)]:
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"
+                said = INDEXED_PROMPTS if with_experts[name][0] in INDEXED else MOE_PROMPTS
                 record_model(
-                    args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
+                    args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, MOE_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
-            for name in make_micro.STANDARD_TRUNKS if args.moe else ():
+            for name in [n for n in make_micro.STANDARD_TRUNKS if args.moe and n.startswith(starts)]:
                 make_micro.make_standard(name, Path(folder) / f"{name}.gguf")
                 to, extra = args.output / f"{name}.results.gguf", "" if name.endswith("f32") else "--no-repack"
                 record_logits(args.llama_bin.resolve(), f"{name}.gguf", to, MOE_PROMPTS[0], Path(folder), extra)
+                print(f"recorded {name}, logits", file=sys.stderr)
+            for name, model_name in HALF_CELLS.items() if args.moe else ():
+                if not model_name.startswith(starts):
+                    continue
+                make_micro.make_standard(model_name, Path(folder) / f"{model_name}.gguf")
+                to, extra = args.output / f"{name}.results.gguf", "-ctk f16 -ctv f16"
+                record_logits(args.llama_bin.resolve(), f"{model_name}.gguf", to, HALF_PROMPT, Path(folder), extra)
                 print(f"recorded {name}, logits", file=sys.stderr)
             for name, (model_name, head_name) in STREAMS_RECORDINGS.items() if args.streams else ():
                 model, head = (Path(folder) / f"{n}.gguf" if n else None for n in (model_name, head_name))

@@ -28,8 +28,8 @@ class Hyper(Named):
     """A hyper-parameter, and a count that shapes are written with.
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
-    type      u32, f32, bool, arr:i32; u32/layer, f32/layer: one number, or one for each block; i32/layer: always an
-              array
+    type      u32, f32, bool, arr:i32, arr:bool (which the rule of layers reads); u32/layer, f32/layer: one number, or
+              one for each block; i32/layer: always an array
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
@@ -103,6 +103,7 @@ class Tensor:
               the rest
     keep_f32  held and stored as float32 whatever its dimensions
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
+    converts_f32  one that a conversion stores as float32, and a quantiser in a type
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
     below     of a table of int32: every value is at least 0 and below this count
 
@@ -120,6 +121,7 @@ class Tensor:
     role: str = ""
     keep_f32: bool = False
     stays_f32: bool = False
+    converts_f32: bool = False
     parts: tuple[tuple[str, Dim], ...] = ()
     below: Dim | None = None
 
@@ -136,6 +138,11 @@ class Tensor:
     def is_quantised(self) -> bool:
         """Whether a quantiser changes its type."""
         return self.is_matrix and not self.stays_f32
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether a conversion writes it in another type than float32."""
+        return self.is_quantised and not self.converts_f32
 
     def at(self, il: int) -> Tensor:
         """The tensor of block il, by its whole name."""
@@ -164,6 +171,7 @@ class Block:
 
     name      what inspect calls it       tensors   norms, mixer's, feed-forward network's
     marks     beginnings of tensor names that only such a block has among this architecture's
+    looks_like  the block whose marks it has, where keys alone tell the two apart
     """
 
     name: str
@@ -172,6 +180,7 @@ class Block:
     tensors: tuple[Tensor | Either, ...]
     residual: Residual
     marks: tuple[str, ...] = ()
+    looks_like: str = ""
 
     def all_tensors(self) -> Iterator[Tensor]:
         """Every tensor of every alternative."""

@@ -1,8 +1,10 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53 to S54, S70 to S80. Anchors: docs/spec.md.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80. docs/spec.md
+has the anchors.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
-(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), streams
-(S70 to S73), compressed (S74 to S80). Nothing here has state, reads a file or chooses a path. The Numba twins in
+(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
+(S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80). Nothing here has state, reads a file
+or chooses a path. The Numba twins in
 mtpref/kernels compute the same bits.
 """
 
@@ -31,6 +33,16 @@ from mtpref.spec.compressed import (
     row_scores,
     sink_attention,
     window_start,
+)
+from mtpref.spec.indexer import (
+    LEAST_ROTATION,
+    NO_CELL,
+    Selection,
+    hadamard,
+    index_scores,
+    layer_norm,
+    select_cells,
+    selection_gap,
 )
 from mtpref.spec.latent import latent_scale, rope_interleaved
 from mtpref.spec.layers import (
@@ -132,7 +144,9 @@ __all__ = [
     "FILTERS",
     "GATINGS",
     "GGML_PRODUCTS",
+    "LEAST_ROTATION",
     "MAX_SEED",
+    "NO_CELL",
     "N_TOP",
     "P_ONE",
     "RESIDUAL",
@@ -141,6 +155,7 @@ __all__ = [
     "Distribution",
     "Matrix",
     "Routing",
+    "Selection",
     "Stack",
     "accept_greedy",
     "accept_residual",
@@ -172,12 +187,15 @@ __all__ = [
     "gated_norm",
     "get_rows",
     "group_scores",
+    "hadamard",
     "hashed_experts",
     "head_weights",
     "imrope_has_position",
+    "index_scores",
     "l2_norm",
     "lane_sum_products",
     "latent_scale",
+    "layer_norm",
     "limit_groups",
     "load_kv",
     "log1p64",
@@ -210,7 +228,9 @@ __all__ = [
     "row_scores",
     "rsqrt64",
     "scaled_frequencies",
+    "select_cells",
     "select_experts",
+    "selection_gap",
     "shared_gate",
     "sigmoid",
     "silu",

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 _LAYER = re.compile(r"-(\d+)$")
-# Of these infinity is a right value: scores of groups that were not chosen (S43), a gap where all are chosen (S44).
-_INFINITE = ("ffn_moe_probs_masked", "ffn_moe_gap")
+# Of these infinity is a right value: scores of groups that were not chosen (S43) and of cells that are not seen (S62),
+# a gap where all are chosen (S44, S63).
+_INFINITE = ("ffn_moe_probs_masked", "ffn_moe_gap", "indexer_score", "top_k_gap")
 
 
 def is_finite(*arrays: F32) -> bool:

@@ -22,6 +22,7 @@ from mtpref.files.draft_vocab import check_draft_ids
 from mtpref.files.vocab import Vocab
 from mtpref.spec.config import ModelConfig
 from mtpref.spec.contract import MtpContract, describe
+from mtpref.spec.indexer import Selection
 from mtpref.spec.kinds import Around, LayerKind, Span
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, discard
@@ -86,11 +87,20 @@ class Output:
     logits  (R, n_vocab, or the size of a trimmed head) for the rows asked for
     hidden  all T rows, before and after the final norm or the head norm
     routings  what the experts' networks chose for the T rows, in the order of their layers
+    selections  what the indexers chose, likewise
     """
 
     logits: F32
     hidden: Hidden
     routings: tuple[Routing, ...] = ()
+    selections: tuple[Selection, ...] = ()
+
+    @property
+    def gaps(self) -> list[float]:
+        """For each row how near another choice was, of experts (S44) or of cells (S63), in the layer where it was
+        nearest; empty for a model that chooses neither."""
+        gaps = [*(routing.gap for routing in self.routings), *(selection.gap for selection in self.selections)]
+        return np.min(gaps, axis=0).tolist() if gaps else []
 
 
 @dataclass(frozen=True)
@@ -241,7 +251,7 @@ class Model:
             tap("result_output", logits)
         if self.is_checked and not is_finite(post, logits):
             raise not_finite(self, "trunk", partial(_trunk_again, self, tokens, n_logits), trunk_weights(self))
-        return Output(logits, Hidden(x, post), tuple(span.routings))
+        return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
 
     def mtp(
         self,
@@ -297,7 +307,7 @@ class Model:
         if self.is_checked and not is_finite(post, logits):
             again = partial(_mtp_again, self, tokens, hidden, head, n_logits)
             raise not_finite(self, "MTP head", again, head_weights(self))
-        return Output(logits, Hidden(x, post), tuple(span.routings))
+        return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         tokens = np.asarray(ids, np.int64)

@@ -27,14 +27,17 @@ WEIGHT = 0.5  # nats for each factor e of one tensor's distance; neighbours shar
 MIN_GAIN = 2.0
 MIN_FACTOR = 4.0
 SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart by more
-# A router's gap below so many times the noise of an activation: two right ports may choose other experts there.
+# The gap of a router or indexer below so many times the noise of an activation: two right ports may choose otherwise.
 NEAR_GAP = 5.0
-GAP = "ffn_moe_gap"
-# What a token's experts compute: rows nearer than this are the same experts'. Where a dump lacks that, the layer's row:
-# what comes after it is as right as that is, so it must be within so many times the noise.
-OF_EXPERTS = ("ffn_moe_gate", "ffn_moe_up", "ffn_moe_down", "ffn_moe_weighted", "ffn_moe_out")
+# What shows another choice, by the name of its gap: what a token's experts compute, what its heads gather. Rows nearer
+# than this are of the same choice. Where a dump lacks that, the layer's row: what comes after it is as right as that
+# is, so it must be within so many times the noise.
+OF_CHOICE = {
+    "ffn_moe_gap": ("ffn_moe_gate", "ffn_moe_up", "ffn_moe_down", "ffn_moe_weighted", "ffn_moe_out"),
+    "top_k_gap": ("kqv_out",),
+}
 SAME_EXPERTS, SAME_ROW = 0.01, 30.0
-NO_MEASURE = (GAP, "_topk")  # a difference that is all noise; ids, whose distance means nothing
+NO_MEASURE = (*OF_CHOICE, "_topk", "top_k")  # a difference that is all noise; ids, whose distance means nothing
 JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
 MAX_UNEXPLAINED = 0.05
 Progress = Callable[[int, int, str], None]
@@ -131,7 +134,7 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
         candidates = [_nearer_trunk(model, other, port, tokens, trunk)]
     runs = [(one, _measure(one, port, tokens, known, progress)) for one in candidates]
     one, best = max(runs, key=lambda run: run[1].best_fit() - (run[1].numerics != model.recipe.numerics) * MIN_GAIN)
-    _look_at_routers(one, port, best, [name for name in order if GAP in name])
+    _look_at_routers(one, port, best, [name for name in order if _is_gap(name)])
     return best
 
 
@@ -212,7 +215,7 @@ def _look_at_routers(model: Model, port: PortTensors, evidence: DumpEvidence, ro
 
     def look(name: str, array: NDArray) -> None:
         nonlocal n_before
-        if GAP in name:
+        if _is_gap(name):
             gaps = np.array(array, np.float32).reshape(-1)
             far = np.full(len(gaps), np.inf)
             evidence.routers.append(Router(name, gaps, n_before, far, far))
@@ -227,10 +230,15 @@ def _look_at_routers(model: Model, port: PortTensors, evidence: DumpEvidence, ro
         predictor.run(list_hypotheses(model)[0], look)
 
 
+def _is_gap(name: str) -> bool:
+    return any(gap in name for gap in OF_CHOICE)
+
+
 def _look_after(router: Router, name: str, port: NDArray, predicted: NDArray) -> None:
     """How far the port's rows of a tensor after a router's choice are."""
     n = len(router.gaps)
-    is_of_experts, is_row = any(part in name for part in OF_EXPERTS), "l_out" in name
+    parts = next(parts for gap, parts in OF_CHOICE.items() if gap in router.name)
+    is_of_experts, is_row = any(part in name for part in parts), "l_out" in name
     if port.size != predicted.size or port.size % n or not (is_of_experts or is_row):
         return
     a, b = (np.asarray(x, np.float64).reshape(n, -1) for x in (port, predicted))

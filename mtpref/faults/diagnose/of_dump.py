@@ -63,8 +63,8 @@ def _headline(found: DumpDiagnosis, model: Model) -> str:
     if found.near is not None:
         name, token, gap = found.near
         return (
-            f"CANNOT TELL: {found.divergence} parts after a router's near tie ({name}, token {token}: {gap:.1e}); "
-            "another expert there is no mistake"
+            f"CANNOT TELL: {found.divergence} parts after a near tie of a router or indexer ({name}, token {token}: "
+            f"{gap:.1e}); another expert there, or other cells, are no mistake"
         )
     if found.verdict == "unknown":
         return f"NONE OF THE KNOWN: no hypothesis reproduces {found.divergence}"

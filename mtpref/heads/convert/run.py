@@ -134,7 +134,7 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
     type_name, file_type = OUTTYPES[settings.outtype]
     kept = {}
     if settings.keeps_codes and checkpoint.formats():
-        kept = {part.name: part.keeps(checkpoint) for part in parts if part.place.tensor.is_quantised}
+        kept = {part.name: part.keeps(checkpoint) for part in parts if part.place.tensor.is_typed}
     planned = [(part, _type(part, type_name, kept.get(part.name))) for part in parts]
     for kind, n in sorted(Counter(kind for kind in kept.values() if kind).items()):
         notes.append(
@@ -168,7 +168,7 @@ def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes:
 def _type(part: Part, wanted: str, kept: str | None) -> str:
     if part.place.tensor.below is not None:
         return "I32"
-    if not part.place.tensor.is_quantised:
+    if not part.place.tensor.is_typed:
         return "F32"
     if kept is not None:
         return kept

@@ -208,7 +208,8 @@ def _special(checkpoint: Checkpoint, found: dict[str, Any], tokenizer: Tokenizer
         vocab.add_to_gguf(writer, quiet=True)
 
     keys = recorded(fill, "", f"{checkpoint.label}: tokenizer files")
-    return _with_flags(keys) if _is_byte_level(found) else keys
+    steps = _steps_after(found)
+    return _with_flags(keys, is_told=not TELLING.isdisjoint(steps)) if "ByteLevel" in steps else keys
 
 
 def _added_id(tokenizer: Tokenizer, role: str, text: str, label: str) -> int:
@@ -218,21 +219,28 @@ def _added_id(tokenizer: Tokenizer, role: str, text: str, label: str) -> int:
     return id
 
 
-def _is_byte_level(found: dict[str, Any]) -> bool:
-    """Whether what the tokenizer does after the merges adds no tokens of its own."""
+TELLING = {"TemplateProcessing", "RobertaProcessing"}  # steps that say which special tokens are added
+
+
+def _steps_after(found: dict[str, Any]) -> set[Any]:
+    """The kinds of what the tokenizer does after the merges."""
     given = found.get("post_processor")
     steps = given.get("processors", [given]) if isinstance(given, dict) else []
-    return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
+    return {step.get("type") for step in steps if isinstance(step, dict)}
 
 
-def _with_flags(keys: Keys) -> Keys:
-    """add_bos_token and add_eos_token are false where nothing says them; older gguf packages leave them out."""
+def _with_flags(keys: Keys, *, is_told: bool) -> Keys:
+    """add_bos_token and add_eos_token of a tokenizer with a step ByteLevel, which is taken to add none.
+
+    is_told  whether another step says which are added; without, tokenizer_config.json is not asked, as llama.cpp has it
+             (older gguf packages ask it, or leave them out)
+    """
     flags = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
     given = {key: value for key, value, _ in keys}
     last = ("tokenizer.chat_template", "tokenizer.ggml.normalizer")
     at = next((i for i, pair in enumerate(keys) if pair[0].startswith(last)), len(keys))
     head = [pair for pair in keys[:at] if pair[0] not in flags]
-    return head + [(key, given.get(key, False), "bool") for key in flags] + keys[at:]
+    return head + [(key, is_told and given.get(key, False), "bool") for key in flags] + keys[at:]
 
 
 def _check_ids(tokenizer: Tokenizer, keys: Keys, label: str) -> None:

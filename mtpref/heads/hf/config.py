@@ -136,9 +136,13 @@ class _Fields:
     hc_sinkhorn_iters: Annotated[int, Within(1, 1024)] | None = None
     hc_eps: Annotated[float, Within(0, 1)] | None = None
     num_hash_layers: Annotated[int, Within(0, MAX_LAYERS)] | None = None
+    indexer_types: list[Literal["full", "shared"]] | None = None
+    index_topk_pattern: str | None = None
+    index_topk_freq: Count | None = None
+    index_skip_topk_offset: Count | None = None
 
 
-_PER_LAYER = ("layer_types", "mlp_layer_types")
+_PER_LAYER = ("layer_types", "mlp_layer_types", "indexer_types")
 
 
 def text_config(config: dict[str, Any], label: str) -> TextConfig:
@@ -226,6 +230,7 @@ def _check_widths(taken: _Fields, where: str) -> None:
         ("num_attention_heads", taken.qk_nope_head_dim),
         ("num_attention_heads", taken.qk_rope_head_dim),
         ("num_attention_heads", taken.v_head_dim),
+        ("index_n_heads", taken.index_head_dim),
     ):
         n = getattr(taken, heads)
         if n is not None and n * (width or 1) > MAX_COUNT:

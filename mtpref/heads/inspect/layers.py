@@ -190,7 +190,7 @@ def kind_found(tensors: list[TensorInfo], sheet: Architecture | None) -> str:
     names = {t.name.split(".", 2)[2] for t in tensors}
     blocks = sheet.blocks if sheet else [block for one in ARCHITECTURES.values() for block in one.blocks]
     for block in reversed(blocks):  # the head's first: it has a trunk layer's tensors too
-        if any(name.startswith(block.marks) for name in names):
+        if not block.looks_like and any(name.startswith(block.marks) for name in names):
             return block.name
     of_tensors = getattr(sheet.layers, "of_tensors", None) if sheet else None
     block_found = of_tensors(names) if of_tensors else None
@@ -208,6 +208,7 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
         tensors = layout.blocks.get(i, [])
         found = kind_found(tensors, layout.sheet)
         kind = layout.kinds[i] if layout.kinds else "unknown"
+        found = kind if layout.sheet and found == _looks(layout.sheet).get(kind) else found
         counts[kind] = counts.get(kind, 0) + 1
         n_bytes = sum(t.n_bytes for t in tensors)
         rows.append({"index": i, "kind": kind, "found": found, "n_tensors": len(tensors), "bytes": n_bytes})
@@ -219,18 +220,23 @@ def _tables(sheet: Architecture) -> dict[str, Sequence[Tensor | Either]]:
     return {block.name: block.tensors for block in sheet.layers.all_blocks()}
 
 
+def _looks(sheet: Architecture) -> dict[str, str]:
+    """Name of a trunk block that keys alone tell -> the block whose tensors it has."""
+    return {block.name: block.looks_like for block in sheet.layers.all_blocks() if block.looks_like}
+
+
 def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[dict[str, str]]:
     """Compare all tensors with the tables; add to `problems`; give the fallbacks that are in use."""
     sheet = layout.sheet
     if not layout.kinds or sheet is None:
         return []  # the blocks are not known, and `problems` says why
     specs = list(sheet.tensors)
-    tables = _tables(sheet)
+    tables, looks = _tables(sheet), _looks(sheet)
     for i, kind in enumerate(layout.kinds):
         if kind != MTP and not layout.has_trunk:
             continue  # a head-only file holds no trunk block
         found = kind_found(layout.blocks.get(i, []), sheet)
-        if found not in (kind, "empty") and not layout.partial:
+        if found not in (kind, looks.get(kind), "empty") and not layout.partial:
             text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
             if kind == MTP and found in tables:
                 text += (

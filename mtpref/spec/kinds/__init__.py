@@ -9,6 +9,13 @@ from mtpref.spec.kinds.compressed import COMPRESSED_ATTENTION, WINDOW_ATTENTION
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
+from mtpref.spec.kinds.indexed import (
+    HALVES_ALL_CELLS,
+    HALVES_INDEXED,
+    PAIRS_ALL_CELLS,
+    PAIRS_INDEXED,
+    PAIRS_SHARING,
+)
 from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.moe_ffn import MOE_FFN, SOFTMAX_MOE_FFN
@@ -23,12 +30,17 @@ __all__ = [
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
     "GROUPED_DELTA_NET",
+    "HALVES_ALL_CELLS",
+    "HALVES_INDEXED",
     "HASHED_MOE_FFN",
     "INPUT",
     "LATENT_ATTENTION",
     "LAYER_INPUT",
     "MIXER",
     "MOE_FFN",
+    "PAIRS_ALL_CELLS",
+    "PAIRS_INDEXED",
+    "PAIRS_SHARING",
     "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
     "TEXT_ATTENTION",

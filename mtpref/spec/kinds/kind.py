@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mtpref import spec
 from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, Values
+from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
@@ -53,6 +54,7 @@ class Span:
     target  the trunk's layers, for a head that reads their cells; None elsewhere
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
     tokens  their ids, (T,), for layers that choose by them
+    selections  what each indexer of the pass chose, likewise; a layer that has none of its own takes the last
     """
 
     ops: Ops
@@ -62,6 +64,7 @@ class Span:
     target: list[LayerState] | None = None
     routings: list[Routing] = field(default_factory=list)
     tokens: NDArray[np.int32] | None = None
+    selections: list[Selection] = field(default_factory=list)
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
     def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:

@@ -3,7 +3,7 @@
 from functools import partial
 
 from mtpref import spec
-from mtpref.spec.ops import compose, compose_compressed, compose_latent, compose_moe, compose_streams
+from mtpref.spec.ops import compose, compose_compressed, compose_indexer, compose_latent, compose_moe, compose_streams
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import CoarseEntries
 
@@ -19,6 +19,9 @@ COMPOSED: CoarseEntries = {
     "head_products": compose_latent.head_products,
     "latent_attn_layer": compose_latent.latent_attn_layer,
     "expanded_attn_layer": compose_latent.expanded_attn_layer,
+    "selected_attention": compose_indexer.selected_attention,
+    "index_cells": compose_indexer.index_cells,
+    "indexed_attn_layer": compose_indexer.indexed_attn_layer,
     "route": compose_moe.route,
     "experts": compose_moe.experts,
     "shared_expert": compose_moe.shared_expert,
@@ -74,6 +77,10 @@ def spec_ops(numerics: str) -> Ops:
         split_beta_alpha=spec.split_beta_alpha,
         split_qkvz=spec.split_qkvz,
         rope_interleaved=spec.rope_interleaved,
+        layer_norm=spec.layer_norm,
+        index_scores=spec.index_scores,
+        select_cells=spec.select_cells,
+        selection_gap=spec.selection_gap,
         stream_weights=spec.stream_weights,
         head_weights=spec.head_weights,
         read_streams=spec.read_streams,
@@ -98,6 +105,9 @@ def spec_ops(numerics: str) -> Ops:
         head_products=compose_latent.head_products,
         latent_attn_layer=compose_latent.latent_attn_layer,
         expanded_attn_layer=compose_latent.expanded_attn_layer,
+        selected_attention=compose_indexer.selected_attention,
+        index_cells=compose_indexer.index_cells,
+        indexed_attn_layer=compose_indexer.indexed_attn_layer,
         route=compose_moe.route,
         experts=compose_moe.experts,
         shared_expert=compose_moe.shared_expert,

@@ -54,6 +54,10 @@ class Ops:
     split_beta_alpha: types.SplitBetaAlpha  # S51
     split_qkvz: types.SplitQkvz  # S51
     rope_interleaved: types.Rope  # S53
+    layer_norm: types.LayerNorm  # S60
+    index_scores: types.IndexScores  # S62
+    select_cells: types.SelectCells  # S63
+    selection_gap: types.SelectionGap  # S63
     stream_weights: types.StreamWeights  # S70
     head_weights: types.HeadWeights  # S70
     read_streams: types.ReadStreams  # S72
@@ -74,6 +78,9 @@ class Ops:
     head_products: types.HeadProducts  # S56
     latent_attn_layer: types.LatentAttnLayer  # S57
     expanded_attn_layer: types.ExpandedAttnLayer  # S58
+    selected_attention: types.SelectedAttention  # S64
+    index_cells: types.IndexCells  # S65
+    indexed_attn_layer: types.IndexedAttnLayer  # S66
     ffn: types.Ffn  # S30
     head: types.Head  # S31
     mtp_input: types.MtpInput  # S31
@@ -143,6 +150,21 @@ PARTS: dict[str, frozenset[str]] = {
     "head_products": frozenset({"mul_mat"}),
     "latent_attn_layer": _LATENT_ATTN | {"head_products"},
     "expanded_attn_layer": _LATENT_ATTN,
+    "selected_attention": frozenset({"attention"}),
+    "indexed_attn_layer": _LATENT_ATTN | {"head_products", "selected_attention"},
+    "index_cells": frozenset(
+        {
+            "mul_mat",
+            "rms_norm",
+            "layer_norm",
+            "rope",
+            "rope_interleaved",
+            "store_kv",
+            "index_scores",
+            "select_cells",
+            "selection_gap",
+        }
+    ),
     "ffn": frozenset({"mul_mat", "swiglu"}),
     "head": frozenset({"mul_mat"}),
     "mtp_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.spec import Matrix, Stack
-from mtpref.spec.config import AttnConfig, CompressedConfig, DeltaConfig, LatentConfig, MoeConfig, StreamsConfig
+from mtpref.spec.config import (
+    AttnConfig,
+    CompressedConfig,
+    DeltaConfig,
+    IndexedConfig,
+    LatentConfig,
+    MoeConfig,
+    StreamsConfig,
+)
+from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import IDS, Routing
 
 if TYPE_CHECKING:
@@ -269,6 +278,59 @@ class ExpandedAttnLayer(Protocol):
     ) -> F32: ...
 
 
+class LayerNorm(Protocol):
+    def __call__(self, x: F32, weight: F32, bias: F32, eps: float, /) -> F32: ...
+
+
+class IndexScores(Protocol):
+    def __call__(self, products: F32, weights: F32, first: int, /) -> F32: ...
+
+
+class SelectCells(Protocol):
+    def __call__(self, scores: F32, first: int, n_top: int, /) -> IDS: ...
+
+
+class SelectionGap(Protocol):
+    def __call__(self, scores: F32, cells: IDS, first: int, /) -> F32: ...
+
+
+class IndexCells(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: IndexedConfig,
+        x: F32,
+        keys: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> Selection: ...
+
+
+class SelectedAttention(Protocol):
+    def __call__(self, ops: "Ops", q: F32, cells: NDArray, kv_type: str, first: int, chosen: IDS, /) -> F32: ...
+
+
+class IndexedAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: IndexedConfig,
+        x: F32,
+        cells: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        chosen: IDS,
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
 class StreamWeights(Protocol):
     def __call__(
         self, mixes: F32, scale: F32, base: F32, n_streams: int, eps: float, n_iterations: int, /
@@ -493,6 +555,9 @@ class CoarseEntries(TypedDict, total=False):
     head_products: HeadProducts
     latent_attn_layer: LatentAttnLayer
     expanded_attn_layer: ExpandedAttnLayer
+    index_cells: IndexCells
+    selected_attention: SelectedAttention
+    indexed_attn_layer: IndexedAttnLayer
     route: Route
     experts: Experts
     shared_expert: SharedExpert
@@ -546,6 +611,10 @@ class OpEntries(CoarseEntries, total=False):
     split_beta_alpha: SplitBetaAlpha
     split_qkvz: SplitQkvz
     rope_interleaved: Rope
+    layer_norm: LayerNorm
+    index_scores: IndexScores
+    select_cells: SelectCells
+    selection_gap: SelectionGap
     stream_weights: StreamWeights
     head_weights: HeadWeights
     read_streams: ReadStreams
