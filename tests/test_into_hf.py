@@ -531,6 +531,52 @@ def test_gptq_of_experts(arch, calibrated, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "g", "original", "out", "text"]
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_experts_in_int4_beside_attention_in_fp8(method, tmp_path):
+    """DeepSeek-V4's layout and names, four streams, and a head that puts them together in its own way."""
+    weights, config, tokens = state("deepseek4"), CONFIGS["deepseek4"], tokenizer("deepseek4")
+    original = write_checkpoint(tmp_path / "original", weights, config, tokens)
+    groups = {
+        "group_0": {"targets": [r"re:.*ffn\.experts.*"], "format": "pack-quantized",
+                    "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group",
+                                "group_size": 32}},
+        "group_1": {"targets": [r"re:.*attn\.w.*"], "format": "float-quantized",
+                    "weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "block",
+                                "block_structure": [128, 128]}},
+    }  # fmt: skip
+    said = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups, "ignore": []}
+
+    def encoded(name, x):
+        if ".experts." in name:
+            return made.packed(x)
+        if name.endswith("tid2eid"):
+            return made.Parts({"weight": x.astype(np.int32)})
+        return made.fp8(x, part="weight_scale", dtype="BF16") if ".attn.w" in name else None
+
+    lost = {key: x for key, x in config.items() if key != "num_nextn_predict_layers"} | {"quantization_config": said}
+    trunk = {name: x for name, x in weights.items() if not name.startswith("mtp.")}
+    base = made.write_quantised(tmp_path / "base", trunk, lost, tokens, encoded)
+    text = tmp_path / "text"
+    text.write_text("the sea and the ship and the man in the house " * 60)
+    given = {"calibration": (str(text),)} if method == "gptq" else {}
+    done = graft_hf(base, original, tmp_path / "out", Settings(method=method, **given))
+    assert done.n_calibrated == (18 if method == "gptq" else 0)
+    before, after = values(original), values(tmp_path / "out")
+    assert before.keys() == after.keys()
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        kinds = {name: checkpoint.stored(name).kind for name in after}
+    for name, x in after.items():
+        kind = "INT4" if ".experts." in name else "FP8 E4M3" if ".attn.w" in name else ""
+        assert kinds[name].startswith(kind)
+        assert bool(kinds[name]) == bool(kind)
+        error = np.linalg.norm(x - before[name]) / max(np.linalg.norm(before[name]), 1e-9)
+        assert error <= {"INT4": 0.3, "FP8 E4M3": 0.04, "": 0}[kind]
+    found = json.loads((tmp_path / "out/config.json").read_text())
+    assert found["num_nextn_predict_layers"] == 1
+    assert found["quantization_config"]["config_groups"] == groups
+    assert found["quantization_config"]["ignore"] == []  # no target has what stays plain
+
+
 def test_hidden_rows_of_a_bad_file(calibrated, tmp_path):
     original = calibrated[-1]
     convert(original, tmp_path / "head.gguf", ConvertSettings(which="mtp"))

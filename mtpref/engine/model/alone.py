@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mtpref.architectures import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, find_architecture
 from mtpref.base.errors import MtprefError
+from mtpref.engine.model.blocks import read_tensor
 from mtpref.engine.model.head import Trunk, load_head
 from mtpref.engine.model.load import default_kv_type
 from mtpref.engine.model.model import Model
@@ -34,7 +35,9 @@ def load_alone(path: str | Path, recipe: Recipe | None = None) -> Model:
     shape = (info.shape[0], config.n_embd)
     token_embd = finder.matrix(TOKEN_EMBD, shape)
     output = finder.matrix(OUTPUT, shape) if finder.has(OUTPUT) else token_embd
-    weights = Weights(token_embd, finder.array(OUTPUT_NORM, (config.n_embd,)), output, (), {})
+    own = arch.streams.tensors if arch.streams else ()
+    roots = {t.name: read_tensor(finder, t, values, t.name) for t in arch.tensors if t.name in own}
+    weights = Weights(token_embd, finder.array(OUTPUT_NORM, (config.n_embd,)), output, (), roots)
     head = load_head(Trunk(file, values, arch, config, finder, weights), None, is_on=True)
     if not head.heads:
         raise MtprefError(f"{file.label}: no MTP head, expected one; try: mtpref check")

@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model, Pairs, load
 from mtpref.engine.model.alone import load_alone
-from mtpref.files.gguf import WriteOptions, listed, open_gguf, printable
+from mtpref.files.gguf import WriteOptions, listed, printable
 from mtpref.files.tensor_files.safetensors import SafetensorsFile
-from mtpref.heads.checkpoint import checkpoint_source, head_contents
+from mtpref.heads.checkpoint import head_contents
 from mtpref.heads.contents import write_contents
 from mtpref.heads.convert import Settings as ConvertSettings
 from mtpref.heads.convert import convert
-from mtpref.heads.graft import graft
 from mtpref.heads.hf import Checkpoint, Part, TextConfig, gguf_tensors
 from mtpref.heads.into_hf.encode import Int4Grid, Parts
 from mtpref.heads.into_hf.plan import Coded, HeadPlan
@@ -94,18 +93,13 @@ def _model(
     # BF16 holds what the original has in BF16; anything else goes through float32.
     is_exact = all(original.dtype(name) in ("BF16", "F16") for name in original.names if len(original.shape(name)) == 2)
     outtype = "bf16" if is_exact and all(original.dtype(n) != "F16" for n in original.names) else "f32"
-    free = WriteOptions()
+    contents, _ = head_contents(original, outtype)
+    write_contents(folder / "head.gguf", contents, WriteOptions())
     if given.hidden is not None:
-        contents, _ = head_contents(original, outtype)
-        write_contents(folder / "head.gguf", contents, free)
         model = load_alone(folder / "head.gguf")
         return model, hidden_rows(given.hidden, model)
     convert(base.folder, folder / "trunk.gguf", ConvertSettings(which="trunk", allow_unmapped=True))
-    with open_gguf(folder / "trunk.gguf") as trunk:
-        source, _ = checkpoint_source(original, outtype)
-        write_contents(folder / "whole.gguf", graft(trunk, source).contents, free)
-    (folder / "trunk.gguf").unlink()
-    model = load(folder / "whole.gguf")
+    model = load(folder / "trunk.gguf", model_draft=folder / "head.gguf")
     texts = [text.ids for text in read_texts(list(given.texts), model.vocab)]
     return model, trunk_rows(model, texts, min(N_CTX, model.config.n_ctx_train), progress)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mtpref.architectures import fused_of, place_of, stacks_of
+from mtpref.architectures import fused_of, joined_of, place_of, stacks_of
 from mtpref.architectures.names import EXPERT
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
@@ -128,7 +128,9 @@ class _Planner:
             plain = canonical(name)
             stacks = stacks_of(sheet, plain, n_layer)
             fused = fused_of(sheet, plain, n_layer)
-            place = stacks[0] if stacks else place_of(sheet, fused[1][0] if fused else plain, n_layer)
+            joined = joined_of(sheet, plain, n_layer)
+            whole = fused[1][0] if fused else joined[0] if joined else plain
+            place = stacks[0] if stacks else place_of(sheet, whole, n_layer)
             if place is None:
                 made.notes.append(f"{printable(name)} has no place in a {sheet.name} head that is known; it is copied")
                 self._copy(made, name)
@@ -274,11 +276,16 @@ class _Planner:
 
 def _block(stored: Scaled, checkpoint: Checkpoint) -> tuple[int, int] | None:
     """The block of a grid; where one is the whole matrix, what config.json says."""
-    if stored.grid.is_one:
+    if _is_of_tensor(stored):
         return None
     if stored.grid.n_rows == stored.grid.n_columns == 1:
         return checkpoint.declared.blocks[0] if checkpoint.declared.blocks else None
     return (stored.grid.rows, stored.grid.columns) if stored.grid.rows > 1 else None
+
+
+def _is_of_tensor(stored: Scaled) -> bool:
+    """Whether one scale is the tensor's, and not that of the one block of a small matrix."""
+    return stored.grid.is_one and len(stored.raw.shape(stored.sources[1])) < 2
 
 
 def _same_codes(stored: Stored, form: Format) -> tuple[tuple[str, str, str], ...]:
@@ -292,7 +299,7 @@ def _same_codes(stored: Stored, form: Format) -> tuple[tuple[str, str, str], ...
     if form.kind == "fp8-block" and isinstance(stored, Scaled) and raw.dtype(stored.sources[0]) == "F8_E4M3":
         grid, (down, across) = stored.grid, form.block
         wanted = (-(-stored.shape[-2] // down), -(-stored.shape[-1] // across))
-        is_same = len(stored.shape) == 2 and not grid.is_one and (grid.n_rows, grid.n_columns) == wanted
+        is_same = len(stored.shape) == 2 and not _is_of_tensor(stored) and (grid.n_rows, grid.n_columns) == wanted
         is_same = is_same and (wanted == (1, 1) or (grid.rows, grid.columns) == form.block)
         if is_same and (raw.dtype(stored.sources[1]) == "F8_E8M0") == (form.scale_dtype == "F8_E8M0"):
             codes, scale = stored.sources[:2]

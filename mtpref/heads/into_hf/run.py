@@ -197,7 +197,7 @@ def _check_fit(base: Checkpoint, config: TextConfig, original: Checkpoint) -> li
 
     trunk = Source(base.label, pairs, items, list(items), rows)
     own = HeadLayout(config.sheet.name, config.n_layer, 0, ())
-    check_match(trunk, own, source, layout_of_source(source))
+    check_match(trunk, own, source, layout_of_source(source), is_one_file=False)
     return doubts(trunk, source)
 
 
