@@ -136,7 +136,7 @@ class _Compressed:
                 )
 
     def _unignore(self, template: str) -> None:
-        """Take what ignores a module off the list; a pattern goes where it names nothing of the trunk."""
+        """Take a module that is to be quantised off the list. Errors: MtprefError for a pattern that covers it"""
         name = _one(template)
         for entry in list(self.record["ignore"]):
             if not self._matches(entry, name):
