@@ -1,11 +1,12 @@
 """The GGUF container: `open_gguf` reads one over mmap (all files of a split model), `write_gguf` and `write_shards`
 write one. Limits: docs/gguf.md."""
 
+from mtpref.files.gguf.folder import check_folder, write_folder
 from mtpref.files.gguf.parse import TensorInfo
 from mtpref.files.gguf.reader import GgufFile, KeyValues, open_one
 from mtpref.files.gguf.shards import is_shard, open_gguf, write_shards
 from mtpref.files.gguf.values import GgufArray, listed, printable, without_leading_ones
-from mtpref.files.gguf.whole import WriteOptions, check_targets, human_bytes, write_whole
+from mtpref.files.gguf.whole import Part, WriteOptions, check_targets, human_bytes, write_whole
 from mtpref.files.gguf.writer import QUANTIZATION_VERSION, Data, Verbatim, tensor_bytes, write_gguf
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "GgufArray",
     "GgufFile",
     "KeyValues",
+    "Part",
     "TensorInfo",
     "Verbatim",
     "WriteOptions",
+    "check_folder",
     "check_targets",
     "human_bytes",
     "is_shard",
@@ -26,6 +29,7 @@ __all__ = [
     "printable",
     "tensor_bytes",
     "without_leading_ones",
+    "write_folder",
     "write_gguf",
     "write_shards",
     "write_whole",

@@ -32,7 +32,7 @@ except ImportError:  # not POSIX: no locks, and left-over temporaries stay
 
 SUFFIX = ".mtpref-tmp"
 _LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]+" + re.escape(SUFFIX), re.DOTALL)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 _OLD = os.O_RDONLY | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
 
@@ -89,7 +89,7 @@ def check_targets(paths: Iterable[str | Path], options: WriteOptions, n_bytes: i
                 "give another name"
             )
     if n_bytes is not None:
-        _check_space(targets[0], n_bytes)
+        check_space(targets[0], n_bytes)
 
 
 def write_parts(parts: list[Part], options: WriteOptions) -> None:
@@ -111,16 +111,16 @@ def write_parts(parts: list[Part], options: WriteOptions) -> None:
                 path = part.path
                 remove_left_overs(path)
                 written.append(cleaning.enter_context(_open_locked(path, temporaries)))
-                _write_synced(written[-1], part.write)
+                write_synced(written[-1], part.write)
             for part, file, temporary in reversed(list(zip(parts, written, temporaries, strict=True))):
                 path = part.path
                 if len(parts) > 1:
                     placed.append(path)  # none was there before; they go again when an interrupt comes between them
                 _place(file, temporary, path, options)
                 files.was_written(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as e:
-            full = "the disk or quota is full, free some space" if e.errno in _FULL else "expected a writable folder"
+            full = "the disk or quota is full, free some space" if e.errno in FULL else "expected a writable folder"
             raise MtprefError(f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; {full}") from None
         placed.clear()
 
@@ -182,9 +182,10 @@ def _remove_dead(path: Path) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(path, _OLD)  # neither a link is followed nor a pipe waited for
         try:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while its writer lives
-                path.unlink()
+                path.unlink() if stat.S_ISREG(mode) else shutil.rmtree(path)
         finally:
             os.close(fd)
 
@@ -199,13 +200,12 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
     while True:
         temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(8)}{SUFFIX}"))
         try:
-            fd = os.open(temporaries[-1], _NEW, 0o666)
+            file = create_new(temporaries[-1])
         except FileExistsError:
             temporaries.pop()  # not ours
             continue
-        file = open(fd, "r+b")  # noqa: SIM115 (closed below)
         try:
-            if _lock(fd):
+            if is_locked(file.fileno()):
                 yield file
                 return
         finally:
@@ -214,8 +214,13 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
         _unlink([temporaries.pop()])
 
 
-def _lock(fd: int) -> bool:
-    """Whether the file is ours: not where another writer took it for a dead one's, before it was locked."""
+def create_new(path: Path) -> BinaryIO:
+    """Open a file that was not there before, through no link. Errors: FileExistsError and the like"""
+    return open(os.open(path, _NEW, 0o666), "r+b")
+
+
+def is_locked(fd: int) -> bool:
+    """Whether the file or folder is ours: not where another writer took it for a dead one's, before it was locked."""
     if fcntl is None:
         return True
     try:
@@ -227,7 +232,8 @@ def _lock(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def _write_synced(file: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
+def write_synced(file: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file's content, to the disk."""
     write(file)
     file.flush()
     os.fsync(file.fileno())
@@ -250,7 +256,8 @@ def _place(file: BinaryIO, temporary: Path, path: Path, options: WriteOptions) -
     os.replace(temporary, path)
 
 
-def _check_space(path: Path, n_bytes: int) -> None:
+def check_space(path: Path, n_bytes: int) -> None:
+    """MtprefError where the disk of a target has less free."""
     try:
         free = shutil.disk_usage(path.parent).free
     except OSError:
@@ -283,7 +290,8 @@ def _unlink(paths: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """The names in a folder, to the disk."""
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:
