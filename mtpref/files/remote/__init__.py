@@ -5,7 +5,18 @@ from mtpref.files.remote.gguf import open_remote_gguf
 from mtpref.files.remote.http import Client, Token
 from mtpref.files.remote.limits import Limits, Meter
 from mtpref.files.remote.place import Place, find
-from mtpref.files.remote.ranges import RemoteFile
+from mtpref.files.remote.ranges import NotThereError, RemoteFile
 from mtpref.files.remote.safetensors import RemoteSafetensors
 
-__all__ = ["Client", "Limits", "Meter", "Place", "RemoteFile", "RemoteSafetensors", "Token", "find", "open_remote_gguf"]
+__all__ = [
+    "Client",
+    "Limits",
+    "Meter",
+    "NotThereError",
+    "Place",
+    "RemoteFile",
+    "RemoteSafetensors",
+    "Token",
+    "find",
+    "open_remote_gguf",
+]

@@ -102,6 +102,8 @@ def _open_one(remote: RemoteFile, budget: Budget, room: _Room) -> RemoteGguf:
     def reach(n_bytes: int) -> int:
         """Have the first n bytes; more, where a step brings more."""
         nonlocal filled
+        if n_bytes <= filled:
+            return filled
         if n_bytes > size:
             raise MtprefError(
                 f"{remote.label}: a header of more than {human_bytes(MAX_HEADER)}, expected less (real ones have 20 "
@@ -118,6 +120,7 @@ def _open_one(remote: RemoteFile, budget: Budget, room: _Room) -> RemoteGguf:
         reach(min(size, len(remote.head)))
         header = read_header(buffer, remote.size, remote.label, budget, reach)
         room.left -= filled
+        remote.head = b""
         return RemoteGguf(remote, buffer, header)
     except BaseException:
         remote.close()

@@ -17,7 +17,7 @@ from mtpref.heads.hf.names import canonical
 
 MAX_BESIDE = 64  # files that are looked into
 _BLOCK = re.compile(r"model\.layers\.(\d{1,6})\.")
-_NAMED = re.compile(r"mtp|nextn", re.IGNORECASE)
+NAMED = re.compile(r"mtp|nextn", re.IGNORECASE)
 
 
 def head_files(
@@ -28,16 +28,16 @@ def head_files(
     Errors   MtprefError for a head's file that is damaged, or has a part of its tensors in common with the model's
     """
     beside = [name for name in sorted(p.name for p in folder.glob("*.safetensors")) if name not in files]
-    n_layer = _n_layer(config)
+    n_layer = n_layer_of(config)
     known = {name for file in files.values() for name in file.names}
     found: dict[str, SafetensorsFile] = {}
     try:
         for name in beside[:MAX_BESIDE]:
-            file = _open(folder / name, is_needed=bool(_NAMED.search(name)))
+            file = _open(folder / name, is_needed=bool(NAMED.search(name)))
             if file is None:
                 continue
             names = set(file.names)
-            if not names or not all(_is_head(tensor, n_layer) for tensor in names) or names <= known:
+            if not names or not all(is_head(tensor, n_layer) for tensor in names) or names <= known:
                 file.close()
                 continue
             found[name] = file
@@ -64,14 +64,15 @@ def _open(path: Path, *, is_needed: bool) -> SafetensorsFile | None:
         return None
 
 
-def _is_head(name: str, n_layer: int | None) -> bool:
+def is_head(name: str, n_layer: int | None) -> bool:
     """Whether a name is that of a head's tensor: below mtp, or of a block after the trunk's."""
     plain = canonical(name)
     block = _BLOCK.match(plain)
     return plain.startswith("mtp.") or (n_layer is not None and block is not None and int(block[1]) >= n_layer)
 
 
-def _n_layer(config: dict[str, Any]) -> int | None:
+def n_layer_of(config: dict[str, Any]) -> int | None:
+    """The trunk's layers; None where config.json does not say."""
     inner = config.get("text_config")
     found = (inner if isinstance(inner, dict) else {}).get("num_hidden_layers", config.get("num_hidden_layers"))
     return found if type(found) is int else None
