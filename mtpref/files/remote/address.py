@@ -6,6 +6,7 @@ Owns the rules: https everywhere, http on this machine alone, no user names in a
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, replace
 from typing import NoReturn
 from urllib.parse import quote, unquote, urlsplit
@@ -52,7 +53,7 @@ class Address:
 
 def parse_address(url: str) -> Address:
     """A URL that a user gave. Errors: MtprefError for one that is not read"""
-    shown = printable(url.partition("?")[0], 200)
+    shown = printable(_without_user(url), 200)
     return _parse(url, shown, "give an https:// URL, or hf:ORG/NAME")
 
 
@@ -61,7 +62,7 @@ def redirected(address: Address, location: str) -> Address:
 
     Errors   MtprefError for a location that is no http URL, or that leaves https
     """
-    what = f"{address.shown}: redirects to {printable(location.partition('?')[0], 200)}"
+    what = f"{address.shown}: redirects to {printable(_without_user(location), 200)}"
     hint = "nothing else is followed"
     if location.startswith("//"):
         location = f"{address.scheme}:{location}"
@@ -73,6 +74,11 @@ def redirected(address: Address, location: str) -> Address:
     if address.scheme == "https" and to.scheme != "https":
         raise MtprefError(f"{what}, expected https again; {hint}")
     return to
+
+
+def _without_user(url: str) -> str:
+    """What of a URL may be shown, be it one or not: no user and password, no query."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
 
 
 def _base(address: Address) -> str:
@@ -94,8 +100,8 @@ def _parse(url: str, shown: str, hint: str) -> Address:
     except (ValueError, UnicodeError) as error:
         fail(f"no URL ({error}), expected one such as https://host/model.gguf")
     if parts.scheme not in PORTS or not host:
-        fail(f"the scheme {printable(parts.scheme or 'none', 20)!r} and no host, expected https://host/..."
-             if not host else f"the scheme {printable(parts.scheme, 20)!r}, expected https")  # fmt: skip
+        scheme = f"the scheme {printable(parts.scheme, 20)!r}" if parts.scheme else "no scheme"
+        fail(f"{scheme}{'' if host else ' and no host'}, expected https://HOST/...")
     if parts.username is not None or parts.password is not None:
         fail("a user name in a URL, which would be shown and logged, expected none")
     if parts.scheme == "http" and not is_loopback(host):

@@ -110,9 +110,7 @@ class FoundCheckpoint(Found):
             index = {name: file for name, file in index.items() if self._is_wanted(name)}
             names = sorted(set(index.values()))
         if len(names) > MAX_OPENED:
-            raise MtprefError(
-                f"{self.place.label}: a head in {len(names)} files, expected at most {MAX_OPENED}; refused"
-            )
+            raise MtprefError(f"{place.label}: a head in {len(names)} files, expected at most {MAX_OPENED}; refused")
         for name in names:
             self._open_one(name)
         check_names(self.place.label, index, dict(self.files))
