@@ -43,6 +43,12 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def do_HEAD(self):
+        body = self.state.files.get(self.path.partition("?")[0])
+        self.answer(
+            404 if body is None else 200, b"", {"Content-Length": str(len(body or b"")), "Accept-Ranges": "bytes"}
+        )
+
     def do_GET(self):
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first = int(found[1]) if found else None
