@@ -7,7 +7,7 @@ from mtpref.files.gguf.reader import GgufFile, KeyValues, open_one
 from mtpref.files.gguf.shards import is_shard, open_gguf, write_shards
 from mtpref.files.gguf.values import GgufArray, listed, printable, without_leading_ones
 from mtpref.files.gguf.whole import Part, WriteOptions, check_targets, human_bytes, write_whole
-from mtpref.files.gguf.writer import QUANTIZATION_VERSION, Data, Verbatim, tensor_bytes, write_gguf
+from mtpref.files.gguf.writer import QUANTIZATION_VERSION, Data, Verbatim, file_bytes, tensor_bytes, write_gguf
 
 __all__ = [
     "QUANTIZATION_VERSION",
@@ -21,6 +21,7 @@ __all__ = [
     "WriteOptions",
     "check_folder",
     "check_targets",
+    "file_bytes",
     "human_bytes",
     "is_shard",
     "listed",
