@@ -41,7 +41,14 @@ MODES = ("r", "w", "a", "x", "rb", "wb", "ab", "xb", "r+b", "w+b")
 # File -> calls that are there for a reason: the doors themselves, the package's own files, folders of its own making.
 DOORS = {
     "files/doors.py": {"os.open", "mmap.mmap"},
-    "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace"},
+    "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace", "shutil.rmtree"},
+    "files/gguf/folder.py": {"os.open", "os.rename"},  # a whole folder, by whole.py's rules
+    "files/remote/gguf.py": {"mmap.mmap"},  # memory for a header, of no file
+    "heads/fetch/checkpoint.py": {  # copies of small files, in a folder of its own
+        "self.copies / name.write_bytes",
+        "path.read_bytes",
+        "self.copies / INDEX.read_bytes",
+    },
     "files/tensor_files/npz.py": {"zipfile.ZipFile"},  # of a file that the door has opened
     "golden/gen.py": {"os.replace", "shutil.rmtree"},  # a whole folder, after check_output_folder
     "golden/sources.py": {"path.read_text"},  # sources of the specification

@@ -21,7 +21,6 @@ from email.message import Message
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mtpref import __version__
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.files.remote.address import Address, is_loopback, redirected
@@ -128,7 +127,7 @@ class Client:
 
         Errors   Cut where another try may help; MtprefError for refusals, and for redirects that are not followed
         """
-        headers = {"User-Agent": f"mtpref/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
+        headers = {"User-Agent": "mtpref", "Accept-Encoding": "identity", "Accept": "*/*"}
         if first is not None:
             headers["Range"] = f"bytes={first}-{'' if last is None else last}"
         token, linked, seen = self.token, None, {address}
