@@ -43,6 +43,7 @@ DOORS = {
     "files/doors.py": {"os.open", "mmap.mmap"},
     "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace", "shutil.rmtree"},
     "files/gguf/folder.py": {"os.open", "os.rename"},  # a whole folder, by whole.py's rules
+    "files/remote/spool.py": {"os.open", "shutil.rmtree"},  # bytes of unfinished outputs, in a folder of its own
     "files/remote/gguf.py": {"mmap.mmap"},  # memory for a header, of no file
     "heads/fetch/checkpoint.py": {  # copies of small files, in a folder of its own
         "self.copies / name.write_bytes",

@@ -7,6 +7,7 @@ from mtpref.files.remote.limits import Limits, Meter
 from mtpref.files.remote.place import Place, find
 from mtpref.files.remote.ranges import NotThereError, RemoteFile
 from mtpref.files.remote.safetensors import RemoteSafetensors
+from mtpref.files.remote.spool import Spool
 
 __all__ = [
     "Client",
@@ -16,6 +17,7 @@ __all__ = [
     "Place",
     "RemoteFile",
     "RemoteSafetensors",
+    "Spool",
     "Token",
     "find",
     "open_remote_gguf",

@@ -81,7 +81,7 @@ def list_repository(client: Client, name: HubName) -> Listing:
     commit = said.get("sha") if isinstance(said, dict) else None
     siblings = said.get("siblings") if isinstance(said, dict) else None
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(siblings, list):
-        raise MtprefError(f"{shown}: {where.host} answers without a commit and a list of files, expected a model's record")
+        raise MtprefError(f"{shown}: {where.host} names no commit and no list of files, expected a model's record")
     names = [one.get("rfilename") for one in siblings[:MAX_FILES] if isinstance(one, dict)]
     files = {
         path: parse_address(hub.hf_hub_url(name.repo, path, revision=commit, endpoint=endpoint))

@@ -15,9 +15,10 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import human_bytes, printable
 from mtpref.files.remote.address import Address
 from mtpref.files.remote.http import BUSY, Answer, Client, Cut, wait_of
+from mtpref.files.remote.spool import Kept, Spool
 
 FIRST = 256 << 10  # bytes of the first request: most headers of a split model's files, and of safetensors
-PIECE = 1 << 20
+PIECE = 256 << 10
 NEAR = 64 << 10  # bytes between two ranges that are read along
 MAX_SIZE = 1 << 48
 MAX_WAIT = 120.0  # seconds that a server may ask for
@@ -45,6 +46,8 @@ class RemoteFile:
         self.client, self.address = client, address
         self.label = printable(label or address.shown, 400)
         self.size, self.version = -1, ""
+        self.n_kept = 0  # bytes that an earlier run has left
+        self._kept: Kept | None = None
         self._answer: Answer | None = None
         self._at = self._end = 0  # of the open answer: its next byte, and the one after its last
         self._runs: list[tuple[int, int]] = []
@@ -55,10 +58,16 @@ class RemoteFile:
     def is_versioned(self) -> bool:
         return bool(self.version)
 
+    def keep(self, spool: Spool) -> None:
+        """Keep what comes from now on, and take from there what is kept: of a file whose version is known."""
+        if self.is_versioned:
+            self._kept = spool.of(self.address.shown, self.size, self.version)
+
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Ranges (first byte, the one after the last) that will be read in order: near ones share a request."""
         self._runs = []
-        for first, end in sorted(ranges):
+        wanted = ranges if self._kept is None else (gap for one in ranges for gap in self._kept.gaps(*one))
+        for first, end in sorted(wanted):
             if self._runs and first - self._runs[-1][1] <= NEAR:
                 self._runs[-1] = (self._runs[-1][0], max(end, self._runs[-1][1]))
             else:
@@ -81,8 +90,15 @@ class RemoteFile:
             yield self.head[at : min(end, len(self.head))]
             at = min(end, len(self.head))
         while at < end:
+            is_here, stop = (False, end) if self._kept is None else self._kept.here(at, end)
+            if is_here and self._kept is not None:
+                data = self._kept.read(at, min(PIECE, stop - at))
+                self.n_kept += len(data)
+                at += len(data)
+                yield data
+                continue
             try:
-                data = self._open_at(at, end).read(min(PIECE, end - at, self._end - at))
+                data = self._open_at(at, stop).read(min(PIECE, stop - at, self._end - at))
                 if not data:
                     raise Cut("the connection was cut")
             except Cut as cut:
@@ -94,6 +110,8 @@ class RemoteFile:
             self._at = at
             if at == self._end:
                 self._drop()
+            if self._kept is not None:
+                self._kept.write(at - len(data), data)
             yield data
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """`mtpref fetch`: what a model on a server holds, and its head alone, without downloading it."""
 
 import argparse
+import contextlib
 import json
 import sys
 from typing import Any
@@ -34,6 +35,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "-o", "--output", type=OutputPath, metavar="OUT", help="of --head: the GGUF file, or the folder, to write"
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what comes in OUT.mtpref-parts until OUT is written, and go on with what a stopped run has left "
+        "there (default: off)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout (default: off)")
     parser.add_argument(
         "--timeout", type=float, default=30.0, metavar="SECONDS", help="wait so long for a silent server (default: 30)"
@@ -51,6 +58,8 @@ def run_fetch(args: argparse.Namespace) -> int:
         raise MtprefError("--head: expected -o OUT, the file or folder to write")
     if args.output is not None and not args.head:
         raise MtprefError("-o: expected --head beside it; without, nothing is written")
+    if args.resume and (not args.head or args.output.shown == "-"):
+        raise MtprefError("--resume: expected --head and -o OUT, a file or folder, beside it")
     if args.json and args.head:
         raise MtprefError("--json: expected it without --head")
     if not 0.1 <= args.timeout <= 3600:
@@ -77,11 +86,16 @@ def _say(args: argparse.Namespace, found: Any) -> int:
 def _take(args: argparse.Namespace, found: Any) -> int:
     from mtpref.base.errors import MtprefError
     from mtpref.files.gguf import human_bytes, printable
+    from mtpref.files.remote import Spool
 
     if found.is_folder and getattr(args.output, "shown", "") == "-":
         raise MtprefError("-o: a checkpoint's head is a folder, which standard output cannot take; expected a name")
-    with writing(args) as options:
-        taken = found.take(args.output, options)
+    with contextlib.ExitStack() as stack:
+        options = stack.enter_context(writing(args))
+        spool = stack.enter_context(Spool(args.output)) if args.resume else None
+        taken = found.take(args.output, options, spool)
+        if spool is not None:
+            spool.done()
     print(f"{printable(str(taken.path), 400)}: {taken.n_tensors} tensors, {human_bytes(taken.n_bytes)}")
     print(found.read_line())
     return 0

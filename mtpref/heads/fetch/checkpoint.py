@@ -19,7 +19,7 @@ from mtpref.architectures import SHARED
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import parse_json
 from mtpref.files.gguf import Part, WriteOptions, check_folder, human_bytes, listed, printable, write_folder
-from mtpref.files.remote import NotThereError, Place, RemoteSafetensors
+from mtpref.files.remote import NotThereError, Place, RemoteFile, RemoteSafetensors, Spool
 from mtpref.files.tensor_files.safetensors import Copied, safetensors_part
 from mtpref.heads.check import Finding, Report, marks
 from mtpref.heads.check.checkpoint import folder_findings
@@ -89,7 +89,7 @@ class FoundCheckpoint(Found):
         self.report.findings += marks.of_checkpoint(config, self.checkpoint.metadata, bool(found.n_mtp))
         if found.n_mtp:
             self.report.findings += self._whole()
-        self.report.findings += unversioned(file.remote for file in files.values())
+        self.report.findings += unversioned(self.remotes())
         self.report.findings.append(Finding("not-run", "the head", "headers alone were read"))
 
     # WHAT IS THERE
@@ -238,13 +238,17 @@ class FoundCheckpoint(Found):
             ],
         }
 
-    def take(self, target: str | Path, options: WriteOptions) -> Taken:
+    def take(self, target: str | Path, options: WriteOptions, spool: Spool | None = None) -> Taken:
         checked_parts(self.checkpoint, Settings(which="mtp", allow_unmapped=True), needs_shared=False)
         n_bytes = sum(self._head_bytes().values())
         check_folder(target, options, n_bytes)
         for name, most in TEXTS.items():
             if name not in DECLARED:
                 self._copy(name, most)
+        for file in self.files.values():
+            if spool is not None:
+                file.remote.keep(spool)
+            file.only(file.names)
         wrote = _Progress(options, n_bytes)
         parts = [self._part(name, wrote) for name in sorted(self.files)]
         for path in sorted(self.copies.iterdir()):
@@ -273,6 +277,9 @@ class FoundCheckpoint(Found):
     def _bytes(self, file: str, name: str) -> int:
         start, end = self.files[file].place(name)
         return end - start
+
+    def remotes(self) -> list[RemoteFile]:
+        return [file.remote for file in self.files.values()]
 
     def close(self) -> None:
         _close(self._folder, self.files)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.files.gguf import WriteOptions, human_bytes
-from mtpref.files.remote import Client, Place, RemoteFile, find
+from mtpref.files.remote import Client, Place, RemoteFile, Spool, find
 from mtpref.heads.check import Finding, Report
 
 SCHEMA = "mtpref-fetch-1"
@@ -53,11 +53,17 @@ class Found(ABC):
         """The same for programs."""
 
     @abstractmethod
-    def take(self, target: str | Path, options: WriteOptions) -> Taken:
+    def take(self, target: str | Path, options: WriteOptions, spool: Spool | None = None) -> Taken:
         """Write the head alone: a GGUF file for -md, or a checkpoint's folder.
+
+        spool    keeps what comes, and has what an earlier run has kept
 
         Errors   MtprefError: no head, or not all of it; what cannot be written; whatever the server does wrong
         """
+
+    @abstractmethod
+    def remotes(self) -> list[RemoteFile]:
+        """The files that hold the head."""
 
     @abstractmethod
     def close(self) -> None:
@@ -72,6 +78,8 @@ class Found(ABC):
         """The same in a line."""
         read = self.read()
         again = f", {read['n_retries']} tries again" if read["n_retries"] else ""
+        kept = sum(remote.n_kept for remote in self.remotes())
+        again += f", and {human_bytes(kept)} that an earlier run has left" if kept else ""
         requests = "1 request" if read["n_requests"] == 1 else f"{read['n_requests']} requests"
         return (
             f"read {human_bytes(read['n_bytes'])} of {human_bytes(self.size)} in {requests}{again}; "

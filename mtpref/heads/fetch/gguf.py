@@ -8,7 +8,7 @@ from typing import Any
 from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import WriteOptions, check_targets, printable
-from mtpref.files.remote import Place, RemoteFile, open_remote_gguf
+from mtpref.files.remote import Place, RemoteFile, Spool, open_remote_gguf
 from mtpref.files.remote.gguf import RemoteGguf
 from mtpref.heads.check import Finding, Report
 from mtpref.heads.check.report import check_header
@@ -45,7 +45,7 @@ class FoundGguf(Found):
                 f"{', '.join(ARCHITECTURES)}; mtpref knows no head of another"
             )
         self.report = Report(file.label, None, False, check_header(file, self.seen, problems))
-        self.report.findings += unversioned(_remotes(file))
+        self.report.findings += unversioned(self.remotes())
         self.report.findings.append(Finding("not-run", "the head", "headers alone were read"))
 
     def lines(self, width: int) -> list[str]:
@@ -54,18 +54,20 @@ class FoundGguf(Found):
     def contents(self) -> dict[str, Any]:
         return self.seen
 
-    def take(self, target: str | Path, options: WriteOptions) -> Taken:
+    def take(self, target: str | Path, options: WriteOptions, spool: Spool | None = None) -> Taken:
         if self.alone is not None:
             raise MtprefError(self.alone)
         contents = extract(self.file)
         check_targets([target], options, contents.n_bytes)
+        if spool is not None:
+            for remote in self.remotes():
+                remote.keep(spool)
         self.file.expect({item.name for item in contents.items})
         (path,) = write_contents(target, contents, options)
         return Taken(path, len(contents.items), contents.n_bytes)
 
+    def remotes(self) -> list[RemoteFile]:
+        return [part.remote for part in (self.file, *self.file.others) if isinstance(part, RemoteGguf)]
+
     def close(self) -> None:
         self.file.close()
-
-
-def _remotes(file: RemoteGguf) -> list[RemoteFile]:
-    return [part.remote for part in (file, *file.others) if isinstance(part, RemoteGguf)]
