@@ -17,7 +17,7 @@ from mtpref.files.gguf import GgufFile, TensorInfo
 from mtpref.files.gguf.parse import Budget, Header, read_header
 from mtpref.files.gguf.shards import join_shards, shard_paths
 from mtpref.files.gguf.whole import human_bytes
-from mtpref.files.remote.ranges import PIECE, NotThereError, RemoteFile
+from mtpref.files.remote.ranges import NotThereError, RemoteFile
 
 MAX_HEADER = 128 << 20  # bytes of all headers of a model; the largest real ones have 2 * 10**7
 MAX_STEP = 4 << 20
@@ -110,10 +110,9 @@ def _open_one(remote: RemoteFile, budget: Budget, room: _Room) -> RemoteGguf:
                 "MB); refused"
             )
         goal = min(size, max(n_bytes, min(2 * filled, filled + MAX_STEP), len(remote.head)))
-        while filled < goal:
-            for piece in remote.pieces(filled, min(goal - filled, PIECE)):
-                buffer[filled : filled + len(piece)] = piece
-                filled += len(piece)
+        for piece in remote.pieces(filled, goal - filled):
+            buffer[filled : filled + len(piece)] = piece
+            filled += len(piece)
         return filled
 
     try:

@@ -110,7 +110,7 @@ class Kept:
         try:
             yield
         except OSError as error:
-            raise MtprefError(f"{self._label}: cannot be kept: {error.strerror or error}; leave --resume out") from None
+            raise MtprefError(f"{self._label}: cannot be kept: {error.strerror or error}; leave `spool` out") from None
 
     def _load(self) -> None:
         for line in os.pread(self._journal, MAX_JOURNAL, 0).split(b"\n")[:-1]:
