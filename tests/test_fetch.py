@@ -17,6 +17,7 @@ from mtpref.files import remote
 from mtpref.files.gguf import open_gguf, write_gguf
 from mtpref.files.remote.address import parse_address
 from mtpref.files.remote.http import Client, Token
+from mtpref.files.remote.hub import name_of_page
 from mtpref.files.tensor_files.safetensors import SafetensorsFile, write_safetensors
 from mtpref.front import cli
 from mtpref.heads.hf import open_checkpoint
@@ -500,6 +501,23 @@ def test_a_list_without_end(hub, capsys):
     code, _, err = run(capsys, "hf:org/name")
     assert code == 2
     assert "more than 33.6 MB" in err
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://huggingface.co/org/name", "hf:org/name"),
+        ("https://huggingface.co/org/name/", "hf:org/name"),
+        ("https://hf.co/org/name/tree/v1.0", "hf:org/name@v1.0"),
+        ("https://huggingface.co/org/name/blob/main/a/m-Q8_0.gguf", "hf:org/name@main:a/m-Q8_0.gguf"),
+        ("https://huggingface.co/org/name/resolve/main/m.gguf", None),
+        ("https://huggingface.co/org", None),
+        ("https://example.org/org/name", None),
+    ],
+)
+def test_a_page_of_the_hub_is_the_name_of_a_repository(url, name):
+    """What a browser shows is what one copies."""
+    assert name_of_page(parse_address(url)) == name
 
 
 @needs_hub

@@ -10,7 +10,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import parse_json
@@ -25,6 +25,7 @@ MAX_LIST = 32 << 20  # bytes of a repository's list of files
 MAX_MEMORY = 256 << 20
 MAX_FILES = 100_000
 _NAME = re.compile(r"(?P<repo>[^@:\s]+)(@(?P<revision>[^:\s]+))?(:(?P<file>.+))?")
+_PAGE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/?((tree|blob)/(?P<revision>[^/]+)/?(?P<file>.+)?)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -60,6 +61,15 @@ def parse_hub_name(text: str) -> HubName:
     if "/" not in found["repo"]:
         raise MtprefError(f"{shown}: expected hf:ORG/NAME, with the organisation or user before the name")
     return HubName(found["repo"], found["revision"] or "main", found["file"])
+
+
+def name_of_page(address: Address) -> str | None:
+    """The hf: name of what a page of the hub shows, a repository or a file; None for other URLs."""
+    found = _PAGE.fullmatch(unquote(address.target.partition("?")[0])) if address.host in HOSTS else None
+    if found is None:
+        return None
+    revision = f"@{found['revision']}" if found["revision"] else ""
+    return f"{PREFIX}{found['repo']}{revision}" + (f":{found['file']}" if found["file"] else "")
 
 
 def list_repository(client: Client, name: HubName) -> Listing:

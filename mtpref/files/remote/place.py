@@ -12,7 +12,16 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import listed, printable
 from mtpref.files.remote.address import Address, parse_address
 from mtpref.files.remote.http import Client
-from mtpref.files.remote.hub import HOSTS, PREFIX, Listing, is_installed, list_repository, parse_hub_name, token_for
+from mtpref.files.remote.hub import (
+    HOSTS,
+    PREFIX,
+    Listing,
+    is_installed,
+    list_repository,
+    name_of_page,
+    parse_hub_name,
+    token_for,
+)
 from mtpref.files.remote.ranges import NotThereError, RemoteFile, get_small
 
 CONFIG, INDEX, WHOLE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -57,10 +66,11 @@ def find(client: Client, text: str) -> Place:
 
     Errors   MtprefError: no such URL, name or repository; several models where one is wanted
     """
-    if text.startswith(PREFIX):
+    address = None if text.startswith(PREFIX) else parse_address(text)
+    text = text if address is None else name_of_page(address) or text
+    if address is None or text.startswith(PREFIX):
         name = parse_hub_name(text)
         return _in_repository(client, list_repository(client, name), name.file)
-    address = parse_address(text)
     if address.host in HOSTS and is_installed():
         client.token = token_for(address)
     if address.name.endswith(".gguf"):
