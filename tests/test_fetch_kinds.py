@@ -11,7 +11,10 @@ from tests.micro_moe import NAMES, standard
 from tests.quantised_folder import CASES, case_folder
 from tests.range_server import serving
 
-ONE_EACH = {name.partition("-30")[0].partition("-60")[0].partition("-90")[0]: name for name in NAMES}
+STREAMS = "deepseek4"
+ONE_EACH = {STREAMS: f"micro-{STREAMS}-f32"} | {
+    name.partition("-30")[0].partition("-60")[0].partition("-90")[0]: name for name in NAMES
+}
 
 
 @pytest.mark.parametrize("name", ONE_EACH.values())
@@ -44,6 +47,11 @@ def both_convert(whole: Path, tmp_path, capsys):
 @pytest.mark.parametrize("arch", moe_folder.ARCHS)
 def test_experts(arch, is_fused, tmp_path, capsys):
     both_convert(moe_folder.folder(tmp_path / "model", arch, fused=is_fused), tmp_path, capsys)
+
+
+def test_streams(tmp_path, capsys):
+    """A head with streams of its own, and tensors at the root of the folder that are its own."""
+    both_convert(moe_folder.folder(tmp_path / "model", STREAMS), tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,7 +21,7 @@ from tests.micro_moe import NAMES, standard
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "mtpref/data/tiny.gguf"
 MODELS = [TINY, ROOT / "golden/models/micro-60-f32.gguf"]
-MOE = [name for name in NAMES if name.endswith("-f32") and "-30-" not in name]
+MOE = [*(name for name in NAMES if name.endswith("-f32") and "-30-" not in name), "micro-deepseek4-f32"]
 
 
 def rows(path, **more):
