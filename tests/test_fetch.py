@@ -632,14 +632,15 @@ def test_the_same_folder_twice_is_the_same_bytes(folder, tmp_path, capsys):
 
 def test_a_folder_is_never_replaced(folder, tmp_path, capsys):
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_bytes(b"mine")
     with serving(served(folder)) as server:
         code, _, err = run(capsys, f"{server.url}/ck/", "--head", "-o", tmp_path / "out", "--force")
         assert code == 2
-        assert "a folder cannot be replaced in one step" in err
+        assert "several files cannot be replaced in one step" in err
         code, _, err = run(capsys, f"{server.url}/ck/", "--head", "-o", "-")
         assert code == 2
         assert "standard output cannot take" in err
-    assert os.listdir(tmp_path / "out") == []
+    assert os.listdir(tmp_path / "out") == ["mine"]
 
 
 def test_only_files_that_hold_the_head_are_opened(folder, tmp_path, capsys):

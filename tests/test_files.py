@@ -40,11 +40,13 @@ OF_MODULES = {"open", "replace", "rename", "link", "symlink", "remove", "move", 
 MODES = ("r", "w", "a", "x", "rb", "wb", "ab", "xb", "r+b", "w+b")
 # File -> calls that are there for a reason: the doors themselves, the package's own files, folders of its own making.
 DOORS = {
-    "files/doors.py": {"os.open", "mmap.mmap"},
+    "files/doors.py": {"os.open"},
     "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace", "shutil.rmtree"},
-    "files/gguf/folder.py": {"os.open", "os.rename"},  # a whole folder, by whole.py's rules
+    "files/gguf/folder.py": {"os.open", "open", "os.link", "os.symlink", "os.rename", "shutil.rmtree"},  # whole folders
+    "files/holes.py": {"os.open"},  # of a file that the door has opened
+    "heads/into_hf/calibrate.py": {"folder / 'trunk.gguf'.unlink"},  # in a folder of its own
+    "heads/into_hf/plan.py": {"self.rename"},  # of tensors
     "files/remote/spool.py": {"os.open", "shutil.rmtree"},  # bytes of unfinished outputs, in a folder of its own
-    "files/remote/gguf.py": {"mmap.mmap"},  # memory for a header, of no file
     "heads/fetch/checkpoint.py": {  # copies of small files, in a folder of its own
         "self.copies / name.write_bytes",
         "path.read_bytes",

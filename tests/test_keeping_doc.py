@@ -10,6 +10,7 @@ import pytest
 from mtpref.files.gguf import open_gguf
 from mtpref.front import cli
 from tests.hf_folder import read_state, write_checkpoint
+from tests.quantised_folder import CASES, case_folder
 from tests.range_server import serving
 from tests.v3_folder import planted
 
@@ -108,7 +109,58 @@ def test_the_table_of_memory(tmp_path, monkeypatch, capsys):
     assert f"```text\n{table}\n```" in PAGE
 
 
-@pytest.mark.parametrize("word", ["--force", "--progress", "--split-max-size", "--outtype", "--probe"])
+def test_a_file_more_of_a_split_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").write_bytes((ROOT / "mtpref/data/tiny.gguf").read_bytes())
+    said = []
+    for argv in commands("as-shard"):
+        assert cli.main(argv[1:]) == 0, argv
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "trunk-00001-of-00004.gguf: 55 tensors" in said[0]
+    assert "whole/trunk-00001-of-00005.gguf: 5 files, 2 of them new: 15 tensors of the head" in said[2]
+    assert "the head uses this trunk's hidden rows" in said[2]
+    assert "other-counts" in said[3]
+    assert (tmp_path / "whole/trunk-00003-of-00005.gguf").samefile(tmp_path / "trunk-00003-of-00004.gguf")
+    assert cli.main(["generate", "-m", "model.gguf", "-p", "import os", "-n", "16"]) == 0
+    assert " ".join(capsys.readouterr().out.split()) == said[4]
+
+
+def test_a_quantised_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state, config, tokenizer = read_state()
+    write_checkpoint(tmp_path / "original", state, config, tokenizer)
+    trunk = {name: x for name, x in state.items() if not name.startswith("mtp.")}
+    lost = {key: x for key, x in config.items() if key != "mtp_num_hidden_layers"}
+    case_folder(tmp_path / "quantised", CASES["int4"], trunk, lost, tokenizer)
+    (tmp_path / "text.txt").write_text((ROOT / "tests/naive.py").read_text()[:6000])
+    said = []
+    for argv in commands("hf"):
+        assert cli.main(argv[1:]) == (1 if argv[1:] == ["check", "--fast", "quantised"] else 0), argv
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "head-absent" in said[0]
+    assert "7 matrices in INT4 in groups of 32; 1 files of weights are the base's" in said[1]
+    assert "7 matrices in INT4 in groups of 32, 7 of them by GPTQ" in said[2]
+    assert "all as the original has it" in said[3]
+    assert cli.main(["generate", "-m", "calibrated.gguf", "-p", "import os", "-n", "16"]) == 0
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--force",
+        "--progress",
+        "--split-max-size",
+        "--outtype",
+        "--probe",
+        "--as-shard",
+        "--symlink",
+        "--copy",
+        "--hf",
+        "--head-type",
+        "--method",
+        "--hidden",
+    ],
+)
 def test_options_of_the_page_exist(word, capsys):
     with pytest.raises(SystemExit):
         cli.main(["graft", "--help"])

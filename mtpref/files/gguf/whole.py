@@ -32,7 +32,7 @@ except ImportError:  # not POSIX: no locks, and left-over temporaries stay
 
 SUFFIX = ".mtpref-tmp"
 _LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]+" + re.escape(SUFFIX), re.DOTALL)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 _OLD = os.O_RDONLY | sum(getattr(os, n, 0) for n in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
 
@@ -120,9 +120,14 @@ def write_parts(parts: list[Part], options: WriteOptions) -> None:
                 files.was_written(path)
             sync_folder(path.parent)
         except OSError as e:
-            full = "the disk or quota is full, free some space" if e.errno in FULL else "expected a writable folder"
-            raise MtprefError(f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; {full}") from None
+            raise unwritable(path, e) from None
         placed.clear()
+
+
+def unwritable(path: Path, error: OSError) -> MtprefError:
+    """One line on a target that cannot be written."""
+    full = "the disk or quota is full, free some space" if error.errno in _FULL else "expected a writable folder"
+    return MtprefError(f"{printable(str(path), 400)}: cannot be written: {error.strerror or error}; {full}")
 
 
 def write_whole(
@@ -139,9 +144,7 @@ def write_whole(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise MtprefError(
-            f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; expected a writable folder"
-        ) from None
+        raise unwritable(path, e) from None
     write_parts([Part(path, None if callable(content) else len(content), put)], options or WriteOptions())
 
 
@@ -159,8 +162,8 @@ def left_over_of(path: str | Path) -> str | None:
 
 
 def refuse_left_over(path: str | Path) -> None:
-    """MtprefError for a temporary: it may be half a file."""
-    name = left_over_of(path)
+    """MtprefError for a temporary, or a file in a temporary folder: it may be half of what it is to be."""
+    name = left_over_of(path) or left_over_of(Path(path).absolute().parent)
     if name is not None:
         raise MtprefError(
             f"{printable(str(path), 400)}: the temporary of a write of {printable(name, 200)} that was killed or still "
@@ -185,7 +188,10 @@ def _remove_dead(path: Path) -> None:
             mode = os.fstat(fd).st_mode
             if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while its writer lives
-                path.unlink() if stat.S_ISREG(mode) else shutil.rmtree(path)
+                if stat.S_ISDIR(mode):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         finally:
             os.close(fd)
 
@@ -200,12 +206,13 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
     while True:
         temporaries.append(path.with_name(f".{path.name}.{secrets.token_hex(8)}{SUFFIX}"))
         try:
-            file = create_new(temporaries[-1])
+            fd = os.open(temporaries[-1], _NEW, 0o666)
         except FileExistsError:
             temporaries.pop()  # not ours
             continue
+        file = open(fd, "r+b")  # noqa: SIM115 (closed below)
         try:
-            if is_locked(file.fileno()):
+            if lock(fd):
                 yield file
                 return
         finally:
@@ -214,13 +221,8 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
         _unlink([temporaries.pop()])
 
 
-def create_new(path: Path) -> BinaryIO:
-    """Open a file that was not there before, through no link. Errors: FileExistsError and the like"""
-    return open(os.open(path, _NEW, 0o666), "r+b")
-
-
-def is_locked(fd: int) -> bool:
-    """Whether the file or folder is ours: not where another writer took it for a dead one's, before it was locked."""
+def lock(fd: int) -> bool:
+    """Whether the file is ours: not where another writer took it for a dead one's, before it was locked."""
     if fcntl is None:
         return True
     try:
@@ -233,7 +235,6 @@ def is_locked(fd: int) -> bool:
 
 
 def write_synced(file: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file's content, to the disk."""
     write(file)
     file.flush()
     os.fsync(file.fileno())
@@ -257,7 +258,6 @@ def _place(file: BinaryIO, temporary: Path, path: Path, options: WriteOptions) -
 
 
 def check_space(path: Path, n_bytes: int) -> None:
-    """MtprefError where the disk of a target has less free."""
     try:
         free = shutil.disk_usage(path.parent).free
     except OSError:
@@ -291,7 +291,6 @@ def _unlink(paths: list[Path]) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """The names in a folder, to the disk."""
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:

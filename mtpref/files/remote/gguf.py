@@ -5,7 +5,6 @@ The header is read as far as the parser goes, in steps that grow; every check is
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.base.errors import MtprefError
+from mtpref.files.doors import Mapping as MappedFile
 from mtpref.files.gguf import GgufFile, TensorInfo
 from mtpref.files.gguf.parse import Budget, Header, read_header
 from mtpref.files.gguf.shards import join_shards, shard_paths
@@ -27,7 +27,7 @@ MAX_DATA = 64 << 20  # bytes of a tensor that is asked for whole
 class RemoteGguf(GgufFile):
     """An open GGUF file on a server."""
 
-    def __init__(self, remote: RemoteFile, buffer: mmap.mmap, header: Header) -> None:
+    def __init__(self, remote: RemoteFile, buffer: MappedFile, header: Header) -> None:
         super().__init__(Path(remote.address.name), buffer, header)
         self.remote, self.label, self.n_bytes = remote, remote.label, remote.size
 
@@ -57,6 +57,13 @@ class RemoteGguf(GgufFile):
     def pieces(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
         for piece in self._remote_of(tensor).pieces(tensor.offset, tensor.n_bytes):
             yield np.frombuffer(piece, np.uint8)
+
+    def copied(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
+        """The pieces: what a server has as holes cannot be seen."""
+        return self.pieces(tensor)
+
+    def n_held(self, tensor: TensorInfo) -> int:
+        return tensor.n_bytes
 
     def _remote_of(self, info: TensorInfo) -> RemoteFile:
         owner = self.owner(info)
@@ -96,7 +103,7 @@ def _open_one(remote: RemoteFile, budget: Budget, room: _Room) -> RemoteGguf:
     size = min(remote.size, room.left)
     if size < 1:
         raise MtprefError(f"{remote.label}: headers of more than {human_bytes(MAX_HEADER)} before it; refused")
-    buffer = mmap.mmap(-1, size)
+    buffer = MappedFile(-1, size)  # memory, of no file
     filled = 0
 
     def reach(n_bytes: int) -> int:

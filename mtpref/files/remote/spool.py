@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
-from mtpref.files.gguf.whole import is_locked, refuse_left_over
+from mtpref.files.gguf.whole import lock, refuse_left_over
 
 SUFFIX = ".mtpref-parts"
 PIECE = 1 << 20
@@ -45,7 +45,7 @@ class Spool:
         except OSError as error:
             why = error.strerror or error
             raise MtprefError(f"{label}: cannot be written: {why}; expected a folder of ours") from None
-        if not stat.S_ISDIR(os.fstat(self._fd).st_mode) or not is_locked(self._fd):
+        if not stat.S_ISDIR(os.fstat(self._fd).st_mode) or not lock(self._fd):
             os.close(self._fd)
             raise MtprefError(f"{label}: another run writes there, or it is no folder; wait, or name another output")
 

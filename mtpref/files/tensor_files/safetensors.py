@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import Sized, Within, parse_json, read
 from mtpref.files.doors import map_regular
-from mtpref.files.gguf import Part, printable, write_whole
+from mtpref.files.gguf import printable, write_whole
+from mtpref.files.gguf.whole import Part
 from mtpref.files.tensor_files.float8 import FLOAT8
 from mtpref.files.tensor_files.shapes import MAX_DIMENSIONS, shape_bytes
 
@@ -163,6 +164,44 @@ def _n_bytes(dtype_name: str, shape: tuple[int, ...], what: str = "shape") -> in
     return -(-shape_bytes(shape, UNREAD[dtype_name], what) // 8)
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """A tensor to be written in pieces. give: its bytes in order; arrays of any dtype of the right size"""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    give: Callable[[], Iterable[NDArray]]
+
+    @property
+    def n_bytes(self) -> int:
+        return _n_bytes(self.dtype, self.shape)
+
+
+def safetensors_part(path: str | Path, tensors: Sequence[Streamed], metadata: Mapping[str, str]) -> Part:
+    """A .safetensors file to be written by `write_parts` or `write_folder`, in the memory of a piece.
+
+    Rule    tensors in the order given; the same bytes for the same input
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for t in tensors:
+        header[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [offset, offset + t.n_bytes]}
+        offset += t.n_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors:
+            pieces = (np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in t.give())
+            n = sum(file.write(piece.data) for piece in pieces)
+            if n != t.n_bytes:
+                raise MtprefError(f"tensor {printable(t.name)}: {n} bytes of data, expected {t.n_bytes}")
+
+    return Part(Path(path), 8 + len(text) + offset, write)
+
+
 def write_safetensors(
     path: str | Path,
     tensors: Mapping[str, NDArray],
@@ -197,45 +236,3 @@ def write_safetensors(
             file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
     write_whole(path, write)
-
-
-@dataclass(frozen=True)
-class Copied:
-    """A tensor of another file, as it is stored there. pieces: gives its bytes in order"""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    n_bytes: int
-    pieces: Callable[[], Iterable[bytes]]
-
-
-def safetensors_part(
-    path: str | Path, tensors: Sequence[Copied], metadata: Mapping[str, str], wrote: Callable[[int], None] | None = None
-) -> Part:
-    """A .safetensors file of tensors of others, to be written; they come through memory piece by piece.
-
-    wrote    told of bytes as they go out
-    Errors   when it is written: MtprefError for a tensor that comes with another number of bytes
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for tensor in tensors:
-        where = [offset, offset + tensor.n_bytes]
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": where}
-        offset += tensor.n_bytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-
-    def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            left = tensor.n_bytes
-            for piece in tensor.pieces():
-                left -= file.write(piece)
-                if wrote is not None:
-                    wrote(len(piece))
-            if left:
-                raise MtprefError(f"{path}: tensor {printable(tensor.name)}: {left} bytes are missing or too many")
-
-    return Part(Path(path), 8 + len(text) + offset, write)

@@ -176,7 +176,7 @@ def check_header(file: GgufFile, seen: dict[str, Any], problems: Sequence[Proble
     seen, problems   what inspect says of the file, whose architecture is known
     """
     found = static.inventory(seen, problems)
-    found += static.trailing(file)
+    found += static.counts(file) + static.trailing(file)
     found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
     found += marks.of_gguf(seen["general"])
     found += static.tokenizer(file)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mtpref.architectures import ARCHITECTURES, D2T, Architecture, present_tensors
 from mtpref.architectures.transforms import ZERO_CENTRED
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.gguf import GgufFile, other_counts, printable
 from mtpref.files.gguf.parse import next_aligned
 from mtpref.files.vocab.pretokenizers import known_names, unusual_pre
 from mtpref.heads.check.findings import Finding
@@ -85,6 +85,12 @@ def trailing(file: GgufFile) -> list[Finding]:
                 text = f"{n} bytes after {printable(last.name)} ({last.type_name}), expected none"
                 found.append(Finding("trailing-bytes", part.label, text))
     return found
+
+
+def counts(file: GgufFile) -> list[Finding]:
+    """Files of a split model that a head was put beside."""
+    text = other_counts(file)
+    return [] if text is None else [Finding("other-counts", "split.count", text)]
 
 
 def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:

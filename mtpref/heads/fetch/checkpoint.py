@@ -11,16 +11,21 @@ import json
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtpref.architectures import SHARED
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import parse_json
-from mtpref.files.gguf import Part, WriteOptions, check_folder, human_bytes, listed, printable, write_folder
+from mtpref.files.gguf import WriteOptions, check_folder, human_bytes, listed, printable, write_folder
+from mtpref.files.gguf.whole import Part, check_space
 from mtpref.files.remote import NotThereError, Place, RemoteFile, RemoteSafetensors, Spool
-from mtpref.files.tensor_files.safetensors import Copied, safetensors_part
+from mtpref.files.tensor_files.safetensors import Streamed, safetensors_part
 from mtpref.heads.check import Finding, Report, marks
 from mtpref.heads.check.checkpoint import folder_findings
 from mtpref.heads.convert import Settings
@@ -28,7 +33,7 @@ from mtpref.heads.convert.general import LIMITS
 from mtpref.heads.convert.run import checked_parts
 from mtpref.heads.fetch.found import Found, Taken, unversioned
 from mtpref.heads.hf import Checkpoint, TextConfig, canonical, gguf_tensors, text_config
-from mtpref.heads.hf.beside import NAMED, is_head
+from mtpref.heads.hf.beside import NAMED, is_head_name
 from mtpref.heads.hf.checkpoint import CONFIG, INDEX, MAX_JSON, WHOLE, check_names, read_index, read_json
 from mtpref.heads.hf.formats.declared import FILES as DECLARED
 
@@ -120,7 +125,7 @@ class FoundCheckpoint(Found):
             beside = sorted(n for n in self.place.files if n.endswith(".safetensors") and n not in listed_files)
             beside = [name for name in beside if NAMED.search(name)]
         else:
-            beside = [] if any(is_head(name, self.config.n_layer) for name in known) else [BESIDE]
+            beside = [] if any(is_head_name(name, self.config.n_layer) for name in known) else [BESIDE]
         return tuple(name for name in beside if self._open_beside(name, known))
 
     def _open_one(self, name: str) -> RemoteSafetensors:
@@ -138,7 +143,7 @@ class FoundCheckpoint(Found):
             return False
         self.files[name] = file
         names = set(file.names)
-        if not names or not all(is_head(one, self.config.n_layer) for one in names) or names <= known:
+        if not names or not all(is_head_name(one, self.config.n_layer) for one in names) or names <= known:
             self.files.pop(name).close()
             return False
         file.only(names)
@@ -151,7 +156,7 @@ class FoundCheckpoint(Found):
 
     def _is_wanted(self, name: str) -> bool:
         """Whether a tensor is the head's, or one that a head shares with its trunk."""
-        return is_head(name, self.config.n_layer) or canonical(name).startswith(_shared(self.config))
+        return is_head_name(name, self.config.n_layer) or canonical(name).startswith(_shared(self.config))
 
     def _missing(self) -> list[Finding]:
         if self.index is None or self.place.files is None:
@@ -188,7 +193,7 @@ class FoundCheckpoint(Found):
         for file in self.files.values():
             for name in file.names:
                 start, end = file.place(name)
-                sizes[is_head(name, self.config.n_layer)] += end - start
+                sizes[is_head_name(name, self.config.n_layer)] += end - start
         return dict(sizes)
 
     def _size(self) -> int:
@@ -241,7 +246,8 @@ class FoundCheckpoint(Found):
     def take(self, target: str | Path, options: WriteOptions, spool: Spool | None = None) -> Taken:
         checked_parts(self.checkpoint, Settings(which="mtp", allow_unmapped=True), needs_shared=False)
         n_bytes = sum(self._head_bytes().values())
-        check_folder(target, options, n_bytes)
+        check_folder(target)
+        check_space(Path(target), n_bytes)
         for name, most in TEXTS.items():
             if name not in DECLARED:
                 self._copy(name, most)
@@ -254,16 +260,16 @@ class FoundCheckpoint(Found):
         for path in sorted(self.copies.iterdir()):
             raw = path.read_bytes() if path.name != INDEX else self._small_index()
             parts.append(Part(Path(path.name), len(raw), partial(_put, raw)))
-        write_folder(target, parts, options)
+        write_folder(target, parts, [], "copy", options)
         return Taken(Path(target), sum(len(file.names) for file in self.files.values()), n_bytes)
 
     def _part(self, file_name: str, wrote: _Progress) -> Part:
         file = self.files[file_name]
-        tensors = []
-        for name in file.names:
-            start, end = file.place(name)
-            tensors.append(Copied(name, file.dtype(name), file.shape(name), end - start, partial(file.pieces, name)))
-        return safetensors_part(file_name, tensors, file.metadata, wrote)
+        tensors = [
+            Streamed(name, file.dtype(name), file.shape(name), partial(_counted, file, name, wrote))
+            for name in file.names
+        ]
+        return safetensors_part(file_name, tensors, file.metadata)
 
     def _small_index(self) -> bytes:
         """The index of what is copied."""
@@ -295,6 +301,13 @@ class _Progress:
         self._n_done += n_bytes
         if self._report is not None:
             self._report(self._n_done, self._n_total)
+
+
+def _counted(file: RemoteSafetensors, name: str, wrote: _Progress) -> Iterator[NDArray[np.uint8]]:
+    """A tensor's bytes in order; they are told as they come."""
+    for piece in file.pieces(name):
+        wrote(len(piece))
+        yield np.frombuffer(piece, np.uint8)
 
 
 def _shared(config: TextConfig) -> tuple[str, ...]:
