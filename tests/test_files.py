@@ -40,8 +40,18 @@ OF_MODULES = {"open", "replace", "rename", "link", "symlink", "remove", "move", 
 MODES = ("r", "w", "a", "x", "rb", "wb", "ab", "xb", "r+b", "w+b")
 # File -> calls that are there for a reason: the doors themselves, the package's own files, folders of its own making.
 DOORS = {
-    "files/doors.py": {"os.open", "mmap.mmap"},
-    "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace"},
+    "files/doors.py": {"os.open"},
+    "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace", "shutil.rmtree"},
+    "files/gguf/folder.py": {"os.open", "open", "os.link", "os.symlink", "os.rename", "shutil.rmtree"},  # whole folders
+    "files/holes.py": {"os.open"},  # of a file that the door has opened
+    "heads/into_hf/calibrate.py": {"folder / 'trunk.gguf'.unlink"},  # in a folder of its own
+    "heads/into_hf/plan.py": {"self.rename"},  # of tensors
+    "files/remote/spool.py": {"os.open", "shutil.rmtree"},  # bytes of unfinished outputs, in a folder of its own
+    "heads/fetch/checkpoint.py": {  # copies of small files, in a folder of its own
+        "self.copies / name.write_bytes",
+        "path.read_bytes",
+        "self.copies / INDEX.read_bytes",
+    },
     "files/tensor_files/npz.py": {"zipfile.ZipFile"},  # of a file that the door has opened
     "golden/gen.py": {"os.replace", "shutil.rmtree"},  # a whole folder, after check_output_folder
     "golden/sources.py": {"path.read_text"},  # sources of the specification

@@ -28,7 +28,7 @@ N_CASES = {
     "dump": 200, "d2t": 1000, "d2t-gguf": 500, "prompt": 150, "template": 8, "golden": 125, "filter": 1000,
     "options": 30, "golden-loops": 100, "trace": 100, "log": 150, "printed": 100, "run": 750, "costs": 750,
     "npz": 350, "safetensors": 750, "imatrix": 350, "imatrix-dat": 1000, "config": 125, "tokenizer": 15, "card": 75,
-    "kernel": 30,
+    "kernel": 30, "server": 60,
 }  # fmt: skip
 SEED = 2026
 EVERY = 150  # of the tiny model's single edits; the long mode takes them all

@@ -11,6 +11,7 @@ from mtpref.files.gguf import open_gguf
 from mtpref.front import cli
 from tests.hf_folder import read_state, write_checkpoint
 from tests.quantised_folder import CASES, case_folder
+from tests.range_server import serving
 from tests.v3_folder import planted
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,35 @@ def test_the_v3_head_that_was_dropped(tmp_path, monkeypatch, capsysbinary):
             assert np.array_equal(anew.data(info), grafted.data(grafted.tensors[name])), name
         assert len(anew.tensors) - len(trunk.tensors) == 24
         assert grafted.kv["deepseek2.block_count"] == trunk.kv["deepseek2.block_count"] + 1 == 5
+
+
+def test_from_afar(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = ROOT / "mtpref/data/tiny.gguf"
+    folder = write_checkpoint(tmp_path / "checkpoint", *read_state())
+    assert cli.main(["strip", str(tiny), "-o", "trunk.gguf"]) == 0
+    assert cli.main(["extract", str(tiny), "-o", "extracted.gguf"]) == 0
+    files = {f"/checkpoint/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    said = []
+    with serving({"/model.gguf": tiny.read_bytes(), **files}) as server:
+        for argv in commands("from-afar"):
+            assert cli.main([word.replace("https://host", server.url) for word in argv[1:]]) == 0, argv
+            said.append(capsys.readouterr().out)
+    assert "read 262 kB of 4.29 MB in 1 request" in said[0]
+    assert (tmp_path / "mtp-model.gguf").read_bytes() == (tmp_path / "extracted.gguf").read_bytes()
+    assert "verdict: the head is there" in said[2]
+    assert sorted(p.name for p in (tmp_path / "head").iterdir()) == sorted(p.name for p in folder.iterdir())
+    assert "17 tensors" in said[3]
+    assert "MTP blocks: 1" in said[5]
+
+
+def test_the_table_of_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").write_bytes((ROOT / "mtpref/data/tiny.gguf").read_bytes())
+    assert cli.main(["inspect", "--memory", "model.gguf"]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[0]
+    assert f"```text\n{table}\n```" in PAGE
 
 
 def test_a_file_more_of_a_split_model(tmp_path, monkeypatch, capsys):

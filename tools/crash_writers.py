@@ -1,6 +1,6 @@
 """Kill the writing verbs at random moments and look at what is left.
 
-    python tools/crash_writers.py [--trials 1000] [--rounds 200] [--seed 1] [--megabytes 24]
+    python tools/crash_writers.py [--trials 1000] [--rounds 200] [--seed 1] [--megabytes 24] [--only fetch]
 
 Each trial starts a verb in a child process (forked, so that the moment of the kill falls into its work and not into the
 start of an interpreter), sends SIGINT, SIGTERM or SIGKILL after a random time and checks:
@@ -10,8 +10,9 @@ start of an interpreter), sends SIGINT, SIGTERM or SIGKILL after a random time a
     the inputs     unchanged
     a run after    ends well and gives the bytes of an undisturbed run
 
-Two trials for each verb end at a full disk (RLIMIT_FSIZE, and a small tmpfs where one can be mounted). Rounds follow
-of several writers of one target, and of planted links (tools/rival_writers.py).
+`fetch` reads from a server on the loopback, a process of its own. Two trials for each verb end at a full disk
+(RLIMIT_FSIZE, and a small tmpfs where one can be mounted). Rounds follow of several writers of one target, and of
+planted links (tools/rival_writers.py). --only: verbs whose names begin so.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,15 +41,17 @@ from mtpref.files.gguf import open_gguf, write_gguf, write_shards  # noqa: E402
 from mtpref.files.gguf.whole import left_over_of  # noqa: E402
 from mtpref.front import cli  # noqa: E402
 from mtpref.heads.convert import Settings, convert  # noqa: E402
+from mtpref.heads.hf import open_checkpoint  # noqa: E402
 from tests.gguf_copy import copy_of  # noqa: E402
 from tests.head_files import trunk_of  # noqa: E402
 from tests.hf_folder import read_state, write_checkpoint  # noqa: E402
 from tests.quantised_folder import CASES, case_folder  # noqa: E402
+from tests.range_server import serving  # noqa: E402
 
 TINY = ROOT / "mtpref/data/tiny.gguf"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 IN_SHARDS = ["--split-max-tensors", "30"]
-FOLDERS = ("graft as a shard", "graft into a checkpoint")  # verbs that write a new folder
+FOLDERS = ("graft as a shard", "graft into a checkpoint", "fetch a folder")  # verbs that write a new folder
 
 
 @dataclass
@@ -85,6 +89,10 @@ class Bench:
             "graft as a shard": ["graft", "--as-shard", str(trunk), str(self.model), "--no-probe", "-o"],
             "graft into a checkpoint": ["graft", "--hf", str(quantised), str(self.checkpoint), "-o"],
         }
+        url, pid = _start_server({f"/{path.name}": path for path in (self.model, *self.checkpoint.iterdir())})
+        weakref.finalize(self, os.kill, pid, signal.SIGKILL)
+        self.verbs["fetch"] = ["fetch", f"{url}/model.gguf", "--head", "-o"]
+        self.verbs["fetch a folder"] = ["fetch", f"{url}/", "--head", "-o"]
         self.expected, self.seconds, self.largest = {}, {}, {}
         for name in self.verbs:
             for _ in range(2):  # the first run is slower than those of the trials
@@ -143,6 +151,23 @@ class Bench:
             os._exit(99)
 
 
+def _start_server(files: dict[str, Path]) -> tuple[str, int]:
+    """(URL, process) of a server of these files. It ends with this process, too."""
+    reading, writing = os.pipe()
+    parent, pid = os.getpid(), os.fork()
+    if pid:
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            return pipe.readline().strip(), pid
+    try:
+        with serving({name: path.read_bytes() for name, path in files.items()}) as server:
+            os.write(writing, f"{server.url}\n".encode())
+            while os.getppid() == parent:
+                time.sleep(0.2)
+    finally:
+        os._exit(0)
+
+
 def trial(bench: Bench, random_: random.Random, tally: Tally, name: str) -> None:
     """One verb, one signal, one moment."""
     number = random_.choice(SIGNALS)
@@ -172,11 +197,12 @@ def _judge(bench: Bench, name: str, number: signal.Signals, older: bytes | None)
     if temporaries and number != signal.SIGKILL:
         problems.append(f"temporary left behind: {sorted(temporaries)}")
     for temporary in temporaries:
-        try:
-            open_gguf(bench.out / temporary).close()
-            problems.append(f"{temporary} is taken for a model")
-        except MtprefError:
-            pass
+        for open_it in (open_gguf, open_checkpoint):
+            try:
+                open_it(bench.out / temporary).close()
+                problems.append(f"{temporary} is taken for a model")
+            except MtprefError:
+                pass
     # Shards are placed one by one, the first last: a kill between two renames leaves some, never the first.
     is_part = number == signal.SIGKILL and "shards" in name and results.items() <= expected.items()
     if is_part and results != expected:
@@ -255,15 +281,16 @@ def _check_full(tally: Tally, where: str, code: int, text: str, expected: str) -
         tally.problems.append(f"{where}: exit code {code}, {text!r}")
 
 
-def crash(folder: Path, n_trials: int, seed: int, n_megabytes: int, *, has_tmpfs: bool = True) -> Tally:
-    """Run the trials. Errors: RuntimeError where a verb fails undisturbed"""
+def crash(folder: Path, n_trials: int, seed: int, n_megabytes: int, *, has_tmpfs: bool = True, only: str = "") -> Tally:
+    """Run the trials. only: of verbs whose names begin so. Errors: RuntimeError where a verb fails undisturbed"""
     bench, tally, random_ = Bench(folder, n_megabytes), Tally(), random.Random(seed)
-    for name in bench.verbs:
+    names = [name for name in bench.verbs if name.startswith(only)]
+    for name in names:
         full_disk(bench, tally, name)
         if has_tmpfs:
             small_disk(bench, tally, name)
     for i in range(n_trials):
-        trial(bench, random_, tally, list(bench.verbs)[i % len(bench.verbs)])
+        trial(bench, random_, tally, names[i % len(names)])
     return tally
 
 
@@ -273,9 +300,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--megabytes", type=int, default=24)
+    parser.add_argument("--only", default="", metavar="VERB")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally = crash(Path(folder), args.trials, args.seed, args.megabytes)
+        tally = crash(Path(folder), args.trials, args.seed, args.megabytes, only=args.only)
         rival_rounds(Path(folder), args.rounds, random.Random(args.seed), tally)
     print(f"{tally.n} kills, {args.rounds} rounds of rivals of each kind, {len(tally.problems)} problems")
     for (what, how), n in sorted(tally.ends.items()):

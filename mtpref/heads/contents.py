@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import Copied, Data, GgufArray, GgufFile, Verbatim, WriteOptions, write_gguf, write_shards
+from mtpref.files.gguf import (
+    Copied,
+    Data,
+    GgufArray,
+    GgufFile,
+    Verbatim,
+    WriteOptions,
+    file_bytes,
+    write_gguf,
+    write_shards,
+)
 from mtpref.heads.pairs import Pair, pairs_of
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +56,11 @@ class Contents:
     @property
     def n_bytes(self) -> int:
         return sum(item.n_bytes for item in self.items)
+
+    @property
+    def file_bytes(self) -> int:
+        """Of a file that has all of it."""
+        return file_bytes(self.pairs, [(item.name, item.type_name, item.shape, item.data) for item in self.items])
 
     @property
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:

@@ -21,6 +21,7 @@ from fuzzing.judge import Unclear, check_line
 from fuzzing.kernel_files import kernel_target
 from fuzzing.models import MICRO, head_target, heads_target, put, run_whole, shards_target, tiny_target
 from fuzzing.readers import READERS
+from fuzzing.servers import server_target
 from fuzzing.targets import Random, Target
 from fuzzing.texts import random_json_edit, random_text_edit
 from mtpref.base.errors import MtprefError
@@ -439,6 +440,7 @@ MAKERS: dict[str, Callable[[], Target]] = {
     "filter": filter_target,
     "options": options_target,
     "kernel": kernel_target,
+    "server": server_target,
     **READERS,
     **CHECKPOINTS,
 }

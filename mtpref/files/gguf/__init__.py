@@ -7,7 +7,7 @@ from mtpref.files.gguf.reader import GgufFile, KeyValues, open_one
 from mtpref.files.gguf.shards import is_shard, open_gguf, other_counts, write_shards
 from mtpref.files.gguf.values import GgufArray, listed, printable, without_leading_ones
 from mtpref.files.gguf.whole import WriteOptions, check_targets, human_bytes, write_whole
-from mtpref.files.gguf.writer import QUANTIZATION_VERSION, Copied, Data, Verbatim, tensor_bytes, write_gguf
+from mtpref.files.gguf.writer import QUANTIZATION_VERSION, Copied, Data, Verbatim, file_bytes, tensor_bytes, write_gguf
 
 __all__ = [
     "QUANTIZATION_VERSION",
@@ -23,6 +23,7 @@ __all__ = [
     "WriteOptions",
     "check_folder",
     "check_targets",
+    "file_bytes",
     "how_kept",
     "human_bytes",
     "is_shard",

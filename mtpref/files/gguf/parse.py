@@ -9,7 +9,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, NoReturn
@@ -110,11 +110,18 @@ class Header:
     tensors: dict[str, TensorInfo]
 
 
-class Cursor:
-    """A position in the mapped file. A failed read names the file and the thing being read."""
+Reach = Callable[[int], int]  # have the first n bytes of the file in the buffer; gives how many there are
 
-    def __init__(self, buf: mmap, end: int, label: str, budget: Budget) -> None:
+
+class Cursor:
+    """A position in the mapped file. A failed read names the file and the thing being read.
+
+    reach   of a file that comes bit by bit: asked before bytes are read; None: all are there
+    """
+
+    def __init__(self, buf: mmap, end: int, label: str, budget: Budget, reach: Reach | None = None) -> None:
         self.buf = buf
+        self.reach, self.have = reach, end if reach is None else 0
         self.pos = 0
         self.end = end
         self.label = label
@@ -130,6 +137,8 @@ class Cursor:
                 f"{what} needs {n} bytes at byte {self.pos}, {left} are left; the file is cut short "
                 "or damaged, download or convert it again"
             )
+        if self.pos + n > self.have and self.reach is not None:
+            self.have = self.reach(self.pos + n)
 
     def walk(self, n: int, what: str) -> None:
         self.used.walked += n
@@ -170,12 +179,15 @@ class Cursor:
         return decode_text(raw, f"{self.label}: {what}")
 
 
-def read_header(buf: mmap, end: int, label: str, budget: Budget | None = None) -> Header:
+def read_header(buf: mmap, end: int, label: str, budget: Budget | None = None, reach: Reach | None = None) -> Header:
     """Parse and check everything up to the tensor data. MtprefError on anything malformed.
 
+    end      bytes of the file
     budget   what earlier files of the same model used of the limits; this file's use is added
+    reach    puts the beginning of a file that is elsewhere into the buffer, as far as it is asked; the first 16 bytes
+             are there
     """
-    cur = Cursor(buf, end, label, budget or Budget())
+    cur = Cursor(buf, end, label, budget or Budget(), reach)
     version = _read_version(cur)
     n_tensors, n_kv = _read_counts(cur)
     entries: dict[str, Entry] = {}
@@ -259,7 +271,7 @@ def _read_array(cur: Cursor, what: str, depth: int = 1) -> Entry:
     pos = cur.pos
     if element == "str":
         cur.walk(count, what)
-        cur.pos = skip_strings(cur.buf, pos, cur.end, count, lambda message: cur.fail(f"{what}: {message}"))
+        cur.pos = skip_strings(cur.buf, pos, cur.end, count, lambda message: cur.fail(f"{what}: {message}"), cur.reach)
         cur.count_text(cur.pos - pos - 8 * count, what)
     elif element == "arr":
         cur.walk(count * ARRAY_STEPS, what)

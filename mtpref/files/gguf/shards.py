@@ -5,7 +5,7 @@ files' keys only `split.no` is read. Any file may hold no tensors. Knows nothing
 Source: llama.cpp src/llama-model-loader.cpp, llama_split_path and llama_split_prefix in src/llama.cpp.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,19 +77,37 @@ def other_counts(file: GgufFile) -> str | None:
 
 
 def _open_others(first: GgufFile, budget: Budget) -> None:
+    paths = shard_paths(first)
+    if paths:
+        _check_present(first, paths)
+        join_shards(first, paths, lambda path: open_one(path, budget))
+
+
+def shard_paths(first: GgufFile) -> list[Path]:
+    """All files of the model that the first file is of, that one too; none for a model in one file.
+
+    Errors   MtprefError for another file than the first, and for a name or number that cannot be
+    """
     if SPLIT_COUNT not in first.kv:
-        return
+        return []
     count = int(_require(first, SPLIT_COUNT, "u16"))
     if count <= 1:
-        return
+        return []
     prefix = _checked_prefix(first, count)
     if count > MAX_SHARDS:
         raise MtprefError(f"{first.label}: key {SPLIT_COUNT} is {count}, expected at most {MAX_SHARDS} files; refused")
-    paths = [shard_path(prefix, no, count) for no in range(count)]
-    _check_present(first, paths)
+    return [shard_path(prefix, no, count) for no in range(count)]
+
+
+def join_shards(first: GgufFile, paths: list[Path], open_other: Callable[[Path], GgufFile]) -> None:
+    """Open the other files, check that they belong together, and make them one with the first.
+
+    Errors   MtprefError as `open_gguf`; those that were opened are closed with the first
+    """
+    count = len(paths)
     owners = dict.fromkeys(first.tensors, first)
     for no in range(1, count):
-        other = open_one(paths[no], budget)
+        other = open_other(paths[no])
         first.others = (*first.others, other)
         found = int(_require(other, SPLIT_NO, "u16"))
         if found != no:

@@ -81,19 +81,27 @@ def check_bool(value: int, where: str) -> bool:
 Fail = Callable[[str], NoReturn]
 
 
-def skip_strings(buf: mmap, pos: int, end: int, count: int, fail: Fail) -> int:
+def skip_strings(
+    buf: mmap, pos: int, end: int, count: int, fail: Fail, reach: Callable[[int], int] | None = None
+) -> int:
     """The position after `count` strings (u64 length, then bytes) at `pos`.
 
     Calls `fail` when one of them passes `end`.
+    reach   of a file that comes bit by bit: see parse.py
     """
     unpack = U64.unpack_from
-    last = end - 8
+    last = end - 8 if reach is None else -1
     for i in range(count):
         if pos > last:
-            fail(f"string {max(i - 1, 0)} of {count} runs past the end of the file")
+            if pos > end - 8:
+                fail(f"string {max(i - 1, 0)} of {count} runs past the end of the file")
+            if reach is not None:
+                last = reach(pos + 8) - 8
         pos += 8 + unpack(buf, pos)[0]
     if pos > end:
         fail(f"string {count - 1} of {count} runs past the end of the file")
+    if reach is not None:
+        reach(pos)
     return pos
 
 

@@ -124,6 +124,13 @@ def parts_of(
     ]
 
 
+def file_bytes(kv: Iterable[tuple[str, Any, str]], tensors: Iterable[tuple[str, str, tuple[int, ...], Data]]) -> int:
+    """How large the file would be that `write_gguf` makes of the same. No data is asked for."""
+    pairs, plan = list(kv), plan_tensors(tensors)
+    alignment = alignment_of(pairs)
+    return _Image(alignment, _header(pairs, plan, alignment), plan).n_bytes
+
+
 class _Image:
     """A file as it will be: header, tensors, size, and how much of it is no hole."""
 

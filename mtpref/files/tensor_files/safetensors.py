@@ -61,11 +61,20 @@ class SafetensorsFile:
         self.label = printable(str(path), 400)
         self.metadata = {}
         self._map = map_regular(self.path, self.label, _EXPECTED)
+        self._open(len(self._map))
+
+    def _open(self, n_bytes: int) -> None:
+        """Read and check the header of a file of so many bytes."""
+        self._size = n_bytes
         try:
             self._tensors = self._header()
         except MtprefError as error:
             self.close()
             raise MtprefError(f"{self.label}: damaged ({error}); {_EXPECTED}") from None
+
+    def _beginning(self, first: int, end: int) -> bytes:
+        """Bytes of the header."""
+        return self._map[first:end]
 
     @property
     def names(self) -> list[str]:
@@ -77,6 +86,11 @@ class SafetensorsFile:
     def dtype(self, name: str) -> str:
         """The container's name of the type: F32, BF16, ..."""
         return self._tensors[name][0]
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Where a tensor's bytes are in the file: the first, and the one after the last."""
+        dtype_name, shape, start = self._tensors[name]
+        return start, start + _n_bytes(dtype_name, shape)
 
     def values(self, name: str) -> NDArray:
         """A copy; BF16 and 8-bit floats come as float32 (exact)."""
@@ -123,11 +137,12 @@ class SafetensorsFile:
         self._map.close()
 
     def _header(self) -> dict[str, tuple[str, tuple[int, ...], int]]:
-        n_bytes = len(self._map)
-        length = int.from_bytes(self._map[:8], "little")
+        n_bytes = self._size
+        length = int.from_bytes(self._beginning(0, min(8, n_bytes)), "little")
         if n_bytes < 8 or length > min(MAX_HEADER, n_bytes - 8):
             raise MtprefError(f"a header of {length} bytes in a file of {n_bytes}")
-        header = read(dict[str, Any], parse_json(self._map[8 : 8 + length], max_memory=MAX_MEMORY), "the header")
+        text = self._beginning(8, 8 + length)
+        header = read(dict[str, Any], parse_json(text, max_memory=MAX_MEMORY), "the header")
         self.metadata = read(dict[str, str], header.pop("__metadata__", None) or {}, "__metadata__")
         found = [self._entry(name, record, 8 + length) for name, record in header.items()]
         return dict(sorted(found, key=lambda item: item[1][2]))
@@ -138,7 +153,7 @@ class SafetensorsFile:
         if entry.dtype not in DTYPES and entry.dtype not in UNREAD:
             raise MtprefError(f"{what} has type {printable(entry.dtype)}, not one of {', '.join((*DTYPES, *UNREAD))}")
         (start, end), size = entry.data_offsets, _n_bytes(entry.dtype, entry.shape, f"{what}: shape")
-        if end - start != size or data + end > len(self._map):
+        if end - start != size or data + end > self._size:
             raise MtprefError(f"{what} of shape {entry.shape} needs {size} bytes, has {start} .. {end} of the data")
         return name, (entry.dtype, entry.shape, data + start)
 

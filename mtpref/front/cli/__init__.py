@@ -23,7 +23,7 @@ from mtpref.front.cli.writing import OutputPath, output_to_stdout
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141  # 128 + SIGPIPE
 # Verbs whose exit code says what was found: 0 would be a verdict where none was reached.
-VERDICTS = ("check", "compare", "compare-log", "diagnose", "golden", "selftest")
+VERDICTS = ("check", "compare", "compare-log", "diagnose", "fetch", "golden", "selftest")
 
 # Imports, compiled code and a vocabulary are some hundred thousand objects that stay. Looking through them for garbage
 # after every 700 new ones, Python's default, takes a fifteenth of a start, and of compiling.
@@ -34,7 +34,7 @@ GROUPS = (
     ("run a model", ("generate", "trace", "story", "warmup")),
     ("look inside", ("inspect", "dump", "compare", "compare-log", "selftest")),
     ("measure", ("probe", "plan", "bench", "draft-vocab")),
-    ("keep the head", ("check", "convert", "quantize", "imatrix", "extract", "strip", "graft")),
+    ("keep the head", ("check", "fetch", "convert", "quantize", "imatrix", "extract", "strip", "graft")),
     ("bring MTP to an engine", ("golden", "diagnose", "faults")),
     ("learn", ("learn", "docs", "completion")),
 )
@@ -62,6 +62,7 @@ def build_parser() -> Parser:
         draft_vocab,
         dump,
         faults,
+        fetch,
         generate,
         golden,
         heads,
@@ -85,7 +86,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"mtpref {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser, prog="mtpref")
     on_files, runs = (
-        (inspect, check, heads, convert, quantize, dump, compare, compare_log),
+        (inspect, check, fetch, heads, convert, quantize, dump, compare, compare_log),
         (golden, probe, plan, bench, draft_vocab, diagnose, faults, story, selftest),
     )
     for module in (generate, trace, *on_files, *runs, learn, docs, completion):

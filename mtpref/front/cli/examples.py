@@ -15,6 +15,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "trace html": ("run.jsonl -o run.html", "run.jsonl other.jsonl -o two.html"),
     "inspect": ("model.gguf",),
     "check": ("model.gguf", "--fast model.gguf", "model-q4_0.gguf --against model.gguf"),
+    "fetch": (
+        "hf:org/model-GGUF:Q8_0",
+        "https://host/model.gguf --head -o mtp-model.gguf",
+        "https://host/checkpoint/ --head -o head",
+    ),
     "extract": ("model.gguf -o mtp-model.gguf",),
     "strip": ("model.gguf -o trunk.gguf",),
     "graft": (

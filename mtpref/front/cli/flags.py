@@ -103,6 +103,7 @@ FLAGS = {
     "rows": "--rows",
     "rules": "--map",
     "run": "--run",
+    "spool": "--resume",
     "stats": "--stats",
     "target": "-o",
     "template": "--chat-template",

@@ -29,7 +29,7 @@ def check_folder(path: str | Path, *, fast: bool, check_file: Callable[[Path], l
     with open_checkpoint(path) as checkpoint:
         config = text_config(checkpoint.config, checkpoint.label)
         found = gguf_tensors(checkpoint, config)
-        findings = _inventory(config, found) + _stored(checkpoint, found)
+        findings = folder_findings(checkpoint, config, found)
         findings += marks.of_checkpoint(checkpoint.config, checkpoint.metadata, bool(found.n_mtp))
         n_bytes = sum(np.prod(part.shape, dtype=np.int64) * 4 for part in found.parts)
         unread, broken = _trunk_faults(checkpoint, found)
@@ -56,6 +56,11 @@ def check_folder(path: str | Path, *, fast: bool, check_file: Callable[[Path], l
         if found.n_mtp:
             findings += check_file(target)
     return findings
+
+
+def folder_findings(checkpoint: Checkpoint, config: TextConfig, found: Inventory) -> list[Finding]:
+    """What config.json and the names, shapes and types of the tensors say."""
+    return _inventory(config, found) + _stored(checkpoint, found)
 
 
 def _planned(checkpoint: Checkpoint, settings: Settings) -> list[str]:

@@ -124,6 +124,7 @@ CATALOGUE: dict[str, Kind] = {
     "types": Kind(OK, "types of the head's tensors", ""),
     "acceptance": Kind(OK, "teacher-forced acceptance on a built-in text", ""),
     "too-little": Kind(NOTE, "too little text for intervals", "`mtpref probe -f` on a text of yours"),
+    "unversioned": Kind(NOTE, "a server does not say which version of a file it gives", ""),
     "not-run": Kind(NOTE, "the head was not run", "see the reason beside it"),
     "tokenizer": Kind(FAIL, "the vocabulary cannot be right", _AGAIN),
     "tokenizer-note": Kind(NOTE, "the vocabulary is odd", ""),

@@ -156,11 +156,7 @@ def _look(
             f"{path}: architecture {seen['architecture']!r}, expected {' or '.join(ARCHITECTURES)}; "
             "mtpref inspect shows what is in it"
         )
-    found = static.inventory(seen, problems)
-    found += static.counts(file) + static.trailing(file)
-    found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
-    found += marks.of_gguf(seen["general"])
-    found += static.tokenizer(file)
+    found = check_header(file, seen, problems)
     il = _head_layer(seen)
     found += samples(file)
     if il is not None:
@@ -171,6 +167,19 @@ def _look(
         found += _finite(file)
         if settings.against is not None:
             found += _compare(file, settings.against)
+    return found
+
+
+def check_header(file: GgufFile, seen: dict[str, Any], problems: Sequence[Problem]) -> list[Finding]:
+    """What the header alone says of an open model: no byte of a tensor is read.
+
+    seen, problems   what inspect says of the file, whose architecture is known
+    """
+    found = static.inventory(seen, problems)
+    found += static.counts(file) + static.trailing(file)
+    found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
+    found += marks.of_gguf(seen["general"])
+    found += static.tokenizer(file)
     return found
 
 

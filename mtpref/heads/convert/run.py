@@ -115,18 +115,7 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
     needs_shared  False: of what a head shares with its trunk, leave out what cannot be read
     Errors        as `convert`
     """
-    config = text_config(checkpoint.config, checkpoint.label)
-    found = gguf_tensors(checkpoint, config)
-    notes = _notes(checkpoint, config, found, settings)
-    n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
-    parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
-    for name, text in found.shared_faults.items():
-        if needs_shared:
-            raise MtprefError(f"{checkpoint.label}: {text}")
-        notes.append(f"{name} is left out: {text}")
-    _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
-    if settings.which == "both" and n_mtp:
-        _check_streams(checkpoint, found)
+    config, found, parts, n_mtp, notes = checked_parts(checkpoint, settings, needs_shared=needs_shared)
     if settings.drops_copies:
         copies = _copies(checkpoint, parts)
         parts = [part for part in parts if part.name not in copies]
@@ -157,6 +146,29 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
         for part, kind in planned
     ]
     return Plan(keys, tensors, planned, found, n_mtp, notes)
+
+
+def checked_parts(
+    checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = True
+) -> tuple[TextConfig, Inventory, list[Part], int, list[str]]:
+    """(configuration, inventory, what will be written, MTP blocks, notes): all there and in shape. No vocabulary is
+    read, and no weight.
+
+    Errors   as `convert`
+    """
+    config = text_config(checkpoint.config, checkpoint.label)
+    found = gguf_tensors(checkpoint, config)
+    notes = _notes(checkpoint, config, found, settings)
+    n_mtp = _n_mtp(checkpoint, config, found, settings, notes)
+    parts = {"both": found.parts, "mtp": found.of_head(), "trunk": found.of_trunk()}[settings.which]
+    for name, text in found.shared_faults.items():
+        if needs_shared:
+            raise MtprefError(f"{checkpoint.label}: {text}")
+        notes.append(f"{name} is left out: {text}")
+    _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
+    if settings.which == "both" and n_mtp:
+        _check_streams(checkpoint, found)
+    return config, found, parts, n_mtp, notes
 
 
 def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes: list[str]) -> Converted:

@@ -17,7 +17,7 @@ from mtpref.heads.hf.names import canonical
 
 MAX_BESIDE = 64  # files that are looked into
 _BLOCK = re.compile(r"model\.layers\.(\d{1,6})\.")
-_NAMED = re.compile(r"mtp|nextn", re.IGNORECASE)
+NAMED = re.compile(r"mtp|nextn", re.IGNORECASE)
 
 
 def head_files(
@@ -28,12 +28,12 @@ def head_files(
     Errors   MtprefError for a head's file that is damaged, or has a part of its tensors in common with the model's
     """
     beside = [name for name in sorted(p.name for p in folder.glob("*.safetensors")) if name not in files]
-    n_layer = _n_layer(config)
+    n_layer = n_layer_of(config)
     known = {name for file in files.values() for name in file.names}
     found: dict[str, SafetensorsFile] = {}
     try:
         for name in beside[:MAX_BESIDE]:
-            file = _open(folder / name, is_needed=bool(_NAMED.search(name)))
+            file = _open(folder / name, is_needed=bool(NAMED.search(name)))
             if file is None:
                 continue
             names = set(file.names)
@@ -71,7 +71,8 @@ def is_head_name(name: str, n_layer: int | None) -> bool:
     return plain.startswith("mtp.") or (n_layer is not None and block is not None and int(block[1]) >= n_layer)
 
 
-def _n_layer(config: dict[str, Any]) -> int | None:
+def n_layer_of(config: dict[str, Any]) -> int | None:
+    """The trunk's layers; None where config.json does not say."""
     inner = config.get("text_config")
     found = (inner if isinstance(inner, dict) else {}).get("num_hidden_layers", config.get("num_hidden_layers"))
     return found if type(found) is int else None

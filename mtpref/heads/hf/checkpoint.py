@@ -16,6 +16,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.base.typed import parse_json_at
 from mtpref.files.doors import read_regular
 from mtpref.files.gguf import printable
+from mtpref.files.gguf.whole import refuse_left_over
 from mtpref.files.tensor_files.safetensors import SafetensorsFile
 from mtpref.heads.hf.beside import head_files
 from mtpref.heads.hf.formats import Index, Raw, Stored, declared, recognise
@@ -40,10 +41,15 @@ class Checkpoint:
     """
 
     def __init__(
-        self, folder: Path, config: dict[str, Any], files: dict[str, SafetensorsFile], unlisted: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        files: dict[str, SafetensorsFile],
+        unlisted: tuple[str, ...] = (),
+        label: str | None = None,
     ) -> None:
         self.folder, self.config, self.files, self.unlisted = folder, config, files, unlisted
-        self.label = printable(str(folder), 400)
+        self.label = label or printable(str(folder), 400)
         self.declared = declared(config, self.label, self.json)
         self._tensors, self.aside = recognise(Raw(self.label, files), self.declared)
         self.names = list(self._tensors)
@@ -100,7 +106,7 @@ class Checkpoint:
 
         Errors   MtprefError for one that is no JSON object, or too large
         """
-        return _json(self.folder / name) if (self.folder / name).is_file() else None
+        return read_json(self.folder / name) if (self.folder / name).is_file() else None
 
     def text(self, name: str) -> str | None:
         """A text file of the folder, or None where there is none."""
@@ -125,6 +131,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     folder = Path(path)
     label = printable(str(path), 400)
+    refuse_left_over(folder)
     if not folder.is_dir():
         raise MtprefError(f"{label}: not a folder, {_EXPECTED}")
     if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (INDEX, WHOLE)):
@@ -134,13 +141,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     if not (folder / CONFIG).is_file():
         raise MtprefError(f"{label}: no {CONFIG}, {_EXPECTED}; is it one folder further down?")
-    config = _json(folder / CONFIG)
-    index = _index(folder)
+    config = read_json(folder / CONFIG)
+    index = read_index(folder)
     files: dict[str, SafetensorsFile] = {}
     try:
         for name in _file_names(folder, index):
             files[name] = SafetensorsFile(folder / name)
-        _check_names(label, index, files)
+        check_names(label, index, files)
         unlisted = head_files(folder, label, config, files)
         files |= unlisted
         return Checkpoint(folder, config, files, tuple(unlisted))
@@ -150,12 +157,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise
 
 
-def _index(folder: Path) -> dict[str, str] | None:
+def read_index(folder: Path) -> dict[str, str] | None:
     """Tensor name -> file name, or None where there is no index."""
     path = folder / INDEX
     if not path.is_file():
         return None
-    found = _json(path).get("weight_map")
+    found = read_json(path).get("weight_map")
     label = printable(str(path), 400)
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise MtprefError(f"{label}: no weight_map, expected an object of tensor name -> file name")
@@ -187,7 +194,7 @@ def _file_names(folder: Path, index: dict[str, str] | None) -> list[str]:
     return names
 
 
-def _check_names(label: str, index: dict[str, str] | None, files: dict[str, SafetensorsFile]) -> None:
+def check_names(label: str, index: dict[str, str] | None, files: dict[str, SafetensorsFile]) -> None:
     """Every tensor in one file, and the index of one mind with the files."""
     seen: dict[str, str] = {}
     for file in files:
@@ -222,7 +229,8 @@ def _text(path: Path) -> str:
         raise MtprefError(f"{label}: no UTF-8 text, expected one; download it again") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the folder. Errors: MtprefError for anything else, and for one that is too large"""
     label = printable(str(path), 400)
     found = parse_json_at(_text(path).encode("utf-8"), label, "; is it damaged?", max_memory=MAX_MEMORY)
     if not isinstance(found, dict):

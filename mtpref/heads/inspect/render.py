@@ -42,6 +42,15 @@ def render(report: dict[str, Any], width: int = 100) -> str:
     return "\n".join(part for line in lines for part in _folded(line, width))
 
 
+def summary(report: dict[str, Any], width: int = 100) -> list[str]:
+    """The file, its layers, its head and its types: a report without keys and the list of tensors."""
+    lines = [*_file(report), *_layers(report["layers"]), *_head(report["mtp"])]
+    if report["mtp_memory"] is not None:
+        lines += _memory(report["mtp_memory"])
+    lines += ["quantisation", *_quantisation(report["quantisation"])]
+    return [part for line in lines for part in _folded(line, width)]
+
+
 def _folded(line: str, width: int) -> list[str]:
     """A line in several, broken where two cells or words meet, what is carried over indented more."""
     if len(line) <= width:

@@ -168,17 +168,18 @@ _WINDOW: dict[str, Made] = {
         (*_NORMED, spec.rope_last),
     ),
 }
+
+
+def _row(name: str) -> str:
+    return (
+        f"products with blk.{{i}}.{name}_kv.weight and {name}_gate.weight, {name}_ape added to the scores, softmax over "
+        f"the rows of a block, rms_norm with {name}_norm.weight, RoPE at the block's first position"
+    )
+
+
 _COMPRESSED = {
-    "attn_compressor_row": Made(
-        (INPUT,),
-        "products with blk.{i}.attn_compressor_kv.weight and _gate.weight, softmax over the rows of a block, rms_norm, "
-        "RoPE at the block's first position",
-        (spec.compress_rows,),
-        instead=(),
-    ),
-    "indexer_compressor_row": Made(
-        (INPUT,), "the same with blk.{i}.indexer_compressor_*", (spec.compress_rows,), instead=()
-    ),
+    "attn_compressor_row": Made((INPUT,), _row("attn_compressor"), (spec.compress_rows,), instead=()),
+    "indexer_compressor_row": Made((INPUT,), _row("indexer_compressor"), (spec.compress_rows,), instead=()),
     "lid_q_rope": Made(
         ("qr_norm",), f"product with blk.{{i}}.indexer.attn_q_b.weight, {_ROPE}", (spec.rope_last,), instead=()
     ),

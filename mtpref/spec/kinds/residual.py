@@ -103,13 +103,27 @@ class HyperConnected:
         return ops.write_streams(streams, part(h), post, comb).reshape(len(x), -1)
 
     graph: ClassVar[Graph] = {
-        "hc_attn_pre": Made((LAYER_INPUT,), "sum of the streams, weighed by blk.{i}.hc_attn_*", (read_streams,)),
+        "hc_attn_pre": Made(
+            (LAYER_INPUT,),
+            "sum of the streams, weighed by blk.{i}.hc_attn_fn, hc_attn_base and hc_attn_scale",
+            (read_streams,),
+        ),
         "attn_norm": Made(("hc_attn_pre",)),
         "attn_residual": Made(
-            (MIXER, LAYER_INPUT), "the streams mixed and written to by blk.{i}.hc_attn_*", (write_streams,)
+            (MIXER, LAYER_INPUT),
+            "the streams mixed and written to by blk.{i}.hc_attn_fn, hc_attn_base and hc_attn_scale",
+            (write_streams,),
         ),
-        "hc_ffn_pre": Made(("attn_residual",), "sum of the streams, weighed by blk.{i}.hc_ffn_*", (read_streams,)),
+        "hc_ffn_pre": Made(
+            ("attn_residual",),
+            "sum of the streams, weighed by blk.{i}.hc_ffn_fn, hc_ffn_base and hc_ffn_scale",
+            (read_streams,),
+        ),
         "attn_post_norm": Made(("hc_ffn_pre",)),
-        "l_out": Made((FFN, "attn_residual"), "the streams mixed and written to by blk.{i}.hc_ffn_*", (write_streams,)),
+        "l_out": Made(
+            (FFN, "attn_residual"),
+            "the streams mixed and written to by blk.{i}.hc_ffn_fn, hc_ffn_base and hc_ffn_scale",
+            (write_streams,),
+        ),
     }
     feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_post_norm")
