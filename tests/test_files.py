@@ -44,7 +44,6 @@ DOORS = {
     "files/gguf/whole.py": {"os.open", "open", "path.unlink", "os.link", "os.replace", "shutil.rmtree"},
     "files/gguf/folder.py": {"os.open", "open", "os.link", "os.symlink", "os.rename", "shutil.rmtree"},  # whole folders
     "files/holes.py": {"os.open"},  # of a file that the door has opened
-    "heads/into_hf/calibrate.py": {"folder / 'trunk.gguf'.unlink"},  # in a folder of its own
     "heads/into_hf/plan.py": {"self.rename"},  # of tensors
     "files/remote/spool.py": {"os.open", "shutil.rmtree"},  # bytes of unfinished outputs, in a folder of its own
     "heads/fetch/checkpoint.py": {  # copies of small files, in a folder of its own
