@@ -172,8 +172,8 @@ _WINDOW: dict[str, Made] = {
 
 def _row(name: str) -> str:
     return (
-        f"products with blk.{{i}}.{name}_kv.weight and {name}_gate.weight, {name}_ape added to scores, softmax over the "
-        f"rows of a block, rms_norm with {name}_norm.weight, RoPE at the block's first position"
+        f"products with blk.{{i}}.{name}_kv.weight and {name}_gate.weight, {name}_ape added to scores, softmax over "
+        f"the rows of a block, rms_norm with {name}_norm.weight, RoPE at the block's first position"
     )
 
 
