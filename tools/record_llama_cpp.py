@@ -3,6 +3,7 @@
     python tools/record_llama_cpp.py --llama-bin DIR --micro -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --rope -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --moe -o tests/data/llama_cpp/moe
+    python tools/record_llama_cpp.py --llama-bin DIR --chains -n 32 -o tests/data/llama_cpp/chains
     python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
 
 For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
@@ -33,6 +34,8 @@ SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
 # Models with experts: fewer runs of each, since there are many. Of quantised ones the weights as they lie in the file.
 MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox jumps")
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
+# Several heads in a chain: more tokens than there are heads are asked for, too.
+CHAIN_SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (3, 0.5))
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
 # Name of the recording -> the standard model, and flags that set its RoPE in place of the file's keys.
@@ -141,6 +144,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-m", "--model", type=Path, action="append", default=[], help="model file (repeatable)")
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
+    parser.add_argument("--chains", action="store_true", help="the standard micro models with a chain of heads")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
     parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
@@ -170,6 +174,14 @@ def main(argv: list[str] | None = None) -> int:
                 extra = "" if name.endswith("f32") else "--no-repack"
                 record_model(
                     args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
+                )
+                print(f"recorded {name}", file=sys.stderr)
+            for name in make_micro.STANDARD_CHAINS if args.chains else ():
+                model = Path(folder) / f"{name}.gguf"
+                make_micro.make_standard(name, model)
+                extra = "" if name.endswith("f32") else "--no-repack"
+                record_model(
+                    args.llama_bin.resolve(), model, args.output, prompts, args.predict, name, extra, CHAIN_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
             for name in make_micro.STANDARD_TRUNKS if args.moe else ():

@@ -21,6 +21,11 @@ class Dim(ABC):
     @abstractmethod
     def terms(self) -> Terms: ...
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the counts that it is made of."""
+        return frozenset(name for _, names in self.terms for name in names)
+
     def __add__(self, other: Dim | int) -> Dim:
         return _Sum(self.terms + _terms(other))
 
@@ -66,6 +71,29 @@ class Named(Dim):
         return ((1, (self.name,)),)
 
     __str__ = Dim.__str__
+
+
+@dataclass(frozen=True)
+class Share(Dim):
+    """One count as a share of another: `of` / `parts`, without a remainder. It stands by itself, not in a product."""
+
+    of: Dim
+    parts: Dim
+
+    @property
+    def terms(self) -> Terms:
+        raise TypeError("a share is no sum of products")
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.of.names | self.parts.names
+
+    def __str__(self) -> str:
+        return f"{self.of} / {self.parts}"
+
+    def value(self, values: Mapping[str, int]) -> int | None:
+        of, parts = self.of.value(values), self.parts.value(values)
+        return None if of is None or not parts else of // parts
 
 
 ONE: Dim = _Sum(((1, ()),))

@@ -28,7 +28,8 @@ class Hyper(Named):
     """A hyper-parameter, and a count that shapes are written with.
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
-    type      u32, f32, bool, arr:i32, or u32/layer: one count, or one for each block
+    type      u32, f32, bool, arr:i32; u32/layer, f32/layer: one number, or one for each block; i32/layer: always an
+              array
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
@@ -66,6 +67,10 @@ class Hyper(Named):
             default = default(values)
         if self.type == "f32":
             return meta.f32(self.key, default, low=self.low, high=self.high)
+        if self.type == "f32/layer":
+            return self._of_layers(meta, values, default)
+        if self.type == "i32/layer":
+            return meta.counts(self.key, values["n_block"], low=int(self.low), high=int(self.high))
         if self.type == "bool":
             return meta.flag(self.key, default)
         if self.type == "arr:i32":
@@ -73,6 +78,13 @@ class Hyper(Named):
         if self.type == "u32/layer" and meta.is_array(self.key):
             return meta.counts(self.key, values["n_block"], low=int(self.low), high=int(self.high))
         return meta.u32(self.key, default, low=int(self.low), high=int(self.high))
+
+    def _of_layers(self, meta: Metadata, values: Values, default: Any) -> Any:
+        if meta.is_array(self.key):
+            return meta.numbers(self.key, values["n_block"], low=self.low, high=self.high)
+        if isinstance(default, list) and not meta.has(self.key):
+            return default
+        return meta.f32(self.key, default, low=self.low, high=self.high)
 
 
 @dataclass(frozen=True)
@@ -176,6 +188,7 @@ class HeadSheet:
               position
     enter     makes the block's rows of embedding and hidden row; arguments as ops.mtp_input's, which is the default
     without   (tensor, block): the head's own block where a file lacks that tensor
+    norm_instead  a tensor of the head's block that stands in for its nextn.shared_head_norm, before the trunk's does
     may_lack  whether a file may count a head that it does not hold (its eh_proj is not there): it runs as a trunk
     """
 
@@ -188,6 +201,7 @@ class HeadSheet:
     enter: Callable[..., NDArray[np.float32]] | None = None
     without: tuple[str, Block] | None = None
     may_lack: bool = False
+    norm_instead: str = ""
 
     def block_at(self, il: int, names: Container[str]) -> Block:
         """The block of the head that is block il of a file with these tensors."""

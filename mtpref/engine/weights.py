@@ -48,6 +48,7 @@ class MtpWeights:
     origin: dict[str, str]
     borrowed: tuple[str, ...] = ()
     file: str = ""
+    roots: dict[str, Any] = field(default_factory=dict)  # of tensors outside of blocks what else the head reads
     d2t: NDArray[np.int64] | None = (
         None  # row r of shared_head_head is the logit of id d2t[r], ascending; None: of id r
     )

@@ -1,8 +1,10 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53 to S54. docs/spec.md has the anchors.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S76 and S94 to S97, as docs/spec.md
+numbers them.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
-(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention). Nothing
-here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the same bits.
+(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention),
+compressed (S76: windows), windowed (S94 to S97: sinks, gates of heads, limits). Nothing here has state, reads a file or
+chooses a path. The Numba twins in mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (
@@ -20,6 +22,7 @@ from mtpref.spec.arith import (
     sincos64,
     softplus,
 )
+from mtpref.spec.compressed import window_start
 from mtpref.spec.latent import latent_scale, rope_interleaved
 from mtpref.spec.layers import (
     attention,
@@ -111,6 +114,13 @@ from mtpref.spec.sampling import (
     uniform,
     without_ids,
 )
+from mtpref.spec.windowed import (
+    cell_attention,
+    divided_frequencies,
+    head_gate,
+    limited_swiglu,
+    scaled_output,
+)
 
 __all__ = [
     "ACCEPT",
@@ -137,10 +147,12 @@ __all__ = [
     "attention",
     "attn_gate",
     "bf16_bits",
+    "cell_attention",
     "check_type",
     "conv_silu",
     "delta_gates",
     "delta_rule",
+    "divided_frequencies",
     "dot32",
     "dot64",
     "draw",
@@ -156,11 +168,13 @@ __all__ = [
     "gated_norm",
     "get_rows",
     "group_scores",
+    "head_gate",
     "imrope_has_position",
     "l2_norm",
     "lane_sum_products",
     "latent_scale",
     "limit_groups",
+    "limited_swiglu",
     "load_kv",
     "log1p64",
     "log64",
@@ -188,6 +202,7 @@ __all__ = [
     "router_gap",
     "rsqrt64",
     "scaled_frequencies",
+    "scaled_output",
     "select_experts",
     "shared_gate",
     "sigmoid",
@@ -206,6 +221,7 @@ __all__ = [
     "top_p",
     "uniform",
     "weigh_experts",
+    "window_start",
     "without_ids",
     "yarn_magnitude",
     "yarn_share",

@@ -6,6 +6,7 @@ limits stand in the architecture's data sheet. It must not read tensors.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from mtpref.base.errors import MtprefError
@@ -78,6 +79,17 @@ class Metadata:
                 raise self.bad(key, item, f"integers from {low} to {high} (item {i})")
         return items
 
+    def numbers(self, key: str, length: int, *, low: float, high: float) -> list[float]:
+        """An array of `length` numbers, each within limits."""
+        value: Any = self._get(key, None)
+        if len(value) != length:
+            raise self.bad(key, f"{len(value)} items", f"an array of {length} numbers")
+        items = list(value[:length])
+        for i, item in enumerate(items):
+            if isinstance(item, bool) or not isinstance(item, int | float) or not low <= item <= high:
+                raise self.bad(key, item, f"numbers from {low} to {high} (item {i})")
+        return [float(item) for item in items]
+
     def text(self, key: str, default: str | None = None) -> str:
         value = self._get(key, default)
         if not isinstance(value, str):
@@ -110,24 +122,41 @@ class Values(Mapping[str, Any]):
         self._readers = readers
         self._found: dict[str, Any] = {}
         self._il: int | None = None
+        self._beyond: Values | None = None
 
-    def at(self, il: int) -> "Values":
-        """The values that block il has."""
+    def at(self, il: int, beyond: "Values | None" = None) -> "Values":
+        """The values that block il has. beyond: those of a file that has more blocks, for lists that end before il"""
         one = Values(self.meta, self._readers)
-        one._found, one._il = self._found, il
+        one._found, one._il, one._beyond = self._found, il, beyond
         return one
 
-    def __getitem__(self, name: str) -> Any:
+    def having(self, **numbers: int) -> "Values":
+        """The same, with counts that no key has."""
+        return Values(self.meta, {**self._readers, **{name: partial(_given, n) for name, n in numbers.items()}})
+
+    def whole(self, name: str) -> Any:
+        """The value for all blocks: a list where it has one item for each."""
         if name not in self._found:
             self._found[name] = self._readers[name](self.meta, self)
-        value = self._found[name]
-        return value[self._il] if isinstance(value, list) and self._il is not None else value
+        return self._found[name]
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.whole(name)
+        if not isinstance(value, list) or self._il is None:
+            return value
+        if self._il >= len(value) and self._beyond is not None:
+            return self._beyond.at(self._il)[name]
+        return value[self._il]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
 
     def __len__(self) -> int:
         return len(self._readers)
+
+
+def _given(n: int, meta: Metadata, values: Values) -> int:
+    return n
 
 
 @dataclass(frozen=True)
@@ -197,11 +226,35 @@ class LatentConfig:
 
 
 @dataclass(frozen=True)
+class WindowedConfig:
+    """An attention layer with or without a window; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_key: int
+    n_value: int
+    n_window: int  # cells that a query sees, its own among them; 0: all
+    n_rot: int
+    freq_base: float
+    rms_eps: float
+    value_scale: float = 0.0  # behind the output projection; 0: none
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+    @property
+    def rotary(self) -> AttnConfig:
+        """What is turned, as an attention layer of its own (S10)."""
+        shape = self.n_embd, self.n_head, self.n_head_kv, self.n_key, self.n_rot
+        return AttnConfig(*shape, None, self.freq_base, self.rms_eps, self.rope_scaling)
+
+
+@dataclass(frozen=True)
 class FfnConfig:
     """A dense feed-forward network."""
 
     n_embd: int
     n_ff: int
+    clamp: float = 0.0  # of the gated activation; 0: none
 
 
 @dataclass(frozen=True)
@@ -216,6 +269,8 @@ class MoeConfig:
     scale: float  # what weights are multiplied with; 0: nothing
     n_group: int  # 0 or 1: no groups
     n_group_used: int
+    clamp: float = 0.0  # of the experts' products before their activation; 0: none
+    clamp_shared: float = 0.0  # of the shared expert's
 
 
 @dataclass(frozen=True)

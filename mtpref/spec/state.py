@@ -35,20 +35,25 @@ Positions = Annotated[int, Bounds(0, (1 << 31) - 1)]  # 0: as many as the model 
 class StateSpec:
     """One array of a layer's state.
 
-    positional  shape is that of one cell, and the type is the cache's (kv_type); otherwise the array is
-    float32,
-                starts at 0 and is carried from token to token
+    positional  shape is that of one cell; otherwise the array starts at 0 and is carried from token to token
+    stride      of positional arrays: tokens that a cell stands for, which is there once they all are
+    kv_type     the type of its values: the cache's, or float32
     """
 
     name: str  # llama.cpp's: cache_k, cache_v, cache_r, cache_s
     shape: tuple[int, ...]
     positional: bool
     kv_type: str = "F32"
+    stride: int = 1
 
     @property
     def n_bytes(self) -> int:
         """Bytes of one cell, or of the array that is carried."""
-        return math.prod(self.shape) * KV_DTYPES[self.kv_type if self.positional else "F32"].itemsize
+        return math.prod(self.shape) * KV_DTYPES[self.kv_type].itemsize
+
+    def n_cells(self, n_tokens: int) -> int:
+        """The cells of so many positions."""
+        return n_tokens // self.stride
 
 
 @dataclass
@@ -66,12 +71,13 @@ class LayerState:
             self.arrays[spec.name] = np.zeros(shape, KV_DTYPES[spec.kv_type])
 
     def reserve(self, n_cells: int, poison: bool) -> None:
-        """Make room for n_cells cells; room that was never written is NaN where `poison` says so."""
+        """Make room for n_cells positions; room that was never written is NaN where `poison` says so."""
         for spec in self.specs:
             old = self.arrays[spec.name]
-            if not spec.positional or old.shape[0] >= n_cells:
+            needed = spec.n_cells(n_cells)
+            if not spec.positional or old.shape[0] >= needed:
                 continue
-            capacity = max(MIN_CELLS, 1 << (n_cells - 1).bit_length())
+            capacity = max(MIN_CELLS // spec.stride, 1 << (needed - 1).bit_length())
             new = np.empty((capacity, *spec.shape), old.dtype)
             new[: old.shape[0]] = old
             if poison:
@@ -81,7 +87,7 @@ class LayerState:
     def poison_from(self, n_cells: int) -> None:
         for spec in self.specs:
             if spec.positional:
-                self.arrays[spec.name][n_cells:] = KV_POISON[spec.kv_type]
+                self.arrays[spec.name][spec.n_cells(n_cells) :] = KV_POISON[spec.kv_type]
 
 
 @dataclass
@@ -180,7 +186,7 @@ class ModelState:
         for layer in self.layers:
             for spec in layer.specs:
                 if not spec.positional:
-                    layer.arrays[spec.name] = np.zeros(spec.shape, np.float32)
+                    layer.arrays[spec.name] = np.zeros(spec.shape, KV_DTYPES[spec.kv_type])
             layer.planes = {}
         self._cut(0)
         self.trim_heads(0)
@@ -270,7 +276,7 @@ class ModelState:
             length = lengths[il]
             for spec in layer.specs:
                 array = layer.arrays[spec.name]
-                yield f"{spec.name}_l{il}", array[:length] if spec.positional else array
+                yield f"{spec.name}_l{il}", array[: spec.n_cells(length)] if spec.positional else array
         yield "pending_h", self.pending_h
 
     def digest(self) -> str:

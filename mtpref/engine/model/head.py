@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import OUTPUT_NORM, TOKEN_EMBD, Architecture, Block, HeadSheet
+from mtpref.architectures import OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
 from mtpref.engine.model.model import Head
@@ -144,10 +144,11 @@ def _read_head(
         "shared_head_norm": OUTPUT_NORM,
         "shared_head_head": trunk.weights.output.name,
     }
-    tensors = {tensor.name.split(".")[1]: tensor for tensor in sheet.tensors}
+    tensors = {tensor.name.split(".")[1]: tensor for tensor in sheet.tensors if tensor.name.startswith("nextn.")}
     for part in borrowed:
         tensor = tensors[part]
-        names = [tensor.at(il).name, *(tensor.fallback if is_alone else ())]
+        instead = [f"blk.{il}.{sheet.norm_instead}"] if sheet.norm_instead and part == "shared_head_norm" else []
+        names = [tensor.at(il).name, *instead, *(tensor.fallback if is_alone else ())]
         is_trimmed = d2t is not None and part == "shared_head_head"
         name = _present(finder, names, n_rows if is_trimmed else None)
         if name is None:
@@ -163,12 +164,21 @@ def _read_head(
     return MtpWeights(
         **{part: read_tensor(finder, tensors[part], values, tensors[part].at(il).name) for part in INPUT_PARTS},
         block=read_block(finder, block, values, il),
+        roots=_roots(trunk, finder, values),
         **parts,
         origin=origin,
         borrowed=tuple(part for part in parts if parts[part] is borrowed[part]),
         file=finder.file.label if is_alone else "",
         d2t=d2t,
     )
+
+
+def _roots(trunk: Trunk, finder: TensorFinder, values: Values) -> dict[str, Any]:
+    """What else stands outside of blocks, of the file that holds the block."""
+    if finder.file is trunk.file:
+        return trunk.weights.roots
+    others = (tensor for tensor in trunk.arch.tensors if tensor.name not in SHARED)
+    return {t.name: read_tensor(finder, t, values, t.name) for t in others if t.required or finder.has(t.name)}
 
 
 def _present(finder: TensorFinder, names: list[str], n_trimmed: int | None) -> str | None:
@@ -254,7 +264,7 @@ def _check_rope(trunk: Trunk, values: Values, differs: Any) -> None:
     if trunk.arch.head is None:
         return
     configure, il = trunk.arch.head.block.mixer.configure, trunk.config.n_layer
-    found, expected = configure(values.at(il)), configure(trunk.values.at(il))
+    found, expected = configure(values.at(il)), configure(trunk.values.at(il, values))
     if not hasattr(found, "rope_scaling"):
         return
     pairs = zip(rope_constants(rotary_of(found)), rope_constants(rotary_of(expected)), strict=True)

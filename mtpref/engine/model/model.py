@@ -213,7 +213,7 @@ class Model:
         ops, w = self.recipe.ops, self.weights
         state.reserve(len(tokens))
         pos = np.arange(state.n_past, state.n_past + len(tokens), dtype=np.int32)
-        span = Span(ops, pos, state.n_past, min(keep, len(tokens)))
+        span = Span(ops, pos, state.n_past, min(keep, len(tokens)), roots=w.roots)
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
         streams = self.arch.streams
@@ -222,7 +222,8 @@ class Model:
             x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il, self.arch.cb))
         state.n_past += len(tokens)
         post = ops.rms_norm(streams.leave(ops, w.roots, x) if streams else x, w.output_norm, self.config.rms_eps)
-        tap("h_nextn", post)
+        own, _ = self.own_rows
+        tap("h_nextn", Hidden(x, post).of(own))
         tap("result_norm", post)
         logits = _no_logits()
         if n_logits:
@@ -268,14 +269,14 @@ class Model:
 
         # BLOCK
         pos = steps.mtp_positions(first_pos, len(tokens), contract)
-        span = Span(ops, pos, state.n_past if reads_target else own.n_cells, 1, target=state.layers)
+        span = Span(ops, pos, state.n_past if reads_target else own.n_cells, 1, target=state.layers, roots=mw.roots)
         x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
         own.n_cells += 0 if reads_target else len(tokens)
 
         # HEAD
         streams = self.arch.streams
         post = ops.mtp_norm(ops, streams.leave(ops, mw.block, x) if streams else x, mw.shared_head_norm, eps)
-        tap("mtp_h_nextn", post)
+        tap("mtp_h_nextn", Hidden(x, post).of(self.own_rows[1]))
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
         if n_logits:

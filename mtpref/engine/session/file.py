@@ -16,7 +16,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
 from mtpref.engine.session.identity import head_id, trunk_id
 from mtpref.files.gguf import GgufFile, open_gguf, printable, without_leading_ones, write_gguf
-from mtpref.spec.state import Checkpoint, LayerState, ModelState
+from mtpref.spec.state import KV_DTYPES, Checkpoint, LayerState, ModelState
 
 SCHEMA = "mtpref-session-1"
 KEY = "mtpref.session"
@@ -52,16 +52,16 @@ def _cells(state: ModelState, lengths: Checkpoint) -> list[_Slot]:
     for il, layer in enumerate(_all_layers(state)):
         length, prefix = (lengths.n_past, "") if il < n_layer else (n_mtp, "mtp_")
         for spec in layer.specs:
-            if spec.positional and length:
+            if spec.positional and spec.n_cells(length):
                 name = f"{prefix}{spec.name}-{il}"
-                slots.append(_Slot(name, spec.kv_type, (length, *spec.shape), il, spec.name))
+                slots.append(_Slot(name, spec.kv_type, (spec.n_cells(length), *spec.shape), il, spec.name))
     return slots
 
 
 def _carried(state: ModelState, prefix: str) -> list[_Slot]:
     """What has no past of its own, for the mark or for one checkpoint; the pending hidden row comes last."""
     slots = [
-        _Slot(f"{prefix}{spec.name}-{il}", "F32", spec.shape, il, spec.name)
+        _Slot(f"{prefix}{spec.name}-{il}", spec.kv_type, spec.shape, il, spec.name)
         for il, layer in enumerate(state.layers)
         for spec in layer.specs
         if not spec.positional
@@ -261,7 +261,7 @@ def _fill(file: GgufFile, state: ModelState, prefix: str, lengths: Checkpoint) -
     recurrent: list[dict[str, NDArray]] = [{} for _ in state.layers]
     *slots, pending = _carried(state, prefix)
     for slot in slots:
-        recurrent[slot.il][slot.array] = _read(file, slot).astype(np.float32)
+        recurrent[slot.il][slot.array] = _read(file, slot).view(KV_DTYPES[slot.type_name]).copy()
     return replace(lengths, recurrent=tuple(recurrent), pending_h=_read(file, pending).astype(np.float32))
 
 

@@ -9,8 +9,15 @@ from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
 from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
-from mtpref.spec.kinds.moe_ffn import MOE_FFN, SOFTMAX_MOE_FFN
+from mtpref.spec.kinds.limited import LIMITED_FFN, LIMITED_MOE_FFN
+from mtpref.spec.kinds.moe_ffn import MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
 from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Norm, Part, Residual, Sequential
+from mtpref.spec.kinds.windowed import (
+    HALF_ROTARY_ATTENTION,
+    HALF_ROTARY_HEAD_ATTENTION,
+    WINDOWED_ATTENTION,
+    WINDOWED_HEAD_ATTENTION,
+)
 
 __all__ = [
     "ATTENTION",
@@ -19,15 +26,22 @@ __all__ = [
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
     "GROUPED_DELTA_NET",
+    "HALF_ROTARY_ATTENTION",
+    "HALF_ROTARY_HEAD_ATTENTION",
     "INPUT",
     "LATENT_ATTENTION",
     "LAYER_INPUT",
+    "LIMITED_FFN",
+    "LIMITED_MOE_FFN",
     "MIXER",
     "MOE_FFN",
+    "SIGMOID_MOE_FFN",
     "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
     "TEXT_ATTENTION",
     "WHOLE_ROTARY_ATTENTION",
+    "WINDOWED_ATTENTION",
+    "WINDOWED_HEAD_ATTENTION",
     "Graph",
     "LayerKind",
     "Made",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.spec.config import AttnConfig, LatentConfig, Values
+from mtpref.spec.config import AttnConfig, LatentConfig, Values, WindowedConfig
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
@@ -51,6 +51,7 @@ class Span:
     first   cells that the layer's positional state already holds
     keep    how many of the last tokens the recurrent state is kept for (at least 1)
     target  the trunk's layers, for a head that reads their cells; None elsewhere
+    roots   tensors outside of blocks that layers read, by GGUF name
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
     """
 
@@ -60,18 +61,26 @@ class Span:
     keep: int
     target: list[LayerState] | None = None
     routings: list[Routing] = field(default_factory=list)
+    roots: Mapping[str, Any] = field(default_factory=dict)
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
-    def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
-        """The RoPE table of the batch, made once for all layers of the same shape."""
-        if cfg not in self._rope:
-            self._rope[cfg] = self.ops.rope_table(self.pos, *rope_constants(cfg))
-        return self._rope[cfg]
+    def rope_cos_sin(self, cfg: AttnConfig, factors: F32 | None = None) -> tuple[F32, F32]:
+        """The RoPE table of the batch, made once for all layers of the same shape.
+
+        factors   what frequencies are divided by (S94), the same for all layers that have them
+        """
+        key = cfg, factors is None
+        if key not in self._rope:
+            frequencies, *rest = rope_constants(cfg)
+            if factors is not None:
+                frequencies = spec.divided_frequencies(frequencies, factors)
+            self._rope[key] = self.ops.rope_table(self.pos, frequencies, *rest)
+        return self._rope[key]
 
 
-def rotary_of(cfg: AttnConfig | LatentConfig) -> AttnConfig:
+def rotary_of(cfg: AttnConfig | LatentConfig | WindowedConfig) -> AttnConfig:
     """What of a layer is turned by position, as an attention layer."""
-    return cfg.rotary if isinstance(cfg, LatentConfig) else cfg
+    return cfg if isinstance(cfg, AttnConfig) else cfg.rotary
 
 
 @lru_cache(maxsize=16)

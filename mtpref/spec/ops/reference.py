@@ -3,7 +3,7 @@
 from functools import partial
 
 from mtpref import spec
-from mtpref.spec.ops import compose, compose_latent, compose_moe
+from mtpref.spec.ops import compose, compose_latent, compose_moe, compose_windowed
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import CoarseEntries
 
@@ -23,6 +23,10 @@ COMPOSED: CoarseEntries = {
     "experts": compose_moe.experts,
     "shared_expert": compose_moe.shared_expert,
     "moe_ffn": compose_moe.moe_ffn,
+    "seen_attention": compose_windowed.seen_attention,
+    "windowed_attn_layer": compose_windowed.windowed_attn_layer,
+    "limited_ffn": compose_windowed.limited_ffn,
+    "limited_moe_ffn": compose_windowed.limited_moe_ffn,
 }
 
 
@@ -63,6 +67,11 @@ def spec_ops(numerics: str) -> Ops:
         split_beta_alpha=spec.split_beta_alpha,
         split_qkvz=spec.split_qkvz,
         rope_interleaved=spec.rope_interleaved,
+        window_start=spec.window_start,
+        cell_attention=partial(spec.cell_attention, dot=dot),
+        limited_swiglu=spec.limited_swiglu,
+        head_gate=spec.head_gate,
+        scaled_output=spec.scaled_output,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -78,5 +87,9 @@ def spec_ops(numerics: str) -> Ops:
         experts=compose_moe.experts,
         shared_expert=compose_moe.shared_expert,
         moe_ffn=compose_moe.moe_ffn,
+        seen_attention=compose_windowed.seen_attention,
+        windowed_attn_layer=compose_windowed.windowed_attn_layer,
+        limited_ffn=compose_windowed.limited_ffn,
+        limited_moe_ffn=compose_windowed.limited_moe_ffn,
         composed=COMPOSED,
     )

@@ -54,6 +54,11 @@ class Ops:
     split_beta_alpha: types.SplitBetaAlpha  # S51
     split_qkvz: types.SplitQkvz  # S51
     rope_interleaved: types.Rope  # S53
+    window_start: types.WindowStart  # S76
+    cell_attention: types.CellAttention  # S95
+    limited_swiglu: types.LimitedSwiGlu  # S96
+    head_gate: types.HeadGate  # S97
+    scaled_output: types.ScaledOutput  # S97
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
@@ -69,6 +74,10 @@ class Ops:
     experts: types.Experts  # S48
     shared_expert: types.SharedExpert  # S48
     moe_ffn: types.MoeFfn  # S48
+    seen_attention: types.SeenAttention  # S98
+    windowed_attn_layer: types.WindowedAttnLayer  # S98
+    limited_ffn: types.LimitedFfn  # S96
+    limited_moe_ffn: types.LimitedMoeFfn  # S96
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -93,6 +102,7 @@ _ROUTE = frozenset(
 _EXPERTS = frozenset({"mul_mat", "swiglu", "weigh_experts", "sum_experts"})
 _LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
 _LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
+_SEEN = frozenset({"attention", "window_start", "cell_attention"})
 _SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
     "delta_layer": frozenset(
@@ -121,6 +131,14 @@ PARTS: dict[str, frozenset[str]] = {
     "route": _ROUTE,
     "experts": _EXPERTS,
     "shared_expert": _SHARED_EXPERT,
+    "seen_attention": _SEEN,
+    "windowed_attn_layer": _SEEN
+    | {"seen_attention", "mul_mat", "rms_norm", "rope", "store_kv", "head_gate", "scaled_output"},
+    "limited_ffn": frozenset({"ffn", "mul_mat", "swiglu", "limited_swiglu"}),
+    "limited_moe_ffn": _ROUTE
+    | _EXPERTS
+    | _SHARED_EXPERT
+    | {"route", "experts", "shared_expert", "moe_ffn", "limited_swiglu"},
     # The parts of its parts, and these.
     "moe_ffn": _ROUTE | _EXPERTS | _SHARED_EXPERT | {"route", "experts", "shared_expert"},
 }

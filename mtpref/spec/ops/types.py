@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.spec import Matrix, Stack
-from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig
+from mtpref.spec.config import AttnConfig, DeltaConfig, FfnConfig, LatentConfig, MoeConfig, WindowedConfig
 from mtpref.spec.moe import IDS, Routing
 
 if TYPE_CHECKING:
@@ -251,6 +251,68 @@ class ExpandedAttnLayer(Protocol):
     ) -> F32: ...
 
 
+class WindowStart(Protocol):
+    def __call__(self, pos: int, n_window: int, /) -> int: ...
+
+
+class CellAttention(Protocol):
+    def __call__(self, q: F32, k: NDArray, v: NDArray, sinks: F32 | None, kv_type: str, /) -> F32: ...
+
+
+class LimitedSwiGlu(Protocol):
+    def __call__(self, gate: F32, up: F32, limit: float, /) -> F32: ...
+
+
+class HeadGate(Protocol):
+    def __call__(self, o: F32, logit: F32, /) -> F32: ...
+
+
+class ScaledOutput(Protocol):
+    def __call__(self, y: F32, scale: float, /) -> F32: ...
+
+
+class SeenAttention(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        cfg: WindowedConfig,
+        q: F32,
+        k: NDArray,
+        v: NDArray,
+        sinks: F32 | None,
+        kv_type: str,
+        first: int,
+        /,
+    ) -> F32: ...
+
+
+class WindowedAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: WindowedConfig,
+        x: F32,
+        k_cells: NDArray,
+        v_cells: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
+class LimitedFfn(Protocol):
+    def __call__(self, ops: "Ops", w: LayerWeights, cfg: FfnConfig, x: F32, tap: LayerTap, /) -> F32: ...
+
+
+class LimitedMoeFfn(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap, /
+    ) -> tuple[F32, Routing]: ...
+
+
 class Ffn(Protocol):
     def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
 
@@ -309,6 +371,10 @@ class CoarseEntries(TypedDict, total=False):
     experts: Experts
     shared_expert: SharedExpert
     moe_ffn: MoeFfn
+    seen_attention: SeenAttention
+    windowed_attn_layer: WindowedAttnLayer
+    limited_ffn: LimitedFfn
+    limited_moe_ffn: LimitedMoeFfn
 
 
 class OpEntries(CoarseEntries, total=False):
@@ -347,3 +413,8 @@ class OpEntries(CoarseEntries, total=False):
     split_beta_alpha: SplitBetaAlpha
     split_qkvz: SplitQkvz
     rope_interleaved: Rope
+    window_start: WindowStart
+    cell_attention: CellAttention
+    limited_swiglu: LimitedSwiGlu
+    head_gate: HeadGate
+    scaled_output: ScaledOutput
