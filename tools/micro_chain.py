@@ -1,8 +1,8 @@
 """Planted micro models of architectures with several MTP blocks in a chain: step35 and mimo2, from their data sheets.
 
 The rule of micro_plant.py, in dense layers and shared experts. Attention, routers and experts are hash noise, strong
-enough that a wrong window, base, gate, sink or choice moves the logits. Every head has weights of its own, and finds
-and writes codes in an order of its own where it has its own embeddings or output, so that no head stands in for another.
+enough that a wrong window, base, gate, sink or choice moves the logits. Every head has weights of its own, and codes in
+an order of its own where it has its own embeddings or output, so that no head stands in for another.
 """
 
 from dataclasses import dataclass, field, replace

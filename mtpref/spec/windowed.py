@@ -30,7 +30,7 @@ def cell_attention(q: F32, k: NDArray, v: NDArray, sinks: F32 | None, kv_type: s
     Formula  s_j = dot(q', k_j) * (1 / sqrt(D)), m = max(max s, sink), e_j = exp(s_j - m);
              o_d = dot(e, v_d) / (dot(e, 1) + exp(sink - m)), q' = q rounded to the type of the cells
     Rule     a sink has a share of the weights and no value; it is not scaled. Without sinks m = max s and the divisor
-             is dot(e, 1): S16's bits where keys and values are of one width
+             is dot(e, 1): the attention of S16, bit for bit, where keys and values are of one width
     Shapes   q: (n_head, D), k: (R, n_head_kv, D), v: (R, n_head_kv, D_v) as S15 stores them, sinks: (n_head,)
              -> (n_head, D_v); head h reads kv-head h // (n_head / n_head_kv)
     Dtypes   float32; dot as said by the numerics, over cells in the lane order (the oldest is in lane 0)

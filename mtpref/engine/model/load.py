@@ -197,8 +197,8 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple
 
 
 def _rope_notes(meta: Metadata, layers: tuple[Layer, ...]) -> tuple[str, ...]:
-    """What is said of RoPE scaling: the keys are the file's, so any attention layer without a window speaks for all, the
-    head's too."""
+    """What is said of RoPE scaling: the keys are the file's, so any attention layer (without a window, where there is
+    one) speaks for all, the head's too."""
     cfgs = [layer.cfg for layer in layers if hasattr(layer.cfg, "rope_scaling")]
     cfgs.sort(key=lambda cfg: bool(getattr(cfg, "n_window", 0)))
     return rope_notes(meta, cfgs[0].rope_scaling) if cfgs else ()

@@ -17,7 +17,7 @@ from mtpref.engine.model import Model
 from mtpref.engine.model.model import Part
 from mtpref.measure.probe.count import Bools, Estimate, Judged, block_ids, difference, is_sure, judge
 from mtpref.measure.probe.walk import Seen, Variant
-from mtpref.spec.contract import CHOICES, PRESETS, MtpContract, describe
+from mtpref.spec.contract import CHOICES, OF_CHAINS, PRESETS, MtpContract, describe
 
 MAIN = "head"
 DELAY = 64
@@ -25,7 +25,7 @@ DELAY = 64
 # Controls that a sound head need not beat: a near miss by nature, and its own parts on a text that has no use for them.
 NEAR, PARTS = ("hidden=pre", "hidden=post"), ("prime=none", "no-attention")
 MONOTONOUS = 0.5  # of the trunk's choices are one token: the text tells no head from a guess
-INVISIBLE = ("prompt_end", "new_prompt", "replay")
+INVISIBLE = ("prompt_end", "new_prompt", "replay", *OF_CHAINS)
 
 
 def with_contract(model: Model, contract: MtpContract) -> Model:

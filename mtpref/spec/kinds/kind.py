@@ -71,10 +71,10 @@ class Span:
         """
         key = cfg, factors is None
         if key not in self._rope:
-            frequencies, *rest = rope_constants(cfg)
+            frequencies, has_position, magnitude = rope_constants(cfg)
             if factors is not None:
                 frequencies = spec.divided_frequencies(frequencies, factors)
-            self._rope[key] = self.ops.rope_table(self.pos, frequencies, *rest)
+            self._rope[key] = self.ops.rope_table(self.pos, frequencies, has_position, magnitude)
         return self._rope[key]
 
 

@@ -1,5 +1,6 @@
 """Feed-forward networks with a limited activation, dense and of experts. Their numerics are
-mtpref/spec/ops/compose_windowed.py's (S96), and S30 and S48 where nothing is limited."""
+mtpref/spec/ops/compose_windowed.py's (S96): where nothing is limited, the networks of blocks (S30) and experts (S48).
+"""
 
 from dataclasses import replace
 

@@ -18,7 +18,7 @@ from mtpref.spec.windowed import LEAST_LIMIT
 def limited_ffn(ops: Ops, w: LayerWeights, cfg: FfnConfig, x: F32, tap: LayerTap) -> F32:
     """S96. The dense network of S30 with a limited activation: S30.
 
-    Rule     S96 stands in for S18; without a limit it is S30's bits
+    Rule     S96 stands in for swiglu (S18); without a limit it is S30's bits, those of a block's network
     Shapes   x: (T, n_embd), normalised -> (T, n_embd)
     """
     ops = _limited(ops, cfg.clamp)
@@ -28,8 +28,8 @@ def limited_ffn(ops: Ops, w: LayerWeights, cfg: FfnConfig, x: F32, tap: LayerTap
 def limited_moe_ffn(ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap) -> tuple[F32, Routing]:
     """S96. The experts' network of S48 with limited activations: S48.
 
-    Rule     the experts have one limit, the shared expert another; S96 stands in for S18. Where neither limits it is
-             S48's bits
+    Rule     the experts have one limit, the shared expert another; S96 stands in for swiglu
+             (S18). Where neither limits it is S48's bits, those of an experts' network
     Shapes   x: (T, n_embd), normalised -> (T, n_embd), and what the router chose
     """
     if max(cfg.clamp, cfg.clamp_shared) <= LEAST_LIMIT:
