@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from mtpref import spec
-from mtpref.spec.config import FfnConfig, MoeConfig, WindowedConfig
+from mtpref.spec.config import MoeConfig, WindowedConfig
 from mtpref.spec.ops import discard, spec_ops
+from mtpref.spec.ops.compose_windowed import limited_ops
 from tests import naive, naive_chain
 
 F32 = np.float32
@@ -148,10 +149,11 @@ def test_a_dense_network_takes_its_limit(limit):
             (("gate", (7, 5)), ("up", (7, 5)), ("down", (5, 7)))}  # fmt: skip
     x = rng.standard_normal((3, 5)).astype(F32)
     w = {name: pair[0] for name, pair in made.items()}
-    found = ops.limited_ffn(ops, w, FfnConfig(5, 7, limit), x, discard)
+    limited = limited_ops(ops, limit)
+    found = limited.ffn(limited, w, x, discard)
     truth = naive_chain.network(naive.f64(x), *(made[f"ffn_{n}.weight"][1] for n in ("gate", "up", "down")), limit)
     assert found == pytest.approx(truth, rel=1e-5)
-    assert limit or np.array_equal(found, ops.ffn(ops, w, x, discard))
+    assert (limited is ops) == (limit == 0.0)
 
 
 @pytest.mark.parametrize("has_shared", [True, False])
@@ -170,9 +172,9 @@ def test_experts_and_the_shared_expert_have_limits_of_their_own(limits, has_shar
         raw = values.view(np.uint8)
         stack = spec.Stack(name, "F32", *values.shape[1:], raw.reshape(n_expert, -1)) if values.ndim == 3 else None
         w[name] = stack or spec.Matrix(name, "F32", *values.shape, raw.reshape(-1))
-    cfg = MoeConfig(n, n_expert, 2, "sigmoid", True, 1.5, 1, 0, *limits)
+    cfg, limited = MoeConfig(n, n_expert, 2, "sigmoid", True, 1.5, 1, 0), limited_ops(ops, *limits)
     x = rng.standard_normal((3, n)).astype(F32)
-    found, routing = ops.limited_moe_ffn(ops, w, cfg, x, discard)
+    found, routing = limited.moe_ffn(limited, w, cfg, x, discard)
     hparams = {"arch": "step35", "expert_used_count": 2, "expert_weights_norm": True, "expert_weights_scale": 1.5,
                "swiglu_clamp_exp": [limits[0]], "swiglu_clamp_shexp": [limits[1]]}  # fmt: skip
     truth, chosen = naive_chain.experts({f"blk.0.{k}": v for k, v in plain.items()}, hparams, 0, naive.f64(x))

@@ -9,6 +9,7 @@ from mtpref.spec.config import FfnConfig, MoeConfig, Values
 from mtpref.spec.kinds import ffn, moe_ffn
 from mtpref.spec.kinds.kind import F32, Graph, LayerKind, Made, Span, no_state
 from mtpref.spec.ops import LayerTap, LayerWeights
+from mtpref.spec.ops.compose_windowed import limited_ops
 from mtpref.spec.state import LayerState
 
 
@@ -22,11 +23,13 @@ def _configure_moe(v: Values) -> MoeConfig:
 
 
 def _forward(w: LayerWeights, cfg: FfnConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
-    return span.ops.limited_ffn(span.ops, w, cfg, x, tap)
+    ops = limited_ops(span.ops, cfg.clamp)
+    return ops.ffn(ops, w, x, tap)
 
 
 def _forward_moe(w: LayerWeights, cfg: MoeConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
-    y, routing = span.ops.limited_moe_ffn(span.ops, w, cfg, x, tap)
+    ops = limited_ops(span.ops, cfg.clamp, cfg.clamp_shared)
+    y, routing = ops.moe_ffn(ops, w, cfg, x, tap)
     span.routings.append(routing)
     return y
 

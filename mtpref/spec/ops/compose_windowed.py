@@ -1,56 +1,38 @@
-"""Coarse operations of attention layers with a window, sinks or gates of heads, and of limited feed-forward networks.
+"""Coarse operations of attention layers with a window, sinks or gates of heads, and the table of limited networks.
 
 Owns their order, and the cb() names under which a tap sees results; see compose.py.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.spec.config import FfnConfig, MoeConfig, WindowedConfig
-from mtpref.spec.moe import Routing
+from mtpref.spec.config import WindowedConfig
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import F32, LayerTap, LayerWeights
 from mtpref.spec.windowed import LEAST_LIMIT
 
 
-def limited_ffn(ops: Ops, w: LayerWeights, cfg: FfnConfig, x: F32, tap: LayerTap) -> F32:
-    """S96. The dense network of S30 with a limited activation: S30.
+def limited_ops(ops: Ops, limit: float, limit_shared: float = 0.0) -> Ops:
+    """S96. The table that a network with limits runs on: S96.
 
-    Rule     S96 stands in for swiglu (S18); without a limit it is S30's bits, those of a block's network
-    Shapes   x: (T, n_embd), normalised -> (T, n_embd)
+    Rule     the limited activation stands in for swiglu (S18), of the shared expert with a limit of its own; without
+             limits it is the table itself, and the networks are those of a block (S30) and of experts (S48)
     """
-    ops = _limited(ops, cfg.clamp)
-    return ops.ffn(ops, w, x, tap)
+    if max(limit, limit_shared) <= LEAST_LIMIT:
+        return ops
+    of_shared = ops.replaced(swiglu=partial(_limited, ops, limit_shared))
+
+    def shared_expert(_: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
+        return of_shared.shared_expert(of_shared, w, x, tap)
+
+    return replace(ops.replaced(swiglu=partial(_limited, ops, limit)), shared_expert=shared_expert)
 
 
-def limited_moe_ffn(ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap) -> tuple[F32, Routing]:
-    """S96. The experts' network of S48 with limited activations: S48.
-
-    Rule     the experts have one limit, the shared expert another; S96 stands in for swiglu
-             (S18). Where neither limits it is S48's bits, those of an experts' network
-    Shapes   x: (T, n_embd), normalised -> (T, n_embd), and what the router chose
-    """
-    if max(cfg.clamp, cfg.clamp_shared) <= LEAST_LIMIT:
-        return ops.moe_ffn(ops, w, cfg, x, tap)
-    weights, routing = ops.route(ops, w, cfg, x, tap)
-    of_experts, of_shared = _limited(ops, cfg.clamp), _limited(ops, cfg.clamp_shared)
-    y = of_experts.experts(of_experts, w, x, routing, weights, tap)
-    tap("ffn_moe_out", y)
-    if "ffn_up_shexp.weight" in w:
-        y = y + of_shared.shared_expert(of_shared, w, x, tap)
-    tap("ffn_out", y)
-    return y, routing
-
-
-def _limited(ops: Ops, limit: float) -> Ops:
-    """The table with S96 in place of S18, where there is a limit."""
-    return ops.replaced(swiglu=partial(_of_limit, ops, limit)) if limit > LEAST_LIMIT else ops
-
-
-def _of_limit(ops: Ops, limit: float, gate: F32, up: F32) -> F32:
-    return ops.limited_swiglu(gate, up, limit)
+def _limited(ops: Ops, limit: float, gate: F32, up: F32) -> F32:
+    return ops.limited_swiglu(gate, up, limit) if limit > LEAST_LIMIT else ops.swiglu(gate, up)
 
 
 def seen_attention(

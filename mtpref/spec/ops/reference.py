@@ -25,8 +25,6 @@ COMPOSED: CoarseEntries = {
     "moe_ffn": compose_moe.moe_ffn,
     "seen_attention": compose_windowed.seen_attention,
     "windowed_attn_layer": compose_windowed.windowed_attn_layer,
-    "limited_ffn": compose_windowed.limited_ffn,
-    "limited_moe_ffn": compose_windowed.limited_moe_ffn,
 }
 
 
@@ -89,7 +87,5 @@ def spec_ops(numerics: str) -> Ops:
         moe_ffn=compose_moe.moe_ffn,
         seen_attention=compose_windowed.seen_attention,
         windowed_attn_layer=compose_windowed.windowed_attn_layer,
-        limited_ffn=compose_windowed.limited_ffn,
-        limited_moe_ffn=compose_windowed.limited_moe_ffn,
         composed=COMPOSED,
     )

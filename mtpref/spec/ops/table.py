@@ -76,8 +76,6 @@ class Ops:
     moe_ffn: types.MoeFfn  # S48
     seen_attention: types.SeenAttention  # S98
     windowed_attn_layer: types.WindowedAttnLayer  # S98
-    limited_ffn: types.LimitedFfn  # S96
-    limited_moe_ffn: types.LimitedMoeFfn  # S96
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -134,11 +132,6 @@ PARTS: dict[str, frozenset[str]] = {
     "seen_attention": _SEEN,
     "windowed_attn_layer": _SEEN
     | {"seen_attention", "mul_mat", "rms_norm", "rope", "store_kv", "head_gate", "scaled_output"},
-    "limited_ffn": frozenset({"ffn", "mul_mat", "swiglu", "limited_swiglu"}),
-    "limited_moe_ffn": _ROUTE
-    | _EXPERTS
-    | _SHARED_EXPERT
-    | {"route", "experts", "shared_expert", "moe_ffn", "limited_swiglu"},
     # The parts of its parts, and these.
     "moe_ffn": _ROUTE | _EXPERTS | _SHARED_EXPERT | {"route", "experts", "shared_expert"},
 }

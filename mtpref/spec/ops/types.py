@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.spec import Matrix, Stack
-from mtpref.spec.config import AttnConfig, DeltaConfig, FfnConfig, LatentConfig, MoeConfig, WindowedConfig
+from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig, WindowedConfig
 from mtpref.spec.moe import IDS, Routing
 
 if TYPE_CHECKING:
@@ -303,16 +303,6 @@ class WindowedAttnLayer(Protocol):
     ) -> F32: ...
 
 
-class LimitedFfn(Protocol):
-    def __call__(self, ops: "Ops", w: LayerWeights, cfg: FfnConfig, x: F32, tap: LayerTap, /) -> F32: ...
-
-
-class LimitedMoeFfn(Protocol):
-    def __call__(
-        self, ops: "Ops", w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap, /
-    ) -> tuple[F32, Routing]: ...
-
-
 class Ffn(Protocol):
     def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
 
@@ -373,8 +363,6 @@ class CoarseEntries(TypedDict, total=False):
     moe_ffn: MoeFfn
     seen_attention: SeenAttention
     windowed_attn_layer: WindowedAttnLayer
-    limited_ffn: LimitedFfn
-    limited_moe_ffn: LimitedMoeFfn
 
 
 class OpEntries(CoarseEntries, total=False):
