@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import ARCHITECTURES, D2T, OUTPUT_NORM, TOKEN_EMBD, numbers, trimmed
+from mtpref.architectures import ARCHITECTURES, D2T, OUTPUT_NORM, SHARED, TOKEN_EMBD, numbers, trimmed
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable, without_leading_ones
 from mtpref.heads.contents import Item, Source
@@ -57,6 +57,8 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
     for key in keys_of(own.arch):
         name = f"{own.arch}.{key}"
         a, b = (defaults.get(key) if (found := file.get(name)) is None else found for file in (source, trunk))
+        if isinstance(a, list) or isinstance(b, list):  # an entry for each block, of the trunk's own
+            a, b = (value[: own.n_trunk] if isinstance(value, list) else value for value in (a, b))
         alike = ALIKE.get(key, ())
         if a != b and not (a in alike and b in alike):
             raise differs(f"key {name}", a, b)
@@ -70,6 +72,7 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         )
     _check_tokenizer(trunk, source, differs)
     _check_shapes(trunk, source, theirs)
+    _check_roots(trunk, source)
 
 
 def keys_of(arch: str) -> list[str]:
@@ -106,14 +109,25 @@ def _check_tokenizer(trunk: Source, source: Source, differs: Any) -> None:
 
 def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     """The head's tensors against the trunk's keys, for the architecture whose table is known."""
-    found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in ARCHITECTURES[layout.arch].symbols.items()}
-    values = {symbol: value for symbol, value in found.items() if isinstance(value, int)}
+    for il in range(layout.n_trunk, layout.n_trunk + layout.n_nextn):
+        _check_shapes_at(il, trunk, source, layout)
+
+
+def _check_shapes_at(il: int, trunk: Source, source: Source, layout: HeadLayout) -> None:
+    """Counts that are one for each block are the head's own."""
+    values: dict[str, int] = {}
+    for symbol, key in ARCHITECTURES[layout.arch].symbols.items():
+        found = [file.get(f"{layout.arch}.{key}") for file in (trunk, source)]
+        lists = [value for value in found if isinstance(value, list) and il < len(value)]
+        value = lists[-1][il] if lists else found[0]
+        if isinstance(value, int):
+            values[symbol] = value
     values["n_vocab"] = _rows(trunk, TOKEN_EMBD)
     if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
-    specs = ARCHITECTURES[layout.arch].head_tensors(layout.n_trunk, source.items)
+    specs = ARCHITECTURES[layout.arch].head_tensors(il, source.items)
     for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
-        item = source.items.get(spec.at(layout.n_trunk).name)
+        item = source.items.get(spec.at(il).name)
         expected = numbers(spec.shape, values)
         if (
             item is not None
@@ -123,6 +137,20 @@ def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
             raise MtprefError(
                 f"{source.label}: tensor {item.name} has shape {item.shape}, expected {expected} for the "
                 f"trunk {trunk.label}"
+            )
+
+
+def _check_roots(trunk: Source, source: Source) -> None:
+    """What else stands outside of blocks (factors of RoPE): in one file the head reads the trunk's."""
+    sheet = ARCHITECTURES[str(trunk.get("general.architecture"))]
+    for tensor in sheet.tensors:
+        a, b = source.items.get(tensor.name), trunk.items.get(tensor.name)
+        if tensor.name in SHARED or a is None:
+            continue
+        if b is None or a.shape != b.shape or a.type_name != b.type_name or (_values(a) != _values(b)).any():
+            raise MtprefError(
+                f"{source.label}: tensor {tensor.name} is not that of {trunk.label}, expected the same values: in one "
+                "file the head reads the trunk's; keep the head in a file of its own"
             )
 
 
