@@ -60,10 +60,10 @@ def controls(model: Model) -> list[Variant]:
 
 
 def head_without(model: Model, part: Part) -> Model:
-    """The model with a part of its head's block adding zero, whatever kind of layer that is."""
-    if not model.heads:
-        return model  # refused where a head is run
-    return model.with_head(layer=model.heads[0].layer.with_forward(part, adds_nothing))
+    """The model with a part of its heads' blocks adding zero, whatever kind of layer that is."""
+    for i, head in enumerate(model.heads):  # without any: refused where a head is run
+        model = model.with_head(i, layer=head.layer.with_forward(part, adds_nothing))
+    return model
 
 
 def adds_nothing(w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
