@@ -4,10 +4,13 @@ experts without a shared one; three MTP blocks in a chain.
 The data sheet. Source: llama.cpp src/models/mimo2.cpp, conversion/mimo.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from mtpref.architectures.common import n_embd, n_embd_head, n_embd_head_v, n_ff, n_head, n_head_kv
+from mtpref.architectures.common import n_embd, n_embd_head, n_embd_head_v, n_ff, n_head, n_head_kv, rms_eps
 from mtpref.architectures.experts import (
+    expert_gating_func,
     expert_stacks,
     n_expert,
     n_expert_group,
@@ -16,7 +19,18 @@ from mtpref.architectures.experts import (
     n_ff_exp,
     router,
 )
-from mtpref.architectures.sheet import Architecture, Block, ByTensor, Either, HeadSheet, Hyper, Tensor
+from mtpref.architectures.sheet import (
+    OPTIONAL,
+    SILU,
+    Architecture,
+    Block,
+    ByTensor,
+    Either,
+    HeadSheet,
+    HuggingFace,
+    Hyper,
+    Tensor,
+)
 from mtpref.architectures.transforms import AS_IS
 from mtpref.architectures.windows import (
     chained_head_tensors,
@@ -30,8 +44,31 @@ from mtpref.spec.kinds import SIGMOID_MOE_FFN, SWIGLU_FFN, WINDOWED_ATTENTION, W
 
 # HYPER-PARAMETERS
 
-n_rot = Hyper("n_rot", "rope.dimension_count", default=lambda v: v["n_embd_head"], high=4096)
-value_scale = Hyper("value_scale", "attention.value_scale", "f32", default=0.0, low=-1e6, high=1e6)
+n_rot = Hyper("n_rot", "rope.dimension_count", default=lambda v: v["n_embd_head"], high=4096,
+              hf=lambda c: int(c["n_embd_head"] * (c.get("partial_rotary_factor") or 1.0)))  # fmt: skip
+value_scale = Hyper("value_scale", "attention.value_scale", "f32", default=0.0, low=-1e6, high=1e6,
+                    hf="attention_value_scale", hf_default=OPTIONAL)  # fmt: skip
+
+
+def _windowed(c: Mapping[str, Any]) -> list[int]:
+    """Of each block that is written whether it has a window: every MTP block has."""
+    n_heads = c.get("n_written_heads", 0)
+    return [int(x) for x in c["hybrid_layer_pattern"][: c["num_hidden_layers"]]] + [1] * n_heads
+
+
+def _kv_heads(c: Mapping[str, Any]) -> list[int]:
+    return [c["swa_num_key_value_heads"] if windowed else c["num_key_value_heads"] for windowed in _windowed(c)]
+
+
+def _having_experts(c: Mapping[str, Any], n_layer: int) -> list[bool] | None:
+    found = c.get("moe_layer_freq")
+    return [bool(x) for x in found[:n_layer]] if found is not None and len(found) >= n_layer else None
+
+
+_OWN_FIELDS: dict[str, dict[str, Any]] = {
+    "n_head_kv": {"hf": _kv_heads, "hf_fields": ("num_key_value_heads", "swa_num_key_value_heads")},
+    "n_embd_head_v": {"hf": "v_head_dim"},
+}
 
 # TENSORS
 
@@ -83,20 +120,23 @@ _names = {"attn_residual": "ffn_inp", "attn_post_norm": "ffn_norm", "attn_output
 MIMO2 = Architecture(
     name="mimo2",
     hypers=(
-        *windowed_base_hypers(),
+        *(replace(h, **_OWN_FIELDS.get(h.name, {})) for h in windowed_base_hypers() if h.name != "rms_eps"),
         replace(n_expert, hf="n_routed_experts"),
         n_expert_used,
         n_expert_group,
         n_expert_group_used,
+        replace(expert_gating_func, hf=lambda c: 2 if c.get("scoring_func") == "sigmoid" else None),
         n_window,
-        is_windowed,
+        replace(is_windowed, hf=_windowed, hf_fields=("hybrid_layer_pattern",)),
         n_ff_exp,
         n_rot,
+        replace(rms_eps, hf="layernorm_epsilon", hf_default=1e-5),
         value_scale,
-        freq_base_windowed,
+        replace(freq_base_windowed, hf="swa_rope_theta", hf_default=OPTIONAL),
     ),
     tensors=untied_root_tensors(AS_IS),
-    layers=ByTensor(having=MOE, lacking=DENSE, tensor="ffn_gate_inp.weight", hf_kinds="", hf_count=""),
+    layers=ByTensor(having=MOE, lacking=DENSE, tensor="ffn_gate_inp.weight", hf_kinds="", hf_count="",
+                    hf_having=_having_experts),
     head=HeadSheet(
         MTP,
         (
@@ -116,7 +156,19 @@ MIMO2 = Architecture(
         hidden="pre", chain="pre", norm_instead=_OUT_NORM.name, may_lack=True,
     ),
     n_heads=16,
-    hf=None,
+    hf=HuggingFace(
+        classes=("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"),
+        model_types=("mimo_v2_flash", "mimo_v2"),
+        layer="model.layers.{il}.",
+        head="mtp.layers.{i}.",
+        head_block="mtp.layers.{i}.",
+        n_heads="num_nextn_predict_layers",
+        says_heads=False,
+        heads_after="attention.value_scale",
+        late=("attention.layer_norm_rms_epsilon",),
+        has_windows=True,
+        fixed={**SILU, "topk_method": ("noaux_tc",)},
+    ),
     cb=_names,
     cb_head=_names,
 )  # fmt: skip

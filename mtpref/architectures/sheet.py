@@ -356,6 +356,8 @@ class ByTensor:
 
     hf_kinds  config.json's field that lists "sparse" for each layer with it, "dense" for another
     hf_count  the field that says how many layers come first without it, where there is no list
+    hf_having (config.json's fields, layers) -> whether each layer has it, where neither field says it
+    hf_keys   config.json's fields -> keys of a GGUF that say so, which no graph reads
     """
 
     having: Block
@@ -363,6 +365,8 @@ class ByTensor:
     tensor: str
     hf_kinds: str
     hf_count: str
+    hf_having: Callable[[Mapping[str, Any], int], list[bool] | None] | None = None
+    hf_keys: Callable[[Mapping[str, Any]], list[tuple[str, Any, str]]] | None = None
 
     def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
         return tuple(self._of(f"blk.{il}.{self.tensor}" in names) for il in range(n_layer))
@@ -372,9 +376,12 @@ class ByTensor:
         return tuple(map(self._of, found)), f"the presence of {self.tensor}"
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
-        return []
+        return self.hf_keys(found) if self.hf_keys else []
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
+        having = self.hf_having(found, n_layer) if self.hf_having else None
+        if having is not None:
+            return tuple(map(self._of, having))
         if self.hf_kinds in found:
             return tuple(self._of(kind == "sparse") for kind in found[self.hf_kinds])
         n_lacking = found.get(self.hf_count)
@@ -441,6 +448,9 @@ class HuggingFace:
     special_classes  the classes for which it does so; (): all
     without_head_dim  classes whose configuration in transformers has no head_dim of its own: without the field
                a converter writes the widths of a head late
+    late       keys that a converter writes later than those of other architectures, in the sheet's order
+    has_windows  whether config.json has the fields of attention with windows (hf/config.py)
+    factors    of RoPE frequencies: config.json's fields -> the values of rope_freqs.weight; None: no such tensor
     fixed      fields of config.json that a GGUF has no key for, with the values that its engines go by
     layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
     """
@@ -459,6 +469,9 @@ class HuggingFace:
     without_head_dim: tuple[str, ...] = ()
     layers_after: str = ""
     heads_after: str = "general.file_type"
+    late: tuple[str, ...] = ()
+    has_windows: bool = False
+    factors: Callable[[Mapping[str, Any]], list[float] | None] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: SILU)
 
     def special_of(self, config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
