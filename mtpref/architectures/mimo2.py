@@ -165,6 +165,7 @@ MIMO2 = Architecture(
         n_heads="num_nextn_predict_layers",
         says_heads=False,
         heads_after="attention.value_scale",
+        sorts_stacks=False,
         late=("attention.layer_norm_rms_epsilon",),
         has_windows=True,
         fixed={**SILU, "topk_method": ("noaux_tc",)},

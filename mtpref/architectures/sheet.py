@@ -448,6 +448,7 @@ class HuggingFace:
     special_classes  the classes for which it does so; (): all
     without_head_dim  classes whose configuration in transformers has no head_dim of its own: without the field
                a converter writes the widths of a head late
+    sorts_stacks  whether a converter writes a layer's stacks of experts by name; else in the sheet's order
     late       keys that a converter writes later than those of other architectures, in the sheet's order
     has_windows  whether config.json has the fields of attention with windows (hf/config.py)
     factors    of RoPE frequencies: config.json's fields -> the values of rope_freqs.weight; None: no such tensor
@@ -469,6 +470,7 @@ class HuggingFace:
     without_head_dim: tuple[str, ...] = ()
     layers_after: str = ""
     heads_after: str = "general.file_type"
+    sorts_stacks: bool = True
     late: tuple[str, ...] = ()
     has_windows: bool = False
     factors: Callable[[Mapping[str, Any]], list[float] | None] | None = None

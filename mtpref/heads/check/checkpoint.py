@@ -84,7 +84,7 @@ def _trunk_faults(checkpoint: Checkpoint, found: Inventory) -> tuple[list[str], 
 
 def _inventory(config: TextConfig, found: Inventory) -> list[Finding]:
     declared, hf = config.n_heads or 0, config.sheet.hf
-    field, names = (hf.n_heads, f"{hf.head.format(il=config.n_layer)}*") if hf else ("", "")
+    field, names = (hf.n_heads, f"{hf.head.format(il=config.n_layer, i=0)}*") if hf else ("", "")
     out = []
     if not found.n_mtp:
         id, text = ("head-dropped", f"{declared} declared, no {names} tensor there") if declared else (

@@ -194,7 +194,7 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         notes.append(f"{len(checkpoint.aside)} scales of activations or caches are left out: no part of the weights")
     if found.unmapped:
         hf = config.sheet.hf
-        head = hf.head.format(il=config.n_layer) if hf else ""
+        head = hf.head.format(il=config.n_layer, i=0) if hf else ""
         listed = sorted(found.unmapped, key=lambda name: not canonical(name).startswith(head))  # the head's first
         names = ", ".join(printable(name) for name in listed[:_LISTED])
         more = f" and {len(found.unmapped) - _LISTED} more" if len(found.unmapped) > _LISTED else ""
@@ -223,7 +223,7 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
             notes.append("the MTP head is left out, as --no-mtp says")
         return 0
     field, prefix = (hf.n_heads, hf.head) if hf else ("", "")
-    tensors = f"{prefix.format(il=config.n_layer)}*"
+    tensors = f"{prefix.format(il=config.n_layer, i=0)}*"
     most = config.sheet.n_heads if config.sheet.head else 0
     if present > most:
         at_most = "one" if most == 1 else most
