@@ -13,6 +13,7 @@ from tests.hf_folder import write_checkpoint
 from tests.moe_folder import N_VOCAB, tokenizer
 from tests.random_weights import normal
 
+PRE = "qwen2"  # the name that llama.cpp has for the tokenizer's pattern
 N_LAYER, N_HEADS, N_EXPERT = 4, 3, 6
 _SLIDING = (0, 1, 1, 0, 1, 0, 1)
 _COMMON: dict[str, Any] = {
