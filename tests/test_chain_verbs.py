@@ -122,8 +122,8 @@ def test_probed_drafts_are_those_of_the_oracle(name):
     hparams, weights = naive_chain.load(standard(name))
     positions = list(range(3, 20))
     for n_batch in (512, 7):
-        seen = walk(model, Window(0, "text", 0, tuple(ids), tuple(positions)), [Variant("own", model, 5)], whole_chains=True,
-                    n_batch=n_batch, poison=True)  # fmt: skip
+        window = Window(0, "text", 0, tuple(ids), tuple(positions))
+        seen = walk(model, window, [Variant("own", model, 5)], whole_chains=True, n_batch=n_batch, poison=True)
         for row, position in zip(seen.heads["own"].draft, positions, strict=True):
             assert row[:3].tolist() == naive_chain.draft(weights, hparams, ids[: position + 1], 5)
             assert row[3:].tolist() == [-1, -1]
