@@ -133,6 +133,7 @@ def write_checkpoint(
     _json(folder / "config.json", config)
     _json(folder / "tokenizer.json", tokenizer)
     eos = tokenizer["added_tokens"][0]["content"]
+    has_bos = config.get("model_type") == "deepseek_v32"  # llama.cpp's converter takes no other
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     _json(
         folder / "tokenizer_config.json",
@@ -140,7 +141,8 @@ def write_checkpoint(
             "tokenizer_class": "Qwen2Tokenizer",
             "eos_token": eos,
             "pad_token": eos,
-            "add_bos_token": False,
+            "add_bos_token": has_bos,
+            **({"bos_token": eos} if has_bos else {}),
             "chat_template": template,
         },
     )
@@ -148,6 +150,8 @@ def write_checkpoint(
 
 
 def _stored(name: str, x: np.ndarray, dtype: str) -> np.ndarray:
+    if x.dtype.kind in "iu":
+        return np.ascontiguousarray(x)
     if dtype == "F32" or (dtype == "BF16" and name.endswith(("A_log", "dt_bias"))):
         return np.ascontiguousarray(x, np.float32)
     return bf16_bits(x) if dtype == "BF16" else x.astype(np.float16)

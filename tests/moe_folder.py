@@ -30,8 +30,12 @@ TOKENIZERS = {
     "glm4moe": (GLM4_PATTERN, True, "glm4"),
     "hy_v3": (HUNYUAN_PATTERN, False, "qwen2"),
     "deepseek2": (GLM4_PATTERN, True, "llama-bpe"),
+    "deepseek32": (GLM4_PATTERN, True, "llama-bpe"),
+    "glm-dsa": (GLM4_PATTERN, True, "glm4"),
+    "deepseek4": (GLM4_PATTERN, True, "llama-bpe"),
 }
-ARCHS = tuple(TOKENIZERS)
+# Files of llama.cpp's own converter are recorded of these.
+ARCHS = tuple(name for name in TOKENIZERS if name != "deepseek4")
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]")
 N_LAYER, N_EXPERT, N_VOCAB = 4, 6, 288
 
@@ -97,6 +101,27 @@ CONFIGS["deepseek2"] = {
     "rope_scaling": {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0,
                      "mscale_all_dim": 1.0, "original_max_position_embeddings": 4096},
 }  # fmt: skip
+# So many heads that no two cells have a score of 0: of equal scores transformers and mtpref take others.
+_INDEXED = {"index_n_heads": 12, "index_head_dim": 64, "index_topk": 16}
+CONFIGS["deepseek32"] = CONFIGS["deepseek2"] | _INDEXED | {
+    "architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
+}  # fmt: skip
+CONFIGS["glm-dsa"] = {key: x for key, x in CONFIGS["deepseek2"].items() if not key.startswith("rope_")} | {
+    **_INDEXED, "architectures": ["GlmMoeDsaForCausalLM"], "model_type": "glm_moe_dsa", "n_group": 1, "topk_group": 1,
+    "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "indexer_types": ["full", "shared", "shared", "full"],
+}  # fmt: skip
+CONFIGS["deepseek4"] = {
+    **{key: x for key, x in _COMMON.items() if key != "tie_word_embeddings"},
+    "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "num_attention_heads": 4,
+    "num_key_value_heads": 1, "head_dim": 32, "q_lora_rank": 64, "qk_rope_head_dim": 8, "sliding_window": 8,
+    "o_groups": 2, "o_lora_rank": 32, "compress_ratios": [4, 128, 0, 4, 0], "compress_rope_theta": 5000.0,
+    "index_n_heads": 8, "index_head_dim": 64, "index_topk": 3, "hc_mult": 4, "hc_sinkhorn_iters": 3, "hc_eps": 1e-6,
+    "num_hash_layers": 1, "n_routed_experts": N_EXPERT, "n_shared_experts": 2, "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True, "scoring_func": "sqrtsoftplus", "swiglu_limit": 7.0, "num_nextn_predict_layers": 1,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000,
+    "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64},
+}  # fmt: skip
 # What checkpoints of the architecture do not ship of their heads.
 _SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
 
@@ -128,8 +153,11 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     tensors = list(sheet.tensors)
     assert sheet.head is not None
     for il, block in enumerate((*blocks, sheet.head.block)):
-        tensors += [t.at(il) for t in present_tensors(block.tensors, il, frozenset())]
-    ships_all = arch in ("glm4moe", "deepseek2")
+        # A layer that shares has no indexer; that of a head is there, read or not.
+        has_none = "sharing" in block.name
+        present = present_tensors(block.tensors, il, frozenset())
+        tensors += [t.at(il) for t in present if not (has_none and t.group == "indexer")]
+    ships_all = arch in ("glm4moe", "deepseek2", "deepseek32")
     tensors += [t.at(n_layer) for t in sheet.head.tensors if ships_all or not t.name.endswith(_SHARED_WITH_TRUNK)]
     out: dict[str, tuple[int, ...]] = {}
     for tensor in tensors:
@@ -150,7 +178,8 @@ def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndar
         else:
             out[name] = x
     out = _qwen3next(out) if arch == "qwen3next" else out
-    out = _deepseek2(out) if arch == "deepseek2" else out
+    out = kv_b_proj(out) if "kv_lora_rank" in CONFIGS[arch] else out
+    out = _deepseek4(out) if arch == "deepseek4" else out
     return _all_in_one(out) if fused else out
 
 
@@ -163,7 +192,7 @@ def _qwen3next(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def _deepseek2(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def kv_b_proj(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Keys' and values' expansions in one tensor, a head's rows of both after the other's."""
     out = dict(named)
     for name in [n for n in named if n.endswith("k_b_proj.weight")]:
@@ -171,6 +200,20 @@ def _deepseek2(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         both = np.concatenate([k.transpose(0, 2, 1), v], axis=1)
         out[name.replace("k_b_proj", "kv_b_proj")] = np.ascontiguousarray(both.reshape(-1, both.shape[-1]))
     return out
+
+
+def _deepseek4(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The published names: no `model.`, e_proj and h_proj apart, a table of int64, a head's own streams (the trunk's),
+    and biases of layers that are routed by token."""
+    out = {name.removeprefix("model."): x for name, x in named.items()}
+    both = out.pop("mtp.0.eh_proj.weight")
+    out["mtp.0.e_proj.weight"], out["mtp.0.h_proj.weight"] = np.split(both, 2, axis=1)
+    n_used = CONFIGS["deepseek4"]["num_experts_per_tok"]
+    for name in [n for n in out if n.endswith("tid2eid")]:
+        order = np.argsort(normal(7, name, N_VOCAB * N_EXPERT).reshape(N_VOCAB, N_EXPERT), axis=1, kind="stable")
+        out[name] = order[:, :n_used].astype(np.int64)
+        out[name.replace("tid2eid", "bias")] = np.zeros(N_EXPERT, np.float32)
+    return out | {f"mtp.0.{name}": x for name, x in out.items() if name.startswith("hc_head_")}
 
 
 def _all_in_one(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from tests import naive, naive_model, naive_moe
 from tests.naive_model import Array, HParams, MtpResult, TrunkResult, Weights, eps_of, n_layer
 
 load = naive_moe.load
+Yarn = tuple[list[float], float, float] | None
 
 
 def sizes(hparams: HParams) -> tuple[int, int, int, int, int]:
@@ -30,7 +31,7 @@ def scaling(hparams: HParams) -> tuple[list[float], float, float]:
     """Angle per position of each pair, the magnitude of cosine and sine, and the scale of scores."""
     _, _, n_rot, n_nope, _ = sizes(hparams)
     base, factor = float(hparams.get("rope.freq_base", 10000.0)), float(hparams.get("rope.scaling.factor", 1.0))
-    stretch, magnitude = math.log(factor) if factor > 1 else 0.0, 1.0
+    stretch, magnitude = naive.log(factor) if factor > 1 else 0.0, 1.0
     is_yarn = hparams.get("rope.scaling.type") == "yarn"
     n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
     angles, _ = naive.rope_scaled(n_rot, base, factor, n_orig, is_yarn)
@@ -66,11 +67,11 @@ def key_and_value(weights: Weights, hparams: HParams, il: int) -> tuple[Array, A
 
 
 def latent_attention(
-    weights: Weights, hparams: HParams, il: int, h: Array, positions: list[int], absorbed: bool
+    weights: Weights, hparams: HParams, il: int, h: Array, positions: list[int], absorbed: bool, yarn: Yarn = None
 ) -> tuple[Array, dict[str, Array]]:
-    """Causal attention over a whole sequence. h (n, n_embd), normed"""
+    """Causal attention over a whole sequence. h (n, n_embd), normed; yarn: as `scaling` has it (None: deepseek2's)"""
     n_head, n_latent, _, n_nope, n_value = sizes(hparams)
-    angles, magnitude, scale = scaling(hparams)
+    angles, magnitude, scale = yarn or scaling(hparams)
     p, eps, n = f"blk.{il}.", eps_of(hparams), len(h)
     if p + "attn_q_a.weight" in weights:
         low = naive.rms_norm(naive.matmul(weights[p + "attn_q_a.weight"], h), weights[p + "attn_q_a_norm.weight"], eps)
@@ -103,17 +104,21 @@ def latent_attention(
 
 
 def block(
-    weights: Weights, hparams: HParams, il: int, x: Array, positions: list[int], absorbed: bool
+    weights: Weights, hparams: HParams, il: int, x: Array, positions: list[int], absorbed: bool, yarn: Yarn = None
 ) -> tuple[Array, dict[str, Array]]:
     """x += attention(norm x); x += ffn(norm x)."""
-    eps, p = eps_of(hparams), f"blk.{il}."
-    h = naive.rms_norm(x, weights[p + "attn_norm.weight"], eps)
-    mixed, t = latent_attention(weights, hparams, il, h, positions, absorbed)
-    x = x + mixed
-    h = naive.rms_norm(x, weights[p + "ffn_norm.weight"], eps)
-    if p + "ffn_gate_inp.weight" in weights:
-        y, routed = naive_moe.moe(weights, with_gating(weights, hparams), il, h)
-        t |= routed
+    h = naive.rms_norm(x, weights[f"blk.{il}.attn_norm.weight"], eps_of(hparams))
+    mixed, t = latent_attention(weights, hparams, il, h, positions, absorbed, yarn)
+    x, more = feed_forward(weights, with_gating(weights, hparams), il, x + mixed)
+    return x, t | more
+
+
+def feed_forward(weights: Weights, hparams: HParams, il: int, x: Array) -> tuple[Array, dict[str, Array]]:
+    """x += ffn(norm x), dense or experts."""
+    t: dict[str, Array] = {}
+    h = naive.rms_norm(x, weights[f"blk.{il}.ffn_norm.weight"], eps_of(hparams))
+    if f"blk.{il}.ffn_gate_inp.weight" in weights:
+        y, t = naive_moe.moe(weights, hparams, il, h)
     else:
         y = naive_model.ffn(weights, il, h)
     return x + y, t | {"ffn_out": y, "l_out": x + y}
@@ -140,7 +145,13 @@ def trunk(weights: Weights, hparams: HParams, tokens: list[int], absorbed: bool 
 
 
 def mtp(
-    weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, positions: list[int], absorbed: bool = True
+    weights: Weights,
+    hparams: HParams,
+    tokens: list[int],
+    hiddens: Array,
+    positions: list[int],
+    absorbed: bool = True,
+    yarn: Yarn = None,
 ) -> MtpResult:
     """The MTP block over rows (tokens[i], hiddens[i]) at positions[i]; row i attends to rows 0 .. i."""
     eps, il = eps_of(hparams), n_layer(hparams)
@@ -149,7 +160,7 @@ def mtp(
     e = naive.rms_norm(embd[np.asarray(tokens, dtype=np.int64)], weights[p + "enorm.weight"], eps)
     h = naive.rms_norm(naive.f64(hiddens), weights[p + "hnorm.weight"], eps)
     x = naive.matmul(weights[p + "eh_proj.weight"], np.concatenate([e, h], axis=-1))
-    x, t = block(weights, hparams, il, x, positions, absorbed)
+    x, t = block(weights, hparams, il, x, positions, absorbed, yarn)
     h_nextn = naive.rms_norm(x, weights.get(p + "shared_head_norm.weight", weights["output_norm.weight"]), eps)
     shared = weights.get("output.weight", weights["token_embd.weight"])
     logits = naive.matmul(weights.get(p + "shared_head_head.weight", shared), h_nextn)

@@ -235,6 +235,7 @@ def load_gguf(path: str) -> tuple[HParams, Weights]:
     }
     weights = {}
     for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        is_table = tensor.tensor_type == gguf.GGMLQuantizationType.I32
+        values = tensor.data if is_table else gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         weights[tensor.name] = values.reshape(tuple(int(d) for d in reversed(tensor.shape))).astype(np.float64)
     return hparams, weights

@@ -41,6 +41,10 @@ def trunk(path: Path, tokens: list[int]) -> dict[str, Array]:
     )
     assert not told["missing_keys"], told
     assert not told["mismatched_keys"], told
+    # It builds these norms with 1e-6 whatever the configuration says; a GGUF has one epsilon, and llama.cpp takes it.
+    for name, module in model.named_modules():
+        if name.endswith(("q_a_layernorm", "kv_a_layernorm")):
+            module.variance_epsilon = model.config.rms_norm_eps
     found: dict[str, Array] = {}
 
     def noting(name: str) -> Any:

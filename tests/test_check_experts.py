@@ -170,7 +170,10 @@ def test_a_part_of_any_kind_can_be_left_out_of_a_trunk(name):
 def test_every_part_of_every_sheet_has_its_words():
     for sheet in ARCHITECTURES.values():
         for block in (*sheet.blocks, *sheet.head.blocks):
-            assert said(block, "mixer") in ("attention (attn_*)", "DeltaNet (attn_*, ssm_*)")
+            words = ("attention (attn_*)", "attention (attn_*, indexer.*)", "DeltaNet (attn_*, ssm_*)")
+            if "selected" in block.name:
+                words = ("attention (attn_*, indexer.*, indexer_*)",)
+            assert said(block, "mixer") in words
             assert said(block, "ffn").startswith("feed-forward (")
             assert {"attn_norm.weight", "attn_q_norm.weight"} & set(shifted_norms(block))
             assert "ssm_norm.weight" not in shifted_norms(block)

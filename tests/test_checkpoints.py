@@ -38,13 +38,14 @@ def folder(tmp_path_factory):
     @lru_cache
     def made(name, arch="qwen35moe"):
         path = tmp_path_factory.mktemp("hf") / "Tiny-5M"
-        return case_folder(path, CASES[name], *(TINY if arch == "qwen35" else _moe()))
+        return case_folder(path, CASES[name], *_model(arch))
 
     return made
 
 
-def _moe():
-    return state("qwen35moe"), CONFIGS["qwen35moe"], tokenizer("qwen35moe")
+def _model(arch):
+    """Tensors, config.json and tokenizer."""
+    return TINY if arch == "qwen35" else (state(arch), CONFIGS[arch], tokenizer(arch))
 
 
 def float_twin(source, path, arch):
@@ -56,7 +57,7 @@ def float_twin(source, path, arch):
             if checkpoint.dtype(name) == "BF16":
                 arrays[name] = bf16_bits(arrays[name])
                 bf16.add(name)
-    _, config, words = TINY if arch == "qwen35" else _moe()
+    _, config, words = _model(arch)
     write_checkpoint(path, {"lm_head.weight": np.zeros((1, 1), np.float32)}, config, words)
     write_safetensors(path / "model.safetensors", arrays, frozenset(bf16))
     return path
@@ -85,7 +86,7 @@ def test_live_converter():
     assert recorder.record_folders(os.environ["MTPREF_LLAMA_CPP"]) == json.loads(RECORDED.read_text())
 
 
-@pytest.mark.parametrize("arch", ["qwen35", "qwen35moe"])
+@pytest.mark.parametrize("arch", ["qwen35", "qwen35moe", "deepseek2"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_file_is_that_of_the_float_folder(folder, tmp_path, name, arch):
     source = folder(name, arch)
@@ -94,16 +95,16 @@ def test_the_file_is_that_of_the_float_folder(folder, tmp_path, name, arch):
     _, ours = converted(source, tmp_path / "a.gguf", outtype="q8_0", keeps_codes=False)
     assert ours == theirs
     if CASES[name].is_head:
-        n_linear = sum(is_linear(n, x) for n, x in (TINY if arch == "qwen35" else _moe())[0].items())
+        n_linear = sum(is_linear(n, x) for n, x in _model(arch)[0].items())
         with open_checkpoint(source) as checkpoint:
             assert sum(checkpoint.formats().values()) == n_linear
 
 
-@pytest.mark.parametrize("arch", ["qwen35", "qwen35moe"])
+@pytest.mark.parametrize("arch", ["qwen35", "qwen35moe", "deepseek2"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.keeps])
 def test_codes_are_kept_where_a_type_holds_the_same_values(folder, tmp_path, name, arch):
     made, _ = converted(folder(name, arch), tmp_path / "a.gguf", outtype="f32")
-    has_kept = CASES[name].is_head or arch == "qwen35moe"  # a dense model has no experts
+    has_kept = CASES[name].is_head or arch != "qwen35"  # a dense model has no experts
     assert (made.types.get(CASES[name].keeps, 0) > 5) == has_kept
     convert(folder(name, arch), tmp_path / "b.gguf", Settings(outtype="f32", keeps_codes=False))
     with open_gguf(tmp_path / "a.gguf") as kept, open_gguf(tmp_path / "b.gguf") as plain:
@@ -115,7 +116,7 @@ def test_codes_are_kept_where_a_type_holds_the_same_values(folder, tmp_path, nam
 
 def test_groups_of_several_formats_in_one_folder(tmp_path, capsys):
     """INT4 experts, FP8 attention, INT8 linear attention and BF16 elsewhere: each by itself, as config.json says."""
-    named, config, words = _moe()
+    named, config, words = _model("qwen35moe")
     parts = {"mlp.experts": "int4", "self_attn": "fp8 blocks compressed", "linear_attn": "int8"}
     made = {part: CASES[case] for part, case in parts.items()}
     groups = {part: case.config["config_groups"]["group_0"] for part, case in made.items()}

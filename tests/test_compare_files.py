@@ -282,7 +282,10 @@ def test_what_a_sheet_says_a_weight_makes_its_kinds_make_with_it():
         for block in (*sheet.blocks, *sheet.head.blocks):
             graph = block_graph(block)
             for tensor in block.all_tensors():
-                assert tensor.name.removesuffix(".weight") in graph[tensor.cb].step, (sheet.name, tensor.name)
+                is_unread = tensor.name.startswith("indexer.") and not any("indexer_" in name for name in graph)
+                assert (not tensor.cb) == is_unread  # llama.cpp loads some that no graph reads
+                if tensor.cb:
+                    assert tensor.name.removesuffix(".weight") in graph[tensor.cb].step, (sheet.name, tensor.name)
 
 
 def test_every_rule_that_makes_something_has_its_number():

@@ -189,7 +189,7 @@ def test_a_routers_near_tie_before_a_difference_explains_it_and_ends_the_compari
     assert found.is_rerouted
     assert found.is_parted
     assert len(found.differences) == 1
-    assert "a router's near tie at position" in found.first.text()
+    assert "a near tie of a router or indexer at position" in found.first.text()
     assert any("another expert" in line for line in found.lines())
     json.dumps(found.to_json())
 

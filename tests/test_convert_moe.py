@@ -199,6 +199,44 @@ def test_glms_special_tokens_are_taken_by_text(checkpoint, tmp_path):
         converted(written(tmp_path, "glm4moe", lambda s: None, words=words), tmp_path)
 
 
+def test_what_a_head_repeats_of_the_trunk_can_be_left_out(tmp_path):
+    """DeepSeek-V3 ships the embedding and the output twice. One value that differs keeps a tensor."""
+
+    def repeat(named):
+        named["model.layers.4.embed_tokens.weight"] = named["model.embed_tokens.weight"].copy()
+        named["model.layers.4.shared_head.head.weight"] = named["lm_head.weight"].copy()
+
+    def nearly(named):
+        repeat(named)
+        named["model.layers.4.shared_head.head.weight"][-1, -1] += 1
+
+    source = written(tmp_path / "a", "deepseek2", repeat)
+    whole = tensors(converted(source, tmp_path)[1])
+    made, path = converted(source, tmp_path, drops_copies=True)
+    left = {"blk.4.nextn.embed_tokens.weight", "blk.4.nextn.shared_head_head.weight"}
+    assert tensors(path) == {name: x for name, x in whole.items() if name not in left}
+    assert len(whole) - made.n_tensors == 2
+    assert made.notes == [
+        "blk.4.nextn.embed_tokens.weight is left out: it is token_embd.weight, value by value",
+        "blk.4.nextn.shared_head_head.weight is left out: it is output.weight, value by value",
+    ]
+    alone = tensors(converted(source, tmp_path, which="mtp", drops_copies=True)[1])
+    assert left.isdisjoint(alone)
+    assert {"token_embd.weight", "output.weight"} <= set(alone)
+    source = written(tmp_path / "b", "deepseek2", nearly)
+    kept = tensors(converted(source, tmp_path, drops_copies=True)[1])
+    assert set(whole) - set(kept) == {"blk.4.nextn.embed_tokens.weight"}
+
+
+def test_drop_copies_from_the_command_line(tmp_path, capsys):
+    def repeat(named):
+        named["model.layers.4.embed_tokens.weight"] = named["model.embed_tokens.weight"].copy()
+
+    source = written(tmp_path, "deepseek2", repeat)
+    assert main(["convert", str(source), "-o", str(tmp_path / "out.gguf"), "--drop-copies"]) == 0
+    assert "blk.4.nextn.embed_tokens.weight is left out" in capsys.readouterr().err
+
+
 FLASH = {key: x for key, x in CONFIGS["deepseek2"].items() if key not in ("scoring_func", "rope_scaling")} | {
     "architectures": ["Glm4MoeLiteForCausalLM"], "model_type": "glm4_moe_lite", "n_group": 1, "topk_group": 1,
     "rms_norm_eps": 1e-5,

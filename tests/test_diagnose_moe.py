@@ -1,4 +1,4 @@
-"""Diagnosis of ports with experts: healthy ones are healthy, each mistake is named, per architecture."""
+"""Diagnosis of ports with experts and latent rows: healthy ones are healthy, mistakes are named, by architecture."""
 
 import gzip
 import sys
@@ -11,6 +11,7 @@ import pytest
 
 from mtpref.base.events import Drafted, Token, Verified
 from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
 from mtpref.faults import FAULTS, inject, is_possible
 from mtpref.faults.diagnose import PortRound, PortRun, PortTensors, diagnose_dump, diagnose_log, read_port_runs
 from mtpref.faults.diagnose.hypotheses import list_hypotheses
@@ -23,10 +24,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 import measure_faults  # noqa: E402
 from golden.moe_models import prompt as prompt_of  # noqa: E402
 
-ARCHS = ("qwen35moe", "qwen3next", "glm4moe", "hy_v3")
-# The mistakes of experts and of what came with them; what a dump shows of each.
+ARCHS = ("qwen35moe", "qwen3next", "glm4moe", "hy_v3", "deepseek2")
+# The mistakes of experts, of latent rows and of what came with them; what a dump shows of each.
 NEW = [id for id, fault in FAULTS.items() if fault.where and not fault.is_look_alike and (
-    fault.family == "E" or id.split("-")[0] in ("G13b", "G16", "G16b", "G17", "G18", "G19"))]  # fmt: skip
+    fault.family in "EA" or id.split("-")[0] in ("G13b", "G16", "G16b", "G17", "G18", "G19"))]  # fmt: skip
 
 
 @cache
@@ -45,6 +46,9 @@ FIRST = [
     ("hy_v3", "G17-qk-biases-forgotten"),
     ("qwen35moe", "E9b-shared-ungated"),
     ("qwen3next", "G16b-beta-alpha-halves"),
+    ("deepseek2", "A1-kv-b-halves"),
+    ("deepseek2", "A2b-rope-halves"),
+    ("deepseek2", "A3b-sharpness-once"),
 ]
 SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs() if pair not in FIRST]
 
@@ -132,9 +136,11 @@ def stock_runs(name: str, folder: Path):
     ("name", "n_runs"),
     [
         ("micro-glm4moe-groups-f32", 1),
+        ("micro-deepseek2-yarn-f32", 1),
         *(pytest.param(f"micro-{name}", 3, marks=pytest.mark.slow) for name in (
             "qwen35moe-f32", "qwen35moe-30-f32", "qwen35moe-90-fused-f32", "qwen35moe-q8_0", "glm4moe-f32",
-            "glm4moe-q8_0", "hy_v3-f32", "hy_v3-fused-f32", "hy_v3-q8_0")),
+            "glm4moe-q8_0", "hy_v3-f32", "hy_v3-fused-f32", "hy_v3-q8_0", "deepseek2-f32", "deepseek2-fused-f32",
+            "deepseek2-q8_0")),
     ],
 )  # fmt: skip
 def test_a_stock_log_is_healthy(name, n_runs, tmp_path):
@@ -181,3 +187,29 @@ def test_a_jump_after_a_near_tie_accuses_nobody(is_near):
     assert report.headline.startswith("CANNOT TELL: " if is_near else "NONE OF THE KNOWN")
     if is_near:
         assert f"ffn_moe_gap-0, token {token}" in report.headline
+
+
+def quantised_port(rows: int | None, id: str | None = None):
+    """A Q8_0 port of an older file, of which the dump has the last rows; its router chose otherwise at a near tie."""
+    port = load(standard("micro-deepseek2-old-q8_0"), make_recipe("exact"), kv_type="BF16", kv_type_draft="BF16")
+    port = port if id is None else inject(port, FAULTS[id])
+    ids = [int(i) for i in np.random.default_rng(1057).integers(1, 256, 15)]
+    random = np.random.default_rng(7)
+    tensors = {}
+    for name, array in record(port, ids, ".").tensors.items():
+        noisy = (array * (1 + 3.96e-3 * random.standard_normal(array.shape))).astype(np.float32)
+        tensors[name] = noisy[-rows:] if rows and noisy.shape[0] >= len(ids) - 1 else noisy
+    return diagnose_dump(load(standard("micro-deepseek2-old-f32")), PortTensors("port", ids, tensors))
+
+
+def test_a_fault_that_only_explains_what_follows_a_near_tie_is_not_named():
+    """E1b gives the same other expert there by chance; before it, and in other rows, it explains nothing."""
+    report = quantised_port(4)
+    assert report.causes[0].ids == ["E1b-norm-with-bias"]
+    assert report.verdict == "undecided", report.headline
+    assert "ffn_moe_gap-1, token 1" in report.headline
+
+
+def test_a_fault_before_and_beside_a_near_tie_is_named():
+    report = quantised_port(None, "A4b-latent-unnormed")
+    assert (report.verdict, report.causes[0].ids) == ("found", ["A4b-latent-unnormed"]), report.headline

@@ -173,7 +173,7 @@ def test_a_trace_gives_gaps_back_and_show_marks_near_ties(tmp_path, capsys):
     with TraceWriter(tmp_path / "t.jsonl") as writer:
         assert list(tee(iter(events), writer)) == events
     assert main(["trace", "show", str(tmp_path / "t.jsonl")]) == 0
-    assert "near tie of a router, gap 5e-07" in " ".join(capsys.readouterr().out.split())
+    assert "near tie of a router or indexer, gap 5e-07" in " ".join(capsys.readouterr().out.split())
 
 
 def test_ties_are_told_by_position():

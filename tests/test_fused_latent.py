@@ -132,12 +132,13 @@ def test_numbers_of_heads(rng: np.random.Generator, threads: int, n_head: int) -
         check(rng, w, cfg, n_tokens, 33)
 
 
-def test_the_composition_runs_for_other_widths(rng: np.random.Generator) -> None:
-    """A latent that fills no vector: the same bits by the other way."""
-    cfg = config(n_latent=40)
+@pytest.mark.parametrize(("n_latent", "n_pairs"), [(40, 4), (64, 2)])
+def test_the_composition_runs_for_other_widths(rng: np.random.Generator, n_latent: int, n_pairs: int) -> None:
+    """A latent that fills no vector, and a table that turns a part of n_rot: the same bits by the other way."""
+    cfg = config(n_latent=n_latent)
     w = layer(rng, cfg, "F32")
     x = values(rng, (3, N_EMBD), "unit")
-    table = np.ones((3, cfg.n_rot // 2), np.float32), np.zeros((3, cfg.n_rot // 2), np.float32)
+    table = np.ones((3, n_pairs), np.float32), np.zeros((3, n_pairs), np.float32)
     results = []
     for ops in (spec_ops("ggml"), make_recipe("ggml").ops):
         cells = np.zeros((3, 1, cfg.n_row), np.uint16)

@@ -240,7 +240,7 @@ def test_what_stands_at_a_temporary_s_name_is_neither_written_nor_removed(tmp_pa
 
 def test_a_temporary_that_was_taken_for_dead_before_it_was_locked_is_given_up(tmp_path, monkeypatch):
     """A cleaner that holds the lock, and one that has removed the name already."""
-    real, held = whole._lock, []
+    real, held = whole.lock, []
 
     def lock(fd):
         path = next(path for path in tmp_path.iterdir() if path.name != "m")
@@ -252,7 +252,7 @@ def test_a_temporary_that_was_taken_for_dead_before_it_was_locked_is_given_up(tm
             path.unlink()
         return real(fd)
 
-    monkeypatch.setattr(whole, "_lock", lock)
+    monkeypatch.setattr(whole, "lock", lock)
     write_whole(tmp_path / "m", b"ours")
     held[0].close()
     assert os.listdir(tmp_path) == ["m"]

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "golden"
 SOURCES = GOLDEN / "runners" / "cpp"
 FLAGS = ["-O1", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
-PORT = ["example_port", "port_quants", "port_ops", "port_experts", "port_sampling", "port_model", "port_loop",
-        "seeded_faults"]  # fmt: skip
+PORT = ["example_port", "port_quants", "port_ops", "port_experts", "port_latent", "port_sampling", "port_model",
+        "port_loop", "seeded_faults"]  # fmt: skip
 MEMORY = 256 << 20
 
 # A fault of each family, and the levels to look at: enough to see it, quick to run.
@@ -43,6 +43,12 @@ SEEDED = {
     "E7b-softmax-router": "L1",
     "E8-groups-by-best": "L2",
     "E9b-shared-ungated": "L2",
+    "A1b-k-b-not-transposed": "L2",
+    "A2b-rope-halves": "L1",
+    "A2c-rope-inflated": "L2",
+    "A3-sharpness-forgotten": "L2",
+    "A3b-sharpness-once": "L2",
+    "A3c-scale-of-row": "L2",
     "C1-chain-pre-norm": "L4",
     "C4-same-token-pairing": "L1",
     "K0-prompt-not-primed": "L4",

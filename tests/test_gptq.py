@@ -13,7 +13,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import open_gguf, write_gguf
 from mtpref.front.cli import main
 from mtpref.heads.quantize.collect import run_head, watched
-from mtpref.heads.quantize.gptq import gptq, inverse_factor, round_to_nearest
+from mtpref.heads.quantize.gptq import gptq, gptq_codes, inverse_factor, round_to_nearest
 from mtpref.heads.quantize.grid import Grid
 from mtpref.heads.quantize.head import (
     gptq_head,
@@ -310,9 +310,9 @@ def test_experts_are_calibrated_one_by_one_and_those_with_few_rows_rounded(with_
 
     def spy(w, hessian, grid, *, damping, name):
         damped.append((name, damping))
-        return gptq(w, hessian, grid, damping=damping, name=name)
+        return gptq_codes(w, hessian, grid, damping=damping, name=name)
 
-    monkeypatch.setattr("mtpref.heads.quantize.head.gptq", spy)
+    monkeypatch.setattr("mtpref.heads.quantize.head.gptq_codes", spy)
     grid, matrices = Grid("Q4_0"), head_matrices(model)
     made = gptq_head(model, chunks, grid, folder=tmp_path)
     few = made.plain[GATE_UP]

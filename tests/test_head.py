@@ -284,7 +284,7 @@ def test_files_that_are_no_head_are_refused(random_pair, tmp_path):
         ({"general.architecture": ("clip", "str")}, "this is a vision or audio projector"),
         (
             {"general.architecture": ("llama4", "str")},
-            "architecture 'llama4' is not supported, expected one of: deepseek2, glm4moe, hy_v3, qwen35",
+            "architecture 'llama4' is not supported, expected one of: deepseek2, deepseek32, deepseek4, glm-dsa",
         ),
         ({"general.architecture": ("mtpref-dump", "str")}, "a dump of activations"),
         ({"general.architecture": None}, "key general.architecture is missing"),

@@ -68,6 +68,8 @@ MUTANTS = {
     "glm4moe": {"expert_scores": lambda p, b: p},
     "hy_v3": {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, n, 0.0)},
     "deepseek2": {"rope_interleaved": lambda x, cos, sin: _OPS.rope(x, cos, sin)},
+    "deepseek32": {"rope": lambda x, cos, sin: _OPS.rope_interleaved(x, cos, sin)},
+    "glm-dsa": {"select_cells": lambda scores, first, n: _OPS.select_cells(-scores, first, n)},
 }
 
 

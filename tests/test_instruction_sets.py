@@ -111,13 +111,15 @@ def matrix(weights: np.ndarray) -> spec.Matrix:
 def hash_models() -> dict[str, str]:
     """The digest of whole micro models: a drafting run's tokens, its last logits and every bit of its final state.
 
-    Two of them have experts: chosen by a softmax with a gated shared expert, and in groups by sigmoids with a bias.
+    Three of them have experts: chosen by a softmax with a gated shared expert, and in groups by sigmoids with a bias;
+    the last one has attention through a latent row.
     """
     from mtpref import Options, PolicyConfig, load
 
     micro, golden = ROOT / "tests" / "data" / "micro", ROOT / "golden" / "models"
     paths = [micro / "micro-30-q8_0.gguf", micro / "micro-90-q8_0.gguf"]
     paths += [golden / "nano-qwen35moe-q8_0.gguf", golden / "nano-glm4moe-q8_0.gguf"]
+    paths += [golden / "nano-deepseek2-q8_0.gguf"]
     hashes = {}
     for numerics in ("ggml", "exact"):
         for path in paths:

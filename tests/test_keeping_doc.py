@@ -4,10 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mtpref.files.gguf import open_gguf
 from mtpref.front import cli
 from tests.hf_folder import read_state, write_checkpoint
+from tests.quantised_folder import CASES, case_folder
+from tests.v3_folder import planted
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/keeping-the-head.md").read_text(encoding="utf-8")
@@ -52,7 +56,81 @@ def test_walk_through(tmp_path, monkeypatch, capsys):
     assert cli.main(["convert", "finetuned", "-o", "refused.gguf"]) == 2
 
 
-@pytest.mark.parametrize("word", ["--force", "--progress", "--split-max-size", "--outtype", "--probe"])
+def test_the_v3_head_that_was_dropped(tmp_path, monkeypatch, capsysbinary):
+    monkeypatch.chdir(tmp_path)
+    planted(tmp_path / "v3")
+    said = []
+    for argv in commands("v3"):
+        expected = 1 if argv[1:] == ["check", "--fast", "dropped.gguf"] else 0
+        more = ["--no-probe"] if argv[1] == "graft" else []
+        assert cli.main([*argv[1:], *more]) == expected, argv
+        both = b"".join(capsysbinary.readouterr()).decode(errors="replace")  # the text is of made weights
+        said.append(re.sub(r"\n {8}", " ", both))
+    assert (
+        "head-absent: deepseek2.nextn_predict_layers: no head: the key is absent or 0, and no nextn tensor is there"
+        in said[1]
+    )
+    assert "the head is there and nothing is wrong with it" in said[3]
+    assert re.search(r"^n_drafted = 57\nn_accept  = 35$", said[4], re.MULTILINE)
+    with open_gguf("model.gguf") as grafted, open_gguf("anew.gguf") as anew, open_gguf("dropped.gguf") as trunk:
+        for name, info in anew.tensors.items():
+            assert np.array_equal(anew.data(info), grafted.data(grafted.tensors[name])), name
+        assert len(anew.tensors) - len(trunk.tensors) == 24
+        assert grafted.kv["deepseek2.block_count"] == trunk.kv["deepseek2.block_count"] + 1 == 5
+
+
+def test_a_file_more_of_a_split_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").write_bytes((ROOT / "mtpref/data/tiny.gguf").read_bytes())
+    said = []
+    for argv in commands("as-shard"):
+        assert cli.main(argv[1:]) == 0, argv
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "trunk-00001-of-00004.gguf: 55 tensors" in said[0]
+    assert "whole/trunk-00001-of-00005.gguf: 5 files, 2 of them new: 15 tensors of the head" in said[2]
+    assert "the head uses this trunk's hidden rows" in said[2]
+    assert "other-counts" in said[3]
+    assert (tmp_path / "whole/trunk-00003-of-00005.gguf").samefile(tmp_path / "trunk-00003-of-00004.gguf")
+    assert cli.main(["generate", "-m", "model.gguf", "-p", "import os", "-n", "16"]) == 0
+    assert " ".join(capsys.readouterr().out.split()) == said[4]
+
+
+def test_a_quantised_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state, config, tokenizer = read_state()
+    write_checkpoint(tmp_path / "original", state, config, tokenizer)
+    trunk = {name: x for name, x in state.items() if not name.startswith("mtp.")}
+    lost = {key: x for key, x in config.items() if key != "mtp_num_hidden_layers"}
+    case_folder(tmp_path / "quantised", CASES["int4"], trunk, lost, tokenizer)
+    (tmp_path / "text.txt").write_text((ROOT / "tests/naive.py").read_text()[:6000])
+    said = []
+    for argv in commands("hf"):
+        assert cli.main(argv[1:]) == (1 if argv[1:] == ["check", "--fast", "quantised"] else 0), argv
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "head-absent" in said[0]
+    assert "7 matrices in INT4 in groups of 32; 1 files of weights are the base's" in said[1]
+    assert "7 matrices in INT4 in groups of 32, 7 of them by GPTQ" in said[2]
+    assert "all as the original has it" in said[3]
+    assert cli.main(["generate", "-m", "calibrated.gguf", "-p", "import os", "-n", "16"]) == 0
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--force",
+        "--progress",
+        "--split-max-size",
+        "--outtype",
+        "--probe",
+        "--as-shard",
+        "--symlink",
+        "--copy",
+        "--hf",
+        "--head-type",
+        "--method",
+        "--hidden",
+    ],
+)
 def test_options_of_the_page_exist(word, capsys):
     with pytest.raises(SystemExit):
         cli.main(["graft", "--help"])

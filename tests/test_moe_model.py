@@ -15,8 +15,8 @@ from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
 from mtpref.heads.inspect import inspect_file
-from mtpref.spec import Stack
-from tests import naive, naive_mla, naive_moe
+from mtpref.spec import NO_CELL, Stack
+from tests import naive, naive_dsa, naive_mla, naive_moe
 from tests.gguf_copy import copy_of
 from tests.micro_moe import NAMES, standard
 from tests.models import decode_plainly, has_nan, prompt_of, run_decoder
@@ -41,7 +41,7 @@ def model_of(name: str, numerics: str = "ggml", kv_type: str = "F32", use_kernel
 @lru_cache(maxsize=2)
 def oracle(name: str):
     hparams, weights = naive_moe.load(standard(name))
-    naively = naive_mla if hparams["arch"] == "deepseek2" else naive_moe
+    naively = {"deepseek2": naive_mla, "deepseek32": naive_dsa, "glm-dsa": naive_dsa}.get(hparams["arch"], naive_moe)
     out = naively.trunk(weights, hparams, PROMPT)
     shifted = np.concatenate([np.zeros((1, out.h_post.shape[1])), out.h_post[:-1]])
     return out, naively.mtp(weights, hparams, PROMPT, shifted, list(range(len(PROMPT))))
@@ -98,6 +98,11 @@ def test_a_tokens_bits_are_the_same_alone_in_a_verify_batch_and_in_any_chunking(
             for routing, wanted in zip(part.routings, out.routings, strict=True):
                 assert np.array_equal(routing.ids, wanted.ids[at : at + size])
                 assert np.array_equal(routing.gap, wanted.gap[at : at + size])
+            for chosen, wanted in zip(part.selections, out.selections, strict=True):
+                n = chosen.cells.shape[1]
+                assert np.array_equal(chosen.cells, wanted.cells[at : at + size, :n])
+                assert (wanted.cells[at : at + size, n:] == NO_CELL).all()
+                assert np.array_equal(chosen.gap, wanted.gap[at : at + size])
             at += size
         assert np.array_equal(np.concatenate(logits), out.logits)
         assert state.digest() == whole.digest()

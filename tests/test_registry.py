@@ -52,7 +52,7 @@ def test_an_architecture_that_is_not_registered_is_refused_with_those_that_are(f
         monkeypatch.delitem(ARCHITECTURES, sheet)
     with pytest.raises(
         MtprefError,
-        match="architecture 'toy' is not supported, expected one of: deepseek2, glm4moe, hy_v3, mimo2, ",
+        match="architecture 'toy' is not supported, expected one of: deepseek2, deepseek32, deepseek4, glm-dsa",
     ):
         load(files["toy"])
 
@@ -94,8 +94,11 @@ def test_a_head_takes_the_row_that_its_architecture_says(files):
     wide = load(files["toywide"])
     assert wide.heads[0].n_hidden == wide.new_state().pending_h.size == 2 * toys.N_EMBD
     assert load(files["toychain"]).contract_name == "llama.cpp"
-    overridden = replace(wide, recipe=replace(wide.recipe, contract=replace(wide.recipe.contract, chain="post")))
+    chain = load(files["toychain"])
+    overridden = replace(chain, recipe=replace(chain.recipe, contract=replace(chain.recipe.contract, chain="post")))
     assert overridden.contract_name == "llama.cpp,chain=post"
+    with pytest.raises(MtprefError, match=r"chain is post, expected pre: .* 64 values, and a normed row has 32"):
+        replace(wide, recipe=replace(wide.recipe, contract=replace(wide.recipe.contract, chain="post")))
 
 
 @pytest.mark.parametrize("rollback", ROLLBACKS)

@@ -141,7 +141,10 @@ def test_quantize_copies_what_it_keeps_and_refuses_what_it_cannot_read(tmp_path,
 def test_a_smaller_alignment_is_refused(tmp_path):
     """992 bytes at an alignment of 64 look like 1024; a reader that knows the type would look 32 bytes earlier."""
     raw = np.zeros(1024, np.uint8)
-    tensors = [("x", "type-77", (8,), Verbatim(1024, 64, lambda: raw)), ("y", "F32", (1,), np.ones(1, np.float32))]
+    tensors = [
+        ("x", "type-77", (8,), Verbatim(lambda: [raw], lambda: 1024, 1024, 64)),
+        ("y", "F32", (1,), np.ones(1, np.float32)),
+    ]
     with pytest.raises(MtprefError, match="alignment 64, expected at most 32"):
         write_gguf(tmp_path / "a.gguf", [], tensors)
     write_gguf(tmp_path / "b.gguf", [("general.alignment", 64, "u32")], tensors)

@@ -17,13 +17,16 @@ from mtpref.files.gguf import open_gguf, write_gguf
 from mtpref.front.cli import main
 from tests.gguf_copy import copy_of
 from tests.micro_moe import standard
-from tests.moe_folder import ARCHS, folder
+from tests.moe_folder import TOKENIZERS, folder
 
 ROOT = Path(__file__).parent.parent
+ARCHS = tuple(TOKENIZERS)
 PROMPT = "hello world of things"
 BLOCKS = {"qwen35moe": "3 delta_net, 1 attention, 1 mtp", "qwen3next": "3 delta_net, 1 attention, 1 mtp",
           "glm4moe": "1 dense, 3 moe, 1 mtp", "hy_v3": "1 dense, 3 moe, 1 mtp",
-          "deepseek2": "1 dense, 3 moe, 1 mtp"}  # fmt: skip
+          "deepseek2": "1 dense, 3 moe, 1 mtp", "deepseek32": "1 dense, 3 moe, 1 mtp",
+          "glm-dsa": "1 dense, 3 moe, 1 mtp",
+          "deepseek4": "1 selected, hashed, 1 compressed, 1 window, 1 selected, 1 mtp"}  # fmt: skip
 VERBS: dict[str, Callable] = {}
 
 
@@ -126,7 +129,7 @@ def a_head_that_is_counted_and_not_there(b):
     write_gguf(b.at("trunk.gguf"), keys, [t for t in tensors if not t[0].startswith("blk.4.")])
     out, _ = b.run("inspect", b.at("trunk.gguf"))
     assert "MTP head: MISSING" in out
-    does = "does not load it" if b.arch.startswith("qwen") else "aborts with --spec-type draft-mtp"
+    does = "does not load it" if b.arch.startswith(("qwen", "deepseek4")) else "aborts with --spec-type draft-mtp"
     assert does in " ".join(out.split())
     found = json.loads(b.run("check", b.at("trunk.gguf"), "--fast", "--json", code=1)[0])
     assert "head-dropped" in {f["id"] for f in found["findings"] if f["severity"] == "fail"}

@@ -154,27 +154,29 @@ READING = LayerKind("reading", configured("n_row"), no_state, reading_forward)
 # BLOCKS
 
 
-def parallel(x, norm, mixer, ffn, tap):
+def parallel(x, around, mixer, ffn, tap):
     """x + mixer(norm x) + ffn(norm x)."""
-    h = norm("attn_norm.weight", x)
+    h = around.norm("attn_norm.weight", x)
     return x + (mixer(h) + ffn(h))
 
 
-def normed_after(x, norm, mixer, ffn, tap):
+def normed_after(x, around, mixer, ffn, tap):
     """Norms before and after each part."""
-    x = x + norm("post_attention_norm.weight", mixer(norm("attn_norm.weight", x)))
-    return x + norm("post_ffw_norm.weight", ffn(norm("ffn_norm.weight", x)))
+    x = x + around.norm("post_attention_norm.weight", mixer(around.norm("attn_norm.weight", x)))
+    return x + around.norm("post_ffw_norm.weight", ffn(around.norm("ffn_norm.weight", x)))
 
 
-def two_streams(x, norm, mixer, ffn, tap):
+def two_streams(x, around, mixer, ffn, tap):
     """Two rows side by side: both parts read their sum, the mixer writes the first, the network the second."""
     a, b = x[:, :N_EMBD], x[:, N_EMBD:]
-    a = a + mixer(norm("attn_norm.weight", a + b))
-    return np.concatenate([a, b + ffn(norm("ffn_norm.weight", a + b))], axis=1)
+    a = a + mixer(around.norm("attn_norm.weight", a + b))
+    return np.concatenate([a, b + ffn(around.norm("ffn_norm.weight", a + b))], axis=1)
 
 
 STREAMS = Streams(
-    enter=lambda x: np.concatenate([x, np.zeros_like(x)], axis=1), leave=lambda ops, w, x: x[:, :N_EMBD] + x[:, N_EMBD:]
+    enter=lambda x, cfg: np.concatenate([x, np.zeros_like(x)], axis=1),
+    leave=lambda ops, w, x, cfg, tap: x[:, :N_EMBD] + x[:, N_EMBD:],
+    tensors=(),
 )
 
 

@@ -35,16 +35,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from rival_writers import rival_rounds  # noqa: E402
 
 from mtpref.base.errors import MtprefError  # noqa: E402
-from mtpref.files.gguf import open_gguf, write_gguf  # noqa: E402
+from mtpref.files.gguf import open_gguf, write_gguf, write_shards  # noqa: E402
 from mtpref.files.gguf.whole import left_over_of  # noqa: E402
 from mtpref.front import cli  # noqa: E402
 from mtpref.heads.convert import Settings, convert  # noqa: E402
 from tests.gguf_copy import copy_of  # noqa: E402
+from tests.head_files import trunk_of  # noqa: E402
 from tests.hf_folder import read_state, write_checkpoint  # noqa: E402
+from tests.quantised_folder import CASES, case_folder  # noqa: E402
 
 TINY = ROOT / "mtpref/data/tiny.gguf"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 IN_SHARDS = ["--split-max-tensors", "30"]
+FOLDERS = ("graft as a shard", "graft into a checkpoint")  # verbs that write a new folder
 
 
 @dataclass
@@ -62,12 +65,16 @@ class Bench:
     def __init__(self, folder: Path, n_megabytes: int) -> None:
         self.folder, self.out = folder, folder / "out"
         self.model = folder / "model.gguf"
-        self.checkpoint = write_checkpoint(folder / "hf", *read_state())
+        state, config, tokenizer = read_state()
+        self.checkpoint = write_checkpoint(folder / "hf", state, config, tokenizer)
+        lost = {name: x for name, x in state.items() if not name.startswith("mtp.")}
+        quantised = case_folder(folder / "quantised", CASES["int4"], lost, config, tokenizer)
         self.floats = folder / "floats.gguf"
         convert(self.checkpoint, self.floats, Settings(outtype="bf16"))
         kv, tensors = copy_of(TINY)
         pad = np.arange(n_megabytes << 20, dtype=np.uint32).view(np.int8)[: n_megabytes << 20]
         write_gguf(self.model, kv, [*tensors[:20], ("blk.4.padding", "I8", pad.shape, pad), *tensors[20:]])
+        trunk = write_shards(folder / "trunk", *trunk_of(kv, tensors), max_tensors=20)[0]
         self.verbs = {
             "extract": ["extract", str(self.model), "-o"],
             "strip": ["strip", str(TINY), "-o"],
@@ -75,8 +82,10 @@ class Bench:
             "convert": ["convert", str(self.checkpoint), "--outtype", "q8_0", "-o"],
             "quantize": ["quantize", str(self.floats), "OUT", "Q4_0"],
             "extract to shards": ["extract", str(self.model), *IN_SHARDS, "-o"],
+            "graft as a shard": ["graft", "--as-shard", str(trunk), str(self.model), "--no-probe", "-o"],
+            "graft into a checkpoint": ["graft", "--hf", str(quantised), str(self.checkpoint), "-o"],
         }
-        self.expected, self.seconds = {}, {}
+        self.expected, self.seconds, self.largest = {}, {}, {}
         for name in self.verbs:
             for _ in range(2):  # the first run is slower than those of the trials
                 self.reset()
@@ -86,17 +95,29 @@ class Bench:
             if code != 0:
                 raise RuntimeError(f"{name}: exit code {code}, expected 0")
             self.expected[name] = self.seen()
-        self.inputs = {path: path.read_bytes() for path in (self.model, TINY, *self.checkpoint.iterdir())}
+            # A link takes no part in a write.
+            files = [path.stat() for path in self.out.rglob("*") if path.is_file()]
+            self.largest[name] = max(status.st_size for status in files if status.st_nlink == 1)
+        shards = folder.glob("trunk-*.gguf")
+        self.inputs = {path: path.read_bytes() for path in (self.model, TINY, *self.checkpoint.iterdir(), *shards)}
+        self.inputs |= {path: path.read_bytes() for path in quantised.iterdir()}
 
     def reset(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir()
 
     def seen(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(self.out.iterdir())}
+        """What lies there: files by their path, those of folders too, and folders without any."""
+        found = {}
+        for path in sorted(self.out.rglob("*")):
+            if path.is_file():
+                found[path.relative_to(self.out).as_posix()] = path.read_bytes()
+            elif not any(path.iterdir()):
+                found[path.relative_to(self.out).as_posix()] = b"a folder"
+        return found
 
     def command(self, name: str, more: list[str]) -> list[str]:
-        words, out = self.verbs[name], str(self.out / "m.gguf")
+        words, out = self.verbs[name], str(self.out / ("m" if name in FOLDERS else "m.gguf"))
         return [*(out if word == "OUT" else word for word in words), *([] if "OUT" in words else [out]), *more]
 
     def run(self, name: str, more: list[str]) -> int:
@@ -125,7 +146,7 @@ class Bench:
 def trial(bench: Bench, random_: random.Random, tally: Tally, name: str) -> None:
     """One verb, one signal, one moment."""
     number = random_.choice(SIGNALS)
-    has_older = "shards" not in name and random_.random() < 0.5
+    has_older = not _is_many(name) and random_.random() < 0.5
     moment = random_.uniform(0, 1.1 * bench.seconds[name])
     bench.reset()
     older = b"GGUF of somebody else" * 100
@@ -145,7 +166,7 @@ def trial(bench: Bench, random_: random.Random, tally: Tally, name: str) -> None
 
 def _judge(bench: Bench, name: str, number: signal.Signals, older: bytes | None) -> tuple[list[str], str]:
     found, expected = bench.seen(), bench.expected[name]
-    temporaries = {n for n in found if left_over_of(n) is not None}
+    temporaries = {n for n in found if left_over_of(n.split("/")[0]) is not None}
     results = {n: found[n] for n in found if n not in temporaries}
     problems = []
     if temporaries and number != signal.SIGKILL:
@@ -157,7 +178,7 @@ def _judge(bench: Bench, name: str, number: signal.Signals, older: bytes | None)
         except MtprefError:
             pass
     # Shards are placed one by one, the first last: a kill between two renames leaves some, never the first.
-    is_part = number == signal.SIGKILL and len(expected) > 1 and results.items() <= expected.items()
+    is_part = number == signal.SIGKILL and "shards" in name and results.items() <= expected.items()
     if is_part and results != expected:
         if min(expected) in results:
             problems.append("the first file of a split model is there without the others")
@@ -172,10 +193,16 @@ def _judge(bench: Bench, name: str, number: signal.Signals, older: bytes | None)
     return problems, "BROKEN"
 
 
+def _is_many(name: str) -> bool:
+    return "shards" in name or name in FOLDERS
+
+
 def _run_again(bench: Bench, name: str, tally: Tally, where: str) -> None:
     if "shards" in name:
         for path in bench.out.glob("m-*.gguf"):
             path.unlink()  # existing shards are refused, with or without --force
+    if name in FOLDERS:
+        shutil.rmtree(bench.out / "m", ignore_errors=True)  # so are folders
     code = bench.run(name, ["--force"])
     if code != 0 or bench.seen() != bench.expected[name]:
         tally.problems.append(f"{where}: the run after it gives exit code {code} and {sorted(bench.seen())}")
@@ -189,14 +216,14 @@ def full_disk(bench: Bench, tally: Tally, name: str) -> None:
     bench.reset()
     older = b"older"
     target = bench.out / "m.gguf"
-    if "shards" not in name:
+    if not _is_many(name):
         target.write_bytes(older)
     log = bench.folder / "log"
     log.unlink(missing_ok=True)
-    limit = max(map(len, bench.expected[name].values())) // 2
+    limit = bench.largest[name] // 2
     code = os.waitstatus_to_exitcode(os.waitpid(bench.start(name, ["--force"], limit, log), 0)[1])
     _check_full(tally, f"{name}, RLIMIT_FSIZE", code, log.read_text(), "cannot be written: File too large")
-    if bench.seen() != ({} if "shards" in name else {"m.gguf": older}):
+    if bench.seen() != ({} if _is_many(name) else {"m.gguf": older}):
         tally.problems.append(f"{name}, RLIMIT_FSIZE: left {sorted(bench.seen())}")
 
 

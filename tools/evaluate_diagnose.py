@@ -3,6 +3,7 @@
     python tools/evaluate_diagnose.py dump -o results-dump.jsonl
     python tools/evaluate_diagnose.py log -o results-log.jsonl
     python tools/evaluate_diagnose.py log --every 8 --healthy 20 -o sample.jsonl
+    python tools/evaluate_diagnose.py dump --models deepseek2 -o results-latent.jsonl
     python tools/evaluate_diagnose.py render results-*.jsonl --page docs/diagnosis.md
 
 A port has other numerics, another KV type, perhaps a quantised file, and noise on its tensors; models and prompts are
@@ -65,6 +66,15 @@ class Setting:
     use_kernels: bool = True
 
 
+@dataclass(frozen=True)
+class Ports:
+    """The kinds of ports of some models: those with a fault, and (file, quantised file) of healthy ones."""
+
+    dumps: tuple[Setting, ...]
+    logs: tuple[Setting, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+
 DUMPS = (
     Setting("micro-30, exact, F32 KV, noise 1e-3", "micro-30-f32", "micro-30-f32", "exact", "F32", 1e-3),
     Setting("micro-90, port in Q8_0, noise 3e-3", "micro-90-f32", "micro-90-q8_0", "ggml", "F16", 3e-3),
@@ -78,6 +88,35 @@ LOGS = (
     ),
     Setting("tiny, exact, F32 KV, with p", "tiny", "tiny", "exact", "F32"),
 )
+
+
+LATENT, YARN, FUSED, OLD = (f"micro-deepseek2-{name}f32" for name in ("", "yarn-", "fused-", "old-"))
+LATENT_Q8, OLD_Q8 = "micro-deepseek2-q8_0", "micro-deepseek2-old-q8_0"
+PORTS = {
+    "usual": Ports(
+        DUMPS,
+        LOGS,
+        (("micro-30-f32", "micro-30-q8_0"), ("micro-90-f32", "micro-90-q8_0"), ("random", "random"), ("tiny", "tiny")),
+    ),
+    "deepseek2": Ports(
+        (
+            Setting("deepseek2, exact, F32 KV, noise 1e-3", LATENT, LATENT, "exact", "F32", 1e-3),
+            Setting("deepseek2 with YaRN, BF16 KV, noise 3e-3", YARN, YARN, "exact", "BF16", 3e-3),
+            Setting("deepseek2, port in Q8_0, noise 1e-3", LATENT, LATENT_Q8, "ggml", "F16", 1e-3),
+            Setting("an older file, exact, F32 KV, noise 1e-3", OLD, OLD, "exact", "F32", 1e-3),
+        ),
+        (
+            Setting("deepseek2, exact, F32 KV, with p", LATENT, LATENT, "exact", "F32"),
+            Setting("deepseek2 with YaRN, exact, F32 KV, with p", YARN, YARN, "exact", "F32"),
+            Setting("deepseek2, port in Q8_0, ids only", LATENT, LATENT_Q8, "ggml", "F16", with_p=False),
+        ),
+        ((LATENT, LATENT_Q8), (YARN, YARN), (FUSED, FUSED), (OLD, OLD_Q8)),
+    ),
+    # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
+    "experts": Ports(
+        (), (), tuple((f"micro-{a}-f32", f"micro-{a}-q8_0") for a in ("qwen35moe", "qwen3next", "glm4moe", "hy_v3"))
+    ),
+}
 
 
 class Models:
@@ -166,9 +205,9 @@ def is_visible_in_log(a: PortRun, b: PortRun) -> bool:
     return any(abs(x - y) > P_VISIBLE for x, y in pairs)
 
 
-def fault_cases(kind: str, models: Models, every: int = 1) -> Iterator[dict[str, Any]]:
+def fault_cases(kind: str, models: Models, every: int = 1, ports: Ports = PORTS["usual"]) -> Iterator[dict[str, Any]]:
     """Every fault in every kind of port, or one pair in `every`."""
-    for n, setting in enumerate(DUMPS if kind == "dump" else LOGS):
+    for n, setting in enumerate(ports.dumps if kind == "dump" else ports.logs):
         reference = models.get(setting.model)
         port = models.get(setting.port, setting.numerics, setting.kv_type)
         ids = prompt_of(reference, setting.model, n)
@@ -195,17 +234,11 @@ def fault_cases(kind: str, models: Models, every: int = 1) -> Iterator[dict[str,
                    "top": [cause.ids for cause in report.causes[:3]]}  # fmt: skip
 
 
-def healthy_cases(kind: str, models: Models, n_cases: int) -> Iterator[dict[str, Any]]:
+def healthy_cases(kind: str, models: Models, n_cases: int, ports: Ports = PORTS["usual"]) -> Iterator[dict[str, Any]]:
     """Healthy ports of every mixture: model, numerics, KV type, quantisation, noise, rows, prompt, spec or kernels."""
     rng = np.random.default_rng(7 if kind == "dump" else 8)
-    pairs = (
-        ("micro-30-f32", "micro-30-q8_0"),
-        ("micro-90-f32", "micro-90-q8_0"),
-        ("random", "random"),
-        ("tiny", "tiny"),
-    )
     for i in range(n_cases):
-        name, quantised = pairs[i % len(pairs)]
+        name, quantised = ports.pairs[i % len(ports.pairs)]
         numerics, kv_type = str(rng.choice(["ggml", "exact"])), str(rng.choice(["F16", "F32", "BF16"]))
         file = quantised if rng.random() < 0.4 else name
         noise = float(10 ** rng.uniform(-3, -2))
@@ -295,6 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="results to render")
     parser.add_argument("--healthy", type=int, default=150, help="healthy ports (default 150)")
     parser.add_argument("--every", type=int, default=1, help="of the ports with a fault one in so many (default 1)")
+    parser.add_argument("--models", choices=tuple(PORTS), default="usual", help="models of the ports (default usual)")
     parser.add_argument("-o", "--output", type=Path, help="results, one JSON a line")
     parser.add_argument("--page", type=Path, help="page with a block of results to rewrite")
     args = parser.parse_args(argv)
@@ -312,8 +346,11 @@ def main(argv: list[str] | None = None) -> int:
     kernels.set_threads(1)
     np.seterr(all="ignore")
     with tempfile.TemporaryDirectory() as folder, args.output.open("w", encoding="utf-8") as out:
-        models = Models(Path(folder))
-        for source in (fault_cases(args.what, models, args.every), healthy_cases(args.what, models, args.healthy)):
+        models, ports = Models(Path(folder)), PORTS[args.models]
+        for source in (
+            fault_cases(args.what, models, args.every, ports),
+            healthy_cases(args.what, models, args.healthy, ports),
+        ):
             for case in source:
                 out.write(json.dumps(case) + "\n")
                 out.flush()

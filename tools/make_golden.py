@@ -32,6 +32,7 @@ from golden import (
     l4_mtp,
     l5_loop,
     l6_text,
+    latent,
     sampling,
 )
 from mtpref.files.gguf import open_gguf
@@ -44,8 +45,10 @@ from tests.portable import portable_arithmetic
 ROOT = Path(__file__).resolve().parents[1]
 MAKERS: dict[str, Callable[[], Iterator[SuiteBuilder]]] = {
     "L0": l0_dequantize.suites,
-    "L1": lambda: chain(l1_operations.suites(), sampling.operations(), experts_operations.suites()),
-    "L2": lambda: chain(l2_layers.suites(), experts_layers.suites()),
+    "L1": lambda: chain(
+        l1_operations.suites(), sampling.operations(), experts_operations.suites(), latent.operations()
+    ),
+    "L2": lambda: chain(l2_layers.suites(), experts_layers.suites(), latent.layers()),
     "L3": lambda: chain(l3_trunk.suites(), experts_models.trunk()),
     "L4": lambda: chain(l4_mtp.suites(), experts_models.heads()),
     "L5": lambda: chain(l5_loop.suites(), experts_models.loops()),

@@ -20,6 +20,7 @@ import micro_chain as mc
 import micro_layers as layers
 import micro_moe as mm
 import micro_plant as mp
+import micro_streams as ms
 from micro_gguf import F32, TYPES, Tensor, tensor_of, write_gguf
 from micro_k import TYPES_K, encode_k
 
@@ -71,6 +72,16 @@ _LATENT_GROUPS = mm.MoeShape(
     n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5, latent=mm.LatentShape(yarn=1.0)
 )
 _LATENT_FUSED = mm.MoeShape(n_expert=20, fused=True, latent=mm.LatentShape(yarn=0.0, gating=None, n_value=32))
+# With an indexer: keys of 128; layers that share, both kinds; YaRN with an mscale of 1.
+_INDEXED_GROUPS = mm.MoeShape(
+    n_expert=20, n_dense=2, n_group=4, n_group_used=2, scale=2.5,
+    latent=mm.LatentShape(yarn=0.707, n_index_key=128, n_index_head=9, n_top=7),
+)  # fmt: skip
+_SHARING = mm.MoeShape(n_expert=20, latent=mm.LatentShape(types=(True, False, True, False), gating=None))
+_SHARING_DENSE = mm.MoeShape(
+    n_expert=20, n_dense=2,
+    latent=mm.LatentShape(yarn=0.707, types=(True, False, False, True), n_index_key=128, n_top=9, has_unread=True),
+)  # fmt: skip
 _OWN = MicroVariant(untied=True, own_embed=True, own_head=True)
 
 # Those with experts: (architecture, seed, accept, type, shape, variant). Q4_K stands for a mixture with Q6_K.
@@ -92,6 +103,12 @@ STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] 
     "micro-deepseek2-yarn-f32": ("deepseek2", 2, 80, "F32", _LATENT_GROUPS, MicroVariant()),
     "micro-deepseek2-fused-f32": ("deepseek2", 1, 60, "F32", _LATENT_FUSED, MicroVariant(untied=True, head_norm=False)),
     "micro-deepseek2-q8_0": ("deepseek2", 4, 60, "Q8_0", _MANY, _OWN),
+    "micro-deepseek32-f32": ("deepseek32", 4, 60, "F32", _MANY, _OWN),
+    "micro-deepseek32-yarn-f32": ("deepseek32", 2, 80, "F32", _INDEXED_GROUPS, MicroVariant()),
+    "micro-deepseek32-q8_0": ("deepseek32", 4, 60, "Q8_0", _MANY, _OWN),
+    "micro-glm-dsa-f32": ("glm-dsa", 4, 60, "F32", _SHARING, _OWN),
+    "micro-glm-dsa-yarn-f32": ("glm-dsa", 2, 80, "F32", _SHARING_DENSE, MicroVariant(untied=True, head_norm=False)),
+    "micro-glm-dsa-q8_0": ("glm-dsa", 4, 60, "Q8_0", _MANY, _OWN),
     "micro-qwen3next-f32": ("qwen3next", 4, 60, "F32", mm.MoeShape(), MicroVariant()),
     "micro-qwen3next-fused-f32": ("qwen3next", 3, 90, "F32", _FUSED, MicroVariant(own_head=True)),
     "micro-qwen3next-q8_0": ("qwen3next", 4, 60, "Q8_0", mm.MoeShape(), MicroVariant()),
@@ -114,6 +131,28 @@ STANDARD_TRUNKS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant
 }  # fmt: skip
 
 
+# An indexer of one head: many cells have a score of exactly 0, and llama.cpp has no rule for which of them it takes.
+STANDARD_TIES: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] = {
+    "micro-deepseek32-ties-f32": (
+        "deepseek32", 5, 60, "F32", mm.MoeShape(n_expert=20, latent=mm.LatentShape(n_index_head=1, n_top=9)),
+        MicroVariant(),
+    ),
+}  # fmt: skip
+
+
+# deepseek4: (seed, accept, type, shape, variant, part).
+_PLAIN = ms.StreamsShape()
+_UNSCALED = ms.StreamsShape(
+    ratios=(0, 4, 4, 128), n_hashed=2, yarn=False, n_window=5, n_best=2, n_iterations=5, clamp=5.0,
+    clamp_shared=None,
+)  # fmt: skip
+STANDARD_STREAMS: dict[str, tuple[int, float, str, ms.StreamsShape, MicroVariant, str]] = {
+    "micro-deepseek4-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "whole"),
+    "micro-deepseek4-own-f32": (2, 80, "F32", _UNSCALED, _OWN, "whole"),
+    "micro-deepseek4-q8_0": (4, 60, "Q8_0", _PLAIN, MicroVariant(), "whole"),
+    "micro-deepseek4-trunk-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "trunk"),
+    "micro-deepseek4-head-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "head"),
+}
 # Several heads in a chain: (architecture, seed, accept, type, shape, variant).
 _STEP = mc.ChainShape()
 _STEP_FUSED = mc.ChainShape(windowed=(1, 0, 1, 1, 1, 1, 0), moe=(1, 0, 0, 1, 1, 0, 1), n_window=3, fused=True,
@@ -131,12 +170,18 @@ STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVaria
 
 
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS and STANDARD_CHAINS)."""
+    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS STANDARD_TIES and
+    STANDARD_CHAINS)."""
     if name in STANDARD_CHAINS:
         make_micro_chain(path, *STANDARD_CHAINS[name])
         return
-    if name in STANDARD_MOE or name in STANDARD_TRUNKS:
-        arch, seed, accept, type_name, moe_shape, variant = (STANDARD_MOE | STANDARD_TRUNKS)[name]
+    if name in STANDARD_STREAMS:
+        seed, accept, type_name, streams_shape, variant, part = STANDARD_STREAMS[name]
+        make_micro_streams(path, seed, accept, type_name, streams_shape, variant, part)
+        return
+    more = STANDARD_MOE | STANDARD_TRUNKS | STANDARD_TIES
+    if name in more:
+        arch, seed, accept, type_name, moe_shape, variant = more[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
         return
     seed, accept, type_name, variant = STANDARD[name]
@@ -279,6 +324,9 @@ def typed(tensors: dict[str, F32], type_name: str) -> list[Tensor]:
 
     made: list[Tensor] = []
     for name, values in tensors.items():
+        if values.dtype == np.int32:
+            made.append((name, "I32", values.shape, values.astype("<i4").view(np.uint8).reshape(-1)))
+            continue
         kind = type_of(name, values)
         if kind in TYPES_K:
             made.append((name, kind, values.shape, encode_k(values, kind)))
@@ -305,6 +353,24 @@ def make_micro_moe(
     if variant.eos is not None:
         keys["tokenizer.ggml.eos_token_id"] = variant.eos
     write_gguf(path, keys, typed(tensors, type_name))
+
+
+def make_micro_streams(
+    path: str | Path,
+    seed: int = 1,
+    accept: float = 60.0,
+    type_name: str = "F32",
+    shape: ms.StreamsShape | None = None,
+    variant: MicroVariant | None = None,
+    part: str = "whole",
+) -> None:
+    """Write one micro model of deepseek4. part: `whole`, its `trunk` alone, or its `head` alone with what llama.cpp
+    needs of the trunk and streams put together in its own way. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    shape, variant = shape or ms.StreamsShape(), variant or MicroVariant()
+    tensors = ms.part_of(ms.plant_streams(seed, wrong_fraction(accept), shape, variant), seed, shape, part)
+    write_gguf(path, ms.keys_of(shape, has_head=part != "trunk"), typed(tensors, type_name))
 
 
 def make_micro_chain(

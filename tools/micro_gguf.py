@@ -60,12 +60,12 @@ def tensor_of(name: str, values: F32, type_name: str) -> Tensor:
 
 def write_gguf(path: str | Path, metadata: dict[str, object], tensors: Iterable[Tensor]) -> None:
     """Write a GGUF file. Metadata ints become u32, np.int32 i32, floats f32; a list has its first element's kind."""
-    gguf.write_gguf(path, [(key, value, _kind(value)) for key, value in metadata.items()], tensors)
+    gguf.write_gguf(path, [(key, value, kind_of(value)) for key, value in metadata.items()], tensors)
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     if isinstance(value, list):
-        return "arr:" + _kind(value[0])
+        return "arr:" + kind_of(value[0])
     for kind, types in (("bool", bool), ("i32", np.int32), ("u32", int), ("f32", float), ("str", str)):
         if isinstance(value, types):
             return kind

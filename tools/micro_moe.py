@@ -14,6 +14,7 @@ import numpy as np
 from micro_gguf import F32, uniform
 
 from mtpref.architectures import ARCHITECTURES, Architecture, Block, Either, Tensor, numbers
+from mtpref.architectures.indexer import Sharing
 from mtpref.architectures.sheet import ByTensor, LeadingDense
 from mtpref.spec.config import Metadata
 
@@ -23,6 +24,9 @@ SHARED_GATE = 2.0  # logit of the shared expert's gate, moved by the token
 SIGMOID_2 = 0.8808
 BIAS_OF_EXPERTS = 0.15
 BIAS_OF_QKV = 0.3
+# An indexer's products with the layer's input.
+INDEX_KEYS = 1e-3  # so small that the epsilon of their norm counts
+OF_INPUT = ("indexer.attn_k.weight", "indexer.proj.weight")
 # Attention through a latent row: of expansions, and what its output writes to the context.
 LATENT_NOISE = 2.0
 LATENT_CONTEXT = 0.03
@@ -42,6 +46,12 @@ class LatentShape:
     is_old: bool = False  # keys and values in one tensor, no keys for the absorbed form
     yarn: float | None = None  # YaRN; mscale_all_dim, 0: no key
     gating: int | None = 2  # None: no key
+    # An indexer, where an architecture has that: cells that a token sees, and the layers with an indexer of their own.
+    n_index_head: int = 8
+    n_index_key: int = 64
+    n_top: int = 12
+    types: tuple[bool, ...] | None = None  # None: no key
+    has_unread: bool = False  # whether the head has an indexer where a file need not have it
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def micro_values(sheet: Architecture, shape: MoeShape) -> dict[str, Any]:
     known = {hyper.name for hyper in sheet.hypers}
     if "n_latent" in known:
         values |= latent_values(shape.latent, m.n_head)
-    if not isinstance(sheet.layers, LeadingDense | ByTensor):
+    if not isinstance(sheet.layers, LeadingDense | ByTensor | Sharing):
         del values["n_ff"]  # no dense layers: converted files have no such key
     if isinstance(sheet.layers, ByTensor):
         values["n_rot"] = m.head_dim  # the whole head turns
@@ -126,6 +136,10 @@ def latent_values(latent: LatentShape, n_head: int) -> dict[str, Any]:
         "n_value": None if latent.is_old else latent.n_value,
         "expert_gating_func": latent.gating,
         "log_multiplier": 0.1 * latent.yarn if latent.yarn else None,
+        "n_index_head": latent.n_index_head,
+        "n_index_key": latent.n_index_key,
+        "n_top": latent.n_top,
+        "indexer_types": None if latent.types is None else list(latent.types),
     }
 
 
@@ -139,8 +153,9 @@ def micro_keys(sheet: Architecture, shape: MoeShape) -> dict[str, object]:
     }
     keys |= {f"{sheet.name}.{hyper.key}": values[hyper.name] for hyper in sheet.hypers if hyper.name in values}
     keys[f"{sheet.name}.nextn_predict_layers"] = 1
-    if isinstance(sheet.layers, LeadingDense):
-        keys[f"{sheet.name}.{sheet.layers.key}"] = shape.n_dense
+    layers_by = sheet.layers.own if isinstance(sheet.layers, Sharing) else sheet.layers
+    if isinstance(layers_by, LeadingDense):
+        keys[f"{sheet.name}.{layers_by.key}"] = shape.n_dense
     if hasattr(sheet.layers, "interval"):
         keys[f"{sheet.name}.{sheet.layers.interval}"] = shape.micro.n_layer
     if shape.latent.yarn is not None:
@@ -211,9 +226,10 @@ def lay_out(
     plant: mp.Plant, il: int, block: Block, own: dict[str, F32], values: dict[str, int], shape: MoeShape
 ) -> dict[str, F32]:
     """A block's planted tensors as its data sheet lists them."""
-    if block.mixer.name == "latent_attention":
+    if block.mixer.name.endswith("latent_attention"):
         m = shape.latent
         values = values | {"n_q_latent": m.n_query, "n_key": m.n_nope + m.n_rot, "n_value": m.n_value}
+        values |= {"n_index_head": m.n_index_head, "n_index_key": m.n_index_key}
         tensors = latent_choice(block, shape)
         wanted = {tensor.name: numbers(tensor.shape, values) for tensor in tensors}
         own = with_latent(plant, il, own, wanted, shape)
@@ -252,6 +268,8 @@ def latent_choice(block: Block, shape: MoeShape) -> list[Tensor]:
     left_out = {"attn_k_b.weight", "attn_v_b.weight"} if shape.latent.is_old else {"attn_kv_b.weight"}
     left_out |= {"attn_q.weight"} if shape.latent.n_query else {f"attn_q_{x}.weight" for x in ("a", "a_norm", "b")}
     left_out |= {f"ffn_{x}_exps.weight" for x in (("gate", "up") if shape.fused else ("gate_up",))}
+    is_left_out = "sharing" in block.mixer.name or not shape.latent.has_unread
+    left_out |= {t.name for t in block.all_tensors() if t.group == "indexer" and is_left_out}
     return [tensor for tensor in block.all_tensors() if tensor.name not in left_out]
 
 
@@ -265,8 +283,17 @@ def with_latent(
         if name.endswith(("q_a_norm.weight", "kv_a_norm.weight")):
             made[name] = plant.gamma(prefix + name, dims[0], 0.9, 1.6)
             del plant.tensors[prefix + name]
-        elif name in ("attn_q_a.weight", "attn_q.weight", "attn_kv_a_mqa.weight"):
+        elif name == "indexer.k_norm.weight":
+            made[name] = plant.gamma(prefix + name, dims[0], 0.7, 1.3)
+            del plant.tensors[prefix + name]
+        elif name == "indexer.k_norm.bias":
+            made[name] = uniform(plant.seed, prefix + name, dims) * np.float32(BIAS_OF_QKV)
+        elif name == "indexer.attn_q_b.weight":
+            made[name] = uniform(plant.seed, prefix + name, dims) * np.float32(LATENT_NOISE * dims[-1] ** -0.5)
+        elif name in ("attn_q_a.weight", "attn_q.weight", "attn_kv_a_mqa.weight", *OF_INPUT):
             made[name] = plant.noise(prefix + name, dims, 0.4) / norm
+            if name == "indexer.attn_k.weight":
+                made[name] = made[name] * np.float32(INDEX_KEYS)
         elif name == "attn_output.weight":
             out = plant.writer(prefix + name, dims[1], mp.WRITE_NOISE)
             c = shape.micro.channels[0]

@@ -2,8 +2,8 @@
 
     python tools/record_converted.py --llama-cpp PATH/TO/llama.cpp
 
-Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that alone is
-given to it. Writes tests/data/converted_moe.json; with --chains, of architectures with a chain of heads,
+Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that is given to
+it. Writes tests/data/converted_moe.json; with --chains, of architectures with a chain of heads,
 tests/data/converted_chains.json.
 """
 
@@ -40,7 +40,7 @@ if "--plain-config" in sys.argv:  # as it is in the folder: transformers' own cl
         lambda folder, is_mistral_format: json.loads((pathlib.Path(folder) / "config.json").read_text())
     )
 from conversion.base import ModelBase, ModelType
-from conversion.deepseek import DeepseekV2Model
+from conversion.deepseek import DeepseekV2Model, DeepseekV32Model
 from conversion.glm import Glm4MoeLiteModel
 
 
@@ -50,6 +50,8 @@ class WithHead(Glm4MoeLiteModel):  # DeepSeek-V3's head, which its own class dro
 
 
 ModelBase._model_classes[ModelType.TEXT]["DeepseekV3ForCausalLM"] = WithHead
+# Its own asks transformers for add_bos_token, which transformers 5 says of no tokenizer.json; then it does the same.
+DeepseekV32Model.set_vocab = DeepseekV2Model._set_vocab_gpt2
 sys.argv[0] = tree + "/convert_hf_to_gguf.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -3,6 +3,7 @@
     python tools/record_llama_cpp.py --llama-bin DIR --micro -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --rope -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --moe -o tests/data/llama_cpp/moe
+    python tools/record_llama_cpp.py --llama-bin DIR --streams -n 32 -o tests/data/llama_cpp/streams
     python tools/record_llama_cpp.py --llama-bin DIR --chains -n 32 -o tests/data/llama_cpp/chains
     python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
 
@@ -34,10 +35,25 @@ SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (3, 0.5))
 # Models with experts: fewer runs of each, since there are many. Of quantised ones the weights as they lie in the file.
 MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox jumps")
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
+# An indexer leaves cells out only where there are more than it chooses.
+INDEXED = ("deepseek32", "glm-dsa")
+# With cells of 16 bits the rotation of an indexer's keys shows: name of the recording -> the standard model.
+HALF_CELLS = {"micro-deepseek32-f16-cells": "micro-deepseek32-f32"}
+HALF_PROMPT = "".join(f"{i * i:05}" for i in range(100, 190))
+INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
 # Several heads in a chain: more tokens than there are heads are asked for, too.
 CHAIN_SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (3, 0.5))
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
+# Compressed rows of 128 tokens: the prompts begin before one and behind one. The second is that of the logits.
+STREAMS_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 222)), "".join(f"{i * i:05}" for i in range(200, 340)))
+# Name of the recording -> the standard model, and the head's file where there are two.
+STREAMS_RECORDINGS: dict[str, tuple[str, str]] = {
+    "micro-deepseek4-f32": ("micro-deepseek4-f32", ""),
+    "micro-deepseek4-own-f32": ("micro-deepseek4-own-f32", ""),
+    "micro-deepseek4-q8_0": ("micro-deepseek4-q8_0", ""),
+    "micro-deepseek4-two-files-f32": ("micro-deepseek4-trunk-f32", "micro-deepseek4-head-f32"),
+}
 # Name of the recording -> the standard model, and flags that set its RoPE in place of the file's keys.
 ROPE_RECORDINGS: dict[str, tuple[str, str]] = {
     "micro-60-rope-linear-f32": ("micro-60-rope-linear-f32", ""),
@@ -114,18 +130,22 @@ def record_model(
     name: str = "",
     extra: str = "",
     settings: tuple[tuple[int, float], ...] = SETTINGS,
+    head: Path | None = None,
 ) -> None:
     """Write OUT/NAME.log.gz and OUT/NAME.results.gguf for one model, run under its bare file name.
 
-    name: the recording's, if not the model's; extra: flags for both programs
+    name: the recording's, if not the model's; extra: flags for both programs; head: the draft's file
     """
     name = name or model.stem
-    cases = [Case(prompt, n_predict, n_max, p_min, extra) for prompt in prompts for n_max, p_min in settings]
+    flags = f"-md {head.name} {extra}" if head else extra
+    cases = [Case(prompt, n_predict, n_max, p_min, flags) for prompt in prompts for n_max, p_min in settings]
     with tempfile.TemporaryDirectory() as folder:
         cwd = Path(folder)
-        (cwd / model.name).symlink_to(model.resolve())
+        for path in (model, head) if head else (model,):
+            (cwd / path.name).symlink_to(path.resolve())
         text = "".join(record_log(bin_dir, model.name, case, cwd) for case in cases)
-        record_logits(bin_dir, model.name, out / f"{name}.results.gguf", prompts[-2], cwd, extra)
+        if head is None:
+            record_logits(bin_dir, model.name, out / f"{name}.results.gguf", prompts[-2], cwd, extra)
     (out / f"{name}.log.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
@@ -144,6 +164,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-m", "--model", type=Path, action="append", default=[], help="model file (repeatable)")
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
+    parser.add_argument("--streams", action="store_true", help="the standard micro models of several streams")
+    parser.add_argument("--only", action="append", help="of --moe only models whose name starts so (repeatable)")
     parser.add_argument("--chains", action="store_true", help="the standard micro models with a chain of heads")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
@@ -168,12 +190,15 @@ def main(argv: list[str] | None = None) -> int:
             for model in models:
                 record_model(args.llama_bin.resolve(), model, args.output, prompts, args.predict)
                 print(f"recorded {model.name}", file=sys.stderr)
-            for name in make_micro.STANDARD_MOE if args.moe else ():
+            starts = tuple(args.only or ("",))
+            with_experts = make_micro.STANDARD_MOE | make_micro.STANDARD_TIES
+            for name in [n for n in with_experts if args.moe and n.startswith(starts)]:
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"
+                said = INDEXED_PROMPTS if with_experts[name][0] in INDEXED else MOE_PROMPTS
                 record_model(
-                    args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
+                    args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, MOE_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
             for name in make_micro.STANDARD_CHAINS if args.chains else ():
@@ -184,11 +209,30 @@ def main(argv: list[str] | None = None) -> int:
                     args.llama_bin.resolve(), model, args.output, prompts, args.predict, name, extra, CHAIN_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
-            for name in make_micro.STANDARD_TRUNKS if args.moe else ():
+            for name in [n for n in make_micro.STANDARD_TRUNKS if args.moe and n.startswith(starts)]:
                 make_micro.make_standard(name, Path(folder) / f"{name}.gguf")
                 to, extra = args.output / f"{name}.results.gguf", "" if name.endswith("f32") else "--no-repack"
                 record_logits(args.llama_bin.resolve(), f"{name}.gguf", to, MOE_PROMPTS[0], Path(folder), extra)
                 print(f"recorded {name}, logits", file=sys.stderr)
+            for name, model_name in HALF_CELLS.items() if args.moe else ():
+                if not model_name.startswith(starts):
+                    continue
+                make_micro.make_standard(model_name, Path(folder) / f"{model_name}.gguf")
+                to, extra = args.output / f"{name}.results.gguf", "-ctk f16 -ctv f16"
+                record_logits(args.llama_bin.resolve(), f"{model_name}.gguf", to, HALF_PROMPT, Path(folder), extra)
+                print(f"recorded {name}, logits", file=sys.stderr)
+            for name, (model_name, head_name) in STREAMS_RECORDINGS.items() if args.streams else ():
+                model, head = (Path(folder) / f"{n}.gguf" if n else None for n in (model_name, head_name))
+                for path in (model, head):
+                    if path is not None and not path.exists():
+                        make_micro.make_standard(path.stem, path)
+                assert model is not None
+                extra = "" if name.endswith("f32") else "--no-repack"
+                record_model(
+                    args.llama_bin.resolve(), model, args.output, STREAMS_PROMPTS, args.predict, name, extra,
+                    MOE_SETTINGS, head,
+                )  # fmt: skip
+                print(f"recorded {name}", file=sys.stderr)
             for name, (model_name, extra) in ROPE_RECORDINGS.items() if args.rope else ():
                 model = Path(folder) / f"{model_name}.gguf"
                 make_micro.make_standard(model_name, model)

@@ -2,6 +2,7 @@
 
     python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build            # needs shared libraries
     python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build --files    # needs bin/llama-quantize
+    python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build --streams  # the same, of deepseek4
 
 --files: the type of each tensor and the digest of each file that llama-quantize makes of tests/quantize_cases.py's, for
 every mixture, and for three with an importance matrix; one thread. Without it:
@@ -33,6 +34,7 @@ from tests.random_weights import bits, normal  # noqa: E402
 
 DEFAULT_OUT = ROOT / "tests" / "data" / "quantisers.npz"
 FILES_OUT = ROOT / "tests" / "data" / "quantized_moe.json"
+STREAMS_OUT = ROOT / "tests" / "data" / "quantized_streams.json"
 WITH_IMATRIX = ("Q4_K_M", "Q4_0", "Q5_0")
 F32 = NDArray[np.float32]
 BLOCK = 256  # one Q8_K block, eight Q8_0 blocks
@@ -144,19 +146,41 @@ def record_files(program: Path) -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
+def record_streams(program: Path) -> dict[str, Any]:
+    """The digest of each file that llama-quantize makes of a planted model of deepseek4, whole, trunk or head."""
+    import make_micro
+
+    from mtpref.heads.quantize import MIXTURES
+
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (n for n in make_micro.STANDARD_STREAMS if n.endswith("f32")):
+            source, target = Path(folder) / f"{name}.gguf", Path(folder) / "out.gguf"
+            make_micro.make_standard(name, source)
+            digests = {}
+            for mixture in MIXTURES:
+                command = [str(program), str(source), str(target), mixture, "1"]
+                subprocess.run(command, check=True, capture_output=True)
+                digests[mixture] = hashlib.sha256(target.read_bytes()).hexdigest()
+            found[name] = {"model": hashlib.sha256(source.read_bytes()).hexdigest(), "files": digests}
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="record ggml's scalar quantisers, or llama-quantize")
     parser.add_argument("--llama-cpp", type=Path, required=True, help="a llama.cpp build folder (shared libraries)")
     parser.add_argument("--files", action="store_true", help="record whole files of llama-quantize")
+    parser.add_argument("--streams", action="store_true", help="the same of the models of several streams")
     parser.add_argument("--out", type=Path, help="default: in tests/data")
     args = parser.parse_args(argv)
-    if args.files:
+    if args.files or args.streams:
         program = args.llama_cpp.resolve() / "bin" / "llama-quantize"
         if not program.exists():
             print(f"error: {program}: not there, expected a build of llama-quantize", file=sys.stderr)
             return 2
-        out = args.out or FILES_OUT
-        out.write_text(json.dumps(record_files(program), indent=1) + "\n")
+        out = args.out or (STREAMS_OUT if args.streams else FILES_OUT)
+        made = record_streams(program) if args.streams else record_files(program)
+        out.write_text(json.dumps(made, indent=1) + "\n")
         print(json.dumps({"out": str(out), "bytes": out.stat().st_size}))
         return 0
     try:

@@ -5,8 +5,11 @@ Owns the registry. No other module tests an architecture's name.
 
 from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, trimmed
 from mtpref.architectures.deepseek2 import DEEPSEEK2
+from mtpref.architectures.deepseek4 import DEEPSEEK4
+from mtpref.architectures.deepseek32 import DEEPSEEK32
 from mtpref.architectures.dims import Shape, numbers
 from mtpref.architectures.glm4moe import GLM4MOE
+from mtpref.architectures.glm_dsa import GLM_DSA
 from mtpref.architectures.hy_v3 import HY_V3
 from mtpref.architectures.mimo2 import MIMO2
 from mtpref.architectures.names import (
@@ -14,6 +17,8 @@ from mtpref.architectures.names import (
     fused_of,
     gguf_to_hf_name,
     hf_to_gguf_name,
+    is_idle,
+    joined_of,
     place_of,
     stacks_beside,
     stacks_of,
@@ -40,7 +45,20 @@ from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
 ARCHITECTURES: dict[str, Architecture] = {
-    sheet.name: sheet for sheet in (QWEN35, QWEN35MOE, QWEN3NEXT, GLM4MOE, HY_V3, DEEPSEEK2, STEP35, MIMO2)
+    sheet.name: sheet
+    for sheet in (
+        QWEN35,
+        QWEN35MOE,
+        QWEN3NEXT,
+        GLM4MOE,
+        HY_V3,
+        DEEPSEEK2,
+        DEEPSEEK32,
+        GLM_DSA,
+        DEEPSEEK4,
+        STEP35,
+        MIMO2,
+    )
 }
 
 __all__ = [
@@ -63,6 +81,8 @@ __all__ = [
     "fused_of",
     "gguf_to_hf_name",
     "hf_to_gguf_name",
+    "is_idle",
+    "joined_of",
     "numbers",
     "place_of",
     "present_tensors",

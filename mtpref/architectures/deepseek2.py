@@ -43,7 +43,7 @@ from mtpref.architectures.transforms import AS_IS, BY_HEAD, BY_HEAD_TRANSPOSED
 from mtpref.spec.config import Values
 from mtpref.spec.kinds import LATENT_ATTENTION, MOE_FFN, SWIGLU_FFN, Sequential
 
-SOFTMAX, SIGMOID = 1, 2  # numbers of expert_gating_func
+SOFTMAX, SIGMOID, OTHER = 1, 2, 4  # numbers of expert_gating_func; the last one no file of it runs with
 _FLASH = ((47, 48), 154880)  # layers and vocabulary of GLM-4.7-Flash, by which llama.cpp tells it
 
 
@@ -58,7 +58,7 @@ def _gating(v: Values) -> int:
 
 def _gating_of_checkpoint(c: Mapping[str, Any]) -> int | None:
     named = c.get("scoring_func")
-    return None if named is None else {"sigmoid": SIGMOID}.get(named, SOFTMAX)
+    return None if named is None else {"softmax": SOFTMAX, "sigmoid": SIGMOID}.get(named, OTHER)
 
 
 # HYPER-PARAMETERS
@@ -93,47 +93,51 @@ def _kv_b_rows(v: Mapping[str, int]) -> list[Rows]:
     return by_group(v["n_head"], (v["n_key"] - v["n_rot"], v["n_value"]))
 
 
-_norms = (
+norms = (
     Tensor("attn_norm.weight", (n_embd,), "input_layernorm.weight", cb="attn_norm"),
     Tensor("ffn_norm.weight", (n_embd,), "post_attention_layernorm.weight", cb="attn_post_norm"),
 )
-_query = Either((
-    (
-        Tensor("attn_q_a.weight", (n_q_latent, n_embd), "self_attn.q_a_proj.weight", cb="q"),
-        Tensor("attn_q_a_norm.weight", (n_q_latent,), "self_attn.q_a_layernorm.weight", cb="q"),
-        Tensor("attn_q_b.weight", (n_head * n_key, n_q_latent), "self_attn.q_b_proj.weight", cb="q"),
-    ),
-    (Tensor("attn_q.weight", (n_head * n_key, n_embd), "self_attn.q_proj.weight", cb="q"),),
-))  # fmt: skip
-_expansion = Either((
-    (
-        Tensor("attn_k_b.weight", (n_head, n_latent, _n_nope), K_B, BY_HEAD_TRANSPOSED, cb="q_nope_absorbed_perm"),
-        Tensor("attn_v_b.weight", (n_head, n_value, n_latent), V_B, BY_HEAD, cb="kqv_out"),
-    ),
-    # Older files: every head's [k_nope | v].
-    (Tensor("attn_kv_b.weight", (n_head * (_n_nope + n_value), n_latent), role="attn_v", cb="kv"),),
-))  # fmt: skip
-_attention = (
-    _query,
+_query = (
+    Tensor("attn_q_a.weight", (n_q_latent, n_embd), "self_attn.q_a_proj.weight", cb="q"),
+    Tensor("attn_q_a_norm.weight", (n_q_latent,), "self_attn.q_a_layernorm.weight", cb="q"),
+    Tensor("attn_q_b.weight", (n_head * n_key, n_q_latent), "self_attn.q_b_proj.weight", cb="q"),
+)
+_query_at_once = (Tensor("attn_q.weight", (n_head * n_key, n_embd), "self_attn.q_proj.weight", cb="q"),)
+_expansion = (
+    Tensor("attn_k_b.weight", (n_head, n_latent, _n_nope), K_B, BY_HEAD_TRANSPOSED, cb="q_nope_absorbed_perm"),
+    Tensor("attn_v_b.weight", (n_head, n_value, n_latent), V_B, BY_HEAD, cb="kqv_out"),
+)
+# Older files: every head's [k_nope | v].
+_expansion_of_old = (Tensor("attn_kv_b.weight", (n_head * (_n_nope + n_value), n_latent), role="attn_v", cb="kv"),)
+_latent = (
     Tensor("attn_kv_a_mqa.weight", (n_latent + n_rot, n_embd), "self_attn.kv_a_proj_with_mqa.weight", cb="kv_cmpr_pe"),
     Tensor("attn_kv_a_norm.weight", (n_latent,), "self_attn.kv_a_layernorm.weight", cb="kv_cmpr"),
-    _expansion,
-    Tensor("attn_output.weight", (n_embd, n_head * n_value), "self_attn.o_proj.weight", role="attn_output",
-           cb="attn_output"),
-)  # fmt: skip
-_moe = (
-    router("mlp.gate.weight"),
-    Tensor("exp_probs_b.bias", (n_expert,), "mlp.gate.e_score_correction_bias", optional=True,
-           cb="ffn_moe_probs_biased"),
-    *expert_stacks(has_fused=True),
-    *shared_expert(n_ff_exp * n_expert_shared, "mlp.shared_experts", is_gated=False),
-)  # fmt: skip
+)
+_output = Tensor(
+    "attn_output.weight", (n_embd, n_head * n_value), "self_attn.o_proj.weight", role="attn_output", cb="attn_output"
+)
+_attention = (Either((_query, _query_at_once)), *_latent, Either((_expansion, _expansion_of_old)), _output)
+# Queries by two products, one row a token: the one form that later architectures have.
+split_attention = (*_query, *_latent, *_expansion, _output)
+
+
+def moe_tensors(*, has_fused: bool) -> tuple[Tensor | Either, ...]:
+    """Router, experts and shared experts. has_fused: as expert_stacks"""
+    return (
+        router("mlp.gate.weight"),
+        Tensor("exp_probs_b.bias", (n_expert,), "mlp.gate.e_score_correction_bias", optional=True,
+               cb="ffn_moe_probs_biased"),
+        *expert_stacks(has_fused=has_fused),
+        *shared_expert(n_ff_exp * n_expert_shared, "mlp.shared_experts", is_gated=False),
+    )  # fmt: skip
+
 
 # BLOCKS
 
 _residual = Sequential("attn_norm.weight", "ffn_norm.weight")
-DENSE = Block("dense", LATENT_ATTENTION, SWIGLU_FFN, _norms + _attention + FFN, _residual, marks=("ffn_gate.",))
-MOE = Block("moe", LATENT_ATTENTION, MOE_FFN, _norms + _attention + _moe, _residual, marks=("ffn_gate_inp.",))
+DENSE = Block("dense", LATENT_ATTENTION, SWIGLU_FFN, norms + _attention + FFN, _residual, marks=("ffn_gate.",))
+MOE = Block("moe", LATENT_ATTENTION, MOE_FFN, norms + _attention + moe_tensors(has_fused=True), _residual,
+            marks=("ffn_gate_inp.",))  # fmt: skip
 MTP = replace(MOE, name="mtp", marks=("nextn.",))
 
 _names = {"attn_residual": "ffn_inp", "attn_post_norm": "ffn_norm"}

@@ -4,7 +4,7 @@ Canonical checkpoint names only: hf/names.py takes off what depends on the class
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"0|[1-9]\d{0,5}")
 class Place:
     """Where a checkpoint's tensor belongs.
 
-    il      its block, None outside of blocks
+    il      its block, None outside of blocks: a head's there is its own, for a file of its own
     expert  which matrix of the stack it is; None for the whole tensor
     """
 
@@ -38,7 +38,8 @@ class Place:
 
 @dataclass(frozen=True)
 class _Table:
-    """The tensors under one prefix. kind: "root", "layer", "head" or "head_block"."""
+    """The tensors under one prefix. kind: "root", "layer", "head", "head_block" or "head_root", what a head's own file
+    has outside of blocks."""
 
     kind: str
     pattern: re.Pattern[str]
@@ -56,6 +57,8 @@ def _tables(sheet: Architecture) -> tuple[_Table, ...]:
     groups = [("root", "", sheet.tensors), ("layer", hf.layer, layers)]
     if head is not None:
         groups += [("head", hf.head, head.tensors), ("head_block", hf.head_block, _of_blocks(head.blocks))]
+        own = sheet.streams.tensors if sheet.streams else ()
+        groups += [("head_root", hf.head, [tensor for tensor in sheet.tensors if tensor.name in own])]
     return tuple(_table(kind, prefix, tensors) for kind, prefix, tensors in groups)
 
 
@@ -79,7 +82,7 @@ def place_of(sheet: Architecture, name: str, n_layer: int) -> Place | None:
     for table, i, rest in _prefixed(sheet, name, n_layer):
         is_head = table.kind.startswith("head")
         if rest in table.tensors:
-            return Place(table.tensors[rest], i, is_head)
+            return Place(table.tensors[rest], None if table.kind == "head_root" else i, is_head)
         for (before, after), tensor in table.stacks.items():
             number = rest[len(before) : len(rest) - len(after)]
             if rest == before + number + after and _NUMBER.fullmatch(number):
@@ -114,6 +117,24 @@ def fused_of(sheet: Architecture, name: str, n_layer: int) -> tuple[Fused, list[
                 prefix = name[: len(name) - len(rest)]
                 return fused, [prefix + part for part in fused.parts]
     return None
+
+
+def joined_of(sheet: Architecture, name: str, n_layer: int) -> tuple[str, tuple[str, ...]] | None:
+    """Of a checkpoint's name that is one of several: that of the whole, and of all its parts; None for any other."""
+    for table, _, rest in _prefixed(sheet, name, n_layer):
+        for joined in sheet.hf.joined if sheet.hf and table.kind == "head" else ():
+            if rest in joined.parts:
+                prefix = name[: len(name) - len(rest)]
+                return prefix + joined.hf, tuple(prefix + part for part in joined.parts)
+    return None
+
+
+def is_idle(sheet: Architecture, name: str, n_layer: int, blocks: Sequence[Block] | None) -> bool:
+    """Whether a checkpoint's tensor is of a layer that has no use for it. blocks: of the layers, where known"""
+    for table, il, rest in _prefixed(sheet, name, n_layer):
+        if table.kind == "layer" and sheet.hf and rest in sheet.hf.idle and blocks and il is not None:
+            return all(tensor.hf != rest for tensor in blocks[il].all_tensors())
+    return False
 
 
 def _prefixed(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple[_Table, int | None, str]]:

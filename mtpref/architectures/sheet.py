@@ -28,8 +28,8 @@ class Hyper(Named):
     """A hyper-parameter, and a count that shapes are written with.
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
-    type      u32, f32, bool, arr:i32; u32/layer, f32/layer: one number, or one for each block; i32/layer: always an
-              array
+    type      u32, f32, bool, arr:i32, arr:bool (which the rule of layers reads); u32/layer, f32/layer: one number, or
+              one for each block; i32/layer: always an array
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
@@ -103,7 +103,9 @@ class Tensor:
               the rest
     keep_f32  held and stored as float32 whatever its dimensions
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
+    converts_f32  one that a conversion stores as float32, and a quantiser in a type
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
+    below     of a table of int32: every value is at least 0 and below this count
 
     The name in a checkpoint of a stack has {e} for the expert's number.
     """
@@ -119,7 +121,9 @@ class Tensor:
     role: str = ""
     keep_f32: bool = False
     stays_f32: bool = False
+    converts_f32: bool = False
     parts: tuple[tuple[str, Dim], ...] = ()
+    below: Dim | None = None
 
     @property
     def required(self) -> bool:
@@ -128,12 +132,17 @@ class Tensor:
     @property
     def is_matrix(self) -> bool:
         """Whether it is held as it lies in the file, not as float32."""
-        return len(self.shape) > 1 and not self.keep_f32
+        return len(self.shape) > 1 and not self.keep_f32 and self.below is None
 
     @property
     def is_quantised(self) -> bool:
         """Whether a quantiser changes its type."""
         return self.is_matrix and not self.stays_f32
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether a conversion writes it in another type than float32."""
+        return self.is_quantised and not self.converts_f32
 
     def at(self, il: int) -> Tensor:
         """The tensor of block il, by its whole name."""
@@ -162,6 +171,7 @@ class Block:
 
     name      what inspect calls it       tensors   norms, mixer's, feed-forward network's
     marks     beginnings of tensor names that only such a block has among this architecture's
+    looks_like  the block whose marks it has, where keys alone tell the two apart
     """
 
     name: str
@@ -170,6 +180,7 @@ class Block:
     tensors: tuple[Tensor | Either, ...]
     residual: Residual
     marks: tuple[str, ...] = ()
+    looks_like: str = ""
 
     def all_tensors(self) -> Iterator[Tensor]:
         """Every tensor of every alternative."""
@@ -190,6 +201,7 @@ class HeadSheet:
     without   (tensor, block): the head's own block where a file lacks that tensor
     norm_instead  a tensor of the head's block that stands in for its nextn.shared_head_norm, before the trunk's does
     may_lack  whether a file may count a head that it does not hold (its eh_proj is not there): it runs as a trunk
+    is_probed whether such a file runs with every block counted as the trunk's, whatever nextn_predict_layers says
     """
 
     block: Block
@@ -201,6 +213,7 @@ class HeadSheet:
     enter: Callable[..., NDArray[np.float32]] | None = None
     without: tuple[str, Block] | None = None
     may_lack: bool = False
+    is_probed: bool = False
     norm_instead: str = ""
 
     def block_at(self, il: int, names: Container[str]) -> Block:
@@ -221,6 +234,10 @@ class Keys(Protocol):
 
     def integer(self, key: str) -> int | None:
         """The value; None for what is absent or no integer."""
+        ...
+
+    def integers(self, key: str, n: int) -> list[int] | str | None:
+        """The first n integers of an array; None: absent; a text: what is there in their place."""
         ...
 
     def flags(self, key: str, n: int) -> list[bool] | str | None:
@@ -419,6 +436,14 @@ def one_after_the_other(sizes: Sequence[int]) -> list[Rows]:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A tensor of the sheet that is several of a checkpoint, side by side in its columns: names below the head."""
+
+    hf: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FusedStack:
     """A tensor of a checkpoint that holds a matrix for every expert, (n_expert, rows, n_in): one or several stacks.
 
@@ -443,6 +468,8 @@ class HuggingFace:
     n_heads    config.json's field that counts heads
     fused      names that stand for several tensors
     stacks     names that stand for the experts of one or several stacks at once
+    joined     tensors of the head that are several in a checkpoint
+    idle       tensors of a layer that are left out where its block has no place for them
     says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
     special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
     special_classes  the classes for which it does so; (): all
@@ -464,6 +491,8 @@ class HuggingFace:
     n_heads: str
     fused: tuple[Fused, ...] = ()
     stacks: tuple[FusedStack, ...] = ()
+    joined: tuple[Joined, ...] = ()
+    idle: tuple[str, ...] = ()
     says_heads: bool = True
     special: tuple[tuple[str, str], ...] = ()
     special_classes: tuple[str, ...] = ()
@@ -487,11 +516,14 @@ class HuggingFace:
 class Streams:
     """A residual stream that is wider than a row (hyper-connections): rows of their own width between the blocks.
 
-    enter(embedding rows) -> rows of the stream; leave(ops, other weights, rows) -> (T, n_embd), before the final norm
+    enter(embedding rows, config) -> rows of the stream; leave(ops, weights outside of blocks, rows, config, tap) ->
+    (T, n_embd), before the final norm. config: what a block's residual makes of the file's keys
+    tensors   names of what `leave` reads: a head's own are those of the file that holds its block
     """
 
-    enter: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    leave: Callable[[Any, Mapping[str, Any], NDArray[np.float32]], NDArray[np.float32]]
+    enter: Callable[[NDArray[np.float32], Any], NDArray[np.float32]]
+    leave: Callable[..., NDArray[np.float32]]
+    tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)

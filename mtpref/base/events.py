@@ -34,7 +34,8 @@ class RunStarted:
 class PromptProgress:
     """n_done of n_total prompt tokens have been processed, the n_reused first of them in an earlier run.
 
-    router_gap  the least router gap (S44) of the tokens that this pass ran; None for a model without experts
+    router_gap  the least gap of routers (S44) and indexers (S63) for the tokens that this pass ran; None for a model
+                without either
     """
 
     n_done: int
@@ -104,7 +105,8 @@ class Verified:
     """The target's choice at each verified row, the margin of each, and the verdict on each drafted token.
 
     draws  how each row's token was sampled; empty for greedy decoding
-    router_gaps  the least router gap (S44) of each row over the trunk's layers; empty for a model without experts
+    router_gaps  the least gap of routers (S44) and indexers (S63) of each row over the trunk's layers; empty for a
+                 model without either
     """
 
     round: int

@@ -143,6 +143,27 @@ class TensorFinder:
         raw = np.empty((0, 0), np.uint8) if self.is_header_only else self._data(info).reshape(n, -1)
         return spec.Stack(name, info.type_name, n_out, n_in, raw)
 
+    def integers(self, name: str, shape: tuple[int, ...], below: int) -> NDArray[np.int32]:
+        """A table of int32, every one at least 0 and below `below`.
+
+        Errors  MtprefError for another type, or a number out of range
+        """
+        info = self._info(name, shape)
+        if info.type_name != "I32":
+            raise MtprefError(
+                f"{self.file.label}: tensor {name} has type {info.type_name}, expected I32; convert the model again"
+            )
+        if self.is_header_only:
+            return np.empty(0, np.int32)
+        table = self.file.data(info).view("<i4").reshape(shape)
+        low, high = int(table.min()), int(table.max())
+        if low < 0 or high >= below:
+            bad = low if low < 0 else high
+            raise MtprefError(
+                f"{self.file.label}: tensor {name} holds {bad}, expected 0 .. {below - 1}; convert the model again"
+            )
+        return table
+
     def unused(self, prefixes: Iterable[str] = ("",)) -> list[str]:
         """Tensors of the file that nobody took."""
         return [n for n in self.file.tensors if n not in self.taken and n.startswith(tuple(prefixes))]

@@ -13,9 +13,9 @@ from difflib import get_close_matches
 
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
-from mtpref.faults import cache, chain, experts, graph, look_alikes, policy, rollback, trunk, verify, weights
+from mtpref.faults import cache, chain, experts, graph, latent, look_alikes, policy, rollback, trunk, verify, weights
 from mtpref.faults.fault import BUG_TYPES, FAMILIES, NEEDS, Fault, Signature, everywhere
-from mtpref.faults.places import PLACES, lacking
+from mtpref.faults.places import PLACES, idle_entries, lacking
 
 __all__ = [
     "BUG_TYPES",
@@ -33,7 +33,7 @@ __all__ = [
     "refuse_faults",
 ]
 
-_ROOMS = (weights, graph, trunk, experts, chain, cache, rollback, verify, policy, look_alikes)
+_ROOMS = (weights, graph, trunk, experts, latent, chain, cache, rollback, verify, policy, look_alikes)
 FAULTS: dict[str, Fault] = {
     fault.id: fault for room in _ROOMS for fault in vars(room).values() if isinstance(fault, Fault)
 }
@@ -71,7 +71,7 @@ def _near(id: str) -> list[str]:
 
 def is_possible(fault: Fault, model: Model) -> bool:
     """Whether the model has what the fault is about."""
-    return lacking(model, fault.where) is None
+    return lacking(model, fault.where) is None and idle_entries(model, fault.replaces) is None
 
 
 def inject(model: Model, *faults: Fault) -> Model:
@@ -81,7 +81,7 @@ def inject(model: Model, *faults: Fault) -> Model:
     Errors  MtprefError for a fault of the head's weights in a model without a head, or of a part that the model lacks
     """
     for fault in faults:
-        missing = lacking(model, fault.where)
+        missing = lacking(model, fault.where) or idle_entries(model, fault.replaces)
         if missing is not None:
             raise MtprefError(
                 f"fault {fault.id}: it cannot be in this model ({model.config.arch}), expected one with "

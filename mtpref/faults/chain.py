@@ -27,6 +27,7 @@ CHAIN_PRE_NORM = Fault(
         ("ATOM #1742", "https://github.com/ROCm/ATOM/pull/1742"),
     ),
     effect="GLM-5.2: AL 3.04 instead of 3.46; no difference on a dense 27B",
+    where=("normed rows",),
     apply_recipe=contract(chain="pre"),
 )
 
@@ -40,7 +41,7 @@ HIDDEN_OVERWRITTEN = Fault(
     predicted=Signature("", "a1 the same, a2 and later far lower"),
     seen=(("ik_llama.cpp #1718", "https://github.com/ikawrakow/ik_llama.cpp/pull/1718"),),
     effect="k = 2: code 61 instead of 85 %, extraction 60 instead of 98 %; k = 1 the same",
-    apply_recipe=steps(lambda table: {"chain_hidden": lambda rows, asked: np.zeros_like(rows.post)}),
+    apply_recipe=steps(lambda table: {"chain_hidden": lambda rows, asked: np.zeros_like(rows.of(asked.chain))}),
 )
 
 LAST_VERIFY_ROW = Fault(

@@ -239,6 +239,10 @@ GROUPS_BY_BEST = Fault(
     bug_type="WRONG_RULE",
     replaces=("ops.group_scores",),
     predicted=_broken("ffn_moe_group_topk"),
+    seen=(
+        ("vLLM #13474", "https://github.com/vllm-project/vllm/pull/13474"),
+        ("Megatron-LM #1378", "https://github.com/NVIDIA/Megatron-LM/issues/1378"),
+    ),
     where=("groups",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"group_scores": _by_best}),

@@ -15,6 +15,7 @@ FAMILIES = {
     "W": "weights and conversion",
     "G": "graph of the MTP block, and of the trunk's layers",
     "E": "experts: router, experts, shared expert",
+    "A": "attention through a latent row",
     "C": "hand-over of hidden rows",
     "K": "the head's KV cache",
     "S": "recurrent state and roll back",

@@ -48,6 +48,7 @@ PRE_NORM_HIDDEN = Fault(
         ("imp #1800", "https://github.com/kekzl/imp/pull/1800"),
     ),
     effect="AL 1.80 instead of 2.74 (0.8B, k = 3); 75.2 instead of 80.3 % (27B, k = 1)",
+    where=("normed rows",),
     apply_recipe=contract(hidden="pre"),
 )
 
@@ -70,6 +71,7 @@ HIDDEN_NORMED_TWICE = Fault(
     replaces=("steps.target_hidden",),
     predicted=Signature("mtp_hnorm", "lower, less than without the norm"),
     seen=(("omlx #2277", "https://github.com/jundot/omlx/pull/2277"),),
+    where=("normed rows",),
     apply_model=_normed_again,
 )
 
@@ -115,24 +117,21 @@ NO_QK_NORM = Fault(
     apply_recipe=head_ops(_heads_unnormed),
 )
 
+
+def _standing(x: F32, cos: F32, sin: F32) -> F32:
+    return x
+
+
 NO_ROPE = Fault(
     id="G5b-no-rope",
     title="The head's queries and keys are not rotated",
     mechanism="The MTP layer's attention has no positions.",
     bug_type="MISSING_STEP",
-    replaces=("mtp_ops.rope",),
+    replaces=("mtp_ops.rope", "mtp_ops.rope_interleaved"),
     predicted=Signature("mtp_Qcur", "lower", drift="grows with the context"),
     seen=(("imp #174", "https://github.com/kekzl/imp/pull/174"),),
-    apply_recipe=head_ops(lambda ops: {"rope": lambda x, cos, sin: x}),
+    apply_recipe=head_ops(lambda ops: {"rope": _standing, "rope_interleaved": _standing}),
 )
-
-
-def _interleaved(x: F32, cos: F32, sin: F32) -> F32:
-    """Pairs (2 i, 2 i + 1) in place of (i, i + n_rot / 2)."""
-    n_rot, c, s = 2 * cos.shape[-1], cos[:, None, :], sin[:, None, :]
-    a, b, out = x[..., 0:n_rot:2], x[..., 1:n_rot:2], x.copy()
-    out[..., 0:n_rot:2], out[..., 1:n_rot:2] = a * c - b * s, a * s + b * c
-    return out
 
 
 ROPE_INTERLEAVED = Fault(
@@ -143,7 +142,8 @@ ROPE_INTERLEAVED = Fault(
     replaces=("mtp_ops.rope",),
     predicted=Signature("mtp_Qcur", "lower", drift="grows with the distance"),
     seen=(("lattice #754", "https://github.com/ohdearquant/lattice/issues/754"),),
-    apply_recipe=head_ops(lambda ops: {"rope": _interleaved}),
+    where=("head rotary",),
+    apply_recipe=head_ops(lambda ops: {"rope": ops.rope_interleaved}),
 )
 
 

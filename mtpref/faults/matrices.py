@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtpref.engine.weights import stacked
 from mtpref.spec import Matrix, Stack, quants
@@ -18,6 +19,20 @@ def changed(w: Any, change: Callable[[Matrix], Matrix]) -> Any:
     if isinstance(w, Stack):
         return stacked(w, [change(one) for one in w])
     return change(w) if isinstance(w, Matrix) else w
+
+
+def values_of(w: Stack) -> NDArray[np.float32]:
+    """The values of a stack: (n, n_out, n_in)."""
+    return np.stack([one.dequantize() for one in w])
+
+
+def stack_of(like: Stack, values: NDArray[np.float32]) -> Stack:
+    """Values as a stack of that type, where it has an encoder and its rows fit; else as F16."""
+    n, n_out, n_in = values.shape
+    is_fit = like.type_name in quants.QUANTIZABLE and n_in % BLOCK == 0
+    type_name = like.type_name if is_fit else "F16"
+    raw = quants.quantize(type_name, np.ascontiguousarray(values)).reshape(-1).view(np.uint8)
+    return Stack(like.name, type_name, n_out, n_in, raw.reshape(n, -1))
 
 
 def random_like(w: Matrix) -> Matrix:

@@ -4,11 +4,13 @@ Owns the questions that are asked of a model, each with the words for a user who
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import sqrt
 from typing import Any
 
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Layer
-from mtpref.spec.config import AttnConfig, DeltaConfig, MoeConfig
+from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig
+from mtpref.spec.ops import PARTS
 
 Weights = Mapping[str, Any]
 
@@ -30,6 +32,15 @@ def _moe(model: Model, asked: Callable[[MoeConfig, Weights], bool] = lambda cfg,
 
 def _delta(model: Model, asked: Callable[[DeltaConfig], bool] = lambda cfg: True) -> bool:
     return any(isinstance(layer.cfg, DeltaConfig) and asked(layer.cfg) for layer in model.layers)
+
+
+def _latent(model: Model, asked: Callable[[LatentConfig], bool] = lambda cfg: True) -> bool:
+    return any(isinstance(layer.cfg, LatentConfig) and asked(layer.cfg) for layer, _ in blocks(model))
+
+
+def sharpness(cfg: LatentConfig) -> float:
+    """What YaRN makes of a query and of a key: scores have its square (S54)."""
+    return sqrt(cfg.scale * sqrt(cfg.n_key / cfg.n_row))
 
 
 def _has(model: Model, *names: str) -> bool:
@@ -100,9 +111,52 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         "an attention gate in the head",
         lambda m: any(layer.kind.name == "gated_attention" for layer, _ in of_heads(m)),
     ),
+    "normed rows": ("a head that takes rows after a norm", lambda m: m.own_rows == ("post", "post")),
     "partial rotary": ("a head that turns a part of its dimensions", _turns_part),
-    "attention": ("an attention layer", lambda m: any(_attends(layer) for layer, _ in blocks(m))),
+    "head rotary": ("a head that turns halves of its dimensions", lambda m: any(map(_attends, _heads(m)))),
+    "attention": ("an attention layer", lambda m: _latent(m) or any(_attends(layer) for layer, _ in blocks(m))),
+    "latent row": ("attention through a latent row", _latent),
+    "absorbed": ("attention through a latent row that all heads share", lambda m: _latent(m, lambda c: c.is_absorbed)),
+    "row of another width": (
+        "a cached row that is not as wide as a key",
+        lambda m: _latent(m, lambda cfg: cfg.n_row != cfg.n_key),
+    ),
+    "sharpened scores": (
+        "attention through a latent row with scores that YaRN sharpens",
+        lambda m: _latent(m, lambda cfg: abs(sharpness(cfg) - 1) > 1e-6),
+    ),
+    "log multiplier": (
+        "attention through a latent row with rope.scaling.yarn_log_multiplier",
+        lambda m: _latent(m, lambda cfg: bool(cfg.rope_scaling.ext_factor and cfg.rope_scaling.log_multiplier)),
+    ),
 }
+
+
+# Entries that no layer calls but the model itself, or any.
+_EVERYWHERE = frozenset(
+    {"mul_mat", "get_rows", "rms_norm", "rope_table", "store_kv", "head", "mtp_norm", "mtp_concat", "argmax",
+     "top_candidates"}
+)  # fmt: skip
+
+
+def idle_entries(model: Model, replaces: tuple[str, ...]) -> str | None:
+    """In words the first of these entries where the model calls none of them; None: it calls one, or nothing says it.
+
+    replaces   "ops.x", "mtp_ops.x" (of the head alone), or what is no entry of the table
+    """
+    found = [name.split(".") for name in replaces if name.startswith(("ops.", "mtp_ops."))]
+    if not found or len(found) < len(replaces):
+        return None
+    for table, name in found:
+        layers = [layer for layer, _ in (of_heads(model) if table == "mtp_ops" else blocks(model))]
+        kinds = [kind for layer in layers for kind in (layer.block.mixer, layer.block.ffn)]
+        if name in _EVERYWHERE or any(not kind.entries for kind in kinds):
+            return None
+        if name == "mtp_input" and all(head.sheet.enter is None for head in model.heads):
+            return None
+        if any(name == entry or name in PARTS[entry] for kind in kinds for entry in kind.entries):
+            return None
+    return f"a layer that calls {found[0][1]}"
 
 
 def _heads(model: Model) -> list[Layer]:

@@ -57,15 +57,24 @@ def read_regular(path: str | Path, label: str, expected: str, max_bytes: int) ->
         return read_up_to(file, label, expected, max_bytes)
 
 
-def map_regular(path: str | Path, label: str, expected: str) -> mmap.mmap:
+class Mapping(mmap.mmap):
+    """A mapped file. status: of the file when it was mapped"""
+
+    status: os.stat_result
+
+
+def map_regular(path: str | Path, label: str, expected: str) -> Mapping:
     """A regular file, mapped for reading. Errors: MtprefError as `open_regular`, and for an empty file."""
     with open_regular(path, label, expected) as file:
-        if os.fstat(file.fileno()).st_size == 0:
+        status = os.fstat(file.fileno())
+        if status.st_size == 0:
             raise MtprefError(f"{label}: the file is empty; {expected}")
         try:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = Mapping(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise _unreadable(label, expected, error) from None
+        mapped.status = status
+        return mapped
 
 
 class TextStream(io.BufferedReader):

@@ -16,6 +16,7 @@ from mtpref.engine.recipe import Recipe
 from mtpref.golden.format import Case, hex_float, param_float
 from mtpref.golden.inputs import Answer, Inputs, Outputs, f32, matrix, rope_table_of, weights_of
 from mtpref.golden.port_experts import EXPERTS_ANSWERS
+from mtpref.golden.port_latent import LATENT_ANSWERS
 from mtpref.golden.taps import Tap
 from mtpref.spec import quants
 from mtpref.spec.config import AttnConfig, DeltaConfig
@@ -228,4 +229,5 @@ ANSWERS: dict[str, Answer] = {
     "plain_attn_layer": _plain_attn_layer,
     "ffn": _ffn,
     **EXPERTS_ANSWERS,
+    **LATENT_ANSWERS,
 }

@@ -26,6 +26,7 @@ from mtpref.spec.kinds import (
     GATED_ATTENTION,
     GATED_DELTA_NET,
     GROUPED_DELTA_NET,
+    LATENT_ATTENTION,
     MOE_FFN,
     SOFTMAX_MOE_FFN,
     SWIGLU_FFN,
@@ -54,6 +55,7 @@ WHOLE_MODEL = {
     "WHOLE_ROTARY_ATTENTION": WHOLE_ROTARY_ATTENTION,
     "SOFTMAX_MOE_FFN": SOFTMAX_MOE_FFN,
     "MOE_FFN": MOE_FFN,
+    "LATENT_ATTENTION": LATENT_ATTENTION,
 }
 IGNORED = {"ctx", "annotation", "returns", "type_comment", "type_params", "kind", "simple"}
 

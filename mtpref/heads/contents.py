@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import Data, GgufArray, GgufFile, Verbatim, WriteOptions, write_gguf, write_shards
+from mtpref.files.gguf import Copied, Data, GgufArray, GgufFile, Verbatim, WriteOptions, write_gguf, write_shards
 from mtpref.heads.pairs import Pair, pairs_of
 
 Array = np.ndarray[Any, Any]
@@ -20,8 +20,8 @@ Pieces = Callable[[], Iterable[Array]]
 class Item:
     """A tensor under its name in the file to be.
 
-    pieces      a function that gives its bytes in order
-    alignment   of the file that it is in, where its type is unknown and its bytes end in padding; else 0
+    pieces   a function that gives its bytes in order
+    copy     the same as a file holds them, with its holes; None for what is made
     """
 
     name: str
@@ -29,11 +29,11 @@ class Item:
     shape: tuple[int, ...]
     n_bytes: int
     pieces: Pieces
-    alignment: int = 0
+    copy: Copied | None = None
 
     @property
     def data(self) -> Data:
-        return Verbatim(self.n_bytes, self.alignment, self.pieces) if self.alignment else self.pieces
+        return self.pieces if self.copy is None else self.copy
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,10 @@ def source_of(file: GgufFile) -> Source:
 
 def item_of(file: GgufFile, name: str) -> Item:
     info = file.tensors[name]
-    alignment = 0 if info.is_known else file.owner(info).alignment
-    return Item(name, info.type_name, info.shape, info.n_bytes, lambda: file.pieces(info), alignment)
+    give, n_held = partial(file.copied, info), partial(file.n_held, info)
+    # The bytes of a type that is not known end in padding.
+    copy = Copied(give, n_held) if info.is_known else Verbatim(give, n_held, info.n_bytes, file.owner(info).alignment)
+    return Item(name, info.type_name, info.shape, info.n_bytes, partial(file.pieces, info), copy)
 
 
 def items_of(file: GgufFile, names: Iterable[str]) -> list[Item]:

@@ -43,7 +43,7 @@ def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
     if isinstance(source, GgufFile):
         theirs, head = layout_of(source), source_of(source)
     else:
-        theirs, head = _layout_of_source(source), source
+        theirs, head = layout_of_source(source), source
     check_match(source_of(trunk), own, head, theirs)
     items = _joined(items_of(trunk, set(trunk.tensors) - set(own.names)), _head_items(head, theirs), head.order)
     pairs = with_head(pairs_of(trunk), head.pairs, own.arch, own.n_trunk, theirs.n_nextn)
@@ -53,7 +53,8 @@ def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
     return Graft(own.arch, contents, _notes(own, head, theirs), doubts(source_of(trunk), head))
 
 
-def _layout_of_source(source: Source) -> HeadLayout:
+def layout_of_source(source: Source) -> HeadLayout:
+    """The head of a checkpoint as it would be converted."""
     arch = str(source.get("general.architecture"))
     n_nextn = int(source.get(f"{arch}.{NEXTN}") or 0)
     return layout_by(arch, int(source.get(f"{arch}.{BLOCK_COUNT}")), n_nextn, source.items)

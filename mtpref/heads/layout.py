@@ -82,6 +82,9 @@ class _Counts:
         key = f"{self.arch}.{key}"
         return int(self.file.require(key, "int")) if key in self.file.kv else None
 
+    def integers(self, key: str, n: int) -> None:
+        return None
+
     def flags(self, key: str, n: int) -> None:
         return None
 

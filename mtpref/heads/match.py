@@ -40,8 +40,13 @@ N_ROWS = 64  # of token_embd that are compared
 MAX_ERROR = 0.3  # relative; 2-bit types stay below, rows of unrelated models are at sqrt(2)
 
 
-def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayout) -> None:
-    """MtprefError naming the first thing in which a head cannot serve a trunk."""
+def check_match(
+    trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayout, *, is_one_file: bool = True
+) -> None:
+    """MtprefError naming the first thing in which a head cannot serve a trunk.
+
+    is_one_file   whether both go into one GGUF, which has some tensors once for both
+    """
 
     def differs(what: str, found: object, expected: object) -> MtprefError:
         return MtprefError(
@@ -60,6 +65,9 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         if isinstance(a, list) or isinstance(b, list):  # an entry for each block, of the trunk's own
             a, b = (value[: own.n_trunk] if isinstance(value, list) else value for value in (a, b))
         alike = ALIKE.get(key, ())
+        if isinstance(a, list) and isinstance(b, list) and key in ARCHITECTURES[own.arch].per_block:
+            n = min(len(a), len(b))  # a trunk's file has no entry for the head
+            a, b = a[:n], b[:n]
         if a != b and not (a in alike and b in alike):
             raise differs(f"key {name}", a, b)
     if theirs.n_trunk != own.n_trunk:
@@ -72,7 +80,9 @@ def check_match(trunk: Source, own: HeadLayout, source: Source, theirs: HeadLayo
         )
     _check_tokenizer(trunk, source, differs)
     _check_shapes(trunk, source, theirs)
-    _check_roots(trunk, source)
+    if is_one_file:
+        _check_streams(trunk, source, own.arch)
+        _check_roots(trunk, source)
 
 
 def keys_of(arch: str) -> list[str]:
@@ -80,7 +90,7 @@ def keys_of(arch: str) -> list[str]:
     sheet = ARCHITECTURES[arch]
     head = sheet.head.all_tensors() if sheet.head else ()
     of_head, of_trunk = (
-        {name for tensor in tensors for dim in tensor.shape for _, names in dim.terms for name in names}
+        {name for tensor in tensors for dim in tensor.shape for name in dim.names}
         for tensors in (head, [t for block in sheet.layers.all_blocks() for t in block.all_tensors()])
     )
     others = {"n_block", "n_ctx"} | (of_trunk - of_head)
@@ -140,18 +150,40 @@ def _check_shapes_at(il: int, trunk: Source, source: Source, layout: HeadLayout)
             )
 
 
+def _check_streams(trunk: Source, source: Source, arch: str) -> None:
+    """What puts the streams together before a head's norm: in one file llama.cpp has one for trunk and head."""
+    streams = ARCHITECTURES[arch].streams
+    for name in streams.tensors if streams else ():
+        a, b = (file.items.get(name) for file in (trunk, source))
+        if a is None or b is None:
+            label = (trunk if a is None else source).label
+            raise MtprefError(f"{label}: tensor {name} is missing; try: mtpref inspect {label}")
+        if (a.type_name, a.shape) != (b.type_name, b.shape) or not np.array_equal(_bytes(a), _bytes(b)):
+            raise MtprefError(
+                f"{source.label}: tensor {name} differs from that of {trunk.label}: the head puts its streams together "
+                "in its own way, and in one file llama.cpp has the trunk's for both; keep two files, and give the "
+                "head's as the draft model (-md)"
+            )
+
+
 def _check_roots(trunk: Source, source: Source) -> None:
     """What else stands outside of blocks (factors of RoPE): in one file the head reads the trunk's."""
     sheet = ARCHITECTURES[str(trunk.get("general.architecture"))]
+    judged = (*SHARED, *(sheet.streams.tensors if sheet.streams else ()))
     for tensor in sheet.tensors:
         a, b = source.items.get(tensor.name), trunk.items.get(tensor.name)
-        if tensor.name in SHARED or a is None:
+        if tensor.name in judged or a is None:
             continue
-        if b is None or a.shape != b.shape or a.type_name != b.type_name or (_values(a) != _values(b)).any():
+        if b is None or (a.type_name, a.shape) != (b.type_name, b.shape) or not np.array_equal(_bytes(a), _bytes(b)):
             raise MtprefError(
                 f"{source.label}: tensor {tensor.name} is not that of {trunk.label}, expected the same values: in one "
                 "file the head reads the trunk's; keep the head in a file of its own"
             )
+
+
+def _bytes(item: Item) -> Any:
+    """A small tensor's bytes, in one piece."""
+    return np.concatenate([np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in item.pieces()])
 
 
 def _rows(source: Source, name: str) -> int:
@@ -191,8 +223,7 @@ def doubts(trunk: Source, source: Source) -> list[str]:
 
 def _values(item: Item) -> Any:
     """A small F32 tensor's bits."""
-    pieces = [np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in item.pieces()]
-    return np.concatenate(pieces).view(np.uint32)
+    return _bytes(item).view(np.uint32)
 
 
 def _embedding_error(trunk: Source, source: Source) -> float | None:

@@ -1,10 +1,11 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S76 and S94 to S97, as docs/spec.md
-numbers them.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80 and S94 to S97,
+as docs/spec.md numbers them.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
-(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention),
-compressed (S76: windows), windowed (S94 to S97: sinks, gates of heads, limits). Nothing here has state, reads a file or
-chooses a path. The Numba twins in mtpref/kernels compute the same bits.
+(S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
+(S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80), windowed (S94 to S97: sinks, gates of
+heads, limits). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the
+same bits.
 """
 
 from mtpref.spec.arith import (
@@ -22,7 +23,27 @@ from mtpref.spec.arith import (
     sincos64,
     softplus,
 )
-from mtpref.spec.compressed import window_start
+from mtpref.spec.compressed import (
+    best_rows,
+    clamped_swiglu,
+    compress_rows,
+    hashed_experts,
+    n_compressed,
+    rope_last,
+    row_scores,
+    sink_attention,
+    window_start,
+)
+from mtpref.spec.indexer import (
+    LEAST_ROTATION,
+    NO_CELL,
+    Selection,
+    hadamard,
+    index_scores,
+    layer_norm,
+    select_cells,
+    selection_gap,
+)
 from mtpref.spec.latent import latent_scale, rope_interleaved
 from mtpref.spec.layers import (
     attention,
@@ -114,6 +135,7 @@ from mtpref.spec.sampling import (
     uniform,
     without_ids,
 )
+from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
 from mtpref.spec.windowed import (
     cell_attention,
     divided_frequencies,
@@ -129,7 +151,9 @@ __all__ = [
     "FILTERS",
     "GATINGS",
     "GGML_PRODUCTS",
+    "LEAST_ROTATION",
     "MAX_SEED",
+    "NO_CELL",
     "N_TOP",
     "P_ONE",
     "RESIDUAL",
@@ -138,6 +162,7 @@ __all__ = [
     "Distribution",
     "Matrix",
     "Routing",
+    "Selection",
     "Stack",
     "accept_greedy",
     "accept_residual",
@@ -146,9 +171,12 @@ __all__ = [
     "argmax",
     "attention",
     "attn_gate",
+    "best_rows",
     "bf16_bits",
     "cell_attention",
     "check_type",
+    "clamped_swiglu",
+    "compress_rows",
     "conv_silu",
     "delta_gates",
     "delta_rule",
@@ -168,11 +196,16 @@ __all__ = [
     "gated_norm",
     "get_rows",
     "group_scores",
+    "hadamard",
+    "hashed_experts",
     "head_gate",
+    "head_weights",
     "imrope_has_position",
+    "index_scores",
     "l2_norm",
     "lane_sum_products",
     "latent_scale",
+    "layer_norm",
     "limit_groups",
     "limited_swiglu",
     "load_kv",
@@ -182,6 +215,7 @@ __all__ = [
     "mtp_concat",
     "mul_mat_exact",
     "mul_mat_ggml",
+    "n_compressed",
     "next_pending",
     "only",
     "overlap",
@@ -190,29 +224,37 @@ __all__ = [
     "quantize_q8_0",
     "quantize_q8_1",
     "quantize_q8_k",
+    "read_streams",
     "repeat_heads",
     "residual",
     "rms_norm",
     "rope",
     "rope_frequencies",
     "rope_interleaved",
+    "rope_last",
     "rope_table",
     "round_bf16",
     "round_f16",
     "router_gap",
+    "row_scores",
     "rsqrt64",
     "scaled_frequencies",
     "scaled_output",
+    "select_cells",
     "select_experts",
+    "selection_gap",
     "shared_gate",
     "sigmoid",
     "silu",
     "sincos64",
+    "sink_attention",
+    "sinkhorn",
     "softplus",
     "split_beta_alpha",
     "split_q_gate",
     "split_qkvz",
     "store_kv",
+    "stream_weights",
     "sum_experts",
     "swiglu",
     "temperature",
@@ -223,6 +265,7 @@ __all__ = [
     "weigh_experts",
     "window_start",
     "without_ids",
+    "write_streams",
     "yarn_magnitude",
     "yarn_share",
 ]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from mtpref.base.errors import MtprefError
 from mtpref.spec import rope_scaling
 from mtpref.spec.rope_scaling import RopeOverrides, RopeScaling
@@ -210,6 +212,7 @@ class LatentConfig:
     is_absorbed: bool  # one cached row for all heads; False: every head's key and value, as older files have it
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)  # its log_multiplier a tenth, as files have it
     scale: float = 1.0  # what queries of latent attention are multiplied with (S54)
+    is_mscale_all_dim: bool = True  # whether mscale is taken to be mscale_all_dim; else it is 1
 
     @property
     def n_row(self) -> int:
@@ -217,12 +220,74 @@ class LatentConfig:
         return self.n_latent + self.n_rot if self.is_absorbed else max(self.n_key, self.n_value)
 
     @property
+    def mscale_all_dim(self) -> float:
+        """The model's own, of which a file has a tenth; 0: it has none."""
+        return float(np.float32(self.rope_scaling.log_multiplier) / np.float32(0.1))
+
+    @property
     def rotary(self) -> AttnConfig:
-        """The turned part as an attention layer of its own (S10). A log_multiplier cancels the magnitude: it is taken
-        to be the model's mscale too."""
-        scaling = replace(self.rope_scaling, log_multiplier=1.0 if self.rope_scaling.log_multiplier else 0.0)
+        """The turned part as an attention layer of its own (S10). An mscale that is mscale_all_dim cancels it."""
+        all_dim = float(self.mscale_all_dim > 0) if self.is_mscale_all_dim else self.mscale_all_dim
+        scaling = replace(self.rope_scaling, log_multiplier=all_dim)
         shape = self.n_embd, self.n_head, 1, self.n_rot, self.n_rot
         return AttnConfig(*shape, None, self.freq_base, self.rms_eps, scaling)
+
+
+@dataclass(frozen=True)
+class IndexedConfig(LatentConfig):
+    """An attention layer through a latent row whose cells an indexer chooses: its own, or that of a layer before it."""
+
+    n_index_head: int = 1
+    n_index_key: int = 64
+    n_top: int = 1  # cells that a token sees
+    index_eps: float = 0.0  # of the keys' layer norm
+    is_index_interleaved: bool = False  # neighbours are paired; else halves
+    has_indexer: bool = True
+
+
+@dataclass(frozen=True)
+class CompressedConfig:
+    """An attention layer over a window and compressed rows; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    n_head: int
+    n_embd_head: int  # width of a row, which is key and value of all heads
+    n_rot: int
+    n_window: int
+    ratio: int  # tokens that a compressed row stands for; 0: none
+    n_group: int  # groups of heads, each with a product of its own
+    freq_base: float
+    rms_eps: float
+    n_index_head: int
+    n_index: int  # width of a row of the indexer
+    n_best: int  # compressed rows that the indexer lets a token see
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+    @property
+    def has_overlap(self) -> bool:
+        """Whether a block's row is made of the block before it too, and an indexer chooses among the rows."""
+        return self.ratio == OVERLAP_RATIO
+
+    @property
+    def rotary(self) -> AttnConfig:
+        """The turned part as an attention layer of its own (S10), of magnitude 1."""
+        shape = self.n_embd, self.n_head, 1, self.n_rot, self.n_rot
+        scaling = replace(self.rope_scaling, log_multiplier=1.0, attn_factor=1.0, yarn_attn_factor=1.0)
+        return AttnConfig(*shape, None, self.freq_base, self.rms_eps, scaling)
+
+
+OVERLAP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class StreamsConfig:
+    """Several residual streams."""
+
+    n_embd: int
+    n_streams: int
+    n_iterations: int  # of Sinkhorn's rounds
+    eps: float
+    rms_eps: float
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.spec.arith import F32, exp, lane_sum_products, sigmoid
+from mtpref.spec.arith import F32, exp, lane_sum_products, sigmoid, softplus
 
 IDS = NDArray[np.int64]
 
-GATINGS = ("softmax", "sigmoid")
+GATINGS = ("softmax", "sigmoid", "sqrt_softplus")
 # The least sum that weights are divided by: the smallest normal number of float16.
 LEAST_SUM = np.float32(2.0**-14)
 
@@ -31,14 +31,17 @@ class Routing(NamedTuple):
 def expert_probs(logits: F32, gating: str) -> F32:
     """S41. The router's probabilities, of all experts.
 
-    Formula  softmax: e_i / sum(e), e_i = exp(l_i - max l); sigmoid: each expert's own (S4)
+    Formula  softmax: e_i / sum(e), e_i = exp(l_i - max l); sigmoid: each expert's own (S4); sqrt_softplus:
+             sqrt(softplus(l_i)) (S4)
     Shapes   logits: (T, n_expert) -> (T, n_expert)
     Dtypes   float32; the sum in float64 in the lane order (S2), rounded to float32, then one division
     Errors   none; gating is one of GATINGS
-    Source   Shazeer et al., arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 (sigmoid)
+    Source   Shazeer et al., arXiv 1701.06538; DeepSeek-V3, arXiv 2412.19437 (sigmoid); DeepSeek-V4 (sqrt_softplus)
     """
     if gating == "sigmoid":
         return sigmoid(logits)
+    if gating == "sqrt_softplus":
+        return np.sqrt(softplus(logits))
     with np.errstate(invalid="ignore"):
         e = exp(logits - logits.max(axis=-1, keepdims=True))
         return np.asarray(e / lane_sum_products(e, np.ones_like(e)).astype(np.float32)[..., None])

@@ -32,6 +32,7 @@ TILE_ELEMENTS = 1 << 18
 class Matrix:
     """A weight matrix as it lies in the file: never copied, never dequantised as a whole.
 
+    name       "": of no file, made in a pass (cells, a rotation)
     type_name  ggml's name ("Q8_0"); raw: uint8 bytes, row after row; n_out rows of n_in elements.
     """
 

@@ -14,7 +14,7 @@ from golden.moe_models import prompt as tokens_of
 from mtpref.engine.model import Model, load
 from mtpref.engine.recipe import make_recipe
 from mtpref.golden.build import SuiteBuilder, close, value
-from tests import naive_loop, naive_moe
+from tests import naive_loop, naive_mla, naive_model, naive_moe
 from tests.portable import usual_arithmetic
 
 GOLDEN = l3_trunk.GOLDEN
@@ -23,7 +23,9 @@ SAFE_GAP = 1e-4  # of routers; float32 leaves 1e-6
 SAFE_MARGIN = l5_loop.SAFE_MARGIN
 # What only some models have; every model's trunk is of experts.
 RECURRENT = {"qwen35moe", "qwen3next"}
-FEATURES = {"qwen35moe": (), "qwen3next": ("ssm_ba",), "glm4moe": ("plain_attention",), "hy_v3": ("plain_attention",)}
+FEATURES = {"qwen35moe": (), "qwen3next": ("ssm_ba",), "glm4moe": ("plain_attention",), "hy_v3": ("plain_attention",),
+            "deepseek2": ("latent_attention",)}  # fmt: skip
+ORACLES = {arch: naive_mla if arch == "deepseek2" else naive_moe for arch in ARCHS}
 OF_TRUNK = {
     "qwen35moe": ("E3-weights-unnormed", "E7-sigmoid-router", "E9b-shared-ungated", "G13-v-heads-grouped"),
     "qwen3next": ("E3-weights-unnormed", "E9c-shared-gated-twice", "G13b-v-heads-tiled", "G16-beta-alpha-swapped",
@@ -32,6 +34,10 @@ OF_TRUNK = {
                 "E7b-softmax-router", "E12-dense-as-moe", "G17-qk-biases-forgotten", "G18-qk-norm-after-rope"),
     "hy_v3": ("E1-bias-in-weights", "E4b-renormed-unasked", "E7b-softmax-router", "E12-dense-as-moe",
               "G17-qk-biases-forgotten", "G19-rope-half-width"),
+    "deepseek2": ("A1-kv-b-halves", "A1b-k-b-not-transposed", "A2-rope-wrong-end", "A2b-rope-halves",
+                  "A2c-rope-inflated", "A3-sharpness-forgotten", "A3b-sharpness-once", "A3c-scale-of-row",
+                  "A4-k-pe-normed", "A4b-latent-unnormed", "E1-bias-in-weights", "E2-selection-unbiased",
+                  "E5-scale-forgotten", "E8-groups-by-best", "E12-dense-as-moe"),
 }  # fmt: skip
 IN_ALL = ("E6-weights-by-id", "E9-shared-forgotten", "E10-gate-up-swapped")
 OF_HEAD = {
@@ -39,9 +45,11 @@ OF_HEAD = {
     "qwen3next": ("E11-experts-of-last-layer",),
     "glm4moe": ("E11-experts-of-last-layer", "E13-head-as-dense"),
     "hy_v3": ("E11-experts-of-last-layer", "E13-head-as-dense"),
-}
+    "deepseek2": ("A1-kv-b-halves", "A2b-rope-halves", "A4b-latent-unnormed", "E11-experts-of-last-layer",
+                  "E13-head-as-dense"),
+}  # fmt: skip
 # What quantised activations hide in so small a trunk: the class of `ggml` cases is wider than these faults' effect.
-FAINT = ("E1-bias-in-weights", "E1b-norm-with-bias", "G13-v-heads-grouped", "G13b-v-heads-tiled",
+FAINT = ("A3b-sharpness-once", "E1-bias-in-weights", "E1b-norm-with-bias", "G13-v-heads-grouped", "G13b-v-heads-tiled",
          "G18-qk-norm-after-rope")  # fmt: skip
 KEPT = ("l_out", "ffn_moe_logits", "ffn_moe_probs", "ffn_moe_weights", "ffn_out")
 
@@ -50,12 +58,12 @@ def features(arch: str, *more: str) -> tuple[str, ...]:
     return ("moe", "q8_0", *FEATURES[arch], *more)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=len(ARCHS))
 def oracle(arch: str) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    return naive_moe.load(str(GOLDEN / path_of(arch)))
+    return ORACLES[arch].load(str(GOLDEN / path_of(arch)))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=len(ARCHS))
 def model(arch: str) -> Model:
     """The specification on the same file."""
     return load(GOLDEN / path_of(arch), make_recipe("exact", use_kernels=False), kv_type="F32", kv_type_draft="F32")
@@ -92,11 +100,11 @@ def add(
 
 def trunk() -> Iterator[SuiteBuilder]:
     about = "A prompt through the trunk of a model with experts, in batches of 5, 2, 1: a token's row is its own."
-    suite = SuiteBuilder("L3", "trunk_experts", "trunk", ("S6", "S30", "S41", "S44", "S45", "S46", "S48"), about)
+    suite = SuiteBuilder("L3", "trunk_experts", "trunk", ("S6", "S30", "S41", "S44", "S45", "S46", "S48", "S57"), about)
     for arch in ARCHS:
         tokens = tokens_of(f"trunk_experts/{arch}", 8)
         hparams, w = oracle(arch)
-        found = naive_moe.trunk(w, hparams, tokens)
+        found = ORACLES[arch].trunk(w, hparams, tokens)
         tensors = found.tensors | {"result_output": found.logits, "result_norm": found.h_post}
         add(suite, arch, "eight tokens", {"tokens": np.array(tokens, np.int32)}, {"batches": [5, 2, 1]}, tensors,
             ("result_output",), ("basic", *IN_ALL, *OF_TRUNK[arch]), ())  # fmt: skip
@@ -105,13 +113,15 @@ def trunk() -> Iterator[SuiteBuilder]:
 
 def block() -> SuiteBuilder:
     about = "The MTP block of a model with experts over pairs (x_p, h_{p-1}) on an empty cache."
-    suite = SuiteBuilder("L4", "mtp_block_experts", "mtp", ("S19", "S20", "S31", "S41", "S44", "S45", "S48"), about)
+    suite = SuiteBuilder(
+        "L4", "mtp_block_experts", "mtp", ("S19", "S20", "S31", "S41", "S44", "S45", "S48", "S57"), about
+    )
     for arch in ARCHS:
         tokens = tokens_of(f"mtp_experts/{arch}", 7)
         hparams, w = oracle(arch)
-        rows = naive_moe.trunk(w, hparams, tokens).h_post.astype(np.float32)
+        rows = ORACLES[arch].trunk(w, hparams, tokens).h_post.astype(np.float32)
         paired = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
-        found = naive_moe.mtp(w, hparams, tokens, paired, list(range(len(tokens))))
+        found = ORACLES[arch].mtp(w, hparams, tokens, paired, list(range(len(tokens))))
         tensors = found.tensors | {"mtp_result_output": found.logits}
         inputs = {"tokens": np.array(tokens, np.int32), "hidden": paired}
         add(suite, arch, "seven pairs", inputs, {"first_pos": 0, "contract": "llama.cpp"}, tensors,
@@ -121,7 +131,7 @@ def block() -> SuiteBuilder:
 
 def naively(arch: str) -> Any:
     """naive_loop on this model's layers."""
-    return mock.patch.multiple(naive_loop, trunk=naive_moe.trunk, mtp=naive_moe.mtp)
+    return mock.patch.multiple(naive_loop, trunk=ORACLES[arch].trunk, mtp=ORACLES[arch].mtp)
 
 
 def chain() -> SuiteBuilder:
@@ -155,7 +165,7 @@ def continuation(arch: str, n_prompt: int, n: int) -> tuple[list[int], list[int]
         prompt = tokens_of(f"loop_experts/{arch}/{i}", n_prompt)
         with usual_arithmetic(), naively(arch):
             ids = naive_loop.greedy(w, hparams, prompt, n)
-            logits = naive_moe.trunk(w, hparams, prompt + ids).logits[n_prompt - 1 : -1]
+            logits = ORACLES[arch].trunk(w, hparams, prompt + ids).logits[n_prompt - 1 : -1]
         top = np.sort(logits, axis=1)[:, -2:]
         gaps = [r.gap.min() for r in routings(arch, prompt + ids)]
         if (top[:, 1] - top[:, 0]).min() >= SAFE_MARGIN and min(gaps) >= SAFE_GAP and len(set(ids)) > n // 2:
@@ -224,9 +234,31 @@ def check_drafts(arch: str, prompt: Sequence[int], ids: Sequence[int], given: di
         l5_loop.check_drafts(prompt, ids, given, {})
 
 
+def head_cells() -> SuiteBuilder:
+    about = "The cells that a run leaves in a head with one row a token, [latent | turned part]: keys alone, no values."
+    suite = SuiteBuilder("L5", "head_cells_latent", "head_cells", ("S15", "S20", "S24", "S33", "S55", "S57"), about)
+    arch = "deepseek2"
+    hparams, w = oracle(arch)
+    prompt, ids = continuation(arch, 6, 12)
+    il = naive_model.n_layer(hparams)
+    held = [*prompt, *ids[:10]][:-1]
+    rows = naive_mla.trunk(w, hparams, held).h_post
+    taps = naive_mla.mtp(w, hparams, held, np.concatenate([0 * rows[:1], rows[:-1]]), list(range(len(held)))).tensors
+    cells = np.concatenate([taps[f"mtp_kv_cmpr-{il}"], taps[f"mtp_k_pe-{il}"]], axis=1)[:, None]
+    params = {"model": path_of(arch), "kv_type": "F32", "n_max": 3, "n_predict": 10}
+    inputs = {"tokens": np.array(prompt, np.int32)}
+    given = ours("head_cells", params, inputs, "exact")
+    out = {"ids": value(list(ids[:10])), "n_mtp": value(len(held)), "k": close("model_f32", cells, given["k"])}
+    suite.case(arch, "drafts of three, some rejected", inputs=inputs, params=params, out=out,
+               flags=("A2b-rope-halves", "A4-k-pe-normed", "A4b-latent-unnormed", "K7-not-trimmed"),
+               requires=features(arch, "mtp"))  # fmt: skip
+    return suite
+
+
 def loops() -> Iterator[SuiteBuilder]:
     yield rollback()
     yield runs()
+    yield head_cells()
 
 
 def heads() -> Iterator[SuiteBuilder]:

@@ -6,6 +6,7 @@ Writes golden/models/nano-ARCH-q8_0.gguf; the same bytes again.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -13,7 +14,7 @@ if __name__ == "__main__":
 
 import numpy as np
 from make_micro import MicroVariant, make_micro_moe
-from micro_moe import MoeShape
+from micro_moe import LatentShape, MoeShape
 from micro_plant import MicroShape
 
 from golden.streams import stream
@@ -28,6 +29,8 @@ _QWEN = MoeShape(n_expert=5, n_used=2, n_ff_exp=32, micro=_MICRO)
 _GROUPS = MoeShape(n_expert=6, n_used=3, n_group=3, n_group_used=2, scale=2.5, n_ff_exp=32, n_ff_dense=64, micro=_MICRO)
 # As files without keys of the router: a sigmoid, and weights as they are.
 _PLAIN = MoeShape(n_expert=5, n_used=2, normalise=False, fused=True, n_ff_exp=32, n_ff_dense=64, micro=_MICRO)
+# A cached row is wider than a key, as in DeepSeek-V3; YaRN makes scores sharper.
+_LATENT = replace(_GROUPS, latent=LatentShape(n_query=32, n_row=64, n_rot=8, n_nope=32, n_value=16, yarn=1.0))
 
 # Architecture -> seed, percent of acceptance that is planted, shape, variant.
 MODELS: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
@@ -35,6 +38,7 @@ MODELS: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
     "qwen3next": (5, 70, _QWEN, MicroVariant()),
     "glm4moe": (5, 70, _GROUPS, MicroVariant(own_embed=True, own_head=True)),
     "hy_v3": (2, 70, _PLAIN, MicroVariant()),
+    "deepseek2": (5, 70, _LATENT, MicroVariant()),
 }
 
 

@@ -19,6 +19,7 @@ steps step = {
     residual,        accept_residual, save,    restore,    choose_plane, trim_mtp,
     expert_probs,    expert_scores,   group_scores, limit_groups, expert_weights,
     shared_gate,     add_bias,        repeat_heads, split_beta_alpha,
+    rope_interleaved, latent_scale,   head_products,
 };
 
 namespace {
@@ -279,6 +280,28 @@ answer do_split_qkvz(const request &ask) {
     return out;
 }
 
+// -------------------------------------------------------------------------------------------------- L1: latent rows
+
+answer do_rope_interleaved(const request &ask) {
+    const rope_params p = rope_of(ask.params);
+    std::vector<double> frequencies;
+    for (int64_t i = 0; i < p.n_rot / 2; i++)
+        frequencies.push_back(std::pow(p.freq_base, -2.0 * double(i) / double(p.n_rot)));
+    return just("y", step.rope_interleaved(in(ask, "x"), ask.input("pos").as_i32(), frequencies, 1));
+}
+
+answer do_latent_scale(const request &ask) {
+    const auto number = [&](const char *name) { return ask.params.at(name).as_float(); };
+    rows scale(1, 1);
+    scale.x[0] = step.latent_scale(ask.params.at("n_key").as_int(), ask.params.at("n_row").as_int(),
+                                   number("freq_scale"), number("magnitude"), number("log_multiplier"));
+    return just("scale", scale);
+}
+
+answer do_head_products(const request &ask) {
+    return just("y", step.head_products(ask.input("w"), in(ask, "x"), is_ggml(ask)));
+}
+
 // --------------------------------------------------------------------------------------------------------------- L2
 
 // A tap that keeps what it sees; a name that comes again is extended along the tokens.
@@ -332,6 +355,38 @@ answer attended(const request &ask, attn_function layer) {
 
 answer do_attn_layer(const request &ask) { return attended(ask, attn_layer); }
 answer do_plain_attn_layer(const request &ask) { return attended(ask, plain_attn_layer); }
+
+// Cells that a case gives, those of a token as one row of n_head times width.
+rows cells_of(const request &ask, const char *name, int64_t n_head, int64_t width) {
+    if (!ask.in.count(name)) return rows();
+    const rows given = in(ask, name);
+    rows cells(width, given.ne1);
+    for (int64_t r = 0; r < given.ne1; r++) std::copy(given.row(r), given.row(r + 1), cells.row(r));
+    for (float &x : cells.x) x = rounded(ask.params.at("kv_type").as_text(), x);
+    return cells.in_rows_of(n_head * width);
+}
+
+answer latent_attended(const request &ask, bool is_absorbed) {
+    const auto size = [&](const char *name) { return ask.params.at(name).as_int(); };
+    latent_config cfg{size("n_head"), size("n_key"), size("n_value"), size("n_latent"), size("n_rot"), eps_of(ask),
+                      ask.params.at("freq_base").as_float(), is_absorbed, {}};
+    if (ask.params.find("factor"))
+        cfg.yarn = {ask.params.at("factor").as_float(), size("n_ctx_orig"), ask.params.at("log_multiplier").as_float()};
+    const int64_t n_head = is_absorbed ? 1 : cfg.n_head;
+    rows k = cells_of(ask, is_absorbed ? "cells" : "k_cache", n_head, cfg.n_row());
+    rows v = cells_of(ask, "v_cache", n_head, cfg.n_row());
+    const rows x = in(ask, "x");
+    std::vector<int32_t> pos;
+    for (int64_t t = 0; t < x.ne1; t++) pos.push_back(int32_t(size("first") + t));
+    taken all;
+    latent_layer(ask.in, cfg, x, k, v, ask.params.at("kv_type").as_text(), pos, is_ggml(ask), all.keep());
+    answer out;
+    all.give(out);
+    return out;
+}
+
+answer do_latent_attn_layer(const request &ask) { return latent_attended(ask, true); }
+answer do_expanded_attn_layer(const request &ask) { return latent_attended(ask, false); }
 
 answer do_ffn(const request &ask) {
     taken all;
@@ -743,7 +798,7 @@ answer do_head_cells(const request &ask) {
     out.set("ids", json::of(r.ids));
     out.set("n_mtp", json::of(r.seq.n_mtp));
     set(out, "k", r.seq.mtp.k.part(0, r.seq.n_mtp));
-    set(out, "v", r.seq.mtp.v.part(0, r.seq.n_mtp));
+    if (!r.seq.mtp.v.x.empty()) set(out, "v", r.seq.mtp.v.part(0, r.seq.n_mtp));
     return out;
 }
 
@@ -785,6 +840,11 @@ const std::map<std::string, answer (*)(const request &)> OPERATIONS = {
     {"split_beta_alpha", do_split_beta_alpha},
     {"split_qkvz", do_split_qkvz},
     {"plain_attn_layer", do_plain_attn_layer},
+    {"rope_interleaved", do_rope_interleaved},
+    {"latent_scale", do_latent_scale},
+    {"head_products", do_head_products},
+    {"latent_attn_layer", do_latent_attn_layer},
+    {"expanded_attn_layer", do_expanded_attn_layer},
     {"route", do_route},
     {"moe_ffn", do_moe_ffn},
     {"trunk", do_trunk},

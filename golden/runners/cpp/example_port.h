@@ -3,6 +3,7 @@
 //     port_quants.cpp    S5, S6: weight types, activation quantisers, the matrix product
 //     port_ops.cpp       S8 to S22: norms, RoPE, DeltaNet, attention, MTP input, choices; two whole layers and the FFN
 //     port_experts.cpp   S41 to S51: router, experts, attention without a gate, projections laid out by heads
+//     port_latent.cpp    S53 to S58: attention through a latent row
 //     port_sampling.cpp  S25 to S29
 //     port_model.cpp     a GGUF file as a model: trunk, MTP block, the state of a sequence
 //     port_loop.cpp      draft, verify, accept, roll back, catch up
@@ -13,6 +14,7 @@
 // the table `step`.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <memory>
@@ -101,6 +103,23 @@ struct attn_config {
     float eps = 0;
     rope_params rope;
 };
+// Attention through a latent row. n_key: n_nope + n_rot, of a head before absorption.
+struct yarn_params {
+    double factor = 0;  // 0: no YaRN
+    int64_t n_ctx_orig = 0;
+    double log_multiplier = 0;  // the model's mscale_all_dim
+};
+struct latent_config {
+    int64_t n_head = 0, n_key = 0, n_value = 0, n_latent = 0, n_rot = 0;
+    float eps = 0;
+    double freq_base = 10000;
+    bool is_absorbed = true;  // one cached row for all heads; else every head's key and value
+    yarn_params yarn;
+
+    int64_t n_row() const { return is_absorbed ? n_latent + n_rot : std::max(n_key, n_value); }
+    float freq_scale() const;
+    double magnitude() const;
+};
 struct moe_config {
     std::string gating = "softmax";  // or sigmoid
     int64_t n_used = 0, n_group = 1, n_group_used = 1;
@@ -127,6 +146,10 @@ rows plain_attn_layer(const weights &w, const attn_config &cfg, const rows &x, r
                       const std::string &kv_type, const std::vector<int32_t> &pos, bool is_ggml, const tap &see);
 routing route(const weights &w, const moe_config &cfg, const rows &x, bool is_ggml, const tap &see);
 rows moe_ffn(const weights &w, const moe_config &cfg, const rows &x, bool is_ggml, routing &chosen, const tap &see);
+// k_cache holds rows of one cell for all heads, and v_cache nothing, where cfg.is_absorbed.
+rows latent_layer(const weights &w, const latent_config &cfg, const rows &x, rows &k_cache, rows &v_cache,
+                  const std::string &kv_type, const std::vector<int32_t> &pos, bool is_ggml, const tap &see);
+tensor some_rows(const tensor &w, int64_t first, int64_t n);  // rows first .. first + n - 1 as a matrix
 void split_attn_qkv(weights &w, const attn_config &cfg);  // fused projections of plain attention as three
 rows beside(const rows &a, const rows &b);                // the rows of a beside those of b
 
@@ -159,7 +182,7 @@ contract parse_contract(const std::string &text);
 struct layer_state {
     rows conv, state;                              // DeltaNet: raw rows before the next token; (S, S * H_v)
     std::vector<rows> conv_planes, state_planes;   // after each of the last tokens of the last batch
-    rows k, v;                                     // attention: a row a cell
+    rows k, v;                                     // attention: a row a cell; through a latent row: k alone
 };
 struct sequence {
     std::vector<layer_state> layers;
@@ -180,6 +203,7 @@ struct model {
     contract rules;
     delta_config delta;
     attn_config attn;
+    latent_config latent;
     moe_config moe;
     std::vector<bool> is_recurrent;
     std::vector<weights> blocks;  // the trunk's, then that of the MTP head
@@ -268,6 +292,11 @@ struct steps {
     rows (*add_bias)(const rows &y, const std::vector<float> &bias);                                       // S49
     rows (*repeat_heads)(const rows &x, int64_t n_k_heads, int64_t n_head);                                // S50
     void (*split_beta_alpha)(const rows &ba, int64_t n_k_heads, rows &beta, rows &alpha);                  // S51
+    rows (*rope_interleaved)(const rows &x, const std::vector<int32_t> &pos, const std::vector<double> &frequencies,
+                             double magnitude);                                                            // S53
+    float (*latent_scale)(int64_t n_key, int64_t n_row, double freq_scale, double magnitude,
+                          double log_multiplier);                                                          // S54
+    rows (*head_products)(const tensor &w, const rows &x, bool is_ggml);                                   // S56
 };
 extern steps step;
 
@@ -301,6 +330,10 @@ rows add_bias(const rows &y, const std::vector<float> &bias);
 rows repeat_heads(const rows &x, int64_t n_k_heads, int64_t n_head);
 void split_beta_alpha(const rows &ba, int64_t n_k_heads, rows &beta, rows &alpha);
 void split_qkvz(const rows &x, int64_t n_k_heads, int64_t size, rows &qkv, rows &z);                      // S51
+rows rope_interleaved(const rows &x, const std::vector<int32_t> &pos, const std::vector<double> &frequencies,
+                      double magnitude);
+float latent_scale(int64_t n_key, int64_t n_row, double freq_scale, double magnitude, double log_multiplier);
+rows head_products(const tensor &w, const rows &x, bool is_ggml);
 int64_t argmax(const float *logits, int64_t n);                                                           // S21
 candidates top_candidates(const float *logits, int64_t n);                                                // S22
 distribution filtered(const float *logits, int64_t n, const filter_chain &chain);                         // S27

@@ -108,7 +108,7 @@ static const tensor *find(const weights &w, const std::string &name) {
 }
 
 // Rows first .. first + n - 1 of a tensor, as a matrix.
-static tensor some_rows(const tensor &w, int64_t first, int64_t n) {
+tensor some_rows(const tensor &w, int64_t first, int64_t n) {
     const uint64_t bytes = golden::row_bytes(w.type, w.dim(0));
     tensor part;
     part.type = w.type;

@@ -1,4 +1,4 @@
-// A GGUF file with an MTP head as a model (qwen35, qwen35moe, qwen3next, glm4moe, hy_v3): what it reads of the file, the trunk, the head's block.
+// A GGUF file with an MTP head as a model (qwen35, qwen35moe, qwen3next, glm4moe, hy_v3, deepseek2): what it reads of the file, the trunk, the head's block.
 #include <algorithm>
 #include <cstdio>
 
@@ -40,7 +40,7 @@ struct keys {
     bool is_true(const std::string &key) const { return find(key) && find(key)->text == "true"; }
 };
 
-const char *const ARCHS[] = {"qwen35", "qwen35moe", "qwen3next", "glm4moe", "hy_v3"};
+const char *const ARCHS[] = {"qwen35", "qwen35moe", "qwen3next", "glm4moe", "hy_v3", "deepseek2"};
 
 static bool has_delta(const std::string &arch) { return arch.compare(0, 4, "qwen") == 0; }
 
@@ -51,9 +51,31 @@ static moe_config read_moe(const keys &key) {
     cfg.n_group = key.integer("expert_group_count", 1);
     cfg.n_group_used = key.integer("expert_group_used_count", 1);
     if (has_delta(key.arch)) return cfg;
-    cfg.gating = key.integer("expert_gating_func", 0) == 1 ? "softmax" : "sigmoid";
+    const int64_t unsaid = key.arch == "deepseek2" ? 1 : 2;
+    cfg.gating = key.integer("expert_gating_func", unsaid) == 1 ? "softmax" : "sigmoid";
     cfg.normalise = key.is_true("expert_weights_norm");
     cfg.scale = key.find("expert_weights_scale") ? float(key.number("expert_weights_scale")) : 0.0f;
+    return cfg;
+}
+
+// A file without the widths of the absorbed form is an older one, which keeps every head's key and value.
+static latent_config read_latent(const keys &key, const model &m) {
+    latent_config cfg;
+    cfg.is_absorbed = key.find("attention.key_length_mla") && key.find("attention.value_length_mla");
+    const std::string suffix = cfg.is_absorbed ? "_mla" : "";
+    cfg.n_head = m.attn.n_head;
+    cfg.n_key = key.integer("attention.key_length" + suffix);
+    cfg.n_value = key.integer("attention.value_length" + suffix);
+    cfg.n_latent = key.integer("attention.kv_lora_rank");
+    cfg.n_rot = m.attn.rope.n_rot;
+    cfg.freq_base = m.attn.rope.freq_base;
+    cfg.eps = m.eps;
+    if (!key.find("rope.scaling.type") || key.at("rope.scaling.type").as_text() == "none") return cfg;
+    if (key.at("rope.scaling.type").as_text() != "yarn") throw error("rope scaling other than yarn is not supported");
+    cfg.yarn.factor = key.number("rope.scaling.factor");
+    cfg.yarn.n_ctx_orig = key.integer("rope.scaling.original_context_length", m.n_ctx_train);
+    if (key.find("rope.scaling.yarn_log_multiplier"))  // a tenth of it
+        cfg.yarn.log_multiplier = double(float(key.number("rope.scaling.yarn_log_multiplier")) / 0.1f);
     return cfg;
 }
 
@@ -70,6 +92,7 @@ static void read_shape(const keys &key, model &m) {
     m.attn.rope.freq_base = key.number("rope.freq_base");
     if (const golden::json *sections = key.find("rope.dimension_sections")) m.attn.rope.sections = sections->as_ints();
     if (key.find("expert_count")) m.moe = read_moe(key);
+    if (key.arch == "deepseek2") m.latent = read_latent(key, m);
     if (!has_delta(key.arch)) return;
     m.delta.n_k_heads = key.integer("ssm.group_count");
     m.delta.n_v_heads = key.integer("ssm.time_step_rank");
@@ -139,7 +162,7 @@ model load_model(const std::string &path, const std::string &kv_type, bool is_gg
         return std::find(std::begin(ARCHS), std::end(ARCHS), name) != std::end(ARCHS);
     };
     if (arch == file.kv.end() || !is_known(arch->second.as_text()))
-        throw error(path + ": expected architecture qwen35, qwen35moe, qwen3next, glm4moe or hy_v3");
+        throw error(path + ": expected architecture qwen35, qwen35moe, qwen3next, glm4moe, hy_v3 or deepseek2");
     model m;
     m.kv_type = kv_type;
     m.is_ggml = is_ggml;
@@ -188,6 +211,8 @@ rows model::block(const weights &w, bool recurrent, rows x, layer_state &state, 
         state.conv_planes = std::move(r.conv);
         state.state_planes = std::move(r.states);
         x = sum(std::move(x), r.y);
+    } else if (w.count("attn_kv_a_mqa.weight")) {
+        x = sum(std::move(x), latent_layer(w, latent, h, state.k, state.v, kv_type, pos, is_ggml, see));
     } else {
         const bool is_gated = matrix_of(w, "attn_q.weight").dim(1) == 2 * attn.n_head * attn.n_embd_head;
         const auto layer = is_gated ? attn_layer : plain_attn_layer;

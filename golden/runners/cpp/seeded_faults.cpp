@@ -222,6 +222,57 @@ void beta_alpha_halves(const rows &ba, int64_t, rows &beta, rows &alpha) {
     alpha = ba.columns(ba.ne0 / 2, ba.ne0 / 2);
 }
 
+// ------------------------------------------------------------------------------- A: attention through a latent row
+
+// Pairs (i, i + n_rot / 2).
+rows rope_halves(const rows &x, const std::vector<int32_t> &pos, const std::vector<double> &frequencies,
+                 double magnitude) {
+    const int64_t half = int64_t(frequencies.size());
+    rows paired = x;
+    for (int64_t r = 0; r < x.ne1; r++)
+        for (int64_t i = 0; i < half; i++) {
+            paired.row(r)[2 * i] = x.row(r)[i];
+            paired.row(r)[2 * i + 1] = x.row(r)[i + half];
+        }
+    const rows turned = rope_interleaved(paired, pos, frequencies, magnitude);
+    rows y = turned;
+    for (int64_t r = 0; r < x.ne1; r++)
+        for (int64_t i = 0; i < half; i++) {
+            y.row(r)[i] = turned.row(r)[2 * i];
+            y.row(r)[i + half] = turned.row(r)[2 * i + 1];
+        }
+    return y;
+}
+
+rows rope_inflated(const rows &x, const std::vector<int32_t> &pos, const std::vector<double> &frequencies, double) {
+    return rope_interleaved(x, pos, frequencies, 1 + 0.1 * std::log(4.0));  // of the cases' factor
+}
+
+float sharpness_forgotten(int64_t n_key, int64_t n_row, double, double, double) {
+    return latent_scale(n_key, n_row, 1, 1, 0);
+}
+
+float sharpness_once(int64_t n_key, int64_t n_row, double freq_scale, double magnitude, double log_multiplier) {
+    const float plain = latent_scale(n_key, n_row, 1, 1, 0);
+    return std::sqrt(latent_scale(n_key, n_row, freq_scale, magnitude, log_multiplier) * plain);
+}
+
+float scale_of_row(int64_t, int64_t n_row, double freq_scale, double magnitude, double log_multiplier) {
+    return latent_scale(n_row, n_row, freq_scale, magnitude, log_multiplier);
+}
+
+// The values of each head's matrix as they were before it was transposed.
+rows k_b_not_transposed(const tensor &w, const rows &x, bool is_ggml) {
+    if (w.type != "F32" || w.dim(1) < w.dim(0)) return head_products(w, x, is_ggml);  // attn_v_b is flat in the cases
+    tensor wrong = w;
+    const rows right = dequantize(w);
+    std::vector<float> values(right.x.size());
+    const size_t n_in = size_t(w.dim(0)), n_out = size_t(w.dim(1)), size = n_in * n_out;
+    for (size_t i = 0; i < values.size(); i++)
+        values[i / size * size + i % n_in * n_out + i / n_in % n_out] = right.x[i];
+    return head_products(tensor::of(values, w.ne), x, is_ggml);
+}
+
 struct fault {
     const char *id;
     void (*apply)();
@@ -251,6 +302,12 @@ const fault FAULTS[] = {
     {"E8-groups-by-best", [] { step.group_scores = groups_by_best; }},
     {"E9b-shared-ungated", [] { step.shared_gate = shared_ungated; }},
     {"E9c-shared-gated-twice", [] { step.shared_gate = shared_gated_twice; }},
+    {"A1b-k-b-not-transposed", [] { step.head_products = k_b_not_transposed; }},
+    {"A2b-rope-halves", [] { step.rope_interleaved = rope_halves; }},
+    {"A2c-rope-inflated", [] { step.rope_interleaved = rope_inflated; }},
+    {"A3-sharpness-forgotten", [] { step.latent_scale = sharpness_forgotten; }},
+    {"A3b-sharpness-once", [] { step.latent_scale = sharpness_once; }},
+    {"A3c-scale-of-row", [] { step.latent_scale = scale_of_row; }},
     {"C1-chain-pre-norm", [] { step.chain_hidden = pre_norm; }},
     {"C3-last-verify-row", [] { step.pending_row = last_verify_row; }},
     {"C4-same-token-pairing", [] { step.pair_hidden = same_token_pairing; }},

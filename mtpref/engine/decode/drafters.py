@@ -178,7 +178,7 @@ def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: Dra
         is_taken = length.keeps_drawn(spec.fixed_probability(q))
         drafted.dists += [dist] * is_taken
     ids, ps = [int(id) for id in candidates], [float(x) for x in p]
-    gap = min((float(routing.gap[-1]) for routing in out.routings), default=None)
+    gap = out.gaps[-1] if out.gaps else None
     drafted.steps.append(DraftStep(run.at, ids, ps, margin(compact[rows]), is_taken, u, q, gap, named))
     drafted.ids += [token] * is_taken
     if is_taken:

@@ -14,16 +14,10 @@ from numpy.typing import NDArray
 from mtpref.engine.decode.statistics import Statistics
 from mtpref.engine.model import Model, pair, run_heads
 from mtpref.engine.model.model import Output
-from mtpref.spec.moe import Routing
 from mtpref.spec.state import ModelState
 from mtpref.spec.steps import Batch
 
 F32 = NDArray[np.float32]
-
-
-def least_gaps(routings: Sequence[Routing]) -> list[float]:
-    """For each row of a pass the least router gap of its layers; empty for a model without experts."""
-    return np.min([routing.gap for routing in routings], axis=0).tolist() if routings else []
 
 
 class Trunk(Protocol):
@@ -37,7 +31,8 @@ class Passes:
     """The passes of a run, timed and counted.
 
     keeps_head  whether the head's KV follows the text
-    router_gaps  position -> the least router gap (S44) over the trunk's layers, of tokens run since it was cleared
+    router_gaps  position -> the least gap of routers (S44) and indexers (S63) over the trunk's layers, of tokens run
+                 since it was cleared
     """
 
     model: Model
@@ -51,7 +46,7 @@ class Passes:
         """Run tokens: the logits asked for, and all hidden rows as the contract wants them."""
         pos0 = self.state.n_past
         out = self.run_trunk(self.state, ids, n_logits=n_logits, keep=keep)
-        self.router_gaps |= {pos0 + i: gap for i, gap in enumerate(least_gaps(out.routings))}
+        self.router_gaps |= {pos0 + i: gap for i, gap in enumerate(out.gaps)}
         self.statistics.count_pass(kind, len(ids))
         recipe = self.model.recipe
         return out.logits, recipe.steps.target_hidden(out.hidden, recipe.contract)

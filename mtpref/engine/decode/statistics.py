@@ -40,7 +40,7 @@ class Statistics:
     n_cooldown_rounds: int = 0
     n_near_ties: int = 0
     min_margin: float = math.inf
-    n_router_ties: int = 0  # tokens of which a layer's router gap is below NEAR_GAP
+    n_router_ties: int = 0  # tokens of which a layer's gap (S44, S63: router, indexer) is below NEAR_GAP
     min_router_gap: float | None = None  # None: no experts
     drafted_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed
     reached_at: Counter[int] = field(default_factory=Counter)  # draft position -> times proposed after an acceptance
@@ -218,7 +218,7 @@ class Statistics:
         if math.isfinite(self.min_margin):
             out.append(f"near ties (margin < {NEAR_TIE}) = {self.n_near_ties}, least margin = {self.min_margin:.4g}")
         if self.min_router_gap is not None:
-            told = f"near ties of routers (gap < {NEAR_GAP:g}) = {self.n_router_ties}"
+            told = f"near ties of routers or indexers (gap < {NEAR_GAP:g}) = {self.n_router_ties}"
             out.append(f"{told}, least gap = {self.min_router_gap:.4g}")
         if self.chat is not None:
             args = json.dumps(self.chat["args"])

@@ -16,7 +16,9 @@ from mtpref.spec.config import Values
 
 def read_layer(block: Block, values: Values) -> Layer:
     """The block with its hyper-parameters. Errors: MtprefError for keys that contradict each other"""
-    return Layer(block, block.mixer.configure(values), block.ffn.configure(values))
+    configure = getattr(block.residual, "configure", None)
+    own = configure(values) if configure else None
+    return Layer(block, block.mixer.configure(values), block.ffn.configure(values), own)
 
 
 def read_block(finder: TensorFinder, block: Block, values: Values, il: int) -> dict[str, Any]:
@@ -47,6 +49,8 @@ def read_tensor(finder: TensorFinder, tensor: Tensor, values: Values, name: str)
     shape = numbers(tensor.shape, values)
     if shape is None:
         raise MtprefError(f"{finder.file.label}: the shape of {name} is not known")
+    if tensor.below is not None:
+        return finder.integers(name, shape, tensor.below.value(values) or 0)
     if not tensor.is_matrix:
         return finder.array(name, shape)
     return finder.matrix(name, (shape[0], shape[1])) if len(shape) == 2 else finder.stack(name, shape)

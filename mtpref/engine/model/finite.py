@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 F32 = NDArray[np.float32]
 _LAYER = re.compile(r"-(\d+)$")
-# Of these infinity is a right value: scores of groups that were not chosen (S43), a gap where all are chosen (S44).
-_INFINITE = ("ffn_moe_probs_masked", "ffn_moe_gap")
+# Of these infinity is a right value: scores of groups that were not chosen (S43) and of cells that are not seen (S62),
+# a gap where all are chosen (S44, S63).
+_INFINITE = ("ffn_moe_probs_masked", "ffn_moe_gap", "indexer_score", "top_k_gap")
 
 
 def is_finite(*arrays: F32) -> bool:
@@ -129,11 +130,13 @@ def head_weights(model: Model) -> Iterator[tuple[str, Any]]:
         yield from _block(prefix, mtp.block)
         yield mtp.origin.get("shared_head_norm", f"{prefix}nextn.shared_head_norm.weight"), mtp.shared_head_norm
         yield mtp.shared_head_head.name, mtp.shared_head_head
+        yield from mtp.roots.items()
 
 
 def _ends(model: Model) -> Iterator[tuple[str, Any]]:
     w = model.weights
     yield from (("token_embd.weight", w.token_embd), ("output_norm.weight", w.output_norm), (w.output.name, w.output))
+    yield from w.roots.items()
 
 
 def _block(prefix: str, block: Any) -> Iterator[tuple[str, Any]]:

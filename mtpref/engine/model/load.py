@@ -70,7 +70,8 @@ def load(
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
     values = arch.values(meta)
-    config = read_model_config(values)
+    values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
+    config, notes = _probed(file, arch, read_model_config(values))
     _check_declared(file, config)
     blocks = arch.layers.blocks(meta, config.n_layer, frozenset(file.tensors))
     layers = tuple(read_layer(block, values.at(il)) for il, block in enumerate(blocks))
@@ -96,10 +97,22 @@ def load(
         vocab=vocab,
         kv_type=kv_type or default_kv_type(recipe.numerics),
         kv_type_draft=kv_type_draft or default_kv_type(recipe.numerics),
-        notes=(*_notes(finder, config, head), *head.notes, *_rope_notes(meta, layers)),
+        notes=(*notes, *_notes(finder, config, head), *head.notes, *_rope_notes(meta, layers)),
         kv=file.kv,
         mtp_status=head.status,
     )
+
+
+def _probed(file: GgufFile, arch: Architecture, config: ModelConfig) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The counts of a file whose keys count a head that is not there, where every block is the trunk's then."""
+    name = f"blk.{config.n_layer}.nextn.eh_proj.weight"
+    if arch.head is None or not arch.head.is_probed or not config.n_layer_nextn or name in file.tensors:
+        return config, ()
+    note = (
+        f"the keys count an MTP head, and the file does not hold it ({name} is missing): every block is taken for the "
+        "trunk's, as in llama.cpp; to draft, give -md the head's file"
+    )
+    return replace(config, n_layer=config.n_layer + config.n_layer_nextn, n_layer_nextn=0), (note,)
 
 
 def default_kv_type(numerics: str) -> str:

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from mtpref.architectures import Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
-from mtpref.base.settings import checked
+from mtpref.base.settings import SettingError, checked
 from mtpref.engine.model.finite import head_weights, is_finite, not_finite, trunk_weights
 from mtpref.engine.recipe import Recipe
 from mtpref.engine.weights import MtpWeights, Weights
 from mtpref.files.draft_vocab import check_draft_ids
 from mtpref.files.vocab import Vocab
 from mtpref.spec.config import ModelConfig
-from mtpref.spec.contract import describe
-from mtpref.spec.kinds import LayerKind, Span
+from mtpref.spec.contract import MtpContract, describe
+from mtpref.spec.indexer import Selection
+from mtpref.spec.kinds import Around, LayerKind, Span
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, discard
 from mtpref.spec.state import LayerState, ModelState, Positions, StateSpec
@@ -35,11 +36,12 @@ Part = Literal["mixer", "ffn"]
 
 @dataclass(frozen=True)
 class Layer:
-    """One block with the hyper-parameters of its mixer and of its feed-forward network."""
+    """One block with the hyper-parameters of its mixer, of its feed-forward network, and of what stands around them."""
 
     block: Block
     cfg: Any
     ffn_cfg: Any
+    residual_cfg: Any = None
 
     @property
     def kind(self) -> LayerKind:
@@ -59,16 +61,13 @@ class Layer:
     def forward(self, w: dict[str, Any], x: F32, state: LayerState, span: Span, eps: float, tap: LayerTap) -> F32:
         """The block on rows of the residual stream."""
 
-        def norm(name: str, rows: F32) -> F32:
-            return span.ops.rms_norm(rows, w[name], eps)
-
         def mixer(h: F32) -> F32:
             return self.block.mixer.forward(w, self.cfg, h, state, span, tap)
 
         def ffn(h: F32) -> F32:
             return self.block.ffn.forward(w, self.ffn_cfg, h, state, span, tap)
 
-        return self.block.residual(x, norm, mixer, ffn, tap)
+        return self.block.residual(x, Around(span.ops, w, eps, self.residual_cfg), mixer, ffn, tap)
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,20 @@ class Output:
     logits  (R, n_vocab, or the size of a trimmed head) for the rows asked for
     hidden  all T rows, before and after the final norm or the head norm
     routings  what the experts' networks chose for the T rows, in the order of their layers
+    selections  what the indexers chose, likewise
     """
 
     logits: F32
     hidden: Hidden
     routings: tuple[Routing, ...] = ()
+    selections: tuple[Selection, ...] = ()
+
+    @property
+    def gaps(self) -> list[float]:
+        """For each row how near another choice was, of experts (S44) or of cells (S63), in the layer where it was
+        nearest; empty for a model that chooses neither."""
+        gaps = [*(routing.gap for routing in self.routings), *(selection.gap for selection in self.selections)]
+        return np.min(gaps, axis=0).tolist() if gaps else []
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,13 @@ class Model:
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)
+        if not self.can_take(contract):
+            name = "hidden" if contract.hidden != "pre" else "chain"
+            raise SettingError(
+                f"MtpContract.{name}",
+                f"{name} is post, expected pre: the head of {self.config.arch} takes the streams, "
+                f"{self.heads[0].n_hidden} values, and a normed row has {self.config.n_embd}",
+            )
         if contract != self.recipe.contract:
             object.__setattr__(self, "recipe", replace(self.recipe, contract=contract))
 
@@ -134,6 +149,11 @@ class Model:
     def own_rows(self) -> tuple[str, str]:
         """The rows that a head of this architecture takes: the trunk's, and its own along a chain."""
         return (self.arch.head.hidden, self.arch.head.chain) if self.arch.head else ("post", "post")
+
+    def can_take(self, contract: MtpContract) -> bool:
+        """Whether the rows that a contract hands to the heads are as wide as those that they take."""
+        is_wide = self.arch.streams is not None and bool(self.heads)
+        return not is_wide or (contract.hidden, contract.chain) == ("pre", "pre")
 
     @property
     def contract_name(self) -> str:
@@ -213,17 +233,17 @@ class Model:
         ops, w = self.recipe.ops, self.weights
         state.reserve(len(tokens))
         pos = np.arange(state.n_past, state.n_past + len(tokens), dtype=np.int32)
-        span = Span(ops, pos, state.n_past, min(keep, len(tokens)), roots=w.roots)
+        span = Span(ops, pos, state.n_past, min(keep, len(tokens)), tokens=tokens, roots=w.roots)
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
         streams = self.arch.streams
-        x = streams.enter(x) if streams else x
+        x = streams.enter(x, self.layers[0].residual_cfg) if streams else x
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
             x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il, self.arch.cb))
         state.n_past += len(tokens)
-        post = ops.rms_norm(streams.leave(ops, w.roots, x) if streams else x, w.output_norm, self.config.rms_eps)
-        own, _ = self.own_rows
-        tap("h_nextn", Hidden(x, post).of(own))
+        last = streams.leave(ops, w.roots, x, self.layers[-1].residual_cfg, tap) if streams else x
+        post = ops.rms_norm(last, w.output_norm, self.config.rms_eps)
+        tap("h_nextn", Hidden(x, post).of(self.own_rows[0]))
         tap("result_norm", post)
         logits = _no_logits()
         if n_logits:
@@ -231,7 +251,7 @@ class Model:
             tap("result_output", logits)
         if self.is_checked and not is_finite(post, logits):
             raise not_finite(self, "trunk", partial(_trunk_again, self, tokens, n_logits), trunk_weights(self))
-        return Output(logits, Hidden(x, post), tuple(span.routings))
+        return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
 
     def mtp(
         self,
@@ -247,7 +267,7 @@ class Model:
     ) -> Output:
         """Run T pairs (token x_p, hidden h_{p-1}) through an MTP head, at positions first_pos, first_pos + 1, ...
 
-        Shapes   hidden: (T, n_embd); n_logits: the last so many rows get logits; head: which of a chain;
+        Shapes   hidden: (T, n_hidden); n_logits: the last so many rows get logits; head: which of a chain;
                  n_draft_vocab: only the first so many ids do (FastMTP)
         Errors   MtprefError without a head; ValueError where positions would leave a hole
         """
@@ -269,13 +289,15 @@ class Model:
 
         # BLOCK
         pos = steps.mtp_positions(first_pos, len(tokens), contract)
-        span = Span(ops, pos, state.n_past if reads_target else own.n_cells, 1, target=state.layers, roots=mw.roots)
+        first = state.n_past if reads_target else own.n_cells
+        span = Span(ops, pos, first, 1, target=state.layers, tokens=tokens, roots=mw.roots)
         x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
         own.n_cells += 0 if reads_target else len(tokens)
 
         # HEAD
         streams = self.arch.streams
-        post = ops.mtp_norm(ops, streams.leave(ops, mw.block, x) if streams else x, mw.shared_head_norm, eps)
+        last = streams.leave(ops, mw.roots, x, layer.residual_cfg, _mtp_root_tap(tap)) if streams else x
+        post = ops.mtp_norm(ops, last, mw.shared_head_norm, eps)
         tap("mtp_h_nextn", Hidden(x, post).of(self.own_rows[1]))
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
@@ -285,7 +307,7 @@ class Model:
         if self.is_checked and not is_finite(post, logits):
             again = partial(_mtp_again, self, tokens, hidden, head, n_logits)
             raise not_finite(self, "MTP head", again, head_weights(self))
-        return Output(logits, Hidden(x, post), tuple(span.routings))
+        return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         tokens = np.asarray(ids, np.int64)
@@ -318,6 +340,11 @@ MTP_NAMES = {"attn_output": "attn_out", "gate_reshaped": "gate"}
 def _layer_tap(tap: Tap, il: int, cb: Mapping[str, str]) -> LayerTap:
     """The tap of a trunk layer. cb: the architecture's own names (Architecture.cb)"""
     return tap if tap is discard else lambda name, array: tap(f"{cb.get(name, name)}-{il}", array)
+
+
+def _mtp_root_tap(tap: Tap) -> LayerTap:
+    """The tap of what stands behind the MTP block."""
+    return tap if tap is discard else lambda name, array: tap(f"mtp_{name}", array)
 
 
 def _mtp_tap(tap: Tap, il: int, cb: Mapping[str, str]) -> LayerTap:

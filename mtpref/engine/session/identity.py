@@ -47,7 +47,8 @@ def head_id(core: Model) -> str:
 
 
 def _layer(layer: Layer) -> list[Any]:
-    return [layer.kind.name, _plain(layer.cfg), layer.block.ffn.name, _plain(layer.ffn_cfg)]
+    own = [] if layer.residual_cfg is None else [_plain(layer.residual_cfg)]
+    return [layer.kind.name, _plain(layer.cfg), layer.block.ffn.name, _plain(layer.ffn_cfg), *own]
 
 
 def _plain(cfg: Any) -> Any:

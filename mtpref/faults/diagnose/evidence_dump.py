@@ -5,6 +5,7 @@ that even the best of them leaves.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,13 +27,45 @@ WEIGHT = 0.5  # nats for each factor e of one tensor's distance; neighbours shar
 MIN_GAIN = 2.0
 MIN_FACTOR = 4.0
 SAME_FACTOR = 1.25  # two predictions are one where no tensor tells them apart by more
-# A router's gap below so many times the noise of an activation: two right ports may choose other experts there.
+# The gap of a router or indexer below so many times the noise of an activation: two right ports may choose otherwise.
 NEAR_GAP = 5.0
-GAP = "ffn_moe_gap"
-NO_MEASURE = (GAP, "_topk")  # a difference that is all noise; ids, whose distance means nothing
+# What shows another choice, by the name of its gap: what a token's experts compute, what its heads gather. Rows nearer
+# than this are of the same choice. Where a dump lacks that, the layer's row: what comes after it is as right as that
+# is, so it must be within so many times the noise.
+OF_CHOICE = {
+    "ffn_moe_gap": ("ffn_moe_gate", "ffn_moe_up", "ffn_moe_down", "ffn_moe_weighted", "ffn_moe_out"),
+    "top_k_gap": ("kqv_out",),
+}
+SAME_EXPERTS, SAME_ROW = 0.01, 30.0
+NO_MEASURE = (*OF_CHOICE, "_topk", "top_k")  # a difference that is all noise; ids, whose distance means nothing
 JUMP = 30.0  # what the best hypothesis leaves may grow by so much from one tensor to the next
 MAX_UNEXPLAINED = 0.05
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Router:
+    """A router of the healthy run, and how far the port is from that run after its choice, one value a token.
+
+    n_before  how many of the compared tensors come before it
+    experts   the greatest distance of what the experts compute, row the distance of the layer's row; infinite where the
+              port does not have them
+    """
+
+    name: str
+    gaps: NDArray[np.float32]
+    n_before: int
+    experts: NDArray[np.float64]
+    row: NDArray[np.float64]
+
+    def near(self, floor: float) -> NDArray[np.int64]:
+        """The tokens for which two right ports may choose other experts."""
+        return np.flatnonzero(self.gaps < NEAR_GAP * floor**0.5)
+
+    def open(self, floor: float) -> NDArray[np.int64]:
+        """Those of them for which this port may have done so."""
+        is_same = np.where(np.isinf(self.experts), self.row < SAME_ROW * floor, self.experts < SAME_EXPERTS)
+        return np.intersect1d(self.near(floor), np.flatnonzero(~is_same))
 
 
 @dataclass
@@ -43,8 +76,7 @@ class DumpEvidence:
     unknown    names of the port that the model has not, or of other shapes
     distances  by hypothesis id, one value for each name (mtpref/faults/diagnose/port_tensors.py `distance`)
     impossible hypotheses that this model cannot have
-    gaps       the least gap of each router of the healthy run, (name, token, gap), in order of execution, and how many
-               of the compared tensors come before it
+    routers    of the healthy run, in order of execution
     """
 
     ids: list[int]
@@ -54,7 +86,7 @@ class DumpEvidence:
     numerics: str
     distances: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     impossible: list[str] = field(default_factory=list)
-    gaps: list[tuple[str, int, float, int]] = field(default_factory=list)
+    routers: list["Router"] = field(default_factory=list)
 
     def best_fit(self) -> float:
         return max(_fit(row) for row in self.distances.values())
@@ -67,6 +99,7 @@ class DumpDiagnosis:
     floor        the noise: what the best hypothesis leaves in front of the divergence
     near         undecided: the router's near tie (name, token, gap) before the divergence, after which a right port may
                  be anywhere
+    doubt        found: the near tie before all that the fault explains (near_ties.py decides)
     divergence   the first tensor that the healthy run does not reproduce while the best hypothesis does ("unknown": the
                  first that none reproduces); None where healthy is best
     """
@@ -78,6 +111,7 @@ class DumpDiagnosis:
     divergence: str | None
     invisible: list[str]
     near: tuple[str, int, float] | None = None
+    doubt: tuple[str, int, float] | None = None
 
 
 def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progress | None = None) -> DumpEvidence:
@@ -100,7 +134,7 @@ def gather(model: Model, port: PortTensors, ids: Sequence[int], progress: Progre
         candidates = [_nearer_trunk(model, other, port, tokens, trunk)]
     runs = [(one, _measure(one, port, tokens, known, progress)) for one in candidates]
     one, best = max(runs, key=lambda run: run[1].best_fit() - (run[1].numerics != model.recipe.numerics) * MIN_GAIN)
-    best.gaps = _gaps(one, tokens, [name for name in order if GAP in name], set(best.names))
+    _look_at_routers(one, port, best, [name for name in order if _is_gap(name)])
     return best
 
 
@@ -175,31 +209,64 @@ def _measure(
     return evidence
 
 
-def _gaps(model: Model, tokens: list[int], routers: list[str], names: set[str]) -> list[tuple[str, int, float, int]]:
-    """The least gap of each router along these tokens, and how many of `names` came before it."""
-    if not routers:
-        return []
-    found: list[tuple[str, int, float, int]] = []
-    n_before = 0
+def _look_at_routers(model: Model, port: PortTensors, evidence: DumpEvidence, routers: list[str]) -> None:
+    """Set what evidence says of routers, from the healthy run."""
+    n_before, compared = 0, set(evidence.names)
 
     def look(name: str, array: NDArray) -> None:
         nonlocal n_before
-        n_before += name in names and GAP not in name
-        if GAP in name:
-            found.append((name, int(array.argmin()), float(array.min()), n_before))
+        if _is_gap(name):
+            gaps = np.array(array, np.float32).reshape(-1)
+            far = np.full(len(gaps), np.inf)
+            evidence.routers.append(Router(name, gaps, n_before, far, far))
+        elif name in compared:
+            n_before += 1
+            if evidence.routers and layer_of(evidence.routers[-1].name) == layer_of(name):
+                _look_after(evidence.routers[-1], name, port.tensors[name], array)
 
-    predictor = Predictor(model, tokens, {*names, *routers})
-    predictor.trunk(look)
-    predictor.run(list_hypotheses(model)[0], look)
-    return found
+    if routers:
+        predictor = Predictor(model, evidence.ids, {*compared, *routers})
+        predictor.trunk(look)
+        predictor.run(list_hypotheses(model)[0], look)
 
 
-def _near_tie(evidence: DumpEvidence, before: int, floor: float) -> tuple[str, int, float] | None:
-    """The first router's near tie before that tensor, measured by the noise."""
-    return next(
-        ((name, token, gap) for name, token, gap, n in evidence.gaps if n <= before and gap < NEAR_GAP * floor**0.5),
-        None,
-    )
+def _is_gap(name: str) -> bool:
+    return any(gap in name for gap in OF_CHOICE)
+
+
+def _look_after(router: Router, name: str, port: NDArray, predicted: NDArray) -> None:
+    """How far the port's rows of a tensor after a router's choice are."""
+    n = len(router.gaps)
+    parts = next(parts for gap, parts in OF_CHOICE.items() if gap in router.name)
+    is_of_experts, is_row = any(part in name for part in parts), "l_out" in name
+    if port.size != predicted.size or port.size % n or not (is_of_experts or is_row):
+        return
+    a, b = (np.asarray(x, np.float64).reshape(n, -1) for x in (port, predicted))
+    with np.errstate(all="ignore"):
+        apart = 2.0 * ((a - b) ** 2).sum(axis=1) / ((a * a).sum(axis=1) + (b * b).sum(axis=1))
+    apart = np.where(np.isfinite(apart), apart, np.inf)
+    if is_row:
+        router.row = apart
+    else:
+        router.experts = np.where(np.isinf(router.experts), apart, np.maximum(router.experts, apart))
+
+
+def layer_of(name: str) -> int | None:
+    """The number of a tensor's layer; what stands behind all layers has none."""
+    number = re.search(r"-(\d+)$", name)
+    return int(number[1]) if number else None
+
+
+def _near_tie(
+    evidence: DumpEvidence, before: int, tokens: Callable[[Router], NDArray[np.int64]]
+) -> tuple[str, int, float] | None:
+    """The first router before that tensor that has such tokens: the one of the least gap."""
+    for router in (one for one in evidence.routers if one.n_before <= before):
+        found = tokens(router)
+        if found.size:
+            token = int(found[router.gaps[found].argmin()])
+            return router.name, token, float(router.gaps[token])
+    return None
 
 
 def judge(evidence: DumpEvidence) -> DumpDiagnosis:
@@ -221,7 +288,7 @@ def judge(evidence: DumpEvidence) -> DumpDiagnosis:
     top = groups[0]
     jump = _jump(evidence.distances[top.best.hypothesis.id], floor)
     at = _divergence(healthy, evidence.distances[top.best.hypothesis.id], floor)
-    near = None if jump is None else _near_tie(evidence, jump, floor)
+    near = None if jump is None else _near_tie(evidence, jump, lambda router: router.near(floor))
     # What a fault explains before a router's near tie is not undone by what comes after it.
     is_told = near is not None and at is not None and jump is not None and at < jump and not top.is_harmless
     if jump is not None and not is_told:
@@ -229,7 +296,9 @@ def judge(evidence: DumpEvidence) -> DumpDiagnosis:
         return DumpDiagnosis(verdict, groups, evidence, floor, evidence.names[jump], invisible, near)
     if top.is_harmless:
         return DumpDiagnosis("healthy", groups, evidence, floor, None, invisible)
-    return DumpDiagnosis("found", groups, evidence, floor, None if at is None else evidence.names[at], invisible)
+    doubt = None if at is None else _near_tie(evidence, at, lambda router: router.open(floor))
+    divergence = None if at is None else evidence.names[at]
+    return DumpDiagnosis("found", groups, evidence, floor, divergence, invisible, doubt=doubt)
 
 
 def _settled_floor(evidence: DumpEvidence) -> tuple[str, float]:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from mtpref.base.events import Draw, Event
 from mtpref.engine.decode import ALL_STRATEGIES, Decoder, Drafter, DraftLength, Options, PolicyConfig, most_drafted
 from mtpref.engine.decode.drafters import Draft
-from mtpref.engine.decode.passes import least_gaps
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.port_run import PortRound, PortRun
@@ -177,7 +176,7 @@ class ForcedDrafter(Drafter):
                 best, p = model.recipe.ops.top_candidates(row)
                 own = float(p[list(best).index(drafted)]) if drafted in best else 0.0
                 seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
-            is_rerouted |= any(gap < self.near_gap for gap in least_gaps(out.routings))
+            is_rerouted |= any(gap < self.near_gap for gap in out.gaps)
             self.seen.append(replace(seen, is_rerouted=is_rerouted))
             own_row = steps.chain_hidden(out.hidden, contract)[-1:]
             ids, hidden = steps.chain_input(ids, hidden, drafted, own_row, chained)

@@ -102,7 +102,7 @@ def _fields(model: Model) -> Iterator[Hypothesis]:
             if name in OF_CHAINS and len(model.heads) < 2:
                 continue
             contract = replace(own, **{name: value})  # type: ignore[arg-type]
-            if contract in presets:
+            if contract in presets or not model.can_take(contract):
                 continue
             words = f"The contract's {name} is {value} in the port, {getattr(own, name)} in {model.contract_name}."
             title = f"contract: {name}={value}"

@@ -1,11 +1,13 @@
 """Entrance (a) as a report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
 from mtpref.faults.diagnose.evidence_dump import DumpDiagnosis, Progress, gather, judge
 from mtpref.faults.diagnose.hypotheses import with_other_numerics
+from mtpref.faults.diagnose.near_ties import is_told_elsewhere
 from mtpref.faults.diagnose.port_tensors import PortTensors
 from mtpref.faults.diagnose.report import Report, causes_of, listed, name_of
 from mtpref.faults.diagnose.separate import telling_tensor
@@ -24,11 +26,19 @@ def diagnose_dump(
     tokens = _tokens(model, port, ids)
     found = judge(gather(model, port, tokens, progress))
     base = model if found.evidence.numerics == model.recipe.numerics else with_other_numerics(model)
+    if found.doubt is not None and not _is_told_elsewhere(base, port, found):
+        found = replace(found, verdict="undecided", near=found.doubt)
     skipped = [f"{len(port.skipped)} tensors of the file are no plain floats: {listed(list(port.skipped))}"]
     return Report(
         "dump", found.verdict, _headline(found, model), _looked_at(found, port), causes_of(found.groups),
         found.divergence, _experiment(base, tokens, found, port), found.invisible, skipped * bool(port.skipped),
     )  # fmt: skip
+
+
+def _is_told_elsewhere(model: Model, port: PortTensors, found: DumpDiagnosis) -> bool:
+    harmless = next(group for group in found.groups if group.is_harmless)
+    rivals = found.groups[0].best.hypothesis, harmless.best.hypothesis
+    return is_told_elsewhere(model, port, found.evidence, found.floor, *rivals)
 
 
 def _tokens(model: Model, port: PortTensors, ids: Sequence[int] | None) -> list[int]:
@@ -53,8 +63,8 @@ def _headline(found: DumpDiagnosis, model: Model) -> str:
     if found.near is not None:
         name, token, gap = found.near
         return (
-            f"CANNOT TELL: {found.divergence} parts after a router's near tie ({name}, token {token}: {gap:.1e}); "
-            "another expert there is no mistake"
+            f"CANNOT TELL: {found.divergence} parts after a near tie of a router or indexer ({name}, token {token}: "
+            f"{gap:.1e}); another expert there, or other cells, are no mistake"
         )
     if found.verdict == "unknown":
         return f"NONE OF THE KNOWN: no hypothesis reproduces {found.divergence}"

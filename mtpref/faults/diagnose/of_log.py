@@ -82,8 +82,8 @@ def _looked_at(found: LogDiagnosis) -> list[str]:
     n_rerouted = sum(s.is_rerouted and not s.is_hit for s in best.seen)
     if n_rerouted:
         lines.append(
-            f"{n_rerouted} tokens differ after a router's near tie (gap below {near_gap_of(base):g}), which may have "
-            "chosen another expert"
+            f"{n_rerouted} tokens differ after a near tie of a router or indexer (gap below {near_gap_of(base):g}), "
+            "which may have chosen another expert, or other cells"
         )
     drawn = sum(map(is_drawn, found.runs))
     if drawn:

@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mtpref.base.errors import MtprefError
+from mtpref.files.doors import Mapping as MappedFile
 from mtpref.files.doors import map_regular
 from mtpref.files.gguf.magic import describe_directory
 from mtpref.files.gguf.parse import Budget, Entry, Header, TensorInfo, read_header
 from mtpref.files.gguf.values import INTEGER_KINDS, GgufArray, decode_text, printable
 from mtpref.files.gguf.whole import refuse_left_over
+from mtpref.files.holes import Hole, runs_of
 from mtpref.spec.quants import dequantize, row_bytes
 
 PIECE = 8 << 20  # bytes
@@ -97,10 +99,10 @@ class GgufFile:
     others: the other files of a split model, in order; empty for a model in one file
     """
 
-    def __init__(self, path: Path, buffer: mmap.mmap, header: Header) -> None:
+    def __init__(self, path: Path, buffer: MappedFile, header: Header) -> None:
         self.path = path
         self.label = printable(str(path), 400)
-        self._buffer: mmap.mmap | None = buffer
+        self._buffer: MappedFile | None = buffer
         self.n_bytes = len(buffer)
         self.version = header.version
         self.alignment = header.alignment
@@ -117,7 +119,7 @@ class GgufFile:
     ) -> None:
         self.close()
 
-    def buffer(self) -> mmap.mmap:
+    def buffer(self) -> MappedFile:
         """The mapped file; MtprefError after close()."""
         if self._buffer is None:
             raise MtprefError(f"{self.label}: the file was closed, expected it open while its data is read")
@@ -170,10 +172,14 @@ class GgufFile:
 
     def release(self, tensor: TensorInfo) -> None:
         """Give back the memory that reading a tensor has mapped; its views stay valid and read it again when used."""
+        self._advise(tensor, "MADV_DONTNEED")
+
+    def _advise(self, tensor: TensorInfo, what: str) -> None:
+        """Say how the pages that a tensor alone lies on are used, where the system takes advice."""
         inside = slice(-(-tensor.offset // mmap.PAGESIZE), (tensor.offset + tensor.n_bytes) // mmap.PAGESIZE)
-        if inside.stop > inside.start and hasattr(mmap, "MADV_DONTNEED"):
+        if inside.stop > inside.start and hasattr(mmap, what):
             start, length = inside.start * mmap.PAGESIZE, (inside.stop - inside.start) * mmap.PAGESIZE
-            self._buffer_of(tensor).madvise(mmap.MADV_DONTNEED, start, length)
+            self._buffer_of(tensor).madvise(getattr(mmap, what), start, length)
 
     def pieces(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8]]:
         """A tensor's bytes in order, in views of at most PIECE bytes; the memory of each is given back after it.
@@ -184,6 +190,22 @@ class GgufFile:
         for start in range(0, len(data), PIECE):
             yield data[start : start + PIECE]
             self.release(replace(tensor, offset=tensor.offset + start, n_bytes=min(PIECE, len(data) - start)))
+
+    def copied(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.uint8] | Hole]:
+        """`pieces`, with what the file holds as a hole given as one, unread."""
+        for first, last, is_data in self._runs(tensor):
+            if is_data:
+                yield from self.pieces(replace(tensor, offset=first, n_bytes=last - first))
+            else:
+                yield Hole(last - first)
+
+    def n_held(self, tensor: TensorInfo) -> int:
+        """Bytes of a tensor that are no hole of its file."""
+        return sum(last - first for first, last, is_data in self._runs(tensor) if is_data)
+
+    def _runs(self, tensor: TensorInfo) -> list[tuple[int, int, bool]]:
+        owner = self.owner(tensor)
+        return runs_of(owner.path, owner.buffer(), tensor.offset, tensor.offset + tensor.n_bytes)
 
     def decoded(self, tensor: TensorInfo) -> Iterator[npt.NDArray[np.float32]]:
         """A tensor's values, rows by rows of the last dimension, about PIECE_VALUES at a time (one row at least); the
@@ -204,18 +226,23 @@ class GgufFile:
     ) -> npt.NDArray[np.float32]:
         """Some rows of a matrix; n_columns: so many of their first columns, whole blocks (None: all).
 
+        Only the pages that they lie on are read, not what follows them, and their memory is given back.
+
         Errors   MtprefError for a type without decoder
         """
         n_columns = n_columns or tensor.shape[-1]
-        raw = self.data(tensor).reshape(-1, row_bytes(tensor.type_name, tensor.shape[-1]))[rows]
-        raw = np.ascontiguousarray(raw[:, : row_bytes(tensor.type_name, n_columns)])
+        all_rows = self.data(tensor).reshape(-1, row_bytes(tensor.type_name, tensor.shape[-1]))
+        self._advise(tensor, "MADV_RANDOM")
+        raw = np.ascontiguousarray(all_rows[:, : row_bytes(tensor.type_name, n_columns)][rows])
+        self._advise(tensor, "MADV_DONTNEED")
+        self._advise(tensor, "MADV_NORMAL")
         return dequantize(tensor.type_name, raw.reshape(-1), (len(rows), n_columns))
 
     def owner(self, tensor: TensorInfo) -> GgufFile:
         """Which of the files of a split model holds a tensor."""
         return self.others[tensor.shard - 1] if tensor.shard else self
 
-    def _buffer_of(self, info: TensorInfo) -> mmap.mmap:
+    def _buffer_of(self, info: TensorInfo) -> MappedFile:
         return self.owner(info).buffer()
 
 

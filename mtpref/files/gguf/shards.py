@@ -59,6 +59,20 @@ def is_shard(file: GgufFile) -> bool:
     return int(value) > 1
 
 
+def other_counts(file: GgufFile) -> str | None:
+    """A line on later files whose own `split.count` is another than the first's, which alone counts; None without."""
+    count = 1 + len(file.others)
+    odd = [no for no, part in enumerate(file.others, 2) if part.get(SPLIT_COUNT, count) != count]
+    if not odd:
+        return None
+    said = sorted({str(file.others[no - 2].get(SPLIT_COUNT)) for no in odd})
+    which = f"files {odd[0]} to {odd[-1]}" if odd == list(range(odd[0], odd[-1] + 1)) else f"{len(odd)} files"
+    return (
+        f"{which if len(odd) > 1 else f'file {odd[0]}'} of {count}: {SPLIT_COUNT} is {listed(said, MAX_NAMED)}; "
+        "a head was put beside them (graft --as-shard): that of the first file counts, for llama.cpp too"
+    )
+
+
 # READ
 
 

@@ -89,7 +89,7 @@ def check_targets(paths: Iterable[str | Path], options: WriteOptions, n_bytes: i
                 "give another name"
             )
     if n_bytes is not None:
-        _check_space(targets[0], n_bytes)
+        check_space(targets[0], n_bytes)
 
 
 def write_parts(parts: list[Part], options: WriteOptions) -> None:
@@ -111,18 +111,23 @@ def write_parts(parts: list[Part], options: WriteOptions) -> None:
                 path = part.path
                 remove_left_overs(path)
                 written.append(cleaning.enter_context(_open_locked(path, temporaries)))
-                _write_synced(written[-1], part.write)
+                write_synced(written[-1], part.write)
             for part, file, temporary in reversed(list(zip(parts, written, temporaries, strict=True))):
                 path = part.path
                 if len(parts) > 1:
                     placed.append(path)  # none was there before; they go again when an interrupt comes between them
                 _place(file, temporary, path, options)
                 files.was_written(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as e:
-            full = "the disk or quota is full, free some space" if e.errno in _FULL else "expected a writable folder"
-            raise MtprefError(f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; {full}") from None
+            raise unwritable(path, e) from None
         placed.clear()
+
+
+def unwritable(path: Path, error: OSError) -> MtprefError:
+    """One line on a target that cannot be written."""
+    full = "the disk or quota is full, free some space" if error.errno in _FULL else "expected a writable folder"
+    return MtprefError(f"{printable(str(path), 400)}: cannot be written: {error.strerror or error}; {full}")
 
 
 def write_whole(
@@ -139,9 +144,7 @@ def write_whole(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise MtprefError(
-            f"{printable(str(path), 400)}: cannot be written: {e.strerror or e}; expected a writable folder"
-        ) from None
+        raise unwritable(path, e) from None
     write_parts([Part(path, None if callable(content) else len(content), put)], options or WriteOptions())
 
 
@@ -159,8 +162,8 @@ def left_over_of(path: str | Path) -> str | None:
 
 
 def refuse_left_over(path: str | Path) -> None:
-    """MtprefError for a temporary: it may be half a file."""
-    name = left_over_of(path)
+    """MtprefError for a temporary, or a file in a temporary folder: it may be half of what it is to be."""
+    name = left_over_of(path) or left_over_of(Path(path).absolute().parent)
     if name is not None:
         raise MtprefError(
             f"{printable(str(path), 400)}: the temporary of a write of {printable(name, 200)} that was killed or still "
@@ -182,9 +185,13 @@ def _remove_dead(path: Path) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(path, _OLD)  # neither a link is followed nor a pipe waited for
         try:
-            if stat.S_ISREG(os.fstat(fd).st_mode):
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while its writer lives
-                path.unlink()
+                if stat.S_ISDIR(mode):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         finally:
             os.close(fd)
 
@@ -205,7 +212,7 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
             continue
         file = open(fd, "r+b")  # noqa: SIM115 (closed below)
         try:
-            if _lock(fd):
+            if lock(fd):
                 yield file
                 return
         finally:
@@ -214,7 +221,7 @@ def _open_locked(path: Path, temporaries: list[Path]) -> Iterator[BinaryIO]:
         _unlink([temporaries.pop()])
 
 
-def _lock(fd: int) -> bool:
+def lock(fd: int) -> bool:
     """Whether the file is ours: not where another writer took it for a dead one's, before it was locked."""
     if fcntl is None:
         return True
@@ -227,7 +234,7 @@ def _lock(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def _write_synced(file: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
+def write_synced(file: BinaryIO, write: Callable[[BinaryIO], None]) -> None:
     write(file)
     file.flush()
     os.fsync(file.fileno())
@@ -250,7 +257,7 @@ def _place(file: BinaryIO, temporary: Path, path: Path, options: WriteOptions) -
     os.replace(temporary, path)
 
 
-def _check_space(path: Path, n_bytes: int) -> None:
+def check_space(path: Path, n_bytes: int) -> None:
     try:
         free = shutil.disk_usage(path.parent).free
     except OSError:
@@ -283,7 +290,7 @@ def _unlink(paths: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:

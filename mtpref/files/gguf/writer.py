@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf.parse import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME, unknown_type_id
 from mtpref.files.gguf.values import ARR, DTYPES, INTEGER_KINDS, KIND_IDS, SCALARS, U32, U64, GgufArray, printable
 from mtpref.files.gguf.whole import Part, Report, WriteOptions, write_parts
+from mtpref.files.holes import Hole
 from mtpref.spec.quants import TYPE_IDS, TYPES, row_bytes
 
 Array = npt.NDArray[Any]
@@ -29,8 +31,19 @@ Give = Callable[[], Array | Iterable[Array]]
 
 
 @dataclass(frozen=True)
-class Verbatim:
-    """Bytes of a tensor whose type has no known size, as another file holds them, padding included.
+class Copied:
+    """Bytes of a tensor as another file holds them; its holes stay holes.
+
+    n_held   gives the bytes that are no hole, which is what the copy takes
+    """
+
+    give: Callable[[], Iterable[Array | Hole]]
+    n_held: Callable[[], int]
+
+
+@dataclass(frozen=True)
+class Verbatim(Copied):
+    """The same of a tensor whose type has no known size, padding included.
 
     alignment   of that file: in a file of a smaller one, a reader that knows the type would look for the next tensor
                 before the end of the padding
@@ -38,10 +51,9 @@ class Verbatim:
 
     n_bytes: int
     alignment: int
-    give: Give
 
 
-Data = Array | Give | Verbatim
+Data = Array | Give | Copied
 CHUNK = 8 << 20  # bytes
 QUANTIZATION_VERSION = 2  # general.quantization_version: of ggml's block formats as they are
 MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in 64 with the final zero and refuses longer ones
@@ -93,26 +105,34 @@ def write_files(
     Errors   MtprefError as `write_gguf`
     """
     options = options or WriteOptions()
+    write_parts(parts_of(files, options.progress), options)
+
+
+def parts_of(
+    files: list[tuple[Path, list[tuple[str, Any, str]], list[PlannedTensor]]], progress: Report | None
+) -> list[Part]:
+    """The files as `write_parts` and `write_folder` take them. Errors: MtprefError as `write_gguf`"""
     images = []
     for _, pairs, plan in files:
         alignment = alignment_of(pairs)
         _check_alignment(plan, alignment)
         images.append(_Image(alignment, _header(pairs, plan, alignment), plan))
-    meter = _Meter(sum(image.n_bytes for image in images), options.progress)
-    parts = [
-        Part(path, image.n_bytes, partial(_write_image, image, meter))
+    meter = _Meter(sum(image.n_bytes for image in images), progress)
+    return [
+        Part(path, image.n_held, partial(_write_image, image, meter))
         for (path, _, _), image in zip(files, images, strict=True)
     ]
-    write_parts(parts, options)
 
 
 class _Image:
-    """A file as it will be: header, tensors, size."""
+    """A file as it will be: header, tensors, size, and how much of it is no hole."""
 
     def __init__(self, alignment: int, header: bytes, plan: list[PlannedTensor]) -> None:
         self.alignment, self.plan = alignment, plan
         self.header = header + bytes(-len(header) % alignment)
         self.n_bytes = len(self.header) + sum(t.n_bytes + -t.n_bytes % alignment for t in plan)
+        copied = [(t.n_bytes, t.data) for t in plan if isinstance(t.data, Copied)]
+        self.n_held = self.n_bytes - sum(n_bytes - data.n_held() for n_bytes, data in copied)
 
 
 class _Meter:
@@ -130,12 +150,21 @@ class _Meter:
                 self.report(self.n_done, self.n_total)
         return len(view)
 
+    def skip(self, f: BinaryIO, n_bytes: int) -> int:
+        """Leave a hole."""
+        f.seek(n_bytes, os.SEEK_CUR)
+        self.n_done += n_bytes
+        if self.report is not None:
+            self.report(self.n_done, self.n_total)
+        return n_bytes
+
 
 def _write_image(image: _Image, meter: _Meter, f: BinaryIO) -> None:
     meter.write(f, image.header)
     for t in image.plan:
         _write_tensor(f, t, meter)
         meter.write(f, bytes(-t.n_bytes % image.alignment))
+    f.truncate()  # a hole at the end counts too
 
 
 # TENSORS
@@ -202,12 +231,15 @@ def _check_alignment(plan: list[PlannedTensor], alignment: int) -> None:
 
 
 def _write_tensor(f: BinaryIO, t: PlannedTensor, meter: _Meter) -> None:
-    given = t.data.give if isinstance(t.data, Verbatim) else t.data
+    given = t.data.give if isinstance(t.data, Copied) else t.data
     data = given() if callable(given) else given
     written = 0
     for piece in (data,) if isinstance(data, np.ndarray) else data:
-        _check_dtype(t, piece)
-        written += meter.write(f, np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
+        if isinstance(piece, Hole):
+            written += meter.skip(f, piece.n_bytes)
+        else:
+            _check_dtype(t, piece)
+            written += meter.write(f, np.ascontiguousarray(piece).reshape(-1).view(np.uint8))
         if written > t.n_bytes:
             break
     _check_size(t, written)

@@ -9,7 +9,7 @@ Source: the format's own page, github.com/huggingface/safetensors README, "Forma
 import json
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -21,6 +21,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.base.typed import Sized, Within, parse_json, read
 from mtpref.files.doors import map_regular
 from mtpref.files.gguf import printable, write_whole
+from mtpref.files.gguf.whole import Part
 from mtpref.files.tensor_files.float8 import FLOAT8
 from mtpref.files.tensor_files.shapes import MAX_DIMENSIONS, shape_bytes
 
@@ -146,6 +147,44 @@ def _n_bytes(dtype_name: str, shape: tuple[int, ...], what: str = "shape") -> in
     if dtype_name in DTYPES:
         return shape_bytes(shape, ITEM_BYTES[dtype_name], what)
     return -(-shape_bytes(shape, UNREAD[dtype_name], what) // 8)
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A tensor to be written in pieces. give: its bytes in order; arrays of any dtype of the right size"""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    give: Callable[[], Iterable[NDArray]]
+
+    @property
+    def n_bytes(self) -> int:
+        return _n_bytes(self.dtype, self.shape)
+
+
+def safetensors_part(path: str | Path, tensors: Sequence[Streamed], metadata: Mapping[str, str]) -> Part:
+    """A .safetensors file to be written by `write_parts` or `write_folder`, in the memory of a piece.
+
+    Rule    tensors in the order given; the same bytes for the same input
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for t in tensors:
+        header[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [offset, offset + t.n_bytes]}
+        offset += t.n_bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors:
+            pieces = (np.ascontiguousarray(piece).reshape(-1).view(np.uint8) for piece in t.give())
+            n = sum(file.write(piece.data) for piece in pieces)
+            if n != t.n_bytes:
+                raise MtprefError(f"tensor {printable(t.name)}: {n} bytes of data, expected {t.n_bytes}")
+
+    return Part(Path(path), 8 + len(text) + offset, write)
 
 
 def write_safetensors(

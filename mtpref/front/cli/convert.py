@@ -38,6 +38,12 @@ def add_parser(verbs: Any) -> None:
         help="write 4-bit codes of the source in --outtype too (default: they stay, in Q4_0 or MXFP4 blocks, where "
         "those hold the very same values)",
     )
+    parser.add_argument(
+        "--drop-copies",
+        action="store_true",
+        help="leave out of the head's own embedding, output and norm those that are the trunk's, value by value: a run "
+        "takes the trunk's then (default: off, as llama.cpp's converter)",
+    )
     parser.add_argument("--pre", metavar="NAME", help="pre-tokenizer (default: found by what tokenizer.json does)")
     add_writing(parser)
     parser.set_defaults(run=run_convert)
@@ -57,6 +63,7 @@ def run_convert(args: argparse.Namespace) -> int:
         allow_unmapped=args.allow_unmapped,
         pre=args.pre,
         keeps_codes=not args.decode,
+        drops_copies=args.drop_copies,
     )
     with writing(args, sorted(Path(args.folder).glob("*.safetensors"))) as options:
         made = convert(args.folder, args.output, settings, options=options)

@@ -17,7 +17,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "check": ("model.gguf", "--fast model.gguf", "model-q4_0.gguf --against model.gguf"),
     "extract": ("model.gguf -o mtp-model.gguf",),
     "strip": ("model.gguf -o trunk.gguf",),
-    "graft": ("trunk.gguf model.gguf -o whole.gguf",),
+    "graft": (
+        "trunk.gguf model.gguf -o whole.gguf",
+        "--as-shard trunk-00001-of-00014.gguf mtp-model.gguf -o DIR",
+        "--hf QUANTISED_DIR ORIGINAL_DIR -o DIR",
+    ),
     "convert": ("HF_DIR -o model-bf16.gguf", "HF_DIR --mtp --outtype q8_0 -o mtp-head.gguf"),
     "quantize": ("model.gguf model-q8_0.gguf Q8_0", "model.gguf model-q4_0.gguf Q4_0 --tensor ffn_down=Q8_0"),
     "imatrix": ("-m model.gguf -f notes.md -o imatrix.gguf",),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpref.base.errors import MtprefError
+from mtpref.front.cli.graft_folders import add_options, check_options, run_hf, write_shard
 from mtpref.front.cli.writing import OutputPath, add_writing, writing
 
 UNITS = {"M": 1_000_000, "G": 1_000_000_000}  # as llama-gguf-split counts
@@ -62,21 +63,28 @@ def _add_strip(verbs: Any) -> None:
 def _add_graft(verbs: Any) -> None:
     parser = verbs.add_parser(
         "graft",
-        usage="mtpref graft [options] TRUNK SOURCE -o OUT.gguf",
+        usage="mtpref graft [options] TRUNK SOURCE -o OUT.gguf\n"
+        "       mtpref graft --as-shard [options] TRUNK-00001-of-0000N.gguf SOURCE -o DIR\n"
+        "       mtpref graft --hf [options] QUANTISED_DIR ORIGINAL_DIR -o DIR",
         help="put the MTP head of another file into a model",
         description="Write a model with the MTP head of another file; the trunk's tensors are copied as they are. A "
-        "head that cannot fit is refused; whether it belongs to the trunk is for the probe to say.",
+        "head that cannot fit is refused; whether it belongs to the trunk is for the probe to say. With --as-shard the "
+        "head becomes one file more of a split model, whose other files are linked into a new folder; with --hf the "
+        "head of a checkpoint goes into a quantised one that lost it.",
     )
     parser.add_argument("trunk", metavar="TRUNK", help="GGUF model; a head of its own is replaced")
     parser.add_argument(
         "source", metavar="SOURCE", help="where the head is: mtp-*.gguf, another GGUF model, or a checkpoint folder"
     )
-    parser.add_argument("-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "-o", "--output", type=OutputPath, required=True, metavar="OUT", help="the file to write, or the new folder"
+    )
     parser.add_argument(
         "--outtype",
         choices=("f32", "f16", "bf16", "q8_0"),
         help="type of the head's matrices from a checkpoint folder, but of 4-bit codes that stay (default: bf16)",
     )
+    add_options(parser)
     proof = parser.add_mutually_exclusive_group()
     proof.add_argument(
         "--probe",
@@ -121,7 +129,7 @@ def _extract_folder(args: argparse.Namespace, folder: Path) -> int:
     with open_checkpoint(folder) as checkpoint:
         contents, notes = head_contents(checkpoint, args.outtype or "bf16")
         for note in notes:
-            _say(f"note: {note}")
+            say(f"note: {note}")
         output = args.output or folder.resolve().with_name(f"mtp-{folder.resolve().name}.gguf")
         _write(args, output, contents, [], [folder / name for name in checkpoint.files])
     return 0
@@ -142,6 +150,9 @@ def run_graft(args: argparse.Namespace) -> int:
     from mtpref.heads import graft
     from mtpref.heads.proof import SMALL
 
+    check_options(args)
+    if args.hf:
+        return run_hf(args, say)
     with contextlib.ExitStack() as stack:
         trunk = stack.enter_context(open_gguf(args.trunk))
         source, inputs = _open_source(args, stack)
@@ -149,18 +160,21 @@ def run_graft(args: argparse.Namespace) -> int:
         if args.probe:
             _check_readable(joined.contents)
         for note in joined.notes:
-            _say(f"note: {note}")
+            say(f"note: {note}")
         for doubt in joined.doubts:
-            _say(f"warning: the head may be another trunk's: {doubt}")
-        paths = _write(args, args.output, joined.contents, [trunk], inputs)
+            say(f"warning: the head may be another trunk's: {doubt}")
+        if args.as_shard:
+            paths = write_shard(args, trunk, joined, inputs, say)
+        else:
+            paths = _write(args, args.output, joined.contents, [trunk], inputs)
     if joined.arch not in ARCHITECTURES:
-        _say(f"not probed: mtpref does not run {joined.arch}; its acceptance is for another engine to say")
+        say(f"not probed: mtpref does not run {joined.arch}; its acceptance is for another engine to say")
         return 0
     is_probed = args.probe if args.probe is not None else joined.contents.n_bytes <= SMALL
     if is_probed:
         return _prove(paths[0], is_asked=bool(args.probe))
     if joined.doubts or args.probe is None:
-        _say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
+        say(f"to prove that the head belongs to this trunk: mtpref probe -m {paths[0]} -f TEXT")
     return 0
 
 
@@ -182,7 +196,7 @@ def _open_source(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple
     checkpoint = stack.enter_context(open_checkpoint(args.source))
     source, notes = checkpoint_source(checkpoint, args.outtype or "bf16")
     for note in notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     return source, [Path(args.source) / name for name in checkpoint.files]
 
 
@@ -212,7 +226,7 @@ def _prove(path: Path, *, is_asked: bool) -> int:
         if is_asked:
             raise
         begin()
-        _say(f"not probed: {error}")
+        say(f"not probed: {error}")
         return 0
     begin()
     print("\n".join(proof.lines()))
@@ -242,8 +256,9 @@ def _size(text: str | None) -> int | None:
     return int(number) * UNITS[unit]
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     from mtpref.files.vocab import terminal_safe
+    from mtpref.front.cli.flags import flagged
     from mtpref.front.cli.output import note
 
-    note(terminal_safe(text))
+    note(terminal_safe(flagged(text)))

@@ -37,6 +37,11 @@ CATALOGUE: dict[str, Kind] = {
         FAIL, "the key counts more MTP blocks than are there, so the trunk loses its last layers", _AGAIN
     ),
     "shards-missing": Kind(FAIL, "a file of a split model is missing; the head is mostly in the last", "find it"),
+    "other-counts": Kind(
+        NOTE,
+        "later files of a split model count other files than the first: a head was put beside them",
+        "nothing; `llama-gguf-split --merge` makes one file for a program that refuses the set",
+    ),
     "inventory": Kind(FAIL, "a tensor or key is missing, misshapen, unexpected or contradicts another", _AGAIN),
     "unused-tensor": Kind(WARNING, "a tensor that nothing reads", "see where it comes from; nothing is lost by it"),
     "trailing-bytes": Kind(

@@ -18,7 +18,16 @@ from mtpref.spec.kinds import LayerKind
 
 PARTS: tuple[Part, Part] = ("mixer", "ffn")
 _WORDS = {"gated_delta_net": "DeltaNet"} | dict.fromkeys(
-    ("attention", "gated_attention", "latent_attention"), "attention"
+    (
+        "attention",
+        "gated_attention",
+        "latent_attention",
+        "indexed_latent_attention",
+        "sharing_latent_attention",
+        "compressed_attention",
+        "window_attention",
+    ),
+    "attention",
 )
 
 
@@ -51,7 +60,10 @@ def tensors(block: Block, part: Part) -> list[Tensor]:
 
 
 def _short(name: str, own: Sequence[str]) -> str:
-    """attn_q.weight -> attn_*, where others begin so."""
+    """attn_q.weight -> attn_*, where others begin so; indexer.proj.weight -> indexer.*"""
+    whole, _, part = name.rpartition(".")[0].partition(".")
+    if part:
+        return f"{whole}.*"
     first = name.split("_")[0]
     is_one_of = sum(other.startswith(f"{first}_") for other in own) > 1
     return f"{first}_*" if is_one_of and "_" in name else name.removesuffix(".weight")

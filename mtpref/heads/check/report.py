@@ -157,7 +157,7 @@ def _look(
             "mtpref inspect shows what is in it"
         )
     found = static.inventory(seen, problems)
-    found += static.trailing(file)
+    found += static.counts(file) + static.trailing(file)
     found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
     found += marks.of_gguf(seen["general"])
     found += static.tokenizer(file)

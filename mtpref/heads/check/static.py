@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mtpref.architectures import ARCHITECTURES, D2T, Architecture, present_tensors
 from mtpref.architectures.transforms import ZERO_CENTRED
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufFile, printable
+from mtpref.files.gguf import GgufFile, other_counts, printable
 from mtpref.files.gguf.parse import next_aligned
 from mtpref.files.vocab.pretokenizers import known_names, unusual_pre
 from mtpref.heads.check.findings import Finding
@@ -87,14 +87,23 @@ def trailing(file: GgufFile) -> list[Finding]:
     return found
 
 
+def counts(file: GgufFile) -> list[Finding]:
+    """Files of a split model that a head was put beside."""
+    text = other_counts(file)
+    return [] if text is None else [Finding("other-counts", "split.count", text)]
+
+
 def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
     """Types without decoder among the tensors that a run would read: nothing can be said of their values.
 
     unused   printable names of those that nothing reads
     """
     names: dict[str, list[str]] = {}
+    tables = _tables(file)
     for info in file.tensors.values():
         name = printable(info.name)
+        if info.type_name == "I32" and info.name.split(".", 2)[-1] in tables:
+            continue  # a load looks at every number of it
         if info.type_name not in DEQUANTIZABLE and info.name != D2T.name and name not in unused:
             names.setdefault(info.type_name, []).append(name)
     more = {kind: f" and {len(found) - 1} more" if len(found) > 1 else "" for kind, found in names.items()}
@@ -102,6 +111,12 @@ def unreadable(file: GgufFile, unused: set[str]) -> list[Finding]:
         Finding("unsupported", f"type {kind}", f"{found[0]}{more[kind]}: values cannot be read")
         for kind, found in names.items()
     ]
+
+
+def _tables(file: GgufFile) -> set[str]:
+    """The tensors of blocks that are tables of integers."""
+    sheet = ARCHITECTURES.get(str(_text(file, "general.architecture")))
+    return {t.name for block in sheet.blocks for t in block.all_tensors() if t.below is not None} if sheet else set()
 
 
 def _types(blocks: list[dict[str, Any]]) -> Iterator[Finding]:

@@ -67,6 +67,11 @@ def _written(hyper: Hyper, found: Mapping[str, Any], n_mtp: int) -> Keys:
     if value is None:
         return []
     value = value + n_mtp if hyper.key == "block_count" else list(value) if isinstance(value, tuple) else value
+    if hyper.type == "f32/layer" and not isinstance(value, list):
+        return [(hyper.key, [value] * (found["num_hidden_layers"] + n_mtp), "arr:f32")]
+    if hyper.type == "i32/layer":
+        n_lacking = max(0, found["num_hidden_layers"] + n_mtp - len(value))  # a head's, which is 0
+        value = [*value, *[0] * min(n_lacking, n_mtp)]
     return [(hyper.key, value, _kind(hyper.type, value))]
 
 

@@ -53,6 +53,8 @@ class Settings:
     pre             the pre-tokenizer's name; None: found by behaviour
     keeps_codes     4-bit codes of the source stay as they are, in Q4_0 or MXFP4 blocks, where those hold the very same
                     values, whatever outtype says
+    drops_copies    of the head's own tensors leave out those that are the trunk's, value by value, where a run takes
+                    the trunk's in their place
     """
 
     outtype: Annotated[str, OneOf(tuple(OUTTYPES))] = "bf16"
@@ -60,6 +62,7 @@ class Settings:
     allow_unmapped: bool = False
     pre: str | None = None
     keeps_codes: bool = True
+    drops_copies: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "convert.Settings")
@@ -123,10 +126,16 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
             raise MtprefError(f"{checkpoint.label}: {text}")
         notes.append(f"{name} is left out: {text}")
     _check_whole(checkpoint, config, found, parts, n_mtp, settings.which)
+    if settings.which == "both" and n_mtp:
+        _check_streams(checkpoint, found)
+    if settings.drops_copies:
+        copies = _copies(checkpoint, parts)
+        parts = [part for part in parts if part.name not in copies]
+        notes += [f"{name} is left out: it is {other}, value by value" for name, other in copies.items()]
     type_name, file_type = OUTTYPES[settings.outtype]
     kept = {}
     if settings.keeps_codes and checkpoint.formats():
-        kept = {part.name: part.keeps(checkpoint) for part in parts if part.place.tensor.is_quantised}
+        kept = {part.name: part.keeps(checkpoint) for part in parts if part.place.tensor.is_typed}
     planned = [(part, _type(part, type_name, kept.get(part.name))) for part in parts]
     for kind, n in sorted(Counter(kind for kind in kept.values() if kind).items()):
         notes.append(
@@ -142,7 +151,12 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
     if (odd := unusual_pre(config.sheet.name, pre, config.sheet.pre)) is not None:
         notes.append(odd)
     tensors = [
-        (part.name, kind, part.shape, _data(checkpoint, part, kind, is_kept=kept.get(part.name) == kind))
+        (
+            part.name,
+            kind,
+            part.shape,
+            _data(checkpoint, part, kind, is_kept=kept.get(part.name) == kind, below=_below(part, config)),
+        )
         for part, kind in planned
     ]
     return Plan(keys, [*made, *tensors], planned, found, n_mtp, notes)
@@ -165,20 +179,59 @@ def _converted(target: Path, planned: list[tuple[Part, str]], n_mtp: int, notes:
 
 
 def _type(part: Part, wanted: str, kept: str | None) -> str:
-    if not part.place.tensor.is_quantised:
+    if part.place.tensor.below is not None:
+        return "I32"
+    if not part.place.tensor.is_typed:
         return "F32"
     if kept is not None:
         return kept
     return "F16" if part.shape[-1] % TYPES[TYPE_IDS[wanted]].block_elements else wanted
 
 
-def _data(checkpoint: Checkpoint, part: Part, kind: str, *, is_kept: bool) -> Callable[[], Iterator[NDArray[np.uint8]]]:
+def _data(
+    checkpoint: Checkpoint, part: Part, kind: str, *, is_kept: bool, below: int
+) -> Callable[[], Iterator[NDArray[np.uint8]]]:
     if is_kept:
         return lambda: part.blocks(checkpoint)
+    if kind == "I32":
+        return lambda: _table(checkpoint, part, below)
     return lambda: (quantize(kind, piece) for piece in part.pieces(checkpoint))
 
 
+def _below(part: Part, config: TextConfig) -> int:
+    """Of a table: what its numbers must be below."""
+    below = part.place.tensor.below
+    return (below.value(config.values) or 0) if below is not None else 0
+
+
+def _table(checkpoint: Checkpoint, part: Part, below: int) -> Iterator[NDArray[np.uint8]]:
+    """A table's numbers as int32, rows at a time. Errors: MtprefError for one that is out of range"""
+    for piece in part.pieces(checkpoint):  # below 2**24, which float32 holds
+        low, high = int(piece.min()), int(piece.max())
+        if low < 0 or high >= below:
+            bad = low if low < 0 else high
+            raise MtprefError(f"{checkpoint.label}: {printable(part.source)} holds {bad}, expected 0 .. {below - 1}")
+        yield piece.astype("<i4").view(np.uint8)
+
+
 # WHAT IS THERE
+
+
+def _copies(checkpoint: Checkpoint, parts: list[Part]) -> dict[str, str]:
+    """Tensors of the head, and those of the trunk that they repeat: a run takes these where a head has none of its own.
+
+    Bits are compared, of the values that a checkpoint's codes stand for.
+    """
+    by_name = {part.name: part for part in parts}
+    found: dict[str, str] = {}
+    for part in parts:
+        tensor = part.place.tensor
+        other = next((by_name[name] for name in tensor.fallback if name in by_name), None) if part.is_head else None
+        if other is not None and other.shape == part.shape:
+            pairs = zip(part.pieces(checkpoint), other.pieces(checkpoint), strict=True)
+            if all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in pairs):
+                found[part.name] = other.name
+    return found
 
 
 def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings) -> list[str]:
@@ -204,11 +257,29 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
                 f"{names}{more}; expected {_type_of(config)}'s; leave them out with `convert.Settings.allow_unmapped`"
             )
         notes.append(f"left out, since a {config.sheet.name} GGUF has no place for them: {names}{more}")
+    if found.idle:
+        notes.append(
+            f"{len(found.idle)} tensors of layers that have no use for them are left out: {found.idle[0]}, ..."
+        )
     if found.set_aside:
         notes.append(
             f"{len(found.set_aside)} tensors of vision or audio parts are left out: a text model has no use for them"
         )
     return notes
+
+
+def _check_streams(checkpoint: Checkpoint, found: Inventory) -> None:
+    """Refuse one file of a trunk and a head that put their streams together each in its own way."""
+    own = {part.name: part for part in found.parts}
+    for root in found.roots:
+        trunk = own.get(root.name)
+        if trunk is None or not np.array_equal(trunk.values(checkpoint), root.values(checkpoint)):
+            beside = "is missing" if trunk is None else f"differs from {printable(trunk.source)}"
+            raise MtprefError(
+                f"{checkpoint.label}: {printable(root.source)}, beside which the trunk's {beside}: trunk and head put "
+                "their streams together each in its own way, and in one file llama.cpp has the trunk's for both; make "
+                "two files, with `which=trunk` and with `which=mtp`"
+            )
 
 
 def _type_of(config: TextConfig) -> str:

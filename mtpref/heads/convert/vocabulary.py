@@ -17,6 +17,7 @@ from mtpref.architectures import Architecture
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.files.vocab.load import load_vocab
+from mtpref.heads.convert import tiktoken
 from mtpref.heads.convert.general import quiet, recorded
 from mtpref.heads.convert.keys import Keys
 from mtpref.heads.convert.pre import PROBE, find_pre
@@ -35,9 +36,11 @@ def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, sheet: Architecture,
     n_vocab   rows of the embedding (config.json's vocab_size): ids after the tokenizer's own become unused tokens
     pre       the pre-tokenizer's name, where it is not to be found by behaviour
     sheet     for the name that is taken where several pre-tokenizers do the same, and for added tokens with a role
-    Errors    MtprefError: no or damaged tokenizer.json, no byte-level BPE, more tokens than rows, an unknown
-              pre-tokenizer, a vocabulary that gives other ids than the tokenizer
+    Errors    MtprefError: no or damaged tokenizer.json (or tiktoken.model), no byte-level BPE, more tokens than rows,
+              an unknown pre-tokenizer, a vocabulary that gives other ids than the tokenizer
     """
+    if is_tiktoken(checkpoint):
+        return _of_ranks(checkpoint, n_vocab, pre)
     tokenizer, found = _load(checkpoint)
     label = f"{checkpoint.label}: tokenizer.json"
     tokens, types = _tokens(tokenizer, n_vocab, label)
@@ -55,12 +58,49 @@ def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, sheet: Architecture,
     return keys
 
 
+def is_tiktoken(checkpoint: Checkpoint) -> bool:
+    """Whether a tiktoken file is all that a checkpoint has."""
+    return not (checkpoint.folder / "tokenizer.json").exists() and (checkpoint.folder / tiktoken.FILE).is_file()
+
+
+def _of_ranks(checkpoint: Checkpoint, n_vocab: int | None, pre: str | None) -> Keys:
+    """The keys of a tiktoken file."""
+    ranks = tiktoken.read_ranks(checkpoint)
+    special = tiktoken.special_tokens(checkpoint, len(ranks))
+    n_rows = len(ranks) + len(special) if n_vocab is None else n_vocab
+    n_needed = 1 + max([len(ranks) - 1, *(id for id, text in special.items() if not tiktoken.is_reserved(id, text))])
+    if not n_needed <= n_rows <= MAX_VOCAB:
+        raise MtprefError(
+            f"{checkpoint.label}: {tiktoken.FILE} and tokenizer_config.json have tokens up to id {n_needed - 1}, "
+            f"expected all below config.json's vocab_size, {n_rows} (at most {MAX_VOCAB}): they have no row of the "
+            "embeddings"
+        )
+    after = range(len(ranks), n_rows)
+    tokens = tiktoken.texts_of(ranks) + [special.get(id, f"[PAD{id}]") for id in after]
+    types = [NORMAL] * len(ranks) + [CONTROL if id in special else UNUSED for id in after]
+
+    def fill(writer: Any) -> None:
+        import gguf
+
+        gguf.SpecialVocab(checkpoint.folder, load_merges=False).add_to_gguf(writer, quiet=True)
+
+    more = recorded(fill, "", f"{checkpoint.label}: tokenizer files")
+    keys: Keys = [
+        ("tokenizer.ggml.model", "gpt2", "str"),
+        ("tokenizer.ggml.pre", pre or tiktoken.pre_of(checkpoint), "str"),
+        ("tokenizer.ggml.tokens", tokens, "arr:str"),
+        ("tokenizer.ggml.token_type", types, "arr:i32"),
+        ("tokenizer.ggml.merges", tiktoken.merges_of(ranks), "arr:str"),
+    ]
+    return keys + [pair for pair in more if pair[0] != "general.architecture"]
+
+
 def _load(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer, and tokenizer.json as it stands."""
     found = checkpoint.json("tokenizer.json")
     label = f"{checkpoint.label}: tokenizer.json"
     if found is None:
-        raise MtprefError(f"{label}: there is none, expected a byte-level BPE tokenizer")
+        raise MtprefError(f"{label}: there is none, expected a byte-level BPE tokenizer (or {tiktoken.FILE})")
     model = found.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
         kind = model.get("type") if isinstance(model, dict) else None
@@ -168,7 +208,8 @@ def _special(checkpoint: Checkpoint, found: dict[str, Any], tokenizer: Tokenizer
         vocab.add_to_gguf(writer, quiet=True)
 
     keys = recorded(fill, "", f"{checkpoint.label}: tokenizer files")
-    return _with_flags(keys) if _is_byte_level(found) else keys
+    steps = _steps_after(found)
+    return _with_flags(keys, is_told=not TELLING.isdisjoint(steps)) if "ByteLevel" in steps else keys
 
 
 def _added_id(tokenizer: Tokenizer, role: str, text: str, label: str) -> int:
@@ -178,21 +219,28 @@ def _added_id(tokenizer: Tokenizer, role: str, text: str, label: str) -> int:
     return id
 
 
-def _is_byte_level(found: dict[str, Any]) -> bool:
-    """Whether what the tokenizer does after the merges adds no tokens of its own."""
+TELLING = {"TemplateProcessing", "RobertaProcessing"}  # steps that say which special tokens are added
+
+
+def _steps_after(found: dict[str, Any]) -> set[Any]:
+    """The kinds of what the tokenizer does after the merges."""
     given = found.get("post_processor")
     steps = given.get("processors", [given]) if isinstance(given, dict) else []
-    return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
+    return {step.get("type") for step in steps if isinstance(step, dict)}
 
 
-def _with_flags(keys: Keys) -> Keys:
-    """add_bos_token and add_eos_token are false where nothing says them; older gguf packages leave them out."""
+def _with_flags(keys: Keys, *, is_told: bool) -> Keys:
+    """add_bos_token and add_eos_token of a tokenizer with a step ByteLevel, which is taken to add none.
+
+    is_told  whether another step says which are added; without, tokenizer_config.json is not asked, as llama.cpp has it
+             (older gguf packages ask it, or leave them out)
+    """
     flags = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
     given = {key: value for key, value, _ in keys}
     last = ("tokenizer.chat_template", "tokenizer.ggml.normalizer")
     at = next((i for i, pair in enumerate(keys) if pair[0].startswith(last)), len(keys))
     head = [pair for pair in keys[:at] if pair[0] not in flags]
-    return head + [(key, given.get(key, False), "bool") for key in flags] + keys[at:]
+    return head + [(key, is_told and given.get(key, False), "bool") for key in flags] + keys[at:]
 
 
 def _check_ids(tokenizer: Tokenizer, keys: Keys, label: str) -> None:

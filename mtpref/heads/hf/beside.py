@@ -37,7 +37,7 @@ def head_files(
             if file is None:
                 continue
             names = set(file.names)
-            if not names or not all(_is_head(tensor, n_layer) for tensor in names) or names <= known:
+            if not names or not all(is_head_name(tensor, n_layer) for tensor in names) or names <= known:
                 file.close()
                 continue
             found[name] = file
@@ -64,7 +64,7 @@ def _open(path: Path, *, is_needed: bool) -> SafetensorsFile | None:
         return None
 
 
-def _is_head(name: str, n_layer: int | None) -> bool:
+def is_head_name(name: str, n_layer: int | None) -> bool:
     """Whether a name is that of a head's tensor: below mtp, or of a block after the trunk's."""
     plain = canonical(name)
     block = _BLOCK.match(plain)

@@ -120,12 +120,29 @@ class _Fields:
     router_scaling_factor: Positive | None = None
     norm_topk_prob: bool | None = None
     route_norm: bool | None = None
-    scoring_func: Literal["sigmoid", "softmax"] | None = None
+    scoring_func: Literal["sigmoid", "softmax", "sqrtsoftplus"] | None = None
     q_lora_rank: Size | None = None
     kv_lora_rank: Size | None = None
     qk_rope_head_dim: Size | None = None
     qk_nope_head_dim: Size | None = None
     v_head_dim: Size | None = None
+    sliding_window: Size | None = None
+    swiglu_limit: Annotated[float, Within(0, 1e6)] | None = None
+    index_n_heads: Size | None = None
+    index_head_dim: Size | None = None
+    index_topk: Size | None = None
+    o_groups: Size | None = None
+    o_lora_rank: Size | None = None
+    compress_ratios: list[Annotated[int, Within(0, 1 << 16)]] | None = None
+    compress_rope_theta: Positive | None = None
+    hc_mult: Annotated[int, Within(1, 64)] | None = None
+    hc_sinkhorn_iters: Annotated[int, Within(1, 1024)] | None = None
+    hc_eps: Annotated[float, Within(0, 1)] | None = None
+    num_hash_layers: Annotated[int, Within(0, MAX_LAYERS)] | None = None
+    indexer_types: list[Literal["full", "shared"]] | None = None
+    index_topk_pattern: str | None = None
+    index_topk_freq: Count | None = None
+    index_skip_topk_offset: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +174,7 @@ class _WindowFields(_Fields):
     attention_other_setting: dict[str, Any] | None = None
 
 
-_PER_LAYER = ("layer_types", "mlp_layer_types")
+_PER_LAYER = ("layer_types", "mlp_layer_types", "indexer_types")
 
 
 def text_config(config: dict[str, Any], label: str) -> TextConfig:
@@ -249,6 +266,7 @@ def _check_widths(taken: _Fields, where: str) -> None:
         ("num_attention_heads", taken.qk_nope_head_dim),
         ("num_attention_heads", taken.qk_rope_head_dim),
         ("num_attention_heads", taken.v_head_dim),
+        ("index_n_heads", taken.index_head_dim),
     ):
         n = getattr(taken, heads)
         if n is not None and n * (width or 1) > MAX_COUNT:

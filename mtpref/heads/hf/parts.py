@@ -23,6 +23,7 @@ class Part:
     shape           of the result, NumPy order
     rows, columns   None: all, in order
     skip, stride    of a stack in one tensor: its first row of each expert's rows, and how many those are
+    is_joined       the sources are side by side in its columns
     """
 
     name: str
@@ -33,6 +34,7 @@ class Part:
     place: Place
     skip: int = 0
     stride: int = 0
+    is_joined: bool = False
 
     @property
     def is_head(self) -> bool:
@@ -51,6 +53,9 @@ class Part:
         if self.place.tensor.change.is_transposed:
             yield from self._transposed(checkpoint)
             return
+        if self.is_joined:
+            yield from self._joined(checkpoint)
+            return
         for source, index, n in self._indices():
             x = self.place.tensor.change.apply_values(checkpoint.rows(source, index))
             x = x.reshape(n, *self.shape[1:][-1:])
@@ -60,6 +65,8 @@ class Part:
     def keeps(self, checkpoint: Checkpoint) -> str | None:
         """The ggml type whose blocks hold these very values with the checkpoint's codes as they are, or None."""
         change = self.place.tensor.change
+        if self.is_joined or self.place.tensor.below is not None:
+            return None
         if change.values is not None or change.squeeze or change.is_transposed or len(self.shape) < 2:
             return None
         if self.columns is not None and self._block_order() is None:
@@ -107,6 +114,15 @@ class Part:
             x = self.place.tensor.change.apply_values(checkpoint.rows(self.source, index))
             yield np.ascontiguousarray(x.reshape(step, -1).T)
             checkpoint.release(self.source)
+
+    def _joined(self, checkpoint: Checkpoint) -> Iterator[NDArray[np.float32]]:
+        """Rows of all sources, one beside the other."""
+        step = max(1, PIECE_VALUES // self.shape[1])
+        for begin in range(0, self.shape[0], step):
+            rows = slice(begin, min(begin + step, self.shape[0]))
+            yield np.concatenate([checkpoint.rows(source, rows) for source in self.sources], axis=1)
+            for source in self.sources:
+                checkpoint.release(source)
 
     def _runs(self) -> Iterator[tuple[str, int, int]]:
         """Tensors of the checkpoint in order, with the first of their rows and the one after the last."""

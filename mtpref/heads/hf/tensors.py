@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import SHARED, Place, fused_of, place_of, stacks_of
+from mtpref.architectures import SHARED, Place, fused_of, is_idle, joined_of, place_of, stacks_of
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.heads.hf.checkpoint import Checkpoint
@@ -34,10 +34,12 @@ class Inventory:
     # of experts, and of tensors that cannot be read: is it the head's, what is wrong
     faults: list[tuple[bool, str]] = field(default_factory=list)
     shared_faults: dict[str, str] = field(default_factory=dict)  # GGUF name of what head and trunk share -> the same
+    roots: list[Part] = field(default_factory=list)  # what a head has outside of blocks, in a file of its own
+    idle: list[str] = field(default_factory=list)  # of layers that have no use for them
 
     def of_head(self) -> list[Part]:
-        """What a stand-alone head's file holds: the head, and what it shares with the trunk."""
-        return [part for part in self.parts if part.is_head or part.name in SHARED]
+        """What a stand-alone head's file holds: the head, what it shares with the trunk, and what is its own there."""
+        return [*(part for part in self.parts if part.is_head or part.name in SHARED), *self.roots]
 
     def of_trunk(self) -> list[Part]:
         return [part for part in self.parts if not part.is_head]
@@ -48,7 +50,8 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
 
     Errors   MtprefError: two tensors that become one, a shape that the operation cannot take
     """
-    found, stacks = Inventory(), Stacks(checkpoint, config)
+    found, stacks, joined = Inventory(), Stacks(checkpoint, config), _Joined(checkpoint, config)
+    blocks_of = config.sheet.layers.of_checkpoint(config.found, config.n_layer)
     taken: dict[str, str] = {}
     heads: list[str] = []  # names of the head's tensors
     for source in checkpoint.names:
@@ -57,7 +60,10 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         if is_buffer(source):
             continue
-        fault = checkpoint.fault(source) or _no_floats(checkpoint, source)
+        if is_idle(config.sheet, canonical(source), config.n_layer, blocks_of):
+            found.idle.append(source)
+            continue
+        fault = checkpoint.fault(source) or _no_floats(checkpoint, config, source)
         if fault is not None:
             place = _place_of_fault(config, source)
             if place is None:
@@ -71,11 +77,16 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         parts = stacks.add(source)
         if parts is None:
+            parts = joined.add(source)
+        if parts is None:
             parts = _parts(checkpoint, config, source)
         if parts is None:
             found.unmapped.append(source)
             continue
         for part in parts:
+            if part.is_head and part.place.il is None:
+                found.roots.append(part)
+                continue
             if part.name in taken:
                 raise MtprefError(
                     f"{checkpoint.label}: {printable(taken[part.name])} and {printable(source)} both "
@@ -83,18 +94,23 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
                 )
             taken[part.name] = source
             found.parts.append(part)
-    found.faults += stacks.faults()
+    found.faults += stacks.faults() + joined.faults()
     heads += [part.name for part in found.parts if part.is_head]
     blocks = {int(name.split(".")[1]) for name in heads}
     found.n_mtp = max(blocks) + 1 - config.n_layer if blocks else 0
     return found
 
 
-def _no_floats(checkpoint: Checkpoint, source: str) -> str | None:
-    """Why a tensor's plain integers are no values of a weight, or None for floats: codes without what they mean."""
+def _no_floats(checkpoint: Checkpoint, config: TextConfig, source: str) -> str | None:
+    """Why a tensor's plain integers are no values of a weight, or None for floats and for a table of integers: codes
+    without what they mean."""
     dtype = checkpoint.dtype(source)
-    if dtype in FLOATS:
+    place = place_of(config.sheet, canonical(source), config.n_layer)
+    is_table = place is not None and place.tensor.below is not None
+    if dtype in (("I32", "I64") if is_table else FLOATS):
         return None
+    if is_table:
+        return f"{printable(source)} is {dtype} {checkpoint.shape(source)}, expected a table of I32 or I64"
     return f"{printable(source)} is {dtype} {checkpoint.shape(source)}, expected floats, or codes whose scales are read"
 
 
@@ -116,6 +132,46 @@ def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part
             return None
         made.append(_part(checkpoint, config, source, place, rows))
     return made
+
+
+class _Joined:
+    """Tensors that are one in a GGUF, side by side, as they come."""
+
+    def __init__(self, checkpoint: Checkpoint, config: TextConfig) -> None:
+        self.checkpoint, self.config = checkpoint, config
+        self._found: dict[str, dict[str, str]] = {}  # canonical name of the whole -> of a part -> the tensor
+        self._parts: dict[str, tuple[str, ...]] = {}
+
+    def add(self, source: str) -> list[Part] | None:
+        """What is whole with this tensor; None where it is no part of another.
+
+        Errors  MtprefError for parts that do not stand side by side
+        """
+        name = canonical(source)
+        whole = joined_of(self.config.sheet, name, self.config.n_layer)
+        if whole is None:
+            return None
+        self._parts[whole[0]] = whole[1]
+        found = self._found.setdefault(whole[0], {})
+        found[name] = source
+        place = place_of(self.config.sheet, whole[0], self.config.n_layer)
+        if place is None or len(found) < len(whole[1]):
+            return []
+        sources = tuple(found[part] for part in whole[1])
+        shapes = [self.checkpoint.shape(one) for one in sources]
+        if any(len(shape) != 2 for shape in shapes) or len({shape[0] for shape in shapes}) > 1:
+            named = " and ".join(f"{printable(one)} {shape}" for one, shape in zip(sources, shapes, strict=True))
+            raise MtprefError(f"{self.checkpoint.label}: {named}, expected matrices of as many rows: they become one")
+        del self._found[whole[0]]
+        shape = (shapes[0][0], sum(shape[1] for shape in shapes))
+        return [Part(place.name, sources, shape, None, None, place, is_joined=True)]
+
+    def faults(self) -> list[tuple[bool, str]]:
+        """(it is the head's, what is wrong) of those that lack a part."""
+        lacking = [
+            (found, next(p for p in self._parts[whole] if p not in found)) for whole, found in self._found.items()
+        ]
+        return [(True, f"{part} is missing beside {printable(next(iter(found.values())))}") for found, part in lacking]
 
 
 def _split(

@@ -108,6 +108,18 @@ class _Keys:
     def integer(self, key: str) -> int | None:
         return _integer(self.f, f"{self.arch}.{key}")
 
+    def integers(self, key: str, n: int) -> list[int] | str | None:
+        key = f"{self.arch}.{key}"
+        if key not in self.f.kv:
+            return None
+        try:
+            value = self.f.kv[key]
+            if not isinstance(value, GgufArray) or value.to_numpy().dtype.kind not in "iu":
+                return f"is {self.f.kv.kind(key)}"
+            return [int(v) for v in value.to_numpy()[:n]] if len(value) >= n else f"has {len(value)} elements"
+        except MtprefError:
+            return f"is {self.f.kv.kind(key)}"
+
     def flags(self, key: str, n: int) -> list[bool] | str | None:
         key = f"{self.arch}.{key}"
         if key not in self.f.kv:
@@ -165,10 +177,11 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
             continue
         block, own = head or blocks[kind], values.at(il)
         # a count is read with the shapes, and after it what holds of several of them
-        names = {name for t in present_tensors(block.tensors, il, f.tensors) for dim in t.shape
-                 for _, names in dim.terms for name in names}  # fmt: skip
+        names = {name for t in present_tensors(block.tensors, il, f.tensors) for dim in t.shape for name in dim.names}
         steps += [partial(own.__getitem__, name) for name in sorted(names & set(sheet.symbols))]
         steps += [partial(block.mixer.configure, own), partial(block.ffn.configure, own)]
+        around = getattr(block.residual, "configure", None)
+        steps += [partial(around, own)] if around else []
     told = {problem.text.split(" ")[1] for problem in problems if problem.kind == "key"}
     for step in steps:
         try:
@@ -200,8 +213,12 @@ def kind_found(tensors: list[TensorInfo], sheet: Architecture | None) -> str:
     names = {t.name.split(".", 2)[2] for t in tensors}
     blocks = sheet.blocks if sheet else [block for one in ARCHITECTURES.values() for block in one.blocks]
     for block in reversed(blocks):  # the head's first: it has a trunk layer's tensors too
-        if any(name.startswith(block.marks) for name in names):
+        if not block.looks_like and any(name.startswith(block.marks) for name in names):
             return block.name
+    of_tensors = getattr(sheet.layers, "of_tensors", None) if sheet else None
+    block_found = of_tensors(names) if of_tensors else None
+    if block_found is not None:
+        return str(block_found.name)
     return "unknown" if names else "empty"
 
 
@@ -214,6 +231,7 @@ def describe_layers(f: GgufFile, layout: Layout) -> dict[str, Any]:
         tensors = layout.blocks.get(i, [])
         found = kind_found(tensors, layout.sheet)
         kind = layout.kinds[i] if layout.kinds else "unknown"
+        found = kind if layout.sheet and found == _looks(layout.sheet).get(kind) else found
         counts[kind] = counts.get(kind, 0) + 1
         n_bytes = sum(t.n_bytes for t in tensors)
         rows.append({"index": i, "kind": kind, "found": found, "n_tensors": len(tensors), "bytes": n_bytes})
@@ -225,18 +243,23 @@ def _tables(sheet: Architecture) -> dict[str, Sequence[Tensor | Either]]:
     return {block.name: block.tensors for block in sheet.layers.all_blocks()}
 
 
+def _looks(sheet: Architecture) -> dict[str, str]:
+    """Name of a trunk block that keys alone tell -> the block whose tensors it has."""
+    return {block.name: block.looks_like for block in sheet.layers.all_blocks() if block.looks_like}
+
+
 def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[dict[str, str]]:
     """Compare all tensors with the tables; add to `problems`; give the fallbacks that are in use."""
     sheet = layout.sheet
     if not layout.kinds or sheet is None:
         return []  # the blocks are not known, and `problems` says why
     specs = list(sheet.tensors)
-    tables = _tables(sheet)
+    tables, looks = _tables(sheet), _looks(sheet)
     for i, kind in enumerate(layout.kinds):
         if kind != MTP and not layout.has_trunk:
             continue  # a head-only file holds no trunk block
         found = kind_found(layout.blocks.get(i, []), sheet)
-        if found not in (kind, "empty") and not layout.partial:
+        if found not in (kind, looks.get(kind), "empty") and not layout.partial:
             text = f"blk.{i} is declared {kind}, its tensors are those of kind {found}"
             if kind == MTP and found in tables:
                 text += (

@@ -56,6 +56,7 @@ def _file(report: dict[str, Any]) -> list[str]:
     what = [f"this is {report['what']}"] if report["what"] else []
     shards = [(f"  {printable(s['path'], 400)}", f"{s['n_tensors']} tensors", _bytes(s["bytes"])) for s in f["shards"]]
     split = [f"in {len(shards)} files", *_table(shards)] if shards else []
+    split += [f"note: {f['note']}"] if f["note"] else []
     known = "supported" if report["supported"] else "not supported: keys and tensors are listed, kinds are unknown"
     return [
         f"{printable(f['path'], 400)}: GGUF version {f['version']}, {_bytes(f['bytes'])}, {f['n_keys']} keys, "

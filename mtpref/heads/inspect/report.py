@@ -15,7 +15,7 @@ import numpy as np
 
 from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, printable
+from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, other_counts, printable
 from mtpref.files.identify import HEAD_ONLY, describe_kind, is_head_only
 from mtpref.heads.inspect.layers import Problem, check_keys, check_tensors, describe_head, describe_layers, read_layout
 from mtpref.heads.inspect.memory import head_memory
@@ -33,7 +33,8 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
 
     schema            "mtpref-inspect-1"
     file              path, bytes, version, alignment, data_offset, n_keys, n_tensors; shards: for each file of a
-                      split model its path, bytes and n_tensors, empty for a model in one file
+                      split model its path, bytes and n_tensors, empty for a model in one file; note: where later
+                      files of it count other files than the first, else None
     what              what the file is where it is no whole language model (a projector, a LoRA, ...), else None
     architecture      general.architecture or None    supported: whether mtpref knows its layers and head
     general, hyper_parameters, tokenizer, other_keys
@@ -88,6 +89,7 @@ def describe_file(f: GgufFile, alone: str | None) -> tuple[dict[str, Any], list[
             "n_keys": len(f.kv),
             "n_tensors": len(f.tensors),
             "shards": _shards(f),
+            "note": other_counts(f),
         },
         "what": describe_kind(f) or (HEAD_ONLY if is_head_only(f) and alone is None else None),
         "architecture": arch,

@@ -83,11 +83,13 @@ def stacks_of(model: Model) -> dict[str, int]:
 
 
 def watched(model: Model, see: Callable[[str, F32], None]) -> Model:
-    """The model with its matrix products seen: fused layers fall back to their composition, to the same bits."""
+    """The model with its products with a file's matrices seen: fused layers fall back to their composition, to the same
+    bits."""
     inner = model.recipe.ops.mul_mat
 
     def mul_mat(w: Matrix, x: F32, *rest: Any) -> F32:
-        see(w.name, x)
+        if w.name:
+            see(w.name, x)
         return np.asarray(inner(w, x, *rest))
 
     return replace(model, recipe=model.recipe.with_ops(mul_mat=mul_mat))

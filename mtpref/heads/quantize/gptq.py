@@ -7,6 +7,8 @@ Source: Frantar et al., arXiv 2210.17323, algorithm 1 (Cholesky form, lazy updat
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,14 +22,36 @@ DAMPING = 0.01  # of the mean of H's diagonal
 MAX_DAMPING = 1.0
 
 
+class Rounding(Protocol):
+    """A grid as GPTQ needs it: `Grid`, or one of a checkpoint's formats. group: columns that share a scale"""
+
+    @property
+    def group(self) -> int: ...
+
+    def scales(self, w: F64) -> tuple[F64, F64]:
+        """(d, m) of each row for a group of columns."""
+        ...
+
+    def nearest(self, w: F64, d: F64, m: F64) -> tuple[NDArray[np.int64], F64]:
+        """(codes, values) of one column."""
+        ...
+
+
 def gptq(w: NDArray[np.floating], hessian: F64, grid: Grid, *, damping: float = DAMPING, name: str = "matrix") -> U8:
+    """Quantise a matrix to a GGUF type. Shapes, errors: as `gptq_codes` -> uint8 (n_out, bytes of a row)"""
+    return grid.pack(*gptq_codes(w, hessian, grid, damping=damping, name=name))
+
+
+def gptq_codes(
+    w: NDArray[np.floating], hessian: F64, grid: Rounding, *, damping: float = DAMPING, name: str = "matrix"
+) -> tuple[NDArray[np.int64], F64, F64]:
     """Quantise a matrix.
 
     H' = H + damping mean(diag H) I; H'^-1 = U^T U, U upper; for each column j
     q_j = nearest(w_j);  e = (w_j - q_j) / U_jj;  w_k -= e U_jk for k > j.
     The scale of a group is chosen when its first column comes, from the columns as they are then.
 
-    Shapes   w: (n_out, n_in); hessian: (n_in, n_in), symmetric -> uint8 (n_out, bytes of a row)
+    Shapes   w: (n_out, n_in); hessian: (n_in, n_in), symmetric -> codes (n_out, n_in); d, m (n_out, n_in / group)
     Dtypes   float64 throughout
     Dead     a column that saw nothing (H_jj = 0) is rounded to nearest and spreads no error
     Errors   MtprefError where H is not finite, or not positive definite with a damping of MAX_DAMPING either
@@ -53,12 +77,17 @@ def gptq(w: NDArray[np.floating], hessian: F64, grid: Grid, *, damping: float = 
             work[:, j + 1 : last] -= np.outer(error, upper[j, j + 1 : last])
             errors[:, j - first] = error
         work[:, last:] -= errors @ upper[first:last, last:]
-    return grid.pack(codes, d, m)
+    return codes, d, m
+
+
+def nearest_codes(w: NDArray[np.floating], grid: Rounding) -> tuple[NDArray[np.int64], F64, F64]:
+    """The same grid without a Hessian: what GPTQ gives for H = I."""
+    return gptq_codes(w, np.eye(w.shape[1]), grid, damping=0.0)
 
 
 def round_to_nearest(w: NDArray[np.floating], grid: Grid) -> U8:
-    """The same grid without a Hessian: what GPTQ gives for H = I."""
-    return gptq(w, np.eye(w.shape[1]), grid, damping=0.0)
+    """`nearest_codes` as a GGUF type holds them."""
+    return grid.pack(*nearest_codes(w, grid))
 
 
 def inverse_factor(hessian: F64, damping: float, name: str) -> F64:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model, Pairs
 from mtpref.engine.weights import MtpWeights, stacked
 from mtpref.heads.quantize.collect import paired, product_of, run_head, watched
-from mtpref.heads.quantize.gptq import DAMPING, gptq, round_to_nearest
+from mtpref.heads.quantize.gptq import DAMPING, Rounding, gptq_codes, nearest_codes
 from mtpref.heads.quantize.grid import Grid
 from mtpref.heads.quantize.mixture import Item, is_quantizable
 from mtpref.heads.quantize.spill import Spill
@@ -124,13 +125,15 @@ def tensor_name(name: str) -> str:
     return product_of(name).tensor
 
 
-def stages(model: Model, chunks: Sequence[Pairs]) -> list[list[str]]:
+def stages(model: Model, chunks: Sequence[Pairs], tensors: set[str] | None = None) -> list[list[str]]:
     """The tensors of head_matrices in the order in which they run; those that see the same rows are one stage.
+
+    tensors  which of them (default: all)
 
     Rule  one pair tells: a stack is where the matrix of it that ran is; a tensor that no pass reads is in no stage
     """
     chunk = max(chunks, key=lambda chunk: len(chunk.ids))
-    wanted = {tensor_name(name) for name in head_matrices(model)}
+    wanted = {tensor_name(name) for name in head_matrices(model)} if tensors is None else set(tensors)
     by_rows: dict[bytes, list[str]] = {}
 
     def see(name: str, x: F32) -> None:
@@ -160,24 +163,33 @@ class Calibrated:
         return f"GPTQ: experts that saw fewer than {MIN_ROWS} rows were rounded to nearest: {told}; more text helps"
 
 
+Finish = Callable[[str, NDArray[np.int64], F64, F64], Matrix]  # (name, codes, d, m)
+
+
 def gptq_head(
     model: Model,
     chunks: Sequence[Pairs],
-    grid: Grid,
+    grid: Rounding,
     *,
     damping: float = DAMPING,
     folder: str | Path | None = None,
+    only: Callable[[str], bool] | None = None,
+    finish: Finish | None = None,
     progress: Progress | None = None,
 ) -> Calibrated:
     """The heads' matrices on a grid, stage by stage.
 
+    only    which tensors, by GGUF name (default: all that can be quantised)
+    finish  makes the matrix that the later stages run with (default: of the grid's GGUF type)
     Rule    an expert that saw n rows has a damping of EXPERT_DAMPING n_in / n where that is more; one that saw fewer
             than MIN_ROWS is rounded to nearest
     folder  where the rows of experts are kept meanwhile (None: the system's place); nothing of it is left
     """
     made: dict[str, Matrix] = {}
     plain: dict[str, list[int]] = {}
-    sources, order = head_matrices(model), stages(model, chunks)
+    finish = finish or partial(_of_grid, grid)
+    sources = {name: w for name, w in head_matrices(model).items() if only is None or only(tensor_name(name))}
+    order = stages(model, chunks, {tensor_name(name) for name in sources})
     for i, stage in enumerate(order):
         names = [name for name in sources if tensor_name(name) in stage]
         of_expert: dict[int | None, list[Matrix]] = {}
@@ -190,14 +202,20 @@ def gptq_head(
                 for w in matrices:
                     if expert is not None and own is None:
                         plain.setdefault(tensor_name(w.name), []).append(expert)
-                        raw = round_to_nearest(w.dequantize(), grid)
+                        coded = nearest_codes(w.dequantize(), grid)
                     else:
                         hessian = found[w.name] if own is None else own
-                        raw = gptq(w.dequantize(), hessian, grid, damping=max(damping, least), name=w.name)
-                    made[w.name] = Matrix(w.name, grid.kind, w.n_out, w.n_in, raw.reshape(-1))
+                        coded = gptq_codes(w.dequantize(), hessian, grid, damping=max(damping, least), name=w.name)
+                    made[w.name] = finish(w.name, *coded)
         if progress is not None:
             progress(i + 1, len(order))
     return Calibrated(made, {name: sorted(set(experts)) for name, experts in plain.items()})
+
+
+def _of_grid(grid: Rounding, name: str, codes: NDArray[np.int64], d: F64, m: F64) -> Matrix:
+    if not isinstance(grid, Grid):
+        raise TypeError("gptq_head: no finish for a grid of no GGUF type")
+    return Matrix(name, grid.kind, len(codes), codes.shape[1], grid.pack(codes, d, m).reshape(-1))
 
 
 def _of_expert(spill: Spill, expert: int, n_in: int) -> tuple[NDArray[np.float64] | None, float]:

@@ -36,6 +36,7 @@ MIXTURES: dict[str, tuple[str, int]] = {
     "MXFP4_MOE": ("MXFP4", 38),
 }
 FLOATS = ("F32", "F16", "BF16")
+INTEGERS = ("I8", "I16", "I32", "I64")
 # A type whose block does not divide a row -> what takes its place.
 FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LEAST_HEAD = "Q8_0"
@@ -137,8 +138,8 @@ def plan_types(
 
 
 def is_quantizable(item: Item) -> bool:
-    """Matrices and stacks named .weight, save norms, the convolution and the router. A single row counts as
-    a vector (the gate of a shared expert)."""
+    """Matrices and stacks named .weight, save norms, the convolution, the router and tables of integers. A single row
+    counts as a vector (the gate of a shared expert)."""
     name = item.name
     return (
         len(without_leading_ones(item.shape)) >= 2
@@ -146,6 +147,7 @@ def is_quantizable(item: Item) -> bool:
         and "_norm.weight" not in name
         and "ssm_conv1d" not in name
         and "ffn_gate_inp.weight" not in name
+        and item.type_name not in INTEGERS
     )
 
 

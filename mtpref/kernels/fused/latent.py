@@ -2,8 +2,9 @@
 
 Owns the fused twin of compose_latent.py's `latent_attn_layer`. One task is a block of tokens and a block of heads:
 queries are absorbed and turned, meet the cached rows, and what they gather is brought back to the heads' values, all
-while it is in the cache. Cached rows lie as a matrix of floats does, so scores are its product with the queries (S6 of
-F32, F16 and BF16 has the rounding and the sums of S16). Tasks do not read each other, so they are split over threads.
+while it is in the cache. Cached rows lie as a matrix of floats does, so scores are its product with the queries: a
+product with F32, F16 or BF16 (S6) has the rounding and the sums of attention (S16). Tasks do not read each other, so
+they are split over threads.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -38,8 +39,8 @@ PAIRS = 128  # of a token and a head in a task, at most: their scores stay in th
 
 
 class Queries(NamedTuple):
-    """Queries (T, n_head, n_nope + n_rot), the cosines and sines of their positions (T, n_rot/2), and what they are
-    multiplied with (S54)."""
+    """Queries (T, n_head, n_nope + n_rot), the cosines and sines of their positions (T, n_rot/2), and their
+    latent scale (S54)."""
 
     q: F32
     cos: F32
@@ -49,7 +50,7 @@ class Queries(NamedTuple):
 
 class Cells(NamedTuple):
     """Cached rows: their bytes, and as attend.py's Cache has them; kernels that multiply them; tokens before the batch;
-    what S16 multiplies scores with."""
+    what scores of attention are multiplied with (S16)."""
 
     raw: NDArray[np.uint8]
     kind: int
@@ -207,7 +208,8 @@ def latent_attn_layer(
     """The bits of `compose_latent.latent_attn_layer`. Where a tap looks on, or for sizes and types that have no kernel,
     the composition runs."""
     k_b, v_b = (None if wide else net_of(w[name], False) for name in ("attn_k_b.weight", "attn_v_b.weight"))
-    if tap is not discard or k_b is None or v_b is None or cfg.n_latent % N_LANES:
+    is_whole = 2 * rope_cos_sin[0].shape[1] == cfg.n_rot  # a table of fewer pairs turns a part (S53)
+    if tap is not discard or k_b is None or v_b is None or cfg.n_latent % N_LANES or not is_whole:
         result: F32 = ops.composed["latent_attn_layer"](ops, w, cfg, x, cells, kv_type, first, rope_cos_sin, tap)
         return result
     n_tokens = len(x)

@@ -52,7 +52,8 @@ class LogDifference:
         place = f"round {self.round}, position {self.pos}, {'step' if self.what != 'token' else 'token'} {self.index}"
         why = ""
         if self.router is not None:
-            why = f"; a router's near tie at position {self.router[0]}, gap {self.router[1]:.2g}, explains it"
+            position, least = self.router
+            why = f"; a near tie of a router or indexer at position {position}, gap {least:.2g}, explains it"
         return f"{place}: {self.what} {self.ours}, llama.cpp {self.theirs}{gap}{why}"
 
 
@@ -151,7 +152,11 @@ class LogAgreement:
             )
         if self.first is not None and self.first is not self.first_divergence:
             lines.append(f"first near tie: {self.first.text()}")
-        parted = "a router's near tie may have chosen another expert" if self.is_rerouted else ""
+        parted = (
+            "a near tie of a router or indexer may have chosen another expert, or other cells"
+            if self.is_rerouted
+            else ""
+        )
         if self.is_hardly_compared:
             sampled = "the texts part at a near tie, as those of a sampled run do; was it run with --temp 0?"
             lines.append(
@@ -251,7 +256,7 @@ def _rounds(events: Iterable[Event]) -> tuple[list[Drafted], list[Verified], Tok
 
 
 def router_ties(events: Iterable[Event], near_gap: float = NEAR_GAP) -> list[tuple[int, float]]:
-    """(position, gap) of every router's near tie of the tokens that stayed; of a prompt's, the position it ends at."""
+    """(position, gap) of every near tie of a router or indexer, of the tokens that stayed; of a prompt's, its end."""
     ties = []
     for event in events:
         if isinstance(event, PromptProgress) and event.router_gap is not None and event.router_gap < near_gap:

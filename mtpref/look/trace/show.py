@@ -224,7 +224,7 @@ def _row_facts(v: Verified, i: int) -> list[Line]:
     if v.near_ties[i]:
         fields.append([("near tie", "near tie")])
     if v.router_gaps and v.router_gaps[i] < NEAR_GAP:
-        fields.append([(f"near tie of a router, gap {v.router_gaps[i]:.2g}", "near tie")])
+        fields.append([(f"near tie of a router or indexer, gap {v.router_gaps[i]:.2g}", "near tie")])
     if draw is not None:
         for name in ("p", "p_accept", "u_target", "u_accept", "u_residual", "edge"):
             value = getattr(draw, name)

@@ -37,13 +37,11 @@ def controls(model: Model) -> list[Variant]:
     contract = model.recipe.contract
     other_norm = "pre" if contract.hidden == "post" else "post"
     other_order = "he" if contract.concat == "eh" else "eh"
-    out = [
-        Variant(
-            f"hidden={other_norm}",
-            with_contract(model, replace(contract, hidden=other_norm)),
-            1,
-            f"the trunk's rows {'before' if other_norm == 'pre' else 'after'} the final norm; a near miss by nature",
-        ),
+    out = []
+    if model.can_take(other := replace(contract, hidden=other_norm)):
+        about = f"the trunk's rows {'before' if other_norm == 'pre' else 'after'} the final norm; a near miss by nature"
+        out.append(Variant(f"hidden={other_norm}", with_contract(model, other), 1, about))
+    out += [
         Variant(
             f"concat={other_order}",
             with_contract(model, replace(contract, concat=other_order)),
@@ -78,6 +76,7 @@ def contracts(model: Model, n_draft: int) -> list[Variant]:
     for field in fields(MtpContract):
         if field.name not in INVISIBLE:
             wanted += [replace(base, **{field.name: choice}) for choice in CHOICES[field.name]]  # type: ignore[arg-type]
+    wanted = [contract for contract in wanted if model.can_take(contract)]
     unique = {_visible(contract): contract for contract in reversed(wanted)}
     return [
         Variant(describe(contract, *model.own_rows), with_contract(model, contract), n_draft)

@@ -4,14 +4,23 @@ Start with kind.py. A data sheet (mtpref/architectures) combines kinds; nothing 
 """
 
 from mtpref.spec.kinds.attention import ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_ATTENTION
+from mtpref.spec.kinds.clamped_moe import CLAMPED_MOE_FFN, HASHED_MOE_FFN
+from mtpref.spec.kinds.compressed import COMPRESSED_ATTENTION, WINDOW_ATTENTION
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
+from mtpref.spec.kinds.indexed import (
+    HALVES_ALL_CELLS,
+    HALVES_INDEXED,
+    PAIRS_ALL_CELLS,
+    PAIRS_INDEXED,
+    PAIRS_SHARING,
+)
 from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.limited import LIMITED_FFN, LIMITED_MOE_FFN
 from mtpref.spec.kinds.moe_ffn import MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
-from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Norm, Part, Residual, Sequential
+from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Around, HyperConnected, Part, Residual, Sequential
 from mtpref.spec.kinds.windowed import (
     HALF_ROTARY_ATTENTION,
     HALF_ROTARY_HEAD_ATTENTION,
@@ -21,6 +30,8 @@ from mtpref.spec.kinds.windowed import (
 
 __all__ = [
     "ATTENTION",
+    "CLAMPED_MOE_FFN",
+    "COMPRESSED_ATTENTION",
     "F32",
     "FFN",
     "GATED_ATTENTION",
@@ -28,6 +39,9 @@ __all__ = [
     "GROUPED_DELTA_NET",
     "HALF_ROTARY_ATTENTION",
     "HALF_ROTARY_HEAD_ATTENTION",
+    "HALVES_ALL_CELLS",
+    "HALVES_INDEXED",
+    "HASHED_MOE_FFN",
     "INPUT",
     "LATENT_ATTENTION",
     "LAYER_INPUT",
@@ -35,6 +49,9 @@ __all__ = [
     "LIMITED_MOE_FFN",
     "MIXER",
     "MOE_FFN",
+    "PAIRS_ALL_CELLS",
+    "PAIRS_INDEXED",
+    "PAIRS_SHARING",
     "SIGMOID_MOE_FFN",
     "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
@@ -42,10 +59,12 @@ __all__ = [
     "WHOLE_ROTARY_ATTENTION",
     "WINDOWED_ATTENTION",
     "WINDOWED_HEAD_ATTENTION",
+    "WINDOW_ATTENTION",
+    "Around",
     "Graph",
+    "HyperConnected",
     "LayerKind",
     "Made",
-    "Norm",
     "Part",
     "Residual",
     "Sequential",

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.spec.config import AttnConfig, LatentConfig, Values, WindowedConfig
+from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, Values, WindowedConfig
+from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 from mtpref.spec.state import LayerState, StateSpec
@@ -53,6 +54,8 @@ class Span:
     target  the trunk's layers, for a head that reads their cells; None elsewhere
     roots   tensors outside of blocks that layers read, by GGUF name
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
+    tokens  their ids, (T,), for layers that choose by them
+    selections  what each indexer of the pass chose, likewise; a layer that has none of its own takes the last
     """
 
     ops: Ops
@@ -61,6 +64,8 @@ class Span:
     keep: int
     target: list[LayerState] | None = None
     routings: list[Routing] = field(default_factory=list)
+    tokens: NDArray[np.int32] | None = None
+    selections: list[Selection] = field(default_factory=list)
     roots: Mapping[str, Any] = field(default_factory=dict)
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
@@ -78,7 +83,7 @@ class Span:
         return self._rope[key]
 
 
-def rotary_of(cfg: AttnConfig | LatentConfig | WindowedConfig) -> AttnConfig:
+def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig | WindowedConfig) -> AttnConfig:
     """What of a layer is turned by position, as an attention layer."""
     return cfg if isinstance(cfg, AttnConfig) else cfg.rotary
 
@@ -115,6 +120,7 @@ class LayerKind:
     forward(weights, config, x, state, span, tap) -> y, both (T, n_embd); x is normalised, y is added to the
         residual stream by the block; the state is advanced by T tokens
     graph   what it makes, its output last; names that other engines tap may stand in it too
+    entries coarse entries of the table that it calls; empty: not said
     """
 
     name: str
@@ -122,6 +128,7 @@ class LayerKind:
     state: Callable[[Any, str], tuple[StateSpec, ...]]
     forward: Forward
     graph: Graph = field(default_factory=dict, compare=False)
+    entries: frozenset[str] = frozenset()
 
 
 def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:

@@ -14,16 +14,23 @@ from mtpref.spec.rope_scaling import LIMITS
 from mtpref.spec.state import LayerState, StateSpec
 
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
-TENTH = np.float32(0.1)  # what files have mscale_all_dim times
 
 
-def _configure(v: Values) -> LatentConfig:
+def configure(
+    v: Values, *, reads_log_multiplier: bool = True, is_mscale_all_dim: bool = True, is_absorbed: bool = False
+) -> LatentConfig:
+    """The hyper-parameters of a layer.
+
+    reads_log_multiplier  whether the architecture's files tell mscale_all_dim
+    is_mscale_all_dim     whether mscale is taken to be that too (YaRN); else it is 1
+    is_absorbed           whether there are no files but in the absorbed form
+    """
     n_key, n_rot, n_latent = v["n_key"], v["n_rot"], v["n_latent"]
     label = f"{v.meta.source}: key {v.meta.arch}"
     if n_rot % 2 or n_rot >= n_key:
         raise MtprefError(f"{label}.rope.dimension_count is {n_rot}, expected an even count below {n_key}, the width "
                           "of a head's key; try: mtpref inspect FILE")  # fmt: skip
-    is_absorbed = v.meta.has("attention.key_length_mla") and v.meta.has("attention.value_length_mla")
+    is_absorbed = is_absorbed or all(v.meta.has(f"attention.{n}_length_mla") for n in ("key", "value"))
     if is_absorbed and (v["n_embd_head"], v["n_embd_head_v"]) != (n_latent + n_rot, n_latent):
         raise MtprefError(
             f"{label}.attention.key_length is {v['n_embd_head']} and value_length {v['n_embd_head_v']}, expected "
@@ -35,7 +42,7 @@ def _configure(v: Values) -> LatentConfig:
                                "not supported, expected no such key")  # fmt: skip
     freq_base = v["freq_base"] if v.meta.rope.freq_base is None else v.meta.rope.freq_base
     low, high = LIMITS["log_multiplier"]
-    tenth = v.meta.f32(LOG_MULTIPLIER, 0.0, low=low, high=high)
+    tenth = v.meta.f32(LOG_MULTIPLIER, 0.0, low=low, high=high) if reads_log_multiplier else 0.0
     cfg = LatentConfig(
         n_embd=v["n_embd"],
         n_head=v["n_head"],
@@ -47,16 +54,17 @@ def _configure(v: Values) -> LatentConfig:
         rms_eps=v["rms_eps"],
         is_absorbed=is_absorbed,
         rope_scaling=replace(read_rope_scaling(v.meta, freq_base), log_multiplier=tenth),
+        is_mscale_all_dim=is_mscale_all_dim,
     )
-    return replace(cfg, scale=_scale(cfg, float(np.float32(tenth) / TENTH)))
+    return replace(cfg, scale=_scale(cfg))
 
 
-def _scale(cfg: LatentConfig, log_multiplier: float) -> float:
+def _scale(cfg: LatentConfig) -> float:
     scaling = cfg.rope_scaling
     magnitude = rope_constants(cfg.rotary)[2]
     if not scaling.ext_factor:
         magnitude *= 1.0 - 0.1 * float(np.log(np.float64(np.float32(scaling.freq_scale))))
-    return spec.latent_scale(cfg.n_key, cfg.n_row, scaling.freq_scale, magnitude, log_multiplier)
+    return spec.latent_scale(cfg.n_key, cfg.n_row, scaling.freq_scale, magnitude, cfg.mscale_all_dim)
 
 
 def _state(cfg: LatentConfig, kv_type: str) -> tuple[StateSpec, ...]:
@@ -106,4 +114,4 @@ GRAPH = {
                     "blk.{i}.attn_v_b.weight", (spec.latent_scale, spec.attention, spec.mul_mat_exact)),
     "attn_output": Made(("kqv_out",)),
 }  # fmt: skip
-LATENT_ATTENTION = LayerKind("latent_attention", _configure, _state, _forward, GRAPH)
+LATENT_ATTENTION = LayerKind("latent_attention", configure, _state, _forward, GRAPH)

@@ -6,25 +6,40 @@ function of the same arguments, named by its architecture's data sheet.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+from mtpref.spec import read_streams, write_streams
+from mtpref.spec.config import StreamsConfig, Values
 from mtpref.spec.kinds.kind import F32, Graph, Made
-from mtpref.spec.ops import LayerTap
+from mtpref.spec.ops import LayerTap, LayerWeights, Ops
 
-Norm = Callable[[str, F32], F32]  # (name of the norm's weight, rows) -> normalised rows
 Part = Callable[[F32], F32]  # the mixer or the feed-forward network, on normalised rows
 # In the graph of a block: the rows that come into it, and what its parts give.
 LAYER_INPUT, MIXER, FFN = "(layer input)", "(mixer)", "(ffn)"
 
 
+@dataclass(frozen=True)
+class Around:
+    """What a block computes with beside its two parts. cfg: what the residual's `configure` made"""
+
+    ops: Ops
+    weights: LayerWeights
+    eps: float
+    cfg: Any = None
+
+    def norm(self, name: str, rows: F32) -> F32:
+        """Rows, normalised by the norm's weight of that name."""
+        return self.ops.rms_norm(rows, self.weights[name], self.eps)
+
+
 class Residual(Protocol):
     """One block on the rows of the residual stream.
 
-    It may also have `graph`, what it makes of them, and `feeds`, which of that its mixer and its feed-forward network
-    are given.
+    It may also have `graph`, what it makes of them, `feeds`, which of that its mixer and its feed-forward network
+    are given, and `configure`, values -> hyper-parameters of its own.
     """
 
-    def __call__(self, x: F32, norm: Norm, mixer: Part, ffn: Part, tap: LayerTap) -> F32: ...
+    def __call__(self, x: F32, around: Around, mixer: Part, ffn: Part, tap: LayerTap) -> F32: ...
 
 
 @dataclass(frozen=True)
@@ -34,12 +49,12 @@ class Sequential:
     mixer_norm: str
     ffn_norm: str
 
-    def __call__(self, x: F32, norm: Norm, mixer: Part, ffn: Part, tap: LayerTap) -> F32:
-        h = norm(self.mixer_norm, x)
+    def __call__(self, x: F32, around: Around, mixer: Part, ffn: Part, tap: LayerTap) -> F32:
+        h = around.norm(self.mixer_norm, x)
         tap("attn_norm", h)
         x = x + mixer(h)
         tap("attn_residual", x)
-        h = norm(self.ffn_norm, x)
+        h = around.norm(self.ffn_norm, x)
         tap("attn_post_norm", h)
         x = x + ffn(h)
         tap("post_ffn", x)
@@ -53,5 +68,48 @@ class Sequential:
         "attn_post_norm": Made(("attn_residual",)),
         "post_ffn": Made((FFN, "attn_residual"), "sum"),
         "l_out": Made((FFN, "attn_residual"), "sum"),
+    }
+    feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_post_norm")
+
+
+@dataclass(frozen=True)
+class HyperConnected:
+    """S93. Several streams: each part is given what S82 reads of them, normalised, and S73 writes what it gives to all.
+
+    Rule     nothing else is added: what stays of a stream is what S73 mixes into it
+    """
+
+    mixer_norm: str
+    ffn_norm: str
+
+    def configure(self, v: Values) -> StreamsConfig:
+        """Of the file's keys."""
+        return StreamsConfig(v["n_embd"], v["n_streams"], v["n_sinkhorn"], v["streams_eps"], v["rms_eps"])
+
+    def __call__(self, x: F32, around: Around, mixer: Part, ffn: Part, tap: LayerTap) -> F32:
+        x = self._around("attn", self.mixer_norm, x, around, mixer, tap)
+        tap("attn_residual", x)
+        x = self._around("ffn", self.ffn_norm, x, around, ffn, tap)
+        tap("l_out", x)
+        return x
+
+    def _around(self, name: str, norm: str, x: F32, around: Around, part: Part, tap: LayerTap) -> F32:
+        ops, cfg = around.ops, around.cfg
+        h, post, comb = ops.connect(ops, around.weights, f"hc_{name}", cfg, x)
+        tap(f"hc_{name}_pre", h)
+        h = around.norm(norm, h)
+        tap("attn_norm" if name == "attn" else "attn_post_norm", h)
+        streams = x.reshape(len(x), cfg.n_streams, -1)
+        return ops.write_streams(streams, part(h), post, comb).reshape(len(x), -1)
+
+    graph: ClassVar[Graph] = {
+        "hc_attn_pre": Made((LAYER_INPUT,), "sum of the streams, weighed by blk.{i}.hc_attn_*", (read_streams,)),
+        "attn_norm": Made(("hc_attn_pre",)),
+        "attn_residual": Made(
+            (MIXER, LAYER_INPUT), "the streams mixed and written to by blk.{i}.hc_attn_*", (write_streams,)
+        ),
+        "hc_ffn_pre": Made(("attn_residual",), "sum of the streams, weighed by blk.{i}.hc_ffn_*", (read_streams,)),
+        "attn_post_norm": Made(("hc_ffn_pre",)),
+        "l_out": Made((FFN, "attn_residual"), "the streams mixed and written to by blk.{i}.hc_ffn_*", (write_streams,)),
     }
     feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_post_norm")

@@ -54,7 +54,23 @@ class Ops:
     split_beta_alpha: types.SplitBetaAlpha  # S51
     split_qkvz: types.SplitQkvz  # S51
     rope_interleaved: types.Rope  # S53
+    layer_norm: types.LayerNorm  # S60
+    index_scores: types.IndexScores  # S62
+    select_cells: types.SelectCells  # S63
+    selection_gap: types.SelectionGap  # S63
+    stream_weights: types.StreamWeights  # S70
+    head_weights: types.HeadWeights  # S70
+    read_streams: types.ReadStreams  # S72
+    write_streams: types.WriteStreams  # S73
+    rope_last: types.RopeLast  # S74
+    compress_rows: types.CompressRows  # S75
     window_start: types.WindowStart  # S76
+    n_compressed: types.NCompressed  # S76
+    row_scores: types.RowScores  # S77
+    best_rows: types.BestRows  # S77
+    sink_attention: types.SinkAttention  # S78
+    clamped_swiglu: types.ClampedSwiGlu  # S79
+    hashed_experts: types.HashedExperts  # S80
     cell_attention: types.CellAttention  # S95
     limited_swiglu: types.LimitedSwiGlu  # S96
     head_gate: types.HeadGate  # S97
@@ -66,6 +82,9 @@ class Ops:
     head_products: types.HeadProducts  # S56
     latent_attn_layer: types.LatentAttnLayer  # S57
     expanded_attn_layer: types.ExpandedAttnLayer  # S58
+    selected_attention: types.SelectedAttention  # S64
+    index_cells: types.IndexCells  # S65
+    indexed_attn_layer: types.IndexedAttnLayer  # S66
     ffn: types.Ffn  # S30
     head: types.Head  # S31
     mtp_input: types.MtpInput  # S31
@@ -74,6 +93,17 @@ class Ops:
     experts: types.Experts  # S48
     shared_expert: types.SharedExpert  # S48
     moe_ffn: types.MoeFfn  # S48
+    connect: types.Connect  # S82
+    leave_streams: types.LeaveStreams  # S83
+    streams_input: types.MtpInput  # S84
+    window_input: types.WindowInput  # S85
+    compressor: types.Compressor  # S86
+    chosen_rows: types.ChosenRows  # S87
+    window_attention: types.WindowAttention  # S88
+    grouped_output: types.GroupedOutput  # S89
+    compressed_attn_layer: types.CompressedAttnLayer  # S90
+    route_by_token: types.RouteByToken  # S91
+    clamped_experts: types.ClampedExperts  # S92
     seen_attention: types.SeenAttention  # S98
     windowed_attn_layer: types.WindowedAttnLayer  # S98
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
@@ -100,6 +130,11 @@ _ROUTE = frozenset(
 _EXPERTS = frozenset({"mul_mat", "swiglu", "weigh_experts", "sum_experts"})
 _LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
 _LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
+_WINDOW_INPUT = frozenset({"mul_mat", "rms_norm", "rope_last"})
+_COMPRESSOR = frozenset({"mul_mat", "get_rows", "compress_rows", "rms_norm", "rope_last", "store_kv"})
+_CHOSEN_ROWS = frozenset({"mul_mat", "rope_last", "n_compressed", "row_scores", "best_rows"})
+_WINDOW_ATTENTION = frozenset({"window_start", "n_compressed", "sink_attention"})
+_GROUPED_OUTPUT = frozenset({"rope_last", "mul_mat"})
 _SEEN = frozenset({"attention", "window_start", "cell_attention"})
 _SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
@@ -122,6 +157,21 @@ PARTS: dict[str, frozenset[str]] = {
     "head_products": frozenset({"mul_mat"}),
     "latent_attn_layer": _LATENT_ATTN | {"head_products"},
     "expanded_attn_layer": _LATENT_ATTN,
+    "selected_attention": frozenset({"attention"}),
+    "indexed_attn_layer": _LATENT_ATTN | {"head_products", "selected_attention"},
+    "index_cells": frozenset(
+        {
+            "mul_mat",
+            "rms_norm",
+            "layer_norm",
+            "rope",
+            "rope_interleaved",
+            "store_kv",
+            "index_scores",
+            "select_cells",
+            "selection_gap",
+        }
+    ),
     "ffn": frozenset({"mul_mat", "swiglu"}),
     "head": frozenset({"mul_mat"}),
     "mtp_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),
@@ -133,6 +183,22 @@ PARTS: dict[str, frozenset[str]] = {
     "windowed_attn_layer": _SEEN
     | {"seen_attention", "mul_mat", "rms_norm", "rope", "store_kv", "head_gate", "scaled_output"},
     # The parts of its parts, and these.
+    "connect": frozenset({"rms_norm", "mul_mat", "stream_weights", "read_streams"}),
+    "leave_streams": frozenset({"rms_norm", "mul_mat", "head_weights", "read_streams"}),
+    "streams_input": frozenset({"rms_norm", "mtp_concat", "mul_mat"}),
+    "window_input": _WINDOW_INPUT,
+    "compressor": _COMPRESSOR,
+    "chosen_rows": _CHOSEN_ROWS,
+    "window_attention": _WINDOW_ATTENTION,
+    "grouped_output": _GROUPED_OUTPUT,
+    "compressed_attn_layer": _WINDOW_INPUT
+    | _COMPRESSOR
+    | _CHOSEN_ROWS
+    | _WINDOW_ATTENTION
+    | _GROUPED_OUTPUT
+    | {"window_input", "compressor", "chosen_rows", "window_attention", "grouped_output"},
+    "route_by_token": frozenset({"mul_mat", "expert_probs", "hashed_experts", "expert_weights"}),
+    "clamped_experts": frozenset({"mul_mat", "clamped_swiglu", "weigh_experts", "sum_experts"}),
     "moe_ffn": _ROUTE | _EXPERTS | _SHARED_EXPERT | {"route", "experts", "shared_expert"},
 }
 

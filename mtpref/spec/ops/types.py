@@ -5,13 +5,24 @@ replacement may name them as it likes.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.spec import Matrix, Stack
-from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig, WindowedConfig
+from mtpref.spec.config import (
+    AttnConfig,
+    CompressedConfig,
+    DeltaConfig,
+    IndexedConfig,
+    LatentConfig,
+    MoeConfig,
+    StreamsConfig,
+    WindowedConfig,
+)
+from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import IDS, Routing
 
 if TYPE_CHECKING:
@@ -30,6 +41,23 @@ class Planes(Protocol):
     @property
     def nbytes(self) -> int: ...
     def __getitem__(self, i: int, /) -> Any: ...
+
+
+# Positions -> the RoPE table of a layer (S10).
+Table = Callable[[NDArray[np.int32]], tuple[F32, F32]]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The rows that a compressor has left: what the last tokens of unfinished blocks are, and the rows of whole ones.
+
+    values, scores  of the tokens before the batch that a later block is made of, oldest first (n_kept, width)
+    cells           (n_compressed, D) for all tokens of the batch included; those that the batch ends are written here
+    """
+
+    values: F32
+    scores: F32
+    cells: NDArray
 
 
 class InputWeights(Protocol):
@@ -251,8 +279,227 @@ class ExpandedAttnLayer(Protocol):
     ) -> F32: ...
 
 
+class LayerNorm(Protocol):
+    def __call__(self, x: F32, weight: F32, bias: F32, eps: float, /) -> F32: ...
+
+
+class IndexScores(Protocol):
+    def __call__(self, products: F32, weights: F32, first: int, /) -> F32: ...
+
+
+class SelectCells(Protocol):
+    def __call__(self, scores: F32, first: int, n_top: int, /) -> IDS: ...
+
+
+class SelectionGap(Protocol):
+    def __call__(self, scores: F32, cells: IDS, first: int, /) -> F32: ...
+
+
+class IndexCells(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: IndexedConfig,
+        x: F32,
+        keys: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> Selection: ...
+
+
+class SelectedAttention(Protocol):
+    def __call__(self, ops: "Ops", q: F32, cells: NDArray, kv_type: str, first: int, chosen: IDS, /) -> F32: ...
+
+
+class IndexedAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: IndexedConfig,
+        x: F32,
+        cells: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        chosen: IDS,
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
+class StreamWeights(Protocol):
+    def __call__(
+        self, mixes: F32, scale: F32, base: F32, n_streams: int, eps: float, n_iterations: int, /
+    ) -> tuple[F32, F32, F32]: ...
+
+
+class HeadWeights(Protocol):
+    def __call__(self, mixes: F32, scale: F32, base: F32, eps: float, /) -> F32: ...
+
+
+class ReadStreams(Protocol):
+    def __call__(self, streams: F32, pre: F32, /) -> F32: ...
+
+
+class WriteStreams(Protocol):
+    def __call__(self, streams: F32, y: F32, post: F32, comb: F32, /) -> F32: ...
+
+
+class RopeLast(Protocol):
+    def __call__(self, x: F32, cos: F32, sin: F32, is_back: bool = False, /) -> F32: ...
+
+
+class CompressRows(Protocol):
+    def __call__(self, values: F32, scores: F32, /) -> F32: ...
+
+
 class WindowStart(Protocol):
     def __call__(self, pos: int, n_window: int, /) -> int: ...
+
+
+class NCompressed(Protocol):
+    def __call__(self, n_tokens: int, ratio: int, /) -> int: ...
+
+
+class RowScores(Protocol):
+    def __call__(self, q: F32, rows: F32, weights: F32, /) -> F32: ...
+
+
+class BestRows(Protocol):
+    def __call__(self, scores: F32, n_best: int, /) -> IDS: ...
+
+
+class SinkAttention(Protocol):
+    def __call__(self, q: F32, cells: NDArray, sinks: F32, kv_type: str, /) -> F32: ...
+
+
+class ClampedSwiGlu(Protocol):
+    def __call__(self, gate: F32, up: F32, limit: float, /) -> F32: ...
+
+
+class HashedExperts(Protocol):
+    def __call__(self, table: NDArray[np.int32], tokens: NDArray[np.int32], /) -> IDS: ...
+
+
+class Connect(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, name: str, cfg: StreamsConfig, x: F32, /
+    ) -> tuple[F32, F32, F32]: ...
+
+
+class LeaveStreams(Protocol):
+    def __call__(self, ops: "Ops", w: LayerWeights, x: F32, cfg: StreamsConfig, tap: LayerTap, /) -> F32: ...
+
+
+class WindowInput(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: CompressedConfig,
+        x: F32,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> tuple[F32, F32, F32]: ...
+
+
+class Compressor(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        name: str,
+        cfg: CompressedConfig,
+        x: F32,
+        blocks: Blocks,
+        kv_type: str,
+        first: int,
+        table: Table,
+        tap: LayerTap,
+        /,
+    ) -> tuple[F32, F32]: ...
+
+
+class ChosenRows(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: CompressedConfig,
+        x: F32,
+        latent: F32,
+        cells: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> list[IDS]: ...
+
+
+class WindowAttention(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: CompressedConfig,
+        q: F32,
+        raw: NDArray,
+        compressed: NDArray,
+        seen: list[IDS] | None,
+        kv_type: str,
+        first: int,
+        /,
+    ) -> F32: ...
+
+
+class GroupedOutput(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: CompressedConfig,
+        out: F32,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
+class CompressedAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: CompressedConfig,
+        x: F32,
+        raw: NDArray,
+        blocks: Mapping[str, Blocks],
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        table: Table,
+        tap: LayerTap,
+        /,
+    ) -> tuple[F32, NDArray, dict[str, tuple[F32, F32]]]: ...
+
+
+class RouteByToken(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: MoeConfig, x: F32, tokens: NDArray[np.int32], tap: LayerTap, /
+    ) -> tuple[F32, Routing]: ...
+
+
+class ClampedExperts(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: MoeConfig, x: F32, routing: Routing, weights: F32, tap: LayerTap, /
+    ) -> F32: ...
 
 
 class CellAttention(Protocol):
@@ -357,10 +604,24 @@ class CoarseEntries(TypedDict, total=False):
     head_products: HeadProducts
     latent_attn_layer: LatentAttnLayer
     expanded_attn_layer: ExpandedAttnLayer
+    index_cells: IndexCells
+    selected_attention: SelectedAttention
+    indexed_attn_layer: IndexedAttnLayer
     route: Route
     experts: Experts
     shared_expert: SharedExpert
     moe_ffn: MoeFfn
+    connect: Connect
+    leave_streams: LeaveStreams
+    streams_input: MtpInput
+    window_input: WindowInput
+    compressor: Compressor
+    chosen_rows: ChosenRows
+    window_attention: WindowAttention
+    grouped_output: GroupedOutput
+    compressed_attn_layer: CompressedAttnLayer
+    route_by_token: RouteByToken
+    clamped_experts: ClampedExperts
     seen_attention: SeenAttention
     windowed_attn_layer: WindowedAttnLayer
 
@@ -401,7 +662,23 @@ class OpEntries(CoarseEntries, total=False):
     split_beta_alpha: SplitBetaAlpha
     split_qkvz: SplitQkvz
     rope_interleaved: Rope
+    layer_norm: LayerNorm
+    index_scores: IndexScores
+    select_cells: SelectCells
+    selection_gap: SelectionGap
+    stream_weights: StreamWeights
+    head_weights: HeadWeights
+    read_streams: ReadStreams
+    write_streams: WriteStreams
+    rope_last: RopeLast
+    compress_rows: CompressRows
     window_start: WindowStart
+    n_compressed: NCompressed
+    row_scores: RowScores
+    best_rows: BestRows
+    sink_attention: SinkAttention
+    clamped_swiglu: ClampedSwiGlu
+    hashed_experts: HashedExperts
     cell_attention: CellAttention
     limited_swiglu: LimitedSwiGlu
     head_gate: HeadGate
