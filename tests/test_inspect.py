@@ -207,13 +207,13 @@ def test_odd_keys_are_problems_not_crashes(path, key, value, problem):
 
 @pytest.mark.parametrize("n_blocks", [2, 3])
 def test_a_declared_head_without_tensors_is_a_problem_of_any_architecture(path, n_blocks):
-    keys = {"step35.block_count": (n_blocks, "u32"), "step35.nextn_predict_layers": (1, "u32")}
-    report = save(path, keys, {"blk.0.attn_q.weight": (2, 2), "blk.1.attn_q.weight": (2, 2)}, arch="step35")
+    keys = {"ernie4_5.block_count": (n_blocks, "u32"), "ernie4_5.nextn_predict_layers": (1, "u32")}
+    report = save(path, keys, {"blk.0.attn_q.weight": (2, 2), "blk.1.attn_q.weight": (2, 2)}, arch="ernie4_5")
     [problem] = report["problems"]
-    assert "step35.nextn_predict_layers is 1, and no tensor is named nextn" in problem
+    assert "ernie4_5.nextn_predict_layers is 1, and no tensor is named nextn" in problem
     assert "mtpref strip" in problem
-    keys["step35.nextn_predict_layers"] = (0, "u32")
-    assert save(path, keys, {"blk.0.attn_q.weight": (2, 2)}, arch="step35")["problems"] == []
+    keys["ernie4_5.nextn_predict_layers"] = (0, "u32")
+    assert save(path, keys, {"blk.0.attn_q.weight": (2, 2)}, arch="ernie4_5")["problems"] == []
 
 
 def test_an_unsupported_architecture_is_listed_and_only_its_head_is_judged(path):

@@ -20,7 +20,7 @@ from tests.models import micro, prompt_of, run_decoder
 # Between them every entry that the model of qwen35 does not call.
 MOE = ("micro-qwen35moe-f32", "micro-glm4moe-groups-f32", "micro-qwen3next-fused-f32",
        "micro-deepseek2-f32", "micro-deepseek2-old-f32", "micro-deepseek32-f32", "micro-glm-dsa-f32",
-       "micro-deepseek4-f32")  # fmt: skip
+       "micro-deepseek4-f32", "micro-step35-f32", "micro-mimo2-f32")  # fmt: skip
 OPERATIONS = {f.name for f in fields(Ops)} - {"composed"}
 
 
@@ -71,9 +71,9 @@ def test_kernels_stand_where_numba_compiles_and_the_spec_where_it_is_asked_for(n
 def test_the_two_numerics_differ_in_products_and_sums_alone():
     ggml, exact = spec_ops("ggml"), spec_ops("exact")
     same = {name for name in FINE if getattr(ggml, name) == getattr(exact, name)}
-    assert set(FINE) - same == {"mul_mat", "conv_silu", "delta_rule", "attention", "sink_attention"}
+    assert set(FINE) - same == {"mul_mat", "conv_silu", "delta_rule", "attention", "sink_attention", "cell_attention"}
     assert (ggml.mul_mat, exact.mul_mat) == (spec.mul_mat_ggml, spec.mul_mat_exact)
-    for name in ("conv_silu", "delta_rule", "attention", "sink_attention"):
+    for name in ("conv_silu", "delta_rule", "attention", "sink_attention", "cell_attention"):
         assert getattr(ggml, name).keywords == {"dot": spec.dot32}
         assert getattr(exact, name).keywords == {"dot": spec.dot64}
 

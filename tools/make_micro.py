@@ -7,7 +7,7 @@ Same arguments, same bytes. What is planted: tools/micro_plant.py; measured rate
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from mtpref.base.errors import MtprefError
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import micro_chain as mc
 import micro_layers as layers
 import micro_moe as mm
 import micro_plant as mp
@@ -152,10 +153,28 @@ STANDARD_STREAMS: dict[str, tuple[int, float, str, ms.StreamsShape, MicroVariant
     "micro-deepseek4-trunk-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "trunk"),
     "micro-deepseek4-head-f32": (4, 60, "F32", _PLAIN, MicroVariant(), "head"),
 }
+# Several heads in a chain: (architecture, seed, accept, type, shape, variant).
+_STEP = mc.ChainShape()
+_STEP_FUSED = mc.ChainShape(windowed=(1, 0, 1, 1, 1, 1, 0), moe=(1, 0, 0, 1, 1, 0, 1), n_window=3, fused=True,
+                            factors=True, normalise=False, scale=0.7, yarn=True, freq_base_windowed=None)  # fmt: skip
+_MIMO_OWN = replace(mc.MIMO, windowed=(1, 0, 1, 1, 1, 0, 1), n_window=1, fused=True, value_scale=None)
+STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVariant]] = {
+    "micro-step35-f32": ("step35", 4, 60, "F32", _STEP, MicroVariant()),
+    "micro-step35-90-fused-f32": ("step35", 2, 90, "F32", _STEP_FUSED, _OWN),
+    "micro-step35-30-one-f32": ("step35", 3, 30, "F32", mc.with_heads(_STEP, 1), MicroVariant(head_norm=False)),
+    "micro-step35-q8_0": ("step35", 4, 60, "Q8_0", _STEP, MicroVariant()),
+    "micro-mimo2-f32": ("mimo2", 4, 60, "F32", mc.MIMO, MicroVariant()),
+    "micro-mimo2-90-own-f32": ("mimo2", 2, 90, "F32", _MIMO_OWN, _OWN),
+    "micro-mimo2-q8_0": ("mimo2", 4, 60, "Q8_0", mc.MIMO, MicroVariant()),
+}
 
 
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS and STANDARD_TIES)."""
+    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS STANDARD_TIES and
+    STANDARD_CHAINS)."""
+    if name in STANDARD_CHAINS:
+        make_micro_chain(path, *STANDARD_CHAINS[name])
+        return
     if name in STANDARD_STREAMS:
         seed, accept, type_name, streams_shape, variant, part = STANDARD_STREAMS[name]
         make_micro_streams(path, seed, accept, type_name, streams_shape, variant, part)
@@ -198,17 +217,27 @@ def plant_micro(seed: int, accept: float, shape: mp.MicroShape, variant: MicroVa
     return plant.tensors
 
 
-def plant_mtp(plant: mp.Plant, variant: MicroVariant, final_norm: F32, out_codes: F32, mark: F32) -> None:
-    """The MTP block with its optional own embeddings, head and head norm.
+def plant_mtp(
+    plant: mp.Plant,
+    variant: MicroVariant,
+    final_norm: F32,
+    out_codes: F32,
+    mark: F32,
+    layer: int | None = None,
+    turn: int = 5,
+) -> None:
+    """The MTP block with its optional own embeddings, head and head norm. layer: its block's number; turn: by how many
+    places its own codes are rotated
 
     Own embeddings and an own head hold their codes in a rotated order, so the shared ones are no substitute.
     """
     shape = plant.shape
-    name = f"blk.{shape.n_layer}."
+    layer = shape.n_layer if layer is None else layer
+    name = f"blk.{layer}."
     plain = list(range(shape.n_code))
-    rotated = plain[5:] + plain[:5]
+    rotated = plain[turn:] + plain[:turn]
     code_in, code_out = (rotated if own else plain for own in (variant.own_embed, variant.own_head))
-    layers.mtp_block(plant, shape.n_layer, final_norm, code_in, code_out)
+    layers.mtp_block(plant, layer, final_norm, code_in, code_out)
     if variant.own_embed:
         codes = np.empty_like(plant.codes)
         codes[:, code_in] = plant.codes
@@ -342,6 +371,26 @@ def make_micro_streams(
     shape, variant = shape or ms.StreamsShape(), variant or MicroVariant()
     tensors = ms.part_of(ms.plant_streams(seed, wrong_fraction(accept), shape, variant), seed, shape, part)
     write_gguf(path, ms.keys_of(shape, has_head=part != "trunk"), typed(tensors, type_name))
+
+
+def make_micro_chain(
+    path: str | Path,
+    arch: str,
+    seed: int = 1,
+    accept: float = 60.0,
+    type_name: str = "F32",
+    shape: mc.ChainShape | None = None,
+    variant: MicroVariant | None = None,
+) -> None:
+    """Write one micro model of an architecture with a chain of heads. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    shape, variant, sheet = shape or mc.ChainShape(), variant or MicroVariant(), mc.sheet_of(arch)
+    tensors = mc.plant_chain(seed, wrong_fraction(accept), sheet, shape, variant)
+    keys = mc.keys_of(sheet, shape)
+    if variant.eos is not None:
+        keys["tokenizer.ggml.eos_token_id"] = variant.eos
+    write_gguf(path, keys, typed(tensors, type_name))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -3,7 +3,8 @@
     python tools/record_converted.py --llama-cpp PATH/TO/llama.cpp
 
 Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that is given to
-it. Writes tests/data/converted_moe.json.
+it. Writes tests/data/converted_moe.json; with --chains, of architectures with a chain of heads,
+tests/data/converted_chains.json.
 """
 
 import argparse
@@ -18,9 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests import chain_folder  # noqa: E402
 from tests.moe_folder import ARCHS, TOKENIZERS, folder  # noqa: E402
 
 OUT = ROOT / "tests" / "data" / "converted_moe.json"
+OUT_CHAINS = ROOT / "tests" / "data" / "converted_chains.json"
 TYPES = (("BF16", "q8_0"), ("F16", "f16"), ("F32", "f32"))
 MODES = {"both": [], "mtp": ["--mtp"], "trunk": ["--no-mtp"]}
 HAVE_FUSED = ("qwen35moe", "qwen3next")  # whose experts the converter takes all in one tensor, too
@@ -30,6 +33,12 @@ tree, pre = sys.argv.pop(1), sys.argv.pop(1)
 sys.path[:0] = [tree + "/gguf-py", tree]
 import conversion.base
 conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+import json, pathlib
+if "--plain-config" in sys.argv:  # as it is in the folder: transformers' own class renames fields that it reads
+    sys.argv.remove("--plain-config")
+    conversion.base.ModelBase.load_hparams = staticmethod(
+        lambda folder, is_mistral_format: json.loads((pathlib.Path(folder) / "config.json").read_text())
+    )
 from conversion.base import ModelBase, ModelType
 from conversion.deepseek import DeepseekV2Model, DeepseekV32Model
 from conversion.glm import Glm4MoeLiteModel
@@ -67,6 +76,28 @@ def theirs(tree: str, checkpoint: Path, target: Path, arch: str, outtype: str, m
         raise RuntimeError(done.stderr[-3000:])
 
 
+def record_chains(tree: str) -> dict[str, str]:
+    """The hash of each case's file, of architectures with a chain of heads."""
+    out = {}
+    with tempfile.TemporaryDirectory() as name:
+        for arch in chain_folder.CONFIGS:
+            for dtype, outtype in TYPES:
+                checkpoint = chain_folder.folder(
+                    Path(name) / f"{arch}-{dtype}" / "Tiny-5M", arch, dtype=dtype, n_files=2
+                )
+                for mode, flags in MODES.items():
+                    target = Path(name) / "out.gguf"
+                    command = [checkpoint, "--outfile", target, "--outtype", outtype, "--plain-config", *flags]
+                    line = [sys.executable, "-c", THEIRS, tree, chain_folder.PRE, *map(str, command)]
+                    done = subprocess.run(line, capture_output=True, text=True)
+                    if done.returncode:
+                        raise RuntimeError(done.stderr[-3000:])
+                    case = f"{arch} {dtype} {outtype} {mode}"
+                    out[case] = hashlib.sha256(target.read_bytes()).hexdigest()
+                    print(case, out[case][:16], flush=True)
+    return out
+
+
 def record(tree: str, archs: tuple[str, ...] = ARCHS, keep: Path | None = None) -> dict[str, str]:
     """The hash of each case's file."""
     out = {}
@@ -88,7 +119,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--llama-cpp", required=True, help="its tree")
     parser.add_argument("--arch", action="append", choices=ARCHS, help="only these (default: all)")
     parser.add_argument("--keep", type=Path, help="folder to leave checkpoints and files in")
+    parser.add_argument("--chains", action="store_true", help="those with a chain of heads alone")
     args = parser.parse_args(argv)
+    if args.chains:
+        OUT_CHAINS.write_text(json.dumps(record_chains(args.llama_cpp), indent=1) + "\n")
+        return 0
     old = json.loads(OUT.read_text()) if OUT.exists() else {}
     made = record(args.llama_cpp, tuple(args.arch or ARCHS), args.keep)
     OUT.write_text(json.dumps(dict(sorted((old | made).items())), indent=1) + "\n")

@@ -4,6 +4,7 @@
     python tools/record_llama_cpp.py --llama-bin DIR --rope -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --moe -o tests/data/llama_cpp/moe
     python tools/record_llama_cpp.py --llama-bin DIR --streams -n 32 -o tests/data/llama_cpp/streams
+    python tools/record_llama_cpp.py --llama-bin DIR --chains -n 32 -o tests/data/llama_cpp/chains
     python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
 
 For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
@@ -40,6 +41,8 @@ INDEXED = ("deepseek32", "glm-dsa")
 HALF_CELLS = {"micro-deepseek32-f16-cells": "micro-deepseek32-f32"}
 HALF_PROMPT = "".join(f"{i * i:05}" for i in range(100, 190))
 INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
+# Several heads in a chain: more tokens than there are heads are asked for, too.
+CHAIN_SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (3, 0.5))
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
 # Compressed rows of 128 tokens: the prompts begin before one and behind one. The second is that of the logits.
@@ -163,6 +166,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
     parser.add_argument("--streams", action="store_true", help="the standard micro models of several streams")
     parser.add_argument("--only", action="append", help="of --moe only models whose name starts so (repeatable)")
+    parser.add_argument("--chains", action="store_true", help="the standard micro models with a chain of heads")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
     parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
@@ -195,6 +199,14 @@ def main(argv: list[str] | None = None) -> int:
                 said = INDEXED_PROMPTS if with_experts[name][0] in INDEXED else MOE_PROMPTS
                 record_model(
                     args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, MOE_SETTINGS
+                )
+                print(f"recorded {name}", file=sys.stderr)
+            for name in make_micro.STANDARD_CHAINS if args.chains else ():
+                model = Path(folder) / f"{name}.gguf"
+                make_micro.make_standard(name, model)
+                extra = "" if name.endswith("f32") else "--no-repack"
+                record_model(
+                    args.llama_bin.resolve(), model, args.output, prompts, args.predict, name, extra, CHAIN_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
             for name in [n for n in make_micro.STANDARD_TRUNKS if args.moe and n.startswith(starts)]:

@@ -11,6 +11,7 @@ from mtpref.architectures.dims import Shape, numbers
 from mtpref.architectures.glm4moe import GLM4MOE
 from mtpref.architectures.glm_dsa import GLM_DSA
 from mtpref.architectures.hy_v3 import HY_V3
+from mtpref.architectures.mimo2 import MIMO2
 from mtpref.architectures.names import (
     Place,
     fused_of,
@@ -39,12 +40,25 @@ from mtpref.architectures.sheet import (
     present_tensors,
     tensors_of,
 )
+from mtpref.architectures.step35 import STEP35
 from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import Metadata
 
 ARCHITECTURES: dict[str, Architecture] = {
     sheet.name: sheet
-    for sheet in (QWEN35, QWEN35MOE, QWEN3NEXT, GLM4MOE, HY_V3, DEEPSEEK2, DEEPSEEK32, GLM_DSA, DEEPSEEK4)
+    for sheet in (
+        QWEN35,
+        QWEN35MOE,
+        QWEN3NEXT,
+        GLM4MOE,
+        HY_V3,
+        DEEPSEEK2,
+        DEEPSEEK32,
+        GLM_DSA,
+        DEEPSEEK4,
+        STEP35,
+        MIMO2,
+    )
 }
 
 __all__ = [

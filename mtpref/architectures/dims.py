@@ -82,7 +82,13 @@ class Share(Dim):
 
     @property
     def terms(self) -> Terms:
-        raise TypeError("a share is no sum of products")
+        """Those of both counts: for the names in them alone."""
+        return (*self.of.terms, *self.parts.terms)
+
+    def __add__(self, other: Dim | int) -> Dim:
+        raise TypeError("a share stands by itself")
+
+    __mul__ = __rmul__ = __add__
 
     @property
     def names(self) -> frozenset[str]:

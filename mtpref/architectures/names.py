@@ -56,10 +56,14 @@ def _tables(sheet: Architecture) -> tuple[_Table, ...]:
     layers = [tensor for block in sheet.layers.all_blocks() for tensor in block.all_tensors()]
     groups = [("root", "", sheet.tensors), ("layer", hf.layer, layers)]
     if head is not None:
-        groups += [("head", hf.head, head.tensors), ("head_block", hf.head_block, tuple(head.block.all_tensors()))]
+        groups += [("head", hf.head, head.tensors), ("head_block", hf.head_block, _of_blocks(head.blocks))]
         own = sheet.streams.tensors if sheet.streams else ()
         groups += [("head_root", hf.head, [tensor for tensor in sheet.tensors if tensor.name in own])]
     return tuple(_table(kind, prefix, tensors) for kind, prefix, tensors in groups)
+
+
+def _of_blocks(blocks: Iterable[Block]) -> tuple[Tensor, ...]:
+    return tuple(tensor for block in blocks for tensor in block.all_tensors())
 
 
 def _table(kind: str, prefix: str, tensors: Iterable[Tensor]) -> _Table:

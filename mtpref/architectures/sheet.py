@@ -199,6 +199,7 @@ class HeadSheet:
               position
     enter     makes the block's rows of embedding and hidden row; arguments as ops.mtp_input's, which is the default
     without   (tensor, block): the head's own block where a file lacks that tensor
+    norm_instead  a tensor of the head's block that stands in for its nextn.shared_head_norm, before the trunk's does
     may_lack  whether a file may count a head that it does not hold (its eh_proj is not there): it runs as a trunk
     is_probed whether such a file runs with every block counted as the trunk's, whatever nextn_predict_layers says
     """
@@ -213,6 +214,7 @@ class HeadSheet:
     without: tuple[str, Block] | None = None
     may_lack: bool = False
     is_probed: bool = False
+    norm_instead: str = ""
 
     def block_at(self, il: int, names: Container[str]) -> Block:
         """The block of the head that is block il of a file with these tensors."""
@@ -371,6 +373,8 @@ class ByTensor:
 
     hf_kinds  config.json's field that lists "sparse" for each layer with it, "dense" for another
     hf_count  the field that says how many layers come first without it, where there is no list
+    hf_having (config.json's fields, layers) -> whether each layer has it, where neither field says it
+    hf_keys   config.json's fields -> keys of a GGUF that say so, which no graph reads
     """
 
     having: Block
@@ -378,6 +382,8 @@ class ByTensor:
     tensor: str
     hf_kinds: str
     hf_count: str
+    hf_having: Callable[[Mapping[str, Any], int], list[bool] | None] | None = None
+    hf_keys: Callable[[Mapping[str, Any]], list[tuple[str, Any, str]]] | None = None
 
     def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
         return tuple(self._of(f"blk.{il}.{self.tensor}" in names) for il in range(n_layer))
@@ -387,9 +393,12 @@ class ByTensor:
         return tuple(map(self._of, found)), f"the presence of {self.tensor}"
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
-        return []
+        return self.hf_keys(found) if self.hf_keys else []
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
+        having = self.hf_having(found, n_layer) if self.hf_having else None
+        if having is not None:
+            return tuple(map(self._of, having))
         if self.hf_kinds in found:
             return tuple(self._of(kind == "sparse") for kind in found[self.hf_kinds])
         n_lacking = found.get(self.hf_count)
@@ -466,6 +475,10 @@ class HuggingFace:
     special_classes  the classes for which it does so; (): all
     without_head_dim  classes whose configuration in transformers has no head_dim of its own: without the field
                a converter writes the widths of a head late
+    sorts_stacks  whether a converter writes a layer's stacks of experts by name; else in the sheet's order
+    late       keys that a converter writes later than those of other architectures, in the sheet's order
+    has_windows  whether config.json has the fields of attention with windows (hf/config.py)
+    factors    of RoPE frequencies: config.json's fields -> the values of rope_freqs.weight; None: no such tensor
     fixed      fields of config.json that a GGUF has no key for, with the values that its engines go by
     layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
     """
@@ -486,6 +499,10 @@ class HuggingFace:
     without_head_dim: tuple[str, ...] = ()
     layers_after: str = ""
     heads_after: str = "general.file_type"
+    sorts_stacks: bool = True
+    late: tuple[str, ...] = ()
+    has_windows: bool = False
+    factors: Callable[[Mapping[str, Any]], list[float] | None] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: SILU)
 
     def special_of(self, config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -16,7 +16,8 @@ Margin = Annotated[float, NotFinite()]  # infinite where a head has one row
 @dataclass(frozen=True)
 class RunStarted:
     """First event. settings: every option that can change the output. n_reused: prompt tokens that are not run
-    again, because a session's state holds them. changes: ids of what was changed in the model on purpose (faults)."""
+    again, because a session's state holds them. changes: ids of what was changed in the model on purpose (faults).
+    notes: what of the settings this model cannot follow."""
 
     model: str
     numerics: str
@@ -26,6 +27,7 @@ class RunStarted:
     schema: str = SCHEMA
     n_reused: int = 0
     changes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class DraftStep:
     u  the uniform number that drew the token, q: the token's probability in the draft's own filtered distribution
        (None: the token is the best candidate)
     router_gap  the least router gap (S44) of the head's networks at this row; None without experts
+    head  which head of a chain (S99); None where there is no chain
     """
 
     pos: int
@@ -59,6 +62,7 @@ class DraftStep:
     u: float | None = None
     q: float | None = None
     router_gap: Margin | None = None
+    head: int | None = None
 
 
 @dataclass(frozen=True)
@@ -158,8 +162,9 @@ class RunEnded:
 Event = RunStarted | PromptProgress | Drafted | Verified | RolledBack | Token | RunEnded
 
 
-# Left out where there is nothing to say: what only models with experts have, and changes of the model.
-_MAY_BE_ABSENT = ("router_gap", "router_gaps", "changes")
+# Left out where there is nothing to say: what only models with experts or with a chain of heads have, and changes of
+# the model.
+_MAY_BE_ABSENT = ("router_gap", "router_gaps", "changes", "head", "notes")
 
 
 def to_json(event: Event) -> dict[str, Any]:

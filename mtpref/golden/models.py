@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.model import Model, load, pair, run_heads
+from mtpref.engine.model import Model, Pairs, load, pair, run_heads
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.golden import loops
 from mtpref.golden.derive import NAMES, derive
@@ -24,6 +24,7 @@ from mtpref.golden.port import answer
 from mtpref.golden.taps import Tap, tap_of
 from mtpref.spec.contract import parse_contract
 from mtpref.spec.ops import discard
+from mtpref.spec.steps import is_chain
 
 GIVEN = "given"  # the model of a case that is not in the folder
 # What the arithmetic of an operation raises where parameters are missing, or shapes do not go together.
@@ -167,16 +168,24 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
     first = contract.first_pos
     if contract.prime == "prompt" and len(prompt) > first:
         paired = steps.pair_hidden(rows, state.pending_h)
-        model.mtp(state, prompt[first:], paired[first:], first, n_logits=0)
-    token, hidden = id_last, rows[-1:]
+        run_heads(model, state, Pairs(prompt[first:], paired[first:], first))
+    row_ids, hidden, pos0, n_heads = [id_last], rows[-1:], len(prompt), len(model.heads)
+    chained = is_chain(n_heads, contract)
     ids, p, states = [], [], []
-    for pos in range(len(prompt), len(prompt) + int(params["n"])):
-        out = model.mtp(state, [token], hidden, pos, n_logits=1, n_draft_vocab=params.get("n_draft_vocab"))
+    for step in range(int(params["n"])):
+        head = steps.chain_head(step, n_heads, contract)
+        if head is None:
+            break
+        if chained:
+            steps.trim_mtp(state, pos0)
+        pos, n_rows = pos0 + step + 1 - len(row_ids), params.get("n_draft_vocab")
+        out = model.mtp(state, row_ids, hidden, pos, n_logits=1, head=head, n_draft_vocab=n_rows)
         candidates, probabilities = model.recipe.ops.top_candidates(out.logits[0])
-        token, hidden = int(candidates[0]), steps.chain_hidden(out.hidden, contract)
+        token, row = int(candidates[0]), steps.chain_hidden(out.hidden, contract)[-1:]
+        row_ids, hidden = steps.chain_input(row_ids, hidden, token, row, chained)
         ids.append(token)
         p.append(np.asarray(probabilities, np.float32))
-        states.append(hidden[0])
+        states.append(row[0])
     return {"ids": ids, "p": np.stack(p), "chain": np.stack(states)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import ARCHITECTURES, D2T, OUTPUT_NORM, TOKEN_EMBD, numbers, trimmed
+from mtpref.architectures import ARCHITECTURES, D2T, OUTPUT_NORM, SHARED, TOKEN_EMBD, numbers, trimmed
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable, without_leading_ones
 from mtpref.heads.contents import Item, Source
@@ -62,6 +62,8 @@ def check_match(
     for key in keys_of(own.arch):
         name = f"{own.arch}.{key}"
         a, b = (defaults.get(key) if (found := file.get(name)) is None else found for file in (source, trunk))
+        if isinstance(a, list) or isinstance(b, list):  # an entry for each block, of the trunk's own
+            a, b = (value[: own.n_trunk] if isinstance(value, list) else value for value in (a, b))
         alike = ALIKE.get(key, ())
         if isinstance(a, list) and isinstance(b, list) and key in ARCHITECTURES[own.arch].per_block:
             n = min(len(a), len(b))  # a trunk's file has no entry for the head
@@ -80,6 +82,7 @@ def check_match(
     _check_shapes(trunk, source, theirs)
     if is_one_file:
         _check_streams(trunk, source, own.arch)
+        _check_roots(trunk, source)
 
 
 def keys_of(arch: str) -> list[str]:
@@ -116,14 +119,25 @@ def _check_tokenizer(trunk: Source, source: Source, differs: Any) -> None:
 
 def _check_shapes(trunk: Source, source: Source, layout: HeadLayout) -> None:
     """The head's tensors against the trunk's keys, for the architecture whose table is known."""
-    found = {symbol: trunk.get(f"{layout.arch}.{key}") for symbol, key in ARCHITECTURES[layout.arch].symbols.items()}
-    values = {symbol: value for symbol, value in found.items() if isinstance(value, int)}
+    for il in range(layout.n_trunk, layout.n_trunk + layout.n_nextn):
+        _check_shapes_at(il, trunk, source, layout)
+
+
+def _check_shapes_at(il: int, trunk: Source, source: Source, layout: HeadLayout) -> None:
+    """Counts that are one for each block are the head's own."""
+    values: dict[str, int] = {}
+    for symbol, key in ARCHITECTURES[layout.arch].symbols.items():
+        found = [file.get(f"{layout.arch}.{key}") for file in (trunk, source)]
+        lists = [value for value in found if isinstance(value, list) and il < len(value)]
+        value = lists[-1][il] if lists else found[0]
+        if isinstance(value, int):
+            values[symbol] = value
     values["n_vocab"] = _rows(trunk, TOKEN_EMBD)
     if D2T.name in source.items:
         values["n_draft_vocab"] = _rows(source, D2T.name)
-    specs = ARCHITECTURES[layout.arch].head_tensors(layout.n_trunk, source.items)
+    specs = ARCHITECTURES[layout.arch].head_tensors(il, source.items)
     for spec in trimmed(specs, has_trunk=True) if D2T.name in source.items else specs:
-        item = source.items.get(spec.at(layout.n_trunk).name)
+        item = source.items.get(spec.at(il).name)
         expected = numbers(spec.shape, values)
         if (
             item is not None
@@ -149,6 +163,21 @@ def _check_streams(trunk: Source, source: Source, arch: str) -> None:
                 f"{source.label}: tensor {name} differs from that of {trunk.label}: the head puts its streams together "
                 "in its own way, and in one file llama.cpp has the trunk's for both; keep two files, and give the "
                 "head's as the draft model (-md)"
+            )
+
+
+def _check_roots(trunk: Source, source: Source) -> None:
+    """What else stands outside of blocks (factors of RoPE): in one file the head reads the trunk's."""
+    sheet = ARCHITECTURES[str(trunk.get("general.architecture"))]
+    judged = (*SHARED, *(sheet.streams.tensors if sheet.streams else ()))
+    for tensor in sheet.tensors:
+        a, b = source.items.get(tensor.name), trunk.items.get(tensor.name)
+        if tensor.name in judged or a is None:
+            continue
+        if b is None or (a.type_name, a.shape) != (b.type_name, b.shape) or not np.array_equal(_bytes(a), _bytes(b)):
+            raise MtprefError(
+                f"{source.label}: tensor {tensor.name} is not that of {trunk.label}, expected the same values: in one "
+                "file the head reads the trunk's; keep the head in a file of its own"
             )
 
 

@@ -13,8 +13,8 @@ from mtpref.heads.pairs import pairs_of, relabelled, with_head, without_head
 
 
 def extract(file: GgufFile) -> Contents:
-    """The head alone: its block, and token_embd, output_norm and output, which it shares with the trunk, and what puts
-    streams together.
+    """The head alone: its blocks, and token_embd, output_norm, output and what else stands outside of blocks, which it
+    shares with the trunk.
 
     All keys stay as they are, block_count too: the head's block keeps its number. A head that no key declared gets one.
     Errors   MtprefError without a head, with one that is incomplete, or for a file that holds no trunk
@@ -27,8 +27,7 @@ def extract(file: GgufFile) -> Contents:
         )
     if not has_trunk(file.tensors):
         raise MtprefError(f"{file.label}: holds no trunk (blk.0), so it is an MTP head already; expected a whole model")
-    streams = ARCHITECTURES[layout.arch].streams
-    shared = set(SHARED) | set(streams.tensors if streams else ())
+    shared = {*SHARED, *(tensor.name for tensor in ARCHITECTURES[layout.arch].tensors)}
     if D2T.name in file.tensors and any(name.endswith(".shared_head_head.weight") for name in layout.names):
         shared.discard("output.weight")  # the trimmed head has its own; beside d2t, an output would be read as trimmed
     pairs = pairs_of(file)

@@ -1,11 +1,11 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80. docs/spec.md
-has the anchors.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80 and S94 to S97,
+as docs/spec.md numbers them.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
 (S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
-(S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80). Nothing here has state, reads a file
-or chooses a path. The Numba twins in
-mtpref/kernels compute the same bits.
+(S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80), windowed (S94 to S97: sinks, gates of
+heads, limits). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the
+same bits.
 """
 
 from mtpref.spec.arith import (
@@ -136,6 +136,13 @@ from mtpref.spec.sampling import (
     without_ids,
 )
 from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
+from mtpref.spec.windowed import (
+    cell_attention,
+    divided_frequencies,
+    head_gate,
+    limited_swiglu,
+    scaled_output,
+)
 
 __all__ = [
     "ACCEPT",
@@ -166,12 +173,14 @@ __all__ = [
     "attn_gate",
     "best_rows",
     "bf16_bits",
+    "cell_attention",
     "check_type",
     "clamped_swiglu",
     "compress_rows",
     "conv_silu",
     "delta_gates",
     "delta_rule",
+    "divided_frequencies",
     "dot32",
     "dot64",
     "draw",
@@ -189,6 +198,7 @@ __all__ = [
     "group_scores",
     "hadamard",
     "hashed_experts",
+    "head_gate",
     "head_weights",
     "imrope_has_position",
     "index_scores",
@@ -197,6 +207,7 @@ __all__ = [
     "latent_scale",
     "layer_norm",
     "limit_groups",
+    "limited_swiglu",
     "load_kv",
     "log1p64",
     "log64",
@@ -228,6 +239,7 @@ __all__ = [
     "row_scores",
     "rsqrt64",
     "scaled_frequencies",
+    "scaled_output",
     "select_cells",
     "select_experts",
     "selection_gap",

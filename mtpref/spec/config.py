@@ -291,11 +291,35 @@ class StreamsConfig:
 
 
 @dataclass(frozen=True)
+class WindowedConfig:
+    """An attention layer with or without a window; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_key: int
+    n_value: int
+    n_window: int  # cells that a query sees, its own among them; 0: all
+    n_rot: int
+    freq_base: float
+    rms_eps: float
+    value_scale: float = 0.0  # behind the output projection; 0: none
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+    @property
+    def rotary(self) -> AttnConfig:
+        """What is turned, as an attention layer of its own (S10)."""
+        shape = self.n_embd, self.n_head, self.n_head_kv, self.n_key, self.n_rot
+        return AttnConfig(*shape, None, self.freq_base, self.rms_eps, self.rope_scaling)
+
+
+@dataclass(frozen=True)
 class FfnConfig:
     """A dense feed-forward network."""
 
     n_embd: int
     n_ff: int
+    clamp: float = 0.0  # of the gated activation; 0: none
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,14 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "prompt_end": ("hold", "whole"),
     "new_prompt": ("zero", "stale"),
     "replay": ("right", "stale"),
+    "heads": ("each", "first"),
+    "chain_end": ("cap", "reuse"),
+    "catch_up": ("target", "chain"),
 }
 # Fields that the architecture decides unless they are set.
 BY_ARCHITECTURE = ("hidden", "chain")
+# Fields that only a model with several heads can show.
+OF_CHAINS = ("heads", "chain_end", "catch_up")
 
 
 def _legal(name: str) -> tuple[str | int, ...]:
@@ -51,6 +56,10 @@ class MtpContract:
     new_prompt  the pending hidden that a new prompt starts from: `zero`, or `stale` (left over from the last one)
     replay      the pending hidden that a replayed batch starts from: `right`, or `stale` (the last row of the rejected
                 batch: llama.cpp on architectures without recurrent snapshots)
+    heads       of several heads: `each` drafts one token, or the `first` drafts them all as if it were alone
+    chain_end   behind the last head of a chain: `cap` (the draft ends: llama.cpp) or `reuse` (it runs again)
+    catch_up    the rows that a further head of a chain catches up with: those of the `target` (llama.cpp), or, along
+                the `chain`, those of the head before it
     Errors      SettingError for a value that a field does not have
     """
 
@@ -63,6 +72,9 @@ class MtpContract:
     prompt_end: str = "hold"
     new_prompt: str = "zero"
     replay: str = "right"
+    heads: str = "each"
+    chain_end: str = "cap"
+    catch_up: str = "target"
 
     def __post_init__(self) -> None:
         for name in CHOICES:

@@ -161,6 +161,20 @@ class TrimMtp(Protocol):
     def __call__(self, state: ModelState, pos: int, /) -> None: ...
 
 
+class ChainHead(Protocol):
+    def __call__(self, step: int, n_heads: int, contract: MtpContract, /) -> int | None: ...
+
+
+class ChainInput(Protocol):
+    def __call__(
+        self, ids: Sequence[int], hidden: F32, token: int, row: F32, chained: bool, /
+    ) -> tuple[list[int], F32]: ...
+
+
+class CatchUpRows(Protocol):
+    def __call__(self, paired: F32, before: F32 | None, contract: MtpContract, /) -> F32: ...
+
+
 class StepEntries(TypedDict, total=False):
     """Some steps, as keywords or as a record: what stands in for the table's own."""
 
@@ -193,3 +207,6 @@ class StepEntries(TypedDict, total=False):
     restore: Restore
     choose_plane: ChoosePlane
     trim_mtp: TrimMtp
+    chain_head: ChainHead
+    chain_input: ChainInput
+    catch_up_rows: CatchUpRows

@@ -135,6 +135,42 @@ def ends_text(is_eog: bool, is_last: bool) -> bool:
     return is_eog
 
 
+def chain_head(step: int, n_heads: int, contract: MtpContract) -> int | None:
+    """S99. The head that a draft step runs; None: there is none, and the draft ends.
+
+    Rule     step i runs head i. Behind the last head the draft ends, or with `chain_end` reuse the last one runs again.
+             A model of one head, and one whose `heads` is first, runs head 0 in every step and is no chain
+    """
+    if not is_chain(n_heads, contract):
+        return 0
+    return step if step < n_heads else n_heads - 1 if contract.chain_end == "reuse" else None
+
+
+def is_chain(n_heads: int, contract: MtpContract) -> bool:
+    """S99. Whether draft steps run heads of their own: several heads, each of which drafts."""
+    return n_heads > 1 and contract.heads == "each"
+
+
+def chain_input(ids: Sequence[int], hidden: F32, token: int, row: F32, chained: bool) -> tuple[list[int], F32]:
+    """S99. What the next draft step is given: of a chain the whole draft so far and its rows, with the new token and
+    the row of the head that drafted it behind them; else these two alone (S34).
+
+    Rule     another head has no cells of the draft yet, so it runs over all of it, from the draft's first position on.
+             Row 0 is the pending row, row j that of head j - 1
+    Shapes   ids: n tokens, hidden: (n, n_hidden), row: (1, n_hidden)
+    """
+    return ([*ids, token], np.concatenate([hidden, row])) if chained else ([token], row)
+
+
+def catch_up_rows(paired: F32, before: F32 | None, contract: MtpContract) -> F32:
+    """S99. The rows that a head of a chain catches up with, at the positions of the batch.
+
+    paired  the target's rows, paired by S20: what every head takes
+    before  what the head before it gave at the same positions, None for the first: only with `catch_up` chain
+    """
+    return paired if before is None or contract.catch_up == "target" else before
+
+
 @dataclass(frozen=True)
 class Steps:
     """Every step of the loop by name. The defaults are the reference; a fault replaces single entries."""
@@ -168,3 +204,6 @@ class Steps:
     bonus_token: step_types.BonusToken = bonus_token  # S39
     emitted: step_types.Emitted = emitted  # S40
     ends_text: step_types.EndsText = ends_text  # S40
+    chain_head: step_types.ChainHead = chain_head  # S99
+    chain_input: step_types.ChainInput = chain_input  # S99
+    catch_up_rows: step_types.CatchUpRows = catch_up_rows  # S99

@@ -18,7 +18,7 @@ from mtpref.engine.decode.sampling import Sampler, SamplingConfig
 from mtpref.engine.decode.statistics import Statistics, margin
 from mtpref.engine.model import Model
 from mtpref.spec.state import ModelState
-from mtpref.spec.steps import Hidden
+from mtpref.spec.steps import Hidden, is_chain
 
 F32 = NDArray[np.float32]
 
@@ -86,7 +86,8 @@ class HeadDrafter(Drafter):
 
 
 class MtpDrafter(HeadDrafter):
-    """The MTP chain: step 0 takes (id_last, pending hidden), step i takes the head's own token and hidden row."""
+    """The MTP chain: step 0 takes (id_last, pending hidden), step i takes the head's own token and hidden row; with
+    several heads step i runs head i."""
 
     def propose(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         """S34. The chain of the head: one token a step.
@@ -94,37 +95,60 @@ class MtpDrafter(HeadDrafter):
         Rule     step 0 pairs the last token of the text with the pending hidden row; step i pairs the token that step
                  i - 1 drafted with the head's own row of that step; step i is at position state.n_past + i. The policy
                  (S35, S37) says when to stop. Cells from state.n_past on are cut at the end
-        Rule     several heads: step i runs head i over all of the draft so far, from position state.n_past on, with the
-                 pending row and the rows that the heads before it gave; no head runs twice, so a draft has at most as
-                 many tokens as there are heads. A head that reads the trunk's cells stays at position state.n_past
+        Rule     several heads: S99. A head that reads the trunk's cells stays at position state.n_past
         """
         pos0, heads, recipe, drafted = state.n_past, self.model.heads, self.model.recipe, Draft()
-        is_chain, stays = len(heads) > 1, any(head.sheet.reads_target for head in heads)
+        steps, contract = recipe.steps, recipe.contract
+        chained, stays = is_chain(len(heads), contract), any(head.sheet.reads_target for head in heads)
         ids, hidden = [id_last], state.pending_h[None]
-        while length.wants_step() and (not is_chain or len(drafted.ids) < len(heads)):
+        while length.wants_step():
             step = len(drafted.ids)
-            pos = pos0 if is_chain or stays else pos0 + step
-            run = HeadRun(step if is_chain else 0, ids, hidden, pos, pos0 + step + 1)
+            head = steps.chain_head(step, len(heads), contract)
+            if head is None:
+                break
+            if chained:
+                steps.trim_mtp(state, pos0)
+            at = pos0 + step + 1
+            run = HeadRun(head, ids, hidden, pos0 if stays else at - len(ids), at, chained)
             out = read_head(self, state, run, length, drafted)
             self.statistics.count_pass("mtp_draft", len(ids))
+            if chained:
+                self.statistics.count_head(step, head)
             if not drafted.steps[-1].is_taken:
                 break
-            token, row = drafted.ids[-1], recipe.steps.chain_hidden(out, recipe.contract)[-1:]
-            ids = [*ids, token] if is_chain else [token]
-            hidden = np.concatenate([hidden, row]) if is_chain else row
-        recipe.steps.trim_mtp(state, pos0)
+            token, row = drafted.ids[-1], steps.chain_hidden(out, contract)[-1:]
+            ids, hidden = steps.chain_input(ids, hidden, token, row, chained)
+        steps.trim_mtp(state, pos0)
         return drafted
+
+
+def most_drafted(model: Model, n_max: int) -> int:
+    """The longest draft that the model's heads can make of so many tokens that are asked for (S99)."""
+    recipe, n_heads = model.recipe, len(model.heads)
+    return next((i for i in range(n_max) if recipe.steps.chain_head(i, n_heads, recipe.contract) is None), n_max)
+
+
+def notes_of(model: Model, n_max: int) -> list[str]:
+    """What is said of a draft length that the model's heads cannot follow."""
+    n = most_drafted(model, n_max)
+    if n == n_max:
+        return []
+    return [f"n_max {n_max}: the chain has {len(model.heads)} heads, each drafts one token; drafts have at most {n}"]
 
 
 @dataclass(frozen=True)
 class HeadRun:
-    """What a head is run over. pos: of the first id; at: of the token that the last row proposes."""
+    """What a head is run over.
+
+    pos: of the first id; at: of the token that the last row proposes; chained: whether it is one of a chain
+    """
 
     head: int
     ids: list[int]
     hidden: F32
     pos: int
     at: int
+    chained: bool = False
 
 
 def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: DraftLength, drafted: Draft) -> Hidden:
@@ -139,8 +163,9 @@ def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: Dra
     d2t = None if model.d2t is None else model.d2t[: out.logits.shape[1]]
     logits = sampler.biased(_by_id(out.logits, d2t, model.n_vocab))[0]
     compact = logits if d2t is None else logits[d2t]
+    named = run.head if run.chained else None
     if np.all(compact == -np.inf):  # every id that the head can name is ignored
-        drafted.steps.append(DraftStep(run.at, [], [], 0.0, False))
+        drafted.steps.append(DraftStep(run.at, [], [], 0.0, False, head=named))
         return out.hidden
     rows, p = model.recipe.ops.top_candidates(compact)
     candidates = rows if d2t is None else d2t[rows]
@@ -154,7 +179,7 @@ def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: Dra
         drafted.dists += [dist] * is_taken
     ids, ps = [int(id) for id in candidates], [float(x) for x in p]
     gap = out.gaps[-1] if out.gaps else None
-    drafted.steps.append(DraftStep(run.at, ids, ps, margin(compact[rows]), is_taken, u, q, gap))
+    drafted.steps.append(DraftStep(run.at, ids, ps, margin(compact[rows]), is_taken, u, q, gap, named))
     drafted.ids += [token] * is_taken
     if is_taken:
         length.grow(p_best)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtpref.base.events import Drafted, Event, PromptProgress, RolledBack, RunEnded, RunStarted, Token, Verified
 from mtpref.base.settings import SettingError
-from mtpref.engine.decode.drafters import Draft, Drafter, MtpDrafter, NoDrafter
+from mtpref.engine.decode.drafters import Draft, Drafter, MtpDrafter, NoDrafter, notes_of
 from mtpref.engine.decode.lengths import DraftLength
 from mtpref.engine.decode.options import Options
 from mtpref.engine.decode.passes import Passes, Trunk
@@ -107,8 +107,12 @@ class Decoder:
         ids = [int(i) for i in prompt_ids]
         return RunStarted(
             self.model.config.name, recipe.numerics, asdict(recipe.contract), settings, ids, n_reused=n_reused,
-            changes=list(self.model.changes),
+            changes=list(self.model.changes), notes=self.notes(),
         )  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """What of the options this model cannot follow, a line each."""
+        return notes_of(self.model, self.options.policy.n_max) if isinstance(self.drafter, MtpDrafter) else []
 
     def prompt(
         self, prompt_ids: Sequence[int], *, n_reused: int = 0, stops: Sequence[int] = ()

@@ -50,6 +50,7 @@ class Statistics:
     passes: Counter[str] = field(default_factory=Counter)  # kind of pass -> passes
     tokens: Counter[str] = field(default_factory=Counter)  # kind of pass -> tokens
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # phase -> seconds
+    heads: list[int] = field(default_factory=list)  # of a chain: the head of draft position 1, 2, ...
     chat: dict[str, Any] | None = None  # the chat template and its arguments, where the prompt is a conversation
     clock: Callable[[], float] = time.perf_counter  # the recipe's: it stands still while kernels are compiled
     _inner_seconds: float = 0.0
@@ -67,6 +68,11 @@ class Statistics:
         self.drafted_at.update(range(n_drafted))
         self.reached_at.update(range(min(n_drafted, n_accepted + 1)))
         self.accepted_at.update(range(n_accepted))
+
+    def count_head(self, step: int, head: int) -> None:
+        """Record which head of a chain draft step `step` ran."""
+        if step == len(self.heads):
+            self.heads.append(head)
 
     def count_margin(self, margin: float) -> bool:
         """Record a greedy choice's margin; whether it is a near tie."""
@@ -165,6 +171,7 @@ class Statistics:
                 "seconds": {phase: round(s, 6) for phase, s in sorted(self.seconds.items())},
             }
             | self._of_experts()
+            | ({"head_per_pos": self.heads[: len(self.drafted_at)]} if self.heads else {})
             | ({} if self.chat is None else {"chat": self.chat})
         )
 
@@ -197,6 +204,9 @@ class Statistics:
                 f"acc per pos = {_rates(self.acceptance_per_pos(conditional=False))}",
                 f"acc per pos (conditional) = {_rates(self.acceptance_per_pos(conditional=True))}",
             ]
+            if self.heads:
+                named = ", ".join(f"head {head}" for head in self.heads[: len(self.drafted_at)])
+                out.append(f"drafted by = ({named})")
         if self.judged_at:
             out.append(f"expected acc per pos (from p and q) = {_rates(self.p_accept_per_pos())}")
         out += [

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import OUTPUT_NORM, TOKEN_EMBD, Architecture, Block, HeadSheet
+from mtpref.architectures import OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, Block, HeadSheet
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
 from mtpref.engine.model.model import Head
@@ -144,10 +144,11 @@ def _read_head(
         "shared_head_norm": OUTPUT_NORM,
         "shared_head_head": trunk.weights.output.name,
     }
-    tensors = {tensor.name.split(".")[1]: tensor for tensor in sheet.tensors}
+    tensors = {tensor.name.split(".")[1]: tensor for tensor in sheet.tensors if tensor.name.startswith("nextn.")}
     for part in borrowed:
         tensor = tensors[part]
-        names = [tensor.at(il).name, *(tensor.fallback if is_alone else ())]
+        instead = [f"blk.{il}.{sheet.norm_instead}"] if sheet.norm_instead and part == "shared_head_norm" else []
+        names = [tensor.at(il).name, *instead, *(tensor.fallback if is_alone else ())]
         is_trimmed = d2t is not None and part == "shared_head_head"
         name = _present(finder, names, n_rows if is_trimmed else None)
         if name is None:
@@ -173,12 +174,11 @@ def _read_head(
 
 
 def _roots(trunk: Trunk, finder: TensorFinder, values: Values) -> dict[str, Any]:
-    """Tensors outside of blocks that the file which holds the block has of its own: what puts streams together."""
-    names = trunk.arch.streams.tensors if trunk.arch.streams else ()
+    """What else stands outside of blocks, of the file that holds the block."""
     if finder.file is trunk.file:
-        return {name: trunk.weights.roots[name] for name in names}
-    found = {tensor.name: tensor for tensor in trunk.arch.tensors if tensor.name in names}
-    return {name: read_tensor(finder, tensor, values, name) for name, tensor in found.items()}
+        return trunk.weights.roots
+    others = (tensor for tensor in trunk.arch.tensors if tensor.name not in SHARED)
+    return {t.name: read_tensor(finder, t, values, t.name) for t in others if t.required or finder.has(t.name)}
 
 
 def _present(finder: TensorFinder, names: list[str], n_trimmed: int | None) -> str | None:

@@ -163,7 +163,8 @@ def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers
     n_embd = values["n_embd"]
     n_vocab = _n_rows(finder.file)
     token_embd = finder.matrix(TOKEN_EMBD, (n_vocab, n_embd))
-    output = finder.matrix(OUTPUT, (n_vocab, n_embd)) if finder.has(OUTPUT) else token_embd
+    is_tied = not finder.has(OUTPUT) and any(t.name == OUTPUT and not t.required for t in arch.tensors)
+    output = token_embd if is_tied else finder.matrix(OUTPUT, (n_vocab, n_embd))
     output_norm = finder.array(OUTPUT_NORM, (n_embd,))
     blocks = tuple(read_block(finder, layer.block, values.at(il), il) for il, layer in enumerate(layers))
     roots = {
@@ -209,6 +210,8 @@ def _notes(finder: TensorFinder, config: ModelConfig, head: LoadedHead) -> tuple
 
 
 def _rope_notes(meta: Metadata, layers: tuple[Layer, ...]) -> tuple[str, ...]:
-    """What is said of RoPE scaling: the keys are the file's, so any attention layer speaks for all, the head's too."""
-    scalings = [layer.cfg.rope_scaling for layer in layers if hasattr(layer.cfg, "rope_scaling")]
-    return rope_notes(meta, scalings[0]) if scalings else ()
+    """What is said of RoPE scaling: the keys are the file's, so any attention layer (without a window, where there is
+    one) speaks for all, the head's too."""
+    cfgs = [layer.cfg for layer in layers if hasattr(layer.cfg, "rope_scaling")]
+    cfgs.sort(key=lambda cfg: bool(getattr(cfg, "n_window", 0)))
+    return rope_notes(meta, cfgs[0].rope_scaling) if cfgs else ()

@@ -233,7 +233,7 @@ class Model:
         ops, w = self.recipe.ops, self.weights
         state.reserve(len(tokens))
         pos = np.arange(state.n_past, state.n_past + len(tokens), dtype=np.int32)
-        span = Span(ops, pos, state.n_past, min(keep, len(tokens)), tokens=tokens)
+        span = Span(ops, pos, state.n_past, min(keep, len(tokens)), tokens=tokens, roots=w.roots)
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
         streams = self.arch.streams
@@ -243,7 +243,7 @@ class Model:
         state.n_past += len(tokens)
         last = streams.leave(ops, w.roots, x, self.layers[-1].residual_cfg, tap) if streams else x
         post = ops.rms_norm(last, w.output_norm, self.config.rms_eps)
-        tap("h_nextn", x if streams else post)
+        tap("h_nextn", Hidden(x, post).of(self.own_rows[0]))
         tap("result_norm", post)
         logits = _no_logits()
         if n_logits:
@@ -290,7 +290,7 @@ class Model:
         # BLOCK
         pos = steps.mtp_positions(first_pos, len(tokens), contract)
         first = state.n_past if reads_target else own.n_cells
-        span = Span(ops, pos, first, 1, target=state.layers, tokens=tokens)
+        span = Span(ops, pos, first, 1, target=state.layers, tokens=tokens, roots=mw.roots)
         x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
         own.n_cells += 0 if reads_target else len(tokens)
 
@@ -298,7 +298,7 @@ class Model:
         streams = self.arch.streams
         last = streams.leave(ops, mw.roots, x, layer.residual_cfg, _mtp_root_tap(tap)) if streams else x
         post = ops.mtp_norm(ops, last, mw.shared_head_norm, eps)
-        tap("mtp_h_nextn", x if streams else post)
+        tap("mtp_h_nextn", Hidden(x, post).of(self.own_rows[1]))
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
         if n_logits:

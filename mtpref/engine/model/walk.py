@@ -40,18 +40,22 @@ def pair(model: Model, ids: Sequence[int], hidden: F32, pos0: int, pending: F32)
 def run_heads(
     model: Model, state: ModelState, pairs: Pairs, *, with_logits: bool = False, tap: Tap = discard
 ) -> list[Output]:
-    """Every head over the pairs: the catch-up pass. Each head of a chain takes the trunk's rows, none another head's.
+    """Every head over the pairs: the catch-up pass. Each head of a chain takes the trunk's rows, none another head's
+    (S99), unless the contract has it so.
 
     A head that reads the trunk's cells has none to fill, and is passed over.
     """
     if not pairs.ids:
         return []
-    n_logits = len(pairs.ids) if with_logits else 0
-    return [
-        model.mtp(state, pairs.ids, pairs.rows, pairs.first, head=i, n_logits=n_logits, tap=tap)
-        for i, head in enumerate(model.heads)
-        if not head.sheet.reads_target
-    ]
+    n_logits, recipe = len(pairs.ids) if with_logits else 0, model.recipe
+    outputs: list[Output] = []
+    before = None
+    for i, head in enumerate(model.heads):
+        if not head.sheet.reads_target:
+            rows = recipe.steps.catch_up_rows(pairs.rows, before, recipe.contract)
+            outputs.append(model.mtp(state, pairs.ids, rows, pairs.first, head=i, n_logits=n_logits, tap=tap))
+            before = recipe.steps.chain_hidden(outputs[-1].hidden, recipe.contract)
+    return outputs
 
 
 def run_both(

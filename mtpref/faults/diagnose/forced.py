@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.events import Draw, Event
-from mtpref.engine.decode import ALL_STRATEGIES, Decoder, Drafter, DraftLength, Options, PolicyConfig
+from mtpref.engine.decode import ALL_STRATEGIES, Decoder, Drafter, DraftLength, Options, PolicyConfig, most_drafted
 from mtpref.engine.decode.drafters import Draft
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Output
@@ -23,7 +23,7 @@ from mtpref.look.llama_cpp.limits import router_gap
 from mtpref.look.llama_cpp.rounds import UNTOLD
 from mtpref.spec import Distribution
 from mtpref.spec.state import ModelState
-from mtpref.spec.steps import Hidden
+from mtpref.spec.steps import Hidden, is_chain
 
 F32 = NDArray[np.float32]
 NEAR = 0.03  # in standard deviations of the logits: a choice so close may fall either way
@@ -147,7 +147,7 @@ class ForcedDrafter(Drafter):
     def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         i, port = self.n_rounds, self.run.rounds[self.n_rounds]
         self.n_rounds += 1
-        self.seen = self._note_length(port, i, length.room)
+        self.seen = self._note_length(port, i, most_drafted(self.model, length.room))
         if state.n_past >= self.model.recipe.contract.first_pos and port.draft:
             self._chain(state, id_last, port, i)
         return Draft(list(port.draft))
@@ -155,9 +155,17 @@ class ForcedDrafter(Drafter):
     def _chain(self, state: ModelState, opening: int, port: PortRound, round: int) -> None:
         model = self.model
         steps, contract = model.recipe.steps, model.recipe.contract
-        pos0, token, hidden, is_rerouted = state.n_past, opening, state.pending_h[None], False
+        pos0, ids, hidden, is_rerouted = state.n_past, [opening], state.pending_h[None], False
+        chained, n_heads = is_chain(len(model.heads), contract), len(model.heads)
         for step, drafted in enumerate(port.draft):
-            out = model.mtp(state, [token], hidden, pos0 + step, n_logits=1)
+            head = steps.chain_head(step, n_heads, contract)
+            if head is None:  # the port drafts more tokens than the chain has heads: what it drafts there is its own
+                far = float("inf")
+                self.seen.append(Seen(round, n_heads, len(port.draft), far, far, kind="length"))
+                break
+            if chained:
+                steps.trim_mtp(state, pos0)
+            out = model.mtp(state, ids, hidden, pos0 + step + 1 - len(ids), n_logits=1, head=head)
             row = out.logits[0]
             if model.d2t is not None:
                 full = np.full(model.n_vocab, -np.inf, np.float32)
@@ -165,12 +173,13 @@ class ForcedDrafter(Drafter):
                 row = full
             seen = look(row, drafted, round, "draft")
             if port.p is not None:
-                ids, p = model.recipe.ops.top_candidates(row)
-                own = float(p[list(ids).index(drafted)]) if drafted in ids else 0.0
+                best, p = model.recipe.ops.top_candidates(row)
+                own = float(p[list(best).index(drafted)]) if drafted in best else 0.0
                 seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
             is_rerouted |= any(gap < self.near_gap for gap in out.gaps)
             self.seen.append(replace(seen, is_rerouted=is_rerouted))
-            token, hidden = drafted, steps.chain_hidden(out.hidden, contract)
+            own_row = steps.chain_hidden(out.hidden, contract)[-1:]
+            ids, hidden = steps.chain_input(ids, hidden, drafted, own_row, chained)
         steps.trim_mtp(state, pos0)
 
     def _note_length(self, port: PortRound, i: int, expected: int) -> list[Seen]:

@@ -11,7 +11,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
 from mtpref.engine.recipe import make_recipe
 from mtpref.faults import FAULTS, Fault, inject, is_possible
-from mtpref.spec.contract import CHOICES, PRESETS, MtpContract
+from mtpref.spec.contract import CHOICES, OF_CHAINS, PRESETS, MtpContract
 
 # What may be true before anything is looked at. Only ratios count.
 PRIORS = {"healthy": 4.0, "preset": 1.0, "look-alike": 0.5, "contract": 0.3, "fault": 0.3}
@@ -98,6 +98,8 @@ def _fields(model: Model) -> Iterator[Hypothesis]:
     for name, values in CHOICES.items():
         for value in values:
             if value == getattr(own, name) or name == "prompt_end":
+                continue
+            if name in OF_CHAINS and len(model.heads) < 2:
                 continue
             contract = replace(own, **{name: value})  # type: ignore[arg-type]
             if contract in presets or not model.can_take(contract):

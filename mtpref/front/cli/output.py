@@ -180,8 +180,14 @@ class Notes:
         elif not core.has_mtp:
             self.line("MTP: the file has no head, so nothing is drafted and every token costs a full pass")
         else:
+            from mtpref.engine.decode import most_drafted, notes_of
+
+            chain = f"a chain of {len(core.heads)} heads, " if len(core.heads) > 1 else ""
+            for text in notes_of(core, options.policy.n_max):
+                self.line(f"note: {text}")
             self.line(
-                f"MTP: on, drafts of up to {options.policy.n_max}, roll back by {options.rollback}, "
+                f"MTP: on, {chain}drafts of up to {most_drafted(core, options.policy.n_max)}, "
+                f"roll back by {options.rollback}, "
                 f"contract {core.contract_name}{_draft_vocab(core, options)}{_origins(core.heads[0].weights)}"
             )
         if core.has_mtp:

@@ -1,9 +1,10 @@
 """The tensors and shapes that a configuration promises: what the data sheet makes of the keys that will be written."""
 
 from collections import ChainMap
+from collections.abc import Iterable
 from typing import Any
 
-from mtpref.architectures import Block, numbers, present_tensors
+from mtpref.architectures import Block, Tensor, numbers, present_tensors
 from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.heads.convert.keys import hyper_parameters
 from mtpref.heads.hf import TextConfig
@@ -23,18 +24,25 @@ def expected_shapes(config: TextConfig, n_mtp: int, names: frozenset[str], *, ha
     meta = Metadata(kv | {"general.architecture": sheet.name}, "config.json")
     known = {} if config.vocab_size is None else {"n_vocab": config.vocab_size}
     own = sheet.values(meta)
-    values = ChainMap(known, own)  # type: ignore[arg-type]
-    tensors = list(sheet.tensors)
+    found: Shapes = {}
+
+    def expect(tensors: Iterable[Tensor], values: Values, il: int | None = None) -> None:
+        counts = ChainMap(known, values)  # type: ignore[arg-type]
+        for tensor in tensors:
+            one = tensor if il is None else tensor.at(il)
+            found[one.name] = numbers(one.shape, counts), one.required
+
+    expect(sheet.tensors, own)
     if has_trunk:
         blocks = sheet.layers.of_checkpoint(config.found, n_layer) or sheet.layers.blocks(meta, n_layer, names)
         for il, block in enumerate(blocks):
             _check_counts(block, own.at(il))
-            tensors += [tensor.at(il) for tensor in present_tensors(block.tensors, il, names)]
+            expect(present_tensors(block.tensors, il, names), own.at(il), il)
     for il in range(n_layer, n_layer + n_mtp):
         if sheet.head is not None:
             _check_counts(sheet.head.block_at(il, names), own.at(il))
-        tensors += [tensor.at(il) for tensor in sheet.head_tensors(il, names)]
-    return {tensor.name: (numbers(tensor.shape, values), tensor.required) for tensor in tensors}
+        expect(sheet.head_tensors(il, names), own.at(il), il)
+    return found
 
 
 def _check_counts(block: Block, values: Values) -> None:

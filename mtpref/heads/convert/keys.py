@@ -16,8 +16,8 @@ Keys = list[tuple[str, Any, str]]
 # What the converter writes for every architecture, in its order (conversion/base.py).
 FIRST = (
     "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-    "attention.head_count_kv", "rope.freq_base", "attention.layer_norm_rms_epsilon", "expert_count",
-    "expert_used_count", "expert_group_count", "expert_group_used_count", "expert_gating_func",
+    "attention.head_count_kv", "rope.freq_base", "rope.freq_base_swa", "attention.layer_norm_rms_epsilon",
+    "expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count", "expert_gating_func",
     "attention.key_length", "attention.value_length",
 )  # fmt: skip
 FILE_TYPE = "general.file_type"
@@ -39,15 +39,16 @@ def hyper_parameters(config: TextConfig, n_mtp: int, file_type: int) -> Keys:
     n_mtp   MTP blocks of the file, or of the trunk that a stand-alone head belongs to
     Order   FIRST, RoPE before its base; file_type; the sheet's own, with those of layers and of heads where it says
     """
-    sheet, found = config.sheet, config.found
+    sheet, found = config.sheet, {**config.found, "n_written_heads": n_mtp}
     by_key = {hyper.key: hyper for hyper in sheet.hypers}
     keys: Keys = []
     is_late = sheet.hf is not None and config.name in sheet.hf.without_head_dim and "head_dim" not in found
     late = {GATING: GATING_FIELD not in found} | dict.fromkeys(WIDTHS, is_late)
+    late |= dict.fromkeys(sheet.hf.late if sheet.hf else (), True)
     first = [key for key in FIRST if not late.get(key)]
     for key in first:
         if key == "rope.freq_base":
-            keys += [*_rope_scaling(config.rope), *_sections(config.rope)]
+            keys += [*_rope_scaling(config.rope, sheet), *_sections(config.rope)]
         keys += _written(by_key[key], found, n_mtp) if key in by_key else []
     keys.append((FILE_TYPE, file_type, "u32"))
     keys += _of_heads(sheet, FILE_TYPE, n_mtp)
@@ -66,12 +67,21 @@ def _written(hyper: Hyper, found: Mapping[str, Any], n_mtp: int) -> Keys:
     if value is None:
         return []
     value = value + n_mtp if hyper.key == "block_count" else list(value) if isinstance(value, tuple) else value
-    if hyper.type == "f32/layer":
+    if hyper.type == "f32/layer" and not isinstance(value, list):
         return [(hyper.key, [value] * (found["num_hidden_layers"] + n_mtp), "arr:f32")]
     if hyper.type == "i32/layer":
         n_lacking = max(0, found["num_hidden_layers"] + n_mtp - len(value))  # a head's, which is 0
-        return [(hyper.key, [*value, *[0] * min(n_lacking, n_mtp)], "arr:i32")]
-    return [(hyper.key, value, hyper.type)]
+        value = [*value, *[0] * min(n_lacking, n_mtp)]
+    return [(hyper.key, value, _kind(hyper.type, value))]
+
+
+def _kind(kind: str, value: Any) -> str:
+    """The kind of a key that may be an array with an item for each block."""
+    if not kind.endswith("/layer"):
+        return kind
+    if not isinstance(value, list):
+        return kind.removesuffix("/layer")
+    return "arr:f32" if kind == "f32/layer" else "arr:bool" if all(isinstance(x, bool) for x in value) else "arr:i32"
 
 
 def _of_heads(sheet: Architecture, key: str, n_mtp: int) -> Keys:
@@ -85,10 +95,10 @@ def _sections(rope: Rope) -> Keys:
     return [] if sections is None else [("rope.dimension_sections", [*sections, 0, 0, 0][:4], "arr:i32")]
 
 
-def _rope_scaling(rope: Rope) -> Keys:
+def _rope_scaling(rope: Rope, sheet: Architecture) -> Keys:
     kind = rope.rope_type
-    if kind in (None, "default"):
-        return []
+    if kind in (None, "default") or (kind == "llama3" and sheet.hf is not None and sheet.hf.factors is not None):
+        return []  # llama3: a tensor of factors, no keys
     if kind not in ("linear", "yarn") or rope.factor is None:
         raise MtprefError(
             f"config.json: rope_type is {describe(kind)} with factor {describe(rope.factor)}, expected "

@@ -35,6 +35,7 @@ from mtpref.heads.hf import (
     text_config,
 )
 from mtpref.heads.hf.checkpoint import INDEX
+from mtpref.spec.kinds.windowed import FACTORS
 from mtpref.spec.quants import TYPE_IDS, TYPES, quantize
 
 # --outtype -> (type of matrices, general.file_type as llama.cpp numbers it)
@@ -129,7 +130,9 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
         notes.append(
             f"{n} tensors keep their codes, in {kind} blocks that hold the same values (--decode: as the others)"
         )
-    keys: Keys = description(checkpoint.folder, config.sheet.name, [(part.name, part.shape) for part in parts])
+    made = _made(config)
+    shapes = [(part.name, part.shape) for part in parts]
+    keys: Keys = description(checkpoint.folder, config.sheet.name, [*((t[0], t[2]) for t in made), *shapes])
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
     keys += vocabulary(checkpoint, config.vocab_size, config.sheet, settings.pre)
@@ -145,7 +148,17 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
         )
         for part, kind in planned
     ]
-    return Plan(keys, tensors, planned, found, n_mtp, notes)
+    return Plan(keys, [*made, *tensors], planned, found, n_mtp, notes)
+
+
+def _made(config: TextConfig) -> list[tuple[str, str, tuple[int, ...], Callable[[], Iterator[NDArray[np.uint8]]]]]:
+    """Tensors that no checkpoint has and a converter makes of config.json: factors of RoPE."""
+    hf = config.sheet.hf
+    factors = hf.factors(config.found) if hf is not None and hf.factors is not None else None
+    if factors is None:
+        return []
+    data = np.asarray(factors, np.float32)
+    return [(FACTORS, "F32", data.shape, lambda: iter([data.view(np.uint8)]))]
 
 
 def checked_parts(

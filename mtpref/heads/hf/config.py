@@ -76,6 +76,9 @@ class Rope:
     attn_factor: Annotated[float, Within(-1e38, 1e38)] | None = None
     beta_fast: Annotated[float, Within(-1e38, 1e38)] | None = None
     beta_slow: Annotated[float, Within(-1e38, 1e38)] | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    rope_theta_windowed: Positive | None = None  # the second of a list of bases: that of layers with a window
     mscale: Annotated[float, Within(0, 1e6)] | None = None
     mscale_all_dim: Annotated[float, Within(0, 1e6)] | None = None
 
@@ -142,6 +145,35 @@ class _Fields:
     index_skip_topk_offset: Count | None = None
 
 
+@dataclass(frozen=True)
+class _WindowFields(_Fields):
+    """The same of architectures whose layers may have windows. Lists of layers may count MTP blocks too."""
+
+    layer_types: list[Literal["sliding_attention", "full_attention"]] | None = None  # type: ignore[assignment]
+    hybrid_layer_pattern: list[Annotated[int, Within(0, 1)]] | None = None
+    sliding_window: Size | None = None
+    num_attention_groups: Size | None = None
+    swa_num_key_value_heads: Size | None = None
+    swa_num_attention_heads: Size | None = None
+    swa_head_dim: Size | None = None
+    swa_v_head_dim: Size | None = None
+    swa_rope_theta: Positive | None = None
+    layernorm_epsilon: Positive | None = None
+    attention_value_scale: Annotated[float, Within(-1e6, 1e6)] | None = None
+    moe_layer_freq: list[Annotated[int, Within(0, 1)]] | None = None
+    moe_num_experts: Experts | None = None
+    moe_top_k: Experts | None = None
+    share_expert_dim: Size | None = None
+    moe_layers_enum: str | None = None
+    moe_every_n_layer: Size | None = None
+    moe_router_scaling_factor: Positive | None = None
+    norm_expert_weight: bool | None = None
+    partial_rotary_factors: list[Annotated[float, Within(1e-6, 1)]] | None = None
+    swiglu_limits: list[Annotated[float, Within(0, 1e6)] | None] | None = None
+    swiglu_limits_shared: list[Annotated[float, Within(0, 1e6)] | None] | None = None
+    attention_other_setting: dict[str, Any] | None = None
+
+
 _PER_LAYER = ("layer_types", "mlp_layer_types", "indexer_types")
 
 
@@ -155,7 +187,9 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     inner = config.get("text_config")
     found = {**config, **inner} if isinstance(inner, dict) else config
     where = f"{label}: config.json"
-    taken: _Fields = read_fields(_Fields, _without_null(found), where)
+    has_windows = sheet.hf is not None and sheet.hf.has_windows
+    fields_of: type[_Fields] = _WindowFields if has_windows else _Fields
+    taken: _Fields = read_fields(fields_of, _without_null(found), where)
     rope = _rope(found, f"{where}: rope_parameters")
     given = _without_null({**vars(rope), **vars(taken)})
     _check_required(sheet, given, where)
@@ -163,7 +197,7 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     _check_fixed(sheet, found, where)
     for name in _PER_LAYER:
         kinds = given.get(name)
-        if kinds is not None and len(kinds) != taken.num_hidden_layers:
+        if kinds is not None and len(kinds) != taken.num_hidden_layers and not has_windows:
             expected = get_args(get_args(_kind_of(name))[0])
             raise MtprefError(
                 f"{where}: {name} has {len(kinds)} entries, expected {taken.num_hidden_layers} of {', '.join(expected)}"
@@ -181,11 +215,13 @@ def _kind_of(name: str) -> Any:
 
 def _check_required(sheet: Architecture, given: dict[str, Any], where: str) -> None:
     """Refuse a configuration without a field that the data sheet cannot do without."""
+    kinds = get_type_hints(_WindowFields, include_extras=True)
     needed = {h.hf for h in sheet.hypers if isinstance(h.hf, str) and h.hf and h.hf_default is None}
     needed |= {name for h in sheet.hypers for name in h.hf_fields}
-    for field in fields(_Fields):
+    for field in fields(_WindowFields):
         if field.name in needed and field.name not in given:
-            raise MtprefError(f"{where}.{field.name} is missing, expected {name_of(_kind_of(field.name))}")
+            kind = get_args(kinds[field.name])[0]
+            raise MtprefError(f"{where}.{field.name} is missing, expected {name_of(kind)}")
 
 
 def _check_fixed(sheet: Architecture, found: dict[str, Any], where: str) -> None:
@@ -245,6 +281,9 @@ def _rope(found: dict[str, Any], where: str) -> Rope:
     beside = {
         key: found.get(key) for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     }
+    bases = beside["rope_theta"]
+    if isinstance(bases, list):  # one for each layer: the first is that of layers without a window
+        beside |= dict(zip(("rope_theta", "rope_theta_windowed"), [*bases, *bases][:2], strict=True))
     rope = _without_null({**beside, **given})
     rope.setdefault("rope_type", rope.get("type"))
     read_rope: Rope = read_fields(Rope, rope, where)

@@ -99,9 +99,13 @@ class Stacks:
         return self._made(block) if all(len(own) == self.n_expert for own in block.found.values()) else []
 
     def _made(self, block: _Block) -> list[Part]:
-        """The stacks of a layer whose experts are all there, by name."""
-        made = []
-        for template in sorted(block.found):
+        """The stacks of a layer whose experts are all there, by name or in the sheet's order."""
+        made, hf = [], self.config.sheet.hf
+        order = sorted(block.found)
+        if hf is not None and not hf.sorts_stacks:
+            own = [tensor.name for one in self.config.sheet.blocks for tensor in one.all_tensors()]
+            order.sort(key=lambda template: own.index(block.places[template].tensor.name))
+        for template in order:
             found, place = block.found[template], block.places[template]
             sources = tuple(found[e] for e in range(self.n_expert))
             shape = (self.n_expert, *self.checkpoint.shape(sources[0]))

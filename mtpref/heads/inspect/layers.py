@@ -53,8 +53,15 @@ class Layout:
     declared_by: str | None = None
     n_mtp: int | None = None  # declared MTP blocks; None for architectures that mtpref does not know
     values: dict[str, int] = field(default_factory=dict)  # counts by the data sheet's names
+    lists: dict[str, list[int]] = field(default_factory=dict)  # counts that are one for each block
     sheet: Architecture | None = None  # None for architectures that mtpref does not know
     partial: bool = False  # one file of a split model, alone: what is missing may be in another
+
+    def at(self, name: str) -> dict[str, int]:
+        """The counts that hold for a tensor: those of its block."""
+        match = _BLOCK.fullmatch(name)
+        own = {s: v[int(match[1])] for s, v in self.lists.items() if int(match[1]) < len(v)} if match else {}
+        return self.values | own
 
     @property
     def has_trunk(self) -> bool:
@@ -87,6 +94,7 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[Problem]
     problems += [Problem("key", "", text.replace("key ", f"key {arch}.", 1)) for text in found]
     layout.kinds = [block.name for block in declared] + [MTP] * n_mtp
     layout.values = _symbol_values(f, sheet)
+    layout.lists = _symbol_lists(f, sheet, n_blocks)
     return layout
 
 
@@ -138,6 +146,16 @@ def _symbol_values(f: GgufFile, sheet: Architecture) -> dict[str, int]:
     return {symbol: value for symbol, value in found.items() if value is not None}
 
 
+def _symbol_lists(f: GgufFile, sheet: Architecture, n_blocks: int) -> dict[str, list[int]]:
+    """Counts whose key is an array with one for each block, whatever they are worth."""
+    meta, found = Metadata(f.kv, _SOURCE), {}
+    for symbol, key in sheet.symbols.items():
+        if meta.is_array(key):
+            with suppress(MtprefError):
+                found[symbol] = meta.integers(key, n_blocks)
+    return found
+
+
 def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
     """Read every hyper-parameter that a run of this file reads; add to `problems` what a load would refuse.
 
@@ -150,7 +168,10 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
     values = sheet.values(meta)
     blocks = {block.name: block for block in sheet.layers.all_blocks()}
     steps: list[Callable[[], object]] = [lambda: read_model_config(values)]
-    for kind, il in {kind: il for il, kind in reversed(list(enumerate(layout.kinds)))}.items():
+    first = {kind: il for il, kind in reversed(list(enumerate(layout.kinds)))}
+    for il, kind in enumerate(layout.kinds):
+        if il != first[kind] and not layout.lists:
+            continue  # every block of a kind has the same counts
         head = sheet.head.block_at(il, f.tensors) if sheet.head and kind == MTP else None
         if head is None and not layout.has_trunk:
             continue
@@ -169,7 +190,9 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
             text = str(error).removeprefix(f"{_SOURCE}: ").removesuffix("; try: mtpref inspect FILE")
             key = next((word for word in text.split() if word.startswith(f"{sheet.name}.")), text)
             short = key.removeprefix(f"{sheet.name}.")
-            is_list = short in sheet.per_block and meta.is_array(short)  # a number for each block: a file may have that
+            by_layer = {hyper.key for hyper in sheet.hypers if hyper.type.endswith("/layer")}
+            # A number for each block where the sheet knows of one: a file may have that.
+            is_list = short in sheet.per_block - by_layer and meta.is_array(short)
             if key not in told and not is_list:
                 told.add(key)
                 problems.append(Problem("key", "", text))
@@ -256,7 +279,7 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
     for spec in specs:
         info = f.tensors.get(spec.name)
         if info is not None:
-            expected = numbers(spec.shape, layout.values)
+            expected = numbers(spec.shape, layout.at(spec.name))
             if expected is not None and without_leading_ones(info.shape) != without_leading_ones(expected):
                 formula = ", ".join(map(str, spec.shape))
                 text = f"{spec.name}: shape {info.shape}, expected {expected} = ({formula})"

@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from mtpref.engine.decode import Options, PolicyConfig
+from mtpref.engine.decode import Options, PolicyConfig, most_drafted
 from mtpref.engine.decode.loop import Decoder
 from mtpref.engine.model import Model
 from mtpref.look.compare.measures import measure
@@ -74,7 +74,8 @@ def same_decisions(bench: Bench) -> str:
             policy = PolicyConfig(n_max=n_max, p_min=p_min)
             decoder = Decoder(model, model.new_state(N_DRAFT_CTX), Options(n_predict=n_predict, policy=policy))
             events = list(decoder.run(model.vocab.encode(text)))
-            compare_rounds(agreement, log.rounds, events, n_predict, n_max, p_min, f"{text[:12]!a} n_max {n_max}")
+            most = most_drafted(bench.model, n_max)
+            compare_rounds(agreement, log.rounds, events, n_predict, most, p_min, f"{text[:12]!a} n_max {n_max}")
     return _judged(agreement, n_lost)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Token
-from mtpref.engine.decode import Decoder, DraftLength, MtpDrafter, Options, SamplingConfig, Statistics
+from mtpref.engine.decode import Decoder, DraftLength, MtpDrafter, Options, SamplingConfig, Statistics, most_drafted
 from mtpref.engine.decode.sampling import Sampler, TargetJudge
 from mtpref.engine.decode.statistics import margin
 from mtpref.engine.model import Model, pair, run_heads
@@ -97,7 +97,9 @@ class Passes:
             rounds.append(DraftLength.of(N_CHAIN))
             self._trunk_pass()
 
-        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], rounds.pop()), before) / N_CHAIN
+        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], rounds.pop()), before) / most_drafted(
+            head, N_CHAIN
+        )
 
     def catch_up(self, n: int) -> float:
         ids, state, recipe = self._next(n), self.state, self.model.recipe

@@ -17,7 +17,7 @@ from mtpref.engine.model import Model
 from mtpref.engine.model.model import Part
 from mtpref.measure.probe.count import Bools, Estimate, Judged, block_ids, difference, is_sure, judge
 from mtpref.measure.probe.walk import Seen, Variant
-from mtpref.spec.contract import CHOICES, PRESETS, MtpContract, describe
+from mtpref.spec.contract import CHOICES, OF_CHAINS, PRESETS, MtpContract, describe
 
 MAIN = "head"
 DELAY = 64
@@ -25,7 +25,7 @@ DELAY = 64
 # Controls that a sound head need not beat: a near miss by nature, and its own parts on a text that has no use for them.
 NEAR, PARTS = ("hidden=pre", "hidden=post"), ("prime=none", "no-attention")
 MONOTONOUS = 0.5  # of the trunk's choices are one token: the text tells no head from a guess
-INVISIBLE = ("prompt_end", "new_prompt", "replay")
+INVISIBLE = ("prompt_end", "new_prompt", "replay", *OF_CHAINS)
 
 
 def with_contract(model: Model, contract: MtpContract) -> Model:
@@ -58,10 +58,10 @@ def controls(model: Model) -> list[Variant]:
 
 
 def head_without(model: Model, part: Part) -> Model:
-    """The model with a part of its head's block adding zero, whatever kind of layer that is."""
-    if not model.heads:
-        return model  # refused where a head is run
-    return model.with_head(layer=model.heads[0].layer.with_forward(part, adds_nothing))
+    """The model with a part of its heads' blocks adding zero, whatever kind of layer that is."""
+    for i, head in enumerate(model.heads):  # without any: refused where a head is run
+        model = model.with_head(i, layer=head.layer.with_forward(part, adds_nothing))
+    return model
 
 
 def adds_nothing(w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.model import Model
+from mtpref.engine.model import Model, Pairs, run_heads
 from mtpref.engine.model.finite import is_finite, not_finite
+from mtpref.measure.probe.chain import HeadChains
 from mtpref.spec.kinds import LayerKind, Span
 from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, ModelState
-from mtpref.spec.steps import Batch, Hidden
+from mtpref.spec.steps import Batch, Hidden, is_chain
 
 F32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -95,16 +96,17 @@ class HeadWindow:
                 "stand-alone head with `model_draft`"
             )
         head = model.heads[0]
-        specs = head.layer.state(model.kv_type_draft)
-        if len(model.heads) > 1:
-            raise MtprefError(f"probe: {len(model.heads)} heads in a chain, expected one head that drafts every token")
+        every = [one.layer.state(model.kv_type_draft) for one in model.heads]
+        specs = [spec for own in every for spec in own]
         if head.sheet.reads_target or not all(spec.positional for spec in specs):
             what = "reads the trunk's cells" if head.sheet.reads_target else "keeps a recurrent state"
             raise MtprefError(f"probe: the head's {head.layer.kind.name} block {what}, expected cells of its own alone")
         self.model, self.contract = model, model.recipe.contract
         self._delayed = np.zeros((delay, head.n_hidden), np.float32)
-        self.state = ModelState([], [specs], head.n_hidden, n_ctx, poison=poison)
+        self.state = ModelState([], every, head.n_hidden, n_ctx, poison=poison)
         steps = model.recipe.steps
+        self.is_chain = is_chain(len(model.heads), self.contract)
+        self._paired: tuple[int, Ints, F32] = (0, np.empty(0, np.int64), np.empty((0, head.n_hidden), np.float32))
         self.pending: F32 = steps.pending_at_prompt(self.state.pending_h, self.contract)
         self.is_unprimed = not steps.head_ids(Batch([0], 0, self.pending), self.contract)
 
@@ -130,18 +132,29 @@ class HeadWindow:
             at = self.state.heads[0].n_cells + np.arange(len(ids) - n_skip)
             pos = model.recipe.steps.mtp_positions(pos0 + n_skip, len(at), self.contract)
             model = _Branches(pos, at, at).run_by(model)
-        out = model.mtp(self.state, ids[n_skip:].tolist(), rows[n_skip:], pos0 + n_skip, n_logits=0)
-        return pos0 + n_skip, out.hidden
+        first, tokens, rows = pos0 + n_skip, ids[n_skip:], rows[n_skip:]
+        if not self.is_chain:
+            return first, model.mtp(self.state, tokens.tolist(), rows, first, n_logits=0).hidden
+        self._paired = first, tokens.astype(np.int64), rows
+        outputs = run_heads(model, self.state, Pairs(tokens.tolist(), rows, first))
+        return first, outputs[0].hidden
 
     # ------------------------------------------------------------------------------------ drafts
 
-    def chains(self, positions: NDArray[np.int64]) -> "Chains":
-        """Drafts that go on from step 1 at these positions, all of which have been run."""
-        return Chains(self, positions)
+    def chains(self, positions: NDArray[np.int64]) -> "Chains | HeadChains":
+        """Drafts that go on from step 1 at these positions, all of which have been run; those of a chain of heads, in
+        the last chunk."""
+        if not self.is_chain:
+            return Chains(self, positions)
+        first, ids, rows = self._paired
+        at = positions - first
+        return HeadChains(self.model, self.state, positions, ids[at], rows[at], is_unprimed=self.is_unprimed)
 
-    def logits(self, post: F32) -> Iterator[tuple[int, F32]]:
-        """The head's logits of rows, a bounded number at a time: (index of the first row, logits)."""
-        return tiles(self.model, self.model.heads[0].weights.shared_head_head, post)
+    def logits(self, post: F32, step: int = 0) -> Iterator[tuple[int, F32]]:
+        """The logits of rows of the head that drafts in this step, a bounded number at a time: (index of the first row,
+        logits)."""
+        head = self.model.recipe.steps.chain_head(step, len(self.model.heads), self.contract)
+        return tiles(self.model, self.model.heads[head or 0].weights.shared_head_head, post)
 
 
 class Chains:

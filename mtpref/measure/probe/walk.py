@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.engine.decode import most_drafted
 from mtpref.engine.decode.statistics import margin
 from mtpref.engine.model import Model
 from mtpref.measure.probe.head import HeadWindow, tiles
@@ -176,7 +177,8 @@ class _Recorder:
     """One head's drafts over the chunks of a window."""
 
     def __init__(self, ids: Ints, seen: Seen, variant: Variant, head: HeadWindow, whole_chains: bool) -> None:
-        self.ids, self.n_draft, self.head, self.whole = ids, variant.n_draft, head, whole_chains
+        self.ids, self.head, self.whole = ids, head, whole_chains
+        self.n_draft = most_drafted(variant.model, variant.n_draft)
         self.trunk, self.out = seen.trunk, seen.heads[variant.name]
         self.positions = np.asarray(seen.window.positions, np.int64)
 
@@ -208,7 +210,7 @@ class _Recorder:
     def _read(self, rows: Hidden, at: Ints, step: int) -> Ints:
         """What the head proposes at these rows of the record, as the loop reads it (S22)."""
         model, out = self.head.model, self.out
-        for first, logits in self.head.logits(rows.post):
+        for first, logits in self.head.logits(rows.post, step):
             for i, row in zip(at[first : first + len(logits)], logits, strict=True):
                 compact, p = model.recipe.ops.top_candidates(row)
                 ids = compact if model.d2t is None else model.d2t[compact]

@@ -18,8 +18,15 @@ from mtpref.spec.kinds.indexed import (
 )
 from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
-from mtpref.spec.kinds.moe_ffn import MOE_FFN, SOFTMAX_MOE_FFN
+from mtpref.spec.kinds.limited import LIMITED_FFN, LIMITED_MOE_FFN
+from mtpref.spec.kinds.moe_ffn import MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
 from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Around, HyperConnected, Part, Residual, Sequential
+from mtpref.spec.kinds.windowed import (
+    HALF_ROTARY_ATTENTION,
+    HALF_ROTARY_HEAD_ATTENTION,
+    WINDOWED_ATTENTION,
+    WINDOWED_HEAD_ATTENTION,
+)
 
 __all__ = [
     "ATTENTION",
@@ -30,21 +37,28 @@ __all__ = [
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
     "GROUPED_DELTA_NET",
+    "HALF_ROTARY_ATTENTION",
+    "HALF_ROTARY_HEAD_ATTENTION",
     "HALVES_ALL_CELLS",
     "HALVES_INDEXED",
     "HASHED_MOE_FFN",
     "INPUT",
     "LATENT_ATTENTION",
     "LAYER_INPUT",
+    "LIMITED_FFN",
+    "LIMITED_MOE_FFN",
     "MIXER",
     "MOE_FFN",
     "PAIRS_ALL_CELLS",
     "PAIRS_INDEXED",
     "PAIRS_SHARING",
+    "SIGMOID_MOE_FFN",
     "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
     "TEXT_ATTENTION",
     "WHOLE_ROTARY_ATTENTION",
+    "WINDOWED_ATTENTION",
+    "WINDOWED_HEAD_ATTENTION",
     "WINDOW_ATTENTION",
     "Around",
     "Graph",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, Values
+from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, Values, WindowedConfig
 from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
@@ -52,6 +52,7 @@ class Span:
     first   cells that the layer's positional state already holds
     keep    how many of the last tokens the recurrent state is kept for (at least 1)
     target  the trunk's layers, for a head that reads their cells; None elsewhere
+    roots   tensors outside of blocks that layers read, by GGUF name
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
     tokens  their ids, (T,), for layers that choose by them
     selections  what each indexer of the pass chose, likewise; a layer that has none of its own takes the last
@@ -65,16 +66,24 @@ class Span:
     routings: list[Routing] = field(default_factory=list)
     tokens: NDArray[np.int32] | None = None
     selections: list[Selection] = field(default_factory=list)
+    roots: Mapping[str, Any] = field(default_factory=dict)
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
-    def rope_cos_sin(self, cfg: AttnConfig) -> tuple[F32, F32]:
-        """The RoPE table of the batch, made once for all layers of the same shape."""
-        if cfg not in self._rope:
-            self._rope[cfg] = self.ops.rope_table(self.pos, *rope_constants(cfg))
-        return self._rope[cfg]
+    def rope_cos_sin(self, cfg: AttnConfig, factors: F32 | None = None) -> tuple[F32, F32]:
+        """The RoPE table of the batch, made once for all layers of the same shape.
+
+        factors   what frequencies are divided by (S94), the same for all layers that have them
+        """
+        key = cfg, factors is None
+        if key not in self._rope:
+            frequencies, has_position, magnitude = rope_constants(cfg)
+            if factors is not None:
+                frequencies = spec.divided_frequencies(frequencies, factors)
+            self._rope[key] = self.ops.rope_table(self.pos, frequencies, has_position, magnitude)
+        return self._rope[key]
 
 
-def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig) -> AttnConfig:
+def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig | WindowedConfig) -> AttnConfig:
     """What of a layer is turned by position, as an attention layer."""
     return cfg if isinstance(cfg, AttnConfig) else cfg.rotary
 

@@ -36,6 +36,10 @@ def _softmax(v: Values) -> MoeConfig:
     return _configured(v, "softmax", True, 0.0)
 
 
+def _sigmoid(v: Values) -> MoeConfig:
+    return _configured(v, "sigmoid", True, 0.0)
+
+
 def _by_keys(v: Values) -> MoeConfig:
     func = v["expert_gating_func"]
     if func > max(_GATINGS):
@@ -128,3 +132,5 @@ GRAPH = {
 SOFTMAX_MOE_FFN = LayerKind("moe_ffn", _softmax, no_state, _forward, GRAPH)
 # As the keys say: sigmoid and not normalised where they say nothing.
 MOE_FFN = LayerKind("moe_ffn", _by_keys, no_state, _forward, GRAPH)
+# Probabilities by sigmoid, weights always normalised and never scaled, whatever the keys say.
+SIGMOID_MOE_FFN = LayerKind("moe_ffn", _sigmoid, no_state, _forward, GRAPH)

@@ -3,7 +3,15 @@
 from functools import partial
 
 from mtpref import spec
-from mtpref.spec.ops import compose, compose_compressed, compose_indexer, compose_latent, compose_moe, compose_streams
+from mtpref.spec.ops import (
+    compose,
+    compose_compressed,
+    compose_indexer,
+    compose_latent,
+    compose_moe,
+    compose_streams,
+    compose_windowed,
+)
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import CoarseEntries
 
@@ -37,6 +45,8 @@ COMPOSED: CoarseEntries = {
     "compressed_attn_layer": compose_compressed.compressed_attn_layer,
     "route_by_token": compose_compressed.route_by_token,
     "clamped_experts": compose_compressed.clamped_experts,
+    "seen_attention": compose_windowed.seen_attention,
+    "windowed_attn_layer": compose_windowed.windowed_attn_layer,
 }
 
 
@@ -94,6 +104,10 @@ def spec_ops(numerics: str) -> Ops:
         clamped_swiglu=spec.clamped_swiglu,
         hashed_experts=spec.hashed_experts,
         sink_attention=partial(spec.sink_attention, dot=dot),
+        cell_attention=partial(spec.cell_attention, dot=dot),
+        limited_swiglu=spec.limited_swiglu,
+        head_gate=spec.head_gate,
+        scaled_output=spec.scaled_output,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -123,5 +137,7 @@ def spec_ops(numerics: str) -> Ops:
         compressed_attn_layer=compose_compressed.compressed_attn_layer,
         route_by_token=compose_compressed.route_by_token,
         clamped_experts=compose_compressed.clamped_experts,
+        seen_attention=compose_windowed.seen_attention,
+        windowed_attn_layer=compose_windowed.windowed_attn_layer,
         composed=COMPOSED,
     )

@@ -71,6 +71,10 @@ class Ops:
     sink_attention: types.SinkAttention  # S78
     clamped_swiglu: types.ClampedSwiGlu  # S79
     hashed_experts: types.HashedExperts  # S80
+    cell_attention: types.CellAttention  # S95
+    limited_swiglu: types.LimitedSwiGlu  # S96
+    head_gate: types.HeadGate  # S97
+    scaled_output: types.ScaledOutput  # S97
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
@@ -100,6 +104,8 @@ class Ops:
     compressed_attn_layer: types.CompressedAttnLayer  # S90
     route_by_token: types.RouteByToken  # S91
     clamped_experts: types.ClampedExperts  # S92
+    seen_attention: types.SeenAttention  # S98
+    windowed_attn_layer: types.WindowedAttnLayer  # S98
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -129,6 +135,7 @@ _COMPRESSOR = frozenset({"mul_mat", "get_rows", "compress_rows", "rms_norm", "ro
 _CHOSEN_ROWS = frozenset({"mul_mat", "rope_last", "n_compressed", "row_scores", "best_rows"})
 _WINDOW_ATTENTION = frozenset({"window_start", "n_compressed", "sink_attention"})
 _GROUPED_OUTPUT = frozenset({"rope_last", "mul_mat"})
+_SEEN = frozenset({"attention", "window_start", "cell_attention"})
 _SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
     "delta_layer": frozenset(
@@ -172,6 +179,9 @@ PARTS: dict[str, frozenset[str]] = {
     "route": _ROUTE,
     "experts": _EXPERTS,
     "shared_expert": _SHARED_EXPERT,
+    "seen_attention": _SEEN,
+    "windowed_attn_layer": _SEEN
+    | {"seen_attention", "mul_mat", "rms_norm", "rope", "store_kv", "head_gate", "scaled_output"},
     # The parts of its parts, and these.
     "connect": frozenset({"rms_norm", "mul_mat", "stream_weights", "read_streams"}),
     "leave_streams": frozenset({"rms_norm", "mul_mat", "head_weights", "read_streams"}),

@@ -20,6 +20,7 @@ from mtpref.spec.config import (
     LatentConfig,
     MoeConfig,
     StreamsConfig,
+    WindowedConfig,
 )
 from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import IDS, Routing
@@ -501,6 +502,54 @@ class ClampedExperts(Protocol):
     ) -> F32: ...
 
 
+class CellAttention(Protocol):
+    def __call__(self, q: F32, k: NDArray, v: NDArray, sinks: F32 | None, kv_type: str, /) -> F32: ...
+
+
+class LimitedSwiGlu(Protocol):
+    def __call__(self, gate: F32, up: F32, limit: float, /) -> F32: ...
+
+
+class HeadGate(Protocol):
+    def __call__(self, o: F32, logit: F32, /) -> F32: ...
+
+
+class ScaledOutput(Protocol):
+    def __call__(self, y: F32, scale: float, /) -> F32: ...
+
+
+class SeenAttention(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        cfg: WindowedConfig,
+        q: F32,
+        k: NDArray,
+        v: NDArray,
+        sinks: F32 | None,
+        kv_type: str,
+        first: int,
+        /,
+    ) -> F32: ...
+
+
+class WindowedAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: WindowedConfig,
+        x: F32,
+        k_cells: NDArray,
+        v_cells: NDArray,
+        kv_type: str,
+        first: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
 class Ffn(Protocol):
     def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
 
@@ -573,6 +622,8 @@ class CoarseEntries(TypedDict, total=False):
     compressed_attn_layer: CompressedAttnLayer
     route_by_token: RouteByToken
     clamped_experts: ClampedExperts
+    seen_attention: SeenAttention
+    windowed_attn_layer: WindowedAttnLayer
 
 
 class OpEntries(CoarseEntries, total=False):
@@ -628,3 +679,7 @@ class OpEntries(CoarseEntries, total=False):
     sink_attention: SinkAttention
     clamped_swiglu: ClampedSwiGlu
     hashed_experts: HashedExperts
+    cell_attention: CellAttention
+    limited_swiglu: LimitedSwiGlu
+    head_gate: HeadGate
+    scaled_output: ScaledOutput
