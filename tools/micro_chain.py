@@ -184,7 +184,8 @@ def _chosen(block: Block, shape: ChainShape) -> list[Tensor]:
     found: list[Tensor] = []
     for item in block.tensors:
         choices = item.choices if isinstance(item, Either) else ((item,),)
-        found += min(choices, key=len) if shape.fused else max(choices, key=len)
+        n = (min if shape.fused else max)(map(len, choices))
+        found += next(one for one in choices if len(one) == n)
     return [tensor for tensor in found if shape.optional or not tensor.optional]
 
 
@@ -236,7 +237,7 @@ def with_attention(
 def with_heads(shape: ChainShape, n: int) -> ChainShape:
     """The shape with so many MTP blocks of its own."""
     end = shape.micro.n_layer + n
-    cut = {name: None if x is None else x[:end] for name in ("windowed", "moe", "clamp", "clamp_shared")
+    cut: dict[str, Any] = {name: None if x is None else x[:end] for name in ("windowed", "moe", "clamp", "clamp_shared")
            for x in (getattr(shape, name),)}  # fmt: skip
     return replace(shape, **cut)
 
