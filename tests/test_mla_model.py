@@ -189,6 +189,9 @@ BAD = {
     "an odd turned part": ({"rope.dimension_count": (7, "u32")}, "expected an even count below 72"),
     "a head without a still part": ({"rope.dimension_count": (72, "u32")}, "expected an even count below 72"),
     "another row": ({"attention.key_length": (48, "u32")}, "expected 40 = kv_lora_rank"),
+    "heads of keys": ({"attention.head_count_kv": (6, "u32")}, "head_count_kv is 6, expected 1: one row serves"),
+    "no count of heads of keys": ({"attention.head_count_kv": None}, "head_count_kv is 6, expected 1: one row serves"),
+    "a text for a count": ({"attention.head_count_kv": ("abc", "str")}, "head_count_kv is 'abc', expected an integer"),
     "no latent": ({"attention.kv_lora_rank": None}, r"attention\.kv_lora_rank is missing"),
     "temperature": ({"attention.temperature_scale": (0.5, "f32")}, "scaled by position are not supported"),
     "a latent of queries": ({"attention.q_lora_rank": (32, "u32")}, r"attn_q_a\.weight has shape"),
@@ -206,9 +209,23 @@ def test_bad_keys_are_refused_in_one_line(case, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", [PLAIN, "micro-deepseek32-f32", "micro-glm-dsa-f32"])
+def test_check_names_a_count_of_keys_heads_that_llama_cpp_aborts_at(name, tmp_path, capsys):
+    """ggml.c: GGML_ASSERT(a->ne[0] == b->ne[0]), where the row is written to the cache."""
+    path = edited(standard(name), tmp_path / "bad.gguf", {"attention.head_count_kv": (6, "u32")})
+    assert main(["check", "--fast", str(path)]) == 1
+    assert "attention.head_count_kv is 6, expected 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_older_file_has_as_many_heads_of_keys_as_of_queries(tmp_path):
+    load(edited(standard(OLD), tmp_path / "default.gguf", {"attention.head_count_kv": None}))
+    with pytest.raises(MtprefError, match=r"head_count_kv is 1, expected 6: without attention\.key_length_mla every"):
+        load(edited(standard(OLD), tmp_path / "bad.gguf", {"attention.head_count_kv": (1, "u32")}))
+
+
 def test_tensors_of_the_absorbed_form_without_its_keys_are_refused(tmp_path):
     keys = {"attention.key_length_mla": None, "attention.value_length_mla": None}
-    with pytest.raises(MtprefError, match=r"shape|missing"):
+    with pytest.raises(MtprefError, match=r"expected 6: without attention\.key_length_mla every head"):
         load(edited(standard(PLAIN), tmp_path / "bad.gguf", keys))
 
 

@@ -37,6 +37,12 @@ def configure(
             f"{n_latent + n_rot} = kv_lora_rank + rope.dimension_count and {n_latent} = kv_lora_rank; convert the "
             "model again"
         )
+    n_head_kv = 1 if is_absorbed else v["n_head"]
+    if v["n_head_kv"] != n_head_kv:
+        every = "without attention.key_length_mla every head has a key and a value of its own"
+        why = "one row serves all heads" if is_absorbed else every
+        raise MtprefError(f"{label}.attention.head_count_kv is {v['n_head_kv']}, expected {n_head_kv}: {why}; convert "
+                          "the model again")  # fmt: skip
     if v.meta.has("attention.temperature_scale") and v.meta.f32("attention.temperature_scale", low=-1e9, high=1e9):
         raise UnsupportedError(f"{label}.attention.temperature_scale is not 0: scores that are scaled by position are "
                                "not supported, expected no such key")  # fmt: skip
