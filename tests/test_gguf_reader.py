@@ -1,7 +1,6 @@
 """The GGUF reader: every value kind, both versions, laziness, and one clear line for anything malformed."""
 
 import contextlib
-import mmap
 import os
 import struct
 import tracemalloc
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtpref.base.errors import MtprefError
+from mtpref.files import doors
 from mtpref.files.gguf import GgufArray, open_gguf, parse, printable
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = range(13)
@@ -437,6 +437,7 @@ def test_opening_a_large_string_array_copies_none_of_it(write):
 
 def test_a_refused_file_is_unmapped(write, monkeypatch):
     opened = []
-    monkeypatch.setattr(mmap, "mmap", lambda *a, _real=mmap.mmap, **k: opened.append(_real(*a, **k)) or opened[-1])
+    real = doors.Mapping
+    monkeypatch.setattr(doors, "Mapping", lambda *a, **k: opened.append(real(*a, **k)) or opened[-1])
     refusal(write(container(version=4)))
     assert [m.closed for m in opened] == [True]

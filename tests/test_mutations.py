@@ -86,6 +86,7 @@ def small_tree(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_small_tree_is_judged_and_the_judgement_goes_on_where_it_ended(tmp_path, capsys):
     tree, work, target = small_tree(tmp_path / "tree"), tmp_path / "work", tmp_path / "results.jsonl"
     edits = [
@@ -126,6 +127,7 @@ def test_every_area_has_files_that_are_there():
         assert f"def {test}(" in (ROOT / file).read_text()
 
 
+@pytest.mark.slow
 def test_a_tree_is_judged_by_the_files_of_an_area_and_then_by_all(tmp_path):
     tree, work, target = small_tree(tmp_path / "tree"), tmp_path / "work", tmp_path / "results.jsonl"
     other = "import mtpref\n\n\ndef test_of_unused():\n    assert mtpref.unused(1) == 0\n"

@@ -87,13 +87,15 @@ def test_setup_commands_are_one_line_each():
 
 
 def test_the_number_of_rules_is_the_specifications():
-    rules = re.findall(r"(?m)^#+ S(\d+) ", (ROOT / "docs" / "spec.md").read_text("utf-8"))
-    assert sorted(map(int, rules)) == list(range(1, len(rules) + 1))
+    """Numbers rise; some between are free."""
+    rules = [int(n) for n in re.findall(r"(?m)^#+ S(\d+) ", (ROOT / "docs" / "spec.md").read_text("utf-8"))]
+    assert rules == sorted(set(rules))
+    last = rules[-1]
     guide = (ROOT / "docs" / "reading-guide.md").read_text("utf-8")
     assert f"[{len(rules)} numbered rules](docs/spec.md)" in README
-    assert f"[the specification](docs/spec.md), S1 to S{len(rules)};" in README
-    assert f"the rules S1 to S{len(rules)} as functions" in guide
-    assert f"A rule has a number, S1 to S{len(rules)}." in guide
+    assert f"[the specification](docs/spec.md), S1 to S{last};" in README
+    assert f"the rules S1 to S{last} as functions" in guide
+    assert f"A rule has a number, S1 to S{last}." in guide
 
 
 def test_the_number_of_faults_is_the_catalogues():

@@ -232,7 +232,7 @@ def test_yarn_without_a_base_is_refused():
 
 def test_a_file_with_hostile_keys_ends_in_one_line(tmp_path, capfd):
     kv = [*metadata(shape()), ("qwen35.rope.scaling.type", "yarn", "str"), ("qwen35.rope.scaling.factor", NAN, "f32")]
-    write_gguf(tmp_path / "m.gguf", kv, [("token_embd.weight", "F32", (1,), np.zeros(1, np.float32))])
+    write_gguf(tmp_path / "m.gguf", kv, [("token_embd.weight", "F32", (2, 1), np.zeros(2, np.float32))])
     assert main(["generate", "-m", str(tmp_path / "m.gguf"), "-p", "x"]) == 2
     out, err = capfd.readouterr()
     assert not out
