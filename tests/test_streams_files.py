@@ -228,3 +228,18 @@ def test_a_fault_of_a_step_that_no_layer_calls_is_refused():
             inject(model, FAULTS[id])
     for id in ("W1-norm-shift", "C3-last-verify-row", "E2-selection-unbiased", "K1-prompt-one-short"):
         assert is_possible(next(f for known, f in FAULTS.items() if known.split("-")[0] == id.split("-")[0]), model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("compress_ratios", [0, 128, 0, 128, 0], "has no layer of ratio 4: llama.cpp dies of such a file when it is"),
+        ("key_length", 64, "indexer.key_length is 64, as attention.key_length: llama.cpp dies of such a file"),
+    ],
+)
+def test_what_llama_cpp_dies_of_is_said(tmp_path, capsys, key, value, words):
+    pairs, held = copy_of(standard(PLAIN))
+    name = f"deepseek4.attention.{key}"
+    write_gguf(tmp_path / "m.gguf", [(k, value if k == name else x, kind) for k, x, kind in pairs], held)
+    main(["inspect", str(tmp_path / "m.gguf")])
+    assert words in " ".join(capsys.readouterr().out.split())

@@ -47,6 +47,12 @@ class ByRatio:
             problems.append(f"key {self.key} holds {bad[0]}, expected one of {', '.join(map(str, self.routed))}")
         if n_trunk and 4 not in found[:n_trunk]:
             problems.append(f"key {self.key} has no layer of ratio 4: llama.cpp dies of such a file when it is loaded")
+        width, own = (keys.integer(f"attention.{name}") for name in ("indexer.key_length", "key_length"))
+        if width is not None and width == own:
+            problems.append(
+                f"key attention.indexer.key_length is {width}, as attention.key_length: llama.cpp dies of such a file "
+                "when it drafts with it"
+            )
         ratios = [ratio if ratio in self.routed else 0 for ratio in found[:n_trunk]]
         return self._of(ratios, max(0, keys.integer(self.n_hashed) or 0)), self.key
 
