@@ -396,3 +396,63 @@ def test_bytes_after_the_last_tensor_are_said_and_padding_is_not(tmp_path):
         found = [f for f in check_path(path, fast=True).findings if f.id == "trailing-bytes"]
         assert bool(found) == is_said
     assert "880 bytes after" in found[0].text
+
+
+# A HEAD IN A FILE OF ITS OWN
+
+
+def apart(tmp_path, source):
+    """Trunk and head of a file."""
+    trunk, head = tmp_path / "trunk.gguf", tmp_path / "mtp-head.gguf"
+    assert main(["strip", str(source), "-o", str(trunk)]) == 0
+    assert main(["extract", str(source), "-o", str(head)]) == 0
+    return trunk, head
+
+
+def said(report, id):
+    return next(f.text for f in report.findings if f.id == id)
+
+
+def test_a_head_in_a_file_of_its_own_is_judged_as_in_one(tmp_path):
+    trunk, head = apart(tmp_path, TINY)
+    found, whole = check_path(trunk, model_draft=head, n_positions=64), check_path(TINY, n_positions=64)
+    assert found.is_sound
+    assert found.was_run
+    assert said(found, "acceptance") == said(whole, "acceptance")
+    assert said(found, "types") == said(whole, "types")
+
+
+@pytest.mark.parametrize("label", ["W1 +1 missing in the head", "W13 hidden half zero"])
+def test_a_broken_head_in_a_file_of_its_own_is_found(tmp_path, label):
+    change, expected = BROKEN[label]
+    trunk, head = apart(tmp_path, write(tmp_path / "x.gguf", change))
+    report = check_path(trunk, model_draft=head, n_positions=128)
+    assert not report.is_sound
+    assert ids(report) & set(expected)
+
+
+def test_a_head_of_another_model_is_refused_with_and_without_a_run(tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    trunk, _ = apart(tmp_path, TINY)
+    _, other = apart(tmp_path / "other", MICRO.with_name("nano-deepseek2-q8_0.gguf"))
+    for flags in ([], ["--fast"]):
+        capsys.readouterr()
+        assert main(["check", str(trunk), "-md", str(other), *flags]) == 1
+        out = " ".join(capsys.readouterr().out.split())
+        assert "the head belongs to another model" in out
+        assert "NOT sound" in out
+
+
+def test_a_head_alone_and_what_cannot_be_asked_end_in_one_line(tmp_path, capsys):
+    trunk, head = apart(tmp_path, TINY)
+    for words, line in (
+        ([head], "to check it with its trunk: mtpref check TRUNK -md HEAD"),
+        ([trunk, "-md", head, "--against", TINY], "expected it without -md"),
+        ([trunk, "-md", tmp_path / "none.gguf"], "cannot be read"),
+        ([trunk, "-md", ROOT / "README.md"], "README.md"),
+    ):
+        capsys.readouterr()
+        assert main(["check", *map(str, words)]) == 2
+        err = capsys.readouterr().err
+        assert line in err
+        assert err.count("\n") == 1

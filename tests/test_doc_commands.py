@@ -34,6 +34,7 @@ ELSEWHERE = {
 }
 # Commands that another test runs, or that none does: the beginning of the line, and why.
 NOT_HERE = {
+    ("docs/keeping-the-head.md", "mtpref check trunk.gguf -md"): "test_check.py has the like of it",
     ("docs/keeping-the-head.md", "mtpref check finetuned"): "test_keeping_doc.py",
     ("docs/keeping-the-head.md", "mtpref convert finetuned"): "test_keeping_doc.py",
     ("docs/keeping-the-head.md", "mtpref graft trunk.gguf original"): "test_keeping_doc.py",

@@ -28,6 +28,12 @@ def add_parser(verbs: Any) -> None:
         "path", metavar="FILE|HF_DIR", help="GGUF file, the first of a split model, or a checkpoint folder"
     )
     parser.add_argument(
+        "-md",
+        "--model-draft",
+        metavar="FNAME",
+        help="the head in a file of its own, mtp-*.gguf: checked with FILE as its trunk (default: the head of FILE)",
+    )
+    parser.add_argument(
         "--against", metavar="OTHER", help="another quantisation, or the checkpoint that the file comes from"
     )
     parser.add_argument("--fast", action="store_true", help="headers and samples alone; run nothing (default: off)")
@@ -51,7 +57,12 @@ def run_check(args: argparse.Namespace) -> int:
     if not args.fast:
         say.when_compiling(args)
     report = check_path(
-        args.path, against=args.against, fast=args.fast, n_positions=args.positions, progress=Progress("check")
+        args.path,
+        model_draft=args.model_draft,
+        against=args.against,
+        fast=args.fast,
+        n_positions=args.positions,
+        progress=Progress("check"),
     )
     if args.json:
         print(flagged(json.dumps(report.to_json(), ensure_ascii=True)))

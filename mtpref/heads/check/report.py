@@ -34,6 +34,7 @@ from mtpref.measure.probe.walk import Progress, Variant, walk_all
 SCHEMA = "mtpref-check-1"
 BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "heads-overcounted", "shards-missing",
             "cannot-load", "unsupported", "not-finite")  # fmt: skip
+OF_NO_HEAD = ("head-absent", "head-dropped")  # of a trunk whose head is in a file of its own
 LOCATED = ("norm-convention", "exchanged", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
            "tensor-doubled", "random-matrix")  # fmt: skip
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", CANNOT: "CANNOT ", FAIL: "FAIL   "}
@@ -91,6 +92,7 @@ class Report:
 def check_path(
     path: str | Path,
     *,
+    model_draft: str | Path | None = None,
     against: str | Path | None = None,
     fast: bool = False,
     n_positions: int = 384,
@@ -98,14 +100,21 @@ def check_path(
 ) -> Report:
     """Check a GGUF file or a checkpoint folder.
 
+    model_draft  the head in a file of its own, which is checked with the trunk of `path`, whatever head that has
     against      another quantisation of the model, or the checkpoint it comes from
     fast         headers and samples alone, nothing is run and no tensor is read whole
     n_positions  at most so many of each of two built-in texts
     Errors       MtprefError for a path that is neither, and for other architectures
     """
     report = Report(str(path), None if against is None else str(against), False)
-    settings = _Settings(against, fast, n_positions, progress, report)
+    settings = _Settings(model_draft, against, fast, n_positions, progress, report)
+    if model_draft is not None and against is not None:
+        raise MtprefError(
+            "`against`: it compares one file, expected it without `model_draft`; compare trunk and head apart"
+        )
     if is_checkpoint(path):
+        if model_draft is not None:
+            raise MtprefError(f"`model_draft`: {path} is a folder, expected a GGUF file; convert it")
         if against is not None:
             raise MtprefError(
                 f"`against`: {path} is a folder, expected a GGUF file to compare; convert it, or give "
@@ -119,6 +128,7 @@ def check_path(
 
 @dataclass
 class _Settings:
+    model_draft: str | Path | None
     against: str | Path | None
     fast: bool
     n_positions: int
@@ -131,7 +141,10 @@ def _check_file(path: Path, settings: _Settings) -> list[Finding]:
     with file:
         if alone is not None and "general.architecture" not in file.kv:
             raise MtprefError(alone)  # a later file of a split model, whose keys are all in the first
-        found = _look(path, file, *describe_file(file, alone), settings)
+        seen, problems = describe_file(file, alone)
+        found, arch = _look(path, file, seen, problems, settings), seen["architecture"]
+    if settings.model_draft is not None:
+        found = [f for f in found if f.id not in OF_NO_HEAD] + _look_at_head(Path(settings.model_draft), arch, settings)
     if settings.fast:
         return [*found, Finding("not-run", "the head", "--fast")]
     blocking = next((f for f in found if f.id in BLOCKING), None)
@@ -145,11 +158,7 @@ def _look(
 ) -> list[Finding]:
     """What needs no run."""
     if seen["what"] is not None:
-        how = (
-            "; to check it: mtpref graft TRUNK HEAD -o OUT.gguf, then check OUT.gguf"
-            if seen["what"] == HEAD_ONLY
-            else ""
-        )
+        how = "; to check it with its trunk: mtpref check TRUNK -md HEAD" if seen["what"] == HEAD_ONLY else ""
         raise MtprefError(f"{path}: this is {seen['what']}{how}")
     if seen["architecture"] not in ARCHITECTURES:
         raise MtprefError(
@@ -168,6 +177,25 @@ def _look(
         if settings.against is not None:
             found += _compare(file, settings.against)
     return found
+
+
+def _look_at_head(path: Path, arch: str, settings: _Settings) -> list[Finding]:
+    """What needs no run of a head in a file of its own: its tensors, types and values. arch: of the trunk"""
+    file, alone = open_to_inspect(path)
+    with file:
+        seen, problems = describe_file(file, alone)
+        if seen["what"] not in (None, HEAD_ONLY):
+            raise MtprefError(f"{path}: this is {seen['what']}, expected a stand-alone MTP head")
+        if seen["architecture"] != arch:
+            text = f"{path.name} is of {seen['architecture']!r}, expected {arch!r}: the head belongs to another model"
+            return [Finding("cannot-load", "general.architecture", text)]
+        found = static.inventory(seen, problems)
+        found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
+        il = _head_layer(seen)
+        if il is not None:
+            found += static.norms_never_loaded(file, ARCHITECTURES[arch], il)
+        found += samples(file)
+        return found if settings.fast else found + _finite(file)
 
 
 def check_header(file: GgufFile, seen: dict[str, Any], problems: Sequence[Problem]) -> list[Finding]:
@@ -209,7 +237,7 @@ def _compare(file: GgufFile, against: str | Path) -> list[Finding]:
 
 def _run(path: Path, settings: _Settings) -> list[Finding]:
     try:
-        model = load(path)
+        model = load(path, model_draft=settings.model_draft)
     except UnsupportedError as error:
         return [Finding("unsupported", "load", str(error))]
     except MtprefError as error:

@@ -44,8 +44,11 @@ def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Findi
         "undeclared": ("head-undeclared", "absent or 0, and nextn tensors are there"),
         "partial": ("shards-missing", "not all of the head is in this file of a split model"),
     }
+    apart = ""
+    if status == "absent" and arch in ARCHITECTURES and ARCHITECTURES[arch].streams is not None:
+        apart = "; such models have it in a file of its own: mtpref check TRUNK -md HEAD"
     if status in by_status:
-        found.append(Finding(by_status[status][0], where, by_status[status][1]))
+        found.append(Finding(by_status[status][0], where, by_status[status][1] + apart))
     kinds = {row["index"]: row["found"] for row in report["layers"]["blocks"]}
     sheet = ARCHITECTURES.get(arch)
     of_trunk = {block.name for block in sheet.layers.all_blocks()} if sheet else set()
