@@ -26,6 +26,7 @@ _WORDS = {"gated_delta_net": "DeltaNet"} | dict.fromkeys(
         "sharing_latent_attention",
         "compressed_attention",
         "window_attention",
+        "windowed_attention",
     ),
     "attention",
 )
