@@ -396,3 +396,16 @@ def test_bytes_after_the_last_tensor_are_said_and_padding_is_not(tmp_path):
         found = [f for f in check_path(path, fast=True).findings if f.id == "trailing-bytes"]
         assert bool(found) == is_said
     assert "880 bytes after" in found[0].text
+
+
+@pytest.mark.parametrize("longer", [None, 0, 1, 2])
+def test_bytes_after_the_last_tensor_of_a_file_of_several(longer, tmp_path):
+    main(["strip", str(TINY), "--split-max-tensors", "20", "-o", str(tmp_path / "m.gguf")])
+    paths = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(paths) == 3
+    if longer is not None:
+        paths[longer].write_bytes(paths[longer].read_bytes() + bytes(880))
+    found = [f for f in check_path(paths[0], fast=True).findings if f.id == "trailing-bytes"]
+    assert [(f.what, f.text.partition(" after ")[0]) for f in found] == (
+        [] if longer is None else [(str(paths[longer]), "880 bytes")]
+    )
