@@ -343,6 +343,8 @@ CHECKPOINTS = {
         "expected a .safetensors file",
     ),
     "index names a URL": ({INDEX: index({HEAD: "http://x/y.safetensors"})}, "expected a .safetensors file"),
+    "index names a file with a zero byte": ({INDEX: index({HEAD: "a\0b.safetensors"})}, "expected a .safetensors file"),
+    "index names a file of colours": ({INDEX: index({HEAD: "\x1b[31m.safetensors"})}, "expected a .safetensors file"),
     "index names a file that is not there": ({INDEX: index({HEAD: "model-9.safetensors"})}, "not found"),
     "index names a thousand files": (
         {INDEX: index({f"mtp.{i}": f"model-{i}.safetensors" for i in range(1000)})},
