@@ -201,6 +201,17 @@ def test_refusals(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("flag", ["--as-shard", "--hf"])
+def test_a_folder_does_not_go_to_standard_output(flag, tmp_path, capsys):
+    words = [str(tmp_path / "trunk"), str(tmp_path / "head"), "-o", "-"]
+    assert cli.main(["graft", flag, *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (
+        err == "mtpref graft: error: -o: what is made is a folder, which standard output cannot take; expected a name\n"
+    )
+
+
 def test_an_empty_folder_is_taken_and_its_parents_are_made(tmp_path):
     first, head = parts(TINY, tmp_path)
     (tmp_path / "empty").mkdir()

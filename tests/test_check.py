@@ -456,3 +456,16 @@ def test_a_head_alone_and_what_cannot_be_asked_end_in_one_line(tmp_path, capsys)
         err = capsys.readouterr().err
         assert line in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("longer", [None, 0, 1, 2])
+def test_bytes_after_the_last_tensor_of_a_file_of_several(longer, tmp_path):
+    main(["strip", str(TINY), "--split-max-tensors", "20", "-o", str(tmp_path / "m.gguf")])
+    paths = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(paths) == 3
+    if longer is not None:
+        paths[longer].write_bytes(paths[longer].read_bytes() + bytes(880))
+    found = [f for f in check_path(paths[0], fast=True).findings if f.id == "trailing-bytes"]
+    assert [(f.what, f.text.partition(" after ")[0]) for f in found] == (
+        [] if longer is None else [(str(paths[longer]), "880 bytes")]
+    )

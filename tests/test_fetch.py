@@ -445,6 +445,25 @@ def test_a_repository_with_one_model(hub, tmp_path, capsys, reference, monkeypat
 
 
 @needs_hub
+def test_names_that_cannot_be_printed_are_not_of_the_list(hub, folder, tmp_path, capsys):
+    fill(hub, {path.name: path.read_bytes() for path in folder.iterdir()})
+    fill(hub, {"mtp\0.safetensors": b"", "mtp\x1b[31m.safetensors": b""})
+    code, _, err = run(capsys, "hf:org/name", "--head", "-o", tmp_path / "head")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "head").iterdir()) == sorted(path.name for path in folder.iterdir())
+
+
+def test_an_empty_coding_packs_nothing(capsys):
+    def rule(h, a):
+        last = min(a.last, len(TINY) - 1)
+        said = {"Content-Range": f"bytes {a.first}-{last}/{len(TINY)}", "Content-Encoding": ""}
+        return h.answer(206, TINY[a.first : last + 1], said)
+
+    with serving({MODEL: TINY}, [rule]) as server:
+        assert run(capsys, server.url + MODEL)[0] == 0
+
+
+@needs_hub
 def test_versions_are_the_hub_s_own(hub, tmp_path, capsys, reference):
     """The store may change its marks from host to host: what counts is the hub's."""
     fill(hub, {"m.gguf": TINY})

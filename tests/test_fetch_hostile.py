@@ -114,6 +114,14 @@ EVERY = {
         lambda h, a: h.answer(206, b"--x", {"Content-Type": "multipart/byteranges; boundary=x"}),
         "names the range",
     ),
+    "gzip after identity": (
+        raw(
+            b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-262143/4289472\r\nContent-Length: 262144\r\n"
+            b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n\r\n",
+            TINY[:262144],
+        ),
+        "packs what it sends (gzip)",
+    ),
     "gzip": (partial("bytes 0-262143/4289472", 262144, **{"Content-Encoding": "gzip"}), "packs what it sends (gzip)"),
     "endless body in chunks": (
         lambda h, a: h.endless(OK206 + CHUNKED, b"1\r\nG\r\n" * 4096),
@@ -343,6 +351,8 @@ CHECKPOINTS = {
         "expected a .safetensors file",
     ),
     "index names a URL": ({INDEX: index({HEAD: "http://x/y.safetensors"})}, "expected a .safetensors file"),
+    "index names a file with a zero byte": ({INDEX: index({HEAD: "a\0b.safetensors"})}, "expected a .safetensors file"),
+    "index names a file of colours": ({INDEX: index({HEAD: "\x1b[31m.safetensors"})}, "expected a .safetensors file"),
     "index names a file that is not there": ({INDEX: index({HEAD: "model-9.safetensors"})}, "not found"),
     "index names a thousand files": (
         {INDEX: index({f"mtp.{i}": f"model-{i}.safetensors" for i in range(1000)})},

@@ -144,6 +144,23 @@ def test_two_runs_of_one_target(tmp_path, capsys):
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_files_that_are_not_ours_stay(tmp_path, capsys):
+    parts = tmp_path / PARTS
+    parts.mkdir()
+    (parts / "mine.txt").write_text("mine")
+    with serving({MODEL: TINY}) as server:
+        assert fetch(server, tmp_path / "out") == 2
+        error = capsys.readouterr().err
+        assert "out.mtpref-parts: holds mine.txt, expected" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+        (parts / "mine.txt").unlink()
+        with Spool(tmp_path / "out") as spool:  # one that appears meanwhile
+            (parts / "mine.txt").write_text("mine")
+            spool.done()
+    assert [path.name for path in parts.iterdir()] == ["mine.txt"]
+
+
 def test_planted_links_lead_nowhere(tmp_path):
     (tmp_path / "victim").mkdir()
     (tmp_path / PARTS).symlink_to(tmp_path / "victim")

@@ -642,7 +642,7 @@ def test_the_command(calibrated, tmp_path, capsys):
     words = ["graft", "--hf", str(base), str(original), "-o", str(tmp_path / "out"), "--head-type", "w4a16"]
     assert cli.main([*words, "--method", "gptq", "--calibration", str(text)]) == 0
     out = capsys.readouterr().out
-    assert "a head of 29 tensors, 634 kB: 7 matrices in INT4 in groups of 32, 7 of them by GPTQ; 1 files" in out
+    assert "a head of 29 tensors, 634 kB: 7 matrices in INT4 in groups of 32, 7 of them by GPTQ; 1 file " in out
     assert cli.main(["check", str(tmp_path / "out"), "--fast"]) == 0
     for more, said in (
         (["--method", "gptq"], "--method gptq: expected --calibration texts, or --hidden"),

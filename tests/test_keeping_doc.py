@@ -138,7 +138,7 @@ def test_a_quantised_checkpoint(tmp_path, monkeypatch, capsys):
         assert cli.main(argv[1:]) == (1 if argv[1:] == ["check", "--fast", "quantised"] else 0), argv
         said.append(" ".join(capsys.readouterr().out.split()))
     assert "head-absent" in said[0]
-    assert "7 matrices in INT4 in groups of 32; 1 files of weights are the base's" in said[1]
+    assert "7 matrices in INT4 in groups of 32; 1 file of weights is the base's" in said[1]
     assert "7 matrices in INT4 in groups of 32, 7 of them by GPTQ" in said[2]
     assert "all as the original has it" in said[3]
     assert cli.main(["generate", "-m", "calibrated.gguf", "-p", "import os", "-n", "16"]) == 0

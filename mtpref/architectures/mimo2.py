@@ -78,8 +78,8 @@ _fused = Tensor(
     parts=(("attn_q.weight", _query), ("attn_k.weight", _key), ("attn_v.weight", _value)),
 )  # fmt: skip
 _apart = (
-    Tensor("attn_q.weight", (_query, n_embd), "self_attn.q_proj.weight", cb="Qcur"),
-    Tensor("attn_k.weight", (_key, n_embd), "self_attn.k_proj.weight", role="attn_k", cb="Kcur"),
+    Tensor("attn_q.weight", (_query, n_embd), "self_attn.q_proj.weight", cb="Qcur_normed"),
+    Tensor("attn_k.weight", (_key, n_embd), "self_attn.k_proj.weight", role="attn_k", cb="Kcur_normed"),
     Tensor("attn_v.weight", (_value, n_embd), "self_attn.v_proj.weight", role="attn_v", cb="Vcur"),
 )
 _around = (

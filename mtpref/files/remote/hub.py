@@ -96,7 +96,7 @@ def list_repository(client: Client, name: HubName) -> Listing:
     files = {
         path: parse_address(hub.hf_hub_url(name.repo, path, revision=commit, endpoint=endpoint))
         for path in names
-        if isinstance(path, str) and 0 < len(path) <= 1024
+        if isinstance(path, str) and 0 < len(path) <= 1024 and path.isprintable()
     }
     return Listing(f"hf:{name.repo}@{commit[:12]}", commit, files)
 

@@ -169,8 +169,8 @@ class RemoteFile:
             raise MtprefError(f"{self.label}: the file is empty, expected a model")
         if answer.status == 416:
             self._refuse(f"does not give bytes {first} to {last} (HTTP 416)")
-        if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-            self._refuse(f"packs what it sends ({printable(answer.headers['Content-Encoding'], 20)})")
+        if packed := packing_of(answer):
+            self._refuse(f"packs what it sends ({printable(packed, 20)})")
         if answer.status == 200 and first == 0 and answer.length is not None and answer.length <= last + 1:
             begin, end, size = 0, answer.length - 1, answer.length  # the whole of a small file
         elif answer.status == 206:
@@ -219,6 +219,12 @@ def check_status(answer: Answer, label: str) -> None:
         raise kind(f"{label}: {_SAYS.get(status, 'the server refuses')} (HTTP {status})")
 
 
+def packing_of(answer: Answer) -> str:
+    """How a body is packed, by all of its headers; "" where it is not."""
+    codings = ",".join(answer.headers.get_all("Content-Encoding", [])).lower().split(",")
+    return ",".join(coding for word in codings if (coding := word.strip()) not in ("", "identity"))
+
+
 class _Tries:
     """Tries in a row, and the waits between them."""
 
@@ -263,7 +269,7 @@ def get_small(client: Client, address: Address, label: str, max_bytes: int) -> b
                 check_status(answer, label)
                 if answer.status != 200:
                     raise MtprefError(f"{label}: the server answers HTTP {answer.status}, expected 200")
-                if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+                if packing_of(answer):
                     raise MtprefError(f"{label}: the server packs what it sends, which was not asked for; refused")
                 return _whole(answer, label, max_bytes)
             finally:

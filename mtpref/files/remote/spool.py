@@ -12,20 +12,21 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
+import re
 import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from mtpref.base.errors import MtprefError
-from mtpref.files.gguf import printable
+from mtpref.files.gguf import listed, printable
 from mtpref.files.gguf.whole import lock, refuse_left_over
 
 SUFFIX = ".mtpref-parts"
 PIECE = 1 << 20
 SYNC = 8 << 20  # bytes between two entries: what a kill loses at most
 MAX_JOURNAL = 16 << 20
+_OURS = re.compile(r"[0-9a-f]{32}\.(json|bytes|ranges)")
 _FLAGS = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC"))
 
 
@@ -48,6 +49,12 @@ class Spool:
         if not stat.S_ISDIR(os.fstat(self._fd).st_mode) or not lock(self._fd):
             os.close(self._fd)
             raise MtprefError(f"{label}: another run writes there, or it is no folder; wait, or name another output")
+        if others := [name for name in os.listdir(self.folder) if not _OURS.fullmatch(name)]:
+            os.close(self._fd)
+            raise MtprefError(
+                f"{label}: holds {listed(sorted(others))}, expected nothing but what a stopped run has left; move it "
+                "away, or name another output"
+            )
 
     def __enter__(self) -> Spool:
         return self
@@ -77,7 +84,11 @@ class Spool:
         self.close()
 
     def _remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """The folder goes, and of what is in it only files of ours."""
+        with contextlib.suppress(OSError):
+            for name in filter(_OURS.fullmatch, os.listdir(self.folder)):
+                (self.folder / name).unlink()
+            self.folder.rmdir()
 
 
 class Kept:

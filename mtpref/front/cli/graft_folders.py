@@ -70,6 +70,8 @@ def check_options(args: argparse.Namespace) -> None:
     if args.hf and (args.outtype is not None or args.probe is not None):
         flag = "--outtype" if args.outtype is not None else "--probe"
         raise MtprefError(f"{flag}: is about GGUF files, expected it without --hf; --head-type says the head's type")
+    if getattr(args.output, "shown", "") == "-":
+        raise MtprefError("-o: what is made is a folder, which standard output cannot take; expected a name")
     from mtpref.files.gguf import check_folder
 
     check_folder(args.output)
@@ -119,10 +121,14 @@ def run_hf(args: argparse.Namespace, say: Say) -> int:
             say=lambda text: say(f"note: {text}"),
             progress=Progress("calibrate"),
         )
-    types = ", ".join(f"{n} matrices in {words}" for words, n in made.formats.items()) or "all as the original has it"
+    types = (
+        ", ".join(f"{n} {'matrix' if n == 1 else 'matrices'} in {words}" for words, n in made.formats.items())
+        or "all as the original has it"
+    )
+    kept = "1 file" if made.n_kept == 1 else f"{made.n_kept} files"
     by = f", {made.n_calibrated} of them by GPTQ" if made.n_calibrated else ""
     print(
         f"{printable(str(made.path), 400)}: a head of {made.n_tensors} tensors, {human_bytes(made.n_bytes)}: "
-        f"{types}{by}; {made.n_kept} files of weights are the base's"
+        f"{types}{by}; {kept} of weights {'is' if made.n_kept == 1 else 'are'} the base's"
     )
     return 0

@@ -79,11 +79,13 @@ def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Findi
 def trailing(file: GgufFile) -> list[Finding]:
     """Bytes after the last tensor and its padding: a type that takes less than what was written leaves them."""
     found, elsewhere = [], {name for other in file.others for name in other.tensors}
+    of_others = sum(other.n_bytes for other in file.others)  # the first file's n_bytes counts them too
     for part in (file, *file.others):
         own = [t for name, t in part.tensors.items() if part is not file or name not in elsewhere]
         if own:
             last = max(own, key=lambda t: t.offset)
-            n = part.n_bytes - next_aligned(last, part.data_offset, part.alignment)
+            n_bytes = part.n_bytes - of_others if part is file else part.n_bytes
+            n = n_bytes - next_aligned(last, part.data_offset, part.alignment)
             if n > 0:
                 text = f"{n} bytes after {printable(last.name)} ({last.type_name}), expected none"
                 found.append(Finding("trailing-bytes", part.label, text))

@@ -59,7 +59,7 @@ def look_checkpoint(place: Place) -> Found:
     except MtprefError as error:
         _close(folder, files)
         # Texts of the folder are read from copies of them.
-        raise MtprefError(str(error).replace(f"{folder.name}/", f"{place.label}:")) from None
+        raise MtprefError(str(error).replace(f"{folder.name}/", place.named(""))) from None
     except BaseException:
         _close(folder, files)
         raise

@@ -167,7 +167,8 @@ def read_index(folder: Path) -> dict[str, str] | None:
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise MtprefError(f"{label}: no weight_map, expected an object of tensor name -> file name")
     for file in found.values():
-        if Path(file).name != file or not file.endswith(".safetensors") or len(file.encode()) > MAX_NAME:
+        is_plain = Path(file).name == file and file.isprintable() and len(file.encode()) <= MAX_NAME
+        if not is_plain or not file.endswith(".safetensors"):
             raise MtprefError(f"{label}: names the file {printable(file)}, expected a .safetensors file beside it")
     return found
 
