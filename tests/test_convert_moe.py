@@ -14,6 +14,7 @@ from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import open_gguf
 from mtpref.front.cli import main
+from mtpref.heads.check import check_path
 from mtpref.heads.convert import Settings, convert
 from mtpref.heads.hf import Checkpoint, gguf_tensors, open_checkpoint, text_config
 from mtpref.heads.hf.parts import PIECE_VALUES
@@ -235,6 +236,19 @@ def test_drop_copies_from_the_command_line(tmp_path, capsys):
     source = written(tmp_path, "deepseek2", repeat)
     assert main(["convert", str(source), "-o", str(tmp_path / "out.gguf"), "--drop-copies"]) == 0
     assert "blk.4.nextn.embed_tokens.weight is left out" in capsys.readouterr().err
+
+
+def test_a_copy_that_is_left_out_is_nothing_missing(tmp_path):
+    def repeat(named):
+        named["model.layers.4.embed_tokens.weight"] = named["model.embed_tokens.weight"].copy()
+
+    def other(named):
+        named["model.layers.4.embed_tokens.weight"] = -named["model.embed_tokens.weight"]
+
+    path = converted(written(tmp_path / "a", "deepseek2", repeat), tmp_path, drops_copies=True)[1]
+    for name, change, missing in (("b", repeat, []), ("c", other, ["blk.4.nextn.embed_tokens.weight"])):
+        found = check_path(path, against=written(tmp_path / name, "deepseek2", change), n_positions=8).findings
+        assert [one.what for one in found if one.id == "against-missing"] == missing
 
 
 FLASH = {key: x for key, x in CONFIGS["deepseek2"].items() if key not in ("scoring_func", "rope_scaling")} | {

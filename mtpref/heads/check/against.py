@@ -7,7 +7,7 @@ convention first; the error of a tensor is the root mean square of the differenc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -65,15 +65,19 @@ class Other:
         (self._checkpoint if self.is_folder else self._file).close()
 
 
-def compare(file: GgufFile, other: Other) -> list[Finding]:
-    """Inventory and values, every tensor of both."""
+def compare(file: GgufFile, other: Other, stand_ins: Mapping[str, str] | None = None) -> list[Finding]:
+    """Inventory and values, every tensor of both.
+
+    stand_ins   tensors that this file lacks -> those of the trunk that a run takes for them; where these have the
+                values of the other's, nothing is missing (convert --drop-copies)
+    """
     found, absent = [], "absent there"
     if other.unread:
         absent = "absent or unread there"
         more = f" (and {len(other.unread) - 1} more)" if len(other.unread) > 1 else ""
         found.append(Finding("against-unread", "the other", f"{other.unread[0]}{more}"))
     for name in other.shapes:
-        if name not in file.tensors:
+        if name not in file.tensors and not _is_stood_in_for(file, other, name, (stand_ins or {}).get(name)):
             found.append(
                 Finding("against-missing", name, f"{other.types[name]} {other.shapes[name]} there, missing here")
             )
@@ -105,6 +109,16 @@ def compare(file: GgufFile, other: Other) -> list[Finding]:
         text = f"relative errors within what their types explain; the nearest to its limit: {worst[1]} {worst[2]}"
         found.append(Finding("against-values", f"{n_compared} tensors", text))
     return found
+
+
+def _is_stood_in_for(file: GgufFile, other: Other, name: str, stand_in: str | None) -> bool:
+    """Whether a tensor of this file has the values of one that only the other file has."""
+    info = file.tensors.get(stand_in) if stand_in is not None else None
+    if info is None or info.shape != other.shapes[name]:
+        return False
+    if info.type_name not in DEQUANTIZABLE or other.types[name] not in {*DEQUANTIZABLE, "F64"}:
+        return False
+    return relative_error(file.decoded(info), other.pieces(name)) <= _allowed(info, other.types[name])
 
 
 def _allowed(info: TensorInfo, other_type: str) -> float:

@@ -175,7 +175,7 @@ def _look(
     if not settings.fast:
         found += _finite(file)
         if settings.against is not None:
-            found += _compare(file, settings.against)
+            found += _compare(file, settings.against, static.stand_ins(seen))
     return found
 
 
@@ -227,10 +227,10 @@ def _finite(file: GgufFile) -> list[Finding]:
     return found
 
 
-def _compare(file: GgufFile, against: str | Path) -> list[Finding]:
+def _compare(file: GgufFile, against: str | Path, stand_ins: dict[str, str]) -> list[Finding]:
     other = Other(against)
     try:
-        return compare(file, other)
+        return compare(file, other, stand_ins)
     finally:
         other.close()
 

@@ -76,6 +76,12 @@ def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Findi
     return found
 
 
+def stand_ins(seen: dict[str, Any]) -> dict[str, str]:
+    """Tensors of the head that are not there -> those of the trunk that a run takes for them."""
+    rows = (t for b in seen["mtp"]["blocks"] for t in b["tensors"])
+    return {t["name"]: t["from"] for t in rows if t["source"] == "fallback"}
+
+
 def trailing(file: GgufFile) -> list[Finding]:
     """Bytes after the last tensor and its padding: a type that takes less than what was written leaves them."""
     found, elsewhere = [], {name for other in file.others for name in other.tensors}
