@@ -499,3 +499,8 @@ def test_a_report_is_lines_and_json_of_the_same_numbers():
     assert "verdict: " in text
     assert "by domain" in text
     assert all(line.isascii() for line in lines(report))
+
+
+def test_a_model_given_as_a_text_is_refused():
+    with pytest.raises(MtprefError, match="this is a GGUF file, expected a text"):
+        read_texts([str(ROOT / "mtpref" / "data" / "tiny.gguf")], load(ROOT / "mtpref" / "data" / "tiny.gguf").vocab)

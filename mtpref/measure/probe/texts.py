@@ -61,7 +61,8 @@ def read_texts(arguments: Sequence[str], vocab: Vocab) -> list[Text]:
     """Every file as one text.
 
     Bytes    need not be UTF-8: see `Vocab.encode`
-    Errors   MtprefError for a file that cannot be read, is larger than 64 MiB, or has fewer than 2 tokens
+    Errors   MtprefError for a file that cannot be read, is larger than 64 MiB, is a GGUF file, or has fewer than 2
+             tokens
     """
     texts = []
     for label, path in named_files(arguments):
@@ -76,7 +77,11 @@ def read_texts(arguments: Sequence[str], vocab: Vocab) -> list[Text]:
 
 
 def read_file(path: Path) -> bytes:
-    return read_text(path, f"`texts` {printable(str(path), 400)}", "expected a text, or a part of one", MAX_TEXT_BYTES)
+    label = f"`texts` {printable(str(path), 400)}"
+    found = read_text(path, label, "expected a text, or a part of one", MAX_TEXT_BYTES)
+    if found.startswith(b"GGUF"):
+        raise MtprefError(f"{label}: this is a GGUF file, expected a text; give a model with -m")
+    return found
 
 
 def _count(n: int) -> str:
