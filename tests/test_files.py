@@ -45,7 +45,10 @@ DOORS = {
     "files/gguf/folder.py": {"os.open", "open", "os.link", "os.symlink", "os.rename", "shutil.rmtree"},  # whole folders
     "files/holes.py": {"os.open"},  # of a file that the door has opened
     "heads/into_hf/plan.py": {"self.rename"},  # of tensors
-    "files/remote/spool.py": {"os.open", "self.folder / name.unlink"},  # bytes of unfinished outputs, in a folder of its own
+    "files/remote/spool.py": {
+        "os.open",
+        "self.folder / name.unlink",
+    },  # bytes of unfinished outputs, in a folder of its own
     "heads/fetch/checkpoint.py": {  # copies of small files, in a folder of its own
         "self.copies / name.write_bytes",
         "path.read_bytes",
