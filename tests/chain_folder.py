@@ -53,7 +53,8 @@ def shapes(arch: str) -> dict[str, tuple[int, ...]]:
 
 
 def _step35() -> dict[str, tuple[int, ...]]:
-    n, out = 64, {"model.embed_tokens.weight": (N_VOCAB, 64)}
+    n = 64
+    out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (N_VOCAB, n)}
     for il, sliding in enumerate(_SLIDING):
         p, heads, groups = f"model.layers.{il}.", (6 if sliding else 4), (3 if sliding else 2)
         out |= {f"{p}input_layernorm.weight": (n,), f"{p}post_attention_layernorm.weight": (n,)}
@@ -77,7 +78,8 @@ def _step35() -> dict[str, tuple[int, ...]]:
 
 
 def _mimo2() -> dict[str, tuple[int, ...]]:
-    n, out = 64, {"model.embed_tokens.weight": (N_VOCAB, 64)}
+    n = 64
+    out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (N_VOCAB, n)}
     for il in range(N_LAYER + N_HEADS):
         is_head = il >= N_LAYER
         p = f"model.mtp.layers.{il - N_LAYER}." if is_head else f"model.layers.{il}."

@@ -18,12 +18,17 @@ load = naive_moe.load
 Yarn = tuple[list[float], float, float] | None
 
 
+def _first(hparams: HParams, name: str, other: str) -> Any:
+    """The key, or the one that stands in for it."""
+    return hparams[name] if name in hparams else hparams[other]
+
+
 def sizes(hparams: HParams) -> tuple[int, int, int, int, int]:
     """Heads, width of the latent, of the turned part of a key, of the rest of it, and of a value."""
     n_head, n_latent = int(hparams["attention.head_count"]), int(hparams["attention.kv_lora_rank"])
     n_rot = int(hparams["rope.dimension_count"])
-    key = int(hparams.get("attention.key_length_mla", hparams["attention.key_length"]))
-    value = int(hparams.get("attention.value_length_mla", hparams["attention.value_length"]))
+    key = int(_first(hparams, "attention.key_length_mla", "attention.key_length"))
+    value = int(_first(hparams, "attention.value_length_mla", "attention.value_length"))
     return n_head, n_latent, n_rot, key - n_rot, value
 
 
@@ -33,7 +38,7 @@ def scaling(hparams: HParams) -> tuple[list[float], float, float]:
     base, factor = float(hparams.get("rope.freq_base", 10000.0)), float(hparams.get("rope.scaling.factor", 1.0))
     stretch, magnitude = naive.log(factor) if factor > 1 else 0.0, 1.0
     is_yarn = hparams.get("rope.scaling.type") == "yarn"
-    n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
+    n_orig = int(_first(hparams, "rope.scaling.original_context_length", "context_length"))
     angles, _ = naive.rope_scaled(n_rot, base, factor, n_orig, is_yarn)
     # The key holds a tenth of the model's mscale_all_dim.
     all_dim = float(hparams.get("rope.scaling.yarn_log_multiplier", 0.0)) / 0.1

@@ -3,11 +3,14 @@
 import hashlib
 import re
 import socket
+import ssl
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Server:
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
 
-    def etag(self, path):
+    def etag(self, path: str) -> str:
         return '"' + hashlib.sha256(self.files[path]).hexdigest()[:32] + '"'
 
 
@@ -40,16 +43,16 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     state: Server
 
-    def log_message(self, *_):
+    def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self):
+    def do_HEAD(self) -> None:
         body = self.state.files.get(self.path.partition("?")[0])
         self.answer(
             404 if body is None else 200, b"", {"Content-Length": str(len(body or b"")), "Accept-Ranges": "bytes"}
         )
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         first = int(found[1]) if found else None
         last = int(found[2]) if found and found[2] else None
@@ -62,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def by_the_rules(self, asked):
+    def by_the_rules(self, asked: Asked) -> bool:
         body = self.state.files.get(asked.path)
         if body is None:
             return self.answer(404, b"no such file")
@@ -75,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {asked.first}-{last}/{len(body)}"
         return self.answer(206, body[asked.first : last + 1], headers)
 
-    def answer(self, status, body, headers=None):
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> bool:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             self.send_header(name, value)
@@ -83,20 +86,20 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         return True
 
-    def raw(self, data):
+    def raw(self, data: bytes) -> bool:
         """Bytes of our own, and the end."""
         self.wfile.write(data)
         self.wfile.flush()
         self.cut()
         return True
 
-    def cut(self):
+    def cut(self) -> bool:
         self.close_connection = True
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         return True
 
-    def endless(self, head, piece, pause=0.0):
+    def endless(self, head: bytes, piece: bytes, pause: float = 0.0) -> bool:
         """The same again and again, until the reader is gone."""
         self.close_connection = True
         self.wfile.write(head)
@@ -113,12 +116,12 @@ class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def handle_error(self, *_):
+    def handle_error(self, *_: Any) -> None:
         pass
 
 
 @contextmanager
-def serving(files=None, rules=(), tls=None):
+def serving(files: Any = None, rules: Iterable[Any] = (), tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     """A server in this process. tls: an SSLContext"""
     state = Server(dict(files or {}), list(rules))
     server = _Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"state": state}))
