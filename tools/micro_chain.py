@@ -14,7 +14,7 @@ import micro_plant as mp
 import numpy as np
 from micro_gguf import F32, shuffled, uniform
 
-from mtpref.architectures import ARCHITECTURES, Architecture, Block, Either, Tensor, numbers
+from mtpref.architectures import ARCHITECTURES, Architecture, Block, Tensor, numbers
 from mtpref.spec.config import Metadata, Values
 
 ATTENTION_NOISE = 0.5
@@ -181,12 +181,7 @@ def plant_chain(seed: int, wrong: float, sheet: Architecture, shape: ChainShape,
 
 def _chosen(block: Block, shape: ChainShape) -> list[Tensor]:
     """The tensors of a block, of alternatives those that the shape says, with or without optional ones."""
-    found: list[Tensor] = []
-    for item in block.tensors:
-        choices = item.choices if isinstance(item, Either) else ((item,),)
-        n = (min if shape.fused else max)(map(len, choices))
-        found += next(one for one in choices if len(one) == n)
-    return [tensor for tensor in found if shape.optional or not tensor.optional]
+    return [tensor for tensor in mm.chosen(block, shape.fused) if shape.optional or not tensor.optional]
 
 
 def lay_out(plant: mp.Plant, il: int, own: dict[str, F32], wanted: dict[str, Any], shape: ChainShape) -> dict[str, F32]:
@@ -198,11 +193,7 @@ def lay_out(plant: mp.Plant, il: int, own: dict[str, F32], wanted: dict[str, Any
         if "ffn_up_shexp.weight" not in wanted:
             own = {name: x for name, x in own.items() if not name.endswith("_shexp.weight")}
     made = with_attention(plant, il, own, wanted, shape)
-    for name, dims in wanted.items():
-        assert made[name].shape == dims, (name, made[name].shape, dims)
-    extra = {name for name in made if name.startswith("nextn.")}
-    assert set(made) == set(wanted) | extra, set(made) ^ set(wanted)
-    return made
+    return mm.checked(made, wanted)
 
 
 def with_attention(

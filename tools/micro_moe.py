@@ -246,11 +246,16 @@ def lay_out(
         own = with_experts(plant, il, own, wanted, shape)
     if "ssm_ba.weight" in wanted:
         own = with_fused_projections(own, wanted, shape.micro)
-    extra = [name for name in own if name.startswith("nextn.")]
+    return checked(own, wanted)
+
+
+def checked(made: dict[str, F32], wanted: dict[str, Any]) -> dict[str, F32]:
+    """The tensors, once they are those of the data sheet (a head's own may be more) in its shapes."""
     for name, dims in wanted.items():
-        assert own[name].shape == dims, (name, own[name].shape, dims)
-    assert set(own) == set(wanted) | set(extra), set(own) ^ set(wanted)
-    return own
+        assert made[name].shape == dims, (name, made[name].shape, dims)
+    extra = {name for name in made if name.startswith("nextn.")}
+    assert set(made) == set(wanted) | extra, set(made) ^ set(wanted)
+    return made
 
 
 def chosen(block: Block, fused: bool = False) -> list[Tensor]:

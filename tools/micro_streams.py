@@ -201,11 +201,7 @@ def lay_out(
     made = with_attention(plant, il, own, wanted, shape) | connections(plant, il)
     if "ffn_gate_tid2eid.weight" in wanted:
         made["ffn_gate_tid2eid.weight"] = table(plant, il, shape)
-    for name, dims in wanted.items():
-        assert made[name].shape == dims, (name, made[name].shape, dims)
-    extra = {name for name in made if name.startswith("nextn.")}
-    assert set(made) == set(wanted) | extra, set(made) ^ set(wanted)
-    return made
+    return mm.checked(made, wanted)
 
 
 def with_attention(
