@@ -25,6 +25,9 @@ def _broken(dump: str, acceptance: str = OTHER_TEXT) -> Signature:
     return Signature(dump, acceptance, text=False, distribution=False)
 
 
+# Which entries a mistake is in: those of the absorbed form, or those of older files too.
+ABSORBED = ("ops.latent_attn_layer", "ops.indexed_attn_layer")
+EVERY_FORM = ("ops.latent_attn_layer", "ops.expanded_attn_layer", "ops.indexed_attn_layer")
 BOTH = ("latent_attn_layer", "expanded_attn_layer")
 Change = Callable[[Any, LatentConfig], tuple[Any, LatentConfig]]
 
@@ -79,7 +82,7 @@ KV_B_HALVES = Fault(
     mechanism="The rows of kv_b_proj are [k_nope | v] for each head in turn; the first n_head * n_nope are taken for "
     "all keys, the rest for all values.",
     bug_type="WRONG_LAYOUT",
-    replaces=("ops.latent_attn_layer", "ops.expanded_attn_layer", "ops.indexed_attn_layer"),
+    replaces=EVERY_FORM,
     predicted=_broken("q_nope_absorbed_perm"),
     where=("latent row",),
     needs=(),
@@ -98,7 +101,7 @@ K_B_NOT_TRANSPOSED = Fault(
     mechanism="attn_k_b brings a query to the latent, so each head's matrix is kv_b_proj's transposed; its values are "
     "written as they were, under the new shape.",
     bug_type="WRONG_LAYOUT",
-    replaces=("ops.latent_attn_layer", "ops.indexed_attn_layer"),
+    replaces=ABSORBED,
     predicted=_broken("q_nope_absorbed_perm"),
     where=("absorbed",),
     needs=(),
@@ -195,7 +198,7 @@ SHARPNESS_FORGOTTEN = Fault(
     mechanism="The scale is 1 / sqrt(key width): mscale^2, with mscale = 1 + 0.1 mscale_all_dim log(factor), is left "
     "out. Position 0 is right, since one score alone has no scale.",
     bug_type="MISSING_STEP",
-    replaces=("ops.latent_attn_layer", "ops.expanded_attn_layer", "ops.indexed_attn_layer"),
+    replaces=EVERY_FORM,
     predicted=_broken("kqv_out"),
     seen=(
         ("mobius #548", "https://github.com/onnxruntime/mobius/pull/548"),
@@ -213,7 +216,7 @@ SHARPNESS_ONCE = Fault(
     title="Scores have YaRN's factor once",
     mechanism="mscale counts for the query and for the key, so the scale has its square.",
     bug_type="WRONG_RULE",
-    replaces=("ops.latent_attn_layer", "ops.expanded_attn_layer", "ops.indexed_attn_layer"),
+    replaces=EVERY_FORM,
     predicted=_broken("kqv_out"),
     where=("sharpened scores",),
     needs=(),
@@ -226,7 +229,7 @@ SCALE_OF_ROW = Fault(
     mechanism="1 / sqrt(kv_lora_rank + rope dimensions): absorbing a matrix changes where a score is computed and not "
     "its size, so the width is that of a key before it.",
     bug_type="WRONG_RULE",
-    replaces=("ops.latent_attn_layer", "ops.indexed_attn_layer"),
+    replaces=ABSORBED,
     predicted=_broken("kqv_out"),
     seen=(("ollama #13893", "https://github.com/ollama/ollama/pull/13893"),),
     effect="loops and bad tool calls (576 in place of 256)",
