@@ -3,17 +3,14 @@
 Owns what is arithmetic on arrays; the order is mtpref/spec/ops/compose_compressed.py's. Read next: mtp.py.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.spec.arith import F32, exp, lane_sum_products, rsqrt64, silu
+from mtpref.spec.arith import F32, Dot, exp, lane_sum_products, silu
+from mtpref.spec.indexer import index_scores
 from mtpref.spec.latent import rope_interleaved
-from mtpref.spec.layers import load_kv
-from mtpref.spec.quant import round_bf16, round_f16
+from mtpref.spec.windowed import LEAST_LIMIT, cell_attention
 
-Dot = Callable[[F32, F32], F32]
 ROWS = NDArray[np.int64]
 
 
@@ -68,15 +65,12 @@ def row_scores(q: F32, rows: F32, weights: F32) -> F32:
     Formula  s_r = sum_h relu(q_h . k_r) w_h
     Shapes   q: (n_head, D), rows: (R, D), weights: (n_head,) -> (R,)
     Dtypes   products in float64 in the lane order (S2), rounded to float32; then each product and each sum rounded on
-             its own, heads in their order
+             its own, heads in their order (S62, of a token that sees every row)
     Source   DeepSeek-V3.2's lightning indexer; llama.cpp turns q and rows by one orthonormal matrix first, which leaves
              the products as they are but for rounding
     """
     products = lane_sum_products(rows[:, None, :], q[None]).astype(np.float32)
-    total = np.zeros(len(rows), np.float32)
-    for head in range(len(q)):
-        total += np.maximum(products[:, head], np.float32(0.0)) * weights[head]
-    return total
+    return index_scores(products.T[None], weights[None], len(rows) - 1)[0]
 
 
 def best_rows(scores: F32, n_best: int) -> ROWS:
@@ -88,7 +82,8 @@ def best_rows(scores: F32, n_best: int) -> ROWS:
 
 
 def sink_attention(q: F32, cells: NDArray, sinks: F32, kv_type: str, dot: Dot) -> F32:
-    """S78. Attention of one token's heads over the same rows, which are keys and values, beside a sink.
+    """S78. Attention of one token's heads over the same rows, which are keys and values, beside a sink: S95 of one
+    kv-head.
 
     Formula  s_j = dot(q', k_j) * (1 / sqrt(D)), m = max(max s, sink), e_j = exp(s_j - m);
              o_d = dot(e, k_d) / (dot(e, 1) + exp(sink - m)), q' = q rounded to the type of the cells
@@ -96,14 +91,8 @@ def sink_attention(q: F32, cells: NDArray, sinks: F32, kv_type: str, dot: Dot) -
     Dtypes   float32; dot as said by the numerics, over rows in the lane order
     Source   Xiao et al., arXiv 2309.17453; llama.cpp's soft_max with sinks
     """
-    q = q if kv_type == "F32" else (round_f16(q) if kv_type == "F16" else round_bf16(q))
-    k = load_kv(cells, kv_type)
-    scale = rsqrt64(np.asarray(q.shape[-1], np.float64)).astype(np.float32)
-    score = dot(q[:, None, :], k[None]) * scale
-    most = np.maximum(score.max(axis=1), sinks)
-    e = exp(score - most[:, None])
-    weighted = dot(e[:, None, :], k.T[None])
-    return np.asarray(weighted / (dot(e, np.ones_like(e)) + exp(sinks - most))[:, None])
+    rows = cells[:, None]
+    return cell_attention(q, rows, rows, sinks, kv_type, dot)
 
 
 def clamped_swiglu(gate: F32, up: F32, limit: float) -> F32:
@@ -113,7 +102,7 @@ def clamped_swiglu(gate: F32, up: F32, limit: float) -> F32:
     Shapes   gate, up: (T, n_ff) -> (T, n_ff)
     Source   llama.cpp build_moe_ffn, which clamps before silu for DeepSeek-V4 alone
     """
-    if limit > 1e-6:
+    if limit > LEAST_LIMIT:
         most = np.float32(limit)
         gate, up = np.minimum(gate, most), np.clip(up, -most, most)
     return silu(gate) * up

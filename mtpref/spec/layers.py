@@ -23,7 +23,7 @@ from mtpref.spec.arith import (
     sincos64,
     softplus,
 )
-from mtpref.spec.quant import bf16_bits, round_bf16, round_f16
+from mtpref.spec.quant import bf16_bits
 
 # ---------------------------------------------------------------------------------------------- norms
 
@@ -280,7 +280,7 @@ def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: i
     """
     n_tokens, n_head, size = q.shape
     kv_head = np.arange(n_head) // (n_head // k_cache.shape[1])
-    q = q if kv_type == "F32" else (round_f16(q) if kv_type == "F16" else round_bf16(q))
+    q = load_kv(store_kv(q, kv_type), kv_type)
     scale = rsqrt64(np.asarray(size, np.float64)).astype(np.float32)
     out = np.empty_like(q)
     for t in range(n_tokens):

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.spec.arith import F32, F64, Dot, exp, rsqrt64, sigmoid, silu
-from mtpref.spec.layers import load_kv
-from mtpref.spec.quant import round_bf16, round_f16
+from mtpref.spec.layers import load_kv, store_kv
 
 LEAST_LIMIT = 1e-6  # a limit that is not greater limits nothing
 
@@ -37,7 +36,7 @@ def cell_attention(q: F32, k: NDArray, v: NDArray, sinks: F32 | None, kv_type: s
     Source   Xiao et al., arXiv 2309.17453; gpt-oss and MiMo-V2 have the sink as one number a head
     """
     kv_head = np.arange(len(q)) // (len(q) // k.shape[1])
-    q = q if kv_type == "F32" else (round_f16(q) if kv_type == "F16" else round_bf16(q))
+    q = load_kv(store_kv(q, kv_type), kv_type)
     keys, values = load_kv(k, kv_type)[:, kv_head], load_kv(v, kv_type)[:, kv_head]
     scale = rsqrt64(np.asarray(q.shape[1], np.float64)).astype(np.float32)
     score = dot(q[:, None, :], keys.transpose(1, 0, 2)) * scale
