@@ -80,7 +80,7 @@ def read_file(path: Path) -> bytes:
     label = f"`texts` {printable(str(path), 400)}"
     found = read_text(path, label, "expected a text, or a part of one", MAX_TEXT_BYTES)
     if found.startswith(b"GGUF"):
-        raise MtprefError(f"{label}: this is a GGUF file, expected a text; give a model with -m")
+        raise MtprefError(f"{label}: this is a GGUF file, expected a text; a model is given as `model`")
     return found
 
 
