@@ -105,6 +105,7 @@ class Tensor:
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
     converts_f32  one that a conversion stores as float32, and a quantiser in a type
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
+    by_rank   checkpoints in FP8 may have it cut for tensor parallelism, each rank's share of all `parts` together
     below     of a table of int32: every value is at least 0 and below this count
 
     The name in a checkpoint of a stack has {e} for the expert's number.
@@ -123,6 +124,7 @@ class Tensor:
     stays_f32: bool = False
     converts_f32: bool = False
     parts: tuple[tuple[str, Dim], ...] = ()
+    by_rank: bool = False
     below: Dim | None = None
 
     @property
