@@ -29,7 +29,7 @@ class Hyper(Named):
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
     type      u32, f32, bool, str, arr:i32, arr:bool (which the rule of layers reads); u32/layer, f32/layer: one number, or
-              one for each block; i32/layer: always an array
+              one for each block; i32/layer: always an array; i32/trunk: an array that need not speak of heads
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
@@ -565,6 +565,11 @@ class Architecture:
         """Keys that may be arrays of one entry for each block: flags of layers, and what else is one number."""
         flags = {self.layers.flags} if isinstance(self.layers, Alternating) else set()
         return frozenset(flags | {hyper.key for hyper in self.hypers if not hyper.type.startswith("arr:")})
+
+    @property
+    def of_trunk(self) -> frozenset[str]:
+        """Those of them whose array need not have an entry for a head."""
+        return frozenset(hyper.key for hyper in self.hypers if hyper.type.endswith("/trunk"))
 
     def values(self, meta: Metadata) -> Values:
         """The hyper-parameters of a file, read as they are asked for."""

@@ -352,7 +352,7 @@ class ModelConfig:
     n_layer: int  # block_count - nextn_predict_layers: the trunk's layers
     n_layer_nextn: int  # nextn_predict_layers
     has_layer_norms: bool = False  # layer norms stand in for RMS norms (S117)
-    logit_scale: float = 0.0  # what logits are multiplied with (S119); 0: nothing
+    logit_scale: float = 0.0  # what logits are multiplied with (S118); 0: nothing
 
 
 def read_model_config(v: Values) -> ModelConfig:

@@ -78,10 +78,9 @@ def _written(hyper: Hyper, found: Mapping[str, Any], n_mtp: int) -> Keys:
 
 def _kind(kind: str, value: Any) -> str:
     """The kind of a key that may be an array with an item for each block."""
-    if not kind.endswith("/layer"):
-        return kind
-    if not isinstance(value, list):
-        return kind.removesuffix("/layer")
+    base, _, is_each = kind.partition("/")
+    if not is_each or not isinstance(value, list):
+        return base
     return "arr:f32" if kind == "f32/layer" else "arr:bool" if all(isinstance(x, bool) for x in value) else "arr:i32"
 
 

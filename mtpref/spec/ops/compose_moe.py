@@ -102,6 +102,7 @@ def moe_ffn(ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap) ->
     y = ops.experts(ops, w, x, routing, weights, tap)
     tap("ffn_moe_out", y)
     if "ffn_up_shexp.weight" in w:
-        y = ops.scaled_output(y + ops.shared_expert(ops, w, x, tap), cfg.sum_scale)
+        shared = ops.shared_expert(ops, w, x, tap)
+        y = ops.scaled_output(y + shared, cfg.sum_scale)
     tap("ffn_out", y)
     return y, routing
