@@ -10,6 +10,7 @@ try:
     from make_micro import (
         STANDARD_CHAINS,
         STANDARD_MOE,
+        STANDARD_MOE_CHAINS,
         STANDARD_SINGLE,
         STANDARD_STREAMS,
         STANDARD_TRUNKS,
@@ -22,6 +23,7 @@ NAMES = tuple(STANDARD_MOE)
 TRUNKS = tuple(STANDARD_TRUNKS)
 STREAMS = tuple(STANDARD_STREAMS)
 CHAINS = tuple(STANDARD_CHAINS)
+MOE_CHAINS = tuple(STANDARD_MOE_CHAINS)
 SINGLE = tuple(STANDARD_SINGLE)
 _FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-moe-")
 
