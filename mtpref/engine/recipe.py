@@ -12,8 +12,10 @@ from typing import Any, Unpack
 from mtpref import kernels
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import SettingError
+from mtpref.spec.config import ModelConfig
 from mtpref.spec.contract import MtpContract
 from mtpref.spec.ops import OpEntries, Ops, spec_ops
+from mtpref.spec.ops.compose import layer_normed_ops
 from mtpref.spec.steps import StepEntries, Steps
 
 NUMERICS = ("ggml", "exact")
@@ -48,6 +50,13 @@ class Recipe:
         """Other entries for trunk and head."""
         mtp_ops = None if self.mtp_ops is None else self.mtp_ops.replaced(**entries)
         return replace(self, ops=self.ops.replaced(**entries), mtp_ops=mtp_ops)
+
+    def normed_as(self, config: ModelConfig) -> "Recipe":
+        """The recipe on which a model of this configuration runs: with its norms (S117)."""
+        if not config.has_layer_norms:
+            return self
+        mtp_ops = None if self.mtp_ops is None else layer_normed_ops(self.mtp_ops)
+        return replace(self, ops=layer_normed_ops(self.ops), mtp_ops=mtp_ops)
 
     def with_steps(self, **entries: Unpack[StepEntries]) -> "Recipe":
         """Other steps."""

@@ -225,4 +225,5 @@ def moe_ffn(ops: Any, w: Any, cfg: Any, x: F32, tap: Any, *, wide: bool) -> tupl
     n_parts = 1 if is_small else compile.start_threads()
     parts = Parts(all_parts.address(), *(one.address() for one in (route_part, enter_part, prepare_part, leave_part)))
     _moe(parts, *nets, *shared_nets, router, job, chosen, order, between, shared, *alike, n_parts)
+    y = ops.scaled_output(y, cfg.sum_scale) if has_shared else y
     return y, Routing(ids, chosen.gap)
