@@ -107,5 +107,6 @@ def kernel_ops(numerics: str) -> Ops:
         window_attention=partial(kernels.window_attention, wide=wide),
         chosen_rows=kernels.chosen_rows,
         ffn=partial(kernels.ffn, wide=wide),
+        clamped_experts=partial(kernels.clamped_experts, wide=wide),
         moe_ffn=partial(kernels.moe_ffn, wide=wide),
     )

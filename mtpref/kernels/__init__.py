@@ -78,6 +78,7 @@ _HOMES = {
     "delta_layer": "fused.delta_mixer",
     "ffn": "fused.ffn",
     "moe_ffn": "fused.moe",
+    "clamped_experts": "fused.moe",
     "latent_attn_layer": "fused.latent",
     "window_attention": "fused.window",
     "chosen_rows": "fused.window",

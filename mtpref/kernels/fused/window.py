@@ -13,6 +13,7 @@ from numba import prange
 from numba.core import types
 from numpy.typing import NDArray
 
+from mtpref.kernels.arithmetic.scalars import copy_bytes
 from mtpref.kernels.compiling import compile
 from mtpref.kernels.compiling.calls import caller
 from mtpref.kernels.compiling.compile import INT, kernel, source, target
@@ -63,8 +64,7 @@ def window_tasks(how, sight, q, sinks, out, part, n_parts):
         start, n_raw = sight.start[t], sight.end[t] - sight.start[t]
         n_cells = n_raw + sight.last[t] - sight.first[t]
         cells = np.empty(n_cells * n_bytes, np.uint8)
-        for k in range(n_raw * n_bytes):
-            cells[k] = sight.raw[start * n_bytes + k]
+        copy_bytes(sight.raw, start * n_bytes, cells, 0, n_raw * n_bytes)
         take(sight.compressed, n_bytes, sight.rows, sight.first[t], sight.last[t], cells, n_raw)
         # One token, beside each other its heads.
         own, gathered = np.empty((1, heads, size), np.float32), np.empty((1, heads, size), np.float32)

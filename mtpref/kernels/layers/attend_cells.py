@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mtpref.kernels.arithmetic.arith import exp, one_over_root
 from mtpref.kernels.arithmetic.lanes import dot32
+from mtpref.kernels.arithmetic.scalars import copy_bytes
 from mtpref.kernels.arithmetic.vectors import ROWS
 from mtpref.kernels.compiling.calls import caller
 from mtpref.kernels.compiling.compile import INT, helper, kernel, source, target
@@ -77,9 +78,7 @@ call_attend = caller(*_ARGS)
 def take(raw, row_bytes, ids, first, last, out, at):
     """Rows ids[first], .. ids[last - 1] of raw, to row `at` of out and after it."""
     for i in range(first, last):
-        start, to = ids[i] * row_bytes, (at + i - first) * row_bytes
-        for k in range(row_bytes):
-            out[to + k] = raw[start + k]
+        copy_bytes(raw, ids[i] * row_bytes, out, (at + i - first) * row_bytes, row_bytes)
 
 
 def reading(kv_type: str, n_row: int) -> Reading:
