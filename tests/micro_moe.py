@@ -7,7 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 try:
-    from make_micro import STANDARD_CHAINS, STANDARD_MOE, STANDARD_STREAMS, STANDARD_TRUNKS, make_standard
+    from make_micro import (
+        STANDARD_CHAINS,
+        STANDARD_MOE,
+        STANDARD_MOE_CHAINS,
+        STANDARD_STREAMS,
+        STANDARD_TRUNKS,
+        make_standard,
+    )
 finally:
     sys.path.pop(0)
 
@@ -15,6 +22,7 @@ NAMES = tuple(STANDARD_MOE)
 TRUNKS = tuple(STANDARD_TRUNKS)
 STREAMS = tuple(STANDARD_STREAMS)
 CHAINS = tuple(STANDARD_CHAINS)
+MOE_CHAINS = tuple(STANDARD_MOE_CHAINS)
 _FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-moe-")
 
 

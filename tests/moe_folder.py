@@ -168,10 +168,12 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndarray]:
-    """All tensors by checkpoint name; experts each by itself, or all in one tensor."""
+def state(
+    arch: str, seed: int = 1, *, fused: bool = False, config: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """All tensors by checkpoint name; experts each by itself, or all in one tensor. config: default `CONFIGS[arch]`"""
     out: dict[str, np.ndarray] = {}
-    for name, shape in _templates(arch, CONFIGS[arch]).items():
+    for name, shape in _templates(arch, config or CONFIGS[arch]).items():
         x = (normal(seed, name, math.prod(shape)).reshape(shape) * 0.2).astype(np.float32)
         if "{e}" in name:
             out |= {name.replace("{e}", str(e)): matrix for e, matrix in enumerate(x)}

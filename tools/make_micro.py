@@ -116,6 +116,13 @@ STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] 
 }
 
 
+# hy_v3 with several heads: llama.cpp hands on the row of a draft's first token (docs/checks.md).
+STANDARD_MOE_CHAINS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] = {
+    "micro-hy_v3-chain-f32": ("hy_v3", 4, 60, "F32", replace(_MANY, n_heads=3), MicroVariant()),
+    "micro-hy_v3-chain-own-f32": ("hy_v3", 2, 80, "F32", replace(_FUSED, n_heads=2), _OWN),
+}
+
+
 # Of attention through a latent row what llama.cpp runs without drafts alone: files without the absorbed form, and
 # queries in one product, which it takes in models of some numbers of layers only.
 _OLD = mm.LatentShape(is_old=True, yarn=0.707)
@@ -170,8 +177,7 @@ STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVaria
 
 
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS STANDARD_TIES and
-    STANDARD_CHAINS)."""
+    """Write the standard model of that stem (see STANDARD and the tables that begin with that word)."""
     if name in STANDARD_CHAINS:
         make_micro_chain(path, *STANDARD_CHAINS[name])
         return
@@ -179,7 +185,7 @@ def make_standard(name: str, path: str | Path) -> None:
         seed, accept, type_name, streams_shape, variant, part = STANDARD_STREAMS[name]
         make_micro_streams(path, seed, accept, type_name, streams_shape, variant, part)
         return
-    more = STANDARD_MOE | STANDARD_TRUNKS | STANDARD_TIES
+    more = STANDARD_MOE | STANDARD_MOE_CHAINS | STANDARD_TRUNKS | STANDARD_TIES
     if name in more:
         arch, seed, accept, type_name, moe_shape, variant = more[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)

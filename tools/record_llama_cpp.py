@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
                     args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, MOE_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
-            for name in make_micro.STANDARD_CHAINS if args.chains else ():
+            for name in [*make_micro.STANDARD_CHAINS, *make_micro.STANDARD_MOE_CHAINS] if args.chains else ():
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"

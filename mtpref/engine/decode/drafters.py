@@ -116,8 +116,8 @@ class MtpDrafter(HeadDrafter):
                 self.statistics.count_head(step, head)
             if not drafted.steps[-1].is_taken:
                 break
-            token, row = drafted.ids[-1], steps.chain_hidden(out, contract)[-1:]
-            ids, hidden = steps.chain_input(ids, hidden, token, row, chained)
+            row = steps.chain_row(steps.chain_hidden(out, contract), contract)
+            ids, hidden = steps.chain_input(ids, hidden, drafted.ids[-1], row, chained)
         steps.trim_mtp(state, pos0)
         return drafted
 
