@@ -40,6 +40,7 @@ if "--plain-config" in sys.argv:  # as it is in the folder: transformers' own cl
         lambda folder, is_mistral_format: json.loads((pathlib.Path(folder) / "config.json").read_text())
     )
 from conversion.base import ModelBase, ModelType
+from conversion.command_r import Cohere2MoeModel
 from conversion.deepseek import DeepseekV2Model, DeepseekV32Model
 from conversion.glm import Glm4MoeLiteModel
 
@@ -50,6 +51,8 @@ class WithHead(Glm4MoeLiteModel):  # DeepSeek-V3's head, which its own class dro
 
 
 ModelBase._model_classes[ModelType.TEXT]["DeepseekV3ForCausalLM"] = WithHead
+# Its filter knows --mtp and --no-mtp, and its command line refuses them.
+Cohere2MoeModel.supports_mtp_export = True
 # Its own asks transformers for add_bos_token, which transformers 5 says of no tokenizer.json; then it does the same.
 DeepseekV32Model.set_vocab = DeepseekV2Model._set_vocab_gpt2
 sys.argv[0] = tree + "/convert_hf_to_gguf.py"

@@ -102,6 +102,10 @@ class _Fields:
     max_position_embeddings: Annotated[int, Within(0, U32)] | None = None
     head_dim: Count | None = None
     rms_norm_eps: Positive | None = None
+    layer_norm_eps: Positive | None = None
+    logit_scale: Annotated[float, Within(-1e6, 1e6)] | None = None
+    expert_selection_fn: Literal["sigmoid", "softmax"] | None = None
+    prefix_dense_intermediate_size: Size | None = None
     full_attention_interval: Count | None = None
     vocab_size: Count | None = None
     layer_types: list[Literal["linear_attention", "full_attention"]] | None = None
