@@ -171,5 +171,6 @@ CHAIN_RENORMED = Fault(
     predicted=Signature("", "a1 the same, a2 and later lower"),
     seen=(("imp #175", "https://github.com/kekzl/imp/pull/175"),),
     effect="k0 22.4 %, k1 1.6 %, with other faults beside it",
+    where=("normed rows",),
     apply_model=_renormed,
 )
