@@ -272,14 +272,20 @@ def generate(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs
 
 def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """A run whose drafts are given, which ends with the round of the last one, and the model state that it leaves:
-    windows and states of every DeltaNet layer, the pending hidden row, positions in the trunk, cells of the head."""
+    what every layer carries, the rows of whole blocks, the pending hidden row, positions in the trunk, cells of the
+    head."""
     drafter = GivenDrafts(params["drafts"])
     tokens = [int(i) for i in inputs["tokens"].values()]
     state, out = _run(model, params, tokens, drafter, len(params["drafts"]))
     for il, layer in enumerate(state.layers):
         for spec in layer.specs:
+            kept = layer.arrays[spec.name]
             if not spec.positional:
-                out[f"{spec.name}_l{il}"] = np.array(layer.arrays[spec.name], np.float32)
+                out[f"{spec.name}_l{il}"] = np.array(kept, np.float32)
+            elif spec.stride > 1:
+                out[f"{spec.name}_l{il}"] = np.array(
+                    load_kv(kept[: spec.n_cells(state.n_past)], spec.kv_type), np.float32
+                )
     out |= {"pending_h": np.array(state.pending_h), "n_past": state.n_past, "n_mtp": state.heads[0].n_cells}
     return out
 
