@@ -71,8 +71,13 @@ def test_an_indexer_without_its_rotation_is_no_mistake(name):
     assert (report.verdict, report.causes[0].ids) == ("healthy", ["L16-indexer-unrotated"])
 
 
+LOGGED = [
+    pair for pair in SICK if pair[0] == "glm-dsa" or pair[1] in (CHAIN, "A9-sink-forgotten", "H1b-streams-interleaved")
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "id"), SICK)
+@pytest.mark.parametrize(("name", "id"), LOGGED)
 def test_a_run_is_never_called_healthy_where_the_mistake_shows(name, id):
     """Where a fault changes tokens or p enough, it or one that cannot be told from it is named."""
     report = diagnose_log(model(name), [run_of(inject(model(name), FAULTS[id]), "deepseek2", 16)])
@@ -122,7 +127,7 @@ def cut(path: Path, n_rounds: int) -> list:
 def test_a_stock_log_is_healthy(name, tmp_path):
     trunk, *head = map(standard, STREAMS.get(name, (name,)))
     own = load(trunk, kv_type="F32", kv_type_draft="F32", model_draft=head[0] if head else None)
-    report = diagnose_log(own, cut(stock(name, tmp_path), 12))
+    report = diagnose_log(own, cut(stock(name, tmp_path), 6 if name in STREAMS else 12))
     assert report.verdict == "healthy", report.headline
 
 

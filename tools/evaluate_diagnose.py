@@ -68,11 +68,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Ports:
-    """The kinds of ports of some models: those with a fault, and (file, quantised file) of healthy ones."""
+    """The kinds of ports of some models: those with a fault, and (file, quantised file) of healthy ones. n_more: tokens
+    more than usual of prompts, where an indexer must have a choice"""
 
     dumps: tuple[Setting, ...]
     logs: tuple[Setting, ...]
     pairs: tuple[tuple[str, str], ...]
+    n_more: int = 0
 
 
 DUMPS = (
@@ -92,6 +94,9 @@ LOGS = (
 
 LATENT, YARN, FUSED, OLD = (f"micro-deepseek2-{name}f32" for name in ("", "yarn-", "fused-", "old-"))
 LATENT_Q8, OLD_Q8 = "micro-deepseek2-q8_0", "micro-deepseek2-old-q8_0"
+INDEXED, INDEXED_YARN, INDEXED_Q8 = (f"micro-deepseek32-{name}" for name in ("f32", "yarn-f32", "q8_0"))
+SHARING, SHARING_YARN = "micro-glm-dsa-f32", "micro-glm-dsa-yarn-f32"
+STREAMS, STREAMS_OWN, STREAMS_Q8 = (f"micro-deepseek4-{name}" for name in ("f32", "own-f32", "q8_0"))
 PORTS = {
     "usual": Ports(
         DUMPS,
@@ -111,6 +116,29 @@ PORTS = {
             Setting("deepseek2, port in Q8_0, ids only", LATENT, LATENT_Q8, "ggml", "F16", with_p=False),
         ),
         ((LATENT, LATENT_Q8), (YARN, YARN), (FUSED, FUSED), (OLD, OLD_Q8)),
+    ),
+    "indexer": Ports(
+        (
+            Setting("deepseek32, exact, F32 KV, noise 1e-3", INDEXED, INDEXED, "exact", "F32", 1e-3),
+            Setting("glm-dsa, BF16 KV, noise 3e-3", SHARING, SHARING, "exact", "BF16", 3e-3),
+            Setting("deepseek32, port in Q8_0, noise 1e-3", INDEXED, INDEXED_Q8, "ggml", "F16", 1e-3),
+        ),
+        (
+            Setting("glm-dsa, exact, F32 KV, with p", SHARING, SHARING, "exact", "F32"),
+            Setting("deepseek32, port in Q8_0, ids only", INDEXED, INDEXED_Q8, "ggml", "F16", with_p=False),
+        ),
+        ((INDEXED, INDEXED_Q8), (INDEXED_YARN, INDEXED_YARN), (SHARING, SHARING), (SHARING_YARN, SHARING_YARN)),
+        n_more=24,
+    ),
+    "streams": Ports(
+        (
+            Setting("deepseek4, exact, F32 KV, noise 1e-3", STREAMS, STREAMS, "exact", "F32", 1e-3),
+            Setting("deepseek4, BF16 KV, noise 3e-3", STREAMS_OWN, STREAMS_OWN, "exact", "BF16", 3e-3),
+            Setting("deepseek4, port in Q8_0, noise 1e-3", STREAMS, STREAMS_Q8, "ggml", "F16", 1e-3),
+        ),
+        (Setting("deepseek4, exact, F32 KV, with p", STREAMS_OWN, STREAMS_OWN, "exact", "F32"),),
+        ((STREAMS, STREAMS_Q8), (STREAMS_OWN, STREAMS_OWN)),
+        n_more=24,
     ),
     # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
     "experts": Ports(
@@ -144,11 +172,11 @@ class Models:
         return path
 
 
-def prompt_of(model: Model, name: str, seed: int) -> list[int]:
+def prompt_of(model: Model, name: str, seed: int, n_more: int = 0) -> list[int]:
     if name == "tiny":
         return list(model.vocab.encode(PROMPTS[seed % len(PROMPTS)]))
     rng = np.random.default_rng(1000 + seed)
-    return [int(i) for i in rng.integers(1, min(model.n_vocab, 256), 12 + seed % 9)]
+    return [int(i) for i in rng.integers(1, min(model.n_vocab, 256), 12 + seed % 9 + n_more)]
 
 
 def port_tensors(model: Model, ids: list[int], setting: Setting, seed: int) -> PortTensors:
@@ -210,7 +238,7 @@ def fault_cases(kind: str, models: Models, every: int = 1, ports: Ports = PORTS[
     for n, setting in enumerate(ports.dumps if kind == "dump" else ports.logs):
         reference = models.get(setting.model)
         port = models.get(setting.port, setting.numerics, setting.kv_type)
-        ids = prompt_of(reference, setting.model, n)
+        ids = prompt_of(reference, setting.model, n, ports.n_more)
         quiet = replace(setting, noise=0.0)
         healthy = port_tensors(port, ids, quiet, 0) if kind == "dump" else port_run(port, ids, setting, 40)
         for i, fault in enumerate(FAULTS.values()):
@@ -247,7 +275,7 @@ def healthy_cases(kind: str, models: Models, n_cases: int, ports: Ports = PORTS[
         use_kernels = bool(name == "tiny" or rng.random() < 0.9)
         setting = Setting("healthy", name, file, numerics, kv_type, noise, rows, pattern, bool(rng.random() < 0.6))
         reference, port = models.get(name), models.get(file, numerics, kv_type, use_kernels)
-        ids = prompt_of(reference, name, 50 + i)
+        ids = prompt_of(reference, name, 50 + i, ports.n_more)
         if kind == "dump":
             report = diagnose_dump(reference, port_tensors(port, ids, setting, i))
         else:

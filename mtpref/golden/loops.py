@@ -280,12 +280,10 @@ def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     for il, layer in enumerate(state.layers):
         for spec in layer.specs:
             kept = layer.arrays[spec.name]
-            if not spec.positional:
-                out[f"{spec.name}_l{il}"] = np.array(kept, np.float32)
-            elif spec.stride > 1:
-                out[f"{spec.name}_l{il}"] = np.array(
-                    load_kv(kept[: spec.n_cells(state.n_past)], spec.kv_type), np.float32
-                )
+            if spec.positional and spec.stride > 1:
+                kept = kept[: spec.n_cells(state.n_past)]
+            if not spec.positional or spec.stride > 1:
+                out[f"{spec.name}_l{il}"] = np.array(load_kv(kept, spec.kv_type), np.float32)
     out |= {"pending_h": np.array(state.pending_h), "n_past": state.n_past, "n_mtp": state.heads[0].n_cells}
     return out
 

@@ -15,14 +15,24 @@ from tests import naive, naive_dsv4
 F32 = NDArray[np.float32]
 ROWS, EXPERTS = ("compressed_rows",), ("moe", "clamped_experts")
 SINKS = ("attention_sinks",)
+TURNED = ("A12b-turned-in-front", "A12c-turned-in-halves")
+CHOSEN = ("A5-indexer-ignored", "A5b-indexer-one-fewer", "A5c-indexer-cell-before")
 
 
 def rope_last() -> SuiteBuilder:
     about = "RoPE of the last n_rot dimensions, neighbours paired; back: by the same angles the other way."
     suite = SuiteBuilder("L1", "rope_last", "rope_last", ("S53", "S74"), about)
     for id, comment, shape, n_rot, positions, back, flags in (
-        ("basic", "the dimensions before the last n_rot pass", (4, 2, 12), 8, [0, 1, 7, 100], False, ("basic",)),
-        ("back", "turned back", (4, 2, 12), 8, [0, 1, 7, 100], True, ("basic",)),
+        (
+            "basic",
+            "the dimensions before the last n_rot pass",
+            (4, 2, 12),
+            8,
+            [0, 1, 7, 100],
+            False,
+            ("basic", *TURNED),
+        ),
+        ("back", "turned back", (4, 2, 12), 8, [0, 1, 7, 100], True, ("basic", *TURNED, "A12-not-turned-back")),
         ("all", "every dimension turns", (3, 1, 8), 8, [3, 4, 5], False, ("basic",)),
         ("far", "far into a context, back", (2, 1, 8), 6, [4095, 1048575], True, ("edge.large",)),
         ("one_pair", "one pair at the end", (3, 2, 5), 2, [0, 1, 2], False, ("edge.short",)),
@@ -65,8 +75,9 @@ def window_start() -> SuiteBuilder:
         ("wide", "DeepSeek-V4's", 128, [0, 126, 127, 128, 1048575]),
     ):
         first = [min(j for j in range(max(0, p - n_window), p + 1) if p - j < n_window) for p in positions]
-        suite.case(id, comment, inputs={}, params={"n_window": n_window, "pos": positions}, flags=("basic",),
-                   requires=("windows",), out={"first": value(first)})  # fmt: skip
+        suite.case(id, comment, inputs={}, params={"n_window": n_window, "pos": positions},
+                   flags=("basic", "A10-window-narrow"), requires=("windows",),
+                   out={"first": value(first)})  # fmt: skip
     return suite
 
 
@@ -76,8 +87,8 @@ def n_compressed() -> SuiteBuilder:
     for id, comment, ratio in (("four", "blocks of four", 4), ("whole", "blocks of 128", 128)):
         counts = [0, 1, ratio - 1, ratio, ratio + 1, 2 * ratio - 1, 2 * ratio, 1048575]
         n = [sum(1 for _ in range(ratio, k + 1, ratio)) for k in counts]
-        suite.case(id, comment, inputs={}, params={"ratio": ratio, "n_tokens": counts}, flags=("basic",),
-                   requires=ROWS, out={"n": value(n)})  # fmt: skip
+        suite.case(id, comment, inputs={}, params={"ratio": ratio, "n_tokens": counts},
+                   flags=("basic", "A11-block-late"), requires=ROWS, out={"n": value(n)})  # fmt: skip
     return suite
 
 
@@ -85,10 +96,16 @@ def row_scores() -> SuiteBuilder:
     about = "What the indexer says of each row: its heads' positive products, each times the head's weight, added up."
     suite = SuiteBuilder("L1", "row_scores", "row_scores", ("S77",), about)
     for id, comment, (n_head, n_rows, width), scale, flags in (
-        ("basic", "three heads; weights of both signs", (3, 6, 16), 1.0, ("basic",)),
+        ("basic", "three heads; weights of both signs", (3, 6, 16), 1.0, ("basic", "A6-indexer-no-relu")),
         ("one_head", "a single head", (1, 5, 9), 1.0, ("edge.length",)),
         ("one_row", "a single row", (4, 1, 16), 1.0, ("edge.short",)),
-        ("all_negative", "no positive product: every score is zero", (2, 4, 8), -1.0, ("edge.zero",)),
+        (
+            "all_negative",
+            "no positive product: every score is zero",
+            (2, 4, 8),
+            -1.0,
+            ("edge.zero", "A6-indexer-no-relu"),
+        ),
     ):
         q, rows = bell(f"row_scores/{id}/q", (n_head, width)), bell(f"row_scores/{id}", (n_rows, width))
         if scale < 0:
@@ -105,9 +122,9 @@ def best_rows() -> SuiteBuilder:
     suite = SuiteBuilder("L1", "best_rows", "best_rows", ("S77",), about)
     ties = (stream("best_rows/ties", 24) % np.uint64(3)).astype(np.float32)
     for id, comment, scores, n_best, flags in (
-        ("basic", "three of nine, not the best first", bell("best_rows", (9,)), 3, ("basic",)),
+        ("basic", "three of nine, not the best first", bell("best_rows", (9,)), 3, ("basic", *CHOSEN)),
         ("few", "fewer rows than are let through", bell("best_rows/few", (2,)), 3, ("edge.short",)),
-        ("ties", "equal scores: the lowest rows", ties, 7, ("edge.tie",)),
+        ("ties", "equal scores: the lowest rows", ties, 7, ("edge.tie", *CHOSEN)),
         ("zeros", "scores of zero are as good as any", np.array([-1, 0, -2, 0, 0, -3], np.float32), 2, ("edge.zero",)),
     ):
         ranked = sorted(range(len(scores)), key=lambda r: (-float(scores[r]), r))[:n_best]
@@ -120,10 +137,10 @@ def sink_attention() -> SuiteBuilder:
     about = "Attention of one token over rows that are keys and values of all heads, beside a sink of each head."
     suite = SuiteBuilder("L1", "sink_attention", "sink_attention", ("S78", "S95"), about)
     for id, comment, (n_head, n_rows, width), kv_type, sink, flags in (
-        ("basic", "sinks of the scores' size", (3, 7, 16), "F32", 1.0, ("basic",)),
+        ("basic", "sinks of the scores' size", (3, 7, 16), "F32", 1.0, ("basic", "A9-sink-forgotten")),
         ("one_row", "one row: its weight is not 1 beside a sink", (2, 1, 8), "F32", 1.0, ("edge.short",)),
         ("heavy_sink", "a sink above every score: it is the greatest that is subtracted", (2, 5, 8), "F32", 30.0,
-         ("edge.large",)),
+         ("edge.large", "A9-sink-forgotten")),
         ("no_sink", "a sink far below every score takes nothing", (2, 5, 8), "F32", -60.0, ("edge.large",)),
         ("f16", "rows and queries rounded to float16", (2, 6, 16), "F16", 0.5, ("basic",)),
     ):  # fmt: skip
@@ -144,7 +161,7 @@ def clamped_swiglu() -> SuiteBuilder:
     about = "silu(min(gate, limit)) * clamp(up, -limit, limit): before silu, and the gate from above alone."
     suite = SuiteBuilder("L1", "clamped_swiglu", "clamped_swiglu", ("S79",), about)
     for id, comment, limit, scale, flags in (
-        ("basic", "values on both sides of the limit", 1.5, 2.0, ("basic",)),
+        ("basic", "values on both sides of the limit", 1.5, 2.0, ("basic", "E14-clamp-after-silu")),
         ("none", "a limit of 0 clamps nothing", 0.0, 4.0, ("edge.zero",)),
         ("least", "nor does one of 1e-6", 1e-6, 1.0, ("edge.eps",)),
         ("wide", "far beyond the limit: a gate far below it is not clamped", 7.0, 40.0, ("edge.large",)),
@@ -162,7 +179,12 @@ def sqrt_softplus() -> SuiteBuilder:
     about = "The router's probabilities by `sqrt_softplus`: the square root of softplus, expert by expert."
     suite = SuiteBuilder("L1", "sqrt_softplus", "expert_probs", ("S41",), about)
     for id, comment, scale, flags in (
-        ("basic", "seven experts: they do not add up to one, and may be above it", 2.0, ("basic",)),
+        (
+            "basic",
+            "seven experts: they do not add up to one, and may be above it",
+            2.0,
+            ("basic", "E7-sigmoid-router", "E7b-softmax-router"),
+        ),
         ("wide", "far out on both sides: exp(x / 2), and the root of x", 30.0, ("edge.large",)),
         ("zeros", "logits of zero", 0.0, ("edge.zero",)),
     ):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.compressed import ROWS, SINKS
+from golden.compressed import CHOSEN, ROWS, SINKS, TURNED
 from golden.l1_operations import EPS, EPSILON
 from golden.l2_layers import SAFE_GAP, add
 from golden.streams import bell, uniform
@@ -18,6 +18,9 @@ from tests import naive, naive_dsv4
 
 F32 = NDArray[np.float32]
 WINDOWS = ("windows", *SINKS)
+# Faults that fail every whole layer, and those with a choice of rows.
+OF_ATTENTION = ("A9-sink-forgotten", "A10-window-narrow", "A12-not-turned-back", *TURNED)
+OF_CHOICE = (*CHOSEN, "A6-indexer-no-relu")
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def window_input() -> SuiteBuilder:
         angles = naive_dsv4.angles_of(hparams, sizes.ratio)
         low, q, k = naive_dsv4.window_input(block_of(w), hparams, "blk.0.", naive.f64(x), n, angles)
         oracle = {"qr_norm": low, "Qcur": q, "Kcur": k}
-        add(suite, id, comment, w, {"x": x}, params_of(sizes, first, "-"), oracle, ("basic",), WINDOWS[:1], numerics)
+        add(suite, id, comment, w, {"x": x}, params_of(sizes, first, "-"), oracle, ("basic", *TURNED), WINDOWS[:1],
+            numerics)  # fmt: skip
     return suite
 
 
@@ -223,7 +227,8 @@ def chosen_rows() -> SuiteBuilder:
         oracle = {"lid_q_rope": q, "lid_weights": weights, "rows": [seen for seen, _ in found]}
         params = params_of(s, first, "ratio", "n_index_head", "n_index", "n_best")
         data = {"x": x[first:], "qr_norm": low[first:], "lid_k": keys}
-        add(suite, id, comment, w, data, params, oracle, ("basic",), ROWS, EXACT)
+        add(suite, id, comment, w, data, params, oracle, ("basic", "A5-indexer-ignored", "A5c-indexer-cell-before"),
+            ROWS, EXACT)  # fmt: skip
     return suite
 
 
@@ -260,7 +265,8 @@ def window_attention() -> SuiteBuilder:
         data = {"q": q, "kv": kv} | ({"rows": rows} if ratio else {})
         params = params_of(replace(s, ratio=ratio), first, "ratio", "n_window") | ({"seen": seen} if seen else {})
         need = (*WINDOWS, *ROWS) if ratio else WINDOWS
-        add(suite, id, comment, w, data, params, {"kqv_out": out}, ("basic",), need, EXACT)
+        add(suite, id, comment, w, data, params, {"kqv_out": out},
+            ("basic", "A9-sink-forgotten", "A10-window-narrow"), need, EXACT)  # fmt: skip
     return suite
 
 
@@ -278,7 +284,8 @@ def grouped_output() -> SuiteBuilder:
     oracle = {"attn_derope": back, "attn_wo_a": mixed,
               "attn_output": naive.matmul(w["attn_output_b.weight"], mixed)}  # fmt: skip
     add(suite, "basic", "three tokens at 7, two groups of two heads", w, {"kqv_out": out},
-        params_of(s, first, "n_group"), oracle, ("basic",), WINDOWS[:1], EXACT)  # fmt: skip
+        params_of(s, first, "n_group"), oracle, ("basic", *TURNED, "A12-not-turned-back"), WINDOWS[:1],
+        EXACT)  # fmt: skip
     return suite
 
 
@@ -316,7 +323,8 @@ def compressed_attn_layer() -> SuiteBuilder:
             if first:
                 data |= named(name, rows[: first // s.ratio], states[0])
         need = (*WINDOWS, *ROWS) if s.ratio else WINDOWS
-        add(suite, id, comment, w, data, params_of(s, first), oracle, ("carry" if first else "basic",), need, numerics)
+        flags = ("carry" if first else "basic", *OF_ATTENTION, *(OF_CHOICE if s.ratio == 4 else ()))
+        add(suite, id, comment, w, data, params_of(s, first), oracle, flags, need, numerics)
     return suite
 
 

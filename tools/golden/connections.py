@@ -18,6 +18,7 @@ F32 = NDArray[np.float32]
 NEEDS = ("hyper_connections",)
 N = naive_dsv4.N_STREAMS
 MIXES = N * (N + 2)
+MIXED = ("H5-comb-transposed", "H5b-sinkhorn-skipped")
 
 
 def add(
@@ -37,7 +38,7 @@ def stream_weights() -> SuiteBuilder:
     about = "What a sub-layer reads its streams with, writes to them with, and mixes them by: [pre | post | comb]."
     suite = SuiteBuilder("L1", "stream_weights", "stream_weights", ("S70", "S71"), about)
     for id, comment, scale, eps, n_iterations, flags in (
-        ("basic", "three rounds", 1.0, 1e-4, 3, ("basic",)),
+        ("basic", "three rounds", 1.0, 1e-4, 3, ("basic", *MIXED, "H5c-post-not-doubled")),
         ("one_round", "a single round: softmax over targets, then columns alone", 1.0, 1e-4, 1, ("basic",)),
         ("many_rounds", "twenty rounds, a small eps", 1.0, 1e-6, 20, ("basic",)),
         ("large_eps", "an eps that counts: it is added to pre and in Sinkhorn, not to post", 1.0, 0.05, 2,
@@ -63,14 +64,14 @@ def sinkhorn() -> SuiteBuilder:
     about = "Sinkhorn's rounds on (source, target): softmax over targets, plus eps, columns; then rows and columns."
     suite = SuiteBuilder("L1", "sinkhorn", "sinkhorn", ("S71",), about)
     for id, comment, comb, n_iterations, flags in (
-        ("basic", "any matrices, three rounds", bell("sinkhorn/basic", (3, N, N), 1.5), 3, ("basic",)),
+        ("basic", "any matrices, three rounds", bell("sinkhorn/basic", (3, N, N), 1.5), 3, ("basic", *MIXED)),
         ("one_round", "columns add up to one, rows do not", bell("sinkhorn/one", (2, N, N), 1.5), 1, ("edge.short",)),
         ("equal", "equal values: a quarter each", np.zeros((1, N, N), np.float32), 3, ("edge.zero",)),
         ("one_sided", "one source of each row by far: eps alone is left for the rest",
          40 * np.eye(N, dtype=np.float32)[None], 3, ("edge.large",)),
         ("not_symmetric", "every source wants target 1: rows and columns exchanged give another matrix",
          np.tile(np.array([0, 4, 0, 0], np.float32), (1, N, 1)) + bell("sinkhorn/not", (1, N, N), 0.5), 2,
-         ("basic",)),
+         ("basic", *MIXED)),
     ):  # fmt: skip
         eps = _f32(1e-3)
         wanted = np.stack([naive_dsv4.sinkhorn(naive.f64(one), eps, n_iterations) for one in comb])
@@ -155,7 +156,8 @@ def connect() -> SuiteBuilder:
     about = "What stands around a sub-layer: RMS norm of all streams at once without a weight, the product, S70, S72."
     suite = SuiteBuilder("L2", "connect", "connect", ("S6", "S8", "S70", "S71", "S72", "S82"), about)
     for id, comment, name, scale, eps, n_iterations, flags, numerics in (
-        ("attention", "weights of attention", "hc_attn", 1.0, 1e-4, 3, ("basic",), ("exact", "ggml")),
+        ("attention", "weights of attention", "hc_attn", 1.0, 1e-4, 3, ("basic", *MIXED, "H5c-post-not-doubled"),
+         ("exact", "ggml")),
         ("experts", "weights of the experts' network; streams of other sizes", "hc_ffn", 1.0, 1e-3, 2, ("basic",),
          ("exact",)),
         ("small_streams", "mean(x^2) is about eps: the norm's eps is inside the root", "hc_attn", 1e-3, 1e-4, 3,
@@ -205,7 +207,8 @@ def streams_input() -> SuiteBuilder:
         streams.append(naive.matmul(w["nextn.eh_proj.weight"], np.concatenate([e, h], axis=1)))
     add_layer(suite, "basic", "streams of very different sizes: each has a norm of its own", w,
               {"embd": embd, "hidden": hidden}, {"eps": EPS}, {"eh_proj": np.stack(streams, axis=1)},
-              ("basic", "G1-concat-swapped"), NEEDS)  # fmt: skip
+              ("basic", "G1-concat-swapped", "H1-hnorm-of-mean", "H1b-streams-interleaved", "H2-concat-across-streams"),
+              NEEDS)  # fmt: skip
     return suite
 
 
