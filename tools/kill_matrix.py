@@ -1,6 +1,6 @@
 """Which golden cases catch which fault: every fault of the catalogue against every case.
 
-    python tools/kill_matrix.py
+    python tools/kill_matrix.py [--suite NAME ...]     # only cases of these suites; of the others what is there
 
 Writes golden/flags.json (what each flag means), golden/kill_matrix.json (fault -> cases that fail under it) and
 golden/kill-matrix.md. A case that carries a fault's flag must fail under it, and no case may fail under a look-alike;
@@ -8,8 +8,9 @@ the tool ends with an error where that is not so.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mtpref.golden.build import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "golden"
+Matrix = dict[str, dict[str, list[str]]]
 PAGE = GOLDEN / "kill-matrix.md"
 # Look-alikes that are other settings than a case states: a port that runs them does not run the case.
 SETTINGS = ("L4-p-min", "L10-trimmed-vocabulary", "L11-activation-quantisation", "L12-longer-drafts", "L13-cooldown")
@@ -79,21 +81,24 @@ def worth_trying(fault: Fault, suite: Suite, case: Case) -> bool:
     return not is_repeat and (suite.op != "accumulated" or fault.id in case.flags)
 
 
-def matrix(folder: Folder) -> dict[str, dict[str, list[str]]]:
-    """Fault -> the cases that claim it and those that it fails."""
+def matrix(folder: Folder, suites: Collection[str] = (), known: Matrix | None = None) -> Matrix:
+    """Fault -> the cases that claim it and those that it fails. suites: those whose cases are tried, the others' are
+    taken from `known`; none: all."""
     cases = all_cases(folder)
+    kept = {case.id for suite, case, _ in cases if suites and suite.name not in suites}
     found = {}
     for fault in FAULTS.values():
         if fault.id in SETTINGS:
             continue
-        tried = [entry for entry in cases if worth_trying(fault, *entry[:2])]
-        killed_by = sorted(failing(fault, tried, folder))
+        tried = [entry for entry in cases if entry[1].id not in kept and worth_trying(fault, *entry[:2])]
+        before = kept & set((known or {}).get(fault.id, {}).get("killed_by", ()))
+        killed_by = sorted({*failing(fault, tried, folder), *before})
         found[fault.id] = {"claimed": claims(cases, fault.id), "killed_by": killed_by}
         print(f"{fault.id}: {len(killed_by)} cases", file=sys.stderr, flush=True)
     return found
 
 
-def complaints(found: dict[str, dict[str, list[str]]]) -> list[str]:
+def complaints(found: Matrix) -> list[str]:
     """What must not be: a claim that does not hold, a look-alike that fails a case."""
     lines = []
     for id, entry in found.items():
@@ -118,7 +123,7 @@ def flags() -> dict[str, Any]:
     return {"flags": known}
 
 
-def page(found: dict[str, dict[str, list[str]]]) -> str:
+def page(found: Matrix) -> str:
     """golden/kill-matrix.md: how many cases of each level a fault fails, and the first ones."""
     folder = Folder(GOLDEN)
     level = {case.id: suite.level for suite in folder.suites() for case in suite.cases}
@@ -145,8 +150,11 @@ def page(found: dict[str, dict[str, list[str]]]) -> str:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = matrix(Folder(GOLDEN))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", action="append", default=[], metavar="NAME", help="only its cases (repeatable)")
+    suites = parser.parse_args().suite
+    known = json.loads((GOLDEN / "kill_matrix.json").read_text()) if suites else None
+    found = matrix(Folder(GOLDEN), suites, known)
     write_json(GOLDEN / "flags.json", flags())
     write_json(GOLDEN / "kill_matrix.json", found)
     PAGE.write_text(page(found), encoding="ascii")
