@@ -74,7 +74,7 @@ def attention(
         k = naive.rms_norm(k, weights[p + "attn_k_norm.weight"], eps)
     per_pair = angles(weights, hparams, il)
     is_yarn = hparams.get("rope.scaling.type") == "yarn" and not has_window(hparams, il)
-    magnitude = 1.0 + 0.1 * math.log(float(hparams["rope.scaling.factor"])) if is_yarn else 1.0
+    magnitude = 1.0 + 0.1 * naive.log(float(hparams["rope.scaling.factor"])) if is_yarn else 1.0
     q, k = turned(q, positions, per_pair, magnitude), turned(k, positions, per_pair, magnitude)
     out = np.zeros((n, n_head, d_v))
     n_window = int(hparams["attention.sliding_window"])

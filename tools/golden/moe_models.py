@@ -41,6 +41,15 @@ MODELS: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
     "hy_v3": (2, 70, _PLAIN, MicroVariant()),
     "deepseek2": (5, 70, _LATENT, MicroVariant()),
 }
+# An indexer that leaves cells out of short prompts; in glm-dsa the second layer sees what the first one chose.
+_INDEXED = LatentShape(n_query=32, n_row=32, n_rot=8, n_nope=32, n_value=16, n_index_head=4, n_top=4, yarn=1.0)
+_CHOICE = replace(_PLAIN, fused=False, latent=_INDEXED)
+_SHARING = replace(_GROUPS, latent=replace(_INDEXED, types=(True, False, True), yarn=None, gating=None),
+                   n_group=1, n_group_used=0, micro=replace(_MICRO, n_layer=3))  # fmt: skip
+INDEXED: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
+    "deepseek32": (5, 70, _CHOICE, MicroVariant()),
+    "glm-dsa": (5, 70, _SHARING, MicroVariant()),
+}
 # deepseek4: each ratio once, windows and choices that short prompts fill, limits of every kind.
 STREAMS = (
     5, 70,
@@ -65,7 +74,7 @@ def prompt(name: str, n: int) -> list[int]:
 def make(root: Path) -> None:
     """Write the models below `root`."""
     (root / "models").mkdir(parents=True, exist_ok=True)
-    for arch, (seed, accept, shape, variant) in MODELS.items():
+    for arch, (seed, accept, shape, variant) in (MODELS | INDEXED).items():
         make_micro_moe(root / path_of(arch), arch, seed, accept, "Q8_0", shape, variant)
     seed, accept, streams = STREAMS
     make_micro_streams(root / path_of("deepseek4"), seed, accept, "Q8_0", streams)
