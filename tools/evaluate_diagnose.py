@@ -64,6 +64,7 @@ class Setting:
     with_p: bool = True
     cooldown: int = 0
     use_kernels: bool = True
+    n_max: int = 3
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ LOGS = (
 
 
 LATENT, YARN, FUSED, OLD = (f"micro-deepseek2-{name}f32" for name in ("", "yarn-", "fused-", "old-"))
+STEP, MIMO, HY_CHAIN = (f"micro-{name}-f32" for name in ("step35", "mimo2", "hy_v3-chain"))
+STEP_Q8, MIMO_Q8 = "micro-step35-q8_0", "micro-mimo2-q8_0"
 LATENT_Q8, OLD_Q8 = "micro-deepseek2-q8_0", "micro-deepseek2-old-q8_0"
 PORTS = {
     "usual": Ports(
@@ -111,6 +114,21 @@ PORTS = {
             Setting("deepseek2, port in Q8_0, ids only", LATENT, LATENT_Q8, "ggml", "F16", with_p=False),
         ),
         ((LATENT, LATENT_Q8), (YARN, YARN), (FUSED, FUSED), (OLD, OLD_Q8)),
+    ),
+    # Several heads: four tokens are asked for where there are three.
+    "chains": Ports(
+        (
+            Setting("mimo2, exact, F32 KV, noise 1e-3", MIMO, MIMO, "exact", "F32", 1e-3),
+            Setting("step35, BF16 KV, noise 3e-3", STEP, STEP, "exact", "BF16", 3e-3),
+            Setting("step35, port in Q8_0, noise 1e-3", STEP, STEP_Q8, "ggml", "F16", 1e-3),
+        ),
+        (
+            Setting("mimo2, exact, F32 KV, with p", MIMO, MIMO, "exact", "F32", n_max=4),
+            Setting("step35, exact, F32 KV, with p", STEP, STEP, "exact", "F32", n_max=4),
+            Setting("hy_v3 with three heads, exact, F32 KV, with p", HY_CHAIN, HY_CHAIN, "exact", "F32", n_max=4),
+            Setting("step35, port in Q8_0, ids only", STEP, STEP_Q8, "ggml", "F16", with_p=False, n_max=4),
+        ),
+        ((MIMO, MIMO_Q8), (STEP, STEP_Q8), (HY_CHAIN, HY_CHAIN)),
     ),
     # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
     "experts": Ports(
@@ -163,8 +181,8 @@ def port_tensors(model: Model, ids: list[int], setting: Setting, seed: int) -> P
 
 
 def port_run(model: Model, ids: list[int], setting: Setting, n_predict: int) -> PortRun:
-    """A log of the port, greedy, with drafts of up to 3 tokens."""
-    policy = PolicyConfig(n_max=3, cooldown=setting.cooldown)
+    """A log of the port, greedy, with drafts of up to setting.n_max tokens."""
+    policy = PolicyConfig(n_max=setting.n_max, cooldown=setting.cooldown)
     decoder = Decoder(model, model.new_state(512), Options(n_predict=n_predict, policy=policy))
     rounds: list[PortRound] = []
     drafted: Drafted | None = None
@@ -185,7 +203,7 @@ def port_run(model: Model, ids: list[int], setting: Setting, n_predict: int) -> 
         elif isinstance(event, Token):
             emitted.append(event.id)
     close()
-    known = {"n_max": 3, "cooldown": setting.cooldown, "cooldown_after": 1}
+    known = {"n_max": setting.n_max, "cooldown": setting.cooldown, "cooldown_after": 1}
     return PortRun("port", tuple(ids), tuple(rounds), False, known)
 
 

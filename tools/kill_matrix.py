@@ -1,13 +1,14 @@
 """Which golden cases catch which fault: every fault of the catalogue against every case.
 
-    python tools/kill_matrix.py
+    python tools/kill_matrix.py [ID ...]
 
 Writes golden/flags.json (what each flag means), golden/kill_matrix.json (fault -> cases that fail under it) and
 golden/kill-matrix.md. A case that carries a fault's flag must fail under it, and no case may fail under a look-alike;
-the tool ends with an error where that is not so.
+the tool ends with an error where that is not so. With ids, only those faults are tried again.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -79,12 +80,15 @@ def worth_trying(fault: Fault, suite: Suite, case: Case) -> bool:
     return not is_repeat and (suite.op != "accumulated" or fault.id in case.flags)
 
 
-def matrix(folder: Folder) -> dict[str, dict[str, list[str]]]:
-    """Fault -> the cases that claim it and those that it fails."""
+def matrix(folder: Folder, known: dict[str, dict[str, list[str]]]) -> dict[str, dict[str, list[str]]]:
+    """Fault -> the cases that claim it and those that it fails. known: what is not tried again"""
     cases = all_cases(folder)
     found = {}
     for fault in FAULTS.values():
         if fault.id in SETTINGS:
+            continue
+        if fault.id in known:
+            found[fault.id] = known[fault.id] | {"claimed": claims(cases, fault.id)}
             continue
         tried = [entry for entry in cases if worth_trying(fault, *entry[:2])]
         killed_by = sorted(failing(fault, tried, folder))
@@ -145,8 +149,11 @@ def page(found: dict[str, dict[str, list[str]]]) -> str:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = matrix(Folder(GOLDEN))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ids", nargs="*", metavar="ID", help="faults to try again (default: all)")
+    ids = parser.parse_args().ids
+    known = json.loads((GOLDEN / "kill_matrix.json").read_text()) if ids else {}
+    found = matrix(Folder(GOLDEN), {id: entry for id, entry in known.items() if id in FAULTS and id not in ids})
     write_json(GOLDEN / "flags.json", flags())
     write_json(GOLDEN / "kill_matrix.json", found)
     PAGE.write_text(page(found), encoding="ascii")

@@ -13,7 +13,20 @@ from difflib import get_close_matches
 
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
-from mtpref.faults import cache, chain, experts, graph, latent, look_alikes, policy, rollback, trunk, verify, weights
+from mtpref.faults import (
+    cache,
+    chain,
+    experts,
+    graph,
+    latent,
+    look_alikes,
+    policy,
+    rollback,
+    trunk,
+    verify,
+    weights,
+    windowed,
+)
 from mtpref.faults.fault import BUG_TYPES, FAMILIES, NEEDS, Fault, Signature, everywhere
 from mtpref.faults.places import PLACES, idle_entries, lacking
 
@@ -33,7 +46,7 @@ __all__ = [
     "refuse_faults",
 ]
 
-_ROOMS = (weights, graph, trunk, experts, latent, chain, cache, rollback, verify, policy, look_alikes)
+_ROOMS = (weights, graph, trunk, experts, latent, windowed, chain, cache, rollback, verify, policy, look_alikes)
 FAULTS: dict[str, Fault] = {
     fault.id: fault for room in _ROOMS for fault in vars(room).values() if isinstance(fault, Fault)
 }
