@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -223,15 +223,17 @@ def is_visible_in_log(a: PortRun, b: PortRun) -> bool:
     return any(abs(x - y) > P_VISIBLE for x, y in pairs)
 
 
-def fault_cases(kind: str, models: Models, every: int = 1, ports: Ports = PORTS["usual"]) -> Iterator[dict[str, Any]]:
-    """Every fault in every kind of port, or one pair in `every`."""
+def fault_cases(
+    kind: str, models: Models, every: int = 1, ports: Ports = PORTS["usual"], faults: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Every fault in every kind of port, or one pair in `every`. faults: their ids, none: all"""
     for n, setting in enumerate(ports.dumps if kind == "dump" else ports.logs):
         reference = models.get(setting.model)
         port = models.get(setting.port, setting.numerics, setting.kv_type)
         ids = prompt_of(reference, setting.model, n)
         quiet = replace(setting, noise=0.0)
         healthy = port_tensors(port, ids, quiet, 0) if kind == "dump" else port_run(port, ids, setting, 40)
-        for i, fault in enumerate(FAULTS.values()):
+        for i, fault in enumerate([FAULTS[id] for id in faults] or FAULTS.values()):
             if fault.is_look_alike or (i + n) % every:
                 continue
             try:
@@ -346,6 +348,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="results to render")
     parser.add_argument("--healthy", type=int, default=150, help="healthy ports (default 150)")
     parser.add_argument("--every", type=int, default=1, help="of the ports with a fault one in so many (default 1)")
+    parser.add_argument(
+        "--faults", nargs="*", choices=FAULTS, default=(), metavar="ID", help="these alone (default: all)"
+    )
     parser.add_argument("--models", choices=tuple(PORTS), default="usual", help="models of the ports (default usual)")
     parser.add_argument("-o", "--output", type=Path, help="results, one JSON a line")
     parser.add_argument("--page", type=Path, help="page with a block of results to rewrite")
@@ -366,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, args.output.open("w", encoding="utf-8") as out:
         models, ports = Models(Path(folder)), PORTS[args.models]
         for source in (
-            fault_cases(args.what, models, args.every, ports),
+            fault_cases(args.what, models, args.every, ports, args.faults),
             healthy_cases(args.what, models, args.healthy, ports),
         ):
             for case in source:
