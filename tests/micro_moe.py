@@ -11,6 +11,7 @@ try:
         STANDARD_CHAINS,
         STANDARD_MOE,
         STANDARD_MOE_CHAINS,
+        STANDARD_SINGLE,
         STANDARD_STREAMS,
         STANDARD_TRUNKS,
         make_standard,
@@ -23,6 +24,7 @@ TRUNKS = tuple(STANDARD_TRUNKS)
 STREAMS = tuple(STANDARD_STREAMS)
 CHAINS = tuple(STANDARD_CHAINS)
 MOE_CHAINS = tuple(STANDARD_MOE_CHAINS)
+SINGLE = tuple(STANDARD_SINGLE)
 _FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-moe-")
 
 

@@ -26,7 +26,8 @@ BLOCKS = {"qwen35moe": "3 delta_net, 1 attention, 1 mtp", "qwen3next": "3 delta_
           "glm4moe": "1 dense, 3 moe, 1 mtp", "hy_v3": "1 dense, 3 moe, 1 mtp",
           "deepseek2": "1 dense, 3 moe, 1 mtp", "deepseek32": "1 dense, 3 moe, 1 mtp",
           "glm-dsa": "1 dense, 3 moe, 1 mtp",
-          "deepseek4": "1 selected, hashed, 1 compressed, 1 window, 1 selected, 1 mtp"}  # fmt: skip
+          "deepseek4": "1 selected, hashed, 1 compressed, 1 window, 1 selected, 1 mtp",
+          "cohere2moe": "1 dense, 3 moe, 1 mtp"}  # fmt: skip
 VERBS: dict[str, Callable] = {}
 
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import micro_chain as mc
 import micro_layers as layers
 import micro_moe as mm
+import micro_parallel as mpar
 import micro_plant as mp
 import micro_streams as ms
 from micro_gguf import F32, TYPES, Tensor, tensor_of, write_gguf
@@ -176,8 +177,30 @@ STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVaria
 }
 
 
+# Single heads with parts that no other architecture has: (architecture, seed, accept, type, shape, variant).
+_PARALLEL = mpar.ParallelShape()
+STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape, MicroVariant]] = {
+    "micro-cohere2moe-f32": ("cohere2moe", 4, 60, "F32", _PARALLEL, MicroVariant()),
+    "micro-cohere2moe-90-rms-f32": (
+        "cohere2moe", 2, 90, "F32",
+        mpar.ParallelShape(windowed=2, n_dense=4, n_shared=0, n_window=3, has_rms=True, logit_scale=1.5, fused=True,
+                           normalise=False, scale=1.7, gating=None, yarn=True),
+        _OWN,
+    ),
+    "micro-cohere2moe-30-every-f32": (
+        "cohere2moe", 3, 30, "F32",
+        mpar.ParallelShape(windowed=None, n_dense=0, n_shared=1, n_ff_exp=64, gating=1, normalise=None),
+        MicroVariant(untied=True, head_norm=False),
+    ),
+    "micro-cohere2moe-q8_0": ("cohere2moe", 4, 60, "Q8_0", _PARALLEL, MicroVariant()),
+}  # fmt: skip
+
+
 def make_standard(name: str, path: str | Path) -> None:
     """Write the standard model of that stem (see STANDARD and the tables that begin with that word)."""
+    if name in STANDARD_SINGLE:
+        make_micro_single(path, *STANDARD_SINGLE[name])
+        return
     if name in STANDARD_CHAINS:
         make_micro_chain(path, *STANDARD_CHAINS[name])
         return
@@ -397,6 +420,22 @@ def make_micro_chain(
     if variant.eos is not None:
         keys["tokenizer.ggml.eos_token_id"] = variant.eos
     write_gguf(path, keys, typed(tensors, type_name))
+
+
+def make_micro_single(
+    path: str | Path,
+    arch: str,
+    seed: int,
+    accept: float,
+    type_name: str,
+    shape: mpar.ParallelShape,
+    variant: MicroVariant,
+) -> None:
+    """Write one micro model of cohere2moe. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    tensors = mpar.plant_parallel(seed, wrong_fraction(accept), shape, variant)
+    write_gguf(path, mpar.keys_of(shape), typed(tensors, type_name))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

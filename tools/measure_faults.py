@@ -97,7 +97,10 @@ SOFTMAX = "hy_v3, softmax"
 STAND_INS = {arch: f"-m golden/{path_of(arch)}" for arch in MODELS}
 STAND_INS[SOFTMAX] = f"{STAND_INS['hy_v3']} (with expert_gating_func 1)"
 # Those that are made for it: the trunk's file, and the head's where it has one of its own.
-MADE: dict[str, tuple[str, ...]] = {
+MADE = {
+    "deepseek32": ("micro-deepseek32-f32",),
+    "glm-dsa": ("micro-glm-dsa-f32",),
+    "deepseek4": ("micro-deepseek4-trunk-f32", "micro-deepseek4-head-f32"),
     "hy_v3, three heads": ("micro-hy_v3-chain-f32",),
     "mimo2": ("micro-mimo2-f32",),
     "step35": ("micro-step35-f32",),
@@ -244,7 +247,9 @@ def text_of(counts: Counts, clean: Counts, *, is_look_alike: bool) -> dict[str, 
 @cache
 def dump(setup: Setup, id: str | None) -> dict[str, bytes]:
     model = model_of(setup, FAULTS[id] if id else None)
-    ids = setup.prompts(model)[0] if setup.stand_in else model.vocab.encode(PROMPTS[3])
+    ids = (
+        setup.prompts(model)[-1 if setup.stand_in in MADE else 0] if setup.stand_in else model.vocab.encode(PROMPTS[3])
+    )
     tensors = record(model, ids, ".").tensors
     return {name: array.tobytes() for name, array in tensors.items()}
 

@@ -166,11 +166,11 @@ BATCH_BOUNDARY_ROW = Fault(
 def _renormed(model: Model) -> Model:
     if not model.heads:
         raise MtprefError("fault: the model has no MTP head with a norm of its own; use a file with a head")
-    weight, eps, norm = model.heads[0].weights.shared_head_norm, model.config.rms_eps, model.recipe.head_ops.rms_norm
+    weight, eps, ops = model.heads[0].weights.shared_head_norm, model.config.rms_eps, model.recipe.head_ops
     before = model.recipe.steps.chain_hidden
 
     def chain_hidden(rows: Hidden, asked: MtpContract) -> F32:
-        return np.asarray(norm(before(rows, asked), weight, eps))
+        return np.asarray(ops.mtp_norm(ops, before(rows, asked), weight, eps))
 
     return replace(model, recipe=model.recipe.with_steps(chain_hidden=chain_hidden))
 
@@ -184,6 +184,7 @@ CHAIN_RENORMED = Fault(
     predicted=Signature("", "a1 the same, a2 and later lower"),
     seen=(("imp #175", "https://github.com/kekzl/imp/pull/175"),),
     effect="k0 22.4 %, k1 1.6 %, with other faults beside it",
+    where=("normed rows",),
     apply_model=_renormed,
 )
 

@@ -9,17 +9,12 @@ from numpy.typing import NDArray
 
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Layer
-from mtpref.faults.fault import Fault, Signature, all_ops
+from mtpref.faults.fault import Fault, all_ops, broken
 from mtpref.faults.places import windowed_layers
 from mtpref.spec import load_kv, silu, store_kv
 from mtpref.spec.ops import OpEntries, Ops
 
 F32 = NDArray[np.float32]
-OTHER_TEXT = "of another text: the trunk is broken, and the head with it"
-
-
-def _broken(dump: str) -> Signature:
-    return Signature(dump, OTHER_TEXT, text=False, distribution=False)
 
 
 def _sink_takes_value(ops: Ops) -> OpEntries:
@@ -40,7 +35,7 @@ SINK_WITH_VALUE = Fault(
     "value; here the oldest cell's value is counted for it.",
     bug_type="WRONG_RULE",
     replaces=("ops.cell_attention",),
-    predicted=_broken("kqv_out"),
+    predicted=broken("kqv_out"),
     where=("sinks beside keys and values",),
     needs=(),
     apply_recipe=all_ops(_sink_takes_value),
@@ -73,7 +68,7 @@ GATE_OF_RAW_ROWS = Fault(
     "another scale, and no gain per channel.",
     bug_type="MISSING_STEP",
     replaces=("ops.rms_norm", "ops.windowed_attn_layer"),
-    predicted=_broken("attn_gated"),
+    predicted=broken("attn_gated"),
     where=("gates of heads",),
     needs=(),
     apply_recipe=all_ops(_gated_by_raw_rows),
@@ -85,7 +80,7 @@ HEAD_GATE_SKIPPED = Fault(
     mechanism="attn_gate is loaded and not used: every head goes into attn_output as it is.",
     bug_type="MISSING_STEP",
     replaces=("ops.head_gate",),
-    predicted=_broken("attn_gated"),
+    predicted=broken("attn_gated"),
     where=("gates of heads",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"head_gate": lambda o, logit: o}),
@@ -114,7 +109,7 @@ FULL_LAYERS_TURN_ALL = Fault(
     mechanism="rope.dimension_count is the width that layers with a window turn; those without turn half of it.",
     bug_type="WRONG_RULE",
     replaces=("layers", "heads.layer"),
-    predicted=_broken("Qcur_pos"),
+    predicted=broken("Qcur_pos"),
     where=("half rotary",),
     needs=(),
     apply_model=_with_layers(_turning_all),
@@ -136,7 +131,7 @@ ONE_BASE = Fault(
     mechanism="rope.freq_base_swa is not read: every layer has the frequencies of rope.freq_base.",
     bug_type="WRONG_RULE",
     replaces=("layers", "heads.layer"),
-    predicted=_broken("Qcur"),
+    predicted=broken("Qcur"),
     where=("two bases",),
     needs=(),
     apply_model=_of_one_base,
@@ -148,7 +143,7 @@ VALUES_UNSCALED = Fault(
     mechanism="attention.value_scale is not applied: what attention adds to the row is too large.",
     bug_type="MISSING_STEP",
     replaces=("ops.scaled_output",),
-    predicted=_broken("attn_out_scaled"),
+    predicted=broken("attn_out_scaled"),
     where=("value scale",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"scaled_output": lambda y, scale: y}),
@@ -167,7 +162,7 @@ LIMIT_BEFORE_SILU = Fault(
     "than the limit.",
     bug_type="WRONG_RULE",
     replaces=("ops.limited_swiglu",),
-    predicted=_broken("ffn_swiglu"),
+    predicted=broken("ffn_swiglu"),
     where=("limits",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"limited_swiglu": _limited_first}),
@@ -179,7 +174,7 @@ LIMITS_FORGOTTEN = Fault(
     mechanism="swiglu_clamp_exp and swiglu_clamp_shexp are not read: large activations stay as they are.",
     bug_type="MISSING_STEP",
     replaces=("ops.limited_swiglu",),
-    predicted=_broken("ffn_swiglu"),
+    predicted=broken("ffn_swiglu"),
     where=("limits",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"limited_swiglu": lambda gate, up, limit: ops.swiglu(gate, up)}),

@@ -16,8 +16,7 @@ from numba import prange
 from numba.core import types
 from numpy.typing import NDArray
 
-from mtpref.kernels.arithmetic.arith import one_over_root
-from mtpref.kernels.arithmetic.lanes import N_LANES, dot32
+from mtpref.kernels.arithmetic.lanes import N_LANES
 from mtpref.kernels.arithmetic.scalars import never_inline
 from mtpref.kernels.arithmetic.vectors import ROWS
 from mtpref.kernels.compiling import compile
@@ -25,11 +24,9 @@ from mtpref.kernels.compiling.calls import caller
 from mtpref.kernels.compiling.compile import INT, helper, kernel, source, target
 from mtpref.kernels.compiling.records import record
 from mtpref.kernels.fused.nets import NET, net_of
-from mtpref.kernels.layers import attend
-from mtpref.kernels.layers.attend_tiles import numerators, values
-from mtpref.kernels.products import float_rows, mul_mats
+from mtpref.kernels.layers.attend_cells import READING, attend_cells, call_attend, reading
+from mtpref.kernels.products import mul_mats
 from mtpref.kernels.products.product import WEIGHTS, call_prepare, call_rows, room
-from mtpref.kernels.quants import activations
 from mtpref.spec.ops.compose import discard
 
 F32 = NDArray[np.float32]
@@ -49,34 +46,18 @@ class Queries(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Cached rows: their bytes, and as attend.py's Cache has them; kernels that multiply them; tokens before the batch;
-    what scores of attention are multiplied with (S16)."""
+    """Cached rows: their bytes, and tokens before the batch. attend: address of attend_cells"""
 
+    attend: int
     raw: NDArray[np.uint8]
-    kind: int
-    wide: F32
-    half: NDArray[np.uint16]
-    prepare: int
-    rows: int
     first: int
-    root: np.float32
 
 
 _CUBE = source(types.float32, 3)
 _TABLE = source(types.float32, 2)
 _QUERIES = record(Queries, q=_CUBE, cos=_TABLE, sin=_TABLE, scale=types.float32)
-_CELLS = record(
-    Cells,
-    raw=WEIGHTS,
-    kind=INT,
-    wide=_CUBE,
-    half=source(types.uint16, 3),
-    prepare=INT,
-    rows=INT,
-    first=INT,
-    root=types.float32,
-)
-_ARGS = (NET, NET, _QUERIES, _CELLS, target(types.float32, 3))
+_CELLS = record(Cells, attend=INT, raw=WEIGHTS, first=INT)
+_ARGS = (NET, NET, _QUERIES, READING, _CELLS, target(types.float32, 3))
 
 
 @helper
@@ -113,27 +94,6 @@ def _absorb(k_b, queries, begin, n_tokens, head, n_heads, rows):
 
 
 @helper
-def _attend(cells, first, rows, out):
-    """S16. rows: queries (n, heads, n_row) of tokens from position `first` on; out: (n, heads, n_latent)."""
-    never_inline()
-    n_tokens, n_heads, n_row = rows.shape
-    n, most = n_tokens * n_heads, first + n_tokens
-    nothing, packed = np.empty((n, 0), np.int32), np.empty((n, n_row), np.float32)
-    score, totals, ones = np.empty((n, most), np.float32), np.empty(n, np.float32), np.ones(most, np.float32)
-    call_prepare(cells.prepare, (rows.reshape(n, n_row), False, nothing, packed, nothing, 0, n))
-    row_bytes = len(cells.raw) // max(len(cells.wide), len(cells.half))
-    raw = cells.raw[: most * row_bytes]
-    call_rows(cells.rows, (raw, nothing, packed, nothing, score, 0, -(-most // ROWS)))
-    for i in range(n):
-        n_cells, row = first + i // n_heads + 1, score[i]
-        for j in range(n_cells):
-            row[j] = row[j] * cells.root
-        numerators(row, n_cells)
-        totals[i] = dot32(score, i * most, ones, 0, n_cells)
-    values(cells.wide, cells.half, cells.kind, 0, 1, n_row, n_heads, first, 0, n_tokens, score, totals, out)
-
-
-@helper
 def _bring_back(v_b, gathered, begin, head, out):
     """S56. out[t, head] = attn_v_b gathered, (T, n_head, n_value)."""
     never_inline()
@@ -148,21 +108,21 @@ def _bring_back(v_b, gathered, begin, head, out):
 
 
 @kernel(*_ARGS, INT, INT)
-def latent_tasks(k_b, v_b, queries, cells, out, part, n_parts):
+def latent_tasks(k_b, v_b, queries, how, cells, out, part, n_parts):
     """Every n_parts-th task, from `part` on: later tokens have more cells."""
     n_tokens, n_head = queries.q.shape[0], queries.q.shape[1]
-    n_row, n_rot = max(cells.wide.shape[2], cells.half.shape[2]), 2 * queries.cos.shape[1]
+    n_row, n_rot = k_b.n_out + 2 * queries.cos.shape[1], 2 * queries.cos.shape[1]
     n_blocks = -(-n_tokens // TOKENS)
     # As many heads as fit, and as leave a task for each part.
     n_heads = min(max(1, PAIRS // min(n_tokens, TOKENS)), -(-n_head // -(-n_parts // n_blocks)))
-    n_shares = -(-n_head // n_heads)
+    n_shares, no_sinks = -(-n_head // n_heads), np.empty(0, np.float32)
     for task in range(part, n_blocks * n_shares, n_parts):
         begin, head = task // n_shares * TOKENS, task % n_shares * n_heads
         n, heads = min(TOKENS, n_tokens - begin), min(n_heads, n_head - head)
         rows = np.empty((n, heads, n_row), np.float32)
         gathered = np.empty((n, heads, n_row - n_rot), np.float32)
         _absorb(k_b, queries, begin, n, head, heads, rows)
-        _attend(cells, cells.first + begin, rows, gathered)
+        call_attend(cells.attend, (how, cells.raw, rows, no_sinks, cells.first + begin, gathered))
         _bring_back(v_b, gathered, begin, head, out)
 
 
@@ -170,15 +130,13 @@ _call = caller(*_ARGS, INT, INT)
 
 
 @kernel(INT, *_ARGS, INT, parallel=True)
-def all_latent_tasks(tasks, k_b, v_b, queries, cells, out, n_parts):
+def all_latent_tasks(tasks, k_b, v_b, queries, how, cells, out, n_parts):
     """All tasks, with the kernel at this address."""
     for p in prange(n_parts):
-        _call(tasks, (k_b, v_b, queries, cells, out, p, n_parts))
+        _call(tasks, (k_b, v_b, queries, how, cells, out, p, n_parts))
 
 
 # PYTHON'S SIDE
-
-_NO_WIDE, _NO_HALF = np.empty((0, 0, 0), np.float32), np.empty((0, 0, 0), np.uint16)
 
 
 def _input(ops: Any, w: Any, cfg: Any, x: F32, rope_cos_sin: tuple[F32, F32]) -> tuple[F32, F32, F32]:
@@ -215,15 +173,11 @@ def latent_attn_layer(
     n_tokens = len(x)
     q, c, k_pe = _input(ops, w, cfg, x, rope_cos_sin)
     cells[first:] = ops.store_kv(np.concatenate([c, k_pe], axis=-1)[:, None], kv_type)
-    read, kind = np.ascontiguousarray(cells), attend.KINDS[kv_type]
-    in_full, in_half = (read, _NO_HALF) if kind == activations.KEEP else (_NO_WIDE, read)
-    how = float_rows.PRODUCTS[kv_type].how()
-    given = Cells(
-        read.reshape(-1).view(np.uint8), kind, in_full, in_half, how.prepare, how.rows, first, one_over_root(cfg.n_row)
-    )
+    raw = np.ascontiguousarray(cells).reshape(-1).view(np.uint8)
+    given = reading(kv_type, cfg.n_row), Cells(attend_cells.address(), raw, first)
     cos, sin = (np.ascontiguousarray(table) for table in rope_cos_sin)
     out = np.empty((n_tokens, cfg.n_head, cfg.n_value), np.float32)
-    args = k_b, v_b, Queries(q, cos, sin, np.float32(cfg.scale)), given, out
+    args = k_b, v_b, Queries(q, cos, sin, np.float32(cfg.scale)), *given, out
     n_values = cfg.n_head * (cfg.n_latent * (cfg.n_key + cfg.n_value) + cfg.n_row * (first + n_tokens))
     if compile.n_threads() == 1 or n_tokens * n_values < mul_mats.PARALLEL_FROM:
         latent_tasks(*args, 0, 1)

@@ -19,8 +19,19 @@ from mtpref.spec.kinds.indexed import (
 from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.limited import LIMITED_FFN, LIMITED_MOE_FFN
-from mtpref.spec.kinds.moe_ffn import MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
-from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Around, HyperConnected, Part, Residual, Sequential
+from mtpref.spec.kinds.moe_ffn import AVERAGED_MOE_FFN, MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
+from mtpref.spec.kinds.residual import (
+    FFN,
+    LAYER_INPUT,
+    MIXER,
+    Around,
+    HyperConnected,
+    Parallel,
+    Part,
+    Residual,
+    Sequential,
+)
+from mtpref.spec.kinds.unturned import TURNED_ATTENTION, TURNED_HEAD_ATTENTION, UNTURNED_ATTENTION
 from mtpref.spec.kinds.windowed import (
     HALF_ROTARY_ATTENTION,
     HALF_ROTARY_HEAD_ATTENTION,
@@ -30,6 +41,7 @@ from mtpref.spec.kinds.windowed import (
 
 __all__ = [
     "ATTENTION",
+    "AVERAGED_MOE_FFN",
     "CLAMPED_MOE_FFN",
     "COMPRESSED_ATTENTION",
     "F32",
@@ -56,6 +68,9 @@ __all__ = [
     "SOFTMAX_MOE_FFN",
     "SWIGLU_FFN",
     "TEXT_ATTENTION",
+    "TURNED_ATTENTION",
+    "TURNED_HEAD_ATTENTION",
+    "UNTURNED_ATTENTION",
     "WHOLE_ROTARY_ATTENTION",
     "WINDOWED_ATTENTION",
     "WINDOWED_HEAD_ATTENTION",
@@ -65,6 +80,7 @@ __all__ = [
     "HyperConnected",
     "LayerKind",
     "Made",
+    "Parallel",
     "Part",
     "Residual",
     "Sequential",
