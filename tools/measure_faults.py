@@ -101,15 +101,20 @@ MADE = {
     "deepseek32": ("micro-deepseek32-f32",),
     "glm-dsa": ("micro-glm-dsa-f32",),
     "deepseek4": ("micro-deepseek4-trunk-f32", "micro-deepseek4-head-f32"),
+    "hy_v3, three heads": ("micro-hy_v3-chain-f32",),
+    "mimo2": ("micro-mimo2-f32",),
+    "step35": ("micro-step35-f32",),
 }
 STAND_INS |= {arch: " ".join(f"{flag} {name}.gguf" for flag, name in zip(("-m", "-md"), names, strict=False))
               for arch, names in MADE.items()}  # fmt: skip
 _FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-faults-")
+# What needs no options: every run has it.
+USUAL = ("mtp", "snapshot", "rollback", "eog", "more drafts than heads")
 
 
 def setup_of(fault: Fault) -> Setup:
     """The same object for faults that need the same options, so that the healthy run is made once."""
-    needs = tuple(need for need in fault.needs if need not in ("mtp", "snapshot", "rollback", "eog"))
+    needs = tuple(need for need in fault.needs if need not in USUAL)
     for name in ("", *STAND_INS):
         if is_possible(fault, model_of(Setup(needs, name), None)):
             return Setup(needs, name)

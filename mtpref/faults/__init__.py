@@ -29,6 +29,7 @@ from mtpref.faults import (
     trunk,
     verify,
     weights,
+    windowed,
 )
 from mtpref.faults.fault import BUG_TYPES, FAMILIES, NEEDS, Fault, Signature, everywhere
 from mtpref.faults.places import PLACES, idle_entries, lacking
@@ -50,8 +51,8 @@ __all__ = [
 ]
 
 _ROOMS = (
-    weights, graph, trunk, experts, latent, indexer, compressed, streams, chain, cache, rollback, verify, policy,
-    look_alikes,
+    weights, graph, trunk, experts, latent, indexer, compressed, windowed, streams, chain, cache, rollback, verify,
+    policy, look_alikes,
 )  # fmt: skip
 FAULTS: dict[str, Fault] = {
     fault.id: fault for room in _ROOMS for fault in vars(room).values() if isinstance(fault, Fault)

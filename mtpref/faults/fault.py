@@ -15,7 +15,7 @@ FAMILIES = {
     "W": "weights and conversion",
     "G": "graph of the MTP block, and of the trunk's layers",
     "E": "experts: router, experts, shared expert",
-    "A": "attention through a latent row, over chosen cells, over a window and compressed rows",
+    "A": "attention through a latent row, over chosen cells, over windows and compressed rows",
     "H": "several residual streams (hyper-connections)",
     "C": "hand-over of hidden rows",
     "K": "the head's KV cache",
@@ -41,6 +41,7 @@ NEEDS = {
     "scaled rope": "RoPE scaling (--rope-scaling)",
     "wide kv": "a draft KV type other than f16 (-ctkd f32)",
     "wide numerics": "--numerics exact",
+    "more drafts than heads": "--spec-draft-n-max above the number of heads",
     "eog": "an end-of-generation token inside a draft",
 }
 

@@ -232,3 +232,29 @@ INDEXER_UNROTATED = Fault(
     needs=(),
     apply_recipe=all_ops(_unrotated),
 )
+
+
+def _values_first(ops: Ops) -> OpEntries:
+    def layer(table: Ops, w: Any, cfg: Any, *rest: Any) -> F32:
+        scale = np.float32(cfg.value_scale or 1.0)
+
+        def seen_attention(own: Ops, cfg: Any, *cells: Any) -> F32:
+            return np.asarray(table.seen_attention(own, cfg, *cells) * scale)
+
+        scaled = table.replaced(seen_attention=seen_attention, scaled_output=lambda y, scale: y)
+        return ops.composed["windowed_attn_layer"](scaled, w, cfg, *rest)
+
+    return {"windowed_attn_layer": layer}
+
+
+VALUES_SCALED_FIRST = Fault(
+    id="L17-values-scaled-first",
+    title="Values are scaled before the output product",
+    mechanism="attention.value_scale is one number: before attn_output or after it is the same but for rounding.",
+    bug_type="LOOK_ALIKE",
+    replaces=("ops.windowed_attn_layer",),
+    predicted=Signature("kqv_out", "the same up to near ties"),
+    where=("value scale",),
+    needs=(),
+    apply_recipe=all_ops(_values_first),
+)

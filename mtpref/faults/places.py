@@ -4,6 +4,7 @@ Owns the questions that are asked of a model, each with the words for a user who
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -11,7 +12,15 @@ import numpy as np
 
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Layer
-from mtpref.spec.config import AttnConfig, CompressedConfig, DeltaConfig, IndexedConfig, LatentConfig, MoeConfig
+from mtpref.spec.config import (
+    AttnConfig,
+    CompressedConfig,
+    DeltaConfig,
+    IndexedConfig,
+    LatentConfig,
+    MoeConfig,
+    WindowedConfig,
+)
 from mtpref.spec.ops import PARTS
 from mtpref.spec.windowed import LEAST_LIMIT
 
@@ -27,6 +36,27 @@ def blocks(model: Model) -> Iterator[tuple[Layer, Weights]]:
 def of_heads(model: Model) -> Iterator[tuple[Layer, Weights]]:
     for head in model.heads:
         yield head.layer, head.weights.block
+
+
+def windowed_layers(model: Model) -> list[Layer]:
+    """The layers of trunk and heads with a window, of those whose keys say of each layer what it has."""
+    return [layer for layer, _ in blocks(model) if isinstance(layer.cfg, WindowedConfig) and layer.cfg.n_window]
+
+
+def _full_layers(model: Model) -> list[Layer]:
+    return [layer for layer in model.layers if isinstance(layer.cfg, WindowedConfig) and not layer.cfg.n_window]
+
+
+def _differ(model: Model, asked: Callable[[WindowedConfig], float]) -> bool:
+    """Whether layers with a window and layers without have another value of something."""
+    some, others = windowed_layers(model), _full_layers(model)
+    return bool(some and others) and any(asked(a.cfg) != asked(b.cfg) for a in some for b in others)
+
+
+def _limited(model: Model) -> bool:
+    limits = [getattr(layer.ffn_cfg, name, 0.0) for layer, _ in blocks(model) for name in ("clamp", "clamp_shared")
+              if "limited" in layer.block.ffn.name or isinstance(layer.cfg, WindowedConfig)]  # fmt: skip
+    return max(limits, default=0.0) > LEAST_LIMIT
 
 
 def _moe(model: Model, asked: Callable[[MoeConfig, Weights], bool] = lambda cfg, w: True) -> bool:
@@ -161,6 +191,30 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
     "normed rows": ("a head that takes rows after a norm", lambda m: m.own_rows == ("post", "post")),
     "partial rotary": ("a head that turns a part of its dimensions", _turns_part),
     "head rotary": ("a head that turns halves of its dimensions", lambda m: any(map(_attends, _heads(m)))),
+    "raw rows": (
+        "a head that takes rows before a norm, and can take them after it",
+        lambda m: m.own_rows == ("pre", "pre") and m.can_take(replace(m.recipe.contract, hidden="post", chain="post")),
+    ),
+    "several heads": ("several heads in a chain", lambda m: len(m.heads) > 1),
+    "three heads": ("a chain of three heads or more", lambda m: len(m.heads) > 2),
+    "sinks beside keys and values": (
+        "sinks in layers that keep keys and values",
+        lambda m: any("attn_sinks.weight" in w and isinstance(layer.cfg, WindowedConfig) for layer, w in blocks(m)),
+    ),
+    "gates of heads": (
+        "a gate for each attention head",
+        lambda m: any("attn_gate.weight" in w and isinstance(layer.cfg, WindowedConfig) for layer, w in blocks(m)),
+    ),
+    "half rotary": (
+        "layers without a window that turn fewer dimensions than those with one",
+        lambda m: _differ(m, lambda cfg: cfg.n_rot),
+    ),
+    "two bases": ("RoPE of another base in layers with a window", lambda m: _differ(m, lambda cfg: cfg.freq_base)),
+    "value scale": (
+        "a scale of attention's values",
+        lambda m: any(isinstance(la.cfg, WindowedConfig) and la.cfg.value_scale not in (0, 1) for la, _ in blocks(m)),
+    ),
+    "limits": ("a limit of activations behind silu", _limited),
     "attention": ("an attention layer", lambda m: _latent(m) or any(_attends(layer) for layer, _ in blocks(m))),
     "latent row": ("attention through a latent row", _latent),
     "absorbed": ("attention through a latent row that all heads share", lambda m: _latent(m, lambda c: c.is_absorbed)),

@@ -128,6 +128,12 @@ def most_drafted(model: Model, n_max: int) -> int:
     return next((i for i in range(n_max) if recipe.steps.chain_head(i, n_heads, recipe.contract) is None), n_max)
 
 
+def n_in_chain(model: Model) -> int:
+    """Heads of a chain, each of which drafts a token of its own (S99); 0: every step is the one head's."""
+    n = len(model.heads)
+    return n if is_chain(n, model.recipe.contract) else 0
+
+
 def notes_of(model: Model, n_max: int) -> list[str]:
     """What is said of a draft length that the model's heads cannot follow."""
     n = most_drafted(model, n_max)
