@@ -91,9 +91,8 @@ def trunk(path: Path, ids: list[int]) -> dict[str, Array]:
     for il, layer in enumerate(layers):
         layer.register_forward_hook(noting(f"l_out-{il}"))
     model.model.norm.register_forward_hook(noting("h_nextn"))
-    model.lm_head.register_forward_hook(noting("result_output"))
     with torch.no_grad():
-        model.eval()(torch.tensor([ids]), use_cache=False)
+        found["result_output"] = model.eval()(torch.tensor([ids]), use_cache=False).logits.numpy().copy()
     return {name: x.reshape(len(ids), -1) for name, x in found.items()}
 
 
