@@ -8,6 +8,8 @@ from mtpref.architectures.deepseek2 import DEEPSEEK2
 from mtpref.architectures.deepseek4 import DEEPSEEK4
 from mtpref.architectures.deepseek32 import DEEPSEEK32
 from mtpref.architectures.dims import Shape, numbers
+from mtpref.architectures.gemma4 import GEMMA4
+from mtpref.architectures.gemma4_assistant import GEMMA4_ASSISTANT
 from mtpref.architectures.glm4moe import GLM4MOE
 from mtpref.architectures.glm_dsa import GLM_DSA
 from mtpref.architectures.hy_v3 import HY_V3
@@ -58,6 +60,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         DEEPSEEK4,
         STEP35,
         MIMO2,
+        GEMMA4,
+        GEMMA4_ASSISTANT,
     )
 }
 

@@ -314,6 +314,38 @@ class WindowedConfig:
 
 
 @dataclass(frozen=True)
+class UnscaledConfig:
+    """An attention layer whose scores are not scaled; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_key: int
+    n_window: int  # cells that a query sees, its own among them; 0: all
+    n_rot: int
+    freq_base: float
+    rms_eps: float
+    has_cells: bool = True  # whether it has cells of its own
+    source: int | None = None  # else the layer that has them: of the same trunk, or of the target's
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+    @property
+    def rotary(self) -> AttnConfig:
+        """What is turned, as an attention layer of its own (S10)."""
+        shape = self.n_embd, self.n_head, self.n_head_kv, self.n_key, self.n_rot
+        return AttnConfig(*shape, None, self.freq_base, self.rms_eps, self.rope_scaling)
+
+
+@dataclass(frozen=True)
+class InputsConfig:
+    """What layers are given of the tokens beside the stream."""
+
+    n_layer: int
+    n_own: int  # numbers for each layer; 0: none
+    rms_eps: float
+
+
+@dataclass(frozen=True)
 class FfnConfig:
     """A dense feed-forward network."""
 
@@ -336,6 +368,14 @@ class MoeConfig:
     n_group_used: int
     clamp: float = 0.0  # of the experts' products before their activation; 0: none
     clamp_shared: float = 0.0  # of the shared expert's
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """A dense network and experts side by side."""
+
+    moe: MoeConfig
+    rms_eps: float
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,17 @@ class Layer:
         block = replace(self.block, mixer=kind) if part == "mixer" else replace(self.block, ffn=kind)
         return replace(self, block=block)
 
-    def forward(self, w: dict[str, Any], x: F32, state: LayerState, span: Span, eps: float, tap: LayerTap) -> F32:
-        """The block on rows of the residual stream."""
+    def forward(
+        self,
+        w: dict[str, Any],
+        x: F32,
+        state: LayerState,
+        span: Span,
+        eps: float,
+        tap: LayerTap,
+        inputs: F32 | None = None,
+    ) -> F32:
+        """The block on rows of the residual stream. inputs: what it is given of the tokens beside it (S105)"""
 
         def mixer(h: F32) -> F32:
             return self.block.mixer.forward(w, self.cfg, h, state, span, tap)
@@ -67,7 +76,7 @@ class Layer:
         def ffn(h: F32) -> F32:
             return self.block.ffn.forward(w, self.ffn_cfg, h, state, span, tap)
 
-        return self.block.residual(x, Around(span.ops, w, eps, self.residual_cfg), mixer, ffn, tap)
+        return self.block.residual(x, Around(span.ops, w, eps, self.residual_cfg, inputs), mixer, ffn, tap)
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Model:
                 or "off" (there, but not loaded)
     is_checked  whether a pass whose rows or logits are not finite ends in NotFiniteError (finite.py)
     changes  ids of what was changed in it on purpose; a run's first event tells them
+    ends_cfg  hyper-parameters of what the architecture does at the two ends of the trunk
 
     The recipe's contract is resolved when a model is made: what it leaves to the architecture is the head's own.
     """
@@ -132,6 +142,7 @@ class Model:
     mtp_status: str = "own"
     is_checked: bool = True
     changes: tuple[str, ...] = ()
+    ends_cfg: Any = None
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)
@@ -236,10 +247,13 @@ class Model:
         span = Span(ops, pos, state.n_past, min(keep, len(tokens)), tokens=tokens, roots=w.roots)
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
-        streams = self.arch.streams
+        streams, ends = self.arch.streams, self.arch.ends
         x = streams.enter(x, self.layers[0].residual_cfg) if streams else x
+        x = ends.enter(span, x, self.ends_cfg, tap) if ends else x
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
-            x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il, self.arch.cb))
+            layer_tap = _layer_tap(tap, il, self.arch.cb)
+            inputs = None if span.inputs is None else span.inputs[il]
+            x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, layer_tap, inputs)
         state.n_past += len(tokens)
         last = streams.leave(ops, w.roots, x, self.layers[-1].residual_cfg, tap) if streams else x
         post = ops.rms_norm(last, w.output_norm, self.config.rms_eps)
@@ -247,11 +261,17 @@ class Model:
         tap("result_norm", post)
         logits = _no_logits()
         if n_logits:
-            logits = ops.head(ops, w.output, post[len(tokens) - n_logits :], None)
+            logits = self.trunk_logits(post[len(tokens) - n_logits :])
             tap("result_output", logits)
         if self.is_checked and not is_finite(post, logits):
             raise not_finite(self, "trunk", partial(_trunk_again, self, tokens, n_logits), trunk_weights(self))
         return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
+
+    def trunk_logits(self, post: F32) -> F32:
+        """The trunk's logits of normed rows."""
+        ops = self.recipe.ops
+        logits = ops.head(ops, self.weights.output, post, None)
+        return logits if self.arch.ends is None else self.arch.ends.logits(ops, logits, self.ends_cfg)
 
     def mtp(
         self,

@@ -189,7 +189,7 @@ def tiles(model: Model, output: Any, post: F32) -> Iterator[tuple[int, F32]]:
     """Logits of rows after a final norm, a bounded number of rows at a time."""
     n = max(1, LOGIT_BYTES // (4 * output.n_out))
     for first in range(0, len(post), n):
-        logits = model.recipe.ops.head(model.recipe.ops, output, post[first : first + n], None)
+        logits = model.trunk_logits(post[first : first + n])
         if model.is_checked and not is_finite(logits):
             raise not_finite(model, f"logits of {output.name}", lambda tap: None, iter([(output.name, output)]))
         yield first, logits

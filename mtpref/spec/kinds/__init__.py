@@ -16,11 +16,31 @@ from mtpref.spec.kinds.indexed import (
     PAIRS_INDEXED,
     PAIRS_SHARING,
 )
-from mtpref.spec.kinds.kind import F32, INPUT, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
+from mtpref.spec.kinds.kind import F32, INPUT, Cells, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.limited import LIMITED_FFN, LIMITED_MOE_FFN
 from mtpref.spec.kinds.moe_ffn import MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
-from mtpref.spec.kinds.residual import FFN, LAYER_INPUT, MIXER, Around, HyperConnected, Part, Residual, Sequential
+from mtpref.spec.kinds.residual import (
+    FFN,
+    LAYER_INPUT,
+    MIXER,
+    Around,
+    HyperConnected,
+    NormedBehind,
+    Part,
+    Residual,
+    Sequential,
+)
+from mtpref.spec.kinds.unscaled import (
+    DENSE_BESIDE_EXPERTS,
+    UNSCALED_ATTENTION,
+    TARGET_ATTENTION,
+    SHARING_ATTENTION,
+    GEGLU_FFN,
+    TARGET_WINDOW,
+    UNSCALED_WINDOW,
+    SHARING_WINDOW,
+)
 from mtpref.spec.kinds.windowed import (
     HALF_ROTARY_ATTENTION,
     HALF_ROTARY_HEAD_ATTENTION,
@@ -32,10 +52,15 @@ __all__ = [
     "ATTENTION",
     "CLAMPED_MOE_FFN",
     "COMPRESSED_ATTENTION",
+    "DENSE_BESIDE_EXPERTS",
     "F32",
     "FFN",
+    "UNSCALED_ATTENTION",
+    "TARGET_ATTENTION",
+    "SHARING_ATTENTION",
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
+    "GEGLU_FFN",
     "GROUPED_DELTA_NET",
     "HALF_ROTARY_ATTENTION",
     "HALF_ROTARY_HEAD_ATTENTION",
@@ -60,11 +85,16 @@ __all__ = [
     "WINDOWED_ATTENTION",
     "WINDOWED_HEAD_ATTENTION",
     "WINDOW_ATTENTION",
+    "TARGET_WINDOW",
+    "UNSCALED_WINDOW",
+    "SHARING_WINDOW",
     "Around",
+    "Cells",
     "Graph",
     "HyperConnected",
     "LayerKind",
     "Made",
+    "NormedBehind",
     "Part",
     "Residual",
     "Sequential",
