@@ -7,7 +7,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 try:
-    from make_micro import STANDARD_CHAINS, STANDARD_MOE, STANDARD_STREAMS, STANDARD_TRUNKS, make_standard
+    from make_micro import (
+        STANDARD_CHAINS,
+        STANDARD_GEMMA,
+        STANDARD_MOE,
+        STANDARD_STREAMS,
+        STANDARD_TRUNKS,
+        assistant_of,
+        make_standard,
+    )
 finally:
     sys.path.pop(0)
 
@@ -15,7 +23,13 @@ NAMES = tuple(STANDARD_MOE)
 TRUNKS = tuple(STANDARD_TRUNKS)
 STREAMS = tuple(STANDARD_STREAMS)
 CHAINS = tuple(STANDARD_CHAINS)
+GEMMA = tuple(name for name, entry in STANDARD_GEMMA.items() if not entry[-1])  # the targets
 _FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-moe-")
+
+
+def assistant(name: str) -> Path:
+    """The file of the assistant of a target of GEMMA."""
+    return standard(assistant_of(name))
 
 
 @lru_cache

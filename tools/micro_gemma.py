@@ -16,11 +16,12 @@ from micro_gguf import F32, shuffled, uniform
 ATTENTION_NOISE = 0.5
 HEAD_NORM = (0.62, 0.12)  # scores are not scaled: 16 values of about 0.6 each
 CONTEXT_WRITE = 0.3  # what attention adds to each entry of the context
-CONTEXT_WEIGHT = 0.9
+CONTEXT_WEIGHT = 2.4
 FAINT = 0.02
 RULE = 2.0
 WRONG = 6.0
 CONSTANT = 4.0
+OUTPUT = 0.35  # logits of the assistant are small enough that others than the best have a share
 UNTURNED = 1e30  # factor of RoPE frequencies: such a pair does not turn
 
 
@@ -273,6 +274,7 @@ def plant_assistant(seed: int, wrong: float, shape: GemmaShape) -> dict[str, F32
     out_norm = uniform(seed, "assistant norm", (n,)) * np.float32(0.1) + np.float32(1)
     out_norm[rest] *= np.float32(0.05)
     out_norm[i] *= np.float32(0.3)
+    out_norm[o] *= np.float32(OUTPUT)
     plant.tensors["output_norm.weight"] = out_norm
 
     # The rule: the hidden row's context is that of the token before, which is most of this one's.

@@ -299,5 +299,6 @@ GEMMA4 = Architecture(
     layers=Gemma4Layers(),
     head=None,
     cb=NAMES,
+    cb_head=NAMES,
     ends=GemmaEnds(),
 )

@@ -198,7 +198,7 @@ class HeadSheet:
     reads_target  whether it has no cells of its own and attends to the trunk's; every draft step then takes the same
               position
     enter     makes the block's rows of embedding and hidden row; arguments as ops.mtp_input's, which is the default
-    leave     makes the row that the next step takes of the normed one: (ops, weights outside of blocks, rows)
+    leave     makes the row that the next step takes of the normed one: (ops, the head's weights, rows)
     without   (tensor, block): the head's own block where a file lacks that tensor
     norm_instead  a tensor of the head's block that stands in for its nextn.shared_head_norm, before the trunk's does
     may_lack  whether a file may count a head that it does not hold (its eh_proj is not there): it runs as a trunk

@@ -23,7 +23,7 @@ def blocks(model: Model) -> Iterator[tuple[Layer, Weights]]:
 
 def of_heads(model: Model) -> Iterator[tuple[Layer, Weights]]:
     for head in model.heads:
-        yield head.layer, head.weights.block
+        yield from head.stack
 
 
 def _moe(model: Model, asked: Callable[[MoeConfig, Weights], bool] = lambda cfg, w: True) -> bool:

@@ -82,7 +82,7 @@ def load(
     weights = _read_trunk(finder, arch, values, layers, needed)
     _check_n_tokens(file, weights.token_embd.n_out)
     vocab = load_vocab(file.kv)
-    head = load_head(Trunk(file, values, arch, config, finder, weights), model_draft, is_on=mtp)
+    head = load_head(Trunk(file, values, arch, config, finder, weights, layers), model_draft, is_on=mtp)
     heads = head.heads
     if check_tensors:
         _check(finder, head)

@@ -81,12 +81,31 @@ class Layer:
 
 @dataclass(frozen=True)
 class Head:
-    """An MTP head: what its data sheet says, its block, its weights."""
+    """An MTP head: what its data sheet says, its block, its weights.
+
+    n_hidden  width of the hidden row that it takes
+    before    of an assistant, the layers that its rows go through before `layer`, the last
+    first     the number of its first block in its file; None: after the trunk's
+    rms_eps   of its norms; None: the trunk's
+    """
 
     sheet: HeadSheet
     layer: Layer
     weights: MtpWeights
-    n_hidden: int  # width of the hidden row that it takes
+    n_hidden: int
+    before: tuple[Layer, ...] = ()
+    first: int | None = None
+    rms_eps: float | None = None
+
+    @property
+    def stack(self) -> list[tuple[Layer, dict[str, Any]]]:
+        """Its layers with their weights, in order."""
+        return list(zip((*self.before, self.layer), (*self.weights.before, self.weights.block), strict=True))
+
+    @property
+    def keeps_cells(self) -> bool:
+        """Whether a sequence has cells of it, which must follow the text."""
+        return not self.sheet.reads_target
 
 
 @dataclass(frozen=True)
@@ -146,6 +165,12 @@ class Model:
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)
+        if self.has_assistant and contract.chain != "post":
+            raise SettingError(
+                "MtpContract.chain",
+                f"chain is {contract.chain}, expected post: an assistant has one row for its next step, that of its "
+                "projection to the target's width",
+            )
         if not self.can_take(contract):
             name = "hidden" if contract.hidden != "pre" else "chain"
             raise SettingError(
@@ -183,6 +208,11 @@ class Model:
     @property
     def n_vocab(self) -> int:
         return self.weights.token_embd.n_out
+
+    @property
+    def has_assistant(self) -> bool:
+        """Whether its head is an assistant: it reads the trunk's cells, and makes its next step's row itself."""
+        return any(head.sheet.leave is not None for head in self.heads)
 
     @property
     def has_mtp(self) -> bool:
@@ -294,13 +324,16 @@ class Model:
         if not self.heads:
             raise MtprefError("the model has no MTP head; use `Options.spec_type` none")
         one, own = self.heads[head], state.heads[head]
-        mw, layer = one.weights, one.layer
-        steps, contract, eps = self.recipe.steps, self.recipe.contract, self.config.rms_eps
+        mw, layer, eps = one.weights, one.layer, self.config.rms_eps if one.rms_eps is None else one.rms_eps
+        steps, contract = self.recipe.steps, self.recipe.contract
         tokens, ops, reads_target = self._checked(ids), self.recipe.head_ops, one.sheet.reads_target
         if not reads_target:
             steps.place_mtp(own, first_pos)
             own.reserve(len(tokens))
-        tap_il = _mtp_tap(tap, self.config.n_layer + head, self.arch.cb_head)
+        elif not state.n_past:
+            raise ValueError("a head that reads the trunk's cells, and the state holds none")
+        il = self.config.n_layer + head if one.first is None else one.first
+        tap_il = _mtp_tap(tap, il, self.arch.cb_head)
 
         # EMBED
         embd = steps.mtp_embedding(ops.get_rows(mw.embed_tokens, tokens), first_pos, contract)
@@ -311,14 +344,16 @@ class Model:
         pos = steps.mtp_positions(first_pos, len(tokens), contract)
         first = state.n_past if reads_target else own.n_cells
         span = Span(ops, pos, first, 1, target=state.layers, tokens=tokens, roots=mw.roots)
-        x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
+        for i, (part, w) in enumerate(one.stack):
+            x = part.forward(w, x, own.layer, span, eps, _mtp_tap(tap, il + i, self.arch.cb_head))
         own.n_cells += 0 if reads_target else len(tokens)
 
         # HEAD
         streams = self.arch.streams
         last = streams.leave(ops, mw.roots, x, layer.residual_cfg, _mtp_root_tap(tap)) if streams else x
         post = ops.mtp_norm(ops, last, mw.shared_head_norm, eps)
-        tap("mtp_h_nextn", Hidden(x, post).of(self.own_rows[1]))
+        row = one.sheet.leave(ops, mw, post) if one.sheet.leave else post
+        tap("mtp_h_nextn", Hidden(x, row).of(self.own_rows[1]))
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
         if n_logits:
@@ -327,7 +362,7 @@ class Model:
         if self.is_checked and not is_finite(post, logits):
             again = partial(_mtp_again, self, tokens, hidden, head, n_logits)
             raise not_finite(self, "MTP head", again, head_weights(self))
-        return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
+        return Output(logits, Hidden(x, row), tuple(span.routings), tuple(span.selections))
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         tokens = np.asarray(ids, np.int64)

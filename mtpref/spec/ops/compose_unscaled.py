@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mtpref.spec.config import InputsConfig, ParallelConfig, UnscaledConfig
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops.table import Ops
-from mtpref.spec.ops.types import F32, InputWeights, LayerTap, LayerWeights
+from mtpref.spec.ops.types import F32, InputWeights, LayerTap, LayerWeights, OutputWeights
 
 
 def unscaled_seen(
@@ -194,10 +194,11 @@ def assistant_input(ops: Ops, w: InputWeights, embd: F32, hidden: F32, eps: floa
     return x
 
 
-def assistant_row(ops: Ops, roots: Mapping[str, Any], post: F32) -> F32:
+def assistant_row(ops: Ops, w: OutputWeights, post: F32) -> F32:
     """S108. The row that an assistant's next step is fed with: post_projection of its normed row, as wide as the
     target's. S6.
 
     Shapes   post: (T, n_embd) -> (T, n), n the target's n_embd
     """
-    return ops.mul_mat(roots["nextn.post_projection.weight"], post)
+    assert w.post_projection is not None
+    return ops.mul_mat(w.post_projection, post)

@@ -74,6 +74,13 @@ class InputWeights(Protocol):
     def eh_proj(self) -> Matrix: ...
 
 
+class OutputWeights(Protocol):
+    """What makes the row of an assistant's next step."""
+
+    @property
+    def post_projection(self) -> Matrix | None: ...
+
+
 class MulMat(Protocol):
     def __call__(self, w: Matrix, x: F32, /) -> F32: ...
 
@@ -628,7 +635,7 @@ class DenseBesideExperts(Protocol):
 
 
 class AssistantRow(Protocol):
-    def __call__(self, ops: "Ops", roots: Mapping[str, Any], post: F32, /) -> F32: ...
+    def __call__(self, ops: "Ops", w: OutputWeights, post: F32, /) -> F32: ...
 
 
 class Ffn(Protocol):
