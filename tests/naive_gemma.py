@@ -241,5 +241,3 @@ def draft(own: Model, target: Model, tokens: list[int], n_max: int) -> list[Step
         steps.append(assistant(own, target, token, hidden, cells, pos0))
         token, hidden = naive.argmax(steps[-1].logits), steps[-1].h_nextn
     return steps
-
-

@@ -1,11 +1,10 @@
 """gemma4 and its assistant against stock llama.cpp: the recordings in tests/data/llama_cpp/gemma.
 
-F32 files are followed decision by decision, 1 to 4 tokens asked for; quantised ones up to where drafts or texts part, as
-in test_llama_moe.py.
+F32 files are followed decision by decision, 1 to 4 tokens asked for; quantised ones up to where drafts or texts part,
+as test_llama_moe.py does it.
 """
 
 import hashlib
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,14 +12,12 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref import spec
 from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import open_gguf
 from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
 from mtpref.look.llama_cpp.log import Run, read_runs
-from mtpref.spec.ops import spec_ops
 from tests.micro_moe import GEMMA, assistant, standard
 from tests.naive import nmse
 from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE, events_of

@@ -5,16 +5,13 @@ MTP block: its assistant is a model of its own (gemma4_assistant.py).
 The data sheet. Source: llama.cpp src/models/gemma4.cpp, conversion/gemma.py; transformers' models/gemma4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-
 from mtpref.architectures.common import (
     N_VOCAB,
-
-
     base_hypers,
     n_embd,
     n_embd_head,
@@ -61,7 +58,11 @@ is_windowed = Hyper("is_windowed", "attention.sliding_window_pattern", "i32/laye
 # llama.cpp caps logits at 30 where a file has no key, and not at all where it is 0.
 softcap = Hyper("softcap", "final_logit_softcapping", "f32", default=30.0, low=0.0, high=1e6,
                 hf="final_logit_softcapping")  # fmt: skip
-_none = {"default": 0, "low": 0}
+
+
+def _or_none(hyper: Hyper, **more: str) -> Hyper:
+    """A count that is 0 where a file has no such key."""
+    return replace(hyper, default=0, low=0, hf=more.get("hf", hyper.hf))
 
 
 def gemma_hypers() -> tuple[Hyper, ...]:
@@ -70,7 +71,7 @@ def gemma_hypers() -> tuple[Hyper, ...]:
     per_block = ("attention.head_count", "attention.head_count_kv")
     base = (own.get(h.name, replace(h, type="u32/layer") if h.key in per_block else h) for h in base_hypers)
     return (*base, n_window, is_windowed, n_key_windowed, n_value_windowed, n_rot, n_rot_windowed, freq_base_windowed,
-            n_shared, replace(n_own, **_none))  # fmt: skip
+            n_shared, _or_none(n_own))  # fmt: skip
 
 
 # TENSORS
@@ -133,7 +134,7 @@ _experts = (
     )),
     Tensor("ffn_down_exps.weight", (n_expert, n_embd, n_ff_exp), "experts.down_proj", role="ffn_down",
            cb="ffn_moe_down"),
-    Tensor("ffn_down_exps.scale", (n_expert,), "router.per_expert_scale", optional=True, cb="ffn_moe_weights"),
+    Tensor("ffn_down_exps.scale", (n_expert,), "router.per_expert_scale", role="ffn_down", optional=True, cb="ffn_moe_weights"),
 )  # fmt: skip
 
 # BLOCKS
@@ -161,14 +162,12 @@ def _block(name: str, *, shares: bool, has_experts: bool, has_inputs: bool) -> B
     )
     kind = "_moe" * has_experts + "_inputs" * has_inputs
     whole = name + "_sharing" * shares + kind
-    mark = "ffn_gate_inp." if has_experts else "inp_gate." if has_inputs else ""
     return Block(
         whole,
         _MIXERS[name, shares],
         DENSE_BESIDE_EXPERTS if has_experts else GEGLU_FFN,
         tensors,
         NormedBehind("" if has_experts else "ffn_norm.weight"),
-        marks=(mark,) if mark else (),
         looks_like="" if whole == FULL + kind else FULL + kind,
     )
 
@@ -216,6 +215,13 @@ class Gemma4Layers:
         has_inputs = bool(found.get("hidden_size_per_layer_input"))
         return self._of(flags, int(found.get("num_kv_shared_layers") or 0), [has_experts] * n_layer, has_inputs)
 
+    def of_tensors(self, names: Iterable[str]) -> Block | None:
+        """The block without a window that has tensors of these names (without "blk.N."); None: they are another's."""
+        found = set(names)
+        if "post_ffw_norm.weight" not in found:
+            return None
+        return _BLOCKS[FULL, False, _MOE_MARK in found, "inp_gate.weight" in found]
+
     def all_blocks(self) -> tuple[Block, ...]:
         return tuple(_BLOCKS.values())
 
@@ -233,8 +239,8 @@ def _check_shared(meta: Metadata, flags: Sequence[int], n_from: int) -> None:
     llama.cpp's graph reads right."""
     if n_from < 2 or tuple(flags[n_from - 2 : n_from]) != (1, 0):
         raise UnsupportedError(
-            f"{meta.source}: key {meta.arch}.{n_shared.key} makes layer {n_from} the first that shares cells, expected a "
-            "layer with a window and one without just before it; try: mtpref inspect FILE"
+            f"{meta.source}: key {meta.arch}.{n_shared.key} makes layer {n_from} the first that shares cells, "
+            "expected a layer with a window and one without just before it; try: mtpref inspect FILE"
         )
 
 
@@ -245,10 +251,11 @@ INPUT_TENSORS = (
     Tensor("per_layer_token_embd.weight", (N_VOCAB, n_own * _n_layer), "model.embed_tokens_per_layer.weight",
            optional=True, role="token_embd", cb="inp_per_layer_selected"),
     Tensor("per_layer_model_proj.weight", (n_own * _n_layer, n_embd), "model.per_layer_model_projection.weight",
-           optional=True, cb="per_layer_proj"),
+           optional=True, cb="per_layer_proj", stays_f32=True),
     Tensor("per_layer_proj_norm.weight", (n_own,), "model.per_layer_projection_norm.weight", optional=True,
            cb="per_layer_proj"),
 )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class EndsConfig:
@@ -259,7 +266,7 @@ class EndsConfig:
 
 
 class GemmaEnds:
-    """S103, S105 before the first block, S102 behind the output."""
+    """Embeddings are scaled (S103) and layers given inputs (S105) in front; logits are capped (S102)."""
 
     def configure(self, v: Values) -> EndsConfig:
         """Of the file's keys."""
@@ -291,9 +298,9 @@ GEMMA4 = Architecture(
     hypers=(
         *gemma_hypers(),
         softcap,
-        replace(n_expert, **_none),
-        replace(n_expert_used, hf="top_k_experts", **_none),
-        replace(n_ff_exp, **_none),
+        _or_none(n_expert),
+        _or_none(n_expert_used, hf="top_k_experts"),
+        _or_none(n_ff_exp),
     ),
     tensors=(*root_tensors(AS_IS), *INPUT_TENSORS, Tensor(FACTORS, (Share(n_embd_head, 2 * ONE),), cb="Qcur_pos")),
     layers=Gemma4Layers(),

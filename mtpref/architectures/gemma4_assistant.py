@@ -1,10 +1,10 @@
-"""gemma4-assistant: the model that drafts for a gemma4 target. A few layers that read the target's cells and write none,
-fed with the target's embedding and row, in a file of its own.
+"""gemma4-assistant: the model that drafts for a gemma4 target. A few layers that read the target's cells and write
+none, fed with the target's embedding and row, in a file of its own.
 
 The data sheet. Source: llama.cpp src/models/gemma4-assistant.cpp, common/speculative.cpp, conversion/gemma.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from mtpref.architectures.sheet import Architecture, Block, HeadSheet, Hyper, Ke
 from mtpref.spec.config import Metadata, UnscaledConfig
 from mtpref.spec.kinds import GEGLU_FFN, TARGET_ATTENTION, TARGET_WINDOW, NormedBehind
 from mtpref.spec.kinds.windowed import FACTORS
-from mtpref.spec.ops.compose_unscaled import assistant_input, assistant_row
 
 n_embd_target = Hyper("n_embd_target", "embedding_length_out", hf="backbone_hidden_size")
 PRE, POST = "nextn.pre_projection.weight", "nextn.post_projection.weight"
@@ -65,6 +64,10 @@ class AssistantLayers:
         kinds = found.get("layer_types")
         return None if kinds is None else self._of([int(kind == "sliding_attention") for kind in kinds])
 
+    def of_tensors(self, names: Iterable[str]) -> Block | None:
+        """The block that has tensors of these names (without "blk.N."); None where they are another's."""
+        return _FULL if "post_ffw_norm.weight" in set(names) else None
+
     def all_blocks(self) -> tuple[Block, ...]:
         return _FULL, _WINDOW
 
@@ -79,6 +82,14 @@ def layer_read(own: UnscaledConfig, target: Sequence[Any]) -> int:
     return il if target[il].source is None else int(target[il].source)
 
 
+def _enter(ops: Any, *rest: Any) -> Any:
+    return ops.assistant_input(ops, *rest)
+
+
+def _leave(ops: Any, *rest: Any) -> Any:
+    return ops.assistant_row(ops, *rest)
+
+
 GEMMA4_ASSISTANT = Architecture(
     name="gemma4-assistant",
     hypers=(*gemma_hypers(), n_embd_target),
@@ -90,7 +101,7 @@ GEMMA4_ASSISTANT = Architecture(
         Tensor(FACTORS, (Share(n_embd_head, 2 * ONE),), cb="Qcur_pos"),
     ),
     layers=AssistantLayers(),
-    head=HeadSheet(_FULL, (), n_hidden=n_embd_target, reads_target=True, enter=assistant_input, leave=assistant_row),
+    head=HeadSheet(_FULL, (), n_hidden=n_embd_target, reads_target=True, enter=_enter, leave=_leave),
     cb=NAMES,
     target=GEMMA4.name,
     layer_read=layer_read,

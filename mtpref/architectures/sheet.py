@@ -555,8 +555,8 @@ class Architecture:
     ends       where rows or logits are changed at the two ends of the trunk
     target     of an assistant: the architecture of the models that it drafts for. Such a file is one head: its blocks
                are the layers of it, all of them counted by nextn_predict_layers
-    layer_read  of an assistant: (a layer's configuration, those of the target's layers) -> the target's layer whose cells
-               it reads
+    layer_read  of an assistant: (a layer's configuration, those of the target's layers) -> the target's layer whose
+               cells it reads
     cb, cb_head  names of results that llama.cpp's graph of this architecture calls otherwise -> its names, for trunk
                and head (without its mtp_)
     """

@@ -4,8 +4,8 @@ and S100 to S103, as docs/spec.md numbers them.
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
 (S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
 (S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80), windowed (S94 to S97: sinks, gates of
-heads, limits), unscaled (S100 to S103: attention without a scale, GELU, caps). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the
-same bits.
+heads, limits), unscaled (S100 to S103: attention without a scale, GELU, caps). Nothing here has state, reads a file or
+chooses a path. The Numba twins in mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (

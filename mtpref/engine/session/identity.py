@@ -33,8 +33,9 @@ def trunk_id(core: Model) -> str:
 
 
 def head_id(core: Model) -> str:
-    """The same over the MTP heads, with the trunk's tensors that it borrows; empty where there is none, and where it keeps
-    nothing: the state of a sequence is then the trunk's alone, whoever drafts.
+    """The same over the MTP heads, with the trunk's tensors that it borrows; empty where there is none.
+
+    Also empty for one that keeps nothing: the state of a sequence is then the trunk's alone, whoever drafts.
 
     A head has the same id in the model's file and in a file of its own.
     """

@@ -132,7 +132,7 @@ class HyperConnected:
 
 @dataclass(frozen=True)
 class NormedBehind:
-    """S107. x += norm(mixer(norm(x))); x += norm(ffn(norm(x))); x += what the layer's own input gives (S105); x *= scale.
+    """S107. x += norm(mixer(norm(x))); x += norm(ffn(norm(x))); x += what the own input gives (S105); x *= scale.
 
     Rule     the own input where the model has such inputs, the scale where the block has one
     ffn_norm "" where the network norms its rows itself: it is given the stream

@@ -26,9 +26,8 @@ def _configure(v: Values, is_windowed: bool, reads: str = "") -> UnscaledConfig:
 
     Errors   MtprefError for counts that contradict each other
     """
-    n_key, n_value = (
-        v[name] for name in (("n_key_windowed", "n_value_windowed") if is_windowed else ("n_embd_head", "n_embd_head_v"))
-    )
+    widths = ("n_key_windowed", "n_value_windowed") if is_windowed else ("n_embd_head", "n_embd_head_v")
+    n_key, n_value = (v[name] for name in widths)
     n_head, n_head_kv, n_rot = v["n_head"], v["n_head_kv"], v["n_rot_windowed" if is_windowed else "n_rot"]
     label, suffix = f"{v.meta.source}: key {v.meta.arch}", "_swa" if is_windowed else ""
     if n_value != n_key:
@@ -100,13 +99,14 @@ def _forward(w: LayerWeights, cfg: UnscaledConfig, x: F32, state: LayerState, sp
 
 
 def target_cells(cfg: UnscaledConfig, span: Span) -> Cells:
-    """S109. The target's cells that a layer of an assistant reads: those of the tokens before its position, as they lie.
+    """S109. The target's cells that a layer of an assistant reads: those of the tokens before its position.
 
     Rule     the layer is the target's last one of the same kind, with a window or without; where that one shares the
              cells of a layer before it, theirs. Every step of a draft is at position n_past, that of the token that it
              goes on from, whose own cell is not there yet, and neither are those of drafted tokens. Nothing is written
     """
-    assert span.target is not None and cfg.source is not None
+    assert span.target is not None
+    assert cfg.source is not None
     state, n_cells = span.target[cfg.source], span.first
     if cfg.n_window:
         k, v = (state.arrays[f"window_{part}"] for part in "kv")
@@ -174,8 +174,8 @@ def _parallel(v: Values) -> ParallelConfig:
     n_expert, n_used = v["n_expert"], v["n_expert_used"]
     if not 0 < n_used <= n_expert:
         raise MtprefError(
-            f"{v.meta.source}: key {v.meta.arch}.expert_used_count is {n_used}, expected 1 to {n_expert} = expert_count; "
-            "try: mtpref inspect FILE"
+            f"{v.meta.source}: key {v.meta.arch}.expert_used_count is {n_used}, expected 1 to {n_expert} = "
+            "expert_count; try: mtpref inspect FILE"
         )
     return ParallelConfig(MoeConfig(v["n_embd"], n_expert, n_used, "softmax", True, 0.0, 0, 0), v["rms_eps"])
 
@@ -196,30 +196,40 @@ def _by_gelu(made: Made) -> Made:
     return replace(made, rules=rules, step=_STEP if made.step == "silu(gate) * up" else made.step)
 
 
-_DENSE: Graph = {name: _by_gelu(made) for name, made in ffn.GRAPH.items()}
+def _reading(graph: Graph, names: tuple[str, ...], **others: str) -> Graph:
+    """These entries, with what they read under other names."""
+    read = {INPUT: others.pop("input", INPUT), **others}
+    return {name: replace(graph[name], inputs=tuple(read.get(x, x) for x in graph[name].inputs)) for name in names}
+
+
 _NORM = (spec.rms_norm,)
-_EXPERTS = {
-    name: _by_gelu(moe_ffn.GRAPH[name])
-    for name in ("ffn_moe_logits", "ffn_moe_probs", "ffn_moe_topk", "ffn_moe_gap", "ffn_moe_weights", "ffn_moe_gate_up",
-                 "ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu", "ffn_moe_down", "ffn_moe_weighted", "ffn_moe_out")
-}  # fmt: skip
-_SCORES = {"ffn_moe_topk": ("ffn_moe_probs",), "ffn_moe_gap": ("ffn_moe_probs", "ffn_moe_topk")}
-_FROM_NORM = ("ffn_moe_gate_up", "ffn_moe_gate", "ffn_moe_up")
+_DENSE: Graph = {name: _by_gelu(made) for name, made in ffn.GRAPH.items()}
+_EXPERTS: Graph = {name: _by_gelu(made) for name, made in moe_ffn.GRAPH.items()}
 _BESIDE: Graph = {
     "ffn_norm_1": Made((INPUT,), "rms_norm with blk.{i}.ffn_norm.weight", _NORM),
-    **{
-        name: replace(made, inputs=("ffn_norm_1",)) if made.inputs == (INPUT,) else made
-        for name, made in _DENSE.items()
-        if name != "ffn_out"
-    },
-    "ffn_out": Made(("ffn_swiglu",)),
+    **_reading(_DENSE, tuple(_DENSE), input="ffn_norm_1"),
     "ffn_mlp": Made(("ffn_out",), "rms_norm with blk.{i}.post_ffw_norm_1.weight", _NORM),
+    "ffn_moe_logits": Made(
+        (INPUT,),
+        "rms_norm without a weight, over sqrt(n_embd), times blk.{i}.ffn_gate_inp.scale, product with "
+        "blk.{i}.ffn_gate_inp.weight",
+        (spec.rms_norm, spec.mul_mat_exact),
+    ),
+    **_reading(
+        _EXPERTS,
+        ("ffn_moe_probs", "ffn_moe_topk", "ffn_moe_gap", "ffn_moe_weights"),
+        ffn_moe_probs_masked="ffn_moe_probs",
+    ),
+    "ffn_moe_weights_scaled": Made(
+        ("ffn_moe_weights",), "times blk.{i}.ffn_down_exps.scale of the expert", instead=("ffn_moe_weights",)
+    ),
     "ffn_norm_2": Made((INPUT,), "rms_norm with blk.{i}.pre_ffw_norm_2.weight", _NORM),
-    **{
-        name: replace(made, inputs=_SCORES.get(name, tuple(
-            "ffn_norm_2" if one == INPUT and name in _FROM_NORM else one for one in made.inputs)))
-        for name, made in _EXPERTS.items()
-    },
+    **_reading(
+        _EXPERTS,
+        ("ffn_moe_gate_up", "ffn_moe_gate", "ffn_moe_up", "ffn_moe_swiglu", "ffn_moe_down", "ffn_moe_weighted",
+         "ffn_moe_out"),
+        input="ffn_norm_2", ffn_moe_weights="ffn_moe_weights_scaled",
+    ),
     "ffn_moe": Made(("ffn_moe_out",), "rms_norm with blk.{i}.post_ffw_norm_2.weight", _NORM),
     "ffn_moe_combined": Made(("ffn_mlp", "ffn_moe"), "sum"),
 }  # fmt: skip

@@ -16,10 +16,18 @@ from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import F32, InputWeights, LayerTap, LayerWeights, OutputWeights
 
 
+def gelu_ops(ops: Ops) -> Ops:
+    """S101. The table that a network with GELU runs on: S101.
+
+    Rule     the activation stands in for swiglu (S18); the networks are those of a block (S30) and of experts (S48)
+    """
+    return ops.replaced(swiglu=ops.geglu)
+
+
 def unscaled_seen(
     ops: Ops, cfg: UnscaledConfig, q: F32, k: NDArray, v: NDArray, kv_type: str, pos: NDArray[np.int32], last: int
 ) -> F32:
-    """S104. Every token over the cells that it sees: S76, S100.
+    """S104. Every token's attention over the cells that it sees: S76, S100.
 
     Rule     cells up to the token's own position, or as many as there are; of a layer with a window those of the
              window, which the token's own position is part of whether it has a cell or not
@@ -38,7 +46,7 @@ def unscaled_seen(
 def cells_of(
     ops: Ops, w: LayerWeights, cfg: UnscaledConfig, x: F32, rope_cos_sin: tuple[F32, F32], tap: LayerTap
 ) -> tuple[F32, F32]:
-    """S104. A layer's own keys and values: S6, S8, S10 and S6, S8.
+    """S104. A layer's own keys and values: S6, S8, S10.
 
     Rule     keys are normed and turned, values are normed without a weight and not turned. A layer without a matrix for
              values takes the product of its keys, before their norm
@@ -49,10 +57,8 @@ def cells_of(
     v = ops.mul_mat(w["attn_v.weight"], x).reshape(shape) if "attn_v.weight" in w else k
     tap("Kcur", k)
     tap("Vcur", v)
-    k, v = (
-        ops.rms_norm(k, w["attn_k_norm.weight"], cfg.rms_eps),
-        ops.rms_norm(v, np.ones(cfg.n_key, np.float32), cfg.rms_eps),
-    )
+    v = ops.rms_norm(v, np.ones(cfg.n_key, np.float32), cfg.rms_eps)
+    k = ops.rms_norm(k, w["attn_k_norm.weight"], cfg.rms_eps)
     tap("Kcur_normed", k)
     tap("Vcur_normed", v)
     k = ops.rope(k, *rope_cos_sin)
@@ -114,7 +120,8 @@ def layer_inputs(
     Dtypes   float32; the three factors are rounded to it, each product and the sum on its own
     """
     shape = len(tokens), cfg.n_layer, cfg.n_own
-    own = ops.scaled_embedding(ops.get_rows(roots["per_layer_token_embd.weight"], tokens).reshape(shape))
+    rows = ops.get_rows(roots["per_layer_token_embd.weight"], tokens)
+    own = ops.scaled_embedding(rows.reshape(shape))
     tap("inp_per_layer_selected", own)
     made = ops.mul_mat(roots["per_layer_model_proj.weight"], x) * (np.float32(1) / np.sqrt(np.float32(x.shape[1])))
     made = ops.rms_norm(made.reshape(shape), roots["per_layer_proj_norm.weight"], cfg.rms_eps)
@@ -130,28 +137,20 @@ def own_input(ops: Ops, w: LayerWeights, eps: float, x: F32, inputs: F32, tap: L
     Formula  norm(proj (gelu(inp_gate x) * inputs)), which the stream is added
     Shapes   x: (T, n_embd), inputs: (T, n_own) -> (T, n_embd)
     """
-    gated = ops.geglu(ops.mul_mat(w["inp_gate.weight"], x), inputs)
-    y = ops.rms_norm(ops.mul_mat(w["proj.weight"], gated), w["post_norm.weight"], eps)
+    gate = ops.mul_mat(w["inp_gate.weight"], x)
+    gated = ops.geglu(gate, inputs)
+    y = ops.mul_mat(w["proj.weight"], gated)
+    y = ops.rms_norm(y, w["post_norm.weight"], eps)
     tap("per_layer_embd_out", y)
     return y
 
 
-def gelu_ops(ops: Ops) -> Ops:
-    """S101. The table that a network with GELU runs on: S101.
+def dense_beside_experts(ops: Ops, w: LayerWeights, cfg: ParallelConfig, x: F32, tap: LayerTap) -> tuple[F32, Routing]:
+    """S106. A dense network and experts side by side, each with norms of its own: S8, S48, S8.
 
-    Rule     the activation stands in for swiglu (S18); the networks are those of a block (S30) and of experts (S48)
-    """
-    return ops.replaced(swiglu=ops.geglu)
-
-
-def dense_beside_experts(
-    ops: Ops, w: LayerWeights, cfg: ParallelConfig, x: F32, tap: LayerTap
-) -> tuple[F32, Routing]:
-    """S106. A dense network and experts side by side, each with norms of its own: S8, S30, S8; S8, S48, S8, S48, S8.
-
-    Rule     both read the stream. The router reads it normed without a weight, divided by sqrt(n_embd), times
-             ffn_gate_inp.scale; the experts read it by pre_ffw_norm_2. An expert's weight (S45, by softmax, renormalised)
-             is multiplied with its ffn_down_exps.scale, if there is one
+    Rule     both read the stream, and run on the table of `gelu_ops` (S30, S48). The router reads the stream normed
+             without a weight, divided by sqrt(n_embd), times ffn_gate_inp.scale; the experts read it by pre_ffw_norm_2.
+             An expert's weight (S45, by softmax, renormalised) is multiplied with its ffn_down_exps.scale
     Shapes   x: (T, n_embd), not normalised -> (T, n_embd), and what the router chose
     """
     by_gelu = gelu_ops(ops)
@@ -159,7 +158,8 @@ def dense_beside_experts(
     # DENSE
     h = ops.rms_norm(x, w["ffn_norm.weight"], cfg.rms_eps)
     tap("ffn_norm_1", h)
-    dense = ops.rms_norm(by_gelu.ffn(by_gelu, w, h, tap), w["post_ffw_norm_1.weight"], cfg.rms_eps)
+    y = by_gelu.ffn(by_gelu, w, h, tap)
+    dense = ops.rms_norm(y, w["post_ffw_norm_1.weight"], cfg.rms_eps)
     tap("ffn_mlp", dense)
 
     # EXPERTS
@@ -168,6 +168,7 @@ def dense_beside_experts(
     weights, routing = ops.route(ops, w, cfg.moe, to_router, tap)
     if "ffn_down_exps.scale" in w:
         weights = weights * w["ffn_down_exps.scale"][routing.ids]
+        tap("ffn_moe_weights_scaled", weights)
     h = ops.rms_norm(x, w["pre_ffw_norm_2.weight"], cfg.rms_eps)
     tap("ffn_norm_2", h)
     y = by_gelu.experts(by_gelu, w, h, routing, weights, tap)
@@ -180,9 +181,9 @@ def dense_beside_experts(
 
 
 def assistant_input(ops: Ops, w: InputWeights, embd: F32, hidden: F32, eps: float, order: str, tap: LayerTap) -> F32:
-    """S108. The input of an assistant: pre_projection([E_t[token] * sqrt(n) ; hidden]), of the target's embedding and of
-    its row, neither normed. S103, S19, S6.
+    """S108. The input of an assistant: pre_projection([E_t[token] * sqrt(n) ; hidden]). S103, S19, S6.
 
+    Rule     of the target's embedding and of its row, neither normed
     Shapes   embd, hidden: (T, n), n the target's n_embd; w.eh_proj: (n_embd, 2 n); order: as mtp_input -> (T, n_embd)
     """
     embd = ops.scaled_embedding(embd)
@@ -195,9 +196,9 @@ def assistant_input(ops: Ops, w: InputWeights, embd: F32, hidden: F32, eps: floa
 
 
 def assistant_row(ops: Ops, w: OutputWeights, post: F32) -> F32:
-    """S108. The row that an assistant's next step is fed with: post_projection of its normed row, as wide as the
-    target's. S6.
+    """S108. The row that an assistant's next step is fed with: the product with post_projection. S6.
 
+    Rule     it is as wide as the target's rows
     Shapes   post: (T, n_embd) -> (T, n), n the target's n_embd
     """
     assert w.post_projection is not None

@@ -201,9 +201,7 @@ PARTS: dict[str, frozenset[str]] = {
     "unscaled_attn_layer": _UNSCALED_SEEN | _CELLS_OF | {"unscaled_seen", "cells_of", "store_kv"},
     "layer_inputs": frozenset({"get_rows", "scaled_embedding", "mul_mat", "rms_norm"}),
     "own_input": frozenset({"mul_mat", "geglu", "rms_norm"}),
-    "dense_beside_experts": _ROUTE
-    | _EXPERTS - {"swiglu"}
-    | {"rms_norm", "geglu", "ffn", "route", "experts"},
+    "dense_beside_experts": _ROUTE | {"rms_norm", "route", "geglu", "weigh_experts", "sum_experts"},
     "assistant_input": frozenset({"scaled_embedding", "mtp_concat", "mul_mat"}),
     "assistant_row": frozenset({"mul_mat"}),
     # The parts of its parts, and these.
