@@ -134,7 +134,8 @@ _experts = (
     )),
     Tensor("ffn_down_exps.weight", (n_expert, n_embd, n_ff_exp), "experts.down_proj", role="ffn_down",
            cb="ffn_moe_down"),
-    Tensor("ffn_down_exps.scale", (n_expert,), "router.per_expert_scale", role="ffn_down", optional=True, cb="ffn_moe_weights"),
+    Tensor("ffn_down_exps.scale", (n_expert,), "router.per_expert_scale", role="ffn_down", optional=True,
+           cb="ffn_moe_weights_scaled"),
 )  # fmt: skip
 
 # BLOCKS
