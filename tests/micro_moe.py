@@ -14,10 +14,32 @@ try:
         STANDARD_STREAMS,
         STANDARD_TRUNKS,
         assistant_of,
+        make_micro_gemma,
         make_standard,
+        typed,
     )
+    from micro_gemma import GemmaShape, assistant_keys, plant_assistant, plant_target, target_keys
+    from micro_gguf import write_gguf
 finally:
     sys.path.pop(0)
+
+__all__ = [
+    "CHAINS",
+    "GEMMA",
+    "NAMES",
+    "STREAMS",
+    "TRUNKS",
+    "GemmaShape",
+    "assistant",
+    "assistant_keys",
+    "make_micro_gemma",
+    "plant_assistant",
+    "plant_target",
+    "standard",
+    "target_keys",
+    "typed",
+    "write_gguf",
+]
 
 NAMES = tuple(STANDARD_MOE)
 TRUNKS = tuple(STANDARD_TRUNKS)

@@ -149,12 +149,12 @@ def after_attention(
         more, t["ffn_moe_topk"] = experts(weights, hparams, il, x)
         y = naive.rms_norm(y, weights[p + "post_ffw_norm_1.weight"], eps)
         y = y + naive.rms_norm(more, weights[p + "post_ffw_norm_2.weight"], eps)
-    t["ffn_out"] = y
+    t["ffn_moe_combined" if "ffn_moe_topk" in t else "ffn_out"] = y
     x = x + naive.rms_norm(y, weights[p + "post_ffw_norm.weight"], eps)
     if inputs is not None:
         gated = gelu(naive.matmul(weights[p + "inp_gate.weight"], x)) * inputs
-        y = naive.matmul(weights[p + "proj.weight"], gated)
-        x = x + naive.rms_norm(y, weights[p + "post_norm.weight"], eps)
+        y = naive.rms_norm(naive.matmul(weights[p + "proj.weight"], gated), weights[p + "post_norm.weight"], eps)
+        x = x + y
         t["per_layer_embd_out"] = y
     scale = weights.get(p + "layer_output_scale.weight")
     x = x if scale is None else x * float(scale[0])
@@ -216,7 +216,7 @@ def assistant(own: Model, target: Model, token: int, hidden: Array, cells: list[
     hparams, weights = own
     embd = naive.f64(target[1]["token_embd.weight"])[token] * math.sqrt(len(hidden))
     x = naive.matmul(weights["nextn.pre_projection.weight"], np.concatenate([embd, naive.f64(hidden)]))[None]
-    tensors: dict[str, Array] = {"mtp_pre_proj": x}
+    tensors: dict[str, Array] = {"mtp_pre_proj-0": x}
     for il in range(int(hparams["block_count"])):
         h = naive.rms_norm(x, weights[f"blk.{il}.attn_norm.weight"], eps_of(hparams))
         read = cells[-2 if has_window(hparams, il) else -1]

@@ -294,6 +294,9 @@ class GemmaEnds:
 
 NAMES = {"attn_residual": "attn_out", "ffn_swiglu": "ffn_geglu", "ffn_moe_swiglu": "ffn_moe_geglu"}
 
+# The product of attention has no name of its own in an assistant either.
+HEAD_NAMES = {"attn_output": "attn_output"}
+
 GEMMA4 = Architecture(
     name="gemma4",
     hypers=(
@@ -307,6 +310,6 @@ GEMMA4 = Architecture(
     layers=Gemma4Layers(),
     head=None,
     cb=NAMES,
-    cb_head=NAMES,
+    cb_head=NAMES | HEAD_NAMES,
     ends=GemmaEnds(),
 )

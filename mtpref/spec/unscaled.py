@@ -66,9 +66,10 @@ def geglu_f16(gate: F32, up: F32) -> F32:
     Formula  round_f16(0.5 h (1 + tanh(a h (1 + b h h)))) * up, h = round_f16(gate), a and b rounded to float32
     Rule     a gate of 10 or more is its own value, and one of -10 or less gives 0
     Shapes   gate, up: (T, n_ff) -> (T, n_ff)
-    Dtypes   float32, every step rounded on its own, tanh by `tanh64`: 1 + tanh loses digits below -2, and so does ggml's
-    Source   ggml-cpu/vec.h, GGML_GELU_FP16: all CPU builds have the table; other backends do not. Of 37,376 places one is
-             another number where a compiler contracts 1 + b h h
+    Dtypes   float32, every step rounded on its own, tanh by `tanh64`: 1 + tanh loses digits below -2, and so it does in
+             ggml
+    Source   ggml-cpu/vec.h, GGML_GELU_FP16: all CPU builds have the table; other backends do not. Of 37,376 places one
+             is another number where a compiler contracts 1 + b h h
     """
     h = round_f16(gate)
     with np.errstate(over="ignore", invalid="ignore"):

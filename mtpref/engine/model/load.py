@@ -70,6 +70,11 @@ def load(
         raise MtprefError(f"{file.label}: this is {what}")
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
+    if arch.target:
+        raise MtprefError(
+            f"{file.label}: this is an assistant of {arch.target} models, which runs on its target's cells alone; give "
+            "its target with -m and this file with -md"
+        )
     values = arch.values(meta)
     values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
     config, notes = _probed(file, arch, read_model_config(values))
