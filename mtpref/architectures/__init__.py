@@ -81,6 +81,8 @@ __all__ = [
     "Place",
     "Shape",
     "Tensor",
+    "assistant_of",
+    "describe_assistant",
     "find_architecture",
     "fused_of",
     "gguf_to_hf_name",
@@ -98,6 +100,22 @@ __all__ = [
     "tensors_of",
     "trimmed",
 ]
+
+
+def assistant_of(arch: str | None) -> Architecture | None:
+    """The data sheet of the assistants that draft for models of this architecture; None: it has none."""
+    return next((sheet for sheet in ARCHITECTURES.values() if arch and sheet.target == arch), None)
+
+
+def describe_assistant(arch: str | None) -> str | None:
+    """What a file of this architecture is, where it is an assistant, and what to give; None: it is none."""
+    target = ARCHITECTURES[arch].target if arch in ARCHITECTURES else ""
+    if not target:
+        return None
+    return (
+        f"an assistant of {target} models, which runs on its target's cells alone; give its target with -m and this "
+        "file with -md"
+    )
 
 
 def find_architecture(meta: Metadata) -> Architecture:

@@ -391,10 +391,13 @@ class ModelConfig:
     n_layer_nextn: int  # nextn_predict_layers
 
 
-def read_model_config(v: Values) -> ModelConfig:
-    """Errors  MtprefError for counts that contradict each other, or a key that is missing"""
+def read_model_config(v: Values, *, is_assistant: bool = False) -> ModelConfig:
+    """is_assistant: every block is the head's
+
+    Errors  MtprefError for counts that contradict each other, or a key that is missing
+    """
     n_block = v["n_block"]
-    n_nextn = v.meta.u32("nextn_predict_layers", 0, low=0, high=n_block - 1)
+    n_nextn = v.meta.u32("nextn_predict_layers", 0, low=0, high=n_block - (not is_assistant))
     return ModelConfig(
         arch=v.meta.arch,
         name=str(v.meta.kv.get("general.name", "")),

@@ -9,7 +9,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mtpref.architectures import OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, find_architecture
+from mtpref.architectures import (
+    OUTPUT,
+    OUTPUT_NORM,
+    SHARED,
+    TOKEN_EMBD,
+    Architecture,
+    describe_assistant,
+    find_architecture,
+)
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_arguments
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
@@ -71,10 +79,7 @@ def load(
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
     if arch.target:
-        raise MtprefError(
-            f"{file.label}: this is an assistant of {arch.target} models, which runs on its target's cells alone; give "
-            "its target with -m and this file with -md"
-        )
+        raise MtprefError(f"{file.label}: this is {describe_assistant(arch.name)}")
     values = arch.values(meta)
     values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
     config, notes = _probed(file, arch, read_model_config(values))
