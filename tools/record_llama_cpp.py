@@ -166,7 +166,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
     parser.add_argument("--streams", action="store_true", help="the standard micro models of several streams")
-    parser.add_argument("--only", action="append", help="of --moe and --single only models whose name starts so (repeatable)")
+    parser.add_argument(
+        "--only", action="append", help="of --moe and --single only models whose name starts so (repeatable)"
+    )
     parser.add_argument("--chains", action="store_true", help="the standard micro models with a chain of heads")
     parser.add_argument("--single", action="store_true", help="the standard micro models of other single heads")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")

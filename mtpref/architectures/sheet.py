@@ -28,8 +28,8 @@ class Hyper(Named):
     """A hyper-parameter, and a count that shapes are written with.
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
-    type      u32, f32, bool, str, arr:i32, arr:bool (which the rule of layers reads); u32/layer, f32/layer: one number, or
-              one for each block; i32/layer: always an array; i32/trunk: an array that need not speak of heads
+    type      u32, f32, bool, str, arr:i32, arr:bool (which the rule of layers reads); u32/layer, f32/layer: one number,
+              or one for each block; i32/layer: always an array; i32/trunk: an array that need not speak of heads
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
