@@ -250,6 +250,7 @@ def tokenizer(arch: str) -> dict[str, Any]:
     """A byte-level BPE of bytes, some merges and the special tokens."""
     pattern, ignore_merges, _ = TOKENIZERS[arch]
     patterns = (pattern,) if isinstance(pattern, str) else pattern
+    splits = [{"type": "Split", "pattern": {"Regex": x}, "behavior": "Isolated", "invert": False} for x in patterns]
     alphabet = sorted(ByteLevel.alphabet())
     merges = [["t", "h"], ["th", "e"], ["i", "n"], ["e", "r"], ["\u0120", "the"], ["a", "n"]]
     texts = [*alphabet, *(a + b for a, b in merges)]
@@ -259,7 +260,7 @@ def tokenizer(arch: str) -> dict[str, Any]:
         "added_tokens": [{"id": len(texts) + i, "content": text, **plain} for i, text in enumerate(SPECIAL)],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            *({"type": "Split", "pattern": {"Regex": one}, "behavior": "Isolated", "invert": False} for one in patterns),
+            *splits,
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         ]},
         "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},

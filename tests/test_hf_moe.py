@@ -82,8 +82,10 @@ MUTANTS = {
     "deepseek4, values not turned back": {
         "rope_last": lambda x, cos, sin, is_back=False: x if is_back else _OPS.rope_last(x, cos, sin)
     },
-    "cohere2moe": {"rope_interleaved": lambda x, cos, sin: _OPS.rope(x, cos, sin)},
     "mimo2": {"window_start": lambda p, n: max(0, p - n)},
+    "cohere2moe": {"layer_norm": lambda x, w, b, eps: _OPS.rms_norm(x, w, eps)},
+    "cohere2moe, halves": {"rope_interleaved": lambda x, cos, sin: _OPS.rope(x, cos, sin)},
+    "cohere2moe, sums": {"scaled_output": lambda y, scale: y},
     "mimo2, no sinks": {"cell_attention": lambda q, k, v, s, t: _OPS.cell_attention(q, k, v, None, t)},
 }
 

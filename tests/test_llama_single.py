@@ -4,6 +4,7 @@ F32 files are followed decision by decision; quantised ones up to where drafts o
 """
 
 import hashlib
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -135,3 +136,44 @@ def test_the_recordings_tell_another_rule(mutant):
     changed = loaded(name, make_recipe("ggml").with_ops(**entries))
     assert logits_error(changed, name) > 1e-7
     assert compared(changed, name, runs_of(name)).mismatches
+
+
+def _changed(name, **fields):
+    """The model with other hyper-parameters of its attention layers, in trunk and head."""
+    core = loaded(name).core
+    layers = tuple(replace(one, cfg=replace(one.cfg, **fields)) for one in core.layers)
+    model = replace(core, layers=layers)
+    head = model.heads[0].layer
+    return mtpref.LanguageModel(model.with_head(layer=replace(head, cfg=replace(head.cfg, **fields))))
+
+
+def _in_a_row(x, around, mixer, ffn, tap):
+    x = x + mixer(around.norm("attn_norm.weight", x))
+    return x + ffn(around.norm("attn_norm.weight", x))
+
+
+def _sequential(name):
+    core = loaded(name).core
+    layers = tuple(replace(one, block=replace(one.block, residual=_in_a_row)) for one in core.layers)
+    return mtpref.LanguageModel(replace(core, layers=layers))
+
+
+WIRINGS = {
+    "every layer turns": lambda: _changed(COHERE, n_rot=16),
+    "no layer turns": lambda: _changed(COHERE, n_rot=0),
+    "one after the other": lambda: _sequential(COHERE),
+}
+
+
+@pytest.mark.parametrize("case", WIRINGS)
+def test_the_recordings_tell_another_wiring(case):
+    changed = WIRINGS[case]()
+    assert logits_error(changed, COHERE) > 1e-7
+    assert compared(changed, COHERE).mismatches
+
+
+def test_the_recordings_tell_a_head_that_does_not_turn():
+    model = loaded(COHERE).core
+    head = model.heads[0].layer
+    still = model.with_head(layer=replace(head, cfg=replace(head.cfg, n_rot=0)))
+    assert compared(mtpref.LanguageModel(still), COHERE).mismatches

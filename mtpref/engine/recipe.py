@@ -113,6 +113,7 @@ def kernel_ops(numerics: str) -> Ops:
         top_candidates=kernels.top_candidates,
         delta_layer=partial(kernels.delta_layer, wide=wide),
         latent_attn_layer=partial(kernels.latent_attn_layer, wide=wide),
+        indexed_attn_layer=partial(kernels.indexed_attn_layer, wide=wide),
         window_attention=partial(kernels.window_attention, wide=wide),
         chosen_rows=kernels.chosen_rows,
         ffn=partial(kernels.ffn, wide=wide),

@@ -35,7 +35,7 @@ def blocks(model: Model) -> Iterator[tuple[Layer, Weights]]:
 
 def of_heads(model: Model) -> Iterator[tuple[Layer, Weights]]:
     for head in model.heads:
-        yield head.layer, head.weights.block
+        yield from head.stack
 
 
 def windowed_layers(model: Model) -> list[Layer]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.compressed import CHOSEN
 from golden.connections import add
 from golden.l2_layers import N_EMBD, SAFE_GAP
 from golden.l2_layers import add as add_layer
@@ -18,15 +19,25 @@ from tests import naive, naive_dsa
 
 F32 = NDArray[np.float32]
 NEEDS, WHOLE = ("indexer",), ("indexer", "latent_attention")
+# Faults that change which cells are chosen.
+MADE = ("A7-indexer-rope-exchanged", "A7b-indexer-rope-at-end", "A7c-indexer-key-mean-kept")
+OF_CHOICE = (*CHOSEN, "A6-indexer-no-relu", *MADE)
 
 
 def layer_norm() -> SuiteBuilder:
     suite = SuiteBuilder("L1", "layer_norm", "layer_norm", ("S60",), "Layer norm over the last axis, with a bias.")
     for id, comment, shape, scale, eps, flags in (
-        ("basic", "ordinary rows, eps 1e-6", (3, 64), 1.0, 1e-6, ("basic",)),
+        ("basic", "ordinary rows, eps 1e-6", (3, 64), 1.0, 1e-6, ("basic", "A7c-indexer-key-mean-kept")),
         ("no_eps", "without an eps", (3, 64), 1e-3, 0.0, ("edge.eps",)),
         ("small_rows", "a variance of about eps: it is inside the root", (3, 64), 1e-3, 1e-6, ("edge.eps",)),
-        ("far_mean", "a mean a hundred times the spread is taken out", (2, 37), 1.0, 1e-6, ("edge.length",)),
+        (
+            "far_mean",
+            "a mean a hundred times the spread is taken out",
+            (2, 37),
+            1.0,
+            1e-6,
+            ("edge.length", "A7c-indexer-key-mean-kept"),
+        ),
         ("two", "rows of two values", (3, 2), 1.0, 1e-6, ("edge.short",)),
     ):
         x = bell(f"layer_norm/{id}", shape, scale) + np.float32(100.0 if id == "far_mean" else 0.25 * scale)
@@ -65,8 +76,8 @@ def index_scores() -> SuiteBuilder:
             "token's own cell."  # fmt: skip
     suite = SuiteBuilder("L1", "index_scores", "index_scores", ("S62",), about)
     for id, comment, (n_head, n_cells), flags in (
-        ("basic", "one token that sees nine cells; weights of both signs", (4, 9), ("basic",)),
-        ("one_head", "one head: half of the scores are zero", (1, 8), ("edge.zero",)),
+        ("basic", "one token that sees nine cells; weights of both signs", (4, 9), ("basic", "A6-indexer-no-relu")),
+        ("one_head", "one head: half of the scores are zero", (1, 8), ("edge.zero", "A6-indexer-no-relu")),
     ):
         products, w = bell(f"index_scores/{id}", (1, n_head, n_cells)), bell(f"index_scores/{id}/w", (1, n_head))
         wanted = sum(np.maximum(naive.f64(products[:, h]), 0) * float(w[0, h]) for h in range(n_head))
@@ -77,7 +88,8 @@ def index_scores() -> SuiteBuilder:
     scores = np.maximum(products[:, 0], 0) * w[:, :1] + np.maximum(products[:, 1], 0) * w[:, 1:]
     scores[np.arange(7)[None, :] > 4 + np.arange(3)[:, None]] = -np.inf
     suite.case("masked", "three tokens from position 4: cells after a token's own are never seen; small integers",
-               inputs={"products": products, "weights": w}, params={"first": 4}, flags=("basic",), requires=NEEDS,
+               inputs={"products": products, "weights": w}, params={"first": 4},
+               flags=("basic", "A6-indexer-no-relu"), requires=NEEDS,
                out={"scores": exact(scores)})  # fmt: skip
     return suite
 
@@ -89,11 +101,12 @@ def select_cells() -> SuiteBuilder:
     nan = bell("select_cells/nan", (2, 8))
     nan[:, [1, 4]] = np.nan
     for id, comment, scores, first, n_top, flags in (
-        ("basic", "four of up to nine", bell("select_cells", (3, 9)), 6, 4, ("basic",)),
+        ("basic", "four of up to nine", bell("select_cells", (3, 9)), 6, 4, ("basic", *CHOSEN)),
         ("from_nothing", "tokens that see fewer cells than there are places: all of them",
          bell("select_cells/few", (6, 6)), 0, 4, ("edge.short",)),
         ("all", "as many places as cells", bell("select_cells/all", (2, 5)), 3, 8, ("edge.length",)),
-        ("ties", "equal scores: the lowest cells. llama.cpp's sort has no order here", ties, 9, 5, ("edge.tie",)),
+        ("ties", "equal scores: the lowest cells. llama.cpp's sort has no order here", ties, 9, 5,
+         ("edge.tie", *CHOSEN)),
         ("later_cells", "the greatest score is that of a cell after the token's own", np.array(
             [[1, 5, 2, 9, 9], [0, 3, 4, 1, 9]], np.float32), 2, 2, ("basic",)),
         ("nan", "NaN loses to any number", nan, 6, 5, ("edge.tie",)),
@@ -231,7 +244,7 @@ def index_cells() -> SuiteBuilder:
         data = {"x": x[first:]} | {name: a for name, a in before.items() if name == "indexer_cells"}
         oracle = {name: a for name, a in out.items() if name.startswith(("indexer", "top_k"))}
         add_layer(suite, id, comment, own, data, params_with(sizes, scaling, first, arch, n_key, n_top), oracle,
-                  ("basic",), NEEDS, ("exact",))  # fmt: skip
+                  ("basic", *CHOSEN, *MADE), NEEDS, ("exact",))  # fmt: skip
     return suite
 
 
@@ -255,7 +268,9 @@ def indexed_attn_layer() -> SuiteBuilder:
         else:
             params |= {"chosen": chosen}
         oracle, before = indexed(w, hparams, x, first, chosen)
-        add_layer(suite, id, comment, w, {"x": x[first:], **before}, params, oracle, ("basic",), WHOLE, (numerics,))
+        flags = ("basic", "A1-kv-b-halves", "A1b-k-b-not-transposed", "A2-rope-wrong-end", "A2b-rope-halves",
+                 "A4-k-pe-normed", "A4b-latent-unnormed", *(OF_CHOICE if chosen is None else ()))  # fmt: skip
+        add_layer(suite, id, comment, w, {"x": x[first:], **before}, params, oracle, flags, WHOLE, (numerics,))
     return suite
 
 

@@ -7,12 +7,27 @@ from numpy.typing import NDArray
 from golden import families
 from golden.experts_models import latent_cells
 from golden.families import Family, Member
+from golden.indexer import OF_CHOICE
 from mtpref.golden.build import SuiteBuilder
 from tests import naive_dsa
 
+OF_LATENT = ("A1-kv-b-halves", "A1b-k-b-not-transposed", "A2-rope-wrong-end", "A2b-rope-halves", "A4b-latent-unnormed")
+OF_HEAD = ("E11-experts-of-last-layer", "E13-head-as-dense", "W7b-head-norm-skipped")
+OF_ROUNDS = ("basic", "A5-indexer-ignored", "C3b-row-before-last", "C5-cached-draft", "K8-accepted-row-missing")
 FAMILY = Family(
     name="indexer",
-    members={arch: Member(naive_dsa) for arch in ("deepseek32", "glm-dsa")},
+    members={
+        "deepseek32": Member(
+            naive_dsa,
+            of_trunk=(*OF_CHOICE, "A2c-rope-inflated", "A3-sharpness-forgotten", "A3b-sharpness-once"),
+            of_head=OF_HEAD,
+            of_rounds=OF_ROUNDS,
+        ),
+        "glm-dsa": Member(
+            naive_dsa, of_trunk=(*OF_CHOICE, "A8-choice-not-shared"), of_head=OF_HEAD, of_rounds=OF_ROUNDS
+        ),
+    },
+    in_all=OF_LATENT,
     features=("moe", "latent_attention", "indexer"),
     kept=("l_out", "indexer_weights", "kv_cmpr", "ffn_out"),
     batches=(5, 2, 1, 2),
@@ -29,7 +44,8 @@ def heads() -> Iterator[SuiteBuilder]:
     about = "The MTP block of a model with an indexer, which has none: it sees every cell."
     yield families.block(FAMILY, about, ("S19", "S20", "S31", "S48", "S57"))
     about = "A draft of three tokens in a model with an indexer."
-    yield families.chain(FAMILY, about, ("S20", "S22", "S31", "S32", "S57"), ())
+    yield families.chain(FAMILY, about, ("S20", "S22", "S31", "S32", "S57"),
+                         ("C1-chain-pre-norm", "C2-hidden-overwritten", "C8-chain-renormed"))  # fmt: skip
 
 
 def head_cells() -> SuiteBuilder:
@@ -39,7 +55,7 @@ def head_cells() -> SuiteBuilder:
     def cells(taps: Mapping[str, NDArray]) -> dict[str, NDArray]:
         return {"k": latent_cells(taps)}
 
-    families.head_cells(suite, FAMILY, "glm-dsa", cells, ("K7-not-trimmed",))
+    families.head_cells(suite, FAMILY, "glm-dsa", cells, ("K7-not-trimmed", "C4-same-token-pairing"))
     return suite
 
 

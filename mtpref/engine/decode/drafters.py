@@ -77,7 +77,8 @@ class HeadDrafter(Drafter):
 
     def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         """A draft of none where the length allows none, or the position has no cell yet."""
-        has_cell = state.n_past >= self.model.recipe.contract.first_pos
+        least = 1 if any(head.sheet.reads_target for head in self.model.heads) else 0  # cells to read
+        has_cell = state.n_past >= max(least, self.model.recipe.contract.first_pos)
         return self.propose(state, id_last, length) if has_cell and length.wants_step() else Draft()
 
     def propose(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:

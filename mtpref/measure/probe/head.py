@@ -192,10 +192,15 @@ class Chains:
 
 
 def tiles(model: Model, output: Any, post: F32) -> Iterator[tuple[int, F32]]:
-    """Logits of rows after a final norm, a bounded number of rows at a time."""
+    """Logits of rows after a norm, a bounded number of rows at a time. output: a head's; None: the trunk's"""
+    ops, own = model.recipe.ops, output
+    output = model.weights.output if own is None else own
     n = max(1, LOGIT_BYTES // (4 * output.n_out))
     for first in range(0, len(post), n):
-        logits = scaled_head(model.recipe.ops, output, post[first : first + n], None, model.config.logit_scale)
+        rows = post[first : first + n]
+        logits = (
+            model.trunk_logits(rows) if own is None else scaled_head(ops, output, rows, None, model.config.logit_scale)
+        )
         if model.is_checked and not is_finite(logits):
             raise not_finite(model, f"logits of {output.name}", lambda tap: None, iter([(output.name, output)]))
         yield first, logits

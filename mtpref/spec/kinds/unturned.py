@@ -27,9 +27,9 @@ def _configure(v: Values, *, turns_all: bool) -> WindowedConfig:
     cfg = windowed.configure(v)
     if not cfg.n_rot == cfg.n_key == cfg.n_value:
         raise MtprefError(
-            f"{v.meta.source}: key {v.meta.arch}.rope.dimension_count is {cfg.n_rot}, attention.key_length {cfg.n_key}, "
-            f"attention.value_length {cfg.n_value}, expected one number: heads of {v.meta.arch} turn as a whole; convert "
-            "the model again"
+            f"{v.meta.source}: key {v.meta.arch}.rope.dimension_count is {cfg.n_rot}, attention.key_length "
+            f"{cfg.n_key}, attention.value_length {cfg.n_value}, expected one number: heads of {v.meta.arch} turn as a "
+            "whole; convert the model again"
         )
     return replace(cfg, n_rot=turned_width(cfg.n_rot, cfg.n_window, turns_all), is_interleaved=True)
 

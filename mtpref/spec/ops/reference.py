@@ -10,6 +10,7 @@ from mtpref.spec.ops import (
     compose_latent,
     compose_moe,
     compose_streams,
+    compose_unscaled,
     compose_windowed,
 )
 from mtpref.spec.ops.table import Ops
@@ -47,6 +48,14 @@ COMPOSED: CoarseEntries = {
     "clamped_experts": compose_compressed.clamped_experts,
     "seen_attention": compose_windowed.seen_attention,
     "windowed_attn_layer": compose_windowed.windowed_attn_layer,
+    "unscaled_seen": compose_unscaled.unscaled_seen,
+    "cells_of": compose_unscaled.cells_of,
+    "unscaled_attn_layer": compose_unscaled.unscaled_attn_layer,
+    "layer_inputs": compose_unscaled.layer_inputs,
+    "own_input": compose_unscaled.own_input,
+    "dense_beside_experts": compose_unscaled.dense_beside_experts,
+    "assistant_input": compose_unscaled.assistant_input,
+    "assistant_row": compose_unscaled.assistant_row,
 }
 
 
@@ -108,6 +117,10 @@ def spec_ops(numerics: str) -> Ops:
         limited_swiglu=spec.limited_swiglu,
         head_gate=spec.head_gate,
         scaled_output=spec.scaled_output,
+        unscaled_attention=partial(spec.unscaled_attention, dot=dot),
+        geglu=spec.geglu if numerics == "exact" else spec.geglu_f16,
+        soft_cap=spec.soft_cap,
+        scaled_embedding=spec.scaled_embedding,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -139,5 +152,13 @@ def spec_ops(numerics: str) -> Ops:
         clamped_experts=compose_compressed.clamped_experts,
         seen_attention=compose_windowed.seen_attention,
         windowed_attn_layer=compose_windowed.windowed_attn_layer,
+        unscaled_seen=compose_unscaled.unscaled_seen,
+        cells_of=compose_unscaled.cells_of,
+        unscaled_attn_layer=compose_unscaled.unscaled_attn_layer,
+        layer_inputs=compose_unscaled.layer_inputs,
+        own_input=compose_unscaled.own_input,
+        dense_beside_experts=compose_unscaled.dense_beside_experts,
+        assistant_input=compose_unscaled.assistant_input,
+        assistant_row=compose_unscaled.assistant_row,
         composed=COMPOSED,
     )
