@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests import naive, naive_moe
+from tests import naive, naive_loop, naive_moe
 from tests.naive_model import Array, HParams, MtpResult, TrunkResult, Weights, eps_of, n_layer
 
 load = naive_moe.load
@@ -176,16 +176,25 @@ def mtp(
 
 def draft(weights: Weights, hparams: HParams, tokens: list[int], n_max: int) -> list[int]:
     """Draft after `tokens`, whose last one is decided but not yet run: head i in step i, over text and draft so far."""
+    return draft_candidates(weights, hparams, tokens, n_max)[0]
+
+
+def draft_candidates(
+    weights: Weights, hparams: HParams, tokens: list[int], n_max: int
+) -> tuple[list[int], list[naive_loop.Candidate]]:
+    """The same, and the best ids of each step."""
     rows = [np.zeros(weights["output_norm.weight"].shape[0])]
     if len(tokens) > 1:
         rows += list(trunk(weights, hparams, tokens[:-1]).h_pre)
     n_heads = int(hparams["nextn_predict_layers"])
     drafted: list[int] = []
+    candidates = []
     for step in range(min(n_max, n_heads) if n_heads > 1 else n_max):
         # Every head has the trunk's rows for the text; for the draft, the rows of the heads before it.
         head = step if n_heads > 1 else 0
         all_tokens = tokens + drafted
         out = mtp(weights, hparams, all_tokens, np.stack(rows), list(range(len(all_tokens))), head)
+        candidates.append(naive_loop.Candidate(*naive.top10(out.logits[-1]), True))
         drafted.append(naive.argmax(out.logits[-1]))
         rows.append(out.h_pre[-1])
-    return drafted
+    return drafted, candidates

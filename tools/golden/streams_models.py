@@ -12,7 +12,7 @@ from tests import naive_dsv4
 RULES = ("S70", "S72", "S73", "S74", "S76", "S78", "S79", "S82", "S85", "S89", "S92", "S93")
 FAMILY = Family(
     name="streams",
-    members={"deepseek4": Member(naive_dsv4, hidden="h_pre")},
+    members={"deepseek4": Member(naive_dsv4, hidden="h_pre", draft=naive_dsv4.draft)},
     features=("moe", "clamped_experts", "compressed_rows", "hyper_connections", "attention_sinks", "windows"),
     kept=("l_last", "l_out", "hc_attn_pre", "attn_out", "ffn_moe_topk", "ffn_out"),
     names={"l_last": "l_out"},
