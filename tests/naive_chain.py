@@ -215,3 +215,18 @@ def draft_candidates(
         drafted.append(naive.argmax(out.logits[-1]))
         rows.append(rows_of(out)[-1])
     return drafted, candidates
+
+
+def draft_late(weights: Weights, hparams: HParams, tokens: list[int], catch_up: str) -> list[int]:
+    """Draft after `tokens` where each head is given, over text and draft alike, what the head before it made of the
+    token before (`chain`), or the trunk's row of as many tokens earlier as its number (`delayed`)."""
+    zero = np.zeros((1, weights["output_norm.weight"].shape[0]))
+    of_trunk = trunk(weights, hparams, tokens[:-1]).h_pre if len(tokens) > 1 else zero[:0]
+    rows = np.concatenate([zero, of_trunk])
+    drafted: list[int] = []
+    for head in range(int(hparams["nextn_predict_layers"])):
+        all_tokens = tokens + drafted
+        out = mtp(weights, hparams, all_tokens, rows, list(range(len(all_tokens))), head)
+        drafted.append(naive.argmax(out.logits[-1]))
+        rows = np.concatenate([zero, rows if catch_up == "delayed" else out.h_pre])
+    return drafted
