@@ -124,7 +124,7 @@ def chain_head() -> SuiteBuilder:
 
 def chain_input() -> SuiteBuilder:
     about = "What the next draft step is given: of a chain the draft so far and its rows, else the new ones alone."
-    suite = SuiteBuilder("L1", "chain_input", "chain_input", ("S34", "S99"), about)
+    suite = SuiteBuilder("L1", "chain_input", "chain_input", ("S99",), about)
     hidden, row = bell("chain_input", (2, 6)), bell("chain_input/row", (1, 6))
     for id, comment, chained in (("chained", "two tokens and the new one", True), ("alone", "one head", False)):
         out = {"ids": value([5, 9, 3] if chained else [3]),
