@@ -1,4 +1,4 @@
-"""S48, S92. An experts' network in one call: router, products (S6), swiglu (S18; clamped S79), weighted sum; S41 to S47.
+"""S48, S92. An experts' network in one call: router, products (S6), swiglu (S18, S79 clamped), sum; S41 to S47.
 
 Owns the fused twins of compose_moe.py's `moe_ffn` and compose_compressed.py's `clamped_experts`, which is given what
 was chosen: pairs of a token and one of its experts are sorted by expert, and the
