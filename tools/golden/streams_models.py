@@ -18,6 +18,7 @@ FAMILY = Family(
         "deepseek4": Member(
             naive_dsv4,
             hidden="h_pre",
+            draft=naive_dsv4.draft,
             of_trunk=(*CHOSEN, "A6-indexer-no-relu", "A11-block-late", *MIXED),
             of_head=(
                 "E11-experts-of-last-layer",
