@@ -102,6 +102,8 @@ class Passes:
         )
 
     def catch_up(self, n: int) -> float:
+        if not any(head.keeps_cells for head in self.model.heads):
+            return 0.0  # an assistant is not caught up
         ids, state, recipe = self._next(n), self.state, self.model.recipe
         hidden = recipe.steps.target_hidden(self.model.trunk(state, ids, n_logits=0).hidden, recipe.contract)
         pairs = pair(self.model, ids, hidden, self.base.n_past, self.base.pending_h)
