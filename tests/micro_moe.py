@@ -11,6 +11,8 @@ try:
         STANDARD_CHAINS,
         STANDARD_GEMMA,
         STANDARD_MOE,
+        STANDARD_MOE_CHAINS,
+        STANDARD_SINGLE,
         STANDARD_STREAMS,
         STANDARD_TRUNKS,
         assistant_of,
@@ -45,6 +47,8 @@ NAMES = tuple(STANDARD_MOE)
 TRUNKS = tuple(STANDARD_TRUNKS)
 STREAMS = tuple(STANDARD_STREAMS)
 CHAINS = tuple(STANDARD_CHAINS)
+MOE_CHAINS = tuple(STANDARD_MOE_CHAINS)
+SINGLE = tuple(STANDARD_SINGLE)
 GEMMA = tuple(name for name, entry in STANDARD_GEMMA.items() if not entry[-1])  # the targets
 _FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-moe-")
 

@@ -23,8 +23,14 @@ GLM4_PATTERN = (
 )
 QWEN2_PATTERN = GLM4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 HUNYUAN_PATTERN = QWEN2_PATTERN
-# pattern, ignore_merges, the name that llama.cpp has for it
-TOKENIZERS = {
+# As llama.cpp cuts: the published tokenizer tells upper from lower case, llama.cpp's twin of it does not.
+COHERE_PATTERNS = (
+    r"\P{N}*+\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|\P{N}++\z",
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+# pattern or patterns, ignore_merges, the name that llama.cpp has for it
+TOKENIZERS: dict[str, tuple[str | tuple[str, ...], bool, str]] = {
     "qwen35moe": (QWEN35_PATTERN, False, "qwen35"),
     "qwen3next": (QWEN2_PATTERN, False, "qwen2"),
     "glm4moe": (GLM4_PATTERN, True, "glm4"),
@@ -33,6 +39,7 @@ TOKENIZERS = {
     "deepseek32": (GLM4_PATTERN, True, "llama-bpe"),
     "glm-dsa": (GLM4_PATTERN, True, "glm4"),
     "deepseek4": (GLM4_PATTERN, True, "llama-bpe"),
+    "cohere2moe": (COHERE_PATTERNS, False, "cohere2moe"),
 }
 # Files of llama.cpp's own converter are recorded of these.
 ARCHS = tuple(name for name in TOKENIZERS if name != "deepseek4")
@@ -122,6 +129,16 @@ CONFIGS["deepseek4"] = {
     "rms_norm_eps": 1e-6, "rope_theta": 10000,
     "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 64},
 }  # fmt: skip
+CONFIGS["cohere2moe"] = {
+    **{key: x for key, x in _COMMON.items() if key != "moe_intermediate_size"},
+    "architectures": ["Cohere2MoeForCausalLM"], "model_type": "cohere2_moe", "intermediate_size": 32,
+    "prefix_dense_intermediate_size": 160, "num_experts": N_EXPERT, "num_shared_experts": 2, "logit_scale": 0.5,
+    "shared_expert_combination_strategy": "average", "expert_selection_fn": "sigmoid", "norm_topk_prob": True,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "prefix_dense_sliding_window_pattern": 1,
+    "sliding_window": 8, "layer_norm_eps": 1e-5, "rms_norm_eps": None, "num_nextn_predict_layers": 1,
+    "rope_theta": 50000.0, "attention_bias": False,
+}  # fmt: skip
 # What checkpoints of the architecture do not ship of their heads.
 _SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
 
@@ -168,10 +185,12 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def state(arch: str, seed: int = 1, *, fused: bool = False) -> dict[str, np.ndarray]:
-    """All tensors by checkpoint name; experts each by itself, or all in one tensor."""
+def state(
+    arch: str, seed: int = 1, *, fused: bool = False, config: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """All tensors by checkpoint name; experts each by itself, or all in one tensor. config: default `CONFIGS[arch]`"""
     out: dict[str, np.ndarray] = {}
-    for name, shape in _templates(arch, CONFIGS[arch]).items():
+    for name, shape in _templates(arch, config or CONFIGS[arch]).items():
         x = (normal(seed, name, math.prod(shape)).reshape(shape) * 0.2).astype(np.float32)
         if "{e}" in name:
             out |= {name.replace("{e}", str(e)): matrix for e, matrix in enumerate(x)}
@@ -230,6 +249,8 @@ def _all_in_one(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def tokenizer(arch: str) -> dict[str, Any]:
     """A byte-level BPE of bytes, some merges and the special tokens."""
     pattern, ignore_merges, _ = TOKENIZERS[arch]
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
+    splits = [{"type": "Split", "pattern": {"Regex": x}, "behavior": "Isolated", "invert": False} for x in patterns]
     alphabet = sorted(ByteLevel.alphabet())
     merges = [["t", "h"], ["th", "e"], ["i", "n"], ["e", "r"], ["\u0120", "the"], ["a", "n"]]
     texts = [*alphabet, *(a + b for a, b in merges)]
@@ -239,7 +260,7 @@ def tokenizer(arch: str) -> dict[str, Any]:
         "added_tokens": [{"id": len(texts) + i, "content": text, **plain} for i, text in enumerate(SPECIAL)],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            *splits,
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         ]},
         "post_processor": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},

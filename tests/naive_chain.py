@@ -6,6 +6,7 @@ cache: every head's cells are made again from the text and the trunk's rows.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def attention(
         k = naive.rms_norm(k, weights[p + "attn_k_norm.weight"], eps)
     per_pair = angles(weights, hparams, il)
     is_yarn = hparams.get("rope.scaling.type") == "yarn" and not has_window(hparams, il)
-    magnitude = 1.0 + 0.1 * math.log(float(hparams["rope.scaling.factor"])) if is_yarn else 1.0
+    magnitude = 1.0 + 0.1 * naive.log(float(hparams["rope.scaling.factor"])) if is_yarn else 1.0
     q, k = turned(q, positions, per_pair, magnitude), turned(k, positions, per_pair, magnitude)
     out = np.zeros((n, n_head, d_v))
     n_window = int(hparams["attention.sliding_window"])
@@ -174,18 +175,29 @@ def mtp(
     return MtpResult(logits, post, x, {f"mtp_{name}-{il}": value for name, value in t.items()})
 
 
-def draft(weights: Weights, hparams: HParams, tokens: list[int], n_max: int) -> list[int]:
-    """Draft after `tokens`, whose last one is decided but not yet run: head i in step i, over text and draft so far."""
+def draft(
+    weights: Weights,
+    hparams: HParams,
+    tokens: list[int],
+    n_max: int,
+    runs: tuple[Callable[..., TrunkResult], Callable[..., MtpResult]] | None = None,
+    rows_of: Callable[[Any], Array] = lambda result: result.h_pre,
+) -> list[int]:
+    """Draft after `tokens`, whose last one is decided but not yet run: head i in step i, over text and draft so far.
+
+    runs: the architecture's trunk and head; rows_of: the rows that heads are given, of either's result
+    """
+    of_trunk, of_head = runs or (trunk, mtp)
     rows = [np.zeros(weights["output_norm.weight"].shape[0])]
     if len(tokens) > 1:
-        rows += list(trunk(weights, hparams, tokens[:-1]).h_pre)
+        rows += list(rows_of(of_trunk(weights, hparams, tokens[:-1])))
     n_heads = int(hparams["nextn_predict_layers"])
     drafted: list[int] = []
     for step in range(min(n_max, n_heads) if n_heads > 1 else n_max):
         # Every head has the trunk's rows for the text; for the draft, the rows of the heads before it.
         head = step if n_heads > 1 else 0
         all_tokens = tokens + drafted
-        out = mtp(weights, hparams, all_tokens, np.stack(rows), list(range(len(all_tokens))), head)
+        out = of_head(weights, hparams, all_tokens, np.stack(rows), list(range(len(all_tokens))), head)
         drafted.append(naive.argmax(out.logits[-1]))
-        rows.append(out.h_pre[-1])
+        rows.append(rows_of(out)[-1])
     return drafted

@@ -195,9 +195,11 @@ def trunk(weights: Weights, hparams: HParams, tokens: list[int]) -> TrunkResult:
     return TrunkResult(logits, h_post, x, tensors)
 
 
-def mtp(weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, positions: list[int]) -> MtpResult:
-    """The MTP block over rows (tokens[i], hiddens[i]) at positions[i]; row i attends to rows 0 .. i."""
-    eps, il = eps_of(hparams), n_layer(hparams)
+def mtp(
+    weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, positions: list[int], head: int = 0
+) -> MtpResult:
+    """MTP block `head` over rows (tokens[i], hiddens[i]) at positions[i]; row i attends to rows 0 .. i."""
+    eps, il = eps_of(hparams), n_layer(hparams) + head
     p = f"blk.{il}.nextn."
     embd = naive.f64(weights.get(p + "embed_tokens.weight", weights["token_embd.weight"]))
     e = naive.rms_norm(embd[np.asarray(tokens, dtype=np.int64)], weights[p + "enorm.weight"], eps)

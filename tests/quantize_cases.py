@@ -5,8 +5,10 @@ differ. The same bytes everywhere.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from mtpref.spec.config import Metadata
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 try:
     import micro_moe as mm
+    import micro_parallel as mpar
     import micro_plant as mp
     from micro_gguf import tensor_of, uniform, write_gguf
 finally:
@@ -58,21 +61,22 @@ IMATRIX = "importance.gguf"
 def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
     """Name -> float32 values, in the order of a data sheet."""
     sheet, keys = ARCHITECTURES[arch], keys_of(arch, case)
-    values = {**mm.micro_values(sheet, case.shape), "n_vocab": N_VOCAB}
+    values: Any = {**mm.micro_values(sheet, case.shape), "n_vocab": N_VOCAB}
     values.setdefault("n_ff", case.shape.n_ff_dense)
+    own = sheet.values(Metadata(keys, "case")).having(n_vocab=N_VOCAB) if arch in OWN_KEYS else None
     assert sheet.head is not None
     routers = frozenset(f"blk.{il}.ffn_gate_inp.weight" for il in range(case.shape.n_dense, N_TRUNK + 1))
     names = routers if isinstance(sheet.layers, ByTensor) else frozenset()
     blocks = [*sheet.layers.blocks(Metadata(keys, "case"), N_TRUNK, names), sheet.head.block]
-    wanted = [t for t in sheet.tensors if case.untied or t.role != "output"]
+    wanted = [(t, None) for t in sheet.tensors if case.untied or t.role != "output"]
     for il, block in enumerate(blocks):
-        wanted += [t.at(il) for t in mm.chosen(block, case.fused)]
+        wanted += [(t.at(il), il) for t in mm.chosen(block, case.fused)]
     for tensor in sheet.head.tensors:
         if tensor.required or case.own:
-            wanted.append(tensor.at(N_TRUNK))
+            wanted.append((tensor.at(N_TRUNK), N_TRUNK))
     made = {}
-    for tensor in wanted:
-        shape = numbers(tensor.shape, values)
+    for tensor, il in wanted:
+        shape = numbers(tensor.shape, values if own is None else own if il is None else own.at(il))
         if shape is None or tensor.name == "d2t":
             continue
         if len(shape) > 1 and shape[-2] > 1:
@@ -81,7 +85,20 @@ def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
     return made
 
 
+def _parallel(case: Case) -> dict[str, object]:
+    s = case.shape
+    counts = {"n_expert": s.n_expert, "n_used": s.n_used, "n_ff_exp": s.n_ff_exp, "n_dense": s.n_dense}
+    micro = replace(s.micro, n_ff=s.n_ff_dense)
+    return mpar.keys_of(mpar.ParallelShape(windowed=3, n_shared=2, fused=case.fused, micro=micro, **counts))
+
+
+# Of architectures whose keys are not those of micro_moe.py.
+OWN_KEYS: dict[str, Callable[[Case], dict[str, object]]] = {"cohere2moe": _parallel}
+
+
 def keys_of(arch: str, case: Case) -> dict[str, object]:
+    if arch in OWN_KEYS:
+        return OWN_KEYS[arch](case)
     keys = mm.micro_keys(ARCHITECTURES[arch], case.shape)
     interval = f"{arch}.full_attention_interval"
     return {**keys, interval: 4} if interval in keys else keys

@@ -12,8 +12,8 @@ from mtpref.engine.model import load, pair, run_heads
 from mtpref.engine.recipe import make_recipe
 from mtpref.engine.session import Session
 from mtpref.spec.contract import parse_contract
-from tests import naive, naive_chain
-from tests.micro_moe import CHAINS, standard
+from tests import naive, naive_chain, naive_moe
+from tests.micro_moe import CHAINS, MOE_CHAINS, standard
 from tests.models import decode_plainly, run_decoder
 from tests.test_moe_model import edited
 from tests.test_session import new_session, options_of, run_in
@@ -80,6 +80,23 @@ def test_drafts_equal_those_of_the_oracle(name):
     assert len(rounds) > 3
 
 
+@pytest.mark.parametrize("name", MOE_CHAINS)
+def test_drafts_of_hy_v3_with_several_heads_equal_those_of_the_oracle(name):
+    """Rows behind the norm, and of each step the last one."""
+    hparams, weights = naive_moe.load(standard(name))
+    model = model_of(name, "exact")
+    run = run_decoder(model, PROMPT, 12, n_max=4)
+    text = PROMPT + run.ids
+    rounds = [event for event in run.events if isinstance(event, Drafted)]
+    for drafted in rounds:
+        ids = [step.candidates[0] for step in drafted.steps]
+        runs = naive_moe.trunk, naive_moe.mtp
+        wanted = naive_chain.draft(weights, hparams, text[: drafted.pos0 + 1], 4, runs, lambda result: result[1])
+        assert ids == wanted[: len(ids)]
+        assert [step.head for step in drafted.steps] == list(range(len(ids)))
+    assert len(rounds[0].steps) == len(model.heads) == {"micro-hy_v3-chain-f32": 3}.get(name, 2)
+
+
 def test_more_tokens_than_heads_are_capped_and_that_is_said():
     run = run_decoder(model_of(STEP), PROMPT, 12, n_max=5)
     assert max(len(event.ids) for event in run.events if isinstance(event, Drafted)) == 3
@@ -101,7 +118,7 @@ def test_a_round_costs_what_the_rule_says():
     assert stats["tokens"]["mtp_catch_up"] in (3 * kept, 3 * (kept + 1), 3 * (kept - 1))
 
 
-CONTRACTS = ("heads=first", "chain_end=reuse", "catch_up=chain", "hidden=post", "chain=post")
+CONTRACTS = ("heads=first", "chain_end=reuse", "catch_up=chain", "hidden=post", "chain=post", "chain_row=first")
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)

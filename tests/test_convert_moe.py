@@ -390,16 +390,21 @@ def test_a_layer_of_experts_needs_its_router(tmp_path, arch):
         converted(written(tmp_path, arch, lambda named: named.pop(f"model.layers.1.{gate}")), tmp_path)
 
 
+def width_of(config):
+    """The field of the experts' width."""
+    return "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
+
+
 CONFIG_ERRORS = {
     "no experts": (lambda c: [c.pop(k, 0) for k in ("num_experts", "n_routed_experts")], "is missing"),
     "text": (lambda c: c.update(num_experts_per_tok="2"), "num_experts_per_tok is"),
     "huge": (lambda c: c.update(num_experts_per_tok=1 << 40), "num_experts_per_tok is"),
     "none used": (lambda c: c.update(num_experts_per_tok=0), "num_experts_per_tok is 0"),
-    "no width": (lambda c: c.pop("moe_intermediate_size"), "moe_intermediate_size is missing"),
+    "no width": (lambda c: c.pop(width_of(c)), "intermediate_size is missing"),
     "too many used": (lambda c: c.update(num_experts_per_tok=7), "used_count is 7, expected at most expert_count = 6"),
     "odd groups": (lambda c: c.update(n_group=4, topk_group=2), "group_count is 4, expected groups of one size"),
     "another activation": (lambda c: c.update(hidden_act="gelu"), "hidden_act is 'gelu', expected 'silu': a GGUF of"),
-    "another count": (lambda c: c.update(moe_intermediate_size=48), r"shape \(64, 32\), expected \(64, 48\)"),
+    "another count": (lambda c: c.update({width_of(c): 48}), r"shape \(64, 32\), expected \(64, 48\)"),
 }
 
 

@@ -51,6 +51,8 @@ NOT_HERE = {
     ("docs/keeping-the-head.md", "mtpref check --fast quantised"): "test_keeping_doc.py",
     ("docs/keeping-the-head.md", "mtpref check --fast calibrated"): "test_keeping_doc.py",
     ("docs/keeping-the-head.md", "mtpref convert calibrated"): "test_keeping_doc.py",
+    ("docs/architectures.md", "python tools/record_llama_cpp.py"): "stock llama.cpp; test_llama_chains.py reads it",
+    ("docs/architectures.md", "python -m pytest"): "test_llama_chains.py itself",
     ("docs/checkpoints.md", "mtpref graft trunk.gguf HF_DIR"): "test_checkpoints.py grafts from every kind of folder",
     ("docs/diagnosis.md", "mtpref diagnose --log port.jsonl"): "test_evaluate_diagnose.py: it replays every fault",
     ("docs/diagnosis.md", "mtpref diagnose --dump port.gguf"): "test_evaluate_diagnose.py: it replays every fault",

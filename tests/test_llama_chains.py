@@ -20,8 +20,9 @@ from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import open_gguf
 from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
 from mtpref.look.llama_cpp.log import Run, read_runs
+from mtpref.spec.contract import parse_contract
 from mtpref.spec.ops import spec_ops
-from tests.micro_moe import CHAINS, standard
+from tests.micro_moe import CHAINS, MOE_CHAINS, standard
 from tests.naive import nmse
 from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE, events_of
 
@@ -80,8 +81,32 @@ def logits_error(model: mtpref.LanguageModel, name: str) -> float:
         return nmse(theirs, model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits)
 
 
+# llama.cpp hands on the row of a draft's first token: docs/architectures.md, hy_v3 with several heads.
+THREE, TWO = MOE_CHAINS
+FIRST_ROW = make_recipe("ggml", parse_contract("chain_row=first"))
+
+
+def test_hy_v3_with_two_heads_equals_llama_cpp():
+    agreement = compared(model_of(TWO), TWO)
+    assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
+    assert agreement.n_rounds >= 100
+
+
+def test_hy_v3_with_three_heads_equals_llama_cpp_once_the_first_row_is_handed_on():
+    agreement = compared(loaded(THREE, FIRST_ROW), THREE)
+    assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
+    assert agreement.n_rounds >= 100
+    assert agreement.n_near_ties == 0
+
+
+def test_with_the_last_row_hy_v3_parts_from_llama_cpp_in_the_third_step():
+    mismatches = compared(model_of(THREE), THREE).mismatches
+    assert mismatches
+    assert "step 2" in mismatches[0]
+
+
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", [*CHAINS, *MOE_CHAINS])
 def test_trunk_logits_equal_llama_cpp(name, numerics):
     runs_of(name)
     error = logits_error(model_of(name, numerics), name)

@@ -175,7 +175,7 @@ BAD = {
     "half a head turns": (HY, {"rope.dimension_count": (8, "u32")}, "expected 16 = attention.key_length"),
     "pictures": (GLM, {"rope.dimension_sections": ([2, 1, 1, 0], "arr:i32")}, "a model for pictures"),
     "no width": (QWEN, {"expert_feed_forward_length": None}, "qwen35moe.expert_feed_forward_length is missing"),
-    "two heads": (HY, {"nextn_predict_layers": (2, "u32"), "block_count": (6, "u32")}, "expected 0 or 1"),
+    "two heads": (GLM, {"nextn_predict_layers": (2, "u32"), "block_count": (6, "u32")}, "expected 0 or 1"),
     "a flag that is none": (HY, {"expert_weights_norm": (1, "u32")}, "expected true or false"),
 }
 

@@ -20,6 +20,7 @@ import micro_chain as mc
 import micro_gemma as mg
 import micro_layers as layers
 import micro_moe as mm
+import micro_parallel as mpar
 import micro_plant as mp
 import micro_streams as ms
 from micro_gguf import F32, TYPES, Tensor, tensor_of, write_gguf
@@ -117,6 +118,13 @@ STANDARD_MOE: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] 
 }
 
 
+# hy_v3 with several heads: llama.cpp hands on the row of a draft's first token (docs/checks.md).
+STANDARD_MOE_CHAINS: dict[str, tuple[str, int, float, str, mm.MoeShape, MicroVariant]] = {
+    "micro-hy_v3-chain-f32": ("hy_v3", 4, 60, "F32", replace(_MANY, n_heads=3), MicroVariant()),
+    "micro-hy_v3-chain-own-f32": ("hy_v3", 2, 80, "F32", replace(_FUSED, n_heads=2), _OWN),
+}
+
+
 # Of attention through a latent row what llama.cpp runs without drafts alone: files without the absorbed form, and
 # queries in one product, which it takes in models of some numbers of layers only.
 _OLD = mm.LatentShape(is_old=True, yarn=0.707)
@@ -170,6 +178,25 @@ STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVaria
 }
 
 
+# Single heads with parts that no other architecture has: (architecture, seed, accept, type, shape, variant).
+_PARALLEL = mpar.ParallelShape()
+STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape, MicroVariant]] = {
+    "micro-cohere2moe-f32": ("cohere2moe", 4, 60, "F32", _PARALLEL, MicroVariant()),
+    "micro-cohere2moe-90-rms-f32": (
+        "cohere2moe", 2, 90, "F32",
+        mpar.ParallelShape(windowed=2, n_dense=4, n_shared=0, n_window=3, has_rms=True, logit_scale=1.5, fused=True,
+                           normalise=False, scale=1.7, gating=None, yarn=True),
+        _OWN,
+    ),
+    "micro-cohere2moe-30-every-f32": (
+        "cohere2moe", 3, 30, "F32",
+        mpar.ParallelShape(windowed=None, n_dense=0, n_shared=1, n_ff_exp=64, gating=1, normalise=None),
+        MicroVariant(untied=True, head_norm=False),
+    ),
+    "micro-cohere2moe-q8_0": ("cohere2moe", 4, 60, "Q8_0", _PARALLEL, MicroVariant()),
+}  # fmt: skip
+
+
 # gemma4: (seed, accept, type, shape, part); each target's assistant has its name with `-assistant` in it.
 _GEMMA = mg.GemmaShape()
 _GEMMA_EDGE = mg.GemmaShape(windowed=(0, 1, 1, 0, 1, 0), n_shared=2, is_wide=True, n_own=32, values=True, softcap=None,
@@ -197,8 +224,10 @@ def assistant_of(name: str) -> str:
 
 
 def make_standard(name: str, path: str | Path) -> None:
-    """Write the standard model of that stem (see STANDARD, STANDARD_MOE, STANDARD_TRUNKS, STANDARD_TIES,
-    STANDARD_CHAINS and STANDARD_GEMMA)."""
+    """Write the standard model of that stem (see STANDARD and the tables that begin with that word)."""
+    if name in STANDARD_SINGLE:
+        make_micro_single(path, *STANDARD_SINGLE[name])
+        return
     if name in STANDARD_GEMMA:
         make_micro_gemma(path, *STANDARD_GEMMA[name])
         return
@@ -209,7 +238,7 @@ def make_standard(name: str, path: str | Path) -> None:
         seed, accept, type_name, streams_shape, variant, part = STANDARD_STREAMS[name]
         make_micro_streams(path, seed, accept, type_name, streams_shape, variant, part)
         return
-    more = STANDARD_MOE | STANDARD_TRUNKS | STANDARD_TIES
+    more = STANDARD_MOE | STANDARD_MOE_CHAINS | STANDARD_TRUNKS | STANDARD_TIES
     if name in more:
         arch, seed, accept, type_name, moe_shape, variant = more[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
@@ -421,6 +450,22 @@ def make_micro_chain(
     if variant.eos is not None:
         keys["tokenizer.ggml.eos_token_id"] = variant.eos
     write_gguf(path, keys, typed(tensors, type_name))
+
+
+def make_micro_single(
+    path: str | Path,
+    arch: str,
+    seed: int,
+    accept: float,
+    type_name: str,
+    shape: mpar.ParallelShape,
+    variant: MicroVariant,
+) -> None:
+    """Write one micro model of cohere2moe. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    tensors = mpar.plant_parallel(seed, wrong_fraction(accept), shape, variant)
+    write_gguf(path, mpar.keys_of(shape), typed(tensors, type_name))
 
 
 def make_micro_gemma(

@@ -12,7 +12,7 @@ import micro_layers as layers
 import micro_moe as mm
 import micro_plant as mp
 import numpy as np
-from micro_gguf import F32, shuffled, uniform
+from micro_gguf import F32, uniform
 
 from mtpref.architectures import ARCHITECTURES, Architecture, Block, Tensor, numbers
 from mtpref.spec.config import Metadata, Values
@@ -163,12 +163,7 @@ def plant_chain(seed: int, wrong: float, sheet: Architecture, shape: ChainShape,
         plant_mtp(plant, variant, final_norm, out_codes, mark, il, 5 + 3 * head)
         # A head is given raw rows, not what the final norm makes of them.
         plant.tensors[f"blk.{il}.nextn.eh_proj.weight"][:, m.n_embd :] *= final_norm * np.float32(HIDDEN_GAIN)
-        # The rule of a network is planted alike in every head: its units stand in an order of the head's own.
-        order = shuffled(seed, f"units of {il}", m.n_ff)
-        for part in ("gate", "up"):
-            plant.tensors[f"blk.{il}.ffn_{part}.weight"] = plant.tensors[f"blk.{il}.ffn_{part}.weight"][order]
-        down = plant.tensors[f"blk.{il}.ffn_down.weight"]
-        plant.tensors[f"blk.{il}.ffn_down.weight"] = np.ascontiguousarray(down[:, order])
+        mm.own_units(plant, il, m.n_ff)
     made = {name: x for name, x in plant.tensors.items() if not name.startswith("blk.")}
     values = Values(_metadata(sheet, shape), {h.name: h.read for h in sheet.hypers})
     for il, block in enumerate(blocks_of(sheet, shape)):

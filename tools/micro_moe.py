@@ -11,7 +11,7 @@ from typing import Any
 import micro_layers as layers
 import micro_plant as mp
 import numpy as np
-from micro_gguf import F32, uniform
+from micro_gguf import F32, shuffled, uniform
 
 from mtpref.architectures import ARCHITECTURES, Architecture, Block, Either, Tensor, numbers
 from mtpref.architectures.indexer import Sharing
@@ -68,6 +68,7 @@ class MoeShape:
     scale: float = 1.8
     normalise: bool = True
     fused: bool = False  # gate and up of the experts in one stack, a DeltaNet layer's q, k, v and z in one tensor
+    n_heads: int = 1  # MTP blocks
     latent: LatentShape = field(default_factory=lambda: LatentShape())
     micro: mp.MicroShape = field(default_factory=lambda: mp.MicroShape(n_head=6, n_v_head=6))
 
@@ -82,7 +83,7 @@ def micro_values(sheet: Architecture, shape: MoeShape) -> dict[str, Any]:
     m = shape.micro
     pairs = m.n_rot // 2
     values: dict[str, Any] = {
-        "n_block": m.n_layer + 1,
+        "n_block": m.n_layer + shape.n_heads,
         "n_ctx": 4096,
         "n_embd": m.n_embd,
         "n_ff": shape.n_ff_dense,
@@ -152,7 +153,7 @@ def micro_keys(sheet: Architecture, shape: MoeShape) -> dict[str, object]:
         "general.alignment": 32,
     }
     keys |= {f"{sheet.name}.{hyper.key}": values[hyper.name] for hyper in sheet.hypers if hyper.name in values}
-    keys[f"{sheet.name}.nextn_predict_layers"] = 1
+    keys[f"{sheet.name}.nextn_predict_layers"] = shape.n_heads
     layers_by = sheet.layers.own if isinstance(sheet.layers, Sharing) else sheet.layers
     if isinstance(layers_by, LeadingDense):
         keys[f"{sheet.name}.{layers_by.key}"] = shape.n_dense
@@ -168,11 +169,11 @@ def micro_keys(sheet: Architecture, shape: MoeShape) -> dict[str, object]:
 
 
 def micro_blocks(sheet: Architecture, shape: MoeShape) -> tuple[Block, ...]:
-    """The trunk's blocks, then the head's."""
+    """The trunk's blocks, then the heads'."""
     meta = Metadata(micro_keys(sheet, shape), "micro")
     names = frozenset(f"blk.{il}.ffn_gate_inp.weight" for il in range(shape.n_dense, shape.micro.n_layer + 1))
     assert sheet.head is not None
-    return (*sheet.layers.blocks(meta, shape.micro.n_layer, names), sheet.head.block)
+    return (*sheet.layers.blocks(meta, shape.micro.n_layer, names), *[sheet.head.block] * shape.n_heads)
 
 
 def plant_moe(seed: int, wrong: float, sheet: Architecture, shape: MoeShape, variant: Any) -> dict[str, F32]:
@@ -190,9 +191,13 @@ def plant_moe(seed: int, wrong: float, sheet: Architecture, shape: MoeShape, var
     if variant.untied:
         own_output(plant, "output.weight", out_codes, list(range(shape.micro.n_code)))
     blocks = micro_blocks(sheet, shape)
-    for il, block in enumerate(blocks[:-1]):
+    n_layer = shape.micro.n_layer
+    for il, block in enumerate(blocks[:n_layer]):
         plant_block(plant, il, block, shape)
-    plant_mtp(plant, variant, final_norm, out_codes, mark)
+    for head in range(shape.n_heads):
+        plant_mtp(plant, variant, final_norm, out_codes, mark, n_layer + head, 5 + 3 * head)
+        if head:
+            own_units(plant, n_layer + head, shape.micro.n_ff)
     values = {**micro_values(sheet, shape), "n_vocab": shape.micro.n_vocab}
     values.setdefault("n_ff", shape.n_ff_dense)
     made = {name: x for name, x in plant.tensors.items() if not name.startswith("blk.")}
@@ -202,6 +207,15 @@ def plant_moe(seed: int, wrong: float, sheet: Architecture, shape: MoeShape, var
         laid = lay_out(plant, il, block, own, values, shape)
         made |= {prefix + name: x for name, x in laid.items()}
     return made
+
+
+def own_units(plant: mp.Plant, il: int, n_ff: int) -> None:
+    """The rule of a network is planted alike in every head: its units stand in an order of the head's own."""
+    order = shuffled(plant.seed, f"units of {il}", n_ff)
+    for part in ("gate", "up"):
+        plant.tensors[f"blk.{il}.ffn_{part}.weight"] = plant.tensors[f"blk.{il}.ffn_{part}.weight"][order]
+    down = plant.tensors[f"blk.{il}.ffn_down.weight"]
+    plant.tensors[f"blk.{il}.ffn_down.weight"] = np.ascontiguousarray(down[:, order])
 
 
 def plant_block(plant: mp.Plant, il: int, block: Block, shape: MoeShape) -> None:

@@ -5,6 +5,7 @@
     python tools/record_llama_cpp.py --llama-bin DIR --moe -o tests/data/llama_cpp/moe
     python tools/record_llama_cpp.py --llama-bin DIR --streams -n 32 -o tests/data/llama_cpp/streams
     python tools/record_llama_cpp.py --llama-bin DIR --chains -n 32 -o tests/data/llama_cpp/chains
+    python tools/record_llama_cpp.py --llama-bin DIR --single -n 40 -o tests/data/llama_cpp/single
     python tools/record_llama_cpp.py --llama-bin DIR --gemma -n 40 -o tests/data/llama_cpp/gemma
     python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
 
@@ -168,8 +169,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
     parser.add_argument("--streams", action="store_true", help="the standard micro models of several streams")
-    parser.add_argument("--only", action="append", help="of --moe only models whose name starts so (repeatable)")
+    parser.add_argument(
+        "--only", action="append", help="of --moe and --single only models whose name starts so (repeatable)"
+    )
     parser.add_argument("--chains", action="store_true", help="the standard micro models with a chain of heads")
+    parser.add_argument("--single", action="store_true", help="the standard micro models of other single heads")
     parser.add_argument("--gemma", action="store_true", help="the standard micro models of gemma4, with assistants")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
@@ -205,7 +209,15 @@ def main(argv: list[str] | None = None) -> int:
                     args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, MOE_SETTINGS
                 )
                 print(f"recorded {name}", file=sys.stderr)
-            for name in make_micro.STANDARD_CHAINS if args.chains else ():
+            for name in [n for n in make_micro.STANDARD_SINGLE if args.single and n.startswith(starts)]:
+                model = Path(folder) / f"{name}.gguf"
+                make_micro.make_standard(name, model)
+                extra = "" if name.endswith("f32") else "--no-repack"
+                record_model(
+                    args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
+                )
+                print(f"recorded {name}", file=sys.stderr)
+            for name in [*make_micro.STANDARD_CHAINS, *make_micro.STANDARD_MOE_CHAINS] if args.chains else ():
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"

@@ -123,14 +123,14 @@ def record(library: ctypes.CDLL) -> dict[str, NDArray[Any]]:
     }
 
 
-def record_files(program: Path) -> dict[str, dict[str, dict[str, str]]]:
+def record_files(program: Path, archs: tuple[str, ...] = ()) -> dict[str, dict[str, dict[str, str]]]:
     """ "ARCH CASE" -> mixture, or "MIXTURE imatrix" -> types and sha256 of the file."""
     from mtpref.files.gguf import open_gguf
     from mtpref.heads.quantize import MIXTURES
     from tests import quantize_cases as cases
 
     found: dict[str, dict[str, dict[str, str]]] = {}
-    for arch in cases.ARCHS:
+    for arch in archs or cases.ARCHS:
         for name in cases.CASES:
             of_case = found.setdefault(f"{arch} {name}", {})
             with tempfile.TemporaryDirectory() as folder:
@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="record ggml's scalar quantisers, or llama-quantize")
     parser.add_argument("--llama-cpp", type=Path, required=True, help="a llama.cpp build folder (shared libraries)")
     parser.add_argument("--files", action="store_true", help="record whole files of llama-quantize")
+    parser.add_argument("--arch", action="append", default=[], help="of --files only these, beside what is recorded")
     parser.add_argument("--streams", action="store_true", help="the same of the models of several streams")
     parser.add_argument("--out", type=Path, help="default: in tests/data")
     args = parser.parse_args(argv)
@@ -179,7 +180,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {program}: not there, expected a build of llama-quantize", file=sys.stderr)
             return 2
         out = args.out or (STREAMS_OUT if args.streams else FILES_OUT)
-        made = record_streams(program) if args.streams else record_files(program)
+        made = record_streams(program) if args.streams else record_files(program, tuple(args.arch))
+        if args.arch:
+            made = json.loads(out.read_text()) | made
         out.write_text(json.dumps(made, indent=1) + "\n")
         print(json.dumps({"out": str(out), "bytes": out.stat().st_size}))
         return 0

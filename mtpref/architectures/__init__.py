@@ -3,6 +3,7 @@
 Owns the registry. No other module tests an architecture's name.
 """
 
+from mtpref.architectures.cohere2moe import COHERE2MOE
 from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, trimmed
 from mtpref.architectures.deepseek2 import DEEPSEEK2
 from mtpref.architectures.deepseek4 import DEEPSEEK4
@@ -60,6 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         DEEPSEEK4,
         STEP35,
         MIMO2,
+        COHERE2MOE,
         GEMMA4,
         GEMMA4_ASSISTANT,
     )

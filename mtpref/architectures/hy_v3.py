@@ -81,6 +81,7 @@ HY_V3 = Architecture(
     tensors=root_tensors(norm=AS_IS),
     layers=ByTensor(having=MOE, lacking=DENSE, tensor="ffn_gate_inp.weight",
                     hf_kinds="mlp_layer_types", hf_count="first_k_dense_replace"),
+    n_heads=16,
     head=HeadSheet(
         MTP, numbered_head_tensors("final_layernorm"), hidden="post", chain="post",
         without=("ffn_gate_inp.weight", replace(DENSE, name="mtp", marks=("nextn.",))), may_lack=True,

@@ -28,8 +28,8 @@ class Hyper(Named):
     """A hyper-parameter, and a count that shapes are written with.
 
     name      llama.cpp's short one       key    the GGUF key below the architecture's prefix
-    type      u32, f32, bool, arr:i32, arr:bool (which the rule of layers reads); u32/layer, f32/layer: one number, or
-              one for each block; i32/layer: always an array
+    type      u32, f32, bool, str, arr:i32, arr:bool (which the rule of layers reads); u32/layer, f32/layer: one number,
+              or one for each block; i32/layer: always an array; i32/trunk: an array that need not speak of heads
     default   where the key is absent: a value, or a function of the values before it; None: the key is required
     low, high what is legal
     hf        config.json's field, or a function of what config.json says (see hf/config.py); "": made elsewhere
@@ -71,6 +71,8 @@ class Hyper(Named):
             return self._of_layers(meta, values, default)
         if self.type == "i32/layer":
             return meta.counts(self.key, values["n_block"], low=int(self.low), high=int(self.high))
+        if self.type == "str":
+            return meta.text(self.key, default)
         if self.type == "bool":
             return meta.flag(self.key, default)
         if self.type == "arr:i32":
@@ -105,6 +107,7 @@ class Tensor:
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
     converts_f32  one that a conversion stores as float32, and a quantiser in a type
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
+    by_rank   checkpoints in FP8 may have it cut for tensor parallelism, each rank's share of all `parts` together
     below     of a table of int32: every value is at least 0 and below this count
 
     The name in a checkpoint of a stack has {e} for the expert's number.
@@ -123,6 +126,7 @@ class Tensor:
     stays_f32: bool = False
     converts_f32: bool = False
     parts: tuple[tuple[str, Dim], ...] = ()
+    by_rank: bool = False
     below: Dim | None = None
 
     @property
@@ -337,13 +341,13 @@ class Alternating:
 class LeadingDense:
     """The first so many layers, by a key, are `dense`, the others `rest`.
 
-    key       the count's, 0 where it is absent        hf   config.json's field
+    key       the count's, 0 where it is absent        hf   config.json's field, or a function of its fields
     """
 
     dense: Block
     rest: Block
     key: str
-    hf: str
+    hf: str | Callable[[Mapping[str, Any]], int | None]
 
     def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
         return self.by_count(meta.u32(self.key, 0, low=0), n_layer)
@@ -356,7 +360,7 @@ class LeadingDense:
         return self.by_count(max(0, count or 0), n_trunk), by
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
-        count = found.get(self.hf)
+        count = self.hf(found) if callable(self.hf) else found.get(self.hf)
         return [] if count is None else [(self.key, count, "u32")]
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
@@ -479,6 +483,7 @@ class HuggingFace:
                a converter writes the widths of a head late
     sorts_stacks  whether a converter writes a layer's stacks of experts by name; else in the sheet's order
     late       keys that a converter writes later than those of other architectures, in the sheet's order
+    gating_field  config.json's field of how a router chooses: with it the key stands early, without it late
     has_windows  whether config.json has the fields of attention with windows (hf/config.py)
     factors    of RoPE frequencies: config.json's fields -> the values of rope_freqs.weight; None: no such tensor
     fixed      fields of config.json that a GGUF has no key for, with the values that its engines go by
@@ -503,6 +508,7 @@ class HuggingFace:
     heads_after: str = "general.file_type"
     sorts_stacks: bool = True
     late: tuple[str, ...] = ()
+    gating_field: str = "scoring_func"
     has_windows: bool = False
     factors: Callable[[Mapping[str, Any]], list[float] | None] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: SILU)
@@ -586,6 +592,11 @@ class Architecture:
         """Keys that may be arrays of one entry for each block: flags of layers, and what else is one number."""
         flags = {self.layers.flags} if isinstance(self.layers, Alternating) else set()
         return frozenset(flags | {hyper.key for hyper in self.hypers if not hyper.type.startswith("arr:")})
+
+    @property
+    def of_trunk(self) -> frozenset[str]:
+        """Those of them whose array need not have an entry for a head."""
+        return frozenset(hyper.key for hyper in self.hypers if hyper.type.endswith("/trunk"))
 
     def values(self, meta: Metadata) -> Values:
         """The hyper-parameters of a file, read as they are asked for."""

@@ -12,8 +12,10 @@ from typing import Any, Unpack
 from mtpref import kernels
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import SettingError
+from mtpref.spec.config import ModelConfig
 from mtpref.spec.contract import MtpContract
 from mtpref.spec.ops import OpEntries, Ops, spec_ops
+from mtpref.spec.ops.compose import layer_normed_ops
 from mtpref.spec.steps import StepEntries, Steps
 
 NUMERICS = ("ggml", "exact")
@@ -49,6 +51,13 @@ class Recipe:
         mtp_ops = None if self.mtp_ops is None else self.mtp_ops.replaced(**entries)
         return replace(self, ops=self.ops.replaced(**entries), mtp_ops=mtp_ops)
 
+    def normed_as(self, config: ModelConfig) -> "Recipe":
+        """The recipe on which a model of this configuration runs: with its norms (S117)."""
+        if not config.has_layer_norms:
+            return self
+        mtp_ops = None if self.mtp_ops is None else layer_normed_ops(self.mtp_ops)
+        return replace(self, ops=layer_normed_ops(self.ops), mtp_ops=mtp_ops)
+
     def with_steps(self, **entries: Unpack[StepEntries]) -> "Recipe":
         """Other steps."""
         return replace(self, steps=replace(self.steps, **entries))
@@ -83,6 +92,16 @@ def kernel_ops(numerics: str) -> Ops:
         l2_norm=kernels.l2_norm,
         rope_table=kernels.rope_table,
         rope=kernels.rope,
+        rope_interleaved=kernels.rope_interleaved,
+        rope_last=kernels.rope_last,
+        clamped_swiglu=kernels.clamped_swiglu,
+        stream_weights=kernels.stream_weights,
+        read_streams=kernels.read_streams,
+        write_streams=kernels.write_streams,
+        compress_rows=kernels.compress_rows,
+        index_scores=kernels.index_scores,
+        select_cells=kernels.select_cells,
+        selection_gap=kernels.selection_gap,
         conv_silu=partial(kernels.conv_silu, wide=wide),
         delta_gates=kernels.delta_gates,
         delta_rule=partial(kernels.delta_rule, wide=wide),
@@ -94,6 +113,10 @@ def kernel_ops(numerics: str) -> Ops:
         top_candidates=kernels.top_candidates,
         delta_layer=partial(kernels.delta_layer, wide=wide),
         latent_attn_layer=partial(kernels.latent_attn_layer, wide=wide),
+        indexed_attn_layer=partial(kernels.indexed_attn_layer, wide=wide),
+        window_attention=partial(kernels.window_attention, wide=wide),
+        chosen_rows=kernels.chosen_rows,
         ffn=partial(kernels.ffn, wide=wide),
+        clamped_experts=partial(kernels.clamped_experts, wide=wide),
         moe_ffn=partial(kernels.moe_ffn, wide=wide),
     )

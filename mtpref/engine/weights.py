@@ -89,7 +89,8 @@ Packer = Callable[[Sequence[spec.Matrix | spec.Stack]], list[spec.Matrix | spec.
 def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple[Weights, list[MtpWeights]]:
     """The same weights, the matrices of products as `pack` gives them back: each once, wherever it serves.
     Embeddings are read by row and stay as they are."""
-    blocks = [*weights.layers, *(block for head in heads for block in (*head.before, head.block))]
+    blocks = [*weights.layers, weights.roots]
+    blocks += [block for head in heads for block in (*head.before, head.block, head.roots)]
     found = [weights.output, *(w for block in blocks for w in block.values())]
     found += [w for head in heads for w in (head.eh_proj, head.shared_head_head, head.post_projection)]
     unique = {id(w): w for w in found if isinstance(w, spec.Matrix | spec.Stack)}
@@ -101,7 +102,8 @@ def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple
     def of_block(block: dict[str, Any]) -> dict[str, Any]:
         return {name: of(w) for name, w in block.items()}
 
-    trunk = replace(weights, output=of(weights.output), layers=tuple(map(of_block, weights.layers)))
+    layers, roots = tuple(map(of_block, weights.layers)), of_block(weights.roots)
+    trunk = replace(weights, output=of(weights.output), layers=layers, roots=roots)
     return trunk, [
         replace(
             head,
@@ -110,6 +112,7 @@ def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple
             before=tuple(map(of_block, head.before)),
             shared_head_head=of(head.shared_head_head),
             post_projection=of(head.post_projection),
+            roots=of_block(head.roots),
         )
         for head in heads
     ]

@@ -69,12 +69,12 @@ PROMPT_ONE_SHORT = Fault(
 
 
 def _tail_sampled(model: Model) -> Model:
-    ops, output = model.recipe.ops, model.weights.output
+    ops = model.recipe.ops
 
     def guessed(batch: Batch, ids: Ids) -> Ids:
         if batch.n_drafted is not None or batch.pos0 == 0 or not ids:
             return ids
-        return [int(ops.argmax(ops.head(ops, output, batch.pending[None], None))[0]), *ids[1:]]
+        return [int(ops.argmax(model.trunk_logits(batch.pending[None]))[0]), *ids[1:]]
 
     head_ids = _then(model.recipe.steps.head_ids, guessed)
     return replace(model, recipe=model.recipe.with_steps(head_ids=head_ids))

@@ -181,7 +181,8 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
         pos, n_rows = pos0 + step + 1 - len(row_ids), params.get("n_draft_vocab")
         out = model.mtp(state, row_ids, hidden, pos, n_logits=1, head=head, n_draft_vocab=n_rows)
         candidates, probabilities = model.recipe.ops.top_candidates(out.logits[0])
-        token, row = int(candidates[0]), steps.chain_hidden(out.hidden, contract)[-1:]
+        token = int(candidates[0])
+        row = steps.chain_row(steps.chain_hidden(out.hidden, contract), contract)
         row_ids, hidden = steps.chain_input(row_ids, hidden, token, row, chained)
         ids.append(token)
         p.append(np.asarray(probabilities, np.float32))

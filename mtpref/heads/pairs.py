@@ -65,7 +65,10 @@ def with_head(trunk: list[Pair], head: list[Pair], arch: str, n_trunk: int, n_ne
         if name == BLOCK_COUNT:
             value = n_trunk + n_nextn
         elif kind.startswith("arr:") and name in ARCHITECTURES[arch].per_block:
-            value = np.concatenate([_array(value), _tail(theirs.get(key), n_trunk, n_nextn, _array(value))])
+            array, of_heads = _array(value), theirs.get(key)
+            is_whole = of_heads is not None and len(_array(of_heads[0])) == n_trunk + n_nextn
+            if is_whole or name not in ARCHITECTURES[arch].of_trunk:
+                value = np.concatenate([array, _tail(of_heads, n_trunk, n_nextn, array)])
         out.append((key, value, kind))
     key = f"{arch}.{NEXTN}"
     own = [k for k, _, _ in trunk]

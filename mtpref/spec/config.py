@@ -300,11 +300,12 @@ class WindowedConfig:
     n_key: int
     n_value: int
     n_window: int  # cells that a query sees, its own among them; 0: all
-    n_rot: int
+    n_rot: int  # 0: nothing turns
     freq_base: float
     rms_eps: float
     value_scale: float = 0.0  # behind the output projection; 0: none
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    is_interleaved: bool = False  # neighbours are paired; else halves
 
     @property
     def rotary(self) -> AttnConfig:
@@ -368,6 +369,7 @@ class MoeConfig:
     n_group_used: int
     clamp: float = 0.0  # of the experts' products before their activation; 0: none
     clamp_shared: float = 0.0  # of the shared expert's
+    sum_scale: float = 0.0  # of the experts' and the shared expert's sum; 0: none
 
 
 @dataclass(frozen=True)
@@ -386,9 +388,11 @@ class ModelConfig:
     name: str  # general.name
     n_embd: int
     n_ctx_train: int  # context_length, or what an override of RoPE scaling makes of it
-    rms_eps: float
+    rms_eps: float  # of its norms, RMS norms or layer norms
     n_layer: int  # block_count - nextn_predict_layers: the trunk's layers
     n_layer_nextn: int  # nextn_predict_layers
+    has_layer_norms: bool = False  # layer norms stand in for RMS norms (S117)
+    logit_scale: float = 0.0  # what logits are multiplied with (S118); 0: nothing
 
 
 def read_model_config(v: Values, *, is_assistant: bool = False) -> ModelConfig:
@@ -398,14 +402,17 @@ def read_model_config(v: Values, *, is_assistant: bool = False) -> ModelConfig:
     """
     n_block = v["n_block"]
     n_nextn = v.meta.u32("nextn_predict_layers", 0, low=0, high=n_block - (not is_assistant))
+    has_layer_norms = "norm_eps" in list(v) and not v["rms_eps"]
     return ModelConfig(
         arch=v.meta.arch,
         name=str(v.meta.kv.get("general.name", "")),
         n_embd=v["n_embd"],
         n_ctx_train=_n_ctx_train(v.meta),
-        rms_eps=v["rms_eps"],
+        rms_eps=v["norm_eps"] if has_layer_norms else v["rms_eps"],
         n_layer=n_block - n_nextn,
         n_layer_nextn=n_nextn,
+        has_layer_norms=has_layer_norms,
+        logit_scale=v["logit_scale"] if "logit_scale" in list(v) else 0.0,
     )
 
 

@@ -24,11 +24,12 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "heads": ("each", "first"),
     "chain_end": ("cap", "reuse"),
     "catch_up": ("target", "chain"),
+    "chain_row": ("last", "first"),
 }
 # Fields that the architecture decides unless they are set.
 BY_ARCHITECTURE = ("hidden", "chain")
 # Fields that only a model with several heads can show.
-OF_CHAINS = ("heads", "chain_end", "catch_up")
+OF_CHAINS = ("heads", "chain_end", "catch_up", "chain_row")
 
 
 def _legal(name: str) -> tuple[str | int, ...]:
@@ -60,6 +61,8 @@ class MtpContract:
     chain_end   behind the last head of a chain: `cap` (the draft ends: llama.cpp) or `reuse` (it runs again)
     catch_up    the rows that a further head of a chain catches up with: those of the `target` (llama.cpp), or, along
                 the `chain`, those of the head before it
+    chain_row   the row that a head of a chain hands on: its `last`, of the token that it drafted after, or its `first`,
+                of the draft's opening token (llama.cpp on hy_v3 with several heads)
     Errors      SettingError for a value that a field does not have
     """
 
@@ -75,6 +78,7 @@ class MtpContract:
     heads: str = "each"
     chain_end: str = "cap"
     catch_up: str = "target"
+    chain_row: str = "last"
 
     def __post_init__(self) -> None:
         for name in CHOICES:

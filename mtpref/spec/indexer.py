@@ -29,11 +29,11 @@ class Selection(NamedTuple):
     gap: F32
 
 
-def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
-    """S60. Layer norm over the last axis, with a bias.
+def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
+    """S60. Layer norm over the last axis, with a bias or without one.
 
     Formula  (d * scale) * weight + bias, d = x - mean, scale = 1 / sqrt(sum(d^2) / n + eps)
-    Shapes   x: (..., n), weight, bias: (n,) -> (..., n)
+    Shapes   x: (..., n), weight, bias: (n,) -> (..., n); bias None: nothing is added
     Dtypes   mean and scale in float64 with the lane order's sums, each rounded once to float32; d, both products and
              the sum float32
     Errors   none; where eps is 0, a row of equal values gives NaN, as it does in llama.cpp
@@ -44,7 +44,8 @@ def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
     d = x - mean[..., None]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         scale = rsqrt64(lane_sum_products(d, d) / n + np.float64(np.float32(eps))).astype(np.float32)
-        return d * scale[..., None] * weight + bias
+        y = d * scale[..., None] * weight
+    return y if bias is None else y + bias
 
 
 @lru_cache(maxsize=8)

@@ -165,6 +165,10 @@ class ChainHead(Protocol):
     def __call__(self, step: int, n_heads: int, contract: MtpContract, /) -> int | None: ...
 
 
+class ChainRow(Protocol):
+    def __call__(self, rows: F32, contract: MtpContract, /) -> F32: ...
+
+
 class ChainInput(Protocol):
     def __call__(
         self, ids: Sequence[int], hidden: F32, token: int, row: F32, chained: bool, /
@@ -208,5 +212,6 @@ class StepEntries(TypedDict, total=False):
     choose_plane: ChoosePlane
     trim_mtp: TrimMtp
     chain_head: ChainHead
+    chain_row: ChainRow
     chain_input: ChainInput
     catch_up_rows: CatchUpRows

@@ -151,6 +151,15 @@ def is_chain(n_heads: int, contract: MtpContract) -> bool:
     return n_heads > 1 and contract.heads == "each"
 
 
+def chain_row(rows: F32, contract: MtpContract) -> F32:
+    """S99. The row that a head hands on to the next draft step: its last one, from which it drafted.
+
+    Rule     with `chain_row` first its first one, of the draft's opening token. A head that is no chain has one row
+    Shapes   rows: (n, n_hidden), of the tokens that this step ran over -> (1, n_hidden)
+    """
+    return rows[-1:] if contract.chain_row == "last" else rows[:1]
+
+
 def chain_input(ids: Sequence[int], hidden: F32, token: int, row: F32, chained: bool) -> tuple[list[int], F32]:
     """S99. What the next draft step is given: of a chain the whole draft so far and its rows, with the new token and
     the row of the head that drafted it behind them; else these two alone (S34).
@@ -205,5 +214,6 @@ class Steps:
     emitted: step_types.Emitted = emitted  # S40
     ends_text: step_types.EndsText = ends_text  # S40
     chain_head: step_types.ChainHead = chain_head  # S99
+    chain_row: step_types.ChainRow = chain_row  # S99
     chain_input: step_types.ChainInput = chain_input  # S99
     catch_up_rows: step_types.CatchUpRows = catch_up_rows  # S99

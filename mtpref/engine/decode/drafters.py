@@ -117,8 +117,8 @@ class MtpDrafter(HeadDrafter):
                 self.statistics.count_head(step, head)
             if not drafted.steps[-1].is_taken:
                 break
-            token, row = drafted.ids[-1], steps.chain_hidden(out, contract)[-1:]
-            ids, hidden = steps.chain_input(ids, hidden, token, row, chained)
+            row = steps.chain_row(steps.chain_hidden(out, contract), contract)
+            ids, hidden = steps.chain_input(ids, hidden, drafted.ids[-1], row, chained)
         steps.trim_mtp(state, pos0)
         return drafted
 
@@ -127,6 +127,12 @@ def most_drafted(model: Model, n_max: int) -> int:
     """The longest draft that the model's heads can make of so many tokens that are asked for (S99)."""
     recipe, n_heads = model.recipe, len(model.heads)
     return next((i for i in range(n_max) if recipe.steps.chain_head(i, n_heads, recipe.contract) is None), n_max)
+
+
+def n_in_chain(model: Model) -> int:
+    """Heads of a chain, each of which drafts a token of its own (S99); 0: every step is the one head's."""
+    n = len(model.heads)
+    return n if is_chain(n, model.recipe.contract) else 0
 
 
 def notes_of(model: Model, n_max: int) -> list[str]:

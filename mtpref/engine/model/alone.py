@@ -22,12 +22,12 @@ def load_alone(path: str | Path, recipe: Recipe | None = None) -> Model:
     embeddings, which are no hidden rows.
     Errors   MtprefError as `load`; for a file without a head
     """
-    recipe = recipe or make_recipe()
     file = open_gguf(path)
     meta = Metadata(file.kv, file.label)
     arch = find_architecture(meta)
     values = arch.values(meta)
     config = read_model_config(values)
+    recipe = (recipe or make_recipe()).normed_as(config)
     finder = TensorFinder(file)
     info = file.tensors.get(TOKEN_EMBD)
     if info is None or len(info.shape) != 2:

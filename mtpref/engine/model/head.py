@@ -275,8 +275,9 @@ def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
     if config.n_layer != own.n_layer:
         what = f"the number of trunk layers ({arch}.block_count - {arch}.nextn_predict_layers)"
         raise differs(what, config.n_layer, own.n_layer)
-    if config.rms_eps != own.rms_eps:
-        raise differs(f"key {arch}.attention.layer_norm_rms_epsilon", config.rms_eps, own.rms_eps)
+    if (config.has_layer_norms, config.rms_eps) != (own.has_layer_norms, own.rms_eps):
+        key = "layer_norm_epsilon" if own.has_layer_norms else "layer_norm_rms_epsilon"
+        raise differs(f"key {arch}.attention.{key}", config.rms_eps, own.rms_eps)
     _check_rope(trunk, values, differs)
     _check_vocabulary(trunk, file, differs)
 

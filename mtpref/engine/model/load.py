@@ -71,7 +71,6 @@ def load(
                     that does not belong to it
     """
     check_arguments(load, locals())
-    recipe = recipe or make_recipe()
     file = open_gguf(path)
     what = describe_kind(file) or (HEAD_ONLY if is_head_only(file) else None)
     if what is not None:
@@ -83,6 +82,7 @@ def load(
     values = arch.values(meta)
     values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
     config, notes = _probed(file, arch, read_model_config(values))
+    recipe = (recipe or make_recipe()).normed_as(config)
     _check_declared(file, config)
     blocks = arch.layers.blocks(meta, config.n_layer, frozenset(file.tensors))
     layers = tuple(read_layer(block, values.at(il)) for il, block in enumerate(blocks))

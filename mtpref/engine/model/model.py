@@ -26,6 +26,7 @@ from mtpref.spec.indexer import Selection
 from mtpref.spec.kinds import Around, LayerKind, Span
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, discard
+from mtpref.spec.ops.compose import scaled_head
 from mtpref.spec.state import LayerState, ModelState, Positions, StateSpec
 from mtpref.spec.steps import Hidden
 
@@ -300,7 +301,7 @@ class Model:
     def trunk_logits(self, post: F32) -> F32:
         """The trunk's logits of normed rows."""
         ops = self.recipe.ops
-        logits = ops.head(ops, self.weights.output, post, None)
+        logits = scaled_head(ops, self.weights.output, post, None, self.config.logit_scale)
         return logits if self.arch.ends is None else self.arch.ends.logits(ops, logits, self.ends_cfg)
 
     def mtp(
@@ -357,7 +358,8 @@ class Model:
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
         if n_logits:
-            logits = ops.head(ops, mw.shared_head_head, post[len(tokens) - n_logits :], n_draft_vocab)
+            last_rows, scale = post[len(tokens) - n_logits :], self.config.logit_scale
+            logits = scaled_head(ops, mw.shared_head_head, last_rows, n_draft_vocab, scale)
             tap("mtp_result_output", logits)
         if self.is_checked and not is_finite(post, logits):
             again = partial(_mtp_again, self, tokens, hidden, head, n_logits)

@@ -178,7 +178,7 @@ class ForcedDrafter(Drafter):
                 seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
             is_rerouted |= any(gap < self.near_gap for gap in out.gaps)
             self.seen.append(replace(seen, is_rerouted=is_rerouted))
-            own_row = steps.chain_hidden(out.hidden, contract)[-1:]
+            own_row = steps.chain_row(steps.chain_hidden(out.hidden, contract), contract)
             ids, hidden = steps.chain_input(ids, hidden, drafted, own_row, chained)
         steps.trim_mtp(state, pos0)
 

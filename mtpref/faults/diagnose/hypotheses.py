@@ -150,8 +150,8 @@ def shares_trunk(model: Model, base: Model) -> bool:
 
 
 # What a pass over a prompt goes by, beside operations and weights.
-PASS_STEPS = ("target_hidden", "pair_hidden", "mtp_embedding", "mtp_positions", "place_mtp")
-PASS_FIELDS = ("hidden", "concat", "first", "pos_offset")
+PASS_STEPS = ("target_hidden", "pair_hidden", "mtp_embedding", "mtp_positions", "place_mtp", "catch_up_rows")
+PASS_FIELDS = ("hidden", "concat", "first", "pos_offset", "catch_up")
 
 
 def shares_pass(model: Model, base: Model) -> bool:

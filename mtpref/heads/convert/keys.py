@@ -17,13 +17,14 @@ Keys = list[tuple[str, Any, str]]
 FIRST = (
     "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
     "attention.head_count_kv", "rope.freq_base", "rope.freq_base_swa", "attention.layer_norm_rms_epsilon",
+    "attention.layer_norm_epsilon",
     "expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count", "expert_gating_func",
     "attention.key_length", "attention.value_length",
 )  # fmt: skip
 FILE_TYPE = "general.file_type"
 # Written there only where config.json names it; converters of single architectures write it later.
 WIDTHS = ("attention.key_length", "attention.value_length")
-GATING, GATING_FIELD = "expert_gating_func", "scoring_func"
+GATING = "expert_gating_func"
 # rope_parameters key -> GGUF key of YaRN's own settings
 _YARN = (
     (("extrapolation_factor",), "rope.scaling.yarn_ext_factor"),
@@ -43,7 +44,7 @@ def hyper_parameters(config: TextConfig, n_mtp: int, file_type: int) -> Keys:
     by_key = {hyper.key: hyper for hyper in sheet.hypers}
     keys: Keys = []
     is_late = sheet.hf is not None and config.name in sheet.hf.without_head_dim and "head_dim" not in found
-    late = {GATING: GATING_FIELD not in found} | dict.fromkeys(WIDTHS, is_late)
+    late = {GATING: sheet.hf is None or sheet.hf.gating_field not in found} | dict.fromkeys(WIDTHS, is_late)
     late |= dict.fromkeys(sheet.hf.late if sheet.hf else (), True)
     first = [key for key in FIRST if not late.get(key)]
     for key in first:
@@ -77,10 +78,9 @@ def _written(hyper: Hyper, found: Mapping[str, Any], n_mtp: int) -> Keys:
 
 def _kind(kind: str, value: Any) -> str:
     """The kind of a key that may be an array with an item for each block."""
-    if not kind.endswith("/layer"):
-        return kind
-    if not isinstance(value, list):
-        return kind.removesuffix("/layer")
+    base, _, is_each = kind.partition("/")
+    if not is_each or not isinstance(value, list):
+        return base
     return "arr:f32" if kind == "f32/layer" else "arr:bool" if all(isinstance(x, bool) for x in value) else "arr:i32"
 
 

@@ -53,6 +53,12 @@ class TextConfig:
         counts |= {"n_layer": self.n_layer, "n_vocab": self.vocab_size, "n_embd_head": self.found["n_embd_head"]}
         return {name: value for name, value in counts.items() if value is not None}
 
+    def values_at(self, il: int) -> dict[str, int]:
+        """`values`, each as block il has it, which may be a head's."""
+        found = {**self.found, "n_written_heads": max(0, il - self.n_layer + 1)}
+        counts = {h.name: h.of_checkpoint(found) for h in self.sheet.hypers if h.type.startswith("u32")}
+        return self.values | {name: x[il] for name, x in counts.items() if isinstance(x, list) and il < len(x)}
+
 
 Size = Annotated[int, Within(1, MAX_COUNT)]
 Count = Annotated[int, Within(0, MAX_COUNT)]
@@ -102,6 +108,10 @@ class _Fields:
     max_position_embeddings: Annotated[int, Within(0, U32)] | None = None
     head_dim: Count | None = None
     rms_norm_eps: Positive | None = None
+    layer_norm_eps: Positive | None = None
+    logit_scale: Annotated[float, Within(-1e6, 1e6)] | None = None
+    expert_selection_fn: Literal["sigmoid", "softmax"] | None = None
+    prefix_dense_intermediate_size: Size | None = None
     full_attention_interval: Count | None = None
     vocab_size: Count | None = None
     layer_types: list[Literal["linear_attention", "full_attention"]] | None = None

@@ -205,7 +205,7 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
             text = str(error).removeprefix(f"{_SOURCE}: ").removesuffix("; try: mtpref inspect FILE")
             key = next((word for word in text.split() if word.startswith(f"{sheet.name}.")), text)
             short = key.removeprefix(f"{sheet.name}.")
-            by_layer = {hyper.key for hyper in sheet.hypers if hyper.type.endswith("/layer")}
+            by_layer = {hyper.key for hyper in sheet.hypers if "/" in hyper.type}
             # A number for each block where the sheet knows of one: a file may have that.
             is_list = short in sheet.per_block - by_layer and meta.is_array(short)
             if key not in told and not is_list:

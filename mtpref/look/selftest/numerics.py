@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mtpref import kernels
 from mtpref.engine.decode import Decoder, Options
 from mtpref.engine.model import Model
+from mtpref.engine.recipe import Recipe
 from mtpref.look.selftest.bench import Bench, Failed, Skipped, n_different
 from mtpref.spec.ops import OpEntries, spec_ops
 from mtpref.spec.ops.table import FINE
@@ -31,7 +32,8 @@ def kernels_equal_spec(bench: Bench) -> str:
     if not kernels.available():
         raise Skipped("NUMBA_DISABLE_JIT is set: only the specification runs")
     seen = Comparison(bench.size.n_rows)
-    ops, reference = bench.model.recipe.ops, spec_ops(bench.model.recipe.numerics)
+    ops, numerics = bench.model.recipe.ops, bench.model.recipe.numerics
+    reference = Recipe(numerics, spec_ops(numerics)).normed_as(bench.model.config).ops
     twins = {name: seen.both(name, getattr(ops, name), getattr(reference, name)) for name in FINE}
     model = replace(bench.model, recipe=bench.model.recipe.with_ops(**cast(OpEntries, twins)))
     n = min(6, len(bench.prompt))

@@ -28,22 +28,26 @@ class HeadChains:
         self.model, self.state, self.is_unprimed = model, state, is_unprimed
         self.positions, self.depth = positions, 0
         self._ids, self._rows = ids[:, None], rows[:, None]
+        self._handed: F32 | None = None  # what the step before hands on
 
     def keep(self, rows: Ints) -> None:
         """Go on with these drafts alone."""
         self.positions, self._ids, self._rows = self.positions[rows], self._ids[rows], self._rows[rows]
+        self._handed = None if self._handed is None else self._handed[rows]
 
     def step(self, ids: Ints, rows: Hidden) -> Hidden:
         """The next step of each: its last drafted id, and the rows of the head that drafted it."""
         recipe = self.model.recipe
+        steps, contract = recipe.steps, recipe.contract
         self.depth += 1
-        own = recipe.steps.chain_hidden(rows, recipe.contract)
+        own = steps.chain_hidden(rows, contract) if self._handed is None else self._handed
         self._ids = np.concatenate([self._ids, ids[:, None]], axis=1)
         self._rows = np.concatenate([self._rows, own[:, None]], axis=1)
-        head = recipe.steps.chain_head(self.depth, len(self.model.heads), recipe.contract)
+        head = steps.chain_head(self.depth, len(self.model.heads), contract)
         if head is None:
             raise ValueError(f"a draft of {self.depth + 1} tokens, {len(self.model.heads)} heads")
         found = [self._run(i, head) for i in range(len(self.positions))]
+        self._handed = np.concatenate([steps.chain_row(steps.chain_hidden(one, contract), contract) for one in found])
         return Hidden(np.concatenate([one.pre[-1:] for one in found]), np.concatenate([one.post[-1:] for one in found]))
 
     def _run(self, i: int, head: int) -> Hidden:

@@ -21,6 +21,7 @@ from mtpref.engine.model.finite import is_finite, not_finite
 from mtpref.measure.probe.chain import HeadChains
 from mtpref.spec.kinds import LayerKind, Span
 from mtpref.spec.ops import LayerTap, LayerWeights
+from mtpref.spec.ops.compose import scaled_head
 from mtpref.spec.state import LayerState, ModelState
 from mtpref.spec.steps import Batch, Hidden, is_chain
 
@@ -192,7 +193,9 @@ def tiles(model: Model, output: Any, post: F32) -> Iterator[tuple[int, F32]]:
     n = max(1, LOGIT_BYTES // (4 * output.n_out))
     for first in range(0, len(post), n):
         rows = post[first : first + n]
-        logits = model.trunk_logits(rows) if own is None else ops.head(ops, output, rows, None)
+        logits = (
+            model.trunk_logits(rows) if own is None else scaled_head(ops, output, rows, None, model.config.logit_scale)
+        )
         if model.is_checked and not is_finite(logits):
             raise not_finite(model, f"logits of {output.name}", lambda tap: None, iter([(output.name, output)]))
         yield first, logits

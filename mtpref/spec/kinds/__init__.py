@@ -19,7 +19,7 @@ from mtpref.spec.kinds.indexed import (
 from mtpref.spec.kinds.kind import F32, INPUT, Cells, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.limited import LIMITED_FFN, LIMITED_MOE_FFN
-from mtpref.spec.kinds.moe_ffn import MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
+from mtpref.spec.kinds.moe_ffn import AVERAGED_MOE_FFN, MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
 from mtpref.spec.kinds.residual import (
     FFN,
     LAYER_INPUT,
@@ -27,6 +27,7 @@ from mtpref.spec.kinds.residual import (
     Around,
     HyperConnected,
     NormedBehind,
+    Parallel,
     Part,
     Residual,
     Sequential,
@@ -41,6 +42,7 @@ from mtpref.spec.kinds.unscaled import (
     UNSCALED_ATTENTION,
     UNSCALED_WINDOW,
 )
+from mtpref.spec.kinds.unturned import TURNED_ATTENTION, TURNED_HEAD_ATTENTION, UNTURNED_ATTENTION
 from mtpref.spec.kinds.windowed import (
     HALF_ROTARY_ATTENTION,
     HALF_ROTARY_HEAD_ATTENTION,
@@ -50,6 +52,7 @@ from mtpref.spec.kinds.windowed import (
 
 __all__ = [
     "ATTENTION",
+    "AVERAGED_MOE_FFN",
     "CLAMPED_MOE_FFN",
     "COMPRESSED_ATTENTION",
     "DENSE_BESIDE_EXPERTS",
@@ -82,8 +85,11 @@ __all__ = [
     "TARGET_ATTENTION",
     "TARGET_WINDOW",
     "TEXT_ATTENTION",
+    "TURNED_ATTENTION",
+    "TURNED_HEAD_ATTENTION",
     "UNSCALED_ATTENTION",
     "UNSCALED_WINDOW",
+    "UNTURNED_ATTENTION",
     "WHOLE_ROTARY_ATTENTION",
     "WINDOWED_ATTENTION",
     "WINDOWED_HEAD_ATTENTION",
@@ -95,6 +101,7 @@ __all__ = [
     "LayerKind",
     "Made",
     "NormedBehind",
+    "Parallel",
     "Part",
     "Residual",
     "Sequential",

@@ -1,5 +1,7 @@
 """The experts' network kind. Its numerics are mtpref/spec/ops/compose_moe.py:moe_ffn (S6, S18, S41 to S48)."""
 
+from dataclasses import replace
+
 from mtpref import spec
 from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.spec.config import MoeConfig, Values
@@ -48,6 +50,10 @@ def _by_keys(v: Values) -> MoeConfig:
             "2 (sigmoid): others are not supported"
         )
     return _configured(v, _GATINGS.get(func, "sigmoid"), v["expert_weights_norm"], v["expert_weights_scale"])
+
+
+def _averaged(v: Values) -> MoeConfig:
+    return replace(_by_keys(v), sum_scale=0.5)
 
 
 def _forward(w: LayerWeights, cfg: MoeConfig, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
@@ -128,9 +134,18 @@ GRAPH = {
     ),
     "ffn_out": Made(("ffn_moe_out", "ffn_shexp_gated"), "sum of the experts' and the shared expert's, if there is one"),
 }
+_MEAN = GRAPH | {
+    "ffn_out": Made(
+        ("ffn_moe_out", "ffn_shexp_gated"),
+        "half the sum of the experts' and the shared expert's, if there is one, else the experts'",
+        (spec.scaled_output,),
+    )
+}
 # Probabilities by softmax, weights always normalised, whatever the keys say.
 SOFTMAX_MOE_FFN = LayerKind("moe_ffn", _softmax, no_state, _forward, GRAPH)
 # As the keys say: sigmoid and not normalised where they say nothing.
 MOE_FFN = LayerKind("moe_ffn", _by_keys, no_state, _forward, GRAPH)
+# The same, and the mean of the experts' and the shared expert's results in place of their sum.
+AVERAGED_MOE_FFN = LayerKind("moe_ffn", _averaged, no_state, _forward, _MEAN)
 # Probabilities by sigmoid, weights always normalised and never scaled, whatever the keys say.
 SIGMOID_MOE_FFN = LayerKind("moe_ffn", _sigmoid, no_state, _forward, GRAPH)

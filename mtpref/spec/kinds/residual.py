@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from mtpref.spec import geglu, read_streams, rms_norm, write_streams
+from mtpref.spec import geglu, layer_norm, read_streams, rms_norm, write_streams
 from mtpref.spec.config import StreamsConfig, Values
 from mtpref.spec.kinds.kind import F32, Graph, Made
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
@@ -71,6 +71,36 @@ class Sequential:
         "l_out": Made((FFN, "attn_residual"), "sum"),
     }
     feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_post_norm")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """S119. x = (ffn(h) + x) + mixer(h), h = norm(x): both parts read the same normed rows.
+
+    Rule     the network's result is added first, then the mixer's: the order of llama.cpp's graph
+    """
+
+    block_norm: str
+
+    def __call__(self, x: F32, around: Around, mixer: Part, ffn: Part, tap: LayerTap) -> F32:
+        h = around.norm(self.block_norm, x)
+        tap("attn_norm", h)
+        mixed = mixer(h)
+        x = (ffn(h) + x) + mixed
+        tap("post_ffn", x)
+        tap("l_out", x)
+        return x
+
+    graph: ClassVar[Graph] = {
+        "attn_norm": Made(
+            (LAYER_INPUT,),
+            "layer_norm, or rms_norm as the model has it, with blk.{i}.attn_norm.weight",
+            (layer_norm, rms_norm),
+        ),
+        "post_ffn": Made((MIXER, FFN, LAYER_INPUT), "sum"),
+        "l_out": Made((MIXER, FFN, LAYER_INPUT), "sum"),
+    }
+    feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_norm")
 
 
 @dataclass(frozen=True)

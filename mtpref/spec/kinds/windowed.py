@@ -21,11 +21,14 @@ from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, StateSpec
 
 FACTORS = "rope_freqs.weight"
+_STILL = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)  # of layers that do not turn
 
 
-def _configure(v: Values, full_share: int) -> WindowedConfig:
+def configure(v: Values, full_share: int = 1) -> WindowedConfig:
     """Of the file's keys. full_share: a layer without a window turns one dimension of so many that the key says
 
+    Rule     layers with a window have a base of their own where the architecture has a key for it, and are then not
+             scaled
     Errors   MtprefError for counts that contradict each other
     """
     n_head, n_head_kv, n_key, n_value = (v[name] for name in ("n_head", "n_head_kv", "n_embd_head", "n_embd_head_v"))
@@ -48,8 +51,9 @@ def _configure(v: Values, full_share: int) -> WindowedConfig:
             f"{label}.rope.dimension_count makes {n_rot} turned dimensions {where}, expected an even count of at most "
             f"{n_key} = attention.key_length; try: mtpref inspect FILE"
         )
-    freq_base = v["freq_base_windowed"] if is_windowed else v["freq_base"]
-    if not is_windowed and v.meta.rope.freq_base is not None:
+    has_own_base = is_windowed and "freq_base_windowed" in list(v)
+    freq_base = v["freq_base_windowed"] if has_own_base else v["freq_base"]
+    if not has_own_base and v.meta.rope.freq_base is not None:
         freq_base = v.meta.rope.freq_base
     scaling = read_rope_scaling(v.meta, freq_base)
     return WindowedConfig(
@@ -63,8 +67,7 @@ def _configure(v: Values, full_share: int) -> WindowedConfig:
         freq_base=freq_base,
         rms_eps=v["rms_eps"],
         value_scale=v["value_scale"] if "value_scale" in list(v) else 0.0,
-        # llama.cpp scales the frequencies of layers without a window alone.
-        rope_scaling=replace(scaling, freq_scale=1.0) if is_windowed else scaling,
+        rope_scaling=replace(scaling, freq_scale=1.0) if has_own_base else scaling,
     )
 
 
@@ -90,7 +93,9 @@ def _state(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
 def _run(
     w: LayerWeights, cfg: WindowedConfig, x: F32, k: NDArray, v: NDArray, kv_type: str, span: Span, tap: LayerTap
 ) -> F32:
-    table = span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
+    table = (
+        _STILL if not cfg.n_rot else span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
+    )
     return span.ops.windowed_attn_layer(span.ops, w, cfg, x, k, v, kv_type, span.first, table, tap)
 
 
@@ -146,9 +151,9 @@ GRAPH = {
     "attn_output": Made(("attn_gated",)),
     "attn_scaled": Made(("attn_output",), "times attention.value_scale, if there is one", (spec.scaled_output,)),
 }
-WINDOWED_ATTENTION = LayerKind("windowed_attention", partial(_configure, full_share=1), _state, _forward, GRAPH)
+WINDOWED_ATTENTION = LayerKind("windowed_attention", configure, _state, _forward, GRAPH)
 # The same in a head, which keeps every cell.
 WINDOWED_HEAD_ATTENTION = replace(WINDOWED_ATTENTION, state=_cells, forward=_forward_cells)
 # The same where layers without a window turn half of the dimensions that a layer with one turns.
-HALF_ROTARY_ATTENTION = replace(WINDOWED_ATTENTION, configure=partial(_configure, full_share=2))
-HALF_ROTARY_HEAD_ATTENTION = replace(WINDOWED_HEAD_ATTENTION, configure=partial(_configure, full_share=2))
+HALF_ROTARY_ATTENTION = replace(WINDOWED_ATTENTION, configure=partial(configure, full_share=2))
+HALF_ROTARY_HEAD_ATTENTION = replace(WINDOWED_HEAD_ATTENTION, configure=partial(configure, full_share=2))

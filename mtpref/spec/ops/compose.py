@@ -232,3 +232,26 @@ def mtp_norm(ops: Ops, x: F32, weight: F32, eps: float) -> F32:
     Shapes   x: (T, n_embd), weight: (n_embd,) -> (T, n_embd)
     """
     return ops.rms_norm(x, weight, eps)
+
+
+def layer_normed_ops(ops: Ops) -> Ops:
+    """S117. The table that a model with layer norms in place of RMS norms runs on: S60.
+
+    Rule     layer_norm without a bias stands in for rms_norm, in blocks, before and after the MTP block, at the end of
+             the trunk
+    """
+
+    def normed(x: F32, weight: F32, eps: float) -> F32:
+        return ops.layer_norm(x, weight, None, eps)
+
+    return ops.replaced(rms_norm=normed)
+
+
+def scaled_head(ops: Ops, output: Matrix, h: F32, n_rows: int | None, scale: float) -> F32:
+    """S118. Logits of a model that multiplies them with a number of its own. S31, S97.
+
+    Rule     trunk and head alike; a scale of 0 or 1 leaves them as they are. No choice of the greatest turns by it, and
+             every probability does
+    Shapes   as head
+    """
+    return ops.scaled_output(ops.head(ops, output, h, n_rows), scale)

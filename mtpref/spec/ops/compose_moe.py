@@ -93,14 +93,16 @@ def shared_expert(ops: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
 
 
 def moe_ffn(ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap) -> tuple[F32, Routing]:
-    """S48. An experts' network: experts, then the shared expert added last. S48, S48, S48.
+    """S48. An experts' network: experts, then the shared expert added last. S48, S48, S48, S97.
 
+    Rule     where the network has a scale of that sum (a half: the mean of both), it goes over it
     Shapes   x: (T, n_embd), normalised -> (T, n_embd), and what the router chose
     """
     weights, routing = ops.route(ops, w, cfg, x, tap)
     y = ops.experts(ops, w, x, routing, weights, tap)
     tap("ffn_moe_out", y)
     if "ffn_up_shexp.weight" in w:
-        y = y + ops.shared_expert(ops, w, x, tap)
+        shared = ops.shared_expert(ops, w, x, tap)
+        y = ops.scaled_output(y + shared, cfg.sum_scale)
     tap("ffn_out", y)
     return y, routing

@@ -73,10 +73,11 @@ def windowed_attn_layer(
     tap: LayerTap,
 ) -> F32:
     """S98. The mixer of an attention layer whose keys and values differ in width, with what it has of window, sinks,
-    gate and scale: S6, S8, S10, S15, S98, S6, S97, S6, S97.
+    gate and scale: S6, S8, S53, S10, S15, S98, S6, S97, S6, S97.
 
     Rule     norms of q and k (S8), sinks (S95), the heads' gate (S97) where their weights are there; the gate reads the
-             normed rows that q, k and v are made of; the scale stands behind the output projection
+             normed rows that q, k and v are made of; the scale stands behind the output projection. Neighbours are
+             paired (S53) where the layer has it so, else halves (S10); where n_rot is 0 nothing turns
     Shapes   x: (T, n_embd), normalised, from position `first` on; k_cells: (n + T, n_head_kv, D), v_cells: (n + T,
              n_head_kv, D_v), the n cells before the batch, all or the last of them, and room for the batch's, which are
              written here -> (T, n_embd)
@@ -94,7 +95,10 @@ def windowed_attn_layer(
     k = ops.rms_norm(k, w["attn_k_norm.weight"], cfg.rms_eps) if "attn_k_norm.weight" in w else k
     tap("Qcur_normed", q)
     tap("Kcur_normed", k)
-    q, k = ops.rope(q, *rope_cos_sin), ops.rope(k, *rope_cos_sin)
+    if cfg.is_interleaved and cfg.n_rot:
+        q, k = ops.rope_interleaved(q, *rope_cos_sin), ops.rope_interleaved(k, *rope_cos_sin)
+    elif cfg.n_rot:
+        q, k = ops.rope(q, *rope_cos_sin), ops.rope(k, *rope_cos_sin)
     tap("Qcur", q)
     tap("Kcur", k)
 

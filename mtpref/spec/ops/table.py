@@ -195,7 +195,16 @@ PARTS: dict[str, frozenset[str]] = {
     "shared_expert": _SHARED_EXPERT,
     "seen_attention": _SEEN,
     "windowed_attn_layer": _SEEN
-    | {"seen_attention", "mul_mat", "rms_norm", "rope", "store_kv", "head_gate", "scaled_output"},
+    | {
+        "seen_attention",
+        "mul_mat",
+        "rms_norm",
+        "rope",
+        "rope_interleaved",
+        "store_kv",
+        "head_gate",
+        "scaled_output",
+    },
     "unscaled_seen": _UNSCALED_SEEN,
     "cells_of": _CELLS_OF,
     "unscaled_attn_layer": _UNSCALED_SEEN | _CELLS_OF | {"unscaled_seen", "cells_of", "store_kv"},
@@ -221,7 +230,7 @@ PARTS: dict[str, frozenset[str]] = {
     | {"window_input", "compressor", "chosen_rows", "window_attention", "grouped_output"},
     "route_by_token": frozenset({"mul_mat", "expert_probs", "hashed_experts", "expert_weights"}),
     "clamped_experts": frozenset({"mul_mat", "clamped_swiglu", "weigh_experts", "sum_experts"}),
-    "moe_ffn": _ROUTE | _EXPERTS | _SHARED_EXPERT | {"route", "experts", "shared_expert"},
+    "moe_ffn": _ROUTE | _EXPERTS | _SHARED_EXPERT | {"route", "experts", "shared_expert", "scaled_output"},
 }
 
 FINE = tuple(f.name for f in fields(Ops) if f.name not in PARTS and f.name != "composed")

@@ -290,7 +290,7 @@ class ExpandedAttnLayer(Protocol):
 
 
 class LayerNorm(Protocol):
-    def __call__(self, x: F32, weight: F32, bias: F32, eps: float, /) -> F32: ...
+    def __call__(self, x: F32, weight: F32, bias: F32 | None, eps: float, /) -> F32: ...
 
 
 class IndexScores(Protocol):

@@ -1,0 +1,179 @@
+"""Single heads with parts of their own against stock llama.cpp: the recordings in tests/data/llama_cpp/single.
+
+F32 files are followed decision by decision; quantised ones up to where drafts or texts part, as in test_llama_moe.py.
+"""
+
+import hashlib
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mtpref
+from mtpref.base.events import Drafted, Verified
+from mtpref.engine.decode import NEAR_TIE
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
+from mtpref.files.gguf import open_gguf
+from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
+from mtpref.look.llama_cpp.log import Run, read_runs
+from mtpref.spec.ops import spec_ops
+from tests.micro_moe import SINGLE, standard
+from tests.naive import nmse
+from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE, events_of
+
+RECORDINGS = Path(__file__).parent / "data" / "llama_cpp" / "single"
+EXACT = [name for name in SINGLE if name.endswith("-f32")]
+QUANTISED = [name for name in SINGLE if name not in EXACT]
+
+
+def loaded(name: str, recipe=None) -> mtpref.LanguageModel:
+    recipe = recipe or make_recipe("ggml")
+    return mtpref.LanguageModel(load(standard(name), recipe, kv_type="F32", kv_type_draft="F32"))
+
+
+@lru_cache
+def model_of(name: str, numerics: str = "ggml") -> mtpref.LanguageModel:
+    return loaded(name, make_recipe(numerics))
+
+
+@lru_cache
+def runs_of(name: str) -> list[Run]:
+    runs = read_runs(RECORDINGS / f"{name}.log.gz")
+    if hashlib.sha256(standard(name).read_bytes()).hexdigest() != runs[0].header["model_sha256"]:
+        pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py --single again")
+    return runs
+
+
+def compared(model: mtpref.LanguageModel, name: str, runs: list[Run] | None = None) -> Agreement:
+    agreement = Agreement(P_TOLERANCE, NEAR_TIE)
+    for run in runs_of(name) if runs is None else runs:
+        n_predict, n_max, p_min = (float(run.header[key]) for key in ("n_predict", "n_max", "p_min"))
+        where = f"{name} {run.header['prompt']} n {n_max:g} p_min {p_min:g}"
+        compare_rounds(agreement, run.log.rounds, events_of(model, run), int(n_predict), int(n_max), p_min, where)
+        if agreement.mismatches:
+            break
+    return agreement
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_every_candidate_probability_and_decision_equals_llama_cpp(name):
+    agreement = compared(model_of(name), name)
+    print(
+        f"{name}: {agreement.n_candidates} candidates, {agreement.n_rounds} rounds, "
+        f"{agreement.n_near_ties} near ties, greatest p error {agreement.max_p_error:.5f}"
+    )
+    assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
+    assert agreement.n_rounds >= 80
+    assert agreement.n_near_ties == 0
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_models_follow_llama_cpp_up_to_a_rounding_tie(name):
+    errors = []
+    for run in runs_of(name):
+        events = [event for event in events_of(model_of(name), run) if isinstance(event, Drafted | Verified)]
+        for theirs, drafted, verified in zip(run.log.rounds, events[::2], events[1::2], strict=False):
+            for step, own in zip(theirs.steps, drafted.steps, strict=False):
+                errors += [
+                    abs(own.p[i] - c.p) if own.candidates[i] == c.id else 1.0 for i, c in enumerate(step.candidates)
+                ]
+            if drafted.ids != theirs.draft or theirs.emitted != [
+                *drafted.ids[: verified.n_accepted], verified.target_ids[-1]
+            ]:  # fmt: skip
+                break
+    assert len(errors) > 60
+    assert np.median(errors) < 0.005
+
+
+def logits_error(model: mtpref.LanguageModel, name: str) -> float:
+    """NMSE of the trunk's logits against the recorded ones."""
+    with open_gguf(RECORDINGS / f"{name}.results.gguf") as file:
+        ids = file.data("tokens").view(np.int32).tolist()
+        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
+        return nmse(theirs, model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits)
+
+
+@pytest.mark.parametrize("numerics", ["ggml", "exact"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_trunk_logits_equal_llama_cpp(name, numerics):
+    runs_of(name)
+    error = logits_error(model_of(name, numerics), name)
+    print(f"{name} {numerics}: NMSE {error:.1e}")
+    assert error < (NMSE_LIMITS[name.rpartition("-")[2]] if numerics == "ggml" or name.endswith("f32") else 0.03)
+
+
+# WHAT THE RECORDINGS CAN TELL
+
+_OPS = spec_ops("ggml")
+COHERE, RMS, EVERY = (f"micro-cohere2moe-{n}f32" for n in ("", "90-rms-", "30-every-"))
+
+
+def _unscaled(entry):
+    """Scales left out: those of logits (by one number in all of these models) and of the sum of two networks."""
+    return lambda y, scale: y if scale == entry else _OPS.scaled_output(y, scale)
+
+
+TRUNK_MUTANTS = {
+    "RMS norms": (COHERE, {"layer_norm": lambda x, w, b, eps: _OPS.rms_norm(x, w, eps)}),
+    "layer norms": (RMS, {"rms_norm": lambda x, w, eps: _OPS.layer_norm(x, w, None, eps)}),
+    "halves paired": (COHERE, {"rope_interleaved": _OPS.rope}),
+    "logits not scaled": (COHERE, {"scaled_output": _unscaled(0.75)}),
+    "sum for mean": (COHERE, {"scaled_output": _unscaled(0.5)}),
+    "a window of one more": (COHERE, {"window_start": lambda p, n: max(0, p - n)}),
+    "a window of one less": (EVERY, {"window_start": lambda p, n: max(0, p - n + 2)}),
+    "weights normalised": (EVERY, {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, True, s)}),
+    "sigmoid for softmax": (EVERY, {"expert_probs": lambda x, g: _OPS.expert_probs(x, "sigmoid")}),
+    "weights not normalised": (COHERE, {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, False, s)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", TRUNK_MUTANTS)
+def test_the_recordings_tell_another_rule(mutant):
+    name, entries = TRUNK_MUTANTS[mutant]
+    changed = loaded(name, make_recipe("ggml").with_ops(**entries))
+    assert logits_error(changed, name) > 1e-7
+    assert compared(changed, name, runs_of(name)).mismatches
+
+
+def _changed(name, **fields):
+    """The model with other hyper-parameters of its attention layers, in trunk and head."""
+    core = loaded(name).core
+    layers = tuple(replace(one, cfg=replace(one.cfg, **fields)) for one in core.layers)
+    model = replace(core, layers=layers)
+    head = model.heads[0].layer
+    return mtpref.LanguageModel(model.with_head(layer=replace(head, cfg=replace(head.cfg, **fields))))
+
+
+def _in_a_row(x, around, mixer, ffn, tap):
+    x = x + mixer(around.norm("attn_norm.weight", x))
+    return x + ffn(around.norm("attn_norm.weight", x))
+
+
+def _sequential(name):
+    core = loaded(name).core
+    layers = tuple(replace(one, block=replace(one.block, residual=_in_a_row)) for one in core.layers)
+    return mtpref.LanguageModel(replace(core, layers=layers))
+
+
+WIRINGS = {
+    "every layer turns": lambda: _changed(COHERE, n_rot=16),
+    "no layer turns": lambda: _changed(COHERE, n_rot=0),
+    "one after the other": lambda: _sequential(COHERE),
+}
+
+
+@pytest.mark.parametrize("case", WIRINGS)
+def test_the_recordings_tell_another_wiring(case):
+    changed = WIRINGS[case]()
+    assert logits_error(changed, COHERE) > 1e-7
+    assert compared(changed, COHERE).mismatches
+
+
+def test_the_recordings_tell_a_head_that_does_not_turn():
+    model = loaded(COHERE).core
+    head = model.heads[0].layer
+    still = model.with_head(layer=replace(head, cfg=replace(head.cfg, n_rot=0)))
+    assert compared(mtpref.LanguageModel(still), COHERE).mismatches
