@@ -13,6 +13,7 @@ from mtpref.architectures.glm4moe import GLM4MOE
 from mtpref.architectures.glm_dsa import GLM_DSA
 from mtpref.architectures.hy_v3 import HY_V3
 from mtpref.architectures.mimo2 import MIMO2
+from mtpref.architectures.nemotron_h_moe import NEMOTRON_H_MOE
 from mtpref.architectures.names import (
     Place,
     fused_of,
@@ -60,6 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         STEP35,
         MIMO2,
         COHERE2MOE,
+        NEMOTRON_H_MOE,
     )
 }
 

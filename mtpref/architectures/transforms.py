@@ -67,6 +67,8 @@ class Change:
     values, inverse   one operation on values, float32 out, and its way back
     rows, columns     the order along an axis
     squeeze           (n, 1, m) in the checkpoint, (n, m) in GGUF
+    as_column         (n,) in the checkpoint, (n, 1) in GGUF
+    groups            name of a count: (groups * n,) in the checkpoint, (groups, n) in GGUF
     heads             name of a count: (heads * n, m) in the checkpoint, a matrix (n, m) for each head in GGUF
     is_transposed     those matrices are (m, n) in GGUF
     """
@@ -76,6 +78,8 @@ class Change:
     rows: VHeads | None = None
     columns: VHeads | None = None
     squeeze: bool = False
+    as_column: bool = False
+    groups: str = ""
     heads: str = ""
     is_transposed: bool = False
 
@@ -97,6 +101,8 @@ class Change:
         for axis, order in enumerate((self.rows, self.columns)):
             source = order.source(x.shape[axis], values) if order else None
             x = x if source is None else np.take(x, source, axis)
+        x = x.reshape(-1, 1) if self.as_column else x
+        x = x.reshape(values[self.groups], -1) if self.groups else x
         if self.heads:
             x = x.reshape(values[self.heads], -1, x.shape[-1])
             x = x.transpose(0, 2, 1) if self.is_transposed else x
@@ -105,6 +111,7 @@ class Change:
     def from_gguf(self, x: np.ndarray, values: Values) -> np.ndarray:
         """Inverse of to_gguf; exact but for the rounding of norms and of log(exp())."""
         x = x.astype(np.float32)
+        x = x.reshape(-1) if self.as_column or self.groups else x
         if self.heads:
             x = x.transpose(0, 2, 1) if self.is_transposed else x
             x = np.ascontiguousarray(x).reshape(-1, x.shape[-1])

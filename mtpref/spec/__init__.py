@@ -136,6 +136,7 @@ from mtpref.spec.sampling import (
     without_ids,
 )
 from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
+from mtpref.spec.ssm import conv_bias_silu, gated_group_norm, relu_squared, rms_norm_of_groups, ssm_scan
 from mtpref.spec.windowed import (
     cell_attention,
     divided_frequencies,
@@ -177,6 +178,7 @@ __all__ = [
     "check_type",
     "clamped_swiglu",
     "compress_rows",
+    "conv_bias_silu",
     "conv_silu",
     "delta_gates",
     "delta_rule",
@@ -193,6 +195,7 @@ __all__ = [
     "filtered",
     "fixed_probability",
     "fma32",
+    "gated_group_norm",
     "gated_norm",
     "get_rows",
     "group_scores",
@@ -225,9 +228,11 @@ __all__ = [
     "quantize_q8_1",
     "quantize_q8_k",
     "read_streams",
+    "relu_squared",
     "repeat_heads",
     "residual",
     "rms_norm",
+    "rms_norm_of_groups",
     "rope",
     "rope_frequencies",
     "rope_interleaved",
@@ -253,6 +258,7 @@ __all__ = [
     "split_beta_alpha",
     "split_q_gate",
     "split_qkvz",
+    "ssm_scan",
     "store_kv",
     "stream_weights",
     "sum_experts",

@@ -185,9 +185,10 @@ def _between(nets: list[Net], n_rows: int, x: F32, gate_in: Made | None = None) 
 
 def moe_ffn(ops: Any, w: Any, cfg: Any, x: F32, tap: Any, *, wide: bool) -> tuple[F32, Routing]:
     """The bits of `compose_moe.moe_ffn`. Where a tap looks on, or a type has no kernel, the composition runs."""
-    nets = None if tap is not discard else _nets([w[name] for name in _STACKS], wide)
+    is_usual = tap is discard and all(name in w for name in _STACKS) and "ffn_latent_down.weight" not in w
+    nets = _nets([w[name] for name in _STACKS], wide) if is_usual else None
     has_shared = "ffn_up_shexp.weight" in w
-    shared_nets = _nets([w[name] for name in _SHARED], wide) if has_shared else nets
+    shared_nets = _nets([w[name] for name in _SHARED], wide) if has_shared and nets is not None else nets
     if nets is None or shared_nets is None:
         result: tuple[F32, Routing] = ops.composed["moe_ffn"](ops, w, cfg, x, tap)
         return result

@@ -9,6 +9,7 @@ from mtpref.spec.ops import (
     compose_indexer,
     compose_latent,
     compose_moe,
+    compose_ssm,
     compose_streams,
     compose_windowed,
 )
@@ -47,6 +48,7 @@ COMPOSED: CoarseEntries = {
     "clamped_experts": compose_compressed.clamped_experts,
     "seen_attention": compose_windowed.seen_attention,
     "windowed_attn_layer": compose_windowed.windowed_attn_layer,
+    "ssm_layer": compose_ssm.ssm_layer,
 }
 
 
@@ -108,6 +110,10 @@ def spec_ops(numerics: str) -> Ops:
         limited_swiglu=spec.limited_swiglu,
         head_gate=spec.head_gate,
         scaled_output=spec.scaled_output,
+        relu_squared=spec.relu_squared,
+        conv_bias_silu=partial(spec.conv_bias_silu, dot=dot),
+        ssm_scan=partial(spec.ssm_scan, dot=dot),
+        gated_group_norm=spec.gated_group_norm,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -139,5 +145,6 @@ def spec_ops(numerics: str) -> Ops:
         clamped_experts=compose_compressed.clamped_experts,
         seen_attention=compose_windowed.seen_attention,
         windowed_attn_layer=compose_windowed.windowed_attn_layer,
+        ssm_layer=compose_ssm.ssm_layer,
         composed=COMPOSED,
     )

@@ -75,6 +75,10 @@ class Ops:
     limited_swiglu: types.LimitedSwiGlu  # S96
     head_gate: types.HeadGate  # S97
     scaled_output: types.ScaledOutput  # S97
+    relu_squared: types.ReluSquared  # S121
+    conv_bias_silu: types.ConvBiasSilu  # S122
+    ssm_scan: types.SsmScan  # S123
+    gated_group_norm: types.GatedGroupNorm  # S124
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
@@ -106,6 +110,7 @@ class Ops:
     clamped_experts: types.ClampedExperts  # S92
     seen_attention: types.SeenAttention  # S98
     windowed_attn_layer: types.WindowedAttnLayer  # S98
+    ssm_layer: types.SsmLayer  # S125
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -127,7 +132,7 @@ _ROUTE = frozenset(
         "expert_weights",
     }
 )
-_EXPERTS = frozenset({"mul_mat", "swiglu", "weigh_experts", "sum_experts"})
+_EXPERTS = frozenset({"mul_mat", "swiglu", "relu_squared", "weigh_experts", "sum_experts"})
 _LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
 _LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
 _WINDOW_INPUT = frozenset({"mul_mat", "rms_norm", "rope_last"})
@@ -136,7 +141,7 @@ _CHOSEN_ROWS = frozenset({"mul_mat", "rope_last", "n_compressed", "row_scores", 
 _WINDOW_ATTENTION = frozenset({"window_start", "n_compressed", "sink_attention"})
 _GROUPED_OUTPUT = frozenset({"rope_last", "mul_mat"})
 _SEEN = frozenset({"attention", "window_start", "cell_attention"})
-_SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
+_SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "relu_squared", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
     "delta_layer": frozenset(
         {
@@ -191,6 +196,7 @@ PARTS: dict[str, frozenset[str]] = {
         "head_gate",
         "scaled_output",
     },
+    "ssm_layer": frozenset({"mul_mat", "conv_bias_silu", "add_bias", "ssm_scan", "gated_group_norm"}),
     # The parts of its parts, and these.
     "connect": frozenset({"rms_norm", "mul_mat", "stream_weights", "read_streams"}),
     "leave_streams": frozenset({"rms_norm", "mul_mat", "head_weights", "read_streams"}),
