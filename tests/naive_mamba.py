@@ -55,7 +55,9 @@ def attention(weights: Weights, hparams: HParams, il: int, h: Array) -> Array:
     p, n, size = f"blk.{il}.", len(h), int(hparams["attention.key_length"])
     n_head, n_kv = int(hparams["attention.head_count"]), int(hparams["attention.head_count_kv"][il])
     if p + "attn_qkv.weight" in weights:
-        rows = np.split(naive.matmul(weights[p + "attn_qkv.weight"], h), [n_head * size, (n_head + n_kv) * size], axis=1)
+        rows = np.split(
+            naive.matmul(weights[p + "attn_qkv.weight"], h), [n_head * size, (n_head + n_kv) * size], axis=1
+        )
     else:
         rows = [naive.matmul(weights[f"{p}attn_{x}.weight"], h) + weights.get(f"{p}attn_{x}.bias", 0.0) for x in "qkv"]
     q, k, v = (x.reshape(n, -1, size) for x in rows)

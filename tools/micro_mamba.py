@@ -34,7 +34,7 @@ class MambaShape:
     eps       of RMS norms; None: no key, then that of the head's layer norm holds
     """
 
-    pattern: str = "ME*E"
+    pattern: str = "M*EE"
     n_low: int = 32
     n_expert: int = 20
     n_used: int = 3

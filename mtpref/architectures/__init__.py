@@ -13,7 +13,6 @@ from mtpref.architectures.glm4moe import GLM4MOE
 from mtpref.architectures.glm_dsa import GLM_DSA
 from mtpref.architectures.hy_v3 import HY_V3
 from mtpref.architectures.mimo2 import MIMO2
-from mtpref.architectures.nemotron_h_moe import NEMOTRON_H_MOE
 from mtpref.architectures.names import (
     Place,
     fused_of,
@@ -28,6 +27,7 @@ from mtpref.architectures.names import (
     state_to_gguf,
     tensor_of,
 )
+from mtpref.architectures.nemotron_h_moe import NEMOTRON_H_MOE
 from mtpref.architectures.qwen3next import QWEN3NEXT
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.qwen35moe import QWEN35MOE

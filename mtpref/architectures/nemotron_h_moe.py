@@ -20,7 +20,7 @@ from mtpref.architectures.common import (
     n_head_kv,
     root_tensors,
 )
-from mtpref.architectures.dims import ONE, Share
+from mtpref.architectures.dims import ONE, OrElse, Share
 from mtpref.architectures.experts import (
     expert_gating_func,
     expert_weights_norm,
@@ -43,8 +43,8 @@ from mtpref.architectures.sheet import (
     Keys,
     Tensor,
 )
-from mtpref.architectures.transforms import AS_IS, NEGATIVE_EXP, Change
-from mtpref.spec.config import Metadata, Values
+from mtpref.architectures.transforms import AS_IS, NEGATIVE_EXP, Change, Pairs
+from mtpref.spec.config import Metadata
 from mtpref.spec.kinds import NOTHING, PLAIN_MOE_FFN, SSM, STILL_ATTENTION, Sequential, Single
 
 # WHICH LAYER IS WHICH
@@ -70,7 +70,7 @@ def _of_blocks(kind: str, value: str) -> Any:
 
 @dataclass(frozen=True)
 class ByCounts:
-    """A layer without key heads and without a width of its network is `ssm`; without a width `attention`; else `moe`."""
+    """A layer with a width of its network is `moe`; without one, but with key heads, `attention`; else `ssm`."""
 
     ssm: Block
     attention: Block
@@ -121,15 +121,7 @@ n_ff_shexp = Hyper("n_ff_shexp", "expert_shared_feed_forward_length", hf="moe_sh
 n_low = Hyper("n_low", "moe_latent_size", default=0, low=0, hf="moe_latent_size", hf_default=OPTIONAL)
 
 
-@dataclass(frozen=True)
-class _Narrow(Hyper):
-    """The width of the rows that experts work on: the model's own where nothing narrows them."""
-
-    def read(self, meta: Metadata, values: Values) -> int:
-        return int(values["n_low"] or values["n_embd"])
-
-
-n_narrow = _Narrow("n_narrow", "moe_latent_size")
+_narrow = OrElse(n_low, n_embd)  # of the rows that experts work on
 head_norm_eps = Hyper("head_norm_eps", "attention.layer_norm_epsilon", "f32", low=0.0, high=1.0,
                       hf="layer_norm_epsilon", hf_default=1e-5)  # fmt: skip
 _own: dict[str, dict[str, Any]] = {
@@ -139,11 +131,13 @@ _own: dict[str, dict[str, Any]] = {
                   "hf": _of_blocks("attention", "num_key_value_heads"), "hf_fields": ("num_key_value_heads",)},
     "n_head": {"type": "u32/layer"},
     "n_ctx": {"hf": lambda c: 1 << 20},
-    "rms_eps": {"default": lambda v: v["head_norm_eps"], "hf": lambda c: c.get("layer_norm_epsilon", 1e-5)},
-    "n_block": {"hf": lambda c: len(_kinds(c))},
+    "rms_eps": {"default": lambda v: v["head_norm_eps"], "hf": lambda c: None},
     "n_embd_head": {"hf_default": None},
     "n_embd_head_v": {"hf_default": None},
 }  # fmt: skip
+
+_base = [replace(h, **_own.get(h.name, {})) for h in base_hypers]
+_LATE = ("attention.key_length", "attention.value_length")
 
 # TENSORS
 
@@ -165,11 +159,22 @@ _ssm = (
 )  # fmt: skip
 
 
+# Nothing turns, so that the order within a head means nothing; llama.cpp's converter has it all the same.
+_PAIRS = Change(rows=Pairs("n_embd_head"))
+
+
 def _attention(prefix: str) -> tuple[Tensor | Either, ...]:
     """prefix: of the mixer's names in a checkpoint"""
     parts = (("q", _query, "", "Qcur_normed"), ("k", _key, "attn_k", "Kcur_normed"), ("v", _key, "attn_v", "Vcur"))
     apart = tuple(
-        Tensor(f"attn_{x}.weight", (rows, n_embd), f"{prefix}mixer.{x}_proj.weight", role=role, cb=cb)
+        Tensor(
+            f"attn_{x}.weight",
+            (rows, n_embd),
+            f"{prefix}mixer.{x}_proj.weight",
+            _PAIRS if x != "v" else AS_IS,
+            role=role,
+            cb=cb,
+        )
         for x, rows, role, cb in parts
     )
     fused = Tensor("attn_qkv.weight", (_query + 2 * _key, n_embd), role="attn_v", cb="Vcur",
@@ -194,9 +199,9 @@ def _moe(prefix: str) -> tuple[Tensor, ...]:
                group="latent", cb="ffn_moe_up"),
         Tensor("ffn_latent_up.weight", (n_embd, n_low), f"{prefix}mixer.fc2_latent_proj.weight", optional=True,
                group="latent", cb="ffn_out"),
-        Tensor("ffn_up_exps.weight", (n_expert, n_ff_exp, n_narrow), f"{prefix}mixer.experts.{{e}}.up_proj.weight",
+        Tensor("ffn_up_exps.weight", (n_expert, n_ff_exp, _narrow), f"{prefix}mixer.experts.{{e}}.up_proj.weight",
                cb="ffn_moe_up"),
-        Tensor("ffn_down_exps.weight", (n_expert, n_narrow, n_ff_exp), f"{prefix}mixer.experts.{{e}}.down_proj.weight",
+        Tensor("ffn_down_exps.weight", (n_expert, _narrow, n_ff_exp), f"{prefix}mixer.experts.{{e}}.down_proj.weight",
                role="ffn_down", cb="ffn_moe_down"),
         Tensor("ffn_up_shexp.weight", (n_ff_shexp, n_embd), f"{prefix}mixer.shared_experts.up_proj.weight",
                cb="ffn_shexp"),
@@ -241,25 +246,30 @@ _names = {"l_out": "nemotron_h_block_out", "attn_output": "attn_out"}
 NEMOTRON_H_MOE = Architecture(
     name="nemotron_h_moe",
     hypers=(
-        *(replace(h, **_own.get(h.name, {})) for h in base_hypers),
+        *(h for h in _base if h.key not in _LATE),
         head_norm_eps,
         replace(n_expert, hf="n_routed_experts"),
         n_expert_used,
         n_expert_group,
         n_expert_group_used,
         replace(expert_gating_func, hf=lambda c: None),
+        Hyper("n_vocab_key", "vocab_size", default=1, hf="vocab_size"),
+        # Written by the converter, and used by no graph: nothing turns.
+        Hyper("width_of_rope", "rope.dimension_count", default=0, low=0,
+              hf=lambda c: c["hidden_size"] // c["num_attention_heads"]),
         d_conv,
         d_state,
         n_group,
         d_inner,
         n_ssm_head,
+        Hyper("is_finetuned", "rope.scaling.finetuned", "bool", default=False, hf=lambda c: False),
+        *(h for h in _base if h.key in _LATE),
         n_ff_exp,
         n_ff_shexp,
         Hyper("n_expert_shared", "expert_shared_count", default=0, low=0, high=4096, hf="n_shared_experts"),
         replace(expert_weights_norm, hf_default=True),
         expert_weights_scale,
         n_low,
-        n_narrow,
     ),
     tensors=tuple(replace(t, hf=_roots[t.name]) for t in root_tensors(norm=AS_IS)),
     layers=LAYERS,
@@ -271,6 +281,16 @@ NEMOTRON_H_MOE = Architecture(
         head="mtp.layers.",
         head_block="mtp.layers.",
         n_heads="num_nextn_predict_layers",
+        n_layer=lambda c: len(_kinds(c)),
+        heads_after="moe_latent_size",
+        late=_LATE,
+        fixed={
+            "mlp_hidden_act": ("relu2",),
+            "mamba_hidden_act": ("silu",),
+            "use_conv_bias": (True,),
+            "use_bias": (False,),
+            "mlp_bias": (False,),
+        },
     ),
     cb=_names,
     cb_head={"attn_output": "attn_out"},

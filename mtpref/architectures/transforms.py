@@ -6,6 +6,7 @@ takes which:
 * zero-centred norms: GGUF w = HF w + 1;
 * decay: GGUF ``ssm_a`` = -exp(HF ``A_log``);
 * V heads: GGUF tiled order, HF grouped order (only if H_v != H_k);
+* pairs: of each head the rows of its halves in turn, as of Llama;
 * convolution: GGUF (channels, kernel), HF (channels, 1, kernel);
 * matrices of heads: GGUF three dimensions, HF one matrix above the other.
 
@@ -61,6 +62,23 @@ class VHeads:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Rows of queries and keys as llama.cpp's converter lays out Llama's: of each head the halves' rows in turn.
+
+    size   name of the width of a head
+    """
+
+    size: str
+
+    def source(self, size: int, values: Values) -> np.ndarray:
+        """Which row of the checkpoint each row comes from. Errors: MtprefError where heads do not divide the rows"""
+        width = values[self.size]
+        if width % 2 or size % width:
+            raise MtprefError(f"queries or keys: {size} rows, expected heads of {width}, an even number")
+        return np.arange(size).reshape(-1, 2, width // 2).swapaxes(1, 2).reshape(-1)
+
+
+@dataclass(frozen=True)
 class Change:
     """What a conversion does to one tensor.
 
@@ -75,7 +93,7 @@ class Change:
 
     values: Callable[[np.ndarray], np.ndarray] | None = None
     inverse: Callable[[np.ndarray], np.ndarray] | None = None
-    rows: VHeads | None = None
+    rows: VHeads | Pairs | None = None
     columns: VHeads | None = None
     squeeze: bool = False
     as_column: bool = False

@@ -1,11 +1,11 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80 and S94 to S97,
-as docs/spec.md numbers them.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80, S94 to S97
+and S121 to S124, as docs/spec.md numbers them.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
 (S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
 (S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80), windowed (S94 to S97: sinks, gates of
-heads, limits). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the
-same bits.
+heads, limits), ssm (S121 to S124: Mamba-2, networks without a gate). Nothing here has state, reads a file or chooses a
+path. The Numba twins in mtpref/kernels compute the same bits.
 """
 
 from mtpref.spec.arith import (
@@ -135,8 +135,8 @@ from mtpref.spec.sampling import (
     uniform,
     without_ids,
 )
-from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
 from mtpref.spec.ssm import conv_bias_silu, gated_group_norm, relu_squared, rms_norm_of_groups, ssm_scan
+from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
 from mtpref.spec.windowed import (
     cell_attention,
     divided_frequencies,
