@@ -187,7 +187,8 @@ def _between(nets: list[Net], n_rows: int, x: F32, gate_in: Made | None = None) 
 def _stacks_of(w: Any, tap: Any, wide: bool) -> tuple[list[Net], list[Net] | None] | None:
     """The experts' networks and the shared expert's, if there is one; None where a tap looks on, or a type has no
     kernel."""
-    nets = None if tap is not discard else _nets([w[name] for name in _STACKS], wide)
+    is_usual = tap is discard and all(name in w for name in _STACKS) and "ffn_latent_down.weight" not in w
+    nets = _nets([w[name] for name in _STACKS], wide) if is_usual else None
     if nets is None or "ffn_up_shexp.weight" not in w:
         return None if nets is None else (nets, None)
     shared = _nets([w[name] for name in _SHARED], wide)

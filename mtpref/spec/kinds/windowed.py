@@ -21,7 +21,6 @@ from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, StateSpec
 
 FACTORS = "rope_freqs.weight"
-_STILL = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)  # of layers that do not turn
 
 
 def configure(v: Values, full_share: int = 1) -> WindowedConfig:
@@ -93,9 +92,7 @@ def _state(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
 def _run(
     w: LayerWeights, cfg: WindowedConfig, x: F32, k: NDArray, v: NDArray, kv_type: str, span: Span, tap: LayerTap
 ) -> F32:
-    table = (
-        _STILL if not cfg.n_rot else span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
-    )
+    table = span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
     return span.ops.windowed_attn_layer(span.ops, w, cfg, x, k, v, kv_type, span.first, table, tap)
 
 
