@@ -22,6 +22,7 @@ from mtpref.files.identify import (
     HEAD_ONLY,
     LOST_LAYER,
     REDECLARE,
+    check_counts,
     describe_kind,
     head_in_trunk,
     is_head_only,
@@ -68,6 +69,7 @@ def load(
         raise MtprefError(f"{file.label}: this is {what}")
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
+    check_counts(file, arch.name)
     values = arch.values(meta)
     values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
     config, notes = _probed(file, arch, read_model_config(values))
