@@ -42,6 +42,7 @@ from mtpref.spec.indexer import (
     hadamard,
     index_scores,
     layer_norm,
+    rotation_of,
     select_cells,
     selection_gap,
 )
@@ -251,6 +252,7 @@ __all__ = [
     "rope_interleaved",
     "rope_last",
     "rope_table",
+    "rotation_of",
     "round_bf16",
     "round_f16",
     "router_gap",

@@ -33,7 +33,7 @@ from mtpref.engine.model.model import Head, Layer
 from mtpref.engine.weights import MtpWeights, TensorFinder, Weights, take_rows
 from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
 from mtpref.files.gguf import GgufArray, GgufFile, listed, open_gguf, printable
-from mtpref.files.identify import describe_kind, has_trunk
+from mtpref.files.identify import check_counts, describe_kind, has_trunk
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
 from mtpref.spec.kinds import rope_constants, rotary_of
 
@@ -241,6 +241,7 @@ def _head_of_file(trunk: Trunk, path: str | Path) -> LoadedHead:
     arch = ARCHITECTURES.get(str(file.get("general.architecture")))
     if arch is not None and arch.target:
         return _assistant_of_file(trunk, file, arch)
+    check_counts(file, trunk.arch.name)
     values = trunk.arch.values(Metadata(file.kv, file.label, trunk.values.meta.rope))
     check_match(trunk, file, values)
     finder = TensorFinder(file)
