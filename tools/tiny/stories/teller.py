@@ -1,0 +1,222 @@
+"""Turns templates into text: choices, slots, word lists, dialogue, paragraphs.
+
+A template holds
+
+    [a|b|]       one of the alternatives (they nest, one may be empty)
+    {x}, {x.y}   the value or attribute of a slot, given in the call or cast before
+    <list>       a word of that list, none twice in a story
+
+Articles ("a" before a vowel), spaces and capitals at the start of a sentence are put right afterwards.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from .words import LISTS
+
+T = TypeVar("T")
+Node = tuple[str, Any]  # ("text", str), ("choice", alternatives), ("slot", (name, attribute)), ("list", name)
+_PIECE = re.compile(r"[\[\]|]|\{([a-z_]+)(?:\.([A-Za-z_]+))?\}|<([a-z_]+)>|[^\[\]|{<]+")
+_ARTICLE = re.compile(r"\b([Aa]) (?=(?:[aeio]|u(?!n[ai]|se|ku)|[AEIO]|hour|honest)(?!ne\b|nce\b))")
+_SENTENCE = re.compile(r"(^\"?|[.!?] \"?|\.\" )([a-z])")
+
+
+@functools.lru_cache(maxsize=None)
+def parse(template: str) -> tuple[Node, ...]:
+    """A template as nodes; alternatives are tuples of nodes."""
+    # Open choices from the outside in: the alternatives that are done, then the one being read.
+    open_: list[list[list[Node]]] = [[[]]]
+    for match in _PIECE.finditer(template):
+        piece, here = match[0], open_[-1]
+        if piece == "[":
+            open_.append([[]])
+        elif piece == "|":
+            here.append([])
+        elif piece == "]":
+            open_.pop()
+            open_[-1][-1].append(("choice", tuple(tuple(nodes) for nodes in here)))
+        elif match[1]:
+            here[-1].append(("slot", (match[1], match[2])))
+        elif match[3]:
+            here[-1].append(("list", match[3]))
+        else:
+            here[-1].append(("text", piece))
+    if len(open_) != 1 or len(open_[0]) != 1:
+        raise ValueError(f"template {template!r}: brackets do not match")
+    return tuple(open_[0][0])
+
+
+class Teller:
+    """Text of one story in the making. ``rng.random()`` is the only source of chance (its values never change)."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.cast: dict[str, Any] = {}
+        self.paragraphs: list[list[str]] = [[]]
+        self.people: list[Any] = []
+        self._used: set[str] = set()
+        self._last_speakers: list[str] = []
+
+    # Chance ------------------------------------------------------------------------------------------------------
+
+    def pick(self, items: Sequence[T]) -> T:
+        return items[int(self.rng.random() * len(items))]
+
+    def chance(self, share: float) -> bool:
+        return self.rng.random() < share
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """A new order, by Fisher and Yates."""
+        out = list(items)
+        for i in range(len(out) - 1, 0, -1):
+            j = int(self.rng.random() * (i + 1))
+            out[i], out[j] = out[j], out[i]
+        return out
+
+    def fresh(self, items: Sequence[str]) -> str:
+        """An entry that this story has not used yet, where one is left."""
+        for _ in range(12):
+            entry = self.pick(items)
+            if entry not in self._used:
+                break
+        self._used.add(entry)
+        return entry
+
+    # Templates ---------------------------------------------------------------------------------------------------
+
+    def expand(self, template: str, /, **slots: Any) -> str:
+        return "".join(self._parts(parse(template), slots))
+
+    def _parts(self, nodes: Sequence[Node], slots: dict[str, Any]) -> Iterator[str]:
+        for kind, value in nodes:
+            if kind == "text":
+                yield value
+            elif kind == "choice":
+                yield from self._parts(self.pick(value), slots)
+            elif kind == "slot":
+                held = slots[value[0]] if value[0] in slots else self.cast[value[0]]
+                yield str(getattr(held, value[1]) if value[1] else held)
+            else:
+                yield from self._parts(parse(self.fresh(LISTS[value])), slots)
+
+    def tell(self, /, *templates: str, **slots: Any) -> None:
+        """Add a sentence or several: one of the templates, none of them twice in a story."""
+        template = self.fresh(templates) if len(templates) > 1 else templates[0]
+        self._add(self._with_pronoun(self.expand(template, **slots)))
+        self._last_speakers.clear()
+
+    def _with_pronoun(self, text: str) -> str:
+        """He or she for a name that also began the sentence before, where that names nobody else it could be."""
+        before = self.paragraphs[-1][-1] if self.paragraphs[-1] else ""
+        for person in self.people:
+            if not text.startswith(f"{person} ") or self.chance(0.25):
+                continue
+            others = [p for p in self.people if p is not person and p.she == person.she]
+            if before.startswith((f"{person} ", f"{person.He} ")) and not any(str(p) in before for p in others):
+                return person.He + text[len(str(person)) :]
+        return text
+
+    def paragraph(self) -> None:
+        if self.paragraphs[-1]:
+            self.paragraphs.append([])
+
+    def _add(self, text: str) -> None:
+        if len(self.paragraphs[-1]) > 3 and self.chance(0.3):
+            self.paragraph()
+        if text.strip():
+            self.paragraphs[-1].append(text.strip())
+
+    # Dialogue ----------------------------------------------------------------------------------------------------
+
+    def say(self, who: Any, /, *lines: str, mood: str = "", **slots: Any) -> None:
+        """A speech in a paragraph of its own. mood: "", "loud", "soft", "sad"; questions and answers by the text."""
+        line = self.expand(self.fresh(lines) if len(lines) > 1 else lines[0], **slots).strip()
+        answer = bool(self._last_speakers) and self._last_speakers[-1] != str(who)
+        self.paragraph()
+        self._add(self._speech(who, line, mood, answer))
+        self.paragraph()
+        self._last_speakers.append(str(who))
+
+    def _speech(self, who: Any, line: str, mood: str, answer: bool) -> str:
+        end = line[-1]
+        turns = len(set(self._last_speakers[-2:]) | {str(who)}) == 2 and len(self._last_speakers) >= 2
+        roll = self.rng.random()
+        if answer and turns and roll < 0.25:
+            return f'"{line}"'
+        if roll < 0.45:
+            return f'{self.expand(self._beat(mood), who=who)} "{line}"'
+        verb = self._verb(end, mood, answer)
+        adverbs = "loudly" if end == "!" else _ADVERBS[mood]
+        how = self.expand(f" <{adverbs}>", who=who) if self.chance(0.3) else ""
+        if roll < 0.6:
+            return f'{who} {verb}{how}, "{line}"'
+        inner = line[:-1] + "," if end == "." else line
+        first, mark, rest = inner.partition(", ")
+        if roll < 0.75 and mark and 2 <= len(first.split()) <= 6 and len(rest.split()) > 2 and not re.search("[.!?]", first):
+            return f'"{first}," {self._tag(who, verb, how)}, "{rest[:-1] + end if end == "." else rest}"'
+        return f'"{inner}" {self._tag(who, verb, how)}.'
+
+    def _tag(self, who: Any, verb: str, how: str) -> str:
+        return f"{verb} {who}" if self.chance(0.7) and not how and " " not in verb else f"{who} {verb}{how}"
+
+    def _verb(self, end: str, mood: str, answer: bool) -> str:
+        if end == "?":
+            return self.pick(("asked", "asked", "wondered", "wanted to know", "said"))
+        if end == "!":
+            return self.pick(("cried", "called", "shouted", "exclaimed")) if mood != "soft" else "said"
+        if mood == "sad":
+            return self.pick(("sighed", "said", "murmured", "sobbed"))
+        if mood == "soft":
+            return self.pick(("said", "whispered", "murmured", "said"))
+        return self.pick(("answered", "replied", "said")) if answer and self.chance(0.6) else "said"
+
+    def _beat(self, mood: str) -> str:
+        return self.fresh(_BEATS[mood])
+
+    # The whole ---------------------------------------------------------------------------------------------------
+
+    def text(self) -> str:
+        return "\n\n".join(tidy(" ".join(part)) for part in self.paragraphs if part) + "\n"
+
+    def n_words(self) -> int:
+        return sum(len(sentence.split()) for part in self.paragraphs for sentence in part)
+
+
+def tidy(paragraph: str) -> str:
+    """Spaces, articles and capitals."""
+    text = re.sub(r" +", " ", paragraph.strip())
+    text = re.sub(r" ([,.;:!?])", r"\1", text)
+    text = _SENTENCE.sub(lambda match: match[1] + match[2].upper(), text)
+    return _ARTICLE.sub(r"\1n ", text)
+
+
+_ADVERBS = {"": "softly", "loud": "loudly", "soft": "softly", "sad": "sadly"}
+_BEATS = {
+    "": (
+        "{who} nodded.", "{who} thought for a moment.", "{who} scratched {who.his} head.", "{who} smiled.",
+        "{who} shook {who.his} head.", "{who} looked up.", "{who} pointed.", "{who} rubbed {who.his} chin.",
+        "{who} folded {who.his} arms.", "{who} put {who.his} hands in {who.his} pockets.", "{who} leaned closer.",
+        "{who} raised {who.his} eyebrows.", "{who} shrugged.", "{who} took a deep breath.", "{who} counted on {who.his} fingers.",
+        "{who} looked over {who.his} shoulder.", "{who} tilted {who.his} head.", "{who} frowned.",
+        "{who} coughed.", "{who} wiped {who.his} hands.", "{who} tapped {who.his} foot.",
+    ),
+    "loud": (
+        "{who} jumped up and down.", "{who} clapped {who.his} hands.", "{who} waved both arms.", "{who} laughed.",
+        "{who} threw {who.his} cap in the air.", "{who} ran forward.", "{who} spun around.", "{who} beamed.",
+        "{who} opened {who.his} eyes wide.", "{who} stamped {who.his} foot.",
+    ),
+    "soft": (
+        "{who} put a finger to {who.his} lips.", "{who} smiled a little.", "{who} knelt down.", "{who} bent forward.",
+        "{who} looked at {who.his} feet.", "{who} blushed.", "{who} held out a hand.", "{who} lowered {who.his} voice.",
+        "{who} touched {who.his} sleeve.",
+    ),
+    "sad": (
+        "{who} hung {who.his} head.", "{who} wiped away a tear.", "{who} sniffed.", "{who} swallowed hard.",
+        "{who} looked at the ground.", "{who} bit {who.his} lip.", "{who} sighed.", "{who} turned red.",
+    ),
+}  # fmt: skip
