@@ -203,7 +203,7 @@ def stuck_cart(w: World) -> None:
     opening(w, hero)
     cart, how = w.pick(_STUCK)
     cart = w.expand(cart)
-    w.tell("At the bend of the road stood {c}, and it did not move: {how}.", "{h} heard shouting. In the middle of the road stood {c}.", "On the way to school {h} and {f} came upon {c}.", c=cart, how=how)
+    w.tell("At the bend of the road stood {c}, and it did not move.", "{h} heard shouting. In the middle of the road stood {c}.", "On the way to school {h} and {f} came upon {c}.", c=cart, how=how)
     w.tell("After all that {x} {how}.", "Because of the {x} {how}.", x="snow" if w.weather == "snowy" else "rain", how=how)
     w.tell("{e}, the {e.job}, was sitting beside it and said [nothing|words that children do not hear].", "Beside it stood {e}, the {e.job}, and pulled at {e.his} cap.")
     w.say(driver, "It will not move, forward or back.", "And at noon I must be in town!", "I have been here since <number> o'clock.")

@@ -132,9 +132,9 @@ def introduce(w: World, slot: str) -> None:
     """One or two sentences about somebody: trait, work or hobby, what they wear."""
     person: Person = w.cast[slot]
     what = person.man if person.grown else person.child
-    w.tell(*_TRAITS[person.trait], p=person, w=what)
+    w.describe(*_TRAITS[person.trait], p=person, w=what)
     if w.chance(0.4):
-        w.tell(
+        w.describe(
             "{p.He} wore <worn>[| and <worn>].",
             "In {p.his} pocket {p.he} [carried|kept] <treasure>[| and <treasure>].",
             "What {p.he} liked best was <hobby>[| and <hobby>].",
@@ -203,10 +203,10 @@ def walk(w: World, person: Person, where: str) -> None:
 _TALK = (
     (
         ("Do you think it will [rain|change|last]?", "What will the weather do tomorrow?"),
-        ("The swallows are flying [low|high], so it [may rain|will be fine].", "My knee says [rain|sunshine], and it is never wrong.", "Ask the <bird>. It knows."),
+        ("The swallows are flying [low, so it may rain|high, so it will be fine].", "My knee says [rain|sunshine], and it is never wrong.", "Ask the <bird>. It knows."),
     ),
     (
-        ("What did you have for breakfast?", "Are you hungry?", "I could eat a whole cow."),
+        ("What did you have for breakfast?", "Are you hungry?", "What is there to eat?"),
         ("Only <snack>.", "There is <snack> in my bag.", "I always think of <snack> at this hour.", "Not since I had <snack>."),
     ),
     (

@@ -17,10 +17,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from .variety import LOOK_SHARE, LOOKS, NAMED, OPENERS, is_deed, split_synonyms
 from .words import LISTS
 
 T = TypeVar("T")
-Node = tuple[str, Any]  # ("text", str), ("choice", alternatives), ("slot", (name, attribute)), ("list", name)
+Node = tuple[str, Any]  # ("text", str), ("word", synonyms), ("choice", alternatives), ("slot", (name, attribute)), ("list", name)
 _PIECE = re.compile(r"[\[\]|]|\{([a-z_]+)(?:\.([A-Za-z_]+))?\}|<([a-z_]+)>|[^\[\]|{<]+")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?:[aeio]|u(?!n[ai]|se|ku)|[AEIO]|hour|honest)(?!ne\b|nce\b))")
 _SENTENCE = re.compile(r"(^\"?|[.!?] \"?|\.\" )([a-z])")
@@ -45,7 +46,8 @@ def parse(template: str) -> tuple[Node, ...]:
         elif match[3]:
             here[-1].append(("list", match[3]))
         else:
-            here[-1].append(("text", piece))
+            for part in split_synonyms(piece):
+                here[-1].append(("text", part) if isinstance(part, str) else ("word", part))
     if len(open_) != 1 or len(open_[0]) != 1:
         raise ValueError(f"template {template!r}: brackets do not match")
     return tuple(open_[0][0])
@@ -60,6 +62,7 @@ class Teller:
         self.paragraphs: list[list[str]] = [[]]
         self.people: list[Any] = []
         self._used: set[str] = set()
+        self._look: dict[str, str] = {}
         self._last_speakers: list[str] = []
 
     # Chance ------------------------------------------------------------------------------------------------------
@@ -96,6 +99,8 @@ class Teller:
         for kind, value in nodes:
             if kind == "text":
                 yield value
+            elif kind == "word":
+                yield self.pick(value)
             elif kind == "choice":
                 yield from self._parts(self.pick(value), slots)
             elif kind == "slot":
@@ -107,7 +112,12 @@ class Teller:
     def tell(self, /, *templates: str, **slots: Any) -> None:
         """Add a sentence or several: one of the templates, none of them twice in a story."""
         template = self.fresh(templates) if len(templates) > 1 else templates[0]
-        self._add(self._with_pronoun(self.expand(template, **slots)))
+        self._add(self._opened(self._with_pronoun(self.expand(template, **slots))))
+        self._last_speakers.clear()
+
+    def describe(self, /, *templates: str, **slots: Any) -> None:
+        """As ``tell``, for what is so and does not happen now: no word of time stands before it."""
+        self._add(self._with_pronoun(self.expand(self.fresh(templates), **slots)))
         self._last_speakers.clear()
 
     def _with_pronoun(self, text: str) -> str:
@@ -121,6 +131,22 @@ class Teller:
                 return person.He + text[len(str(person)) :]
         return text
 
+    def _opened(self, text: str) -> str:
+        """Now and then a word of time before what somebody did."""
+        person = text.startswith((*(f"{person} " for person in self.people), "He ", "She ", "They "))
+        if not person or not self.paragraphs[-1] or not is_deed(text) or not self.chance(0.3):
+            return text
+        if text.startswith(("He ", "She ", "They ")):
+            text = text[0].lower() + text[1:]
+        return f"{self.fresh(OPENERS)} {text}"
+
+    def _looks(self, match: re.Match[str]) -> str:
+        """A noun with what it is like, if that was settled so."""
+        noun = match[2]
+        if noun not in self._look:
+            self._look[noun] = f"{self.pick(LOOKS[noun])} " if self.chance(LOOK_SHARE) else ""
+        return f"{match[1]} {self._look[noun]}{noun}"
+
     def paragraph(self) -> None:
         if self.paragraphs[-1]:
             self.paragraphs.append([])
@@ -129,7 +155,7 @@ class Teller:
         if len(self.paragraphs[-1]) > 3 and self.chance(0.3):
             self.paragraph()
         if text.strip():
-            self.paragraphs[-1].append(text.strip())
+            self.paragraphs[-1].append(NAMED.sub(self._looks, text.strip()))
 
     # Dialogue ----------------------------------------------------------------------------------------------------
 
