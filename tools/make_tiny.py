@@ -1,9 +1,9 @@
 """Make the tiny trained model from scratch: ``python tools/make_tiny.py -o OUT.gguf --steps 4000``.
 
-Writes stories (tools/tiny/stories), reads the standard library of the running CPython, trains a tokenizer, the trunk and
-then the MTP block, writes a Q8_0 GGUF (and an F32 one with ``--f32``), measures it on held-out text and says which
-criteria it meets (tools/evaluate_tiny.py says the same of a file). Needs torch (``pip install '.[train]'``); everything
-else of mtpref runs without it.
+Writes stories (tools/tiny/stories), reads the standard library of the running CPython, trains a tokenizer, the trunk
+and then the MTP block, writes a Q8_0 GGUF (and an F32 one with ``--f32``), measures it on held-out text and says which
+criteria it meets (tools/evaluate_tiny.py says the same of a file). Needs torch (``pip install '.[train]'``);
+everything else of mtpref runs without it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
     parser.add_argument("--stories", type=int, default=100_000, help="training stories to write (default 100000)")
     parser.add_argument("--float32", action="store_true", help="no bfloat16 products, on CPUs that have them too")
-    parser.add_argument("--eval-prompts", type=int, default=20, help="held-out prompts to judge the text by (default 20)")
+    parser.add_argument(
+        "--eval-prompts", type=int, default=20, help="held-out prompts to judge the text by (default 20)"
+    )
     parser.add_argument("--llama-cpp", type=Path, help="folder of a built llama.cpp, to compare decisions with")
     parser.add_argument("--report", type=Path, help="write the measurements and the data hashes here (JSON)")
     args = parser.parse_args(argv)

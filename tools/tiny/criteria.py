@@ -6,8 +6,10 @@ counted. A file with another numerics than F32 cells is run with F32 cells, as l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import mtpref
 from mtpref.base.events import Verified
@@ -16,7 +18,6 @@ from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
 from mtpref.look.llama_cpp.limits import decision_limits
 from mtpref.look.llama_cpp.programs import Programs
 
-from .evaluate import repeated_4gram_rate
 from .text import held_out_stories
 
 N_PREDICT = 256
@@ -25,9 +26,20 @@ MAX_BYTES = 8_000_000
 CODE_PROMPTS = (
     "def read_lines(path):\n",
     "import os\nimport sys\n\n\ndef main(argv=None):\n",
-    "class Queue:\n    \"\"\"Create a queue object with a given maximum size.\n",
+    'class Queue:\n    """Create a queue object with a given maximum size.\n',
     "    def __init__(self, name, value=None):\n",
 )
+
+
+def repeated_4gram_rate(ids: Sequence[Any]) -> float:
+    """Share of 4-grams that occurred earlier in the same text."""
+    seen: set[tuple[Any, ...]] = set()
+    repeated = 0
+    for i in range(len(ids) - 3):
+        gram = tuple(ids[i : i + 4])
+        repeated += gram in seen
+        seen.add(gram)
+    return repeated / max(1, len(ids) - 3)
 
 
 @dataclass

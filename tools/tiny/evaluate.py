@@ -1,4 +1,4 @@
-"""What is measured on held-out text: losses and agreement of the MTP block, teacher-forced; how far a text repeats itself.
+"""What torch measures on held-out text: losses, and the agreement of the MTP block with the trunk, teacher-forced.
 
 a_s is the share of positions where chain depth s picks the trunk's own argmax, every earlier draft step being
 the text itself.
@@ -6,25 +6,11 @@ the text itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
 from .model import TinyModel
 from .text import Tokens
-
-
-def repeated_4gram_rate(ids: Sequence[Any]) -> float:
-    """Share of 4-grams that occurred earlier in the same text."""
-    seen: set[tuple[Any, ...]] = set()
-    repeated = 0
-    for i in range(len(ids) - 3):
-        gram = tuple(ids[i : i + 4])
-        repeated += gram in seen
-        seen.add(gram)
-    return repeated / max(1, len(ids) - 3)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalise(updates: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Newton-Schulz on a stack (n, rows, cols): singular values are driven towards 1. bfloat16 does, as in the paper."""
+    """Newton-Schulz on a stack (n, rows, cols): singular values are driven towards 1. bfloat16 is enough for it."""
     a, b, c = NEWTON_SCHULZ
     tall = updates.shape[1] > updates.shape[2]
     x = updates.transpose(1, 2) if tall else updates

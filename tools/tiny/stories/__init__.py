@@ -2,7 +2,7 @@
 
 ``story(seed)`` is a text of 150 to 350 words. The number gives the text, on any machine and version of Python
 (``random.Random.random`` never changes). What a story is about, its combination, is its plot, the two names that come
-first and the thing it turns on; one combination in ``HELD_OUT_SHARE`` is held out, and so are the seeds from
+first, and the weather; one combination in ``HELD_OUT_SHARE`` is held out, and so are the seeds from
 ``HELD_OUT_SEED`` on: held-out text has neither seed nor combination in common with training.
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import plots_home, plots_people, plots_roads, plots_weather
-from .scenes import aside, small_talk
 from .world import World
 
 PLOTS = (*plots_weather.PLOTS, *plots_home.PLOTS, *plots_people.PLOTS, *plots_roads.PLOTS)

@@ -11,7 +11,11 @@ def letter(w: World) -> None:
     hero, friend = w.child("h"), w.child("f")
     right, first, second = w.grown_up("e"), w.grown_up("a"), w.grown_up("b")
     opening(w, hero)
-    w.tell("A letter had come, but it was not for {h}.", "Under the door lay a letter in a <colour> envelope.", "{h} found a letter <outside>.")
+    w.tell(
+        "A letter had come, but it was not for {h}.",
+        "Under the door lay a letter in a <colour> envelope.",
+        "{h} found a letter <outside>.",
+    )
     why = w.pick(("rain", "corner", "old", "upside"))
     w.tell(
         {
@@ -23,29 +27,53 @@ def letter(w: World) -> None:
     )
     w.say(friend, "Open it!", "Who is it for?", "Throw it away. Nobody will know.")
     w.say(hero, "It belongs to somebody.", "One does not open other people's letters.", "Somebody is waiting for it.")
-    w.tell("Through the paper one could feel something [flat|hard|round].", "It smelled of <smell>.", "On the back was drawn a <bird>.")
+    w.tell(
+        "Through the paper one could feel something [flat|hard|round].",
+        "It smelled of <smell>.",
+        "On the back was drawn a <bird>.",
+    )
     w.tell("First they asked {a}, the {a.job}, who was <hobby>.", "They went to {a}, the {a.job}, and held it out.")
-    w.say(first, "Not mine. Mine come on <day>.", "Nobody has written to me since {month}.", "I cannot read it without my glasses. Ask {b}.")
-    w.tell("Then they knocked at the door of {b}, the {b.job}.", "{b}, the {b.job}, turned it over and held it against the light.")
+    w.say(
+        first,
+        "Not mine. Mine come on <day>.",
+        "Nobody has written to me since {month}.",
+        "I cannot read it without my glasses. Ask {b}.",
+    )
+    w.tell(
+        "Then they knocked at the door of {b}, the {b.job}.",
+        "{b}, the {b.job}, turned it over and held it against the light.",
+    )
     w.say(
         second,
         "I know that hand. This is for {e}.",
         "That is an E, or I am a <bird>. No, wait. It is for {e}.",
         "{e} used to get letters like this, with a <bird> on the back.",
     )
-    walk(w, hero, w.pick(("to the last house", "up the hill", f"to the other end of {w.village}", "down to the harbour")))
-    w.tell("There <look_of_place>.", "{e} opened the door only a little way.", "It took a long time until there were steps.")
+    walk(
+        w, hero, w.pick(("to the last house", "up the hill", f"to the other end of {w.village}", "down to the harbour"))
+    )
+    w.tell(
+        "There <look_of_place>.",
+        "{e} opened the door only a little way.",
+        "It took a long time until there were steps.",
+    )
     w.say(right, "What do you want?", "A letter? For me? That must be a mistake.", "I buy nothing.")
     w.say(hero, "I think this is yours.", "It came to the wrong house.", "Is that your <bird>?")
-    w.tell("{e} looked at it, and sat down on the step.", "{e}'s hands shook.", "With a kitchen knife {e} slit it open.")
+    w.tell(
+        "{e} looked at it, and sat down on the step.", "{e}'s hands shook.", "With a kitchen knife {e} slit it open."
+    )
     w.tell(
         "It was from {e.his} brother, who had gone to sea <number> years ago. He was coming home.",
         "Out fell a photograph and a key.",
-        "\"My daughter has a baby,\" said {e}, \"and it is called {h} too.\"",
+        '"My daughter has a baby," said {e}, "and it is called {h} too."',
         "It was an invitation to a feast, and the feast was today.",
         "An old friend asked to be forgiven, for something that {e} had forgotten long ago.",
     )
-    w.tell("{e} laughed and cried at the same time.", "{e} read it aloud, and then once more.", "For the first time in years {e} put the good cups on the table.")
+    w.tell(
+        "{e} laughed and cried at the same time.",
+        "{e} read it aloud, and then once more.",
+        "For the first time in years {e} put the good cups on the table.",
+    )
     introduce(w, "e")
     thanks(w, right, hero)
     share_food(w, hero, friend)
@@ -63,29 +91,90 @@ def buried_tin(w: World) -> None:
     w.set_scene(("sunny", "windy", "hot", "foggy"), ("morning", "afternoon"))
     hero, friend, elder = w.child("h"), w.child("f"), w.family("e")
     opening(w, hero)
-    w.tell("In the attic {h} opened an old <furniture> and found a map.", "A map fell out of a book about [ships|birds|kings|islands].", "Behind a loose board in the <room> there was a rolled map.")
-    w.tell("It was yellow, and it smelled of <smell>.", "Somebody had drawn it with a child's hand.", "In one corner stood two letters, {x}.", x=f"{str(elder).split()[-1][0]} and {w.pick('BCDFGHKLMPRSTW')}")
+    w.tell(
+        "In the attic {h} opened an old <furniture> and found a map.",
+        "A map fell out of a book about [ships|birds|kings|islands].",
+        "Behind a loose board in the <room> there was a rolled map.",
+    )
+    w.tell(
+        "It was yellow, and it smelled of <smell>.",
+        "Somebody had drawn it with a child's hand.",
+        "In one corner stood two letters, {x}.",
+        x=f"{str(elder).split()[-1][0]} and {w.pick('BCDFGHKLMPRSTW')}",
+    )
     w.say(friend, "Is that a treasure map?", "Pirates!", "What does the cross mean?")
-    w.say(hero, "Get a spade.", "Only one way to find out.", "It says [twenty|thirty|forty|fifty] steps.", "Here is our house, and here is {village}.")
+    w.say(
+        hero,
+        "Get a spade.",
+        "Only one way to find out.",
+        "It says [twenty|thirty|forty|fifty] steps.",
+        "Here is our house, and here is {village}.",
+    )
     marks = w.shuffled(_MARKS)[:3]
     tree = w.expand("<tree>")
     for i, (mark, sign) in enumerate(marks):
         where = w.expand(mark, tree=tree)
-        w.tell(*(("The first mark was {m}.", "They began at {m}.") if i == 0 else ("From there it was <number> steps to {m}.", "Next came {m}.", "The line on the map led to {m}.", "They had to climb a fence before they reached {m}.")), m=where)
+        w.tell(
+            *(
+                ("The first mark was {m}.", "They began at {m}.")
+                if i == 0
+                else (
+                    "From there it was <number> steps to {m}.",
+                    "Next came {m}.",
+                    "The line on the map led to {m}.",
+                    "They had to climb a fence before they reached {m}.",
+                )
+            ),
+            m=where,
+        )
         w.tell(sign, tree=tree)
         if i == 1:
             small_talk(w, friend, hero)
-    w.tell("At the cross there was nothing but [nettles|grass|clover].", "They stood still. Here it must be.", "\"Dig,\" said {h}.")
-    w.tell("They dug until the hole was as deep as {f}.", "First came earth, then stones, then a very old boot.", "{f} was already giving up when the spade rang.")
+    w.tell(
+        "At the cross there was nothing but [nettles|grass|clover].",
+        "They stood still. Here it must be.",
+        '"Dig," said {h}.',
+    )
+    w.tell(
+        "They dug until the hole was as deep as {f}.",
+        "First came earth, then stones, then a very old boot.",
+        "{f} was already giving up when the spade rang.",
+    )
     w.tell("Clunk! It was a tin box[, brown with rust|].", "There it was, a tin, no bigger than a loaf.")
-    w.tell("In it lay <treasure>, <treasure> and a letter.", "Inside, wrapped in <cloth>, were <treasure> and a letter.", "There was no gold in it. There was <treasure>, and a piece of paper.")
+    w.tell(
+        "In it lay <treasure>, <treasure> and a letter.",
+        "Inside, wrapped in <cloth>, were <treasure> and a letter.",
+        "There was no gold in it. There was <treasure>, and a piece of paper.",
+    )
     w.say(friend, "Read it!", "What does it say?")
-    w.tell("\"Whoever finds this,\" said the letter, \"is my friend. I am ten years old, and today I am moving away.\"", "\"I hide my best things here,\" it said, \"so that they are safe from my brother.\"", "\"Dear finder,\" it said, \"plant an apple tree on this place, for I like apples.\"")
-    w.tell("They ran home and showed it to {e}.", f"At the bottom was a name, and the name was {str(elder).split()[-1]}.", "{e} was sitting <inside> when they put the tin into {e.his} lap.")
-    w.tell("{e} put on {e.his} glasses, read, and was quiet.", "{e} turned it over and over.", "All at once {e} looked like a child.")
-    w.say(elder, "I wrote that. I had forgotten it.", "So you have found me after all these years.", "That was the saddest day, and look what came of it.", mood="soft")
+    w.tell(
+        '"Whoever finds this," said the letter, "is my friend. I am ten years old, and today I am moving away."',
+        '"I hide my best things here," it said, "so that they are safe from my brother."',
+        '"Dear finder," it said, "plant an apple tree on this place, for I like apples."',
+    )
+    w.tell(
+        "They ran home and showed it to {e}.",
+        f"At the bottom was a name, and the name was {str(elder).split()[-1]}.",
+        "{e} was sitting <inside> when they put the tin into {e.his} lap.",
+    )
+    w.tell(
+        "{e} put on {e.his} glasses, read, and was quiet.",
+        "{e} turned it over and over.",
+        "All at once {e} looked like a child.",
+    )
+    w.say(
+        elder,
+        "I wrote that. I had forgotten it.",
+        "So you have found me after all these years.",
+        "That was the saddest day, and look what came of it.",
+        mood="soft",
+    )
     w.say(hero, "Was it you?", "You were ten?", "Why did you never go back for it?")
-    w.tell("They put everything back, and added <treasure>.", "Next day they buried it again, with a letter of their own.", "It stands on the shelf now, and on Sundays they look into it.")
+    w.tell(
+        "They put everything back, and added <treasure>.",
+        "Next day they buried it again, with a letter of their own.",
+        "It stands on the shelf now, and on Sundays they look into it.",
+    )
     ending(w, hero)
 
 
@@ -113,11 +202,26 @@ def lost_animal(w: World) -> None:
     noise, where, names = _PETS[kind]
     name = w.pick(names.split(", "))
     opening(w, hero)
-    w.tell("{h} had a {k} called {n}.", "{n} was {h}'s {k}, and they went everywhere together.", "{f} came running. \"{n} is gone!\" {n} was {h}'s {k}.", n=name, k=kind)
+    w.tell(
+        "{h} had a {k} called {n}.",
+        "{n} was {h}'s {k}, and they went everywhere together.",
+        '{f} came running. "{n} is gone!" {n} was {h}\'s {k}.',
+        n=name,
+        k=kind,
+    )
     if w.weather == "stormy":
-        w.tell("At the first clap of thunder {n} had torn the rope and run.", "Thunder frightened {n} more than anything.", n=name)
+        w.tell(
+            "At the first clap of thunder {n} had torn the rope and run.",
+            "Thunder frightened {n} more than anything.",
+            n=name,
+        )
     else:
-        w.tell("Somebody had left the gate open.", "There was a hole in the fence, just the size of a {k}.", "{h} had only turned round for a moment, to look at a <bird>.", k=kind)
+        w.tell(
+            "Somebody had left the gate open.",
+            "There was a hole in the fence, just the size of a {k}.",
+            "{h} had only turned round for a moment, to look at a <bird>.",
+            k=kind,
+        )
     w.say(hero, "{n}! Where are you?", "Who has seen {n}?", "What if {n} is hurt?", n=name, mood="loud")
     w.say(friend, "We shall find {n}.", "Let us think like a {k}.", "Where does a {k} like to go?", n=name, k=kind)
     clue = {
@@ -128,21 +232,81 @@ def lost_animal(w: World) -> None:
         "grass": "The grass was trodden down, but only as far as the road.",
     }[w.ground]
     w.tell(clue)
-    w.tell("They followed them to a stone path, and there they ended." if w.ground != "grass" else "On the road there was nothing to be seen.", "At the brook all traces stopped.")
-    first, second = w.shuffled(("the barn", "the mill", "the churchyard", "the station", "the quarry", "the market", "the orchard", "the boathouse"))[:2]
-    w.tell("They looked in {a}. There was only a <animal>, which stared at them.", "In {a} they found <treasure>, but no {k}.", "They went through {a}, calling and whistling.", a=first, k=kind)
+    w.tell(
+        "They followed them to a stone path, and there they ended."
+        if w.ground != "grass"
+        else "On the road there was nothing to be seen.",
+        "At the brook all traces stopped.",
+    )
+    first, second = w.shuffled(
+        (
+            "the barn",
+            "the mill",
+            "the churchyard",
+            "the station",
+            "the quarry",
+            "the market",
+            "the orchard",
+            "the boathouse",
+        )
+    )[:2]
+    w.tell(
+        "They looked in {a}. There was only a <animal>, which stared at them.",
+        "In {a} they found <treasure>, but no {k}.",
+        "They went through {a}, calling and whistling.",
+        a=first,
+        k=kind,
+    )
     aside(w)
     w.tell("At {b} they met {e}, the {e.job}.", "{e}, the {e.job}, was standing at {b}.", b=second)
     w.say(hero, "Have you seen a {k}?", "We are looking for {n}, my {k}.", "Did a {k} come this way?", k=kind, n=name)
     if kind == "tortoise":
         w.say(elder, "A tortoise? How far can it have gone?", "Did you look at home first?")
     else:
-        w.say(elder, "I have seen nothing, but I have heard {noise}.", "There was some {noise} down there.", "Something ran between my legs. It was in a hurry.", "Listen! Is that not {noise}?", noise=noise)
-    w.tell("They held their breath and listened.", "{h} <went> ahead, round one corner and the next.", "{f} was the first to see.")
-    w.tell("And there was {n}, {where}.", "{n} was sitting {where}." if kind not in ("pony", "donkey", "goat") else "{n} was standing {where}.", "There, {where}, was {n}.", n=name, where=w.expand(where))
-    w.say(hero, "You silly {k}!", "There you are!", "I was so afraid for you!", "Do not ever do that again!", k=kind, mood="loud")
-    w.tell("{n} looked up as if nothing had happened.", "{n} pushed a wet nose into {h.his} hand." if kind not in ("duck", "tortoise") else "{n} pulled in its head.", "{n} had no idea why they were making such a fuss.", n=name)
-    w.tell("{h} mended the [gate|fence] before supper.", "That {time} {h} put a bell on {n}.", "{f} carried the {k} home, and it got heavier with each step." if kind in ("cat", "lamb", "duck", "rabbit", "piglet", "tortoise") else "They walked home, all three in a row.", n=name, k=kind)
+        w.say(
+            elder,
+            "I have seen nothing, but I have heard {noise}.",
+            "There was some {noise} down there.",
+            "Something ran between my legs. It was in a hurry.",
+            "Listen! Is that not {noise}?",
+            noise=noise,
+        )
+    w.tell(
+        "They held their breath and listened.",
+        "{h} <went> ahead, round one corner and the next.",
+        "{f} was the first to see.",
+    )
+    w.tell(
+        "And there was {n}, {where}.",
+        "{n} was sitting {where}." if kind not in ("pony", "donkey", "goat") else "{n} was standing {where}.",
+        "There, {where}, was {n}.",
+        n=name,
+        where=w.expand(where),
+    )
+    w.say(
+        hero,
+        "You silly {k}!",
+        "There you are!",
+        "I was so afraid for you!",
+        "Do not ever do that again!",
+        k=kind,
+        mood="loud",
+    )
+    w.tell(
+        "{n} looked up as if nothing had happened.",
+        "{n} pushed a wet nose into {h.his} hand." if kind not in ("duck", "tortoise") else "{n} pulled in its head.",
+        "{n} had no idea why they were making such a fuss.",
+        n=name,
+    )
+    w.tell(
+        "{h} mended the [gate|fence] before supper.",
+        "That {time} {h} put a bell on {n}.",
+        "{f} carried the {k} home, and it got heavier with each step."
+        if kind in ("cat", "lamb", "duck", "rabbit", "piglet", "tortoise")
+        else "They walked home, all three in a row.",
+        n=name,
+        k=kind,
+    )
     ending(w, hero, "And the gate has two bolts now.")
 
 
@@ -156,69 +320,173 @@ _BOATS = {
 
 def boats(w: World) -> None:
     w.set_scene(("sunny", "windy", "hot"), ("morning", "afternoon"))
-    hero, friend, elder = w.child("h"), w.child("f"), w.grown_up("e", ("boat builder", "ferry keeper", "teacher", "fisher", "miller"))
+    hero, friend, elder = (
+        w.child("h"),
+        w.child("f"),
+        w.grown_up("e", ("boat builder", "ferry keeper", "teacher", "fisher", "miller")),
+    )
     opening(w, hero)
-    w.tell("{h} and {f} were sitting by the [brook|mill pond|canal], and they had no boat.", "\"Let us build ships,\" said {f}, \"and see whose goes farthest.\"", "A {time} by the water needs a boat, {h} thought.")
+    w.tell(
+        "{h} and {f} were sitting by the [brook|mill pond|canal], and they had no boat.",
+        '"Let us build ships," said {f}, "and see whose goes farthest."',
+        "A {time} by the water needs a boat, {h} thought.",
+    )
     kinds = w.shuffled(list(_BOATS))
     mine, yours = kinds[0], next(k for k in kinds if (_BOATS[k][0] == "floats") != (_BOATS[kinds[0]][0] == "floats"))
-    w.tell("{h} took {a} and stuck a [feather|leaf|rag] on it for a sail.", "{h}'s ship was {a}, with a pin for a mast.", "Out of {a} {h} made a ship and called it the [Swan|Arrow|Dolphin|Hero|Queen|Tempest].", a=mine)
-    w.tell("{f} chose {b}.", "{f} looked for a long time and came back with {b}.", "\"Mine is better,\" said {f}, and it was {b}.", b=yours)
+    w.tell(
+        "{h} took {a} and stuck a [feather|leaf|rag] on it for a sail.",
+        "{h}'s ship was {a}, with a pin for a mast.",
+        "Out of {a} {h} made a ship and called it the [Swan|Arrow|Dolphin|Hero|Queen|Tempest].",
+        a=mine,
+    )
+    w.tell(
+        "{f} chose {b}.",
+        "{f} looked for a long time and came back with {b}.",
+        '"Mine is better," said {f}, and it was {b}.',
+        b=yours,
+    )
     w.say(friend, "Mine will reach the sea.", "What do you bet?", "The captain is a beetle.")
     w.say(hero, "We shall see.", "I bet <treasure>.", "Mine has a crew of two ants.")
     w.tell("{e}, the {e.job}, put down {e.his} work to watch.", "{e}, the {e.job}, leaned over the rail.")
-    w.tell("They put them on the water and let go.", "One, two, three, and off.", "Both ships were launched with a drop of lemonade.")
+    w.tell(
+        "They put them on the water and let go.",
+        "One, two, three, and off.",
+        "Both ships were launched with a drop of lemonade.",
+    )
     for who, what in w.shuffled([(hero, mine), (friend, yours)]):
         fate, _ = _BOATS[what]
         w.tell(
             *{
-                "floats": ("{x} danced over the waves, and a wagtail flew after it.", "{x} turned once, then the current took it and carried it off.", "{x} sailed as if it had never done anything else."),
-                "sinks": ("{x} went down at once, with a plop.", "{x} made <number> bubbles and was never seen again.", "{x} sank like a stone."),
-                "soaks": ("{x} swam bravely, grew darker, and softer, and slowly went under.", "For a little while {x} kept up. Then it came apart.", "{x} drank and drank until it was full, and that was the end."),
+                "floats": (
+                    "{x} danced over the waves, and a wagtail flew after it.",
+                    "{x} turned once, then the current took it and carried it off.",
+                    "{x} sailed as if it had never done anything else.",
+                ),
+                "sinks": (
+                    "{x} went down at once, with a plop.",
+                    "{x} made <number> bubbles and was never seen again.",
+                    "{x} sank like a stone.",
+                ),
+                "soaks": (
+                    "{x} swam bravely, grew darker, and softer, and slowly went under.",
+                    "For a little while {x} kept up. Then it came apart.",
+                    "{x} drank and drank until it was full, and that was the end.",
+                ),
             }[fate],
             x=f"{who}'s ship",
         )
     loser, what = (hero, mine) if _BOATS[mine][0] != "floats" else (friend, yours)
     winner, won = (friend, yours) if loser is hero else (hero, mine)
-    w.say(loser, "Why did mine go down?", "That is not fair. Mine was bigger!", "But it was such a fine ship.", mood="sad")
+    w.say(
+        loser, "Why did mine go down?", "That is not fair. Mine was bigger!", "But it was such a fine ship.", mood="sad"
+    )
     w.say(elder, "Because {r}.", "You see, {r}.", "It had to, for {r}.", r=_BOATS[what][1])
     w.say(winner, "And why does mine swim?", "And mine?", "Why not mine?")
     w.say(elder, "Because {r}.", "That is easy: {r}.", "Yours swims, since {r}.", r=_BOATS[won][1])
-    w.say(loser, "Then I shall take {b} next time.", "Could one make a ship of {b}?", "So big does not mean light.", b=w.pick([k for k in _BOATS if k not in (mine, won, what)]))
+    w.say(
+        loser,
+        "Then I shall take {b} next time.",
+        "Could one make a ship of {b}?",
+        "So big does not mean light.",
+        b=w.pick([k for k in _BOATS if k not in (mine, won, what)]),
+    )
     w.say(elder, "Try it, and tell me.", "Water always tells the truth.", "Try it. That is what brooks are for.")
-    w.tell("They ran along the bank after the ship until [a fence stopped them|the brook became a river|it was a dot].", "Until dark they tried everything: spoons, apples, a boot, and <treasure>.", "All the {time} long they tried one thing after another and made a list.")
+    w.tell(
+        "They ran along the bank after the ship until [a fence stopped them|the brook became a river|it was a dot].",
+        "Until dark they tried everything: spoons, apples, a boot, and <treasure>.",
+        "All the {time} long they tried one thing after another and made a list.",
+    )
     share_food(w, hero, friend)
     ending(w, hero)
 
 
 _STUCK = (
-    ("a cart of hay", "the wheel was in the mud up to the hub"), ("the milk van", "the back wheels only threw up dirt"), ("a wagon with a piano on it", "the axle lay on the ground"),
-    ("the circus wagon", "the ditch was deeper than it looked"), ("a coach with a bride in it", "the horses stood and steamed"), ("a cart full of <vegetables>", "one wheel hung in the air"),
+    ("a cart of hay", "the wheel was in the mud up to the hub"),
+    ("the milk van", "the back wheels only threw up dirt"),
+    ("a wagon with a piano on it", "the axle lay on the ground"),
+    ("the circus wagon", "the ditch was deeper than it looked"),
+    ("a coach with a bride in it", "the horses stood and steamed"),
+    ("a cart full of <vegetables>", "one wheel hung in the air"),
 )
 
 
 def stuck_cart(w: World) -> None:
     w.set_scene(("rainy", "stormy", "snowy"), ("morning", "afternoon"))
-    hero, friend, driver = w.child("h"), w.child("f"), w.grown_up("e", ("farmer", "miller", "carpenter", "innkeeper", "tinker", "postmaster", "saddler"))
+    hero, friend, driver = (
+        w.child("h"),
+        w.child("f"),
+        w.grown_up("e", ("farmer", "miller", "carpenter", "innkeeper", "tinker", "postmaster", "saddler")),
+    )
     strong = w.grown_up("s", ("blacksmith",))
     opening(w, hero)
     cart, how = w.pick(_STUCK)
     cart = w.expand(cart)
-    w.tell("At the bend of the road stood {c}, and it did not move.", "{h} heard shouting. In the middle of the road stood {c}.", "On the way to school {h} and {f} came upon {c}.", c=cart, how=how)
-    w.tell("After all that {x} {how}.", "Because of the {x} {how}.", x="snow" if w.weather == "snowy" else "rain", how=how)
-    w.tell("{e}, the {e.job}, was sitting beside it and said [nothing|words that children do not hear].", "Beside it stood {e}, the {e.job}, and pulled at {e.his} cap.")
-    w.say(driver, "It will not move, forward or back.", "And at noon I must be in town!", "I have been here since <number> o'clock.")
+    w.tell(
+        "At the bend of the road stood {c}, and it did not move.",
+        "{h} heard shouting. In the middle of the road stood {c}.",
+        "On the way to school {h} and {f} came upon {c}.",
+        c=cart,
+        how=how,
+    )
+    w.tell(
+        "After all that {x} {how}.", "Because of the {x} {how}.", x="snow" if w.weather == "snowy" else "rain", how=how
+    )
+    w.tell(
+        "{e}, the {e.job}, was sitting beside it and said [nothing|words that children do not hear].",
+        "Beside it stood {e}, the {e.job}, and pulled at {e.his} cap.",
+    )
+    w.say(
+        driver,
+        "It will not move, forward or back.",
+        "And at noon I must be in town!",
+        "I have been here since <number> o'clock.",
+    )
     w.say(hero, "May we help?", "What have you tried?", "We can push.")
-    w.tell("They pushed with all their might, and it rocked once and slid back.", "They took hold of the spokes, and {f} lost a shoe.", "{f} pulled the horse, {h} pushed, and the mud said smack.")
+    w.tell(
+        "They pushed with all their might, and it rocked once and slid back.",
+        "They took hold of the spokes, and {f} lost a shoe.",
+        "{f} pulled the horse, {h} pushed, and the mud said smack.",
+    )
     w.say(friend, "It is too heavy.", "We need an elephant.", "Fetch {s}, the blacksmith.")
-    w.tell("{s}, the blacksmith, came, rolled up {s.his} sleeves, and lifted. The cart rose a finger's width and sank again." if "cart" in cart else "{s}, the blacksmith, came, rolled up {s.his} sleeves, and lifted. It rose a finger's width and sank again.", "Even {s}, the blacksmith, could not do it.")
+    w.tell(
+        "{s}, the blacksmith, came, rolled up {s.his} sleeves, and lifted. The cart rose a finger's width and sank again."
+        if "cart" in cart
+        else "{s}, the blacksmith, came, rolled up {s.his} sleeves, and lifted. It rose a finger's width and sank again.",
+        "Even {s}, the blacksmith, could not do it.",
+    )
     w.say(strong, "Strength alone will not do.", "For once I am too weak.", "One would have to think.")
     idea = w.pick(("boards", "unload", "lever", "straw"))
-    w.say(hero, {"boards": "The wheels need something hard to roll on.", "unload": "And if it were lighter?", "lever": "A long pole makes weak arms strong.", "straw": "It slips because nothing holds it."}[idea], "I have an idea.", "Wait. I know what my grandmother does.")
-    w.tell({"boards": "They laid fence boards under the wheels, one after another.", "unload": "They carried everything to the side of the road, piece by piece, and {f} counted.", "lever": "They put a tree trunk over a stone, and everybody sat on the long end.", "straw": "They strewed straw and ashes in the ruts, as thick as a mattress."}[idea])
+    w.say(
+        hero,
+        {
+            "boards": "The wheels need something hard to roll on.",
+            "unload": "And if it were lighter?",
+            "lever": "A long pole makes weak arms strong.",
+            "straw": "It slips because nothing holds it.",
+        }[idea],
+        "I have an idea.",
+        "Wait. I know what my grandmother does.",
+    )
+    w.tell(
+        {
+            "boards": "They laid fence boards under the wheels, one after another.",
+            "unload": "They carried everything to the side of the road, piece by piece, and {f} counted.",
+            "lever": "They put a tree trunk over a stone, and everybody sat on the long end.",
+            "straw": "They strewed straw and ashes in the ruts, as thick as a mattress.",
+        }[idea]
+    )
     w.say(driver, "Now, all together!", "Once more, with a heave!", "Pull, old girl!", mood="loud")
-    w.tell("There was a sucking sound, a jerk, and it rolled.", "First a hand's width, then a step, and then it stood on firm ground.", "It came out like a cork from a bottle, and {f} sat in the mud.")
+    w.tell(
+        "There was a sucking sound, a jerk, and it rolled.",
+        "First a hand's width, then a step, and then it stood on firm ground.",
+        "It came out like a cork from a bottle, and {f} sat in the mud.",
+    )
     thanks(w, driver, hero)
-    w.tell("{e} gave them a ride to {village}, high up on the load.", "{e} let {h} hold the reins, as far as the bridge.", "{h} came late to school, muddy to the ears, but with a good excuse.")
+    w.tell(
+        "{e} gave them a ride to {village}, high up on the load.",
+        "{e} let {h} hold the reins, as far as the bridge.",
+        "{h} came late to school, muddy to the ears, but with a good excuse.",
+    )
     small_talk(w, w.cast["f"], hero)
     ending(w, hero, "There is gravel on that bend now.")
 

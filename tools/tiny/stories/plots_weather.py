@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from .scenes import aside, ending, introduce, opening, share_food, thanks, walk
+from .scenes import aside, ending, introduce, opening, share_food, thanks
 from .world import Thing, World
 
 _LIGHT = (
-    ("kite, balloon, ribbon, paper boat, paper crown, flag", "red, blue, yellow, green, striped, purple", "light floats"),
-    ("hat, cap, scarf, shawl, bonnet, handkerchief", "new, old, woollen, green, brown, spotted, favourite", "light wearable"),
+    (
+        "kite, balloon, ribbon, paper boat, paper crown, flag",
+        "red, blue, yellow, green, striped, purple",
+        "light floats",
+    ),
+    (
+        "hat, cap, scarf, shawl, bonnet, handkerchief",
+        "new, old, woollen, green, brown, spotted, favourite",
+        "light wearable",
+    ),
     ("letter, drawing, map, newspaper, song sheet, recipe, ticket", "folded, precious, only, important", "light flat"),
     ("umbrella, towel, tablecloth, shirt, pillowcase, apron", "white, black, blue, clean, checked", "light"),
 )
@@ -81,7 +89,9 @@ def blown_away(w: World) -> None:
     w.tell(
         "{h} was carrying a {t.full} [down the hill|over the bridge|across the green] with {f}.",
         "{h} and {f} had a {t.full} with them[, and {h} held it in one hand|].",
-        "A {t.full}, a present from {e}, was {h.his} dearest possession." if t.is_("wearable") else "{h} had brought a {t.full} to show it to {f}.",
+        "A {t.full}, a present from {e}, was {h.his} dearest possession."
+        if t.is_("wearable")
+        else "{h} had brought a {t.full} to show it to {f}.",
     )
     w.tell(
         "A gust came round the corner and tore it from {h.his} [hand|fingers].",
@@ -89,7 +99,9 @@ def blown_away(w: World) -> None:
         "{h} let go for one second, and that was enough for the wind.",
     )
     place, kind = w.pick(_SPOTS)
-    where = w.expand(place, tree=w.expand("<tree>"), roof=w.pick(("bakery", "school", "mill", "barn", "post office", "inn")))
+    where = w.expand(
+        place, tree=w.expand("<tree>"), roof=w.pick(("bakery", "school", "mill", "barn", "post office", "inn"))
+    )
     w.tell(
         "It flew over [the roofs|a hedge|<number> gardens], turned [over twice|in the air], and landed {where}.",
         "Up it went like a <bird>, and it came down {where}.",
@@ -104,25 +116,38 @@ def blown_away(w: World) -> None:
         "I can see it. It is {where}.",
         where=where,
     )
-    first = w.pick([x for x in _FITS[kind][0].split()])
+    first = w.pick(list(_FITS[kind][0].split()))
     last = w.pick([x for x in _FITS[kind][1].split() if x != first])
     eager = hero if hero.trait in ("bold", "hasty", "proud") else friend
     w.tell(w.pick(_WAYS[first][0]), a=eager)
     w.tell(w.pick(_WAYS[first][1]), a=eager)
     if last in ("ladder", "net", "gloves"):
         w.tell("Just then {e}, the {e.job}, came by and [laughed|stopped|put down a basket].")
-        w.say(elder, "What are you two looking at?", "That wants [something better|other means].", "Has the wind been stealing again?")
+        w.say(
+            elder,
+            "What are you two looking at?",
+            "That wants [something better|other means].",
+            "Has the wind been stealing again?",
+        )
     else:
         aside(w)
     other = friend if eager is hero else hero
     w.tell(w.pick(_WAYS[last][0]), a=other)
     w.tell(w.pick(_WAYS[last][2]), a=other)
     if kind == "water":
-        w.tell("The {t} was soaked, so they hung it [over the stove|on the line] to dry.", "It dripped all the way home.")
+        w.tell(
+            "The {t} was soaked, so they hung it [over the stove|on the line] to dry.", "It dripped all the way home."
+        )
     elif kind == "thorns":
-        w.tell("It had <number> small holes now, but {h} did not mind.", "One corner was torn, and {e} mended it with <colour> thread.")
+        w.tell(
+            "It had <number> small holes now, but {h} did not mind.",
+            "One corner was torn, and {e} mended it with <colour> thread.",
+        )
     else:
-        w.tell("There was a [leaf|feather|little soot] on it, nothing worse.", "Apart from some dust it was as good as new.")
+        w.tell(
+            "There was a [leaf|feather|little soot] on it, nothing worse.",
+            "Apart from some dust it was as good as new.",
+        )
     thanks(w, hero, other if other is not hero else friend)
     ending(w, hero, "After that {h} tied [a string|a knot] to everything on windy days.")
 
@@ -138,12 +163,12 @@ def broken_pot(w: World) -> None:
     w.set_scene(("rainy", "frosty", "snowy", "stormy"))
     hero, elder = w.child("h"), w.family("e")
     owner = w.grown_up("o")
-    t = w.thing("t", _FRAGILE)
+    w.thing("t", _FRAGILE)
     opening(w, hero)
     w.tell(
         "{e} had [asked|sent] {h} to carry a {t.full} to {o}, the {o.job}.",
         "{h} was to bring {o} a {t.full}, a present from {e}.",
-        "\"Carry this {t.full} to {o}, and [hold it with both hands|do not run],\" {e} had said.",
+        '"Carry this {t.full} to {o}, and [hold it with both hands|do not run]," {e} had said.',
     )
     slippery = "ice" if w.icy else "mud"
     w.tell(
@@ -152,9 +177,14 @@ def broken_pot(w: World) -> None:
         s=slippery,
     )
     if hero.trait in ("careful", "patient"):
-        w.tell("{h} went slowly and held the {t} tight, but a <animal> ran between {h.his} feet.", "{h} looked at every step, but just then <sound>, and {h} turned round.")
+        w.tell(
+            "{h} went slowly and held the {t} tight, but a <animal> ran between {h.his} feet.",
+            "{h} looked at every step, but just then <sound>, and {h} turned round.",
+        )
     else:
-        w.tell("{h} ran all the same[, for {h.he} was late|].", "But {h} was thinking of <hobby> and not of {h.his} feet.")
+        w.tell(
+            "{h} ran all the same[, for {h.he} was late|].", "But {h} was thinking of <hobby> and not of {h.his} feet."
+        )
     w.tell(
         "{h.His} foot slipped, {h.he} sat down hard, and the {t} flew out of {h.his} hands.",
         "Down went {h}, and down went the {t}.",
@@ -164,13 +194,29 @@ def broken_pot(w: World) -> None:
     hides = hero.trait in ("shy", "proud", "hasty") and w.chance(0.7)
     w.paragraph()
     if hides:
-        w.tell("{h} looked around, pushed the pieces under a hedge, and went home without a word.", "Nobody had seen it. {h} hid the pieces behind a barrel and crept home.")
+        w.tell(
+            "{h} looked around, pushed the pieces under a hedge, and went home without a word.",
+            "Nobody had seen it. {h} hid the pieces behind a barrel and crept home.",
+        )
         w.say(elder, "Did {o} like the {t}?", "Well, what did {o} say?")
         w.say(hero, "Yes, very much.", "I think so.", mood="soft")
-        w.tell("But there was {s} on {h.his} [sleeve|stocking|back], and {e} saw it." if not w.icy else "But {h.his} knee was bleeding, and a splinter stuck in {h.his} glove.", s=slippery)
-        w.say(elder, "You have fallen, {h}. Now tell me [the rest|the truth].", "That is a strange [story|yes]. What really happened?", mood="soft")
+        w.tell(
+            "But there was {s} on {h.his} [sleeve|stocking|back], and {e} saw it."
+            if not w.icy
+            else "But {h.his} knee was bleeding, and a splinter stuck in {h.his} glove.",
+            s=slippery,
+        )
+        w.say(
+            elder,
+            "You have fallen, {h}. Now tell me [the rest|the truth].",
+            "That is a strange [story|yes]. What really happened?",
+            mood="soft",
+        )
     else:
-        w.tell("{h} gathered every piece into {h.his} <clothes> and went [straight |]home.", "For a moment {h} wanted to hide the pieces. Then {h.he} picked them up, one by one.")
+        w.tell(
+            "{h} gathered every piece into {h.his} <clothes> and went [straight |]home.",
+            "For a moment {h} wanted to hide the pieces. Then {h.he} picked them up, one by one.",
+        )
     w.say(
         hero,
         "I slipped on the {s}, and the {t} is broken.",
@@ -188,16 +234,32 @@ def broken_pot(w: World) -> None:
         mood="soft",
     )
     if w.chance(0.5):
-        w.tell("All evening they sat <inside> with a pot of glue and put piece to piece.", "{e} mixed glue, {h} held the pieces, and slowly the {t} came back.")
+        w.tell(
+            "All evening they sat <inside> with a pot of glue and put piece to piece.",
+            "{e} mixed glue, {h} held the pieces, and slowly the {t} came back.",
+        )
         w.tell("One piece was never found, so they filled the gap with a <colour> star.")
         w.say(owner, "I like the [star|cracks] best.", "A {t} with a story is worth two without.")
     else:
-        w.tell("To pay for a new one, {h} swept the floor for {o} on <number> afternoons.", "{h} chopped wood for {o} until the debt was paid.")
+        w.tell(
+            "To pay for a new one, {h} swept the floor for {o} on <number> afternoons.",
+            "{h} chopped wood for {o} until the debt was paid.",
+        )
         w.say(owner, "You owe me nothing more, {h}.", "You sweep well. Come again, and I will pay you.")
     ending(w, hero, f"When the lanes are {'icy' if w.icy else 'wet'}, {{h}} walks like a cat now.")
 
 
-_NEEDED = ("the medicine", "a basket of bread", "the key of the school", "an urgent letter", "the violin", "a can of oil", "a bag of seed", "the mended clock", "dry matches")
+_NEEDED = (
+    "the medicine",
+    "a basket of bread",
+    "the key of the school",
+    "an urgent letter",
+    "the violin",
+    "a can of oil",
+    "a bag of seed",
+    "the mended clock",
+    "dry matches",
+)
 
 
 def flooded_bridge(w: World) -> None:
@@ -226,24 +288,57 @@ def flooded_bridge(w: World) -> None:
     )
     way = w.pick(("rope", "mill", "boat", "goat", "basket"))
     if way == "rope":
-        w.tell("{h} tied a string to an arrow and shot it across.", "{f} threw a stone with a thin cord over the water, and at the third throw it held.")
+        w.tell(
+            "{h} tied a string to an arrow and shot it across.",
+            "{f} threw a stone with a thin cord over the water, and at the third throw it held.",
+        )
         w.tell("{e} pulled a thick rope after it and made it fast to a <tree>.")
         w.tell("Along the rope they sent {need} in a bag, hand over hand.", need=need)
     elif way == "mill":
-        w.tell("{f} remembered the old mill, an hour upstream, where the river is narrow.", "They walked up the valley until they came to the weir, where the water is shallow.")
-        w.tell("There they crossed on a beam, [one behind the other|holding hands].", "A plank lay from wall to wall, and they crept over it.")
+        w.tell(
+            "{f} remembered the old mill, an hour upstream, where the river is narrow.",
+            "They walked up the valley until they came to the weir, where the water is shallow.",
+        )
+        w.tell(
+            "There they crossed on a beam, [one behind the other|holding hands].",
+            "A plank lay from wall to wall, and they crept over it.",
+        )
     elif way == "boat":
-        w.tell("In a shed lay a flat boat with a hole in it.", "Behind the willows they found an old boat, full of rain.")
-        w.tell("{h} stopped the hole with <cloth> and wax, and {f} bailed.", "They bailed it out with {h.his} boots and took a fence board for an oar.")
+        w.tell(
+            "In a shed lay a flat boat with a hole in it.", "Behind the willows they found an old boat, full of rain."
+        )
+        w.tell(
+            "{h} stopped the hole with <cloth> and wax, and {f} bailed.",
+            "They bailed it out with {h.his} boots and took a fence board for an oar.",
+        )
         w.tell("The current carried them far down, but it carried them across.")
     elif way == "goat":
-        w.tell("A <colour> goat stood there and looked at the water.", "The ferry keeper's donkey was not afraid of water.")
-        w.tell("It knew where the ford was, and they followed it, wet to the waist.", "They held its rope and waded where it waded.")
+        w.tell(
+            "A <colour> goat stood there and looked at the water.", "The ferry keeper's donkey was not afraid of water."
+        )
+        w.tell(
+            "It knew where the ford was, and they followed it, wet to the waist.",
+            "They held its rope and waded where it waded.",
+        )
     else:
-        w.tell("Two washing lines hung from bank to bank, on wheels.", "An old wire crossed the river, from the time of the quarry.")
+        w.tell(
+            "Two washing lines hung from bank to bank, on wheels.",
+            "An old wire crossed the river, from the time of the quarry.",
+        )
         w.tell("On it they hung a basket, put {need} inside, and pulled.", need=need)
-    w.tell("{e} was standing on the other side with a lantern." if w.dark else "{e} was standing on the other side and waved.", "When they knocked, {e} opened at once.")
-    w.say(elder, "I had given up hope.", "In this weather? You are [brave|wet] as otters!", "And not even wet! {h}, {f}, come in.", "You have come just in time.")
+    w.tell(
+        "{e} was standing on the other side with a lantern."
+        if w.dark
+        else "{e} was standing on the other side and waved.",
+        "When they knocked, {e} opened at once.",
+    )
+    w.say(
+        elder,
+        "I had given up hope.",
+        "In this weather? You are [brave|wet] as otters!",
+        "And not even wet! {h}, {f}, come in.",
+        "You have come just in time.",
+    )
     introduce(w, "e")
     share_food(w, hero, friend)
     ending(w, hero, "In {month} the {e.job} built a higher bridge, and two names were cut into its rail.")
@@ -256,19 +351,50 @@ def snow_figure(w: World) -> None:
     shape = w.pick(("snowman", "snow bear", "snow queen", "snow horse", "snow dragon", "snow giant", "snow cat"))
     w.tell(
         "{h} and {f} rolled [two|three] balls of snow and set one on the other. It was to be a {s}.",
-        "\"Let us build a {s},\" said {f}, and they did, until their fingers hurt.",
-        "By noon a {s} stood in the yard, taller than {f}." if w.time == "morning" else "Before dark a {s} stood in the yard, taller than {f}.",
+        '"Let us build a {s}," said {f}, and they did, until their fingers hurt.',
+        "By noon a {s} stood in the yard, taller than {f}."
+        if w.time == "morning"
+        else "Before dark a {s} stood in the yard, taller than {f}.",
         s=shape,
     )
-    w.tell("For a nose it got a carrot, for eyes two [coals|buttons|chestnuts], and somebody gave it a <clothes>.", "They gave it a <clothes>, a broom, and a mouth of [beans|pebbles|raisins].")
+    w.tell(
+        "For a nose it got a carrot, for eyes two [coals|buttons|chestnuts], and somebody gave it a <clothes>.",
+        "They gave it a <clothes>, a broom, and a mouth of [beans|pebbles|raisins].",
+    )
     w.say(hero, "What shall we call it?", "It needs a name.")
-    name = w.pick(("Mister Flake", "Captain Cold", "Old Whitebeard", "Lady Frost", "Drift", "Button", "Snowball", "Grandfather Ice", "Crystal"))
+    name = w.pick(
+        (
+            "Mister Flake",
+            "Captain Cold",
+            "Old Whitebeard",
+            "Lady Frost",
+            "Drift",
+            "Button",
+            "Snowball",
+            "Grandfather Ice",
+            "Crystal",
+        )
+    )
     w.say(friend, "I think {n}.", "{n}, because it looks like that.", "It looks like a {n} to me.", n=name)
-    w.tell("For <number> days {n} stood there and [greeted|watched] everybody who came by.", "Every {time} they said good {time} to {n}.", n=name)
+    w.tell(
+        "For <number> days {n} stood there and [greeted|watched] everybody who came by.",
+        "Every {time} they said good {time} to {n}.",
+        n=name,
+    )
     aside(w)
-    w.tell("Then the wind turned south, the sun came out, and the roofs began to drip.", "But on <day> it grew warm, and water ran from the gutters.", "In the night it began to rain, and rain eats snow.")
-    w.tell("{n} became thin, then small, and one morning there was only a puddle with a carrot in it.", "First the nose fell off, then the hat sank, and in the end there was a wet patch on the grass.", n=name)
-    w.say(hero, "{n} is gone.", "It is all my fault. I should have built a roof.", "Where did {n} go?", mood="sad", n=name)
+    w.tell(
+        "Then the wind turned south, the sun came out, and the roofs began to drip.",
+        "But on <day> it grew warm, and water ran from the gutters.",
+        "In the night it began to rain, and rain eats snow.",
+    )
+    w.tell(
+        "{n} became thin, then small, and one morning there was only a puddle with a carrot in it.",
+        "First the nose fell off, then the hat sank, and in the end there was a wet patch on the grass.",
+        n=name,
+    )
+    w.say(
+        hero, "{n} is gone.", "It is all my fault. I should have built a roof.", "Where did {n} go?", mood="sad", n=name
+    )
     w.say(
         elder,
         "Snow is only water on a visit. Now it has gone down to the river.",
@@ -277,24 +403,52 @@ def snow_figure(w: World) -> None:
         mood="soft",
     )
     w.tell("The <animal> came and ate the carrot.", "{f} put the buttons into a tin, for next winter.")
-    w.tell("And in April, on that very spot, grew [a ring of|<number>] snowdrops.", "When the first flowers came up, they grew thickest where {n} had stood.", n=name)
+    w.tell(
+        "And in April, on that very spot, grew [a ring of|<number>] snowdrops.",
+        "When the first flowers came up, they grew thickest where {n} had stood.",
+        n=name,
+    )
     w.say(friend, "So that is where {n} went!", "Good {time}, {n}.", n=name)
     ending(w, hero, "Since then {h} is not sad when things melt.")
 
 
 def lost_in_fog(w: World) -> None:
     w.set_scene(("foggy",), ("evening", "afternoon", "morning"))
-    hero, elder, stranger = w.child("h"), w.family("e"), w.grown_up("o", ("fisher", "shepherd", "tinker", "doctor", "postmaster", "violin maker", "ferry keeper", "painter"))
+    hero, elder, stranger = (
+        w.child("h"),
+        w.family("e"),
+        w.grown_up(
+            "o", ("fisher", "shepherd", "tinker", "doctor", "postmaster", "violin maker", "ferry keeper", "painter")
+        ),
+    )
     opening(w, hero)
-    w.tell("{h} was sitting <inside> with {e}.", "{e} was [mending a <clothes>|peeling <vegetables>|reading aloud], and {h} sat beside {e.him}.")
-    w.tell("Then they heard it: far away somebody was calling.", "\"Hush,\" said {h}. Out in the fog there was a voice.", "A faint cry came from the [marsh|water|moor], and then another.")
+    w.tell(
+        "{h} was sitting <inside> with {e}.",
+        "{e} was [mending a <clothes>|peeling <vegetables>|reading aloud], and {h} sat beside {e.him}.",
+    )
+    w.tell(
+        "Then they heard it: far away somebody was calling.",
+        '"Hush," said {h}. Out in the fog there was a voice.',
+        "A faint cry came from the [marsh|water|moor], and then another.",
+    )
     w.say(elder, "Somebody has lost the way.", "That is a person, not a <bird>.", "In such fog one walks in circles.")
-    w.say(hero, "We must [help|show them where we are].", "If they cannot see us, they must hear us.", "How can we reach them?")
+    w.say(
+        hero,
+        "We must [help|show them where we are].",
+        "If they cannot see us, they must hear us.",
+        "How can we reach them?",
+    )
     first = w.pick(("lamp", "shout"))
     if first == "lamp":
-        w.tell("{h} hung a lantern [on the gate|in the window], but the fog swallowed the light.", "They lit <number> candles, yet three steps away nothing could be seen of them.")
+        w.tell(
+            "{h} hung a lantern [on the gate|in the window], but the fog swallowed the light.",
+            "They lit <number> candles, yet three steps away nothing could be seen of them.",
+        )
     else:
-        w.tell("{h} shouted until {h.he} was hoarse, but the fog threw the voice [back|about].", "They called together, but the answer came from the wrong side, and then from nowhere.")
+        w.tell(
+            "{h} shouted until {h.he} was hoarse, but the fog threw the voice [back|about].",
+            "They called together, but the answer came from the wrong side, and then from nowhere.",
+        )
     w.say(hero, "It is not [loud|bright] enough.", "It needs something stronger.", "What goes through fog?")
     sound = w.pick(("bell", "drum", "horn", "pans", "song"))
     made = {
@@ -305,12 +459,29 @@ def lost_in_fog(w: World) -> None:
         "song": "In front of the {place} they sang every song they knew, the loudest first.",
     }[sound]
     w.tell(made, place=w.pick(("church", "school", "boathouse", "mill", "town hall")))
-    w.tell("At first nothing happened. Then the voice came nearer.", "Step by step somebody came after the sound.", "After a long time there was a shadow, and the shadow had [a hat|a stick and a dog|a bag].")
-    w.tell("It was {o}, the {o.job}, wet and <tired>.", "Out of the fog came {o}, the {o.job}, with [mud|weed] up to the knees.")
-    w.say(stranger, "I heard you, and I walked towards it.", "I had been round the same <tree> <number> times.", "Without that noise I would have walked into the water!", "I saw nothing at all, but I could hear.")
+    w.tell(
+        "At first nothing happened. Then the voice came nearer.",
+        "Step by step somebody came after the sound.",
+        "After a long time there was a shadow, and the shadow had [a hat|a stick and a dog|a bag].",
+    )
+    w.tell(
+        "It was {o}, the {o.job}, wet and <tired>.",
+        "Out of the fog came {o}, the {o.job}, with [mud|weed] up to the knees.",
+    )
+    w.say(
+        stranger,
+        "I heard you, and I walked towards it.",
+        "I had been round the same <tree> <number> times.",
+        "Without that noise I would have walked into the water!",
+        "I saw nothing at all, but I could hear.",
+    )
     w.say(elder, "Come in and get dry.", "Sit down. There is <snack>.", "It was {h} who thought of it.")
     if w.chance(0.7):
-        w.tell("{o} put <treasure> into {h.his} hand.", "Before {o} left, {o.he} gave {h} <treasure>.", "{o} had nothing to give but a story, and it was a long one.")
+        w.tell(
+            "{o} put <treasure> into {h.his} hand.",
+            "Before {o} left, {o.he} gave {h} <treasure>.",
+            "{o} had nothing to give but a story, and it was a long one.",
+        )
     ending(w, hero, "To this day they ring a bell in {village} when there is fog.")
 
 
@@ -326,25 +497,68 @@ _FEED = {
 
 def hurt_bird(w: World) -> None:
     w.set_scene(("windy", "stormy", "sunny"), ("morning", "afternoon"))
-    hero, friend, elder = w.child("h"), w.child("f"), w.grown_up("e", ("doctor", "farmer", "teacher", "gardener", "beekeeper", "librarian", "shepherd"))
+    hero, friend, elder = (
+        w.child("h"),
+        w.child("f"),
+        w.grown_up("e", ("doctor", "farmer", "teacher", "gardener", "beekeeper", "librarian", "shepherd")),
+    )
     cause = w.pick(list(_HURT))
     bird = Thing(_HURT[cause])
     opening(w, hero)
-    w.tell("Under the <tree> {h} found a {bird} that could not fly: {cause}.", "{h} heard a rustle in the leaves. There sat a {bird}, and one wing hung down. Perhaps {cause}.", bird=bird, cause=cause)
+    w.tell(
+        "Under the <tree> {h} found a {bird} that could not fly: {cause}.",
+        "{h} heard a rustle in the leaves. There sat a {bird}, and one wing hung down. Perhaps {cause}.",
+        bird=bird,
+        cause=cause,
+    )
     w.tell("Its heart beat [fast|like a tiny clock].", "It looked at {h} with one round eye.")
     w.say(hero, "Don't be afraid. I will not hurt you.", "You poor thing.", "I shall take you home.", mood="soft")
-    w.tell("{h} laid it in {h.his} cap and carried it to {e}, the {e.job}.", "Wrapped in a <clothes>, it came to the house of {e}, the {e.job}.")
-    w.say(elder, "The wing is [bruised|sprained], not broken. It needs rest.", "It will fly again, if you are patient.", "Put it in a dark box with straw, and keep the cat out.")
+    w.tell(
+        "{h} laid it in {h.his} cap and carried it to {e}, the {e.job}.",
+        "Wrapped in a <clothes>, it came to the house of {e}, the {e.job}.",
+    )
+    w.say(
+        elder,
+        "The wing is [bruised|sprained], not broken. It needs rest.",
+        "It will fly again, if you are patient.",
+        "Put it in a dark box with straw, and keep the cat out.",
+    )
     w.say(hero, "What does it eat?", "How shall I feed it?")
     w.say(elder, "A {bird} eats {food}.", "Give it {food}, a little and often.", bird=bird, food=_FEED[bird.noun])
-    w.tell("So {h} and {f} went looking for {food}.", "{f} helped, and every day they brought {food}.", food=_FEED[bird.noun])
-    w.tell("After two days it [hopped|pecked at {h.his} finger], and after a week it [beat its wings|sat on the edge of the box].", "At first it only slept. Then it began to [call|hop about|quarrel with the broom].")
+    w.tell(
+        "So {h} and {f} went looking for {food}.",
+        "{f} helped, and every day they brought {food}.",
+        food=_FEED[bird.noun],
+    )
+    w.tell(
+        "After two days it [hopped|pecked at {h.his} finger], and after a week it [beat its wings|sat on the edge of the box].",
+        "At first it only slept. Then it began to [call|hop about|quarrel with the broom].",
+    )
     w.say(friend, "Can we keep it?", "It likes us. Must it go?", mood="soft")
-    w.say(hero, "Its friends are out there.", "It is not ours. It belongs to the sky.", "I want to, but it looks out of the window all day.")
-    w.tell("On <day> they carried the box [up the hill|to the open window|into the meadow] and took off the lid.", "When {month} was over, they opened the box in the garden.")
-    w.tell("The {bird} sat still, shook itself, and was gone.", "It flew up, circled once over {h}, and became a dot.", "For a moment it stayed on {h.his} hand. Then there was only a feather.", bird=bird)
+    w.say(
+        hero,
+        "Its friends are out there.",
+        "It is not ours. It belongs to the sky.",
+        "I want to, but it looks out of the window all day.",
+    )
+    w.tell(
+        "On <day> they carried the box [up the hill|to the open window|into the meadow] and took off the lid.",
+        "When {month} was over, they opened the box in the garden.",
+    )
+    w.tell(
+        "The {bird} sat still, shook itself, and was gone.",
+        "It flew up, circled once over {h}, and became a dot.",
+        "For a moment it stayed on {h.his} hand. Then there was only a feather.",
+        bird=bird,
+    )
     w.tell("{h} was <sad> and <happy> at once.", "{f} waved until {f.his} arm was tired.")
-    w.tell("And every spring a {bird} sits on the [roof|gate] and looks in.", "Sometimes there is a tap on the window, and {h} puts out {food}.", "They never saw it again, or perhaps they did, for who knows one {bird} from another?", bird=bird, food="crumbs" if bird.noun != "gull" else "a fish")
+    w.tell(
+        "And every spring a {bird} sits on the [roof|gate] and looks in.",
+        "Sometimes there is a tap on the window, and {h} puts out {food}.",
+        "They never saw it again, or perhaps they did, for who knows one {bird} from another?",
+        bird=bird,
+        food="crumbs" if bird.noun != "gull" else "a fish",
+    )
     ending(w, hero)
 
 

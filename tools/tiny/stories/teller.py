@@ -17,17 +17,28 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from .variety import LOOK_SHARE, LOOKS, NAMED, OPENERS, is_deed, split_synonyms
+from .variety import (
+    INTERJECTIONS,
+    LOOK_SHARE,
+    LOOKS,
+    NAMED,
+    OPENERS,
+    SOFT_STARTS,
+    is_deed,
+    split_synonyms,
+)
 from .words import LISTS
 
 T = TypeVar("T")
-Node = tuple[str, Any]  # ("text", str), ("word", synonyms), ("choice", alternatives), ("slot", (name, attribute)), ("list", name)
+Node = tuple[
+    str, Any
+]  # ("text", str), ("word", synonyms), ("choice", alternatives), ("slot", (name, attribute)), ("list", name)
 _PIECE = re.compile(r"[\[\]|]|\{([a-z_]+)(?:\.([A-Za-z_]+))?\}|<([a-z_]+)>|[^\[\]|{<]+")
 _ARTICLE = re.compile(r"\b([Aa]) (?=(?:[aeio]|u(?!n[ai]|se|ku)|[AEIO]|hour|honest)(?!ne\b|nce\b))")
 _SENTENCE = re.compile(r"(^\"?|[.!?] \"?|\.\" )([a-z])")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parse(template: str) -> tuple[Node, ...]:
     """A template as nodes; alternatives are tuples of nodes."""
     # Open choices from the outside in: the alternatives that are done, then the one being read.
@@ -162,11 +173,22 @@ class Teller:
     def say(self, who: Any, /, *lines: str, mood: str = "", **slots: Any) -> None:
         """A speech in a paragraph of its own. mood: "", "loud", "soft", "sad"; questions and answers by the text."""
         line = self.expand(self.fresh(lines) if len(lines) > 1 else lines[0], **slots).strip()
+        line = self._spoken(who, line)
         answer = bool(self._last_speakers) and self._last_speakers[-1] != str(who)
         self.paragraph()
         self._add(self._speech(who, line, mood, answer))
         self.paragraph()
         self._last_speakers.append(str(who))
+
+    def _spoken(self, who: Any, line: str) -> str:
+        """Now and then a word before a speech ("Well, ..."), or the name of who is spoken to after it."""
+        first = line.split(" ", 1)[0].rstrip(",.!?")
+        if (first in SOFT_STARTS or first == "I") and self.chance(0.25):
+            line = f"{self.fresh(INTERJECTIONS)} {line if first == 'I' else line[0].lower() + line[1:]}"
+        others = [name for name in self._last_speakers[-2:] if name != str(who)]
+        if others and others[-1] not in line and len(line.split()) <= 9 and self.chance(0.2):
+            line = f"{line[:-1]}, {others[-1]}{line[-1]}"
+        return line
 
     def _speech(self, who: Any, line: str, mood: str, answer: bool) -> str:
         end = line[-1]
@@ -183,7 +205,13 @@ class Teller:
             return f'{who} {verb}{how}, "{line}"'
         inner = line[:-1] + "," if end == "." else line
         first, mark, rest = inner.partition(", ")
-        if roll < 0.75 and mark and 2 <= len(first.split()) <= 6 and len(rest.split()) > 2 and not re.search("[.!?]", first):
+        if (
+            roll < 0.75
+            and mark
+            and 2 <= len(first.split()) <= 6
+            and len(rest.split()) > 2
+            and not re.search("[.!?]", first)
+        ):
             return f'"{first}," {self._tag(who, verb, how)}, "{rest[:-1] + end if end == "." else rest}"'
         return f'"{inner}" {self._tag(who, verb, how)}.'
 

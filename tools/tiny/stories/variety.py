@@ -151,7 +151,7 @@ LOOKS: dict[str, tuple[str, ...]] = {}
 for _line in filter(None, _LOOKS.split("\n")):
     _noun, _adjectives = _line.split(": ")
     LOOKS[_noun] = tuple(_adjectives.split(", "))
-NAMED = re.compile(r"\b([Tt]he|[Aa]) (" + "|".join(LOOKS) + r")\b(?! of the church)")
+NAMED = re.compile(r"\b([Tt]he|[Aa]) (" + "|".join(LOOKS) + r")\b(?! (?:of the church|ringer|keeper|maker|builder))")
 LOOK_SHARE = 0.55
 
 
@@ -168,13 +168,22 @@ def split_synonyms(text: str) -> list[tuple[str, ...] | str]:
     return [piece for piece in [*pieces, text[at:]] if piece]
 
 
+# What may stand before a speech, and the words that a speech may then begin with, in small letters.
+INTERJECTIONS = (
+    "Well,", "Oh,", "Look,", "You know,", "Listen,", "Ah,", "Now,", "I say,", "Goodness,", "Wait,", "Hm,", "You see,", "Indeed,",
+    "Dear me,", "Believe me,", "Honestly,",
+)  # fmt: skip
+SOFT_STARTS = frozenset(
+    ["The", "A", "It", "We", "They", "You", "He", "She", "There", "This", "That", "Let", "My", "Your", "In", "On", "If", "Nobody", "Somebody", "Everybody", "Someone", "No", "Something", "Nothing", "Perhaps", "Maybe", "Those", "These", "Only", "All", "Even", "Half", "Some", "For", "Without", "At"]
+) - {"No"}
+
 # What may stand before a sentence that says what somebody did.
 OPENERS = (
-    "Then", "Now", "So", "After that", "And so", "With that,", "Before long", "A moment later", "Next", "In a little while",
+    "Then", "Now", "So", "After that", "And so", "With that,", "Before long", "A moment later", "In a little while",
     "At this,", "A minute later", "Without a word", "At that,",
 )  # fmt: skip
 _DEEDS = frozenset(
-    "took went came put held gave sat knelt got set let threw shot drew led wrote read blew hid tied cut shook sang".split()
+    ["took", "went", "came", "put", "held", "gave", "sat", "knelt", "got", "set", "let", "threw", "shot", "drew", "led", "wrote", "read", "blew", "hid", "tied", "cut", "shook", "sang"]
 )
 
 

@@ -121,7 +121,11 @@ class World(Teller):
         self.time = self.pick(times)
         self.village = self.pick(VILLAGES)
         self.cast.update(
-            season=self.season, time=self.time, village=self.village, month=self.pick(SEASONS[self.season]), day=self.pick(LISTS["day"])
+            season=self.season,
+            time=self.time,
+            village=self.village,
+            month=self.pick(SEASONS[self.season]),
+            day=self.pick(LISTS["day"]),
         )
 
     def _name(self, names: tuple[str, ...]) -> str:
