@@ -1,6 +1,7 @@
 """The tiny model's maker: its torch layers against naive forms, the whole run on a short budget, the shipped file."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,7 @@ def toy_run(tiny_package):
     from tiny.text import Tokens
     from tiny.train import Trainer, TrainPlan
 
+    torch.set_num_threads(1)
     cfg = TinyConfig(n_vocab=64, n_embd=64, n_ff=64, n_head=2, n_head_kv=1, head_dim=32, n_rot=16, ssm_state_size=16)
     rng = np.random.default_rng(0)
     stream = rng.integers(1, 64, 4000).astype(np.uint16)
@@ -202,8 +204,9 @@ def test_bfloat16_products_give_nearly_the_same_loss(tiny_package):
 
 @needs_torch
 def test_a_tokenizer_read_from_a_file_gives_the_same_ids(tiny_package):
-    import mtpref
     from tiny.tokenizer import read_tokenizer
+
+    import mtpref
 
     tokenizer, eos_id = read_tokenizer(SHIPPED)
     text = 'def f(x):\n    return x  # "naive"\n\nTom said, "It isn\'t mine."\n'
@@ -215,7 +218,8 @@ def test_a_tokenizer_read_from_a_file_gives_the_same_ids(tiny_package):
 def test_the_criteria_of_the_shipped_file_are_judged(tmp_path):
     report = tmp_path / "report.json"
     command = [sys.executable, str(ROOT / "tools" / "evaluate_tiny.py"), SHIPPED, "--prompts", "1", "--report", report]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=one_thread)
     assert done.returncode == 1, done.stderr  # it was made before these criteria, of code alone
     assert "| repeated 4-grams, greedy |" in done.stdout
     assert "NOT MET" in done.stdout
@@ -266,3 +270,31 @@ def test_bad_arguments_end_in_one_line(tmp_path, args, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_rests_on_the_model_is_made_by_scripts_that_exist(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import make_derived
+
+    for step in make_derived.STEPS:
+        assert (ROOT / step.command[0]).is_file(), step.name
+    assert len({step.name for step in make_derived.STEPS}) == len(make_derived.STEPS)
+    assert make_derived.main([]) == 0
+    listed = capsys.readouterr().out
+    assert "decisions: python tools/record_llama_cpp.py" in listed
+    assert "(SKIPPED: needs --llama-bin)" in listed
+    assert make_derived.main(["--from", "nothing"]) == 2
+    assert "expected one of decisions, " in capsys.readouterr().err
+
+
+def test_a_step_that_fails_ends_the_run_and_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import make_derived
+
+    mark = tmp_path / "mark"
+    good = make_derived.Step("good", ("-c", f"open({str(mark)!r}, 'a').write('x')"), "a mark")
+    bad = make_derived.Step("bad", ("-c", "raise SystemExit(3)"), "nothing")
+    monkeypatch.setattr(make_derived, "STEPS", (good, bad, good))
+    assert make_derived.main(["--run"]) == 2
+    assert "bad: exit 3; after mending it: --from 'bad'" in capsys.readouterr().err
+    assert mark.read_text() == "x"

@@ -23,7 +23,10 @@ sys.path.insert(0, str(ROOT))
 from mtpref.base.errors import MtprefError  # noqa: E402
 
 TINY = "mtpref/data/tiny.gguf"
-HF_TEXT = 'def read_lines(path, encoding="utf-8"):\n    """Return the lines of a file."""\n    with open(path) as file:\n'
+HF_TEXT = '''def read_lines(path, encoding="utf-8"):
+    """Return the lines of a file."""
+    with open(path) as file:
+'''
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ STEPS = (
     ),
     Step(
         "transformers",
-        ("tools/record_hf.py", "--gguf", TINY, "--rows", "2", "--tokens", "HF_TOKENS", "--out", "tests/data/hf_tiny.npz"),
+        (*f"tools/record_hf.py --gguf {TINY} --rows 2 --tokens HF_TOKENS --out tests/data/hf_tiny.npz".split(),),
         "tests/data/hf_tiny.npz",
         "torch",
     ),
@@ -60,10 +63,10 @@ STEPS = (
     _step("fault pages", "tools/write_faults.py", "docs/faults.md"),
     _step("signatures", "tools/write_signatures.py", "mtpref/faults/diagnose/signatures.json"),
     _step("kill matrix", "tools/kill_matrix.py", "golden/kill_matrix.json, golden/kill-matrix.md"),
-    _step("diagnosis, dumps", "tools/evaluate_diagnose.py dump -o results-dump.jsonl", "results-dump.jsonl"),
-    _step("diagnosis, logs", "tools/evaluate_diagnose.py log -o results-log.jsonl", "results-log.jsonl"),
+    _step("diagnosis of dumps", "tools/evaluate_diagnose.py dump -o results-dump.jsonl", "results-dump.jsonl"),
+    _step("diagnosis of logs", "tools/evaluate_diagnose.py log -o results-log.jsonl", "results-log.jsonl"),
     _step(
-        "diagnosis, page",
+        "diagnosis page",
         "tools/evaluate_diagnose.py render results-dump.jsonl results-log.jsonl --page docs/diagnosis.md",
         "the matrices in docs/diagnosis.md",
     ),

@@ -146,6 +146,7 @@ class Trainer:
     def enter_head_phase(self) -> None:
         """Freeze the trunk (with the embeddings it shares with the head) and start fresh optimizers."""
         self.head_only = True
+        self.model.zero_grad(set_to_none=True)  # or the trunk's last gradient would count when the head's is clipped
         for parameter in self.model.model.parameters():
             parameter.requires_grad_(False)
         self.optimizers = make_optimizers(self.model.mtp, self.plan.muon_lr, self.plan.adam_lr, self.dtype)

@@ -174,7 +174,44 @@ INTERJECTIONS = (
     "Dear me,", "Believe me,", "Honestly,",
 )  # fmt: skip
 SOFT_STARTS = frozenset(
-    ["The", "A", "It", "We", "They", "You", "He", "She", "There", "This", "That", "Let", "My", "Your", "In", "On", "If", "Nobody", "Somebody", "Everybody", "Someone", "No", "Something", "Nothing", "Perhaps", "Maybe", "Those", "These", "Only", "All", "Even", "Half", "Some", "For", "Without", "At"]
+    [
+        "The",
+        "A",
+        "It",
+        "We",
+        "They",
+        "You",
+        "He",
+        "She",
+        "There",
+        "This",
+        "That",
+        "Let",
+        "My",
+        "Your",
+        "In",
+        "On",
+        "If",
+        "Nobody",
+        "Somebody",
+        "Everybody",
+        "Someone",
+        "No",
+        "Something",
+        "Nothing",
+        "Perhaps",
+        "Maybe",
+        "Those",
+        "These",
+        "Only",
+        "All",
+        "Even",
+        "Half",
+        "Some",
+        "For",
+        "Without",
+        "At",
+    ]
 ) - {"No"}
 
 # What may stand before a sentence that says what somebody did.
@@ -183,7 +220,31 @@ OPENERS = (
     "At this,", "A minute later", "Without a word", "At that,",
 )  # fmt: skip
 _DEEDS = frozenset(
-    ["took", "went", "came", "put", "held", "gave", "sat", "knelt", "got", "set", "let", "threw", "shot", "drew", "led", "wrote", "read", "blew", "hid", "tied", "cut", "shook", "sang"]
+    [
+        "took",
+        "went",
+        "came",
+        "put",
+        "held",
+        "gave",
+        "sat",
+        "knelt",
+        "got",
+        "set",
+        "let",
+        "threw",
+        "shot",
+        "drew",
+        "led",
+        "wrote",
+        "read",
+        "blew",
+        "hid",
+        "tied",
+        "cut",
+        "shook",
+        "sang",
+    ]
 )
 
 
