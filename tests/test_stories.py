@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 N = 400
 # Of the first twenty stories: a change of a word or a rule gives another model, so it is meant to be seen here.
-SHA256 = "f5e5e08b2d9a847a183734dcedfdec25ed5e91d93b810e3257b4646de40566da"
+SHA256 = "91d34074017fe3f10ddeb46b603f5623a55a95ded57e45cf205042a347d477aa"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,8 @@ def test_the_vocabulary_is_a_few_thousand_words(told):
     "wrong",
     [
         r"[{}\[\]<>|_]", r"  ", r" [.,;:!?]", r"[.,]{2}", r"[!?]\.", r"\b(a|an|the|and|to|of) \1\b",
-        r"\b[Aa] [aeio](?!ne)", r"\b[Aa]n [bcdfgjklmnpqrstvwxz]", r"\. [a-z]", r"\n\n\n", r"^[a-z]", r"\n[a-z]", r"\bNone\b", r'""',
+        r"\b[Aa] [aeio](?!ne)", r"\b[Aa]n [bcdfgjklmnpqrstvwxz]", r"\. [a-z]",
+        r"\n\n\n", r"^[a-z]", r"\n[a-z]", r"\bNone\b", r'""',
     ],
 )  # fmt: skip
 def test_nothing_is_left_of_a_template(told, wrong):

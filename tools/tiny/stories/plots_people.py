@@ -154,7 +154,7 @@ def trades(w: World) -> None:
     w.tell(
         "All {h.he} had was {x}.",
         "In the whole house there was nothing to spare but {x}.",
-        '"Take {x} to the market," said {e}. "One never knows."',
+        '"Take {x} to the market," said {h.his} [aunt|mother|father|uncle]. "One never knows."',
         x=start[0],
     )
     walk(w, hero, "to the market")

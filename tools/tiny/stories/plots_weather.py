@@ -69,7 +69,7 @@ _WAYS = {
     ),
     "wait": (
         ("\"[The wind took it, so the wind may bring it back|Let us wait for the wind],\" said {a}.",),
-        ("They waited, but the wind only pushed it deeper.", "They waited until {a.his} nose was blue, and nothing happened."),
+        ("They waited, but the wind only pushed it farther away.", "They waited until {a.his} nose was blue, and nothing happened."),
         ("They waited, the wind turned, and it floated down at their feet.", "One more gust, and it flew straight into {a.his} arms."),
     ),
 }  # fmt: skip
@@ -551,7 +551,7 @@ def hurt_bird(w: World) -> None:
         "For a moment it stayed on {h.his} hand. Then there was only a feather.",
         bird=bird,
     )
-    w.tell("{h} was <sad> and <happy> at once.", "{f} waved until {f.his} arm was tired.")
+    w.tell("{h} was <sad> and <happy> at the same time.", "{f} waved until {f.his} arm was tired.")
     w.tell(
         "And every spring a {bird} sits on the [roof|gate] and looks in.",
         "Sometimes there is a tap on the window, and {h} puts out {food}.",

@@ -210,8 +210,12 @@ _TALK = (
         ("Only <snack>.", "There is <snack> in my bag.", "I always think of <snack> at this hour.", "Not since I had <snack>."),
     ),
     (
-        ("What would you do with <number> wishes?", "What do you want to be one day?"),
-        ("I would wish for <treasure>.", "I would like to spend all day <hobby>.", "A {job}, or else a {other}.", "Somebody who is good at <hobby>."),
+        ("What would you do with <number> wishes?", "What would you like for your birthday?", "What would you buy with <number> coins?"),
+        ("I would ask for <treasure>.", "Nothing but <treasure>.", "First <snack>, and then <snack>.", "<treasure>, or else a <colour> <clothes>."),
+    ),
+    (
+        ("What do you want to be one day?", "What will you do when you are <number> times as old?"),
+        ("I would like to spend all day <hobby>.", "A {job}, or else a {other}.", "Somebody who is good at <hobby>.", "I will be a {job} and live [by the sea|on a hill|in a tower]."),
     ),
     (
         ("What have you got in your pocket?", "What is that in your hand?"),

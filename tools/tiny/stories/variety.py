@@ -31,7 +31,6 @@ laughed|chuckled|giggled
 smiled|grinned|beamed
 found|discovered
 fetched|brought|got
-hung|dangled
 big|large|great
 small|little|tiny
 everybody|everyone
@@ -65,7 +64,6 @@ tired|weary|sleepy
 wet|soaked|damp
 strong|sturdy|stout
 loudly|noisily
-slowly|carefully|gently
 quietly|softly
 a long time|a long while|quite some time
 a little later|a little while later|soon afterwards
@@ -125,7 +123,6 @@ shelf: top, bottom, narrow, crooked, highest
 roof: steep, red, tiled, mossy, flat
 letter: thick, thin, crumpled, long, scented
 street: quiet, cobbled, narrow, main, busy
-corner: darkest, next, far, dusty
 stone: flat, round, smooth, grey
 stick: long, forked, crooked, sturdy
 spade: rusty, heavy, small, borrowed
