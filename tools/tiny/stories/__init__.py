@@ -19,7 +19,7 @@ from .world import World
 PLOTS = (*plots_weather.PLOTS, *plots_home.PLOTS, *plots_people.PLOTS, *plots_roads.PLOTS)
 HELD_OUT_SHARE = 25
 HELD_OUT_SEED = 1 << 40
-MIN_WORDS = 150
+MIN_WORDS, MAX_WORDS = 150, 350
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def story(seed: int) -> Story:
     for _ in range(20):
         world = World(rng)
         plot(world)
-        if world.n_words() >= MIN_WORDS:
+        if MIN_WORDS <= world.n_words() <= MAX_WORDS:
             break
     first, second = (str(person) for person in world.people[:2])
     return Story(world.text(), (plot.__name__, first, second, world.weather))

@@ -318,7 +318,7 @@ def who_ate_it(w: World) -> None:
         "Who has eaten {food}?",
         "It is gone! Every crumb of it!",
         "I turned round for one minute!",
-        mood="loud",
+        mood="cross",
         food=food,
     )
     w.say(friend, "It was not me.", "I was at the well all the time.", "Perhaps it was {s}.")
@@ -514,7 +514,7 @@ def garden(w: World) -> None:
     )
     problem, *cures = _TROUBLES[trouble]
     w.tell(problem)
-    w.say(friend, "They are dying!", "All that work for nothing!", "What shall we do?", mood="loud")
+    w.say(friend, "They are dying!", "All that work for nothing!", "What shall we do?", mood="alarm")
     w.say(hero, "We must do something.", "Let us ask {e}.", "I have read about this. But I forgot how it ends.")
     if w.chance(0.6):
         wrong = {

@@ -29,8 +29,8 @@ def quarrel(w: World) -> None:
         "{e} had brought a {t.full} from the market. One {t}, and two children.",
         "{h} and {f} found a {t.full} in the <room>.",
     )
-    w.say(hero, "I saw it first!", "It is mine today!", "You had it yesterday!", mood="loud")
-    w.say(friend, "But I am older!", "You always say that!", "Give it to me!", "You cannot even use it!", mood="loud")
+    w.say(hero, "I saw it first!", "It is mine today!", "You had it yesterday!", mood="cross")
+    w.say(friend, "But I am older!", "You always say that!", "Give it to me!", "You cannot even use it!", mood="cross")
     w.tell(
         "{h} pulled at one end and {f} at the other.",
         "They tugged, they shouted, and {f} got very red.",
@@ -42,8 +42,8 @@ def quarrel(w: World) -> None:
         "It slipped out of their hands and flew against the wall.",
         "Snap, it said, and they both sat on the ground.",
     )
-    w.say(friend, "Now look what you have done!", "That was you!", "I hate you!", mood="loud")
-    w.say(hero, "It was your fault!", "I never want to see you again!", "You pulled!", mood="loud")
+    w.say(friend, "Now look what you have done!", "That was you!", "I hate you!", mood="cross")
+    w.say(hero, "It was your fault!", "I never want to see you again!", "You pulled!", mood="cross")
     w.tell(
         "{f} went [left|home], and {h} [went right|stayed alone].",
         "For the rest of the {time} they did not speak.",

@@ -222,7 +222,7 @@ def lost_animal(w: World) -> None:
             "{h} had only turned round for a moment, to look at a <bird>.",
             k=kind,
         )
-    w.say(hero, "{n}! Where are you?", "Who has seen {n}?", "What if {n} is hurt?", n=name, mood="loud")
+    w.say(hero, "{n}! Where are you?", "Who has seen {n}?", "What if {n} is hurt?", n=name, mood="alarm")
     w.say(friend, "We shall find {n}.", "Let us think like a {k}.", "Where does a {k} like to go?", n=name, k=kind)
     clue = {
         "snow": "In the snow there were tracks, and they led away from the house.",

@@ -108,7 +108,7 @@ def blown_away(w: World) -> None:
         "They ran after it, but when they caught up it was {where}.",
         where=where,
     )
-    w.say(hero, "My {t}!", "Oh no, my {t}!", "Stop, come back!", mood="loud")
+    w.say(hero, "My {t}!", "Oh no, my {t}!", "Stop, come back!", mood="alarm")
     w.say(
         friend,
         "We shall get it down." if kind in ("high", "low") else "We shall get it out.",

@@ -74,7 +74,7 @@ _TRAITS = {
         "{p} could untangle any knot, if it took all day.", "{p} did one thing after another, and none of them twice.",
     ),
     "cheerful": (
-        "{p} [sang|hummed|whistled] from [breakfast|morning] to bedtime.", "{p} was cheerful even on wet Mondays.",
+        "{p} [sang|hummed|whistled] from [breakfast|morning] to bedtime.", "{p} was cheerful even on rainy Mondays.",
         "{p} laughed so loudly that [windows shook|birds flew up].", "{p} had a joke for every day of the week.",
     ),
     "stubborn": (
@@ -287,8 +287,8 @@ def ending(w: World, hero: Person, lesson: str = "") -> None:
     """The last lines; ``lesson`` is what this plot taught."""
     w.paragraph()
     if lesson and w.chance(0.6):
-        w.tell(lesson)
-    w.tell(
+        w.describe(lesson)
+    w.describe(
         "That night {h} [slept|fell asleep] with a smile.",
         "And when {h} tells the story today, {h.he} always [begins with the weather|laughs at the same place|leaves out the mud].",
         "On the way home {h} [whistled|sang|hummed] and counted [the <flowers>|the windows|{h.his} steps|the chimneys].",

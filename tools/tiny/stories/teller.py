@@ -19,11 +19,14 @@ from typing import Any, TypeVar
 
 from .variety import (
     INTERJECTIONS,
+    INTERLUDE_SHARE,
+    INTERLUDES,
     LOOK_SHARE,
     LOOKS,
     NAMED,
     OPENERS,
     SOFT_STARTS,
+    TAIL_SHARE,
     is_deed,
     split_synonyms,
 )
@@ -123,8 +126,17 @@ class Teller:
     def tell(self, /, *templates: str, **slots: Any) -> None:
         """Add a sentence or several: one of the templates, none of them twice in a story."""
         template = self.fresh(templates) if len(templates) > 1 else templates[0]
-        self._add(self._opened(self._with_pronoun(self.expand(template, **slots))))
+        text = self._opened(self._with_pronoun(self.expand(template, **slots)))
+        self._add(self._with_tail(text))
         self._last_speakers.clear()
+        if self.people and self.chance(INTERLUDE_SHARE):
+            self._add(self.expand(self.fresh(INTERLUDES), p=self.people[0]))
+
+    def _with_tail(self, text: str) -> str:
+        """A short sentence may end with what was heard meanwhile."""
+        if len(text.split()) <= 11 and text.endswith(".") and text[0] != '"' and self.chance(TAIL_SHARE):
+            return self.expand("{text}, [while|and] <sound>.", text=text[:-1])
+        return text
 
     def describe(self, /, *templates: str, **slots: Any) -> None:
         """As ``tell``, for what is so and does not happen now: no word of time stands before it."""
@@ -171,7 +183,7 @@ class Teller:
     # Dialogue ----------------------------------------------------------------------------------------------------
 
     def say(self, who: Any, /, *lines: str, mood: str = "", **slots: Any) -> None:
-        """A speech in a paragraph of its own. mood: "", "loud", "soft", "sad"; questions and answers by the text."""
+        """A speech in a paragraph of its own. mood: "", "loud" (glad), "soft", "sad", "cross", "alarm"; questions and answers by the text."""
         line = self.expand(self.fresh(lines) if len(lines) > 1 else lines[0], **slots).strip()
         line = self._spoken(who, line)
         answer = bool(self._last_speakers) and self._last_speakers[-1] != str(who)
@@ -199,8 +211,8 @@ class Teller:
         if roll < 0.45:
             return f'{self.expand(self._beat(mood), who=who)} "{line}"'
         verb = self._verb(end, mood, answer)
-        adverbs = "loudly" if end == "!" else _ADVERBS[mood]
-        how = self.expand(f" <{adverbs}>", who=who) if self.chance(0.3) else ""
+        adverbs = "loudly" if end == "!" and mood in ("", "soft") else _ADVERBS[mood]
+        how = self.expand(f" <{adverbs}>", who=who) if self.chance(0.4) else ""
         if roll < 0.6:
             return f'{who} {verb}{how}, "{line}"'
         inner = line[:-1] + "," if end == "." else line
@@ -249,28 +261,94 @@ def tidy(paragraph: str) -> str:
     return _ARTICLE.sub(r"\1n ", text)
 
 
-_ADVERBS = {"": "softly", "loud": "loudly", "soft": "softly", "sad": "sadly"}
+_ADVERBS = {
+    "": "softly", "loud": "loudly", "soft": "softly", "sad": "sadly", "cross": "crossly", "alarm": "alarmed",
+}  # fmt: skip
 _BEATS = {
     "": (
-        "{who} nodded.", "{who} thought for a moment.", "{who} scratched {who.his} head.", "{who} smiled.",
-        "{who} shook {who.his} head.", "{who} looked up.", "{who} pointed.", "{who} rubbed {who.his} chin.",
-        "{who} folded {who.his} arms.", "{who} put {who.his} hands in {who.his} pockets.", "{who} leaned closer.",
-        "{who} raised {who.his} eyebrows.", "{who} shrugged.", "{who} took a deep breath.", "{who} counted on {who.his} fingers.",
-        "{who} looked over {who.his} shoulder.", "{who} tilted {who.his} head.", "{who} frowned.",
-        "{who} coughed.", "{who} wiped {who.his} hands.", "{who} tapped {who.his} foot.",
+        "{who} [nodded|gave a nod|nodded slowly|nodded twice].",
+        "{who} thought [for a moment|for a second|for a while|for as long as one needs to count to ten].",
+        "{who} scratched {who.his} [head|ear|nose|elbow|neck|chin].",
+        "{who} [smiled|smiled a little|smiled broadly|smiled with half {who.his} mouth].",
+        "{who} shook {who.his} head[| slowly| hard].",
+        "{who} looked [up|up from {who.his} work|round|back|away|at the ceiling|at the sky].",
+        "{who} pointed[| with {who.his} chin| with a <tool>| with {who.his} thumb].",
+        "{who} rubbed {who.his} [chin|hands|eyes|knee|nose].",
+        "{who} folded {who.his} arms[| and waited].",
+        "{who} put {who.his} [hands|thumbs|fists] in {who.his} pockets.",
+        "{who} [leaned|came|bent|stepped] [closer|nearer|forward].",
+        "{who} raised [{who.his} eyebrows|one eyebrow|a finger|both hands].",
+        "{who} shrugged[| once| {who.his} shoulders].",
+        "{who} took [a deep breath|a bite of something|half a step back|off {who.his} <clothes>].",
+        "{who} counted on {who.his} fingers[| up to <number>].",
+        "{who} looked over {who.his} [shoulder|glasses|left shoulder].",
+        "{who} tilted {who.his} head[| to one side| like a <bird>].",
+        "{who} [frowned|frowned a little|made a face|pulled a face].",
+        "{who} [coughed|sneezed|yawned|hummed|whistled through {who.his} teeth].",
+        "{who} wiped {who.his} [hands|nose|brow|fingers|mouth].",
+        "{who} tapped {who.his} [foot|nose|forehead|fingers].",
+        "{who} turned <treasure> over in {who.his} [hand|fingers].",
+        "{who} tugged at {who.his} <clothes>.",
+        "{who} was chewing <snack>.",
+        "{who} put down a <tool>.",
+        "{who} tied {who.his} [shoelace|scarf|apron] again.",
+        "{who} winked[| with one eye| at the <animal>].",
+        "{who} blew on {who.his} [fingers|hands|nails].",
     ),
     "loud": (
-        "{who} jumped up and down.", "{who} clapped {who.his} hands.", "{who} waved both arms.", "{who} laughed.",
-        "{who} threw {who.his} cap in the air.", "{who} ran forward.", "{who} spun around.", "{who} beamed.",
-        "{who} opened {who.his} eyes wide.", "{who} stamped {who.his} foot.",
+        "{who} jumped up and down[| like a <animal>].",
+        "{who} clapped {who.his} hands[| twice| above {who.his} head].",
+        "{who} waved [both arms|a <clothes>|a <tool>|both hands].",
+        "{who} [laughed|laughed out loud|whooped|cheered].",
+        "{who} threw {who.his} [cap|arms|hands] [in|into] the air.",
+        "{who} ran [forward|in a circle|round everyone|three steps].",
+        "{who} spun [around|round once|like a top].",
+        "{who} beamed[| from ear to ear| all over {who.his} face].",
+        "{who} opened {who.his} [eyes|mouth|arms] wide.",
+        "{who} stamped {who.his} [foot|feet].",
+        "{who} slapped {who.his} [knee|forehead].",
+        "{who} danced [on one leg|a few steps|like a <animal>].",
     ),
     "soft": (
-        "{who} put a finger to {who.his} lips.", "{who} smiled a little.", "{who} knelt down.", "{who} bent forward.",
-        "{who} looked at {who.his} feet.", "{who} blushed.", "{who} held out a hand.", "{who} lowered {who.his} voice.",
-        "{who} touched {who.his} sleeve.",
+        "{who} put a finger to {who.his} [lips|nose].",
+        "{who} smiled [a little|to {who.himself}|like the <flowers> in {month}].",
+        "{who} [knelt|crouched|sat] down.",
+        "{who} bent [forward|down|low].",
+        "{who} looked at [{who.his} feet|the floor|{who.his} hands|{who.his} toes].",
+        "{who} [blushed|went pink|turned pink].",
+        "{who} held out [a hand|both hands|<treasure>].",
+        "{who} lowered {who.his} [voice|eyes|head].",
+        "{who} [touched|pulled at|smoothed|rolled up] {who.his} [sleeve|collar|apron|cuff].",
+        "{who} stroked the <animal>.",
+    ),
+    "cross": (
+        "{who} stamped {who.his} [foot|feet|heel].",
+        "{who} [turned|went] red[| as a beetroot| to the ears].",
+        "{who} clenched {who.his} [fists|teeth].",
+        "{who} [scowled|glared|glowered].",
+        "{who} put {who.his} hands on {who.his} hips.",
+        "{who} pushed out {who.his} [lip|chin].",
+        "{who} kicked [a stone|a <tool>|the air].",
+        "{who} banged on the <furniture>.",
+    ),
+    "alarm": (
+        "{who} clapped a hand to {who.his} [mouth|forehead].",
+        "{who} [went|turned] [pale|white].",
+        "{who} ran [forward|three steps|after it].",
+        "{who} stretched out both [arms|hands].",
+        "{who} stood [stock-still|as if nailed to the ground].",
+        "{who} dropped [a <tool>|<treasure>].",
+        "{who} [gasped|held {who.his} breath|gulped].",
     ),
     "sad": (
-        "{who} hung {who.his} head.", "{who} wiped away a tear.", "{who} sniffed.", "{who} swallowed hard.",
-        "{who} looked at the ground.", "{who} bit {who.his} lip.", "{who} sighed.", "{who} turned red.",
+        "{who} [hung|lowered|bowed] {who.his} head.",
+        "{who} wiped away [a tear|<number> tears|something wet].",
+        "{who} [sniffed|sniffled|gulped|sobbed once].",
+        "{who} swallowed [hard|twice|{who.his} tears].",
+        "{who} looked at [the ground|{who.his} boots|nobody|the wall].",
+        "{who} bit {who.his} [lip|thumb|nails].",
+        "{who} [sighed|sighed deeply|let out a long breath].",
+        "{who} [turned|went] [red|white|pale|quite red].",
+        "{who} pulled {who.his} <clothes> over {who.his} [nose|ears].",
     ),
-}  # fmt: skip
+}

@@ -49,12 +49,11 @@ brook|stream
 hill|slope
 meadow|field|pasture
 rope|cord
-bag|sack|bundle
+bag|sack
 basket|hamper
 noise|sound
 yard|courtyard
 stairs|steps
-hole|gap
 lovely|beautiful
 clever|bright|smart
 glad|pleased|happy
@@ -69,6 +68,16 @@ a long time|a long while|quite some time
 a little later|a little while later|soon afterwards
 just then|at that moment
 farther|further
+every|each
+whole|entire
+people|folk
+story|tale
+supper|dinner|tea
+piece by piece|bit by bit|one after another
+piece to piece|bit to bit
+piece|bit
+twice|two times
+sat down|took a seat
 """
 SYNONYMS: dict[str, tuple[str, ...]] = {}
 for _line in _SETS.split("\n"):
@@ -148,7 +157,11 @@ LOOKS: dict[str, tuple[str, ...]] = {}
 for _line in filter(None, _LOOKS.split("\n")):
     _noun, _adjectives = _line.split(": ")
     LOOKS[_noun] = tuple(_adjectives.split(", "))
-NAMED = re.compile(r"\b([Tt]he|[Aa]) (" + "|".join(LOOKS) + r")\b(?! (?:of the church|ringer|keeper|maker|builder))")
+NAMED = re.compile(
+    r"\b([Tt]he|[Aa]) ("
+    + "|".join(LOOKS)
+    + r")\b(?! (?:of the church|ringer|keeper|maker|builder|boards?|posts?|race))"
+)
 LOOK_SHARE = 0.55
 
 
@@ -210,6 +223,22 @@ SOFT_STARTS = frozenset(
         "At",
     ]
 ) - {"No"}
+
+# What is seen, smelled or thought between two steps of a plot.
+INTERLUDE_SHARE = 0.2
+TAIL_SHARE = 0.14
+INTERLUDES = (
+    "{p} thought of <snack>.", "{p} thought of <treasure>, which was lying at home.", "{p} would rather have been <hobby>.",
+    "In {p.his} pocket {p} felt <treasure>.", "Somewhere <sound>.", "It smelled of <smell>[| and a little of <smell>].",
+    "Far away <sound>.", "A <bird> [called|flew up|cried|looked on].", "A <animal> [ran|crept|came|went] past.",
+    "{p} pulled {p.his} <clothes> tighter.", "\"<snack>,\" thought {p}, \"that would be the thing now.\"",
+    "It was like <hobby>: one had to begin.", "{p} remembered what {p.his} grandmother said about <flowers>.",
+    "There was a smell of <smell> [everywhere|in the air|about].",
+    "A <colour> <clothes> hung on a nail.", "{p} counted to <number>.", "[Once|Twice] <sound>.",
+    "{p} nearly stepped on a <tool>.", "Something <colour> moved, but it was only a <animal>.",
+    "{p} whistled like a <bird>.", "A <tool> and a <clothes> had been left [there|lying about].",
+    "\"I wish I had <treasure>,\" {p} said to {p.himself}.", "It was as quiet as in a <room>.",
+)  # fmt: skip
 
 # What may stand before a sentence that says what somebody did.
 OPENERS = (

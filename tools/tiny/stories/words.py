@@ -148,10 +148,20 @@ LISTS: dict[str, tuple[str, ...]] = {
         "slowly, carefully, gently, quietly, little by little, step by step, patiently, steadily, cautiously, softly"
     ),
     "softly": _list(
-        "softly, quietly, gently, kindly, calmly, thoughtfully, in a low voice, slowly, shyly, with a small smile"
+        """softly, quietly, gently, kindly, calmly, thoughtfully, dreamily, drily, earnestly, politely, proudly, seriously, warmly, wisely, slyly,
+        after a while, with a nod, with a wink, with a shrug, at last, between two bites, from behind a <furniture>, over {who.his} shoulder,
+        through {who.his} nose, in a friendly way, under {who.his} breath, in one breath, with raised eyebrows, in a low voice, slowly, shyly, with a small smile"""
     ),
     "loudly": _list(
         "loudly, at the top of {who.his} voice, cheerfully, in great excitement, happily, eagerly, merrily, with a laugh"
+    ),
+    "crossly": _list(
+        """crossly, angrily, furiously, hotly, sharply, bitterly, through clenched teeth, at the top of {who.his} voice,
+        with flashing eyes, loudly, rudely, in a rage"""
+    ),
+    "alarmed": _list(
+        """in alarm, breathlessly, in dismay, with wide eyes, loudly, in a shaking voice, at the top of {who.his} voice, anxiously,
+        in a fright"""
     ),
     "sadly": _list("sadly, with a sigh, in a small voice, unhappily, miserably, glumly, close to tears, gloomily"),
     "soon": _list("soon, before long, after a while, a little later, in a few minutes, presently, at last, by and by"),
