@@ -342,7 +342,7 @@ _BEATS = {
     ),
     "sad": (
         "{who} [hung|lowered|bowed] {who.his} head.",
-        "{who} wiped away [a tear|<number> tears|something wet].",
+        "{who} wiped away [a tear|<number> tears|something].",
         "{who} [sniffed|sniffled|gulped|sobbed once].",
         "{who} swallowed [hard|twice|{who.his} tears].",
         "{who} looked at [the ground|{who.his} boots|nobody|the wall].",

@@ -61,7 +61,6 @@ afraid|scared|frightened
 angry|cross|annoyed
 tired|weary|sleepy
 wet|soaked|damp
-strong|sturdy|stout
 loudly|noisily
 quietly|softly
 a long time|a long while|quite some time
@@ -160,7 +159,7 @@ for _line in filter(None, _LOOKS.split("\n")):
 NAMED = re.compile(
     r"\b([Tt]he|[Aa]) ("
     + "|".join(LOOKS)
-    + r")\b(?! (?:of the church|ringer|keeper|maker|builder|boards?|posts?|race))"
+    + r")\b(?! (?:of the church|ringer|keeper|maker|builder|boards?|posts?|race|bridge))"
 )
 LOOK_SHARE = 0.55
 
