@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 N = 400
 # Of the first twenty stories: a change of a word or a rule gives another model, so it is meant to be seen here.
-SHA256 = "1e42a2503d03b5fa5583c170be1bdf2f2b2f980d95477194c6a781e00b4447d4"
+SHA256 = "5566043eb8aaeb6377f01909bd4cb2ba6f9e5f5b7d5e25f90162a1796897a93c"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_what_happens_follows_from_the_world(told):
 
 
 def test_sums_in_the_shop_come_out(package):
-    numbers = {name: i for i, name in enumerate(package.stories.plots_people._NUMBERS)}
+    numbers = {name: i for i, name in enumerate(package.stories.plots_school._NUMBERS)}
     checked = 0
     for story in itertools.islice((package.stories.story(seed) for seed in itertools.count(10_000)), 500):
         if story.combination[0] != "shop":

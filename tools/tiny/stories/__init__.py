@@ -13,10 +13,29 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import plots_home, plots_people, plots_roads, plots_weather
+from . import (
+    plots_home,
+    plots_people,
+    plots_roads,
+    plots_school,
+    plots_search,
+    plots_season,
+    plots_village,
+    plots_wind,
+)
 from .world import World
 
-PLOTS = (*plots_weather.PLOTS, *plots_home.PLOTS, *plots_people.PLOTS, *plots_roads.PLOTS)
+_ROOMS = (
+    plots_wind,
+    plots_season,
+    plots_home,
+    plots_village,
+    plots_people,
+    plots_school,
+    plots_roads,
+    plots_search,
+)
+PLOTS = tuple(plot for room in _ROOMS for plot in room.PLOTS)
 HELD_OUT_SHARE = 25
 HELD_OUT_SEED = 1 << 40
 MIN_WORDS, MAX_WORDS = 150, 350
