@@ -5,7 +5,6 @@ from __future__ import annotations
 from .scenes import ending, introduce, opening, walk
 from .world import World
 
-
 # What is baked: its name, what goes into it.
 _BAKED = {
     "plum cake": ("plums", "butter", "eggs", "sugar", "flour"), "apple pie": ("apples", "butter", "cinnamon", "flour"),

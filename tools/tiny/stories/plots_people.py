@@ -5,7 +5,6 @@ from __future__ import annotations
 from .scenes import aside, ending, opening, walk
 from .world import World
 
-
 _SHARED = (
     (
         "kite, sledge, swing, drum, telescope, hammock, boat, bicycle, wheelbarrow, trumpet",

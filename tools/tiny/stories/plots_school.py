@@ -5,7 +5,6 @@ from __future__ import annotations
 from .scenes import ending, introduce, opening, small_talk, walk
 from .world import World
 
-
 _WARES = (
     "lamp",
     "kite",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from .scenes import aside, ending, opening, share_food, small_talk
 from .world import World
 
-
 _MARKS = (
     ("the old {tree}", "Something was cut into the bark: an arrow."), ("the stone bridge", "Under the arch there was a red cross."), ("the broken mill", "Over the door hung a rusty horseshoe, and it pointed left."),
     ("the well", "In the wall one brick was white."), ("the crooked gate", "On the post was a number, almost gone."), ("the three birches", "One of them leaned towards the hill."),

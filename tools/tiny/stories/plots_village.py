@@ -5,7 +5,6 @@ from __future__ import annotations
 from .scenes import ending, introduce, opening, share_food, small_talk, thanks
 from .world import World
 
-
 # The mark that was left behind, what it shows of who did it.
 _CLUES = (
     ("a white feather", "goose", "The goose had got in through the open window."),

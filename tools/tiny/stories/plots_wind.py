@@ -5,7 +5,6 @@ from __future__ import annotations
 from .scenes import aside, ending, introduce, opening, share_food, thanks
 from .world import World
 
-
 _LIGHT = (
     (
         "kite, balloon, ribbon, paper boat, paper crown, flag",
