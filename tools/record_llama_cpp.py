@@ -39,7 +39,7 @@ MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
 # An indexer leaves cells out only where there are more than it chooses.
 INDEXED = ("deepseek32", "glm-dsa")
-# With cells of 16 bits the rotation of an indexer's keys shows: name of the recording -> the standard model, the prompt.
+# With cells of 16 bits the rotation of an indexer's keys shows: the recording's name -> the standard model, the prompt.
 HALF_CELLS = {
     "micro-deepseek32-f16-cells": ("micro-deepseek32-f32", "".join(f"{i * i:05}" for i in range(100, 190))),
     "micro-deepseek4-f16-cells": ("micro-deepseek4-f32", "".join(f"{i * i:06}" for i in range(600, 690))),

@@ -52,7 +52,7 @@ from mtpref.spec.kinds import (
     Sequential,
 )
 from mtpref.spec.ops import Ops, spec_ops
-from mtpref.spec.ops.compose_streams import enter_streams
+from mtpref.spec.ops.compose_streams import enter_streams, leave_streams
 from mtpref.spec.steps import Steps
 
 PACKAGE = __name__.partition(".")[0]
@@ -81,6 +81,7 @@ WHOLE_MODEL = {
     "PAIRS_ALL_CELLS": PAIRS_ALL_CELLS,
     "HyperConnected": HyperConnected,
     "enter_streams": enter_streams,
+    "leave_streams": leave_streams,
     "COMPRESSED_ATTENTION": COMPRESSED_ATTENTION,
     "WINDOW_ATTENTION": WINDOW_ATTENTION,
     "CLAMPED_MOE_FFN": CLAMPED_MOE_FFN,

@@ -93,9 +93,7 @@ def _state(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
 def _run(
     w: LayerWeights, cfg: WindowedConfig, x: F32, k: NDArray, v: NDArray, kv_type: str, span: Span, tap: LayerTap
 ) -> F32:
-    table = (
-        _STILL if not cfg.n_rot else span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
-    )
+    table = span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
     return span.ops.windowed_attn_layer(span.ops, w, cfg, x, k, v, kv_type, span.first, table, tap)
 
 
