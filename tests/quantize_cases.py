@@ -20,6 +20,7 @@ from mtpref.spec.config import Metadata
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 try:
+    import micro_mamba as mam
     import micro_moe as mm
     import micro_parallel as mpar
     import micro_plant as mp
@@ -63,11 +64,11 @@ def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
     sheet, keys = ARCHITECTURES[arch], keys_of(arch, case)
     values: Any = {**mm.micro_values(sheet, case.shape), "n_vocab": N_VOCAB}
     values.setdefault("n_ff", case.shape.n_ff_dense)
-    own = sheet.values(Metadata(keys, "case")).having(n_vocab=N_VOCAB) if arch in OWN_KEYS else None
+    own = sheet.values(Metadata(read(keys), "case")).having(n_vocab=N_VOCAB) if arch in OWN_KEYS else None
     assert sheet.head is not None
     routers = frozenset(f"blk.{il}.ffn_gate_inp.weight" for il in range(case.shape.n_dense, N_TRUNK + 1))
     names = routers if isinstance(sheet.layers, ByTensor) else frozenset()
-    blocks = [*sheet.layers.blocks(Metadata(keys, "case"), N_TRUNK, names), sheet.head.block]
+    blocks = [*sheet.layers.blocks(Metadata(read(keys), "case"), N_TRUNK, names), sheet.head.block]
     wanted = [(t, None) for t in sheet.tensors if case.untied or t.role != "output"]
     for il, block in enumerate(blocks):
         wanted += [(t.at(il), il) for t in mm.chosen(block, case.fused)]
@@ -77,7 +78,7 @@ def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
     made = {}
     for tensor, il in wanted:
         shape = numbers(tensor.shape, values if own is None else own if il is None else own.at(il))
-        if shape is None or tensor.name == "d2t":
+        if shape is None or 0 in shape or tensor.name == "d2t":
             continue
         if len(shape) > 1 and shape[-2] > 1:
             shape = (*shape[:-2], N_ROWS, shape[-1])
@@ -92,8 +93,21 @@ def _parallel(case: Case) -> dict[str, object]:
     return mpar.keys_of(mpar.ParallelShape(windowed=3, n_shared=2, fused=case.fused, micro=micro, **counts))
 
 
+def _mamba(case: Case) -> dict[str, object]:
+    s = case.shape
+    counts = {"n_expert": s.n_expert, "n_used": min(3, s.n_expert), "n_ff_exp": s.n_ff_exp, "fused": case.fused}
+    micro = replace(s.micro, n_ff=s.n_ff_dense)
+    return mam.keys_of(mam.MambaShape(pattern="M*EMEM*EE", n_low=256 * (s.n_ff_exp > 48), micro=micro, **counts))
+
+
 # Of architectures whose keys are not those of micro_moe.py.
-OWN_KEYS: dict[str, Callable[[Case], dict[str, object]]] = {"cohere2moe": _parallel}
+OWN_KEYS: dict[str, Callable[[Case], dict[str, object]]] = {"cohere2moe": _parallel, "nemotron_h_moe": _mamba}
+
+
+def read(keys: dict[str, object]) -> dict[str, object]:
+    """Keys as a file's are read: integers of Python."""
+    return {k: [int(x) for x in v] if isinstance(v, list) and isinstance(v[0], np.integer) else v
+            for k, v in keys.items()}  # fmt: skip
 
 
 def keys_of(arch: str, case: Case) -> dict[str, object]:

@@ -153,11 +153,13 @@ def _prompt(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
 
 
 def _mtp(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
-    """The MTP block over pairs (token, hidden row) from position `first_pos` on, on an empty cache."""
+    """The MTP block, of several that of number `head`, over pairs (token, hidden row) from position `first_pos` on, on
+    an empty cache."""
     tokens, tap = _ids(inputs), tap_of(params["wanted"])
     hidden = np.asarray(inputs["hidden"].values(), np.float32)
     state = model.new_state(int(params["first_pos"]) + len(tokens) + 1)
-    model.mtp(state, tokens, hidden, int(params["first_pos"]), n_logits=len(tokens), tap=tap)
+    head, n = int(params.get("head", 0)), len(tokens)
+    model.mtp(state, tokens, hidden, int(params["first_pos"]), n_logits=n, head=head, tap=tap)
     return dict(tap.kept)
 
 

@@ -43,7 +43,7 @@ def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
     if ARCHITECTURES[own.arch].head is None:
         raise MtprefError(
             f"{trunk.label}: models of {own.arch} have no place for an MTP head; their assistant stays a file of its "
-            "own, which they take with -md"
+            "own, `model_draft` of a run"
         )
     if isinstance(source, GgufFile):
         theirs, head = layout_of(source), source_of(source)

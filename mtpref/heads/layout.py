@@ -50,7 +50,7 @@ def layout_of(file: GgufFile) -> HeadLayout:
     if ARCHITECTURES[arch].target:
         raise MtprefError(
             f"{file.label}: this is an assistant of {ARCHITECTURES[arch].target} models: a head in a file of its own "
-            "already, which its target takes with -md; nothing is put in, taken out or split off"
+            "already, `model_draft` of its target; nothing is put in, taken out or split off"
         )
     n_block = int(file.require(f"{arch}.{BLOCK_COUNT}", "int"))
     n_nextn = int(file.require(f"{arch}.{NEXTN}", "int")) if f"{arch}.{NEXTN}" in file.kv else 0

@@ -376,6 +376,15 @@ class Model:
         return tokens.astype(np.int32)
 
 
+def refuse_assistant(model: Model, who: str) -> None:
+    """Errors   MtprefError for a head that reads its target's cells, where that is not followed. who: the verb"""
+    if model.has_assistant:
+        raise MtprefError(
+            f"{who}: the head is an assistant, which reads its target's cells as they are when it drafts, and is not "
+            "followed here; expected a head of cells of its own, or the target alone"
+        )
+
+
 def _trunk_again(model: Model, ids: NDArray[np.int32], n_logits: int, tap: Tap) -> None:
     replace(model, is_checked=False).trunk(model.new_state(len(ids)), ids.tolist(), n_logits=n_logits, tap=tap)
 

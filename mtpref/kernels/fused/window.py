@@ -22,7 +22,7 @@ from mtpref.kernels.layers.attend_cells import READING, TILES, attend_cells, cal
 from mtpref.kernels.layers.choose import IDS, choose_rows
 from mtpref.kernels.products import mul_mats
 from mtpref.kernels.products.product import WEIGHTS
-from mtpref.spec import load_kv
+from mtpref.spec import hadamard, load_kv, rotation_of
 
 F32 = NDArray[np.float32]
 
@@ -165,6 +165,8 @@ def chosen_rows(
     q = ops.mul_mat(w["indexer.attn_q_b.weight"], latent).reshape(n_tokens, cfg.n_index_head, cfg.n_index)
     q = ops.rope_last(q, *rope_cos_sin)
     tap("lid_q_rope", q)
+    size = rotation_of(cfg.n_index)
+    q = ops.mul_mat(hadamard(size), q.reshape(-1, size)).reshape(q.shape)
     scale = np.float32(1.0 / np.sqrt(np.float64(cfg.n_index_head * cfg.n_index)))
     weights = ops.mul_mat(w["indexer.proj.weight"], x) * scale
     tap("lid_weights", weights)

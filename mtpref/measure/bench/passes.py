@@ -112,6 +112,8 @@ class Passes:
         return self._ms(lambda: read_head(drafter, self.state, run, DraftLength.of(N_CHAIN), Draft()), self._trunk_pass)
 
     def catch_up(self, n: int) -> float:
+        if not any(head.keeps_cells for head in self.model.heads):
+            return 0.0  # an assistant is not caught up
         ids, state, recipe = self._next(n), self.state, self.model.recipe
         hidden = recipe.steps.target_hidden(self.model.trunk(state, ids, n_logits=0).hidden, recipe.contract)
         pairs = pair(self.model, ids, hidden, self.base.n_past, self.base.pending_h)
