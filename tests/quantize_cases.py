@@ -76,8 +76,8 @@ def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
         if tensor.required or case.own:
             wanted.append((tensor.at(N_TRUNK), N_TRUNK))
     made = {}
-    for tensor, il in wanted:
-        shape = numbers(tensor.shape, values if own is None else own if il is None else own.at(il))
+    for tensor, at in wanted:
+        shape = numbers(tensor.shape, values if own is None else own if at is None else own.at(at))
         if shape is None or 0 in shape or tensor.name == "d2t":
             continue
         if len(shape) > 1 and shape[-2] > 1:

@@ -156,7 +156,7 @@ def selected_attention() -> SuiteBuilder:
 
 
 def params_with(
-    sizes: tuple[int, ...], scaling: Mapping[str, Any], first: int, arch: str, n_key: int, n_top: int
+    sizes: tuple[int, int, int, int, int], scaling: Mapping[str, Any], first: int, arch: str, n_key: int, n_top: int
 ) -> dict[str, Any]:
     is_pairs = arch == PAIRS
     return params_of(sizes, scaling, first) | {
@@ -168,7 +168,9 @@ def params_with(
     }
 
 
-def keys_with(sizes: tuple[int, ...], scaling: Mapping[str, Any], arch: str, n_key: int, n_top: int) -> dict[str, Any]:
+def keys_with(
+    sizes: tuple[int, int, int, int, int], scaling: Mapping[str, Any], arch: str, n_key: int, n_top: int
+) -> dict[str, Any]:
     return hparams_of(sizes, scaling) | {
         "arch": arch,
         "attention.indexer.head_count": 4,
