@@ -17,7 +17,9 @@ from mtpref.base.errors import MtprefError
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import micro_chain as mc
+import micro_gemma as mg
 import micro_layers as layers
+import micro_mamba as mam
 import micro_moe as mm
 import micro_parallel as mpar
 import micro_plant as mp
@@ -179,7 +181,8 @@ STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVaria
 
 # Single heads with parts that no other architecture has: (architecture, seed, accept, type, shape, variant).
 _PARALLEL = mpar.ParallelShape()
-STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape, MicroVariant]] = {
+_MAMBA = mam.MambaShape()
+STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape | mam.MambaShape, MicroVariant]] = {
     "micro-cohere2moe-f32": ("cohere2moe", 4, 60, "F32", _PARALLEL, MicroVariant()),
     "micro-cohere2moe-90-rms-f32": (
         "cohere2moe", 2, 90, "F32",
@@ -193,13 +196,54 @@ STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape, Micro
         MicroVariant(untied=True, head_norm=False),
     ),
     "micro-cohere2moe-q8_0": ("cohere2moe", 4, 60, "Q8_0", _PARALLEL, MicroVariant()),
+    "micro-nemotron_h_moe-f32": ("nemotron_h_moe", 4, 60, "F32", _MAMBA, MicroVariant()),
+    "micro-nemotron_h_moe-90-wide-f32": (
+        "nemotron_h_moe", 2, 90, "F32",
+        mam.MambaShape(pattern="MM*EME", n_low=0, n_ssm_head=6, n_group=3, d_state=12, d_conv=3, eps=None,
+                       normalise=None, scale=None, fused=True),
+        MicroVariant(untied=True),
+    ),
+    "micro-nemotron_h_moe-30-biases-f32": (
+        "nemotron_h_moe", 3, 30, "F32", mam.MambaShape(pattern="*MEE", n_group=1, biases=True, n_head=4),
+        MicroVariant(),
+    ),
+    "micro-nemotron_h_moe-q8_0": ("nemotron_h_moe", 4, 60, "Q8_0", _MAMBA, MicroVariant()),
 }  # fmt: skip
+
+
+# gemma4: (seed, accept, type, shape, part); each target's assistant has its name with `-assistant` in it.
+_GEMMA = mg.GemmaShape()
+_GEMMA_EDGE = mg.GemmaShape(windowed=(0, 1, 1, 0, 1, 0), n_shared=2, is_wide=True, n_own=32, values=True, softcap=None,
+                            n_head_kv=(2, 2), assistant=(1, 1, 1, 0), n_window=3)  # fmt: skip
+_GEMMA_MOE = mg.GemmaShape(windowed=(1, 0, 1, 0), n_expert=8, assistant=(1, 0), untied=True)
+_GEMMA_APART = mg.GemmaShape(windowed=(1, 1, 0), n_expert=20, fused=False, scaled=False, softcap=0.0, n_head_kv=(4, 1),
+                             n_window=2, turned=16, assistant=(0, 1, 0), values=True)  # fmt: skip
+_GEMMA_MODELS: dict[str, tuple[int, float, str, mg.GemmaShape]] = {
+    "f32": (4, 60, "F32", _GEMMA),
+    "edge-30-f32": (6, 50, "F32", _GEMMA_EDGE),
+    "moe-f32": (4, 60, "F32", _GEMMA_MOE),
+    "apart-90-f32": (2, 90, "F32", _GEMMA_APART),
+    "q8_0": (4, 60, "Q8_0", _GEMMA),
+    "moe-q8_0": (4, 60, "Q8_0", _GEMMA_MOE),
+}
+STANDARD_GEMMA: dict[str, tuple[int, float, str, mg.GemmaShape, str]] = {
+    f"micro-gemma4-{part}{name}": (*entry, part)
+    for name, entry in _GEMMA_MODELS.items() for part in ("", "assistant-")
+}  # fmt: skip
+
+
+def assistant_of(name: str) -> str:
+    """The assistant of a target of STANDARD_GEMMA."""
+    return name.replace("micro-gemma4-", "micro-gemma4-assistant-")
 
 
 def make_standard(name: str, path: str | Path) -> None:
     """Write the standard model of that stem (see STANDARD and the tables that begin with that word)."""
     if name in STANDARD_SINGLE:
         make_micro_single(path, *STANDARD_SINGLE[name])
+        return
+    if name in STANDARD_GEMMA:
+        make_micro_gemma(path, *STANDARD_GEMMA[name])
         return
     if name in STANDARD_CHAINS:
         make_micro_chain(path, *STANDARD_CHAINS[name])
@@ -347,7 +391,7 @@ def typed(tensors: dict[str, F32], type_name: str) -> list[Tensor]:
     plain, wide = ("ssm_conv1d", "ffn_gate_inp"), ("ffn_down", "attn_v", "attn_qkv", "output.weight", "embd", "embed")
 
     def type_of(name: str, values: F32) -> str:
-        if values.ndim == 1 or any(part in name for part in plain):
+        if values.ndim == 1 or name.endswith((".ssm_a", ".ssm_d", ".ssm_norm.weight")) or any(x in name for x in plain):
             return "F32"
         return "Q6_K" if type_name == "Q4_K" and any(part in name for part in wide) else type_name
 
@@ -428,14 +472,33 @@ def make_micro_single(
     seed: int,
     accept: float,
     type_name: str,
-    shape: mpar.ParallelShape,
+    shape: mpar.ParallelShape | mam.MambaShape,
     variant: MicroVariant,
 ) -> None:
-    """Write one micro model of cohere2moe. Errors: as make_micro"""
+    """Write one micro model of cohere2moe or nemotron_h_moe, as the shape says. Errors: as make_micro"""
     if type_name not in TYPES:
         raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
-    tensors = mpar.plant_parallel(seed, wrong_fraction(accept), shape, variant)
-    write_gguf(path, mpar.keys_of(shape), typed(tensors, type_name))
+    wrong = wrong_fraction(accept)
+    if isinstance(shape, mam.MambaShape):
+        write_gguf(path, mam.keys_of(shape), typed(mam.plant_mamba(seed, wrong, shape, variant), type_name))
+    else:
+        write_gguf(path, mpar.keys_of(shape), typed(mpar.plant_parallel(seed, wrong, shape, variant), type_name))
+
+
+def make_micro_gemma(
+    path: str | Path,
+    seed: int = 1,
+    accept: float = 60.0,
+    type_name: str = "F32",
+    shape: mg.GemmaShape | None = None,
+    part: str = "",
+) -> None:
+    """Write one micro model of gemma4: the target, or with `part` "assistant-" its assistant. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    shape, wrong = shape or mg.GemmaShape(), wrong_fraction(accept)
+    plant, keys = (mg.plant_assistant, mg.assistant_keys) if part else (mg.plant_target, mg.target_keys)
+    write_gguf(path, keys(shape), typed(plant(seed, wrong, shape), type_name))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -80,6 +80,7 @@ _HOMES = {
     "moe_ffn": "fused.moe",
     "clamped_experts": "fused.moe",
     "latent_attn_layer": "fused.latent",
+    "indexed_attn_layer": "fused.latent",
     "window_attention": "fused.window",
     "chosen_rows": "fused.window",
     "argmax": "choices",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.architectures import describe_assistant
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_fields
 from mtpref.files.gguf import (
@@ -122,7 +123,9 @@ def _counts(file: GgufFile) -> _Counts:
     arch = str(file.require("general.architecture", "str"))
     n_blocks = file.get(f"{arch}.block_count")
     n_nextn = file.get(f"{arch}.nextn_predict_layers", 0)
-    if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not 0 <= n_nextn < n_blocks:
+    are_counts = isinstance(n_blocks, int) and isinstance(n_nextn, int)
+    # All blocks of an assistant are the head's.
+    if not are_counts or not 0 <= n_nextn < n_blocks + (describe_assistant(arch) is not None):
         raise MtprefError(
             f"{file.label}: block_count {n_blocks} and nextn_predict_layers {n_nextn}, expected counts; "
             "try: mtpref check"

@@ -90,7 +90,7 @@ def swiglu_part(gate, up, out, first, last):
 
 @kernel(_VECTOR, _VECTOR, types.float32, _OUT1, INT, INT)
 def limited_part(gate, up, limit, out, first, last):
-    """S79, with infinity for no limit: S18."""
+    """S79 (clamped swiglu); with infinity for no limit it is S18."""
     whole = first + (last - first) // N_FLOATS * N_FLOATS
     for i in range(first, whole, N_FLOATS):
         gated = silu16(at_most(load16(gate, i), limit))

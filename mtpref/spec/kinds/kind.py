@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, Values, WindowedConfig
+from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, UnscaledConfig, Values, WindowedConfig
 from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
@@ -41,7 +41,21 @@ class Made:
     instead: tuple[str, ...] | None = None
 
 
+_STILL = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)  # the table of layers that do not turn
 Graph = Mapping[str, Made]  # by cb() name, in the order in which they are made
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Keys and values that a layer attends to.
+
+    k, v  (R, n_head_kv, width), of type kv_type, those of the batch last    last: the position of the last cell
+    """
+
+    k: NDArray
+    v: NDArray
+    kv_type: str
+    last: int
 
 
 @dataclass
@@ -56,6 +70,8 @@ class Span:
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
     tokens  their ids, (T,), for layers that choose by them
     selections  what each indexer of the pass chose, likewise; a layer that has none of its own takes the last
+    cells   what layers attended to, in order, where later ones may read the cells of earlier ones
+    inputs  of each layer what it is given of the tokens beside the stream (S105)
     """
 
     ops: Ops
@@ -67,6 +83,8 @@ class Span:
     tokens: NDArray[np.int32] | None = None
     selections: list[Selection] = field(default_factory=list)
     roots: Mapping[str, Any] = field(default_factory=dict)
+    cells: list[Cells] = field(default_factory=list)
+    inputs: F32 | None = None
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
     def rope_cos_sin(self, cfg: AttnConfig, factors: F32 | None = None) -> tuple[F32, F32]:
@@ -74,6 +92,8 @@ class Span:
 
         factors   what frequencies are divided by (S94), the same for all layers that have them
         """
+        if not cfg.n_rot:
+            return _STILL
         key = cfg, factors is None
         if key not in self._rope:
             frequencies, has_position, magnitude = rope_constants(cfg)
@@ -83,7 +103,7 @@ class Span:
         return self._rope[key]
 
 
-def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig | WindowedConfig) -> AttnConfig:
+def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig | WindowedConfig | UnscaledConfig) -> AttnConfig:
     """What of a layer is turned by position, as an attention layer."""
     return cfg if isinstance(cfg, AttnConfig) else cfg.rotary
 
@@ -134,3 +154,11 @@ class LayerKind:
 def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:
     """The state of a kind that keeps none."""
     return ()
+
+
+def _nothing(w: LayerWeights, cfg: Any, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
+    raise ValueError("a part that a block does not have was run")
+
+
+# The part that a block of one part lacks: nothing runs it.
+NOTHING = LayerKind("nothing", lambda values: None, no_state, _nothing)

@@ -116,5 +116,5 @@ def indexed_attn_layer(
     def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int) -> F32:
         return ops.selected_attention(ops, q, k_cache, kv_type, first, chosen)
 
-    own = ops.replaced(attention=attention)
-    return own.latent_attn_layer(own, w, cfg, x, cells, kv_type, first, rope_cos_sin, tap)
+    own_ops = ops.replaced(attention=attention)
+    return own_ops.latent_attn_layer(own_ops, w, cfg, x, cells, kv_type, first, rope_cos_sin, tap)

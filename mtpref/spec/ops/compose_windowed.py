@@ -23,10 +23,10 @@ def limited_ops(ops: Ops, limit: float, limit_shared: float = 0.0) -> Ops:
     """
     if max(limit, limit_shared) <= LEAST_LIMIT:
         return ops
-    of_shared = ops.replaced(swiglu=partial(_limited, ops, limit_shared))
+    shared_ops = ops.replaced(swiglu=partial(_limited, ops, limit_shared))
 
     def shared_expert(_: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
-        return of_shared.shared_expert(of_shared, w, x, tap)
+        return shared_ops.shared_expert(shared_ops, w, x, tap)
 
     return replace(ops.replaced(swiglu=partial(_limited, ops, limit)), shared_expert=shared_expert)
 
@@ -76,8 +76,8 @@ def windowed_attn_layer(
     gate and scale: S6, S8, S53, S10, S15, S98, S6, S97, S6, S97.
 
     Rule     norms of q and k (S8), sinks (S95), the heads' gate (S97) where their weights are there; the gate reads the
-             normed rows that q, k and v are made of; the scale stands behind the output projection. Neighbours are paired
-             (S53) where the layer has it so, else halves (S10); where n_rot is 0 nothing turns
+             normed rows that q, k and v are made of; the scale stands behind the output projection. Neighbours are
+             paired (S53) where the layer has it so, else halves (S10); where n_rot is 0 nothing turns
     Shapes   x: (T, n_embd), normalised, from position `first` on; k_cells: (n + T, n_head_kv, D), v_cells: (n + T,
              n_head_kv, D_v), the n cells before the batch, all or the last of them, and room for the batch's, which are
              written here -> (T, n_embd)
