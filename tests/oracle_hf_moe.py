@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from tests import chain_folder
+from tests import chain_folder, moe_folder
 from tests.hf_folder import write_checkpoint
 from tests.moe_folder import CONFIGS, N_LAYER, N_VOCAB, state, tokenizer
 
 Array = np.ndarray
 
 __all__ = ("ARCHS", "chosen_rows", "folder", "record", "tokens", "trunk")
-ARCHS = (
-    "qwen35moe", "qwen3next", "glm4moe", "hy_v3", "deepseek2", "deepseek32", "glm-dsa", "cohere2moe", "deepseek4", "mimo2",
-)  # fmt: skip
+ARCHS = (*moe_folder.ARCHS, "deepseek4", "mimo2", "nemotron_h_moe")
 # transformers' DeepSeek-V4 has one shared expert, whatever n_shared_experts says. Limits that cut; so many heads of the
 # indexer that no two rows have a score of 0.
 _CHANGES: dict[str, dict[str, Any]] = {"deepseek4": {"n_shared_experts": 1, "swiglu_limit": 0.25, "index_n_heads": 16}}

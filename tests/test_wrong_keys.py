@@ -59,6 +59,6 @@ def test_a_key_that_cannot_be_rotated_is_refused(width, tmp_path):
 def test_a_chain_that_is_counted_too_long_is_refused(name, tmp_path, capsys):
     """The first block that the key counts is a trunk layer: it would be left out, and no head be found."""
     path = edited(standard(name), tmp_path / "m.gguf", {"nextn_predict_layers": (4, "u32")})
-    with pytest.raises(MtprefError, match="nextn_predict_layers is 4, and blk.3 has no nextn tensor: it is a trunk"):
+    with pytest.raises(MtprefError, match=r"nextn_predict_layers is 4, and blk\.3 has no nextn tensor: it is a trunk"):
         load(path)
     assert main(["check", "--fast", str(path)]) == 1
