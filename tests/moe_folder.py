@@ -40,9 +40,10 @@ TOKENIZERS: dict[str, tuple[str | tuple[str, ...], bool, str]] = {
     "glm-dsa": (GLM4_PATTERN, True, "glm4"),
     "deepseek4": (GLM4_PATTERN, True, "llama-bpe"),
     "cohere2moe": (COHERE_PATTERNS, False, "cohere2moe"),
+    "nemotron_h_moe": (QWEN2_PATTERN, False, "qwen2"),
 }
-# Files of llama.cpp's own converter are recorded of these.
-ARCHS = tuple(name for name in TOKENIZERS if name != "deepseek4")
+# Their layers are named alike; files of llama.cpp's own converter are recorded of these and of nemotron_h_moe.
+ARCHS = tuple(name for name in TOKENIZERS if name not in ("deepseek4", "nemotron_h_moe"))
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]")
 N_LAYER, N_EXPERT, N_VOCAB = 4, 6, 288
 
@@ -139,6 +140,15 @@ CONFIGS["cohere2moe"] = {
     "sliding_window": 8, "layer_norm_eps": 1e-5, "rms_norm_eps": None, "num_nextn_predict_layers": 1,
     "rope_theta": 50000.0, "attention_bias": False,
 }  # fmt: skip
+CONFIGS["nemotron_h_moe"] = {
+    **{key: x for key, x in _COMMON.items() if key not in ("num_hidden_layers", "hidden_act")},
+    "architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h", "hybrid_override_pattern": "M*EE",
+    "conv_kernel": 4, "ssm_state_size": 16, "n_groups": 2, "mamba_num_heads": 4, "mamba_head_dim": 16,
+    "n_routed_experts": N_EXPERT, "n_shared_experts": 1, "moe_shared_expert_intermediate_size": 80,
+    "moe_latent_size": 32, "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+    "mlp_hidden_act": "relu2", "mamba_hidden_act": "silu", "use_conv_bias": True, "layer_norm_epsilon": 1e-5,
+    "num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*E", "chunk_size": 64,
+}  # fmt: skip
 # What checkpoints of the architecture do not ship of their heads.
 _SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
 
@@ -161,6 +171,8 @@ def shapes(arch: str, config: dict[str, Any], *, fused: bool = False) -> dict[st
 
 def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Checkpoint name, with {e} for an expert's number, -> shape of it or of its stack."""
+    if arch == "nemotron_h_moe":
+        return _nemotron(config)
     sheet, read = ARCHITECTURES[arch], text_config(config, arch)
     n_layer = read.n_layer
     kv = {f"{arch}.{h.key}": h.of_checkpoint(read.found) for h in sheet.hypers if h.type != "bool"}
@@ -183,6 +195,36 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         shape = (shape[0], 1, shape[1]) if tensor.change.squeeze else shape
         out[gguf_to_hf_name(sheet, tensor.name, n_layer)] = shape
     return out
+
+
+def _nemotron(c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """As Nemotron 3's checkpoints have it: blocks of one part, and an MTP head as two of them."""
+    n, n_inner, n_shared = c["hidden_size"], c["mamba_num_heads"] * c["mamba_head_dim"], c["n_groups"] * 16
+    heads, kv, low, width = c["num_attention_heads"] * 16, c["num_key_value_heads"] * 16, c["moe_latent_size"], 32
+    parts: dict[str, dict[str, tuple[int, ...]]] = {
+        "M": {
+            "in_proj.weight": (2 * n_inner + 2 * n_shared + 4, n), "conv1d.weight": (n_inner + 2 * n_shared, 1, 4),
+            "conv1d.bias": (n_inner + 2 * n_shared,), "A_log": (4,), "D": (4,), "dt_bias": (4,),
+            "norm.weight": (n_inner,), "out_proj.weight": (n, n_inner),
+        },
+        "*": {"q_proj.weight": (heads, n), "k_proj.weight": (kv, n), "v_proj.weight": (kv, n),
+              "o_proj.weight": (n, heads)},
+        "E": {
+            "gate.weight": (N_EXPERT, n), "gate.e_score_correction_bias": (N_EXPERT,),
+            "fc1_latent_proj.weight": (low, n), "fc2_latent_proj.weight": (n, low),
+            "experts.{e}.up_proj.weight": (N_EXPERT, width, low),
+            "experts.{e}.down_proj.weight": (N_EXPERT, low, width),
+            "shared_experts.up_proj.weight": (80, n), "shared_experts.down_proj.weight": (n, 80),
+        },
+    }  # fmt: skip
+    out: dict[str, tuple[int, ...]] = {"backbone.embeddings.weight": (N_VOCAB, n)}
+    blocks = [(f"backbone.layers.{il}.", one) for il, one in enumerate(c["hybrid_override_pattern"])]
+    for prefix, one in [*blocks, ("mtp.layers.0.", "*"), ("mtp.layers.1.", "E")]:
+        out[f"{prefix}norm.weight"] = (n,)
+        out |= {f"{prefix}mixer.{name}": shape for name, shape in parts[one].items()}
+    out |= {f"mtp.layers.0.{x}.weight": (n,) for x in ("enorm", "hnorm")}
+    out |= {"mtp.layers.0.eh_proj.weight": (n, 2 * n), "mtp.layers.1.final_layernorm.weight": (n,)}
+    return out | {"backbone.norm_f.weight": (n,), "lm_head.weight": (N_VOCAB, n)}
 
 
 def state(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests import naive, naive_moe
+from tests import naive, naive_loop, naive_moe
 from tests.naive_model import Array, HParams, MtpResult, TrunkResult, Weights, eps_of, n_layer
 
 load = naive_moe.load
@@ -187,17 +187,46 @@ def draft(
 
     runs: the architecture's trunk and head; rows_of: the rows that heads are given, of either's result
     """
+    return draft_candidates(weights, hparams, tokens, n_max, runs, rows_of)[0]
+
+
+def draft_candidates(
+    weights: Weights,
+    hparams: HParams,
+    tokens: list[int],
+    n_max: int,
+    runs: tuple[Callable[..., TrunkResult], Callable[..., MtpResult]] | None = None,
+    rows_of: Callable[[Any], Array] = lambda result: result.h_pre,
+) -> tuple[list[int], list[naive_loop.Candidate]]:
+    """The same, and the best ids of each step."""
     of_trunk, of_head = runs or (trunk, mtp)
     rows = [np.zeros(weights["output_norm.weight"].shape[0])]
     if len(tokens) > 1:
         rows += list(rows_of(of_trunk(weights, hparams, tokens[:-1])))
     n_heads = int(hparams["nextn_predict_layers"])
     drafted: list[int] = []
+    candidates = []
     for step in range(min(n_max, n_heads) if n_heads > 1 else n_max):
         # Every head has the trunk's rows for the text; for the draft, the rows of the heads before it.
         head = step if n_heads > 1 else 0
         all_tokens = tokens + drafted
         out = of_head(weights, hparams, all_tokens, np.stack(rows), list(range(len(all_tokens))), head)
+        candidates.append(naive_loop.Candidate(*naive.top10(out.logits[-1]), True))
         drafted.append(naive.argmax(out.logits[-1]))
         rows.append(rows_of(out)[-1])
+    return drafted, candidates
+
+
+def draft_late(weights: Weights, hparams: HParams, tokens: list[int], catch_up: str) -> list[int]:
+    """Draft after `tokens` where each head is given, over text and draft alike, what the head before it made of the
+    token before (`chain`), or the trunk's row of as many tokens earlier as its number (`delayed`)."""
+    zero = np.zeros((1, weights["output_norm.weight"].shape[0]))
+    of_trunk = trunk(weights, hparams, tokens[:-1]).h_pre if len(tokens) > 1 else zero[:0]
+    rows = np.concatenate([zero, of_trunk])
+    drafted: list[int] = []
+    for head in range(int(hparams["nextn_predict_layers"])):
+        all_tokens = tokens + drafted
+        out = mtp(weights, hparams, all_tokens, rows, list(range(len(all_tokens))), head)
+        drafted.append(naive.argmax(out.logits[-1]))
+        rows = np.concatenate([zero, rows if catch_up == "delayed" else out.h_pre])
     return drafted

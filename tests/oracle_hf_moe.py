@@ -16,7 +16,7 @@ from tests.moe_folder import CONFIGS, N_LAYER, N_VOCAB, state, tokenizer
 Array = np.ndarray
 
 __all__ = ("ARCHS", "chosen_rows", "folder", "record", "tokens", "trunk")
-ARCHS = (*moe_folder.ARCHS, "deepseek4", "mimo2")
+ARCHS = (*moe_folder.ARCHS, "deepseek4", "mimo2", "nemotron_h_moe")
 # transformers' DeepSeek-V4 has one shared expert, whatever n_shared_experts says. Limits that cut; so many heads of the
 # indexer that no two rows have a score of 0.
 _CHANGES: dict[str, dict[str, Any]] = {"deepseek4": {"n_shared_experts": 1, "swiglu_limit": 0.25, "index_n_heads": 16}}
@@ -90,7 +90,8 @@ def trunk(path: Path, ids: list[int]) -> dict[str, Array]:
     assert len(layers) == N_LAYER
     for il, layer in enumerate(layers):
         layer.register_forward_hook(noting(f"l_out-{il}"))
-    model.model.norm.register_forward_hook(noting("h_nextn"))
+    last_norm = model.model.norm_f if hasattr(model.model, "norm_f") else model.model.norm
+    last_norm.register_forward_hook(noting("h_nextn"))
     with torch.no_grad():
         found["result_output"] = model.eval()(torch.tensor([ids]), use_cache=False).logits[0].numpy().copy()
     return {name: x.reshape(len(ids), -1) for name, x in found.items()}

@@ -162,3 +162,20 @@ def test_diagnose_names_the_mistake_of_a_dump_and_says_what_it_is(name, id, tmp_
     answer = json.loads(capsys.readouterr().out)
     assert answer["verdict"] == "found"
     assert [one.split("-")[0] for one in answer["causes"][0]["ids"]] == [id]
+
+
+def test_cells_of_another_type_hide_no_small_mistake():
+    """The streams of these models are nearly equal, so that one row for all of them is a small mistake; cells in BF16
+    move every tensor of the trunk."""
+    name, id = "deepseek4", "H1-hnorm-of-mean"
+    trunk = standard(FILES[name][0])
+    port = inject(load(trunk, make_recipe("exact"), kv_type="BF16", kv_type_draft="BF16"), FAULTS[id])
+    ids, random = prompt_of(36, 5), np.random.default_rng(1)
+    tensors = {
+        name: array * (1 + 3e-3 * random.standard_normal(array.shape)).astype(np.float32)
+        for name, array in record(port, ids, ".").tensors.items()
+        if array.dtype == np.float32
+    }
+    report = diagnose_dump(model(name), PortTensors("port", ids, tensors))
+    assert (report.verdict, report.causes[0].ids) == ("found", [id]), report.headline
+    assert "and BF16 cells come nearest" in report.evidence[1]

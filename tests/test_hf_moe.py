@@ -21,6 +21,7 @@ NAMES = (*(f"l_out-{il}" for il in range(N_LAYER)), "h_nextn", "result_output")
 OTHER_NAMES = {
     "deepseek4": {"h_nextn": "result_norm", **{f"l_out-{il}": f"l_last-{il}" for il in range(N_LAYER)}},
     "mimo2": {"h_nextn": "result_norm"},
+    "nemotron_h_moe": {f"l_out-{il}": f"nemotron_h_block_out-{il}" for il in range(N_LAYER)},
 }
 # transformers runs in float32, the delta rule in chunks of 64: measured 1e-14 to 7e-12.
 LIMIT = 1e-10
@@ -83,6 +84,7 @@ MUTANTS = {
         "rope_last": lambda x, cos, sin, is_back=False: x if is_back else _OPS.rope_last(x, cos, sin)
     },
     "mimo2": {"window_start": lambda p, n: max(0, p - n)},
+    "nemotron_h_moe": {"gated_group_norm": lambda y, x, d, z, w, eps: _OPS.gated_group_norm(y, x, 0 * d, z, w, eps)},
     "cohere2moe": {"layer_norm": lambda x, w, b, eps: _OPS.rms_norm(x, w, eps)},
     "cohere2moe, halves": {"rope_interleaved": lambda x, cos, sin: _OPS.rope(x, cos, sin)},
     "cohere2moe, sums": {"scaled_output": lambda y, scale: y},

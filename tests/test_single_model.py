@@ -15,14 +15,14 @@ from mtpref.engine.decode import STRATEGIES, ScriptedDrafter
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.heads.inspect import inspect_file
-from tests import naive, naive_parallel
+from tests import naive, naive_mamba, naive_parallel
 from tests.micro_moe import SINGLE, standard
 from tests.models import decode_plainly, has_nan, run_decoder
 from tests.samples import diagonal
 from tests.test_moe_model import edited
 
 FILES = [name for name in SINGLE if name.endswith("-f32")]
-ORACLES: dict[str, ModuleType] = {"cohere2moe": naive_parallel}
+ORACLES: dict[str, ModuleType] = {"cohere2moe": naive_parallel, "nemotron_h_moe": naive_mamba}
 PROMPT = [17, 40, 3, 255, 12, 12, 9, 200, 30, 1, 77, 5, 91]
 LIMIT = {"exact": 1e-10, "ggml": 1e-9}
 

@@ -22,6 +22,7 @@ from mtpref.spec.ops import (
     compose_indexer,
     compose_latent,
     compose_moe,
+    compose_ssm,
     compose_streams,
     compose_unscaled,
     compose_windowed,
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "spec.md"
 NUMERICS = (
     "arith", "compressed", "indexer", "latent", "layers", "moe", "mtp", "products", "projections", "quant", "sampling",
-    "streams", "unscaled", "windowed",
+    "ssm", "streams", "unscaled", "windowed",
 )  # fmt: skip
 SPEC = [importlib.import_module(f"mtpref.spec.{name}") for name in NUMERICS]
 COMPOSED = (
@@ -44,6 +45,7 @@ COMPOSED = (
     compose_compressed,
     compose_windowed,
     compose_unscaled,
+    compose_ssm,
 )
 MODULES = [*SPEC, *COMPOSED, policy, steps, rollback]  # every public function here is a rule
 HEADING = re.compile(r"^## (S\d+) .+$", re.MULTILINE)
@@ -107,7 +109,7 @@ def test_anchors_of_code_and_document_are_the_same_and_rise():
     documented = [m.group(1) for m in HEADING.finditer(DOCS.read_text(encoding="utf-8"))]
     assert documented == [f"S{i}" for i in sorted({int(anchor[1:]) for anchor in documented})]
     assert set(documented) == set(rules().values())
-    assert len(documented) == 109
+    assert len(documented) == 117
 
 
 def test_anchors_of_a_module_rise():
@@ -273,10 +275,18 @@ SUBJECTS = {
     "S107": "block|norm|stream",
     "S108": "assistant|projection",
     "S109": "assistant|target|cell",
+    "S113": "held|hold|late",
     "S117": "norm",
     "S118": "logit|scale",
     "S119": "block|parallel|side",
     "S120": "turn|layer|NoPE",
+    "S121": "relu|gate|activation",
+    "S122": "conv|bias",
+    "S123": "scan|state|step",
+    "S124": "norm|gate|group",
+    "S125": "Mamba|layer|ssm",
+    "S126": "block|part",
+    "S127": "norm",
 }
 FAULT_PAGES = {"docs/faults.md", "golden/kill-matrix.md", "tools/write_faults.py"}  # S1, S2, .. are faults there
 CITED = re.compile(r"(?<![\w'-])(?<!fault )S([1-9]\d{0,2})(?![\w-])")  # 'S4' is NumPy's type
@@ -336,7 +346,7 @@ def test_a_kernel_carries_the_anchor_of_its_twin():
 
 
 # What a suite is about and its answer does by itself: golden/models.py walks the head without the loop.
-OWN = {"dequantize": {"S5"}, "policy": {"S22"}, "mtp": {"S20", "S22"}, "mtp_chain": {"S24", "S33", "S34"}}
+OWN = {"dequantize": {"S5"}, "policy": {"S22"}, "mtp": {"S20", "S22", "S99"}, "mtp_chain": {"S24", "S33", "S34"}}
 
 
 def test_a_suite_cites_rules_that_its_operation_reaches():

@@ -27,10 +27,11 @@ from mtpref.golden.build import write_json
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "golden"
 PAGE = GOLDEN / "kill-matrix.md"
-# Look-alikes that are other settings than a case states: a port that runs them does not run the case.
+# Look-alikes that are other settings than a case states, or make other tensors on the way to the same: a port that has
+# them does not run the case.
 SETTINGS = (
     "L4-p-min", "L10-trimmed-vocabulary", "L11-activation-quantisation", "L12-longer-drafts", "L13-cooldown",
-    "L16-indexer-unrotated",
+    "L16-indexer-unrotated", "L17-values-scaled-first",
 )  # fmt: skip
 OWN_FLAGS = {
     "basic": "an ordinary case without edges: if it fails, suspect the harness first",

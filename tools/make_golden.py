@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from golden import (
+    chains_models,
     clamped_layers,
     compressed,
     compressed_layers,
@@ -40,6 +41,7 @@ from golden import (
     latent,
     sampling,
     streams_models,
+    windowed,
 )
 from mtpref.files.gguf import open_gguf
 from mtpref.front.api import tiny_path
@@ -61,6 +63,7 @@ PARTS: dict[str, tuple[Suites, ...]] = {
         indexer.operations,
         connections.operations,
         compressed.operations,
+        windowed.operations,
     ),
     "L2": (
         l2_layers.suites,
@@ -70,10 +73,11 @@ PARTS: dict[str, tuple[Suites, ...]] = {
         connections.layers,
         compressed_layers.layers,
         clamped_layers.layers,
+        windowed.layers,
     ),
-    "L3": (l3_trunk.suites, experts_models.trunk, indexer_models.trunk, streams_models.trunk),
-    "L4": (l4_mtp.suites, experts_models.heads, indexer_models.heads, streams_models.heads),
-    "L5": (l5_loop.suites, experts_models.loops, indexer_models.loops, streams_models.loops),
+    "L3": (l3_trunk.suites, experts_models.trunk, indexer_models.trunk, streams_models.trunk, chains_models.trunk),
+    "L4": (l4_mtp.suites, experts_models.heads, indexer_models.heads, streams_models.heads, chains_models.heads),
+    "L5": (l5_loop.suites, experts_models.loops, indexer_models.loops, streams_models.loops, chains_models.loops),
     "L6": (l6_text.suites,),
 }
 MAKERS: dict[str, Suites] = {

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import micro_chain as mc
 import micro_gemma as mg
 import micro_layers as layers
+import micro_mamba as mam
 import micro_moe as mm
 import micro_parallel as mpar
 import micro_plant as mp
@@ -180,7 +181,8 @@ STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVaria
 
 # Single heads with parts that no other architecture has: (architecture, seed, accept, type, shape, variant).
 _PARALLEL = mpar.ParallelShape()
-STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape, MicroVariant]] = {
+_MAMBA = mam.MambaShape()
+STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape | mam.MambaShape, MicroVariant]] = {
     "micro-cohere2moe-f32": ("cohere2moe", 4, 60, "F32", _PARALLEL, MicroVariant()),
     "micro-cohere2moe-90-rms-f32": (
         "cohere2moe", 2, 90, "F32",
@@ -194,6 +196,18 @@ STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape, Micro
         MicroVariant(untied=True, head_norm=False),
     ),
     "micro-cohere2moe-q8_0": ("cohere2moe", 4, 60, "Q8_0", _PARALLEL, MicroVariant()),
+    "micro-nemotron_h_moe-f32": ("nemotron_h_moe", 4, 60, "F32", _MAMBA, MicroVariant()),
+    "micro-nemotron_h_moe-90-wide-f32": (
+        "nemotron_h_moe", 2, 90, "F32",
+        mam.MambaShape(pattern="MM*EME", n_low=0, n_ssm_head=6, n_group=3, d_state=12, d_conv=3, eps=None,
+                       normalise=None, scale=None, fused=True),
+        MicroVariant(untied=True),
+    ),
+    "micro-nemotron_h_moe-30-biases-f32": (
+        "nemotron_h_moe", 3, 30, "F32", mam.MambaShape(pattern="*MEE", n_group=1, biases=True, n_head=4),
+        MicroVariant(),
+    ),
+    "micro-nemotron_h_moe-q8_0": ("nemotron_h_moe", 4, 60, "Q8_0", _MAMBA, MicroVariant()),
 }  # fmt: skip
 
 
@@ -377,7 +391,7 @@ def typed(tensors: dict[str, F32], type_name: str) -> list[Tensor]:
     plain, wide = ("ssm_conv1d", "ffn_gate_inp"), ("ffn_down", "attn_v", "attn_qkv", "output.weight", "embd", "embed")
 
     def type_of(name: str, values: F32) -> str:
-        if values.ndim == 1 or any(part in name for part in plain):
+        if values.ndim == 1 or name.endswith((".ssm_a", ".ssm_d", ".ssm_norm.weight")) or any(x in name for x in plain):
             return "F32"
         return "Q6_K" if type_name == "Q4_K" and any(part in name for part in wide) else type_name
 
@@ -458,14 +472,17 @@ def make_micro_single(
     seed: int,
     accept: float,
     type_name: str,
-    shape: mpar.ParallelShape,
+    shape: mpar.ParallelShape | mam.MambaShape,
     variant: MicroVariant,
 ) -> None:
-    """Write one micro model of cohere2moe. Errors: as make_micro"""
+    """Write one micro model of cohere2moe or nemotron_h_moe, as the shape says. Errors: as make_micro"""
     if type_name not in TYPES:
         raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
-    tensors = mpar.plant_parallel(seed, wrong_fraction(accept), shape, variant)
-    write_gguf(path, mpar.keys_of(shape), typed(tensors, type_name))
+    wrong = wrong_fraction(accept)
+    if isinstance(shape, mam.MambaShape):
+        write_gguf(path, mam.keys_of(shape), typed(mam.plant_mamba(seed, wrong, shape, variant), type_name))
+    else:
+        write_gguf(path, mpar.keys_of(shape), typed(mpar.plant_parallel(seed, wrong, shape, variant), type_name))
 
 
 def make_micro_gemma(

@@ -22,7 +22,10 @@ sys.path.insert(0, str(ROOT))
 
 from mtpref.files.gguf import open_gguf  # noqa: E402
 from tests import chain_folder, native_folder  # noqa: E402
-from tests.moe_folder import ARCHS, TOKENIZERS, folder  # noqa: E402
+from tests.moe_folder import ARCHS as NAMED_ALIKE  # noqa: E402
+from tests.moe_folder import TOKENIZERS, folder  # noqa: E402
+
+ARCHS = (*NAMED_ALIKE, "nemotron_h_moe")
 
 OUT = ROOT / "tests" / "data" / "converted_moe.json"
 OUT_CHAINS = ROOT / "tests" / "data" / "converted_chains.json"

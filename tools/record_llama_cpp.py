@@ -39,9 +39,11 @@ MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
 # An indexer leaves cells out only where there are more than it chooses.
 INDEXED = ("deepseek32", "glm-dsa")
-# With cells of 16 bits the rotation of an indexer's keys shows: name of the recording -> the standard model.
-HALF_CELLS = {"micro-deepseek32-f16-cells": "micro-deepseek32-f32"}
-HALF_PROMPT = "".join(f"{i * i:05}" for i in range(100, 190))
+# With cells of 16 bits the rotation of an indexer's keys shows: the recording's name -> the standard model, the prompt.
+HALF_CELLS = {
+    "micro-deepseek32-f16-cells": ("micro-deepseek32-f32", "".join(f"{i * i:05}" for i in range(100, 190))),
+    "micro-deepseek4-f16-cells": ("micro-deepseek4-f32", "".join(f"{i * i:06}" for i in range(600, 690))),
+}
 INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
 # Several heads in a chain: more tokens than there are heads are asked for, too.
 CHAIN_SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (3, 0.5))
@@ -230,12 +232,13 @@ def main(argv: list[str] | None = None) -> int:
                 to, extra = args.output / f"{name}.results.gguf", "" if name.endswith("f32") else "--no-repack"
                 record_logits(args.llama_bin.resolve(), f"{name}.gguf", to, MOE_PROMPTS[0], Path(folder), extra)
                 print(f"recorded {name}, logits", file=sys.stderr)
-            for name, model_name in HALF_CELLS.items() if args.moe else ():
-                if not model_name.startswith(starts):
+            for name, (model_name, prompt) in HALF_CELLS.items():
+                is_asked = args.streams if "deepseek4" in name else args.moe
+                if not is_asked or not model_name.startswith(starts):
                     continue
                 make_micro.make_standard(model_name, Path(folder) / f"{model_name}.gguf")
                 to, extra = args.output / f"{name}.results.gguf", "-ctk f16 -ctv f16"
-                record_logits(args.llama_bin.resolve(), f"{model_name}.gguf", to, HALF_PROMPT, Path(folder), extra)
+                record_logits(args.llama_bin.resolve(), f"{model_name}.gguf", to, prompt, Path(folder), extra)
                 print(f"recorded {name}, logits", file=sys.stderr)
             for name, (model_name, head_name) in STREAMS_RECORDINGS.items() if args.streams else ():
                 model, head = (Path(folder) / f"{n}.gguf" if n else None for n in (model_name, head_name))

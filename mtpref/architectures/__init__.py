@@ -29,6 +29,7 @@ from mtpref.architectures.names import (
     state_to_gguf,
     tensor_of,
 )
+from mtpref.architectures.nemotron_h_moe import NEMOTRON_H_MOE
 from mtpref.architectures.qwen3next import QWEN3NEXT
 from mtpref.architectures.qwen35 import QWEN35
 from mtpref.architectures.qwen35moe import QWEN35MOE
@@ -64,6 +65,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         COHERE2MOE,
         GEMMA4,
         GEMMA4_ASSISTANT,
+        NEMOTRON_H_MOE,
     )
 }
 

@@ -35,7 +35,7 @@ from mtpref.spec.ops.compose_streams import enter_streams
 
 n_rot = Hyper("n_rot", "rope.dimension_count", high=4096, hf="qk_rope_head_dim")
 n_q_latent = Hyper("n_q_latent", "attention.q_lora_rank", hf="q_lora_rank")
-n_window = Hyper("n_window", "attention.sliding_window", low=2, hf="sliding_window")
+n_window = Hyper("n_window", "attention.sliding_window", hf="sliding_window")
 n_expert_shared = Hyper("n_expert_shared", "expert_shared_count", high=4096, hf="n_shared_experts")
 weights_scale = Hyper("expert_weights_scale", "expert_weights_scale", "f32", low=0.0, high=1e6,
                       hf="routed_scaling_factor")  # fmt: skip

@@ -102,6 +102,30 @@ class Share(Dim):
         return None if of is None or not parts else of // parts
 
 
+@dataclass(frozen=True)
+class OrElse(Dim):
+    """One count, or another where a model has none of the first (0, or not said). It stands by itself."""
+
+    first: Dim
+    other: Dim
+
+    @property
+    def terms(self) -> Terms:
+        """Those of both counts: for the names in them alone."""
+        return (*self.first.terms, *self.other.terms)
+
+    def __add__(self, other: Dim | int) -> Dim:
+        raise TypeError("a choice stands by itself")
+
+    __mul__ = __rmul__ = __add__
+
+    def __str__(self) -> str:
+        return f"{self.first} or {self.other}"
+
+    def value(self, values: Mapping[str, int]) -> int | None:
+        return self.first.value(values) or self.other.value(values)
+
+
 ONE: Dim = _Sum(((1, ()),))
 Shape = tuple[Dim, ...]
 

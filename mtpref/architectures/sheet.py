@@ -360,8 +360,12 @@ class LeadingDense:
         return self.by_count(max(0, count or 0), n_trunk), by
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
-        count = self.hf(found) if callable(self.hf) else found.get(self.hf)
+        count = self.count_of(found)
         return [] if count is None else [(self.key, count, "u32")]
+
+    def count_of(self, found: Mapping[str, Any]) -> int | None:
+        """As config.json has it."""
+        return self.hf(found) if callable(self.hf) else found.get(self.hf)
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
         return None
@@ -483,6 +487,7 @@ class HuggingFace:
                a converter writes the widths of a head late
     sorts_stacks  whether a converter writes a layer's stacks of experts by name; else in the sheet's order
     late       keys that a converter writes later than those of other architectures, in the sheet's order
+    n_layer    how many layers config.json has, where another field than num_hidden_layers says it; 0: that one
     gating_field  config.json's field of how a router chooses: with it the key stands early, without it late
     has_windows  whether config.json has the fields of attention with windows (hf/config.py)
     factors    of RoPE frequencies: config.json's fields -> the values of rope_freqs.weight; None: no such tensor
@@ -509,6 +514,7 @@ class HuggingFace:
     sorts_stacks: bool = True
     late: tuple[str, ...] = ()
     gating_field: str = "scoring_func"
+    n_layer: Callable[[Mapping[str, Any]], int] | None = None
     has_windows: bool = False
     factors: Callable[[Mapping[str, Any]], list[float] | None] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: SILU)

@@ -6,6 +6,7 @@ takes which:
 * zero-centred norms: GGUF w = HF w + 1;
 * decay: GGUF ``ssm_a`` = -exp(HF ``A_log``);
 * V heads: GGUF tiled order, HF grouped order (only if H_v != H_k);
+* pairs: of each head the rows of its halves in turn, as of Llama;
 * convolution: GGUF (channels, kernel), HF (channels, 1, kernel);
 * matrices of heads: GGUF three dimensions, HF one matrix above the other.
 
@@ -61,21 +62,42 @@ class VHeads:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Rows of queries and keys as llama.cpp's converter lays out Llama's: of each head the halves' rows in turn.
+
+    size   name of the width of a head
+    """
+
+    size: str
+
+    def source(self, size: int, values: Values) -> np.ndarray:
+        """Which row of the checkpoint each row comes from. Errors: MtprefError where heads do not divide the rows"""
+        width = values[self.size]
+        if width % 2 or size % width:
+            raise MtprefError(f"queries or keys: {size} rows, expected heads of {width}, an even number")
+        return np.arange(size).reshape(-1, 2, width // 2).swapaxes(1, 2).reshape(-1)
+
+
+@dataclass(frozen=True)
 class Change:
     """What a conversion does to one tensor.
 
     values, inverse   one operation on values, float32 out, and its way back
     rows, columns     the order along an axis
     squeeze           (n, 1, m) in the checkpoint, (n, m) in GGUF
+    as_column         (n,) in the checkpoint, (n, 1) in GGUF
+    groups            name of a count: (groups * n,) in the checkpoint, (groups, n) in GGUF
     heads             name of a count: (heads * n, m) in the checkpoint, a matrix (n, m) for each head in GGUF
     is_transposed     those matrices are (m, n) in GGUF
     """
 
     values: Callable[[np.ndarray], np.ndarray] | None = None
     inverse: Callable[[np.ndarray], np.ndarray] | None = None
-    rows: VHeads | None = None
+    rows: VHeads | Pairs | None = None
     columns: VHeads | None = None
     squeeze: bool = False
+    as_column: bool = False
+    groups: str = ""
     heads: str = ""
     is_transposed: bool = False
 
@@ -97,6 +119,8 @@ class Change:
         for axis, order in enumerate((self.rows, self.columns)):
             source = order.source(x.shape[axis], values) if order else None
             x = x if source is None else np.take(x, source, axis)
+        x = x.reshape(-1, 1) if self.as_column else x
+        x = x.reshape(values[self.groups], -1) if self.groups else x
         if self.heads:
             x = x.reshape(values[self.heads], -1, x.shape[-1])
             x = x.transpose(0, 2, 1) if self.is_transposed else x
@@ -105,6 +129,7 @@ class Change:
     def from_gguf(self, x: np.ndarray, values: Values) -> np.ndarray:
         """Inverse of to_gguf; exact but for the rounding of norms and of log(exp())."""
         x = x.astype(np.float32)
+        x = x.reshape(-1) if self.as_column or self.groups else x
         if self.heads:
             x = x.transpose(0, 2, 1) if self.is_transposed else x
             x = np.ascontiguousarray(x).reshape(-1, x.shape[-1])

@@ -16,6 +16,7 @@ from mtpref.spec.config import ModelConfig
 from mtpref.spec.contract import MtpContract
 from mtpref.spec.ops import OpEntries, Ops, spec_ops
 from mtpref.spec.ops.compose import layer_normed_ops
+from mtpref.spec.ops.compose_ssm import head_normed_ops
 from mtpref.spec.steps import StepEntries, Steps
 
 NUMERICS = ("ggml", "exact")
@@ -52,7 +53,9 @@ class Recipe:
         return replace(self, ops=self.ops.replaced(**entries), mtp_ops=mtp_ops)
 
     def normed_as(self, config: ModelConfig) -> "Recipe":
-        """The recipe on which a model of this configuration runs: with its norms (S117)."""
+        """The recipe on which a model of this configuration runs: with its norms (S117, S127)."""
+        if config.head_norm_eps is not None:
+            return replace(self, mtp_ops=head_normed_ops(self.head_ops, config.head_norm_eps))
         if not config.has_layer_norms:
             return self
         mtp_ops = None if self.mtp_ops is None else layer_normed_ops(self.mtp_ops)

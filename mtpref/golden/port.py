@@ -20,6 +20,7 @@ from mtpref.golden.port_experts import EXPERTS_ANSWERS
 from mtpref.golden.port_indexer import INDEXER_ANSWERS
 from mtpref.golden.port_latent import LATENT_ANSWERS
 from mtpref.golden.port_streams import STREAMS_ANSWERS
+from mtpref.golden.port_windowed import WINDOWED_ANSWERS
 from mtpref.golden.taps import Tap
 from mtpref.spec import quants
 from mtpref.spec.config import AttnConfig, DeltaConfig
@@ -236,4 +237,5 @@ ANSWERS: dict[str, Answer] = {
     **INDEXER_ANSWERS,
     **STREAMS_ANSWERS,
     **COMPRESSED_ANSWERS,
+    **WINDOWED_ANSWERS,
 }

@@ -1,11 +1,12 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80, S94 to S97
-and S100 to S103, as docs/spec.md numbers them.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80, S94 to S97,
+S100 to S103 and S121 to S124, as docs/spec.md numbers them.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
 (S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
 (S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80), windowed (S94 to S97: sinks, gates of
-heads, limits), unscaled (S100 to S103: attention without a scale, GELU, caps). Nothing here has state, reads a file or
-chooses a path. The Numba twins in mtpref/kernels compute the same bits.
+heads, limits), unscaled (S100 to S103: attention without a scale, GELU, caps), ssm (S121 to S124: Mamba-2, networks
+without a gate). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the
+same bits.
 """
 
 from mtpref.spec.arith import (
@@ -41,6 +42,7 @@ from mtpref.spec.indexer import (
     hadamard,
     index_scores,
     layer_norm,
+    rotation_of,
     select_cells,
     selection_gap,
 )
@@ -135,6 +137,7 @@ from mtpref.spec.sampling import (
     uniform,
     without_ids,
 )
+from mtpref.spec.ssm import conv_bias_silu, gated_group_norm, relu_squared, rms_norm_of_groups, ssm_scan
 from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
 from mtpref.spec.unscaled import (
     geglu,
@@ -186,6 +189,7 @@ __all__ = [
     "check_type",
     "clamped_swiglu",
     "compress_rows",
+    "conv_bias_silu",
     "conv_silu",
     "delta_gates",
     "delta_rule",
@@ -202,6 +206,7 @@ __all__ = [
     "filtered",
     "fixed_probability",
     "fma32",
+    "gated_group_norm",
     "gated_norm",
     "geglu",
     "geglu_f16",
@@ -237,14 +242,17 @@ __all__ = [
     "quantize_q8_1",
     "quantize_q8_k",
     "read_streams",
+    "relu_squared",
     "repeat_heads",
     "residual",
     "rms_norm",
+    "rms_norm_of_groups",
     "rope",
     "rope_frequencies",
     "rope_interleaved",
     "rope_last",
     "rope_table",
+    "rotation_of",
     "round_bf16",
     "round_f16",
     "router_gap",
@@ -267,6 +275,7 @@ __all__ = [
     "split_beta_alpha",
     "split_q_gate",
     "split_qkvz",
+    "ssm_scan",
     "store_kv",
     "stream_weights",
     "sum_experts",

@@ -347,6 +347,23 @@ class InputsConfig:
 
 
 @dataclass(frozen=True)
+class SsmConfig:
+    """A Mamba-2 layer; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    d_conv: int
+    d_inner: int
+    d_state: int  # N
+    n_head: int  # H
+    n_group: int  # G
+    rms_eps: float
+
+    @property
+    def conv_dim(self) -> int:
+        return self.d_inner + 2 * self.n_group * self.d_state
+
+
+@dataclass(frozen=True)
 class FfnConfig:
     """A dense feed-forward network."""
 
@@ -392,6 +409,7 @@ class ModelConfig:
     n_layer: int  # block_count - nextn_predict_layers: the trunk's layers
     n_layer_nextn: int  # nextn_predict_layers
     has_layer_norms: bool = False  # layer norms stand in for RMS norms (S117)
+    head_norm_eps: float | None = None  # of a head whose last norm is a layer norm (S127)
     logit_scale: float = 0.0  # what logits are multiplied with (S118); 0: nothing
 
 
@@ -412,6 +430,7 @@ def read_model_config(v: Values, *, is_assistant: bool = False) -> ModelConfig:
         n_layer=n_block - n_nextn,
         n_layer_nextn=n_nextn,
         has_layer_norms=has_layer_norms,
+        head_norm_eps=v["head_norm_eps"] if "head_norm_eps" in list(v) else None,
         logit_scale=v["logit_scale"] if "logit_scale" in list(v) else 0.0,
     )
 

@@ -28,7 +28,8 @@ SAFE_MARGIN = l5_loop.SAFE_MARGIN
 class Member:
     """One architecture of a family.
 
-    oracle     a module of tests/ with load, trunk and mtp, and draft where naive_loop's is not its own
+    oracle     a module of tests/ with load, trunk and mtp
+    draft      in place of naive_loop's
     features   what its cases require beside the family's
     of_trunk, of_head, of_rounds  faults that fail its cases
     hidden     the trunk's rows that its head is given: h_post or h_pre
@@ -40,6 +41,7 @@ class Member:
     of_head: tuple[str, ...] = ()
     of_rounds: tuple[str, ...] = ("basic",)
     hidden: str = "h_post"
+    draft: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def trunk(family: Family, about: str, rules: tuple[str, ...]) -> SuiteBuilder:
     return suite
 
 
-NUMBERS = {8: "eight", 10: "ten", 12: "twelve", 14: "fourteen"}
+NUMBERS = {2: "two", 3: "three", 8: "eight", 10: "ten", 12: "twelve", 14: "fourteen"}
 
 
 def block(family: Family, about: str, rules: tuple[str, ...]) -> SuiteBuilder:
@@ -160,9 +162,9 @@ def block(family: Family, about: str, rules: tuple[str, ...]) -> SuiteBuilder:
 
 def naively(member: Member) -> AbstractContextManager[Any]:
     """naive_loop on this architecture's layers."""
-    own: dict[str, Callable[..., Any]] = {"trunk": member.oracle.trunk, "mtp": member.oracle.mtp}
-    if hasattr(member.oracle, "draft"):
-        own["draft"] = member.oracle.draft
+    own: dict[str, Any] = {"trunk": member.oracle.trunk, "mtp": member.oracle.mtp}
+    if member.draft is not None:
+        own["draft"] = member.draft
     patched: AbstractContextManager[Any] = mock.patch.multiple(naive_loop, **own)
     return patched
 
@@ -180,8 +182,8 @@ def chain(family: Family, about: str, rules: tuple[str, ...], flags: tuple[str, 
         p = np.array([c.p for c in candidates])
         if (p[:, 0] - p[:, 1]).min() < SAFE_GAP:
             raise ValueError(f"chain {arch} hangs on a near tie: choose another prompt")
-        suite.case(slug(arch), "three tokens", inputs=inputs, params=params, requires=family.needs(arch, "mtp"),
-                   flags=("basic", *flags, *member.of_head),
+        suite.case(slug(arch), f"{NUMBERS[len(ids)]} tokens", inputs=inputs, params=params,
+                   requires=family.needs(arch, "mtp"), flags=("basic", *flags, *member.of_head),
                    out={"ids": value(ids), "p": close("model_f32", p, given["p"])})  # fmt: skip
     return suite
 

@@ -13,7 +13,8 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 import numpy as np
-from make_micro import MicroVariant, make_micro_moe, make_micro_streams
+from make_micro import MicroVariant, make_micro_chain, make_micro_moe, make_micro_streams
+from micro_chain import MIMO, ChainShape
 from micro_moe import LatentShape, MoeShape
 from micro_plant import MicroShape
 from micro_streams import StreamsShape
@@ -59,6 +60,16 @@ STREAMS = (
         clamp_shared=(3.0, 1.5, 0.0, 2.0), micro=replace(_MICRO, n_layer=3),
     ),
 )  # fmt: skip
+# Two heads in a chain; windows that short prompts fill, limits and sinks.
+_STEP = ChainShape(
+    windowed=(0, 1, 0, 1), moe=(1, 0, 1, 0), n_head=(2, 4), n_head_kv=(1, 2), n_rot=8, n_window=4, n_expert=5, n_used=2,
+    clamp=(0.2, 0.0, 0.15, 0.0), clamp_shared=(0.3, 0.0, 8.0, 9.0), factors=True, micro=_MICRO,
+)  # fmt: skip
+_MIMO = replace(
+    MIMO, windowed=(0, 1, 1, 1), moe=(1, 0, 0, 0), n_head=(4, 4), n_head_kv=(1, 2), n_window=4, n_expert=5, n_used=2,
+    micro=_MICRO,
+)  # fmt: skip
+CHAINS: dict[str, tuple[int, float, ChainShape]] = {"step35": (5, 70, _STEP), "mimo2": (5, 70, _MIMO)}
 
 
 def path_of(arch: str) -> str:
@@ -76,6 +87,8 @@ def make(root: Path) -> None:
     (root / "models").mkdir(parents=True, exist_ok=True)
     for arch, (seed, accept, shape, variant) in (MODELS | INDEXED).items():
         make_micro_moe(root / path_of(arch), arch, seed, accept, "Q8_0", shape, variant)
+    for arch, (seed, accept, chain) in CHAINS.items():
+        make_micro_chain(root / path_of(arch), arch, seed, accept, "Q8_0", chain)
     seed, accept, streams = STREAMS
     make_micro_streams(root / path_of("deepseek4"), seed, accept, "Q8_0", streams)
 

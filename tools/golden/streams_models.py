@@ -18,6 +18,7 @@ FAMILY = Family(
         "deepseek4": Member(
             naive_dsv4,
             hidden="h_pre",
+            draft=naive_dsv4.draft,
             of_trunk=(*CHOSEN, "A6-indexer-no-relu", "A11-block-late", *MIXED),
             of_head=(
                 "E11-experts-of-last-layer",
@@ -69,13 +70,14 @@ FAMILY = Family(
 
 def trunk() -> Iterator[SuiteBuilder]:
     about = "A prompt through a trunk of four streams, in batches of 5, 2, 1, 6: windows and blocks cross them."
-    yield families.trunk(FAMILY, about, ("S6", "S8", "S71", "S75", "S77", "S80", "S81", "S83", "S86", "S87", "S88",
-                                         "S90", "S91", *RULES))  # fmt: skip
+    rules = ("S6", "S8", "S71", "S75", "S77", "S80", "S81", "S83", "S86", "S87", "S88", "S90", "S91")
+    yield families.trunk(FAMILY, about, (*rules, *RULES))
 
 
 def heads() -> Iterator[SuiteBuilder]:
     about = "The MTP block of a model with streams over pairs (x_p, streams after x_{p-1}) on an empty cache."
-    yield families.block(FAMILY, about, ("S19", "S20", "S31", "S83", "S84", "S88", "S90", *RULES))
+    rules = ("S19", "S20", "S31", "S83", "S84", "S88", "S90")
+    yield families.block(FAMILY, about, (*rules, *RULES))
     about = "A draft of three tokens whose chain hands on the head's own streams."
     yield families.chain(FAMILY, about, ("S20", "S22", "S31", "S32", "S84", "S93"),
                          ("C2-hidden-overwritten", "H3c-hidden-normed"))  # fmt: skip

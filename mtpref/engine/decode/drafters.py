@@ -117,10 +117,24 @@ class MtpDrafter(HeadDrafter):
                 self.statistics.count_head(step, head)
             if not drafted.steps[-1].is_taken:
                 break
-            row = steps.chain_row(steps.chain_hidden(out, contract), contract)
+            own = steps.chain_hidden(out, contract)
+            row = steps.chain_row(own, contract)
             ids, hidden = steps.chain_input(ids, hidden, drafted.ids[-1], row, chained)
+            if chained:
+                hidden = late_rows(self.model, state, step + 1, hidden, own)
         steps.trim_mtp(state, pos0)
         return drafted
+
+
+def late_rows(model: Model, state: ModelState, step: int, hidden: F32, own: F32) -> F32:
+    """The rows of the next draft step of a chain, those that its head holds among them (S113).
+
+    own   the rows of the step before
+    """
+    steps, contract = model.recipe.steps, model.recipe.contract
+    head = steps.chain_head(step, len(model.heads), contract)
+    held = None if head is None else state.heads[head].held
+    return steps.held_rows(hidden, own, held, state.pending_h, contract)
 
 
 def most_drafted(model: Model, n_max: int) -> int:

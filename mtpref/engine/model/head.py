@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import ARCHITECTURES, OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, Block, HeadSheet
+from mtpref.architectures import (
+    ARCHITECTURES,
+    OUTPUT,
+    OUTPUT_NORM,
+    SHARED,
+    TOKEN_EMBD,
+    Architecture,
+    Block,
+    HeadSheet,
+)
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model.assistant import read_assistant
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
@@ -24,10 +33,16 @@ from mtpref.engine.model.model import Head, Layer
 from mtpref.engine.weights import MtpWeights, TensorFinder, Weights, take_rows
 from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
 from mtpref.files.gguf import GgufArray, GgufFile, listed, open_gguf, printable
-from mtpref.files.identify import describe_kind, has_trunk
+from mtpref.files.identify import check_counts, describe_kind, has_trunk
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
 from mtpref.spec.kinds import rope_constants, rotary_of
 
+# What stands in for a part of a head for which its data sheet has no tensor.
+SHARED_PARTS = {
+    "embed_tokens": (TOKEN_EMBD,),
+    "shared_head_norm": (OUTPUT_NORM,),
+    "shared_head_head": (OUTPUT, TOKEN_EMBD),
+}
 INPUT_PARTS = ("enorm", "hnorm", "eh_proj")  # what embedding and hidden row go through before the block
 MAX_TEXT = 1000  # bytes of a name that is compared
 # Hyper-parameters that turn positions into angles, beside rope.scaling.*.
@@ -149,11 +164,15 @@ def _read_head(
     }
     tensors = {tensor.name.split(".")[1]: tensor for tensor in sheet.tensors if tensor.name.startswith("nextn.")}
     for part in borrowed:
-        tensor = tensors[part]
+        tensor = tensors.get(part)
+        fallback = SHARED_PARTS[part] if tensor is None else tensor.fallback
         instead = [f"blk.{il}.{sheet.norm_instead}"] if sheet.norm_instead and part == "shared_head_norm" else []
-        names = [tensor.at(il).name, *instead, *(tensor.fallback if is_alone else ())]
+        own = [tensor.at(il).name] if tensor is not None else []
+        names = [*own, *instead, *(fallback if is_alone else ())]
         is_trimmed = d2t is not None and part == "shared_head_head"
         name = _present(finder, names, n_rows if is_trimmed else None)
+        if name is None and tensor is not None and tensor.required:
+            name = tensor.at(il).name  # which is missing, and is said to be
         if name is None:
             parts[part] = borrowed[part]
             continue
@@ -222,6 +241,7 @@ def _head_of_file(trunk: Trunk, path: str | Path) -> LoadedHead:
     arch = ARCHITECTURES.get(str(file.get("general.architecture")))
     if arch is not None and arch.target:
         return _assistant_of_file(trunk, file, arch)
+    check_counts(file, trunk.arch.name)
     values = trunk.arch.values(Metadata(file.kv, file.label, trunk.values.meta.rope))
     check_match(trunk, file, values)
     finder = TensorFinder(file)

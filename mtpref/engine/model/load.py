@@ -31,6 +31,7 @@ from mtpref.files.identify import (
     HEAD_ONLY,
     LOST_LAYER,
     REDECLARE,
+    check_counts,
     describe_kind,
     head_in_trunk,
     is_head_only,
@@ -79,6 +80,7 @@ def load(
     arch = find_architecture(meta)
     if arch.target:
         raise MtprefError(f"{file.label}: this is {describe_assistant(arch.name)}")
+    check_counts(file, arch.name)
     values = arch.values(meta)
     values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
     config, notes = _probed(file, arch, read_model_config(values))

@@ -112,6 +112,16 @@ class _Fields:
     logit_scale: Annotated[float, Within(-1e6, 1e6)] | None = None
     expert_selection_fn: Literal["sigmoid", "softmax"] | None = None
     prefix_dense_intermediate_size: Size | None = None
+    hybrid_override_pattern: str | None = None
+    layers_block_type: list[str] | None = None
+    conv_kernel: Annotated[int, Within(2, 64)] | None = None
+    ssm_state_size: Size | None = None
+    n_groups: Size | None = None
+    mamba_num_heads: Size | None = None
+    mamba_head_dim: Size | None = None
+    moe_shared_expert_intermediate_size: Size | None = None
+    moe_latent_size: Size | None = None
+    layer_norm_epsilon: Positive | None = None
     full_attention_interval: Count | None = None
     vocab_size: Count | None = None
     layer_types: list[Literal["linear_attention", "full_attention"]] | None = None
@@ -202,6 +212,8 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     taken: _Fields = read_fields(fields_of, _without_null(found), where)
     rope = _rope(found, f"{where}: rope_parameters")
     given = _without_null({**vars(rope), **vars(taken)})
+    if sheet.hf is not None and sheet.hf.n_layer is not None and (n_layer := sheet.hf.n_layer(given)):
+        given["num_hidden_layers"] = n_layer
     _check_required(sheet, given, where)
     _check_widths(taken, where)
     _check_fixed(sheet, found, where)

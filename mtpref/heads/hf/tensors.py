@@ -217,6 +217,13 @@ def _part(
         if len(shape) == 3 and shape[1] != 1:
             raise MtprefError(f"{what}, expected (channels, 1, kernel)")
         shape = (shape[0], shape[-1])
+    if change.as_column or change.groups:
+        if len(shape) != 1:
+            raise MtprefError(f"{what}, expected one dimension")
+        n_rows = config.values[change.groups] if change.groups else shape[0]
+        if shape[0] % n_rows:
+            raise MtprefError(f"{what}, expected as many values for each of {n_rows} groups")
+        return Part(place.name, (source,), (n_rows, shape[0] // n_rows), rows, None, place)
     if place.tensor.by_rank:
         rows = _gathered(checkpoint, config, source, place, what)
     if rows is not None and (n_needed := int(rows.max()) + 1) > shape[0]:

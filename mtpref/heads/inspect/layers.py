@@ -24,7 +24,7 @@ from mtpref.architectures import (
 )
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable, without_leading_ones
-from mtpref.files.identify import LOST_LAYER, REDECLARE, has_trunk, trunk_in_head
+from mtpref.files.identify import LOST_LAYER, REDECLARE, has_trunk, miscounted, trunk_in_head
 from mtpref.spec.config import Metadata, read_model_config
 
 MTP = "mtp"  # the name of every head's block
@@ -103,6 +103,10 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[Problem]
         text = f"key {arch}.nextn_predict_layers is {n_mtp}, expected less than block_count = {n_blocks}"
         problems.append(Problem("key", "", text))
         n_mtp = 0
+    wrong = miscounted(f, arch)
+    if wrong is not None:
+        problems.append(Problem("key", "", wrong))
+        return layout
     layout.n_mtp = n_mtp
     found: list[str] = []
     declared, layout.declared_by = sheet.layers.declared(_Keys(f, arch), n_blocks, n_blocks - n_mtp, found)

@@ -29,7 +29,7 @@ from mtpref.files.gguf import (
     without_leading_ones,
     write_gguf,
 )
-from mtpref.files.identify import REDECLARE, describe_kind, head_in_trunk
+from mtpref.files.identify import REDECLARE, check_counts, describe_kind, head_in_trunk
 from mtpref.heads.contents import files_of, item_of
 from mtpref.heads.pairs import pairs_of
 from mtpref.heads.quantize.encode import WEIGHTED, encode, library, needs_library
@@ -130,6 +130,7 @@ def _counts(file: GgufFile) -> _Counts:
             f"{file.label}: block_count {n_blocks} and nextn_predict_layers {n_nextn}, expected counts; "
             "try: mtpref check"
         )
+    check_counts(file, arch)
     name = head_in_trunk(file, n_blocks - n_nextn if n_nextn else 1 << 30)
     if name is not None:
         raise MtprefError(

@@ -1,4 +1,4 @@
-"""S48, S92. An experts' network in one call: router, products (S6), swiglu (S18, clamped: S79), weighted sum; S41 to S47.
+"""S48, S92. An experts' network in one call: router, products (S6), swiglu (S18, S79 clamped), sum; S41 to S47.
 
 Owns the fused twins of compose_moe.py's `moe_ffn` and compose_compressed.py's `clamped_experts`, which is given what
 was chosen: pairs of a token and one of its experts are sorted by expert, and the
@@ -187,7 +187,8 @@ def _between(nets: list[Net], n_rows: int, x: F32, gate_in: Made | None = None) 
 def _stacks_of(w: Any, tap: Any, wide: bool) -> tuple[list[Net], list[Net] | None] | None:
     """The experts' networks and the shared expert's, if there is one; None where a tap looks on, or a type has no
     kernel."""
-    nets = None if tap is not discard else _nets([w[name] for name in _STACKS], wide)
+    is_usual = tap is discard and all(name in w for name in _STACKS) and "ffn_latent_down.weight" not in w
+    nets = _nets([w[name] for name in _STACKS], wide) if is_usual else None
     if nets is None or "ffn_up_shexp.weight" not in w:
         return None if nets is None else (nets, None)
     shared = _nets([w[name] for name in _SHARED], wide)

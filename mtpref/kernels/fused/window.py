@@ -22,7 +22,7 @@ from mtpref.kernels.layers.attend_cells import READING, TILES, attend_cells, cal
 from mtpref.kernels.layers.choose import IDS, choose_rows
 from mtpref.kernels.products import mul_mats
 from mtpref.kernels.products.product import WEIGHTS
-from mtpref.spec import load_kv
+from mtpref.spec import hadamard, load_kv, rotation_of
 
 F32 = NDArray[np.float32]
 
@@ -109,8 +109,8 @@ def _sight(ops: Any, cfg: Any, n_tokens: int, raw: NDArray[Any], compressed: NDA
         last = np.array([ops.n_compressed(pos + 1, cfg.ratio) for pos in positions], np.int64)
         rows, begin = np.arange(last[-1]), np.zeros(n_tokens, np.int64)
     else:
-        last = np.cumsum([len(own) for own in seen])
-        rows, begin = np.concatenate(seen), last - [len(own) for own in seen]
+        last = np.cumsum([len(own) for own in seen], dtype=np.int64)
+        rows, begin = np.concatenate(seen), np.concatenate([[0], last[:-1]])
     return Sight(attend_cells.address(), _bytes(raw), _bytes(compressed), np.array(start, np.int64), end, rows, begin,
                  last)  # fmt: skip
 
@@ -165,6 +165,8 @@ def chosen_rows(
     q = ops.mul_mat(w["indexer.attn_q_b.weight"], latent).reshape(n_tokens, cfg.n_index_head, cfg.n_index)
     q = ops.rope_last(q, *rope_cos_sin)
     tap("lid_q_rope", q)
+    size = rotation_of(cfg.n_index)
+    q = ops.mul_mat(hadamard(size), q.reshape(-1, size)).reshape(q.shape)
     scale = np.float32(1.0 / np.sqrt(np.float64(cfg.n_index_head * cfg.n_index)))
     weights = ops.mul_mat(w["indexer.proj.weight"], x) * scale
     tap("lid_weights", weights)

@@ -102,6 +102,11 @@ class HeadWindow:
         if head.sheet.reads_target or not all(spec.positional for spec in specs):
             what = "reads the trunk's cells" if head.sheet.reads_target else "keeps a recurrent state"
             raise MtprefError(f"probe: the head's {head.layer.kind.name} block {what}, expected cells of its own alone")
+        if is_chain(len(model.heads), model.recipe.contract) and model.recipe.contract.catch_up != "target":
+            raise MtprefError(
+                f"probe: catch_up is {model.recipe.contract.catch_up}, expected target: drafts from every position "
+                "need the rows that heads held back there; use `contract` catch_up=target"
+            )
         self.model, self.contract = model, model.recipe.contract
         self._delayed = np.zeros((delay, head.n_hidden), np.float32)
         self.state = ModelState([], every, head.n_hidden, n_ctx, poison=poison)

@@ -3,7 +3,7 @@
 Start with kind.py. A data sheet (mtpref/architectures) combines kinds; nothing here knows an architecture.
 """
 
-from mtpref.spec.kinds.attention import ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_ATTENTION
+from mtpref.spec.kinds.attention import ATTENTION, STILL_ATTENTION, TEXT_ATTENTION, WHOLE_ROTARY_ATTENTION
 from mtpref.spec.kinds.clamped_moe import CLAMPED_MOE_FFN, HASHED_MOE_FFN
 from mtpref.spec.kinds.compressed import COMPRESSED_ATTENTION, WINDOW_ATTENTION
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
@@ -16,10 +16,22 @@ from mtpref.spec.kinds.indexed import (
     PAIRS_INDEXED,
     PAIRS_SHARING,
 )
-from mtpref.spec.kinds.kind import F32, INPUT, Cells, Graph, LayerKind, Made, Span, no_state, rope_constants, rotary_of
+from mtpref.spec.kinds.kind import (
+    F32,
+    INPUT,
+    NOTHING,
+    Cells,
+    Graph,
+    LayerKind,
+    Made,
+    Span,
+    no_state,
+    rope_constants,
+    rotary_of,
+)
 from mtpref.spec.kinds.latent import LATENT_ATTENTION
 from mtpref.spec.kinds.limited import LIMITED_FFN, LIMITED_MOE_FFN
-from mtpref.spec.kinds.moe_ffn import AVERAGED_MOE_FFN, MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
+from mtpref.spec.kinds.moe_ffn import AVERAGED_MOE_FFN, MOE_FFN, PLAIN_MOE_FFN, SIGMOID_MOE_FFN, SOFTMAX_MOE_FFN
 from mtpref.spec.kinds.residual import (
     FFN,
     LAYER_INPUT,
@@ -31,7 +43,9 @@ from mtpref.spec.kinds.residual import (
     Part,
     Residual,
     Sequential,
+    Single,
 )
+from mtpref.spec.kinds.ssm import SSM
 from mtpref.spec.kinds.unscaled import (
     DENSE_BESIDE_EXPERTS,
     GEGLU_FFN,
@@ -74,13 +88,17 @@ __all__ = [
     "LIMITED_MOE_FFN",
     "MIXER",
     "MOE_FFN",
+    "NOTHING",
     "PAIRS_ALL_CELLS",
     "PAIRS_INDEXED",
     "PAIRS_SHARING",
+    "PLAIN_MOE_FFN",
     "SHARING_ATTENTION",
     "SHARING_WINDOW",
     "SIGMOID_MOE_FFN",
     "SOFTMAX_MOE_FFN",
+    "SSM",
+    "STILL_ATTENTION",
     "SWIGLU_FFN",
     "TARGET_ATTENTION",
     "TARGET_WINDOW",
@@ -105,6 +123,7 @@ __all__ = [
     "Part",
     "Residual",
     "Sequential",
+    "Single",
     "Span",
     "no_state",
     "rope_constants",

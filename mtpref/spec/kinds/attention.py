@@ -51,8 +51,13 @@ GRAPH = {
     "kqv_out": Made(("Qcur", "Kcur", "Vcur"), "causal attention over the KV cache", (spec.attention,)),
     "attn_output": Made(("kqv_out",)),
 }
+_STILL = GRAPH | {
+    name: Made((f"{name}_normed",), "as it is: layers of this model do not turn") for name in ("Qcur", "Kcur")
+}
 _forward = forward_by(lambda ops: ops.plain_attn_layer)
 ATTENTION = LayerKind("attention", configure, kv_state, _forward, GRAPH)
+# The same without RoPE, in architectures that have no count of turned dimensions.
+STILL_ATTENTION = LayerKind("attention", configure, kv_state, _forward, _STILL)
 # The same with plain RoPE, where files for pictures have other sections: those are refused.
 TEXT_ATTENTION = LayerKind("attention", _configure_text, kv_state, _forward, GRAPH)
 # The same where RoPE must turn the whole head.

@@ -13,11 +13,13 @@ from mtpref.spec.state import LayerState, StateSpec
 
 
 def configure(v: Values) -> AttnConfig:
-    """The hyper-parameters of an attention layer. Errors: MtprefError for shapes that contradict each other"""
-    n_head, n_head_kv, d_head, d_value, n_rot = (
-        v[name] for name in ("n_head", "n_head_kv", "n_embd_head", "n_embd_head_v", "n_rot")
-    )
-    if n_head % n_head_kv or d_value != d_head or n_rot > d_head or n_rot % 2:
+    """The hyper-parameters of an attention layer; without a count of turned dimensions it does not turn (NoPE).
+
+    Errors   MtprefError for shapes that contradict each other
+    """
+    n_head, n_head_kv, d_head, d_value = (v[name] for name in ("n_head", "n_head_kv", "n_embd_head", "n_embd_head_v"))
+    n_rot = v["n_rot"] if "n_rot" in list(v) else 0
+    if not n_head_kv or n_head % n_head_kv or d_value != d_head or n_rot > d_head or n_rot % 2:
         raise MtprefError(
             f"{v.meta.source}: attention shape head_count {n_head}, head_count_kv {n_head_kv}, key_length {d_head}, "
             f"value_length {d_value}, rope.dimension_count {n_rot}, expected a multiple of head_count_kv, equal "

@@ -41,6 +41,7 @@ class Made:
     instead: tuple[str, ...] | None = None
 
 
+_STILL = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)  # the table of layers that do not turn
 Graph = Mapping[str, Made]  # by cb() name, in the order in which they are made
 
 
@@ -91,6 +92,8 @@ class Span:
 
         factors   what frequencies are divided by (S94), the same for all layers that have them
         """
+        if not cfg.n_rot:
+            return _STILL
         key = cfg, factors is None
         if key not in self._rope:
             frequencies, has_position, magnitude = rope_constants(cfg)
@@ -151,3 +154,11 @@ class LayerKind:
 def no_state(cfg: Any, kv_type: str) -> tuple[StateSpec, ...]:
     """The state of a kind that keeps none."""
     return ()
+
+
+def _nothing(w: LayerWeights, cfg: Any, x: F32, state: LayerState, span: Span, tap: LayerTap) -> F32:
+    raise ValueError("a part that a block does not have was run")
+
+
+# The part that a block of one part lacks: nothing runs it.
+NOTHING = LayerKind("nothing", lambda values: None, no_state, _nothing)

@@ -52,6 +52,10 @@ def _by_keys(v: Values) -> MoeConfig:
     return _configured(v, _GATINGS.get(func, "sigmoid"), v["expert_weights_norm"], v["expert_weights_scale"])
 
 
+def _plain(v: Values) -> MoeConfig:
+    return _configured(v, "sigmoid", v["expert_weights_norm"], v["expert_weights_scale"])
+
+
 def _averaged(v: Values) -> MoeConfig:
     return replace(_by_keys(v), sum_scale=0.5)
 
@@ -141,11 +145,45 @@ _MEAN = GRAPH | {
         (spec.scaled_output,),
     )
 }
+# Of experts without a gate, on narrower rows where there are projections.
+_PLAIN_GRAPH = {
+    name: made
+    for name, made in GRAPH.items()
+    if name not in ("ffn_moe_gate_up", "ffn_moe_gate", "shared_expert_gate", "ffn_shexp_gated")
+} | {
+    "ffn_moe_up": Made(
+        (INPUT, "ffn_moe_topk"),
+        "product with blk.{i}.ffn_latent_down.weight if there is one, then with the chosen matrices of "
+        "blk.{i}.ffn_up_exps.weight",
+        _PRODUCT,
+    ),
+    "ffn_moe_relu_sqr": Made(("ffn_moe_up",), "max(up, 0)^2", (spec.relu_squared,)),
+    "ffn_moe_down": Made(
+        ("ffn_moe_relu_sqr", "ffn_moe_topk"),
+        "product with the chosen matrices of blk.{i}.ffn_down_exps.weight",
+        _PRODUCT,
+    ),
+    "ffn_moe_weighted": GRAPH["ffn_moe_weighted"],
+    "ffn_moe_out": GRAPH["ffn_moe_out"],
+    "ffn_shexp": Made(
+        (INPUT,),
+        "product with blk.{i}.ffn_up_shexp.weight, max(up, 0)^2, product with blk.{i}.ffn_down_shexp.weight",
+        (spec.mul_mat_exact, spec.relu_squared),
+    ),
+    "ffn_out": Made(
+        ("ffn_moe_out", "ffn_shexp"),
+        "product of the experts' with blk.{i}.ffn_latent_up.weight if there is one, plus the shared expert's",
+        _PRODUCT,
+    ),
+}
+_PLAIN_GRAPH.pop("ffn_moe_swiglu")
 # Probabilities by softmax, weights always normalised, whatever the keys say.
 SOFTMAX_MOE_FFN = LayerKind("moe_ffn", _softmax, no_state, _forward, GRAPH)
 # As the keys say: sigmoid and not normalised where they say nothing.
 MOE_FFN = LayerKind("moe_ffn", _by_keys, no_state, _forward, GRAPH)
 # The same, and the mean of the experts' and the shared expert's results in place of their sum.
 AVERAGED_MOE_FFN = LayerKind("moe_ffn", _averaged, no_state, _forward, _MEAN)
+# Probabilities by sigmoid, weights as the keys say, experts without a gate.
+PLAIN_MOE_FFN = LayerKind("moe_ffn", _plain, no_state, _forward, _PLAIN_GRAPH)
 # Probabilities by sigmoid, weights always normalised and never scaled, whatever the keys say.
 SIGMOID_MOE_FFN = LayerKind("moe_ffn", _sigmoid, no_state, _forward, GRAPH)

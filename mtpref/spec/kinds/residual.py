@@ -104,6 +104,29 @@ class Parallel:
 
 
 @dataclass(frozen=True)
+class Single:
+    """S126. x += part(norm(x)): a block of one part, the mixer or the network."""
+
+    part_norm: str
+    is_mixer: bool
+
+    def __call__(self, x: F32, around: Around, mixer: Part, ffn: Part, tap: LayerTap) -> F32:
+        h = around.norm(self.part_norm, x)
+        tap("attn_norm", h)
+        x = x + (mixer if self.is_mixer else ffn)(h)
+        tap("l_out", x)
+        return x
+
+    @property
+    def graph(self) -> Graph:
+        """What the block makes around its part."""
+        part = MIXER if self.is_mixer else FFN
+        return {"attn_norm": Made((LAYER_INPUT,)), "l_out": Made((part, LAYER_INPUT), "sum")}
+
+    feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_norm")
+
+
+@dataclass(frozen=True)
 class HyperConnected:
     """S93. Several streams: each part is given what S82 reads of them, normalised, and S73 writes what it gives to all.
 

@@ -65,10 +65,10 @@ def _configure(v: Values, is_windowed: bool, reads: str = "") -> UnscaledConfig:
 
 def _state(cfg: UnscaledConfig, kv_type: str) -> tuple[StateSpec, ...]:
     """cache_k: after norm and RoPE, cache_v: after its norm, a cell a position; with a window the cells of the last
-    n_window - 1 tokens, oldest first. Nothing where the cells are another's."""
+    n_window - 1 tokens, oldest first (one, unseen, of a window of 1). Nothing where the cells are another's."""
     if not cfg.has_cells:
         return ()
-    n_kept = (cfg.n_window - 1,) if cfg.n_window else ()
+    n_kept = (max(1, cfg.n_window - 1),) if cfg.n_window else ()
     name = "window" if cfg.n_window else "cache"
     return tuple(
         StateSpec(f"{name}_{part}", (*n_kept, cfg.n_head_kv, cfg.n_key), positional=not cfg.n_window, kv_type=kv_type)
@@ -92,7 +92,7 @@ def _forward(w: LayerWeights, cfg: UnscaledConfig, x: F32, state: LayerState, sp
     y = _run(w, cfg, x, cells, span, tap)
     if cfg.n_window:
         state.planes = {
-            f"window_{part}": planes_of(a, cfg.n_window - 1, span.keep) for part, a in zip("kv", (k, v), strict=True)
+            f"window_{part}": planes_of(a, len(old[0]), span.keep) for part, a in zip("kv", (k, v), strict=True)
         }
         state.arrays.update({name: planes[-1].copy() for name, planes in state.planes.items()})
     return y

@@ -21,7 +21,6 @@ from mtpref.spec.ops import LayerTap, LayerWeights
 from mtpref.spec.state import LayerState, StateSpec
 
 FACTORS = "rope_freqs.weight"
-_STILL = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)  # of layers that do not turn
 
 
 def configure(v: Values, full_share: int = 1) -> WindowedConfig:
@@ -80,10 +79,11 @@ def _cells(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
 
 
 def _state(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
-    """Without a window as a head's; window_k, window_v: cells of the last n_window - 1 tokens, oldest first."""
+    """Without a window as a head's; window_k, window_v: cells of the last n_window - 1 tokens, oldest first (one,
+    unseen, of a window of 1: a state file has no empty arrays)."""
     if not cfg.n_window:
         return _cells(cfg, kv_type)
-    n_kept = cfg.n_window - 1
+    n_kept = max(1, cfg.n_window - 1)
     return (
         StateSpec("window_k", (n_kept, cfg.n_head_kv, cfg.n_key), positional=False, kv_type=kv_type),
         StateSpec("window_v", (n_kept, cfg.n_head_kv, cfg.n_value), positional=False, kv_type=kv_type),
@@ -93,9 +93,7 @@ def _state(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
 def _run(
     w: LayerWeights, cfg: WindowedConfig, x: F32, k: NDArray, v: NDArray, kv_type: str, span: Span, tap: LayerTap
 ) -> F32:
-    table = (
-        _STILL if not cfg.n_rot else span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
-    )
+    table = span.rope_cos_sin(cfg.rotary, None if cfg.n_window else span.roots.get(FACTORS))
     return span.ops.windowed_attn_layer(span.ops, w, cfg, x, k, v, kv_type, span.first, table, tap)
 
 
@@ -111,15 +109,13 @@ def _forward(w: LayerWeights, cfg: WindowedConfig, x: F32, state: LayerState, sp
     old = [state.arrays[name] for name in ("window_k", "window_v")]
     k, v = (np.concatenate([a, np.empty((len(x), *a.shape[1:]), a.dtype)]) for a in old)
     y = _run(w, cfg, x, k, v, state.specs[0].kv_type, span, tap)
-    state.planes = {name: planes_of(a, cfg.n_window - 1, span.keep) for name, a in (("window_k", k), ("window_v", v))}
+    state.planes = {name: planes_of(a, len(old[0]), span.keep) for name, a in (("window_k", k), ("window_v", v))}
     state.arrays.update({name: planes[-1].copy() for name, planes in state.planes.items()})
     return y
 
 
 def planes_of(cells: NDArray, n_kept: int, n_planes: int) -> NDArray:
     """What is carried after each of the last tokens: views of n_kept cells, (n_planes, n_kept, heads, width)."""
-    if n_kept == 0:
-        return np.empty((n_planes, 0, *cells.shape[1:]), cells.dtype)
     return np.moveaxis(sliding_window_view(cells, n_kept, axis=0), -1, 1)[-n_planes:]
 
 

@@ -148,9 +148,9 @@ def plain_attn_layer(
     rope_cos_sin: tuple[F32, F32],
     tap: LayerTap,
 ) -> F32:
-    """S30. The mixer of an attention layer without a gate: S6, S49, S8, S10, S15, S16, S6.
+    """S30. The mixer of an attention layer without a gate: S6, S49, S8, S10, S15, S16, S6, S49.
 
-    Rule     biases (S49) and the norms of q and k (S8) where their weights are there
+    Rule     biases (S49) and the norms of q and k (S8) where their weights are there; where n_rot is 0 nothing turns
     Shapes   as attn_layer
     """
     n_tokens = x.shape[0]
@@ -169,7 +169,8 @@ def plain_attn_layer(
     k = ops.rms_norm(k, w["attn_k_norm.weight"], cfg.rms_eps) if "attn_k_norm.weight" in w else k
     tap("Qcur_normed", q)
     tap("Kcur_normed", k)
-    q, k = ops.rope(q, *rope_cos_sin), ops.rope(k, *rope_cos_sin)
+    if cfg.n_rot:
+        q, k = ops.rope(q, *rope_cos_sin), ops.rope(k, *rope_cos_sin)
     tap("Qcur", q)
     tap("Kcur", k)
 
@@ -179,6 +180,7 @@ def plain_attn_layer(
     out = ops.attention(q, k_cache, v_cache, kv_type, first)
     tap("kqv_out", out)
     y = ops.mul_mat(w["attn_output.weight"], out.reshape(n_tokens, -1))
+    y = ops.add_bias(y, w["attn_output.bias"]) if "attn_output.bias" in w else y
     tap("attn_output", y)
     return y
 

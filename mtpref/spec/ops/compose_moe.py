@@ -48,26 +48,31 @@ def route(ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap) -> t
 
 
 def experts(ops: Ops, w: LayerWeights, x: F32, routing: Routing, weights: F32, tap: LayerTap) -> F32:
-    """S48. The chosen experts' networks, weighed and added up in the order of choice. S6, S18, S6, S46.
+    """S48. The chosen experts' networks, weighed and added up in the order of choice. S6, S121, S6, S18, S6,
+    S46.
 
     Rule     each expert runs over the rows of all tokens that chose it; a token's activation is quantised as for any
              product (S6), the same bits whoever reads it. Results go to their (token, place); only then they are added.
     Shapes   x: (T, n_embd), normalised; weights: (T, n_used) -> (T, n_embd)
     """
     chosen = routing.ids
-    gates, ups, downs = (w[f"ffn_{name}_exps.weight"] for name in ("gate", "up", "down"))
-    n_ff, n_embd = gates[0].n_out, downs[0].n_out
+    gates, ups, downs = w.get("ffn_gate_exps.weight"), w["ffn_up_exps.weight"], w["ffn_down_exps.weight"]
+    n_ff, n_embd = ups[0].n_out, downs[0].n_out
     gate, up, hidden = (np.empty((*chosen.shape, n_ff), np.float32) for _ in range(3))
     y = np.empty((*chosen.shape, n_embd), np.float32)
     for e in np.unique(chosen):
         token, place = np.nonzero(chosen == e)
-        gate[token, place] = ops.mul_mat(gates[e], x[token])
         up[token, place] = ops.mul_mat(ups[e], x[token])
-        hidden[token, place] = ops.swiglu(gate[token, place], up[token, place])
+        if gates is None:
+            hidden[token, place] = ops.relu_squared(up[token, place])
+        else:
+            gate[token, place] = ops.mul_mat(gates[e], x[token])
+            hidden[token, place] = ops.swiglu(gate[token, place], up[token, place])
         y[token, place] = ops.mul_mat(downs[e], hidden[token, place])
-    tap("ffn_moe_gate", gate)
+    if gates is not None:
+        tap("ffn_moe_gate", gate)
     tap("ffn_moe_up", up)
-    tap("ffn_moe_swiglu", hidden)
+    tap("ffn_moe_relu_sqr" if gates is None else "ffn_moe_swiglu", hidden)
     tap("ffn_moe_down", y)
     weighted = ops.weigh_experts(y, weights)
     tap("ffn_moe_weighted", weighted)
@@ -75,13 +80,17 @@ def experts(ops: Ops, w: LayerWeights, x: F32, routing: Routing, weights: F32, t
 
 
 def shared_expert(ops: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
-    """S48. The expert that every token goes to, gated where the model has a gate for it. S6, S18, S6, S47.
+    """S48. The expert that every token goes to, gated where the model has a gate for it. S6, S121, S6, S18, S6, S47.
 
     Shapes   x: (T, n_embd), normalised -> (T, n_embd)
     """
-    gate = ops.mul_mat(w["ffn_gate_shexp.weight"], x)
     up = ops.mul_mat(w["ffn_up_shexp.weight"], x)
-    y = ops.mul_mat(w["ffn_down_shexp.weight"], ops.swiglu(gate, up))
+    if "ffn_gate_shexp.weight" not in w:
+        hidden = ops.relu_squared(up)
+    else:
+        gate = ops.mul_mat(w["ffn_gate_shexp.weight"], x)
+        hidden = ops.swiglu(gate, up)
+    y = ops.mul_mat(w["ffn_down_shexp.weight"], hidden)
     tap("ffn_shexp", y)
     if "ffn_gate_inp_shexp.weight" not in w:
         return y
@@ -93,14 +102,19 @@ def shared_expert(ops: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
 
 
 def moe_ffn(ops: Ops, w: LayerWeights, cfg: MoeConfig, x: F32, tap: LayerTap) -> tuple[F32, Routing]:
-    """S48. An experts' network: experts, then the shared expert added last. S48, S48, S48, S97.
+    """S48. An experts' network: experts, then the shared expert added last. S48, S6, S48, S6, S48, S97.
 
-    Rule     where the network has a scale of that sum (a half: the mean of both), it goes over it
+    Rule     experts without a gate have S121 in place of S18; with ffn_latent_down and ffn_latent_up they work on
+             narrower rows (S6 before and after them), which router and shared expert do not. Where the network has a
+             scale of the sum (a half: the mean of both), it goes over it
     Shapes   x: (T, n_embd), normalised -> (T, n_embd), and what the router chose
     """
     weights, routing = ops.route(ops, w, cfg, x, tap)
-    y = ops.experts(ops, w, x, routing, weights, tap)
+    is_narrow = "ffn_latent_down.weight" in w
+    low = ops.mul_mat(w["ffn_latent_down.weight"], x) if is_narrow else x
+    y = ops.experts(ops, w, low, routing, weights, tap)
     tap("ffn_moe_out", y)
+    y = ops.mul_mat(w["ffn_latent_up.weight"], y) if is_narrow else y
     if "ffn_up_shexp.weight" in w:
         shared = ops.shared_expert(ops, w, x, tap)
         y = ops.scaled_output(y + shared, cfg.sum_scale)

@@ -153,12 +153,12 @@ def dense_beside_experts(ops: Ops, w: LayerWeights, cfg: ParallelConfig, x: F32,
              An expert's weight (S45, by softmax, renormalised) is multiplied with its ffn_down_exps.scale
     Shapes   x: (T, n_embd), not normalised -> (T, n_embd), and what the router chose
     """
-    by_gelu = gelu_ops(ops)
+    own_ops = gelu_ops(ops)
 
     # DENSE
     h = ops.rms_norm(x, w["ffn_norm.weight"], cfg.rms_eps)
     tap("ffn_norm_1", h)
-    y = by_gelu.ffn(by_gelu, w, h, tap)
+    y = own_ops.ffn(own_ops, w, h, tap)
     dense = ops.rms_norm(y, w["post_ffw_norm_1.weight"], cfg.rms_eps)
     tap("ffn_mlp", dense)
 
@@ -171,7 +171,7 @@ def dense_beside_experts(ops: Ops, w: LayerWeights, cfg: ParallelConfig, x: F32,
         tap("ffn_moe_weights_scaled", weights)
     h = ops.rms_norm(x, w["pre_ffw_norm_2.weight"], cfg.rms_eps)
     tap("ffn_norm_2", h)
-    y = by_gelu.experts(by_gelu, w, h, routing, weights, tap)
+    y = own_ops.experts(own_ops, w, h, routing, weights, tap)
     tap("ffn_moe_out", y)
     y = ops.rms_norm(y, w["post_ffw_norm_2.weight"], cfg.rms_eps)
     tap("ffn_moe", y)

@@ -9,6 +9,7 @@ from mtpref.spec.ops import (
     compose_indexer,
     compose_latent,
     compose_moe,
+    compose_ssm,
     compose_streams,
     compose_unscaled,
     compose_windowed,
@@ -56,6 +57,7 @@ COMPOSED: CoarseEntries = {
     "dense_beside_experts": compose_unscaled.dense_beside_experts,
     "assistant_input": compose_unscaled.assistant_input,
     "assistant_row": compose_unscaled.assistant_row,
+    "ssm_layer": compose_ssm.ssm_layer,
 }
 
 
@@ -121,6 +123,10 @@ def spec_ops(numerics: str) -> Ops:
         geglu=spec.geglu if numerics == "exact" else spec.geglu_f16,
         soft_cap=spec.soft_cap,
         scaled_embedding=spec.scaled_embedding,
+        relu_squared=spec.relu_squared,
+        conv_bias_silu=partial(spec.conv_bias_silu, dot=dot),
+        ssm_scan=partial(spec.ssm_scan, dot=dot),
+        gated_group_norm=spec.gated_group_norm,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -160,5 +166,6 @@ def spec_ops(numerics: str) -> Ops:
         dense_beside_experts=compose_unscaled.dense_beside_experts,
         assistant_input=compose_unscaled.assistant_input,
         assistant_row=compose_unscaled.assistant_row,
+        ssm_layer=compose_ssm.ssm_layer,
         composed=COMPOSED,
     )

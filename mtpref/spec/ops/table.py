@@ -79,6 +79,10 @@ class Ops:
     geglu: types.SwiGlu  # S101
     soft_cap: types.SoftCap  # S102
     scaled_embedding: types.ScaledEmbedding  # S103
+    relu_squared: types.ReluSquared  # S121
+    conv_bias_silu: types.ConvBiasSilu  # S122
+    ssm_scan: types.SsmScan  # S123
+    gated_group_norm: types.GatedGroupNorm  # S124
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
@@ -118,6 +122,7 @@ class Ops:
     dense_beside_experts: types.DenseBesideExperts  # S106
     assistant_input: types.MtpInput  # S108
     assistant_row: types.AssistantRow  # S108
+    ssm_layer: types.SsmLayer  # S125
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -139,7 +144,7 @@ _ROUTE = frozenset(
         "expert_weights",
     }
 )
-_EXPERTS = frozenset({"mul_mat", "swiglu", "weigh_experts", "sum_experts"})
+_EXPERTS = frozenset({"mul_mat", "swiglu", "relu_squared", "weigh_experts", "sum_experts"})
 _LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
 _LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
 _WINDOW_INPUT = frozenset({"mul_mat", "rms_norm", "rope_last"})
@@ -150,7 +155,7 @@ _GROUPED_OUTPUT = frozenset({"rope_last", "mul_mat"})
 _SEEN = frozenset({"attention", "window_start", "cell_attention"})
 _UNSCALED_SEEN = frozenset({"window_start", "unscaled_attention"})
 _CELLS_OF = frozenset({"mul_mat", "rms_norm", "rope"})
-_SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "shared_gate"})
+_SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "relu_squared", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
     "delta_layer": frozenset(
         {
@@ -213,6 +218,7 @@ PARTS: dict[str, frozenset[str]] = {
     "dense_beside_experts": _ROUTE | {"rms_norm", "route", "geglu", "weigh_experts", "sum_experts"},
     "assistant_input": frozenset({"scaled_embedding", "mtp_concat", "mul_mat"}),
     "assistant_row": frozenset({"mul_mat"}),
+    "ssm_layer": frozenset({"mul_mat", "conv_bias_silu", "add_bias", "ssm_scan", "gated_group_norm"}),
     # The parts of its parts, and these.
     "connect": frozenset({"rms_norm", "mul_mat", "stream_weights", "read_streams"}),
     "leave_streams": frozenset({"rms_norm", "mul_mat", "head_weights", "read_streams"}),

@@ -21,6 +21,7 @@ from mtpref.spec.config import (
     LatentConfig,
     MoeConfig,
     ParallelConfig,
+    SsmConfig,
     StreamsConfig,
     UnscaledConfig,
     WindowedConfig,
@@ -638,6 +639,28 @@ class AssistantRow(Protocol):
     def __call__(self, ops: "Ops", w: OutputWeights, post: F32, /) -> F32: ...
 
 
+class ReluSquared(Protocol):
+    def __call__(self, x: F32, /) -> F32: ...
+
+
+class ConvBiasSilu(Protocol):
+    def __call__(self, window: F32, weight: F32, bias: F32, /) -> F32: ...
+
+
+class SsmScan(Protocol):
+    def __call__(self, x: F32, b: F32, c: F32, dt: F32, a: F32, state: F32, keep: int, /) -> tuple[F32, F32]: ...
+
+
+class GatedGroupNorm(Protocol):
+    def __call__(self, y: F32, x: F32, d: F32, z: F32, weight: F32, eps: float, /) -> F32: ...
+
+
+class SsmLayer(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: SsmConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap, /
+    ) -> tuple[F32, Planes, Planes]: ...
+
+
 class Ffn(Protocol):
     def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
 
@@ -699,6 +722,7 @@ class CoarseEntries(TypedDict, total=False):
     experts: Experts
     shared_expert: SharedExpert
     moe_ffn: MoeFfn
+    ssm_layer: SsmLayer
     connect: Connect
     leave_streams: LeaveStreams
     streams_input: MtpInput
