@@ -109,8 +109,9 @@ def _sight(ops: Any, cfg: Any, n_tokens: int, raw: NDArray[Any], compressed: NDA
         last = np.array([ops.n_compressed(pos + 1, cfg.ratio) for pos in positions], np.int64)
         rows, begin = np.arange(last[-1]), np.zeros(n_tokens, np.int64)
     else:
-        last = np.cumsum([len(own) for own in seen])
-        rows, begin = np.concatenate(seen), last - [len(own) for own in seen]
+        counts = np.array([len(own) for own in seen], np.int64)
+        last = np.cumsum(counts)
+        rows, begin = np.concatenate(seen), last - counts
     return Sight(attend_cells.address(), _bytes(raw), _bytes(compressed), np.array(start, np.int64), end, rows, begin,
                  last)  # fmt: skip
 
