@@ -177,3 +177,52 @@ def test_the_recordings_tell_a_head_that_does_not_turn():
     head = model.heads[0].layer
     still = model.with_head(layer=replace(head, cfg=replace(head.cfg, n_rot=0)))
     assert compared(mtpref.LanguageModel(still), COHERE).mismatches
+
+
+# MAMBA-2
+
+MAMBA, WIDE = "micro-nemotron_h_moe-f32", "micro-nemotron_h_moe-90-wide-f32"
+
+
+def _scan(**changes):
+    """The scan with some of its arguments made anew: functions of all of them, by name."""
+
+    def entry(x, b, c, dt, a, state, keep):
+        given = {"x": x, "b": b, "c": c, "dt": dt, "a": a}
+        given |= {name: made(**given) for name, made in changes.items()}
+        return _OPS.ssm_scan(*given.values(), state, keep)
+
+    return {"ssm_scan": entry}
+
+
+def _norm_of_all(y, x, d, z, weight, eps):
+    rows = _OPS.gated_group_norm(y, x, d, z, weight.reshape(1, -1), eps)
+    return rows
+
+
+MAMBA_MUTANTS = {
+    "relu not squared": (MAMBA, {"relu_squared": lambda x: np.maximum(x, np.float32(0))}),
+    "no bias of the convolution": (MAMBA, {"conv_bias_silu": lambda w, k, b: _OPS.conv_silu(w, k)}),
+    "no bias of the step": (MAMBA, {"add_bias": lambda y, b: y if y.shape[1] == 4 else _OPS.add_bias(y, b)}),
+    "another decay": (MAMBA, _scan(a=lambda a, **_: a * np.float32(0.9))),
+    "groups in turn": (WIDE, {"ssm_scan": lambda x, b, c, *rest: _OPS.ssm_scan(
+        x, *(np.tile(part, (1, x.shape[1] // part.shape[1], 1)) for part in (b, c)), *rest)}),
+    "b for c": (MAMBA, _scan(c=lambda b, **_: b)),
+    "no skip": (MAMBA, {"gated_group_norm": lambda y, x, d, z, w, e: _OPS.gated_group_norm(y, x, 0 * d, z, w, e)}),
+    "one norm for all groups": (MAMBA, {"gated_group_norm": _norm_of_all}),
+    "weights not normalised": (MAMBA, {"expert_weights": lambda p, i, n, s: _OPS.expert_weights(p, i, False, s)}),
+    "no bias of experts": (MAMBA, {"expert_scores": lambda p, b: p}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MAMBA_MUTANTS)
+def test_the_recorded_logits_tell_another_mamba(mutant):
+    name, entries = MAMBA_MUTANTS[mutant]
+    assert logits_error(loaded(name, make_recipe("ggml").with_ops(**entries)), name) > 1e-7
+
+
+def test_the_recordings_tell_an_rms_norm_behind_the_head():
+    core = loaded(MAMBA).core
+    plain = core.recipe.head_ops.composed["mtp_norm"]
+    ops = core.recipe.head_ops.replaced(mtp_norm=plain)
+    assert compared(mtpref.LanguageModel(replace(core, recipe=replace(core.recipe, mtp_ops=ops))), MAMBA).mismatches

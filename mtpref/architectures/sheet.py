@@ -360,8 +360,12 @@ class LeadingDense:
         return self.by_count(max(0, count or 0), n_trunk), by
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
-        count = self.hf(found) if callable(self.hf) else found.get(self.hf)
+        count = self.count_of(found)
         return [] if count is None else [(self.key, count, "u32")]
+
+    def count_of(self, found: Mapping[str, Any]) -> int | None:
+        """As config.json has it."""
+        return self.hf(found) if callable(self.hf) else found.get(self.hf)
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
         return None

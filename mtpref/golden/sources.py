@@ -52,7 +52,7 @@ from mtpref.spec.kinds import (
     Sequential,
 )
 from mtpref.spec.ops import Ops, spec_ops
-from mtpref.spec.ops.compose_streams import enter_streams, leave_streams
+from mtpref.spec.ops.compose_streams import enter_streams, leave_streams, streams_input
 from mtpref.spec.steps import Steps
 
 PACKAGE = __name__.partition(".")[0]
@@ -82,6 +82,7 @@ WHOLE_MODEL = {
     "HyperConnected": HyperConnected,
     "enter_streams": enter_streams,
     "leave_streams": leave_streams,
+    "streams_input": streams_input,
     "COMPRESSED_ATTENTION": COMPRESSED_ATTENTION,
     "WINDOW_ATTENTION": WINDOW_ATTENTION,
     "CLAMPED_MOE_FFN": CLAMPED_MOE_FFN,

@@ -93,8 +93,8 @@ def _compressors(cfg: CompressedConfig) -> Mapping[str, int]:
 
 def _state(cfg: CompressedConfig, kv_type: str) -> tuple[StateSpec, ...]:
     """window_k: the rows of the last n_window - 1 tokens, oldest first (one, unseen, of a window of 1); comp_k: a row
-    of each whole block; comp_kv and comp_score: values and scores of the last tokens, as many as a block that ends with the next one is made of; lid_*:
-    the indexer's."""
+    of each whole block; comp_kv and comp_score: values and scores of the last tokens, as many as a block that ends with
+    the next one is made of; lid_*: the indexer's."""
     specs = [StateSpec("window_k", (max(1, cfg.n_window - 1), cfg.n_embd_head), positional=False, kv_type=kv_type)]
     n_kept = (2 if cfg.has_overlap else 1) * cfg.ratio - 1
     for compressor, width in _compressors(cfg).items():
