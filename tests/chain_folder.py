@@ -47,9 +47,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def shapes(arch: str) -> dict[str, tuple[int, ...]]:
-    """Checkpoint name -> shape."""
-    return _step35() if arch == "step35" else _mimo2()
+def shapes(arch: str, config: dict[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape. config: of mimo2, in other widths than CONFIGS has"""
+    return _step35() if arch == "step35" else _mimo2(config or CONFIGS[arch])
 
 
 def _step35() -> dict[str, tuple[int, ...]]:
@@ -77,18 +77,21 @@ def _step35() -> dict[str, tuple[int, ...]]:
     return out | {"model.norm.weight": (n,), "lm_head.weight": (N_VOCAB, n)}
 
 
-def _mimo2() -> dict[str, tuple[int, ...]]:
-    n = 64
+def _mimo2(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    n, n_key, n_value = config["hidden_size"], config["head_dim"], config["v_head_dim"]
     out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (N_VOCAB, n)}
     for il in range(N_LAYER + N_HEADS):
         is_head = il >= N_LAYER
         p = f"model.mtp.layers.{il - N_LAYER}." if is_head else f"model.layers.{il}."
         sliding = is_head or il in (1, 2)
-        groups = 2 if sliding else 1
-        out |= {f"{p}input_layernorm.weight": (n,), f"{p}self_attn.qkv_proj.weight": (64 + 24 * groups, n)}
-        out |= {f"{p}self_attn.o_proj.weight": (n, 32)}
+        groups = config["swa_num_key_value_heads" if sliding else "num_key_value_heads"]
+        out |= {f"{p}input_layernorm.weight": (n,)}
+        out |= {
+            f"{p}self_attn.qkv_proj.weight": (config["num_attention_heads"] * n_key + groups * (n_key + n_value), n)
+        }
+        out |= {f"{p}self_attn.o_proj.weight": (n, config["num_attention_heads"] * n_value)}
         if sliding:
-            out |= {f"{p}self_attn.attention_sink_bias": (4,)}
+            out |= {f"{p}self_attn.attention_sink_bias": (config["num_attention_heads"],)}
         out |= {f"{p}post_attention_layernorm.weight": (n,)}
         if il in (1, 2):
             out |= {f"{p}mlp.gate.weight": (N_EXPERT, n), f"{p}mlp.gate.e_score_correction_bias": (N_EXPERT,)}
@@ -104,11 +107,11 @@ def _mimo2() -> dict[str, tuple[int, ...]]:
     return out | {"model.norm.weight": (n,), "lm_head.weight": (N_VOCAB, n)}
 
 
-def state(arch: str, seed: int = 1) -> dict[str, np.ndarray]:
-    """All tensors by checkpoint name."""
+def state(arch: str, seed: int = 1, *, config: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """All tensors by checkpoint name. config: as `shapes`"""
     return {
         name: (normal(seed, name, math.prod(shape)).reshape(shape) * 0.2).astype(np.float32)
-        for name, shape in shapes(arch).items()
+        for name, shape in shapes(arch, config).items()
     }
 
 

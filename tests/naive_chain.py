@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests import naive, naive_moe
+from tests import naive, naive_loop, naive_moe
 from tests.naive_model import Array, HParams, MtpResult, TrunkResult, Weights, eps_of, n_layer
 
 load = naive_moe.load
@@ -30,13 +30,13 @@ def has_window(hparams: HParams, il: int) -> bool:
 def angles(weights: Weights, hparams: HParams, il: int) -> list[float]:
     """Angle per position of each pair of a layer."""
     is_windowed, is_step = has_window(hparams, il), hparams["arch"] == "step35"
-    n_rot = int(hparams.get("rope.dimension_count", hparams["attention.key_length"]))
+    n_rot = int(hparams.get("rope.dimension_count") or hparams["attention.key_length"])
     if is_windowed:
         base = float(hparams.get("rope.freq_base_swa", 10000.0))
         return [naive.power(base, -2.0 * i / n_rot) for i in range(n_rot // 2)]
     n_rot = n_rot // 2 if is_step else n_rot
     base, factor = float(hparams.get("rope.freq_base", 10000.0)), float(hparams.get("rope.scaling.factor", 1.0))
-    n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
+    n_orig = int(hparams.get("rope.scaling.original_context_length") or hparams["context_length"])
     found, _ = naive.rope_scaled(n_rot, base, factor, n_orig, hparams.get("rope.scaling.type") == "yarn")
     factors = weights.get("rope_freqs.weight") if is_step else None
     return [a / (1.0 if factors is None else float(factors[i])) for i, a in enumerate(found)]
@@ -74,7 +74,7 @@ def attention(
         k = naive.rms_norm(k, weights[p + "attn_k_norm.weight"], eps)
     per_pair = angles(weights, hparams, il)
     is_yarn = hparams.get("rope.scaling.type") == "yarn" and not has_window(hparams, il)
-    magnitude = 1.0 + 0.1 * math.log(float(hparams["rope.scaling.factor"])) if is_yarn else 1.0
+    magnitude = 1.0 + 0.1 * naive.log(float(hparams["rope.scaling.factor"])) if is_yarn else 1.0
     q, k = turned(q, positions, per_pair, magnitude), turned(k, positions, per_pair, magnitude)
     out = np.zeros((n, n_head, d_v))
     n_window = int(hparams["attention.sliding_window"])
@@ -121,12 +121,12 @@ def experts(weights: Weights, hparams: HParams, il: int, x: Array) -> tuple[Arra
         scale = float(hparams.get("expert_weights_scale", 0.0)) if is_step else 0.0
         w = [one * scale for one in w] if scale not in (0.0, 1.0) else w
         for e, weight in zip(ids, w, strict=True):
-            parts = (weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down"))
-            out[t] += weight * network(row, *parts, limit)
+            gate, up, down = (weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down"))
+            out[t] += weight * network(row, gate, up, down, limit)
         chosen.append(ids)
     if p + "ffn_up_shexp.weight" in weights:
-        shared = (weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
-        out = out + network(x, *shared, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
+        gate, up, down = (weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
+        out = out + network(x, gate, up, down, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
     return out, np.array(chosen)
 
 
@@ -142,8 +142,8 @@ def block(
         y, t["ffn_moe_topk"] = experts(weights, hparams, il, h)
     else:
         # A dense network takes the shared expert's limit.
-        dense = (weights[f"{p}ffn_{part}.weight"] for part in ("gate", "up", "down"))
-        y = network(h, *dense, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
+        gate, up, down = (weights[f"{p}ffn_{part}.weight"] for part in ("gate", "up", "down"))
+        y = network(h, gate, up, down, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
     return x + y, t | {"ffn_out": y, "l_out": x + y}
 
 
@@ -187,17 +187,46 @@ def draft(
 
     runs: the architecture's trunk and head; rows_of: the rows that heads are given, of either's result
     """
+    return draft_candidates(weights, hparams, tokens, n_max, runs, rows_of)[0]
+
+
+def draft_candidates(
+    weights: Weights,
+    hparams: HParams,
+    tokens: list[int],
+    n_max: int,
+    runs: tuple[Callable[..., TrunkResult], Callable[..., MtpResult]] | None = None,
+    rows_of: Callable[[Any], Array] = lambda result: result.h_pre,
+) -> tuple[list[int], list[naive_loop.Candidate]]:
+    """The same, and the best ids of each step."""
     of_trunk, of_head = runs or (trunk, mtp)
     rows = [np.zeros(weights["output_norm.weight"].shape[0])]
     if len(tokens) > 1:
         rows += list(rows_of(of_trunk(weights, hparams, tokens[:-1])))
     n_heads = int(hparams["nextn_predict_layers"])
     drafted: list[int] = []
+    candidates = []
     for step in range(min(n_max, n_heads) if n_heads > 1 else n_max):
         # Every head has the trunk's rows for the text; for the draft, the rows of the heads before it.
         head = step if n_heads > 1 else 0
         all_tokens = tokens + drafted
         out = of_head(weights, hparams, all_tokens, np.stack(rows), list(range(len(all_tokens))), head)
+        candidates.append(naive_loop.Candidate(*naive.top10(out.logits[-1]), True))
         drafted.append(naive.argmax(out.logits[-1]))
         rows.append(rows_of(out)[-1])
+    return drafted, candidates
+
+
+def draft_late(weights: Weights, hparams: HParams, tokens: list[int], catch_up: str) -> list[int]:
+    """Draft after `tokens` where each head is given, over text and draft alike, what the head before it made of the
+    token before (`chain`), or the trunk's row of as many tokens earlier as its number (`delayed`)."""
+    zero = np.zeros((1, weights["output_norm.weight"].shape[0]))
+    of_trunk = trunk(weights, hparams, tokens[:-1]).h_pre if len(tokens) > 1 else zero[:0]
+    rows = np.concatenate([zero, of_trunk])
+    drafted: list[int] = []
+    for head in range(int(hparams["nextn_predict_layers"])):
+        all_tokens = tokens + drafted
+        out = mtp(weights, hparams, all_tokens, rows, list(range(len(all_tokens))), head)
+        drafted.append(naive.argmax(out.logits[-1]))
+        rows = np.concatenate([zero, rows if catch_up == "delayed" else out.h_pre])
     return drafted

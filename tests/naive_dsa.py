@@ -57,7 +57,7 @@ def scaling(hparams: HParams) -> tuple[list[float], float, float]:
     angles, magnitude, scale = naive_mla.scaling(hparams)
     all_dim = float(hparams.get("rope.scaling.yarn_log_multiplier", 0.0)) / 0.1
     if hparams.get("rope.scaling.type") == "yarn" and all_dim:
-        stretch = math.log(float(hparams["rope.scaling.factor"]))
+        stretch = naive.log(float(hparams["rope.scaling.factor"]))
         magnitude = (1 + 0.1 * stretch) / (1 + 0.1 * all_dim * stretch)
         scale *= magnitude**2
     return angles, magnitude, scale

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests import naive, naive_moe
+from tests import naive, naive_loop, naive_moe
 from tests.naive_model import Array, HParams, MtpResult, TrunkResult, Weights, eps_of, n_layer
 
 N_STREAMS = 4
@@ -91,7 +91,7 @@ def angles_of(hparams: HParams, ratio: int) -> list[float]:
         base = float(hparams.get("rope.freq_base", 10000.0))
         return [naive.power(base, -2.0 * i / n_rot) for i in range(n_rot // 2)]
     base, factor = float(hparams["attention.compress_rope_freq_base"]), float(hparams.get("rope.scaling.factor", 1.0))
-    n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
+    n_orig = int(hparams.get("rope.scaling.original_context_length") or hparams["context_length"])
     return naive.rope_scaled(n_rot, base, factor, n_orig, hparams.get("rope.scaling.type") == "yarn")[0]
 
 
@@ -105,13 +105,19 @@ def turned(row: Array, position: int, angles: list[float], sign: float = 1.0) ->
     return out
 
 
-def compressed(weights: Weights, hparams: HParams, prefix: str, ratio: int, h: Array, angles: list[float]) -> Array:
-    """Every row that the blocks which end within the sequence leave: (n // ratio, width)."""
+def values_and_scores(weights: Weights, prefix: str, ratio: int, h: Array) -> tuple[Array, Array]:
+    """What each token brings to its block, twice as wide where blocks overlap."""
     values = naive.matmul(weights[f"{prefix}_kv.weight"], h)
     scores = naive.matmul(weights[f"{prefix}_gate.weight"], h)
-    norm = weights[f"{prefix}_norm.weight"]
     for t in range(len(h)):
         scores[t] += weights[f"{prefix}_ape.weight"][t % ratio]
+    return values, scores
+
+
+def compressed(weights: Weights, hparams: HParams, prefix: str, ratio: int, h: Array, angles: list[float]) -> Array:
+    """Every row that the blocks which end within the sequence leave: (n // ratio, width)."""
+    values, scores = values_and_scores(weights, prefix, ratio, h)
+    norm = weights[f"{prefix}_norm.weight"]
     width, rows = len(norm), []
     for block in range(len(h) // ratio):
         first = block * ratio
@@ -150,19 +156,33 @@ def chosen_rows(
     return sorted(best), scores
 
 
+def gap(scores: Array, seen: list[int]) -> float:
+    """How near another choice was: the least score chosen minus the greatest left out, over the greatest of all."""
+    rest = [s for r, s in enumerate(scores) if r not in seen]
+    return float((scores[seen].min() - max(rest)) / np.abs(scores).max()) if rest else math.inf
+
+
+def window_input(
+    weights: Weights, hparams: HParams, p: str, h: Array, positions: list[int], angles: list[float]
+) -> tuple[Array, Array, Array]:
+    """Queries' latent, queries (n, n_head, width), and the row that each token leaves. p: the block's prefix"""
+    n_head, width, eps = int(hparams["attention.head_count"]), int(hparams["attention.key_length"]), eps_of(hparams)
+    low = naive.rms_norm(naive.matmul(weights[p + "attn_q_a.weight"], h), weights[p + "attn_q_a_norm.weight"], eps)
+    q = naive.matmul(weights[p + "attn_q_b.weight"], low).reshape(len(h), n_head, width)
+    q = naive.rms_norm(q, np.ones(width), eps)
+    k = naive.rms_norm(naive.matmul(weights[p + "attn_kv.weight"], h), weights[p + "attn_kv_a_norm.weight"], eps)
+    q = np.stack([[turned(head, pos, angles) for head in row] for row, pos in zip(q, positions, strict=True)])
+    return low, q, np.stack([turned(row, pos, angles) for row, pos in zip(k, positions, strict=True)])
+
+
 def attention(
     weights: Weights, hparams: HParams, il: int, h: Array, positions: list[int], ratio: int
 ) -> tuple[Array, dict[str, Array]]:
     """Attention over a whole sequence. h (n, n_embd), normed; rows of it stand at 0, 1, ..."""
     n_head, width = int(hparams["attention.head_count"]), int(hparams["attention.key_length"])
     window, n_groups = int(hparams["attention.sliding_window"]), int(hparams["attention.output_group_count"])
-    p, eps, n, angles = f"blk.{il}.", eps_of(hparams), len(h), angles_of(hparams, ratio)
-    low = naive.rms_norm(naive.matmul(weights[p + "attn_q_a.weight"], h), weights[p + "attn_q_a_norm.weight"], eps)
-    q = naive.matmul(weights[p + "attn_q_b.weight"], low).reshape(n, n_head, width)
-    q = naive.rms_norm(q, np.ones(width), eps)
-    k = naive.rms_norm(naive.matmul(weights[p + "attn_kv.weight"], h), weights[p + "attn_kv_a_norm.weight"], eps)
-    q = np.stack([[turned(head, pos, angles) for head in row] for row, pos in zip(q, positions, strict=True)])
-    k = np.stack([turned(row, pos, angles) for row, pos in zip(k, positions, strict=True)])
+    p, n, angles = f"blk.{il}.", len(h), angles_of(hparams, ratio)
+    low, q, k = window_input(weights, hparams, p, h, positions, angles)
     t: dict[str, Array] = {"qr_norm": low, "q": q, "kv": k}
     rows = np.zeros((0, width))
     if ratio:
@@ -170,10 +190,12 @@ def attention(
     if ratio == 4:
         keys = compressed(weights, hparams, p + "indexer_compressor", 4, h, angles)
     out = np.zeros((n, n_head, width))
+    t["lid_gap"] = np.full(n, np.inf)
     for i in range(n):
         seen = list(range((i + 1) // ratio)) if ratio else []
         if ratio == 4:
-            seen, _ = chosen_rows(weights, hparams, p, h, low, i, positions[i], keys, angles)
+            seen, scores = chosen_rows(weights, hparams, p, h, low, i, positions[i], keys, angles)
+            t["lid_gap"][i] = gap(scores, seen)
         cells = np.concatenate([k[max(0, i - window + 1) : i + 1], rows[seen]])
         for head in range(n_head):
             scores = naive.dot(cells, q[i, head]) / math.sqrt(width)
@@ -197,12 +219,12 @@ def clamped(x: Array, gate: Array, up: Array, down: Array, limit: float) -> Arra
 
 
 def experts(weights: Weights, hparams: HParams, il: int, x: Array, tokens: list[int]) -> tuple[Array, dict[str, Array]]:
-    """Experts and shared expert of all tokens."""
+    """Experts and shared expert of all tokens; the experts' ids, their weights, and every expert's probability."""
     p, n_used = f"blk.{il}.", int(hparams["expert_used_count"])
     limit = float(of_block(hparams, "swiglu_clamp_exp", il))
     own = "swiglu_clamp_shexp" if "swiglu_clamp_shexp" in hparams else "swiglu_clamp_exp"
     shared_limit = float(of_block(hparams, own, il))
-    rows, chosen = [], []
+    rows, chosen, probs, shares = [], [], [], []
     for token, row in zip(tokens, x, strict=True):
         prob = np.sqrt(naive.softplus(naive.matmul(weights[p + "ffn_gate_inp.weight"], row)))
         if il < int(hparams["hash_layer_count"]):
@@ -218,13 +240,16 @@ def experts(weights: Weights, hparams: HParams, il: int, x: Array, tokens: list[
             w = [one * float(hparams["expert_weights_scale"]) for one in w]
         y = np.zeros(x.shape[1])
         for e, share in zip(ids, w, strict=True):
-            y += share * clamped(
-                row, *(weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down")), limit
-            )
-        y += clamped(row, *(weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down")), shared_limit)
+            gate, up, down = (weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down"))
+            y += share * clamped(row, gate, up, down, limit)
+        gate, up, down = (weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
+        y += clamped(row, gate, up, down, shared_limit)
         rows.append(y)
         chosen.append(ids)
-    return np.stack(rows), {"ffn_moe_topk": np.array(chosen)}
+        probs.append(prob)
+        shares.append(w)
+    taken = {"ffn_moe_topk": np.array(chosen), "ffn_moe_weights": np.array(shares), "ffn_moe_probs": np.stack(probs)}
+    return np.stack(rows), taken
 
 
 # MODELS
@@ -234,7 +259,8 @@ def block(
     weights: Weights, hparams: HParams, il: int, streams: Array, tokens: list[int], positions: list[int], ratio: int
 ) -> tuple[Array, dict[str, Array]]:
     """Attention, then experts, each around the streams."""
-    p, eps, taken = f"blk.{il}.", eps_of(hparams), {}
+    p, eps = f"blk.{il}.", eps_of(hparams)
+    taken: dict[str, Array] = {}
 
     def mixer(x: Array) -> Array:
         y, t = attention(
@@ -268,6 +294,22 @@ def trunk(weights: Weights, hparams: HParams, tokens: list[int]) -> TrunkResult:
     return TrunkResult(logits, h_post, streams.reshape(len(tokens), -1), tensors)
 
 
+def draft(
+    weights: Weights, hparams: HParams, tokens: list[int], n_max: int
+) -> tuple[list[int], list[naive_loop.Candidate]]:
+    """Draft after `tokens`, whose last one is decided but not yet run: as naive_loop.draft, on raw streams."""
+    hiddens = [np.zeros(N_STREAMS * weights["output_norm.weight"].shape[0])]
+    if len(tokens) > 1:
+        hiddens += list(trunk(weights, hparams, tokens[:-1]).h_pre)
+    rows, candidates = list(tokens), []
+    for _ in range(n_max):
+        out = mtp(weights, hparams, rows, np.stack(hiddens), list(range(len(rows))))
+        candidates.append(naive_loop.Candidate(*naive.top10(out.logits[-1]), True))
+        rows.append(candidates[-1].ids[0])
+        hiddens.append(out.h_pre[-1])
+    return rows[len(tokens) :], candidates
+
+
 def mtp(weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, positions: list[int]) -> MtpResult:
     """The MTP block over rows (tokens[i], hiddens[i]) at positions[i]; row i attends to rows 0 .. i of its window.
     hiddens (n, 4 * n_embd)"""
@@ -281,9 +323,9 @@ def mtp(weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, p
         for s in range(N_STREAMS):
             g = naive.rms_norm(states[t, s], weights[p + "hnorm.weight"], eps)
             streams[t, s] = naive.matmul(weights[p + "eh_proj.weight"], np.concatenate([e[t], g]))
-    streams, t = block(weights, hparams, il, streams, tokens, positions, 0)
+    streams, taken = block(weights, hparams, il, streams, tokens, positions, 0)
     norm = weights.get(p + "shared_head_norm.weight", weights["output_norm.weight"])
     h_nextn = naive.rms_norm(together(weights, hparams, streams), norm, eps)
     logits = naive.matmul(weights.get(p + "shared_head_head.weight", weights["output.weight"]), h_nextn)
-    tensors = {f"mtp_{name}-{il}": value for name, value in t.items()}
+    tensors = {f"mtp_{name}-{il}": value for name, value in taken.items()}
     return MtpResult(logits, h_nextn, streams.reshape(len(tokens), -1), tensors)

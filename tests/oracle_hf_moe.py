@@ -93,7 +93,7 @@ def trunk(path: Path, ids: list[int]) -> dict[str, Array]:
     last_norm = model.model.norm_f if hasattr(model.model, "norm_f") else model.model.norm
     last_norm.register_forward_hook(noting("h_nextn"))
     with torch.no_grad():
-        found["result_output"] = model.eval()(torch.tensor([ids]), use_cache=False).logits.numpy().copy()
+        found["result_output"] = model.eval()(torch.tensor([ids]), use_cache=False).logits[0].numpy().copy()
     return {name: x.reshape(len(ids), -1) for name, x in found.items()}
 
 

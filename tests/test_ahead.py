@@ -49,6 +49,15 @@ def files(tmp_path_factory):
     kimi += ("--n-expert-used", "2", "--n-ff-exp", "64", "--n-head", "2", "--set", "n_q_latent=64")
     found["kimi"] = str(folder / "kimi.gguf")
     assert make_random.main(["-o", found["kimi"], "--shape", "kimi-k2", *kimi]) == 0
+    small = ("--n-layer", "3", "--n-embd", "256", "--n-vocab", "400", "--n-head", "2", "--n-expert", "8")
+    small += ("--n-expert-used", "2", "--n-ff-exp", "64", "--set", "n_q_latent=64")
+    found["dsa"] = str(folder / "dsa.gguf")
+    dsa = ("--shape", "deepseek-v3.2", "--n-ff", "64", "--set", "n_dense=1", "--set", "n_expert_group=2")
+    dsa += ("--set", "n_expert_group_used=1")
+    assert make_random.main(["-o", found["dsa"], *dsa, *small]) == 0
+    found["v4"] = str(folder / "v4.gguf")
+    v4 = ("--shape", "deepseek-v4-flash", "--set", "n_output_group=2", "--set", "n_window_only=1")
+    assert make_random.main(["-o", found["v4"], *v4, *small, "--head-dim", "64"]) == 0
     if find_spec("libgguf"):
         found["Q4_K_M"] = str(folder / "Q4_K_M.gguf")
         assert cli.main(["quantize", found["BF16"], found["Q4_K_M"], "Q4_K_M"]) == 0
@@ -95,6 +104,9 @@ CASES = [
     ("kimi", ()),
     ("kimi", ("--no-repack", "-ctk", "bf16", "-ctkd", "f32")),
     ("kimi", ("--numerics", "exact")),
+    ("dsa", ()),
+    ("v4", ()),
+    ("v4", ("--numerics", "exact", "--no-repack")),
 ]
 
 

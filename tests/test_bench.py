@@ -11,12 +11,15 @@ import pytest
 from mtpref import kernels, spec
 from mtpref.base.errors import MtprefError
 from mtpref.engine.decode import MtpDrafter, Options, PolicyConfig, ScriptedDrafter, Statistics
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
 from mtpref.front import cli
 from mtpref.measure.bench.llama import LlamaBench
 from mtpref.measure.bench.passes import Passes
 from mtpref.measure.bench.render import lines
 from mtpref.measure.bench.report import Bench, Row, Settings, bench, head_bytes, some_ids, trunk_bytes
 from mtpref.measure.bench.scripted import WorkingDrafter, script
+from tests.micro_moe import standard
 from tests.models import micro, without_head
 
 SMALL = Settings(n_prompt=16, n_gen=6, widths=(2, 3), n_depth=8, drafts=(1, 2), n_rounds=2)
@@ -66,6 +69,17 @@ def test_the_page_and_the_json_say_the_same(found):
 def test_a_model_without_a_head_is_measured_without():
     found = bench(without_head(micro(60)), [], SMALL, 1)
     assert {row.part for row in found.rows} == {"prompt", "decode", "verify"}
+
+
+def test_of_a_chain_every_step_is_timed_and_no_draft_is_longer():
+    model = load(standard("micro-step35-f32"), make_recipe("ggml"))
+    parts = Settings(parts=("draft", "mtp"), n_gen=6, widths=(2,), n_depth=8, drafts=(2, 3, 5), n_rounds=1)
+    found = bench(model, [("full", model)], parts, 1)
+    names = [row.name for row in found.rows]
+    assert names == ["full", "full step 2", "full step 3", "plain", "full n=2", "full n=3"]
+    by_head = [row.n_bytes for row in found.rows[:3]]
+    assert by_head == [head_bytes(model, i) for i in range(3)]
+    assert len(set(by_head)) > 1  # the second head has experts
 
 
 def test_bytes_of_a_pass_are_those_of_its_matrices():

@@ -16,7 +16,7 @@ from tests import naive, naive_chain, naive_moe
 from tests.micro_moe import CHAINS, MOE_CHAINS, standard
 from tests.models import decode_plainly, run_decoder
 from tests.test_moe_model import edited
-from tests.test_session import new_session, options_of, run_in
+from tests.test_session import check_same, new_session, options_of, run_in
 from tests.test_session_file import same_checkpoints
 
 STEP, FUSED, ONE = (f"micro-step35-{n}f32" for n in ("", "90-fused-", "30-one-"))
@@ -118,7 +118,8 @@ def test_a_round_costs_what_the_rule_says():
     assert stats["tokens"]["mtp_catch_up"] in (3 * kept, 3 * (kept + 1), 3 * (kept - 1))
 
 
-CONTRACTS = ("heads=first", "chain_end=reuse", "catch_up=chain", "hidden=post", "chain=post", "chain_row=first")
+CONTRACTS = ("heads=first", "chain_end=reuse", "catch_up=chain", "hidden=post", "chain=post", "chain_row=first",
+             "chain_end=wrap", "catch_up=delayed")  # fmt: skip
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
@@ -130,7 +131,37 @@ def test_another_contract_changes_drafts_and_never_the_text(contract):
     drafts = [[e.steps[i].candidates for i in range(len(e.steps))] for e in other.events if isinstance(e, Drafted)]
     assert drafts != [[s.candidates for s in e.steps] for e in own.events if isinstance(e, Drafted)]
     longest = max(len(e.ids) for e in other.events if isinstance(e, Drafted))
-    assert longest == (5 if contract in ("heads=first", "chain_end=reuse") else 3)
+    assert longest == (5 if contract in ("heads=first", "chain_end=reuse", "chain_end=wrap") else 3)
+
+
+@pytest.mark.parametrize("rollback", ["snapshot", "replay", "two-phase"])
+@pytest.mark.parametrize("catch_up", ["chain", "delayed"])
+def test_heads_that_are_given_rows_late_draft_as_the_oracle_does(catch_up, rollback):
+    hparams, weights = oracle(STEP)
+    model = model_of(STEP, "exact", contract=f"catch_up={catch_up}")
+    run = run_decoder(model, PROMPT, 14, n_max=3, rollback=rollback, n_batch=4)
+    text, rounds = PROMPT + run.ids, [event for event in run.events if isinstance(event, Drafted)]
+    for drafted in rounds:
+        ids = [step.candidates[0] for step in drafted.steps]
+        assert ids == naive_chain.draft_late(weights, hparams, text[: drafted.pos0 + 1], catch_up)[: len(ids)]
+    assert len(rounds) > 3
+    held = [head.held is None or head.held.shape[0] for head in run.decoder.state.heads]
+    assert held == [True, 1, 1 if catch_up == "chain" else 2]
+
+
+def test_a_session_goes_back_to_the_rows_that_heads_hold_and_has_no_file_for_them(tmp_path):
+    model = model_of(STEP, contract="catch_up=delayed")
+    session = new_session(model)
+    check_same(session, [*PROMPT, 4, 9, 2], options_of(), 0, checkpoint_at=[len(PROMPT)])
+    check_same(session, [*PROMPT, 4], options_of(), len(PROMPT))
+    check_same(session, [*session.ids, 7], options_of())
+    with pytest.raises(MtprefError, match="catch_up is delayed, expected target"):
+        session.save(tmp_path / "s.gguf")
+
+
+def test_after_the_last_head_the_first_one_follows_where_the_contract_wraps():
+    run = run_decoder(model_of(STEP, contract="chain_end=wrap"), PROMPT, 12, n_max=5)
+    assert run.statistics["head_per_pos"] == [0, 1, 2, 0, 1]
 
 
 # BITS

@@ -164,3 +164,10 @@ def test_a_checkpoints_heads_go_into_a_trunk(arch, run, tmp_path):
     words = ("-o", tmp_path / "made.gguf", "--outtype", "f32", "--no-probe")
     run("graft", tmp_path / "trunk.gguf", source, *words)
     assert (tmp_path / "made.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_a_probe_refuses_rows_that_heads_hold_back(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("abcdefgh" * 8)
+    words = ["probe", "-m", str(standard("micro-step35-f32")), "-f", str(tmp_path / "t.txt")]
+    assert main([*words, "--contract", "catch_up=delayed"]) == 2
+    assert "catch_up is delayed, expected target" in capsys.readouterr().err

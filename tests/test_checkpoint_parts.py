@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpref.base.errors import MtprefError
 from mtpref.files.tensor_files.float8 import FLOAT8
 from mtpref.files.tensor_files.safetensors import SafetensorsFile, write_safetensors
 from mtpref.heads.hf.formats import Declared, Raw, recognise, transposed
@@ -177,20 +176,6 @@ def test_a_stack_of_experts_has_a_grid_each(tmp_path, names):
         alone = stored(tmp_path, given, Declared("fp8", blocks=((24, 40),))).values()
         assert np.array_equal(tensor.values()[e], alone)
         assert np.array_equal(tensor.rows(np.array([40 * e + 39, 40 * e])), alone[[39, 0]])
-
-
-def test_shards_of_tensor_parallelism_are_named(tmp_path):
-    """MiMo's qkv_proj: the scales of four ranks, each with a block that is not full."""
-    codes, scale = np.zeros((4 * 200, 64), np.uint8), np.ones((4 * 2, 1), np.float32)
-    arrays = {"a.qkv_proj.weight": codes, "a.qkv_proj.weight_scale_inv": scale}
-    write_safetensors(tmp_path / "m.safetensors", arrays, f8={"a.qkv_proj.weight": "F8_E4M3"})
-    raw = Raw("x", {"m.safetensors": SafetensorsFile(tmp_path / "m.safetensors")})
-    tensors, _ = recognise(raw, Declared("fp8", blocks=((128, 128),)))
-    fault = tensors["a.qkv_proj.weight"].fault
-    assert fault is not None
-    assert "its scales are those of tensor-parallel shards (MiMo)" in fault
-    with pytest.raises(MtprefError, match="tensor-parallel shards"):
-        tensors["a.qkv_proj.weight"].values()
 
 
 @pytest.mark.oracle

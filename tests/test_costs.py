@@ -5,8 +5,11 @@ import json
 import pytest
 
 from mtpref.base.errors import MtprefError
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
 from mtpref.measure.bench import measure_costs, read_costs, write_costs
 from mtpref.measure.bench.costs import Costs, CostSet, mean_costs
+from tests.micro_moe import standard
 from tests.models import micro, prompt_of
 
 GOOD = {"schema": "mtpref-costs-1", "plain": 10, "verify": {"2": 12}, "draft": {"100": 1}}
@@ -110,3 +113,12 @@ def test_without_a_head_no_head_is_measured():
 def test_a_prompt_of_one_token_is_refused():
     with pytest.raises(MtprefError, match="expected at least 2"):
         measure_costs(micro(60), [1], (), 2, 1)
+
+
+def test_of_a_chain_every_step_is_measured():
+    model = load(standard("micro-mimo2-f32"), make_recipe("ggml"))
+    found = measure_costs(model, prompt_of(8), [model, model.with_draft_ids(range(64))], 3, 1, warm=False)
+    assert set(found.costs.chain) == {1, 2, 3}
+    assert min(found.costs.chain.values()) > 0
+    assert set(found.costs.draft) == {256, 64}
+    assert not measure_costs(micro(60), prompt_of(4), [micro(60)], 2, 1, warm=False).costs.chain

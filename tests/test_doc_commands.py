@@ -56,7 +56,7 @@ NOT_HERE = {
     ("docs/checkpoints.md", "mtpref graft trunk.gguf HF_DIR"): "test_checkpoints.py grafts from every kind of folder",
     ("docs/diagnosis.md", "mtpref diagnose --log port.jsonl"): "test_evaluate_diagnose.py: it replays every fault",
     ("docs/diagnosis.md", "mtpref diagnose --dump port.gguf"): "test_evaluate_diagnose.py: it replays every fault",
-    ("docs/models.md", "python tools/make_tiny.py"): "trains for 70 minutes; test_make_tiny.py runs its steps",
+    ("docs/models.md", "python tools/make_tiny.py"): "trains for two hours; test_make_tiny.py runs its steps",
     ("docs/models.md", "llama-quantize"): "stock llama.cpp; test_kernels.py reads what it wrote",
     ("docs/transcript.md", "mtpref generate"): "test_readme.py holds the page to its output",
     ("docs/learn/README.md", "python tools/write_chapters.py"): "test_learn.py makes every notebook",

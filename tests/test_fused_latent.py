@@ -7,7 +7,7 @@ import pytest
 
 from mtpref import kernels, spec
 from mtpref.engine.recipe import make_recipe
-from mtpref.spec.config import LatentConfig
+from mtpref.spec.config import IndexedConfig, LatentConfig
 from mtpref.spec.ops import Ops, discard, spec_ops
 from tests.test_fused_moe import Weights, packed, stack, threads
 from tests.test_kernels import SCALES, assert_same, values
@@ -58,7 +58,7 @@ def fused() -> Ops:
     def refuse(*args: object) -> object:
         raise AssertionError("the composition ran")
 
-    return replace(ops, composed={**ops.composed, "latent_attn_layer": refuse})
+    return replace(ops, composed={**ops.composed, "latent_attn_layer": refuse, "indexed_attn_layer": refuse})
 
 
 def check(
@@ -145,3 +145,56 @@ def test_the_composition_runs_for_other_widths(rng: np.random.Generator, n_laten
         results.append((ops.latent_attn_layer(ops, w, cfg, x, cells, "F16", 0, table, discard), cells))
     assert_same(results[0][0], results[1][0])
     assert_same(results[0][1], results[1][1])
+
+
+# --------------------------------------------------------------------------------- cells that are chosen
+
+
+def check_chosen(
+    rng: np.random.Generator, n_head: int, n_top: int, n_tokens: int, first: int, kv_type: str, scale: str = "unit"
+) -> None:
+    """A table that turns a part of n_rot serves as well."""
+    cfg = IndexedConfig(**{**vars(config(n_head)), "n_index_head": 2, "n_index_key": 64, "n_top": n_top})
+    w, x = layer(rng, cfg, "Q8_0", scale), values(rng, (n_tokens, N_EMBD), scale)
+    n_cells = first + n_tokens
+    chosen = spec.select_cells(values(rng, (n_tokens, n_cells), "unit"), first, n_top)
+    before = spec.store_kv(values(rng, (n_cells, 1, cfg.n_row), scale), kv_type)
+    table = values(rng, (n_tokens, 3), "unit"), values(rng, (n_tokens, 3), "unit")
+    results = []
+    for ops, given in ((spec_ops("ggml"), w), (fused(), w), (fused(), packed(w))):
+        cells = before.copy()
+        with np.errstate(all="ignore"):
+            args = given, cfg, x, cells, kv_type, first, table, chosen, discard
+            results.append((ops.indexed_attn_layer(ops, *args), spec.load_kv(cells, kv_type)))
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_chosen_cells(rng: np.random.Generator, threads: int, kv_type: str) -> None:
+    """Where all cells are few, where some tokens of a batch see all and others do not, and where none does."""
+    for n_tokens, first in ((1, 0), (9, 20), (11, 60), (1, 60)):
+        check_chosen(rng, 5, 26, n_tokens, first, kv_type)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_chosen_cells_of_every_scale(rng: np.random.Generator, scale: str) -> None:
+    check_chosen(rng, 3, 10, 3, 8, "F16", scale)
+
+
+def test_chosen_cells_of_many_heads(rng: np.random.Generator, threads: int) -> None:
+    """More heads than a task takes."""
+    check_chosen(rng, 130, 7, 2, 9, "F16")
+
+
+def test_a_tap_sees_the_composition_of_chosen_cells(rng: np.random.Generator) -> None:
+    cfg = IndexedConfig(**{**vars(config()), "n_index_head": 2, "n_index_key": 64, "n_top": 3})
+    w, x, ops = layer(rng, cfg), values(rng, (2, N_EMBD), "unit"), make_recipe("ggml").ops
+    chosen, table = np.array([[0, 2, 3], [1, 2, 4]]), (np.ones((2, 4), np.float32), np.zeros((2, 4), np.float32))
+    told: list[str] = []
+    found = []
+    for tap in (discard, lambda name, array: told.append(name)):
+        cells = np.zeros((5, 1, cfg.n_row), np.uint16)
+        found.append(ops.indexed_attn_layer(ops, w, cfg, x, cells, "F16", 3, table, chosen, tap))
+    assert_same(*found)
+    assert told[-1] == "attn_output"

@@ -8,6 +8,7 @@ import pytest
 from mtpref import kernels, spec
 from mtpref.engine.recipe import make_recipe
 from mtpref.spec.config import MoeConfig
+from mtpref.spec.moe import Routing
 from mtpref.spec.ops import Ops, compose_moe, discard, spec_ops
 from tests.test_kernels import SCALES, assert_same, values
 from tests.test_kernels import matrix as quantised
@@ -89,7 +90,7 @@ def fused(numerics: str = "ggml") -> Ops:
     def refuse(*args: object) -> object:
         raise AssertionError("the composition ran")
 
-    return replace(ops, composed={**ops.composed, "moe_ffn": refuse})
+    return replace(ops, composed={**ops.composed, "moe_ffn": refuse, "clamped_experts": refuse})
 
 
 def check(w: Weights, cfg: MoeConfig, x: np.ndarray, *, numerics: str = "ggml", also_packed: bool = True) -> spec.Stack:
@@ -254,3 +255,44 @@ def test_a_packed_stack_is_a_stack_of_packed_matrices(rng: np.random.Generator) 
         assert_same(spec.mul_mat_ggml(w.rows(16, 40)[e], x), kernels.mul_mat_ggml(part[e], x))
     assert not hasattr(made.rows(8, 24), "panels")  # it begins within a panel
     assert not hasattr(kernels.pack([stack(rng, "Q5_0", 2, 16, 64)])[0], "panels")
+
+
+# ------------------------------------------------------------------------------------ clamped products
+
+
+def check_clamped(
+    rng: np.random.Generator, w: Weights, n_tokens: int, limits: tuple[float, float], scale: str = "unit"
+) -> None:
+    """The choice is given: experts in any order, one of them twice, as a table of token ids may have it."""
+    cfg = replace(USUAL, gating="sqrt_softplus", clamp=limits[0], clamp_shared=limits[1])
+    x, weights = values(rng, (n_tokens, N_EMBD), scale), values(rng, (n_tokens, 3), "unit")
+    routing = Routing(rng.integers(0, N_EXPERT, (n_tokens, 3)), np.full(n_tokens, np.inf, np.float32))
+    table, ops = spec_ops("ggml"), fused()
+    with np.errstate(all="ignore"):
+        expected = table.clamped_experts(table, w, cfg, x, routing, weights, discard)
+    for given in (w, packed(w)):
+        assert_same(expected, ops.clamped_experts(ops, given, cfg, x, routing, weights, discard))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_clamped_products(rng: np.random.Generator, threads: int, scale: str) -> None:
+    """With limits that bind, and without one."""
+    w = layer(rng, ("Q8_0", "Q8_0", "F32"), ("Q4_0", "Q8_0", "F16"), is_gated=False, scale=scale)
+    for n_tokens in (1, 3, 11):
+        check_clamped(rng, w, n_tokens, (0.7, 1.2), scale)
+        check_clamped(rng, w, n_tokens, (0.0, 3.0), scale)
+
+
+def test_clamped_products_fall_back_to_the_composition(rng: np.random.Generator) -> None:
+    """Types that no kernel reads, and a tap."""
+    w = layer(rng, ("IQ4_NL", "Q8_0", "Q8_0"), ("Q8_0",) * 3, is_gated=False)
+    cfg, x = replace(USUAL, clamp=1.0, clamp_shared=0.5), values(rng, (2, N_EMBD), "unit")
+    routing, weights = Routing(rng.integers(0, N_EXPERT, (2, 3)), np.zeros(2, np.float32)), values(rng, (2, 3), "unit")
+    expected = None
+    for ops in (spec_ops("ggml"), make_recipe("ggml").ops):
+        told: list[str] = []
+        for tap in (discard, lambda name, array, to=told: to.append(name)):
+            y = ops.clamped_experts(ops, w, cfg, x, routing, weights, tap)
+            expected = y if expected is None else expected
+            assert_same(expected, y)
+        assert told[-1] == "ffn_out"

@@ -78,7 +78,7 @@ def hash_kernels(types: Iterable[str]) -> dict[str, str]:
         for kv_type in ("F32", "F16", "BF16"):
             cache = spec.store_kv(cells, kv_type)
             hashes[f"attention {name} {kv_type}"] = digest(kernels.attention(v, cache, cache, kv_type, 67, wide))
-    hashes |= hash_delta_rows(some)
+    hashes |= hash_delta_rows(some) | hash_sparse(some)
     hashes["argmax"], hashes["top_candidates"] = digest(kernels.argmax(x)), digest(*kernels.top_candidates(x[0]))
     return hashes
 
@@ -101,6 +101,29 @@ def hash_delta_rows(some: Callable[..., np.ndarray]) -> dict[str, str]:
         ops = make_recipe(name).ops
         y, windows, states = ops.delta_layer(ops, w, cfg, x, conv, state, 5, discard)
         hashes[f"delta_layer {name}"] = digest(y, *windows, *states)
+    return hashes
+
+
+def hash_sparse(some: Callable[..., np.ndarray]) -> dict[str, str]:
+    """Streams, compressed rows, what indexers score and choose, and cells beside each other with sinks."""
+    from mtpref.kernels.layers import attend_cells, choose
+
+    hashes = {"stream_weights": digest(*kernels.stream_weights(some(3, 24), some(3), some(24), 4, 1e-6, 20))}
+    hashes["read_streams"] = digest(kernels.read_streams(some(3, 4, 40), some(3, 4)))
+    hashes["write_streams"] = digest(kernels.write_streams(some(3, 4, 40), some(3, 40), some(3, 4), some(3, 4, 4)))
+    hashes["rope_last"] = digest(kernels.rope_last(some(3, 2, 40), some(3, 4), some(3, 4), True))
+    hashes["clamped_swiglu"] = digest(kernels.clamped_swiglu(some(3, 40), some(3, 40), 1.5))
+    hashes["compress_rows"] = digest(kernels.compress_rows(some(3, 8, 40), some(3, 8, 40)))
+    scores = kernels.index_scores(some(3, 5, 90), some(3, 5), 87)
+    cells = kernels.select_cells(scores, 87, 20)
+    hashes["index_scores"], hashes["select_cells"] = digest(scores), digest(cells)
+    hashes["selection_gap"] = digest(kernels.selection_gap(scores, cells, 87))
+    chosen, n_chosen, out = np.zeros((2, 9), np.int64), np.array([7, 30]), np.empty((1, 3, 64), np.float32)
+    choose.choose_rows(some(2, 3, 40), some(30, 40), some(2, 3), chosen, n_chosen, 0, 1)
+    hashes["choose_rows"] = digest(chosen, n_chosen)
+    raw = spec.store_kv(some(50, 64), "F16").reshape(-1).view(np.uint8)
+    attend_cells.attend_cells(attend_cells.reading("F16", 64), raw, some(1, 3, 64), some(3), 49, out)
+    hashes["attend_cells with sinks"] = digest(out)
     return hashes
 
 

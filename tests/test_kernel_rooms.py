@@ -11,7 +11,7 @@ from numba.core.errors import TypingError
 
 import mtpref.kernels
 from mtpref import kernels, spec
-from mtpref.spec.ops import compose, compose_latent, compose_moe
+from mtpref.spec.ops import compose, compose_compressed, compose_indexer, compose_latent, compose_moe
 
 if not kernels.available():
     pytest.skip("NUMBA_DISABLE_JIT is set: nothing is compiled", allow_module_level=True)
@@ -28,15 +28,21 @@ TWINS = {
     "mtpref.spec.quant": "products",
     "mtpref.spec.products": "products",
     "mtpref.spec.layers": "layers",
+    "mtpref.spec.latent": "layers",
+    "mtpref.spec.indexer": "layers",
+    "mtpref.spec.streams": "layers",
+    "mtpref.spec.compressed": "layers",
     "mtpref.spec.ops.compose": "fused",
     "mtpref.spec.ops.compose_moe": "fused",
     "mtpref.spec.ops.compose_latent": "fused",
+    "mtpref.spec.ops.compose_compressed": "fused",
+    "mtpref.spec.ops.compose_indexer": "fused",
     "mtpref.spec.mtp": "choices",
 }
 
 
 def test_a_twin_lies_in_the_room_of_its_function():
-    homes = spec, compose, compose_moe, compose_latent
+    homes = spec, compose, compose_moe, compose_latent, compose_compressed, compose_indexer
     names = list(kernels._HOMES)
     pairs = {name: next((getattr(home, name) for home in homes if hasattr(home, name)), None) for name in names}
     pairs = {name: function for name, function in pairs.items() if function is not None}

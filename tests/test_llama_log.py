@@ -121,6 +121,18 @@ def test_a_log_may_end_anywhere(at):
         assert step.candidates == theirs.candidates[: len(step.candidates)]
 
 
+@pytest.mark.parametrize("text", ["1", "7", "12", "2026"])
+def test_digits_of_the_text_in_front_of_a_time_begin_no_run(text):
+    """After a newline of the text its next tokens, on stdout, stand in front of a line of stderr."""
+    lines = RAW.splitlines()
+    for i in [i for i, line in enumerate(lines) if "accepted" in line][2::5]:
+        lines[i] = text + lines[i]
+    found = llama_log.parse_all("\n".join(lines))
+    assert [log.rounds for log in found] == [llama_log.parse(RAW).rounds]
+    twice = llama_log.parse_all("\n".join(lines) + "\n" + RAW)
+    assert [len(log.rounds) for log in twice] == 2 * [len(found[0].rounds)]
+
+
 @pytest.mark.parametrize("line", ["draft candidate   0, pos   1", "accepted 1/3"])
 def test_a_log_with_a_line_missing_in_the_middle_is_refused(line):
     lines = RAW.splitlines()

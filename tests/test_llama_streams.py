@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 import mtpref
+from mtpref import spec
 from mtpref.base.events import Drafted, Verified
 from mtpref.engine.decode import NEAR_TIE, Options, PolicyConfig
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import open_gguf
+from mtpref.kernels.fused import window
 from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
 from mtpref.look.llama_cpp.log import Run, read_runs
-from mtpref.spec.ops import OpEntries, spec_ops
+from mtpref.spec.ops import OpEntries, compose_compressed, spec_ops
 from tests.micro_moe import standard
 from tests.naive import nmse
 
@@ -111,6 +113,26 @@ def test_trunk_logits_equal_llama_cpp(name, numerics):
     assert len(ids) > 110
     assert whole < (NMSE_LIMITS[name.rpartition("-")[2]] if numerics == "ggml" or name.endswith("f32") else 0.03)
     assert errors[0] < 1e-11 or numerics == "exact"
+
+
+def test_the_rotation_makes_an_indexers_rows_of_16_bits_those_of_llama_cpp(monkeypatch):
+    """With cells of F16 other rows win where keys are rounded without it (S61)."""
+    with open_gguf(RECORDINGS / "micro-deepseek4-f16-cells.results.gguf") as file:
+        ids = file.data("tokens").view(np.int32).tolist()
+        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
+    model = load(standard(PLAIN), make_recipe("ggml"), kv_type="F16")
+
+    def rows_that_differ():
+        ours = model.trunk(model.new_state(), ids, n_logits=len(ids)).logits
+        errors = np.array([nmse(a, b) for a, b in zip(theirs, ours, strict=True)])
+        print(f"median NMSE {np.median(errors):.1e}, {np.sum(errors > 1e-5)} of {len(ids)} rows above 1e-5")
+        return int(np.sum(errors > 1e-5))
+
+    assert rows_that_differ() == 0
+    same = spec.Matrix("", "F32", 64, 64, np.eye(64, dtype=np.float32).view(np.uint8).reshape(-1))
+    for module in (compose_compressed, window):
+        monkeypatch.setattr(module, "hadamard", lambda size: same)
+    assert rows_that_differ() >= 4
 
 
 # WHAT THE RECORDINGS CAN TELL

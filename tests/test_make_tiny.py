@@ -1,6 +1,7 @@
 """The tiny model's maker: its torch layers against naive forms, the whole run on a short budget, the shipped file."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,45 +116,122 @@ def test_export_then_import_restores_the_weights(tiny_package, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["f32.gguf"]
 
 
-@needs_torch
-def test_greedy_rounds_counts_as_the_loop_does(tiny_package):
+@pytest.fixture
+def toy_run(tiny_package):
+    """Makes trainers of a small model on random text; its folder decides where it writes."""
+    import numpy as np
     import torch
-    from tiny.evaluate import greedy_rounds
+    from tiny.model import TinyConfig, TinyModel
+    from tiny.text import Tokens
+    from tiny.train import Trainer, TrainPlan
 
-    class Scripted:
-        """The draft at position p names the token at p + 1 where ``hits`` has a 1."""
+    torch.set_num_threads(1)
+    cfg = TinyConfig(n_vocab=64, n_embd=64, n_ff=64, n_head=2, n_head_kv=1, head_dim=32, n_rot=16, ssm_state_size=16)
+    rng = np.random.default_rng(0)
+    stream = rng.integers(1, 64, 4000).astype(np.uint16)
+    tokens = Tokens(stream, np.arange(0, 4001, 100), stream, np.arange(0, 4000, 8))
 
-        def __init__(self, ids, hits):
-            following = [*ids[1:], 0]
-            self.draft = torch.tensor([[x if hit else x + 1 for x, hit in zip(following, hits, strict=True)]])
+    def make(work, steps=6):
+        torch.manual_seed(1)
+        work.mkdir(exist_ok=True)
+        plan = TrainPlan(steps=steps, batch_tokens=1024, head_share=0.5, val_every_s=1e9, checkpoint_every_s=1e9)
+        return Trainer(TinyModel(cfg), tokens, tokens, plan, work)
 
-        def model(self, ids):
-            return ids
+    return make
 
-        def draft_hidden(self, ids, hidden, depth):
-            return [self.draft]
 
-        def logits(self, hidden):
-            return torch.nn.functional.one_hot(hidden, 16)
-
-    ids = [1, 2, 3, 4, 5, 6, 7]
-    # Rounds start at positions 1 (hit, so 2 is skipped), 3 (miss), 4 (hit): 3 drafted, 2 accepted.
-    assert greedy_rounds(Scripted(ids, [1, 1, 0, 0, 1, 0, 0]), ids[:2], ids[2:]) == (3, 2)
+def weights(trainer):
+    return {name: tensor.numpy().copy() for name, tensor in trainer.model.state_dict().items()}
 
 
 @needs_torch
-def test_repeated_4gram_rate(tiny_package):
-    from tiny.evaluate import repeated_4gram_rate
+def test_the_head_learns_behind_a_finished_trunk(toy_run, tmp_path):
+    trainer = toy_run(tmp_path)
+    start = weights(trainer)
+    while trainer.progress() < 0.5:
+        trainer.update(trainer.progress())
+    between = weights(trainer)
+    trainer.run()
+    end = weights(trainer)
+    assert {name.split(".")[0] for name in start} == {"model", "mtp"}
+    for name in start:
+        in_trunk = name.startswith("model.")
+        assert (start[name] == between[name]).all() or in_trunk, name
+        assert (between[name] == end[name]).all() or not in_trunk, name
+    moved = [name for name in start if (start[name] != end[name]).any()]
+    assert {name.split(".")[0] for name in moved} == {"model", "mtp"}
+    rows = (tmp_path / "training-log.csv").read_text().splitlines()
+    assert "head" in rows[-1]
+    assert not rows[-1].endswith(",")
 
-    assert repeated_4gram_rate([1, 2, 3, 4, 5, 6]) == 0.0
-    assert repeated_4gram_rate([7] * 8) == 0.8
+
+@needs_torch
+@pytest.mark.parametrize("stop", [2, 4], ids=["in the trunk phase", "in the head phase"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(toy_run, tmp_path, stop):
+    whole = toy_run(tmp_path / "whole")
+    whole.run()
+    first = toy_run(tmp_path / "parts")
+    while first.step < stop:
+        if first.progress() >= 0.5 and not first.head_only:
+            first.enter_head_phase()
+        first.update(first.progress())
+    first.save()
+    second = toy_run(tmp_path / "parts")
+    assert second.resume()
+    assert second.step == stop
+    second.run()
+    expected, found = weights(whole), weights(second)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@needs_torch
+def test_bfloat16_products_give_nearly_the_same_loss(tiny_package):
+    import torch
+    from tiny.model import TinyConfig, TinyModel
+    from tiny.train import head_loss, trunk_loss
+
+    torch.manual_seed(0)
+    model = TinyModel(TinyConfig(n_vocab=256, n_embd=64, n_ff=64, n_head=2, n_head_kv=1, head_dim=32, n_rot=16))
+    window = torch.randint(0, 256, (2, 65))
+    found = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append([float(trunk_loss(model, window)), float(head_loss(model, window, 3, 0.5, True))])
+    np.testing.assert_allclose(found[1], found[0], rtol=0.02)
+    assert found[0] != found[1]
+
+
+@needs_torch
+def test_a_tokenizer_read_from_a_file_gives_the_same_ids(tiny_package):
+    from tiny.tokenizer import read_tokenizer
+
+    import mtpref
+
+    tokenizer, eos_id = read_tokenizer(SHIPPED)
+    text = 'def f(x):\n    return x  # "naive"\n\nTom said, "It isn\'t mine."\n'
+    assert tokenizer.encode(text, add_special_tokens=False).ids == mtpref.load(SHIPPED).encode(text)
+    assert eos_id == 0
+
+
+@needs_torch
+def test_the_criteria_of_the_shipped_file_are_judged(tmp_path):
+    report = tmp_path / "report.json"
+    command = [sys.executable, str(ROOT / "tools" / "evaluate_tiny.py"), SHIPPED, "--prompts", "1", "--report", report]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, env=one_thread)
+    assert done.returncode == 1, done.stderr  # it was made before these criteria, of code alone
+    assert "| repeated 4-grams, greedy |" in done.stdout
+    assert "NOT MET" in done.stdout
+    assert '"n_max_3"' in report.read_text()
 
 
 @needs_torch
 @pytest.mark.slow
 def test_a_30_second_budget_makes_a_loadable_model_that_has_learned(tmp_path):
     out, work = tmp_path / "made.gguf", tmp_path / "work"
-    done = run_maker("-o", out, "--budget-minutes", 0.5, "--work", work, "--eval-prompts", 1, "--threads", 1)
+    few = ("--stories", 400, "--eval-prompts", 1)
+    done = run_maker("-o", out, "--budget-minutes", 0.5, "--work", work, *few, "--threads", 1)
     assert done.returncode == 0, done.stderr
     check_tiny_file(out)
     rows = (work / "training-log.csv").read_text().splitlines()
@@ -169,7 +247,8 @@ def test_a_30_second_budget_makes_a_loadable_model_that_has_learned(tmp_path):
 def test_a_fixed_number_of_steps_repeats_to_the_byte(tmp_path):
     made = []
     for name in ("a.gguf", "b.gguf"):
-        done = run_maker("-o", tmp_path / name, "--steps", 2, "--eval-prompts", 0, "--threads", 1)
+        few = ("--steps", 2, "--stories", 100, "--eval-prompts", 0)
+        done = run_maker("-o", tmp_path / name, *few, "--threads", 1)
         assert done.returncode == 0, done.stderr
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
@@ -181,6 +260,7 @@ def test_a_fixed_number_of_steps_repeats_to_the_byte(tmp_path):
     [
         (["-o", "x.gguf", "--steps", "0"], "--steps: 0, expected at least 1"),
         (["-o", "x.gguf", "--budget-minutes", "0"], "--budget-minutes: 0.0, expected more than 0"),
+        (["-o", "x.gguf", "--stories", "0"], "--stories: 0, expected at least 1"),
         (["-o", "x.gguf", "--resume"], "expected --work DIR"),
         (["-o", "no/such/folder/x.gguf"], "does not exist; create it first"),
     ],
@@ -190,3 +270,31 @@ def test_bad_arguments_end_in_one_line(tmp_path, args, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_rests_on_the_model_is_made_by_scripts_that_exist(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import make_derived
+
+    for step in make_derived.STEPS:
+        assert (ROOT / step.command[0]).is_file(), step.name
+    assert len({step.name for step in make_derived.STEPS}) == len(make_derived.STEPS)
+    assert make_derived.main([]) == 0
+    listed = capsys.readouterr().out
+    assert "decisions: python tools/record_llama_cpp.py" in listed
+    assert "(SKIPPED: needs --llama-bin)" in listed
+    assert make_derived.main(["--from", "nothing"]) == 2
+    assert "expected one of decisions, " in capsys.readouterr().err
+
+
+def test_a_step_that_fails_ends_the_run_and_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import make_derived
+
+    mark = tmp_path / "mark"
+    good = make_derived.Step("good", ("-c", f"open({str(mark)!r}, 'a').write('x')"), "a mark")
+    bad = make_derived.Step("bad", ("-c", "raise SystemExit(3)"), "nothing")
+    monkeypatch.setattr(make_derived, "STEPS", (good, bad, good))
+    assert make_derived.main(["--run"]) == 2
+    assert "bad: exit 3; after mending it: --from 'bad'" in capsys.readouterr().err
+    assert mark.read_text() == "x"

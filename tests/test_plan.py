@@ -11,6 +11,8 @@ import pytest
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Drafted, Verified
 from mtpref.engine.decode import AdaptiveConfig, Decoder, Options, PolicyConfig, SamplingConfig
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
 from mtpref.front import cli
 from mtpref.measure.bench.costs import Costs, CostSet, between
 from mtpref.measure.plan import Continuation, Setting, Tally, plan, prompts_of, record, replay
@@ -21,6 +23,7 @@ from mtpref.measure.plan.render import few, lines, states_kept
 from mtpref.measure.plan.report import Settings
 from mtpref.measure.probe import Text
 from mtpref.spec import P_ONE
+from tests.micro_moe import standard
 from tests.models import CONTRACTS, micro, prompt_of, with_eog, without_head
 
 SETTINGS = [
@@ -48,12 +51,15 @@ def real_tally(model, text, setting, strategy="snapshot", sampling=None):
         sampling=sampling or SamplingConfig(),
     )
     decoder = Decoder(model, model.new_state(len(text.prompt) + text.budget + 20), options)
-    rounds = Counter()
+    rounds, steps = Counter(), Counter()
     for event in decoder.run(list(text.prompt)):
         if isinstance(event, Verified):
             rounds[len(event.draft_ids), event.n_accepted] += 1
+        elif isinstance(event, Drafted):
+            steps.update(range(len(event.steps)))
     s = decoder.statistics
-    return Tally(s.n_predict - text.n_before, rounds, s.passes["mtp_draft"], s.n_cooldown_rounds, True)
+    assert steps.total() == s.passes["mtp_draft"]
+    return Tally(s.n_predict - text.n_before, rounds, steps, s.n_cooldown_rounds, True)
 
 
 def recorded(model, n_predict=32, n_max=5, trims=("full",), sampling=None, seeds=(0, 1)):
@@ -168,14 +174,14 @@ def test_what_a_round_costs(strategy, drafted, accepted, ms):
 
 
 def test_a_run_costs_its_rounds_its_draft_steps_and_the_rest():
-    tally = Tally(7, Counter({(2, 1): 3, (0, 0): 1}), 6, 0, True)
+    tally = Tally(7, Counter({(2, 1): 3, (0, 0): 1}), Counter({0: 3, 1: 3}), 0, True)
     drafted = 16.25 + 0.7 + 0.03 + 2 * 0.01
     plain = 10 + 0.5 + 0.03 + 0.01
     assert milliseconds(COSTS, "snapshot", tally, 200) == pytest.approx(3 * drafted + plain + 6 * 1.5, rel=1e-12)
 
 
 def test_without_drafts_the_head_costs_nothing():
-    tally = Tally(2, Counter({(0, 0): 2}), 0, 0, False)
+    tally = Tally(2, Counter({(0, 0): 2}), Counter(), 0, False)
     assert milliseconds(COSTS, "snapshot", tally, 100) == pytest.approx(2 * 10.04, rel=1e-12)
 
 
@@ -424,3 +430,69 @@ def test_the_table_has_the_ratio_aligned_digits_and_one_star():
         assert len({len(line.rstrip("* ")) for line in grid}) <= 2
     best_is_plain = replace(found, best=found.plain)
     assert any(row.startswith("tokens per second by") and "*;" in row for row in lines(best_is_plain, is_whole=True))
+
+
+# ---------------------------------------------------------------------------------------------- a chain of heads
+
+CHAIN = Costs(plain=10, verify={2: 12, 4: 16}, draft={100: 1.5, 50: 1.0}, chain={1: 1.5, 2: 2.5, 3: 3.0},
+              catch_up={1: 0.5, 2: 1.25, 4: 2.75})  # fmt: skip
+
+
+def chained(name="micro-step35-f32"):
+    return load(standard(name), make_recipe("ggml"))
+
+
+@pytest.mark.parametrize("setting", [PolicyConfig(n_max=n) for n in (1, 3)] + [PolicyConfig(n_max=3, p_min=0.6)])
+def test_a_chains_record_gives_the_counts_of_a_run_step_by_step(setting):
+    model = chained()
+    for text in recorded(model, n_predict=16, n_max=5):
+        assert {len(ids) for ids in text.drafts["full"].ids} <= {1, 2, 3}
+        tally = replay(text, Setting("full", setting))
+        assert tally == real_tally(model, text, Setting("full", setting))
+        rows = sum((step + 1) * n for step, n in tally.steps.items())
+        assert rows == run_rows(model, text, setting)
+
+
+def run_rows(model, text, policy):
+    """Rows that the heads drafted with."""
+    decoder = Decoder(model, model.new_state(100), Options(n_predict=text.budget, policy=policy))
+    for _ in decoder.run(list(text.prompt)):
+        pass
+    return decoder.statistics.tokens["mtp_draft"]
+
+
+def test_a_step_of_a_chain_is_priced_by_its_rows():
+    tally = Tally(9, Counter({(3, 1): 2, (1, 1): 1}), Counter({0: 3, 1: 2, 2: 2}), 0, True)
+    rounds = 2 * (16 + 1.25) + 12 + 1.25
+    steps = 3 * 1.5 + 2 * 2.5 + 2 * 3.0
+    assert milliseconds(CHAIN, "snapshot", tally, 100) == pytest.approx(rounds + steps, rel=1e-12)
+    trimmed = steps - 7 * 0.5
+    assert milliseconds(CHAIN, "snapshot", tally, 50) == pytest.approx(rounds + trimmed, rel=1e-12)
+
+
+def test_costs_that_do_not_say_a_chains_steps_take_them_from_catching_up_and_say_so():
+    own = replace(CHAIN, chain={})
+    found = CostSet(own, (own,), "port").for_chain(3)
+    assert found.costs.chain == {1: 1.5, 2: 1.5 + 0.75 / 3, 3: 1.5 + 1.5 / 3}
+    assert found.samples == (found.costs,)
+    assert "chain = draft, and catch_up / 3 for further rows" in found.assumed
+    assert CostSet(CHAIN, (CHAIN,), "port").for_chain(3).costs is CHAIN
+    assert CostSet(own, (own,), "port").for_chain(0).costs is own
+
+
+def test_a_plan_of_a_chain_stops_at_its_heads_and_says_so():
+    model = chained()
+    trims = trims_of(model, ["full"])
+    own = replace(CHAIN, draft={256: 1.5})
+    costs = CostSet(own, (own,), "port")
+    found = plan(recorded(model, n_predict=12, n_max=3), trims, costs, Settings(n_max=8))
+    assert max(line.n for line in found.lines) == found.settings.n_max == 3
+    (note,) = found.notes
+    assert all(words in note for words in ("n_max 8", "3 heads", "at most 3"))
+    text = "\n".join(lines(found))
+    assert note in text
+    assert "step k over k rows (full): 1: 1.500, 2: 2.500, 3: 3.000" in text
+    assert found.to_json()["notes"] == [note]
+    expected = next(x for x in found.lines if x.rule == "expected" and x.n == 3)
+    assert expected.setting.adaptive.draft_cost == pytest.approx((1.5 + 2.5 + 3.0) / 3 / 10)
+    assert not plan(recorded(micro(60)), trims_of(micro(60), ["full"]), costs, Settings(n_max=5)).notes

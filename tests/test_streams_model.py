@@ -136,6 +136,36 @@ def test_a_state_is_saved_and_read_bit_by_bit(tmp_path):
     same_checkpoints(session, back)
 
 
+# A WINDOW OF ONE TOKEN
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """No row of another token is kept: llama.cpp runs it."""
+    path = tmp_path_factory.mktemp("narrow") / "m.gguf"
+    return edited(standard(PLAIN), path, {"attention.sliding_window": (1, "u32")})
+
+
+def test_a_window_of_one_token_is_the_oracles(narrow):
+    hparams, weights = naive_dsv4.load(narrow)
+    model, ids = load(narrow, make_recipe("exact")), PROMPT[:14]
+    wanted = naive_dsv4.trunk(weights, hparams, ids)
+    assert naive.nmse(wanted.logits, model.trunk(model.new_state(), ids, n_logits=len(ids)).logits) < 1e-9
+
+
+@pytest.mark.parametrize("rollback", ["snapshot", "replay", "two-phase"])
+def test_drafts_beside_a_window_of_one_token_leave_the_state_of_plain_decoding(narrow, rollback, tmp_path):
+    model = load(narrow, make_recipe("ggml"), kv_type="F16", kv_type_draft="F16")
+    plain = decode_plainly(model, PROMPT[:6], 13, warm_head=True)
+    run = run_decoder(model, PROMPT[:6], 12, n_max=3, rollback=rollback)
+    assert run.ids == plain.ids[6:18]
+    assert run.decoder.state.digest() == plain.digests[6 + 11]
+    session = new_session(model, checkpoint_every=4)
+    run_in(session, PROMPT[:6], options_of())
+    session.save(tmp_path / "s.gguf")
+    assert Session.load(model, tmp_path / "s.gguf", poison=True).state.digest() == session.state.digest()
+
+
 def test_two_files_give_the_heads_own_streams_and_one_file_those_of_the_trunk():
     two, one = model_of(TRUNK, draft=HEAD), model_of(PLAIN)
     assert two.mtp_status == "file"

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mtpref
-from mtpref.base.events import PromptProgress, Verified
-from mtpref.engine.decode import AdaptiveConfig, Decoder, Options, PolicyConfig
+from mtpref.base.events import Drafted, PromptProgress, Verified
+from mtpref.engine.decode import AdaptiveConfig, Decoder, Options, PolicyConfig, most_drafted
 from mtpref.engine.model import Model
 from mtpref.front.cli.options import set_threads
 from mtpref.measure.bench import Costs, measure_costs
@@ -38,10 +38,11 @@ class Case:
 
 
 def cases(trims: Sequence[Trim]) -> list[Case]:
+    """The settings; where a chain of heads cannot draft so many tokens, those that it can."""
     full, trimmed = trims[0].name, trims[-1].name
     out = [Case("plain", "snapshot", Setting(full, PolicyConfig(n_max=0)))]
     for strategy in ("snapshot", "replay", "two-phase"):
-        for n in (1, 2, 4, 8):
+        for n in (1, 2, 3, 4, 8):
             out.append(Case(f"{strategy} n={n}", strategy, Setting(full, PolicyConfig(n_max=n))))
     out += [
         Case(f"snapshot n=2, {trimmed}", "snapshot", Setting(trimmed, PolicyConfig(n_max=2))),
@@ -56,7 +57,7 @@ def cases(trims: Sequence[Trim]) -> list[Case]:
             "snapshot n=8, expected", "snapshot", Setting(full, PolicyConfig(n_max=8), AdaptiveConfig(rule="expected"))
         ),
     ]
-    return out
+    return [case for case in out if most_drafted(trims[0].head, case.setting.policy.n_max) == case.setting.policy.n_max]
 
 
 def run(model: Model, case: Case, text: Continuation, trims: Sequence[Trim]) -> tuple[float, Tally]:
@@ -71,16 +72,18 @@ def run(model: Model, case: Case, text: Continuation, trims: Sequence[Trim]) -> 
         adaptive=case.setting.adaptive,
     )
     decoder = Decoder(trim.head, model.new_state(len(text.prompt) + text.budget + 20), options)
-    start, rounds = 0.0, Counter[tuple[int, int]]()
+    start, rounds, steps = 0.0, Counter[tuple[int, int]](), Counter[int]()
     for event in decoder.run(list(text.prompt)):
         if isinstance(event, PromptProgress):
             start = time.perf_counter()
+        elif isinstance(event, Drafted):
+            steps.update(range(len(event.steps)))
         elif isinstance(event, Verified):
             rounds[len(event.draft_ids), event.n_accepted] += 1
     ms = 1000 * (time.perf_counter() - start)
     s = decoder.statistics
     n_tokens = s.n_predict - text.n_before
-    return ms, Tally(n_tokens, rounds, s.passes["mtp_draft"], s.n_cooldown_rounds, policy.n_max > 0)
+    return ms, Tally(n_tokens, rounds, steps, s.n_cooldown_rounds, policy.n_max > 0)
 
 
 def planned(costs: Costs, case: Case, tally: Tally, trims: Sequence[Trim]) -> float:
@@ -103,13 +106,14 @@ def main() -> int:
     model = mtpref.load(args.model).core
     trims = trims_of(model, ["full", str(min(32768, model.n_head_rows // 4))])
     prompts = prompts_of(read_texts(args.file, model.vocab), args.prompts, args.prompt_tokens)
-    texts = record(model, prompts, trims, args.n_max, args.predict)
+    n_max = most_drafted(model, args.n_max)
+    texts = record(model, prompts, trims, n_max, args.predict)
     context = texts[0].prompt + texts[0].ids[: args.predict // 2]
     table = cases(trims)
     heads = [trim.head for trim in trims]
 
     def measured(warm: bool = False) -> Costs:
-        return measure_costs(model, context, heads, args.n_max, 1, warm=warm).costs
+        return measure_costs(model, context, heads, n_max, 1, warm=warm).costs
 
     spent: dict[str, list[tuple[float, float]]] = {case.name: [] for case in table}
     before = measured(warm=True)

@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,18 @@ class Setting:
     with_p: bool = True
     cooldown: int = 0
     use_kernels: bool = True
+    n_max: int = 3
 
 
 @dataclass(frozen=True)
 class Ports:
-    """The kinds of ports of some models: those with a fault, and (file, quantised file) of healthy ones."""
+    """The kinds of ports of some models: those with a fault, and (file, quantised file) of healthy ones. n_more: tokens
+    more than usual of prompts, where an indexer must have a choice"""
 
     dumps: tuple[Setting, ...]
     logs: tuple[Setting, ...]
     pairs: tuple[tuple[str, str], ...]
+    n_more: int = 0
 
 
 DUMPS = (
@@ -91,7 +94,12 @@ LOGS = (
 
 
 LATENT, YARN, FUSED, OLD = (f"micro-deepseek2-{name}f32" for name in ("", "yarn-", "fused-", "old-"))
+STEP, MIMO, HY_CHAIN = (f"micro-{name}-f32" for name in ("step35", "mimo2", "hy_v3-chain"))
+STEP_Q8, MIMO_Q8 = "micro-step35-q8_0", "micro-mimo2-q8_0"
 LATENT_Q8, OLD_Q8 = "micro-deepseek2-q8_0", "micro-deepseek2-old-q8_0"
+INDEXED, INDEXED_YARN, INDEXED_Q8 = (f"micro-deepseek32-{name}" for name in ("f32", "yarn-f32", "q8_0"))
+SHARING, SHARING_YARN = "micro-glm-dsa-f32", "micro-glm-dsa-yarn-f32"
+STREAMS, STREAMS_OWN, STREAMS_Q8 = (f"micro-deepseek4-{name}" for name in ("f32", "own-f32", "q8_0"))
 PORTS = {
     "usual": Ports(
         DUMPS,
@@ -111,6 +119,44 @@ PORTS = {
             Setting("deepseek2, port in Q8_0, ids only", LATENT, LATENT_Q8, "ggml", "F16", with_p=False),
         ),
         ((LATENT, LATENT_Q8), (YARN, YARN), (FUSED, FUSED), (OLD, OLD_Q8)),
+    ),
+    "indexer": Ports(
+        (
+            Setting("deepseek32, exact, F32 KV, noise 1e-3", INDEXED, INDEXED, "exact", "F32", 1e-3),
+            Setting("glm-dsa, BF16 KV, noise 3e-3", SHARING, SHARING, "exact", "BF16", 3e-3),
+            Setting("deepseek32, port in Q8_0, noise 1e-3", INDEXED, INDEXED_Q8, "ggml", "F16", 1e-3),
+        ),
+        (
+            Setting("glm-dsa, exact, F32 KV, with p", SHARING, SHARING, "exact", "F32"),
+            Setting("deepseek32, port in Q8_0, ids only", INDEXED, INDEXED_Q8, "ggml", "F16", with_p=False),
+        ),
+        ((INDEXED, INDEXED_Q8), (INDEXED_YARN, INDEXED_YARN), (SHARING, SHARING), (SHARING_YARN, SHARING_YARN)),
+        n_more=24,
+    ),
+    "streams": Ports(
+        (
+            Setting("deepseek4, exact, F32 KV, noise 1e-3", STREAMS, STREAMS, "exact", "F32", 1e-3),
+            Setting("deepseek4, BF16 KV, noise 3e-3", STREAMS_OWN, STREAMS_OWN, "exact", "BF16", 3e-3),
+            Setting("deepseek4, port in Q8_0, noise 1e-3", STREAMS, STREAMS_Q8, "ggml", "F16", 1e-3),
+        ),
+        (Setting("deepseek4, exact, F32 KV, with p", STREAMS_OWN, STREAMS_OWN, "exact", "F32"),),
+        ((STREAMS, STREAMS_Q8), (STREAMS_OWN, STREAMS_OWN)),
+        n_more=24,
+    ),
+    # Several heads: four tokens are asked for where there are three.
+    "chains": Ports(
+        (
+            Setting("mimo2, exact, F32 KV, noise 1e-3", MIMO, MIMO, "exact", "F32", 1e-3),
+            Setting("step35, BF16 KV, noise 3e-3", STEP, STEP, "exact", "BF16", 3e-3),
+            Setting("step35, port in Q8_0, noise 1e-3", STEP, STEP_Q8, "ggml", "F16", 1e-3),
+        ),
+        (
+            Setting("mimo2, exact, F32 KV, with p", MIMO, MIMO, "exact", "F32", n_max=4),
+            Setting("step35, exact, F32 KV, with p", STEP, STEP, "exact", "F32", n_max=4),
+            Setting("hy_v3 with three heads, exact, F32 KV, with p", HY_CHAIN, HY_CHAIN, "exact", "F32", n_max=4),
+            Setting("step35, port in Q8_0, ids only", STEP, STEP_Q8, "ggml", "F16", with_p=False, n_max=4),
+        ),
+        ((MIMO, MIMO_Q8), (STEP, STEP_Q8), (HY_CHAIN, HY_CHAIN)),
     ),
     # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
     "experts": Ports(
@@ -144,11 +190,11 @@ class Models:
         return path
 
 
-def prompt_of(model: Model, name: str, seed: int) -> list[int]:
+def prompt_of(model: Model, name: str, seed: int, n_more: int = 0) -> list[int]:
     if name == "tiny":
         return list(model.vocab.encode(PROMPTS[seed % len(PROMPTS)]))
     rng = np.random.default_rng(1000 + seed)
-    return [int(i) for i in rng.integers(1, min(model.n_vocab, 256), 12 + seed % 9)]
+    return [int(i) for i in rng.integers(1, min(model.n_vocab, 256), 12 + seed % 9 + n_more)]
 
 
 def port_tensors(model: Model, ids: list[int], setting: Setting, seed: int) -> PortTensors:
@@ -163,8 +209,8 @@ def port_tensors(model: Model, ids: list[int], setting: Setting, seed: int) -> P
 
 
 def port_run(model: Model, ids: list[int], setting: Setting, n_predict: int) -> PortRun:
-    """A log of the port, greedy, with drafts of up to 3 tokens."""
-    policy = PolicyConfig(n_max=3, cooldown=setting.cooldown)
+    """A log of the port, greedy, with drafts of up to setting.n_max tokens."""
+    policy = PolicyConfig(n_max=setting.n_max, cooldown=setting.cooldown)
     decoder = Decoder(model, model.new_state(512), Options(n_predict=n_predict, policy=policy))
     rounds: list[PortRound] = []
     drafted: Drafted | None = None
@@ -185,7 +231,7 @@ def port_run(model: Model, ids: list[int], setting: Setting, n_predict: int) -> 
         elif isinstance(event, Token):
             emitted.append(event.id)
     close()
-    known = {"n_max": 3, "cooldown": setting.cooldown, "cooldown_after": 1}
+    known = {"n_max": setting.n_max, "cooldown": setting.cooldown, "cooldown_after": 1}
     return PortRun("port", tuple(ids), tuple(rounds), False, known)
 
 
@@ -205,15 +251,17 @@ def is_visible_in_log(a: PortRun, b: PortRun) -> bool:
     return any(abs(x - y) > P_VISIBLE for x, y in pairs)
 
 
-def fault_cases(kind: str, models: Models, every: int = 1, ports: Ports = PORTS["usual"]) -> Iterator[dict[str, Any]]:
-    """Every fault in every kind of port, or one pair in `every`."""
+def fault_cases(
+    kind: str, models: Models, every: int = 1, ports: Ports = PORTS["usual"], faults: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Every fault in every kind of port, or one pair in `every`. faults: their ids, none: all"""
     for n, setting in enumerate(ports.dumps if kind == "dump" else ports.logs):
         reference = models.get(setting.model)
         port = models.get(setting.port, setting.numerics, setting.kv_type)
-        ids = prompt_of(reference, setting.model, n)
+        ids = prompt_of(reference, setting.model, n, ports.n_more)
         quiet = replace(setting, noise=0.0)
         healthy = port_tensors(port, ids, quiet, 0) if kind == "dump" else port_run(port, ids, setting, 40)
-        for i, fault in enumerate(FAULTS.values()):
+        for i, fault in enumerate([FAULTS[id] for id in faults] or FAULTS.values()):
             if fault.is_look_alike or (i + n) % every:
                 continue
             try:
@@ -247,7 +295,7 @@ def healthy_cases(kind: str, models: Models, n_cases: int, ports: Ports = PORTS[
         use_kernels = bool(name == "tiny" or rng.random() < 0.9)
         setting = Setting("healthy", name, file, numerics, kv_type, noise, rows, pattern, bool(rng.random() < 0.6))
         reference, port = models.get(name), models.get(file, numerics, kv_type, use_kernels)
-        ids = prompt_of(reference, name, 50 + i)
+        ids = prompt_of(reference, name, 50 + i, ports.n_more)
         if kind == "dump":
             report = diagnose_dump(reference, port_tensors(port, ids, setting, i))
         else:
@@ -328,6 +376,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, help="results to render")
     parser.add_argument("--healthy", type=int, default=150, help="healthy ports (default 150)")
     parser.add_argument("--every", type=int, default=1, help="of the ports with a fault one in so many (default 1)")
+    parser.add_argument(
+        "--faults", nargs="*", choices=FAULTS, default=(), metavar="ID", help="these alone (default: all)"
+    )
     parser.add_argument("--models", choices=tuple(PORTS), default="usual", help="models of the ports (default usual)")
     parser.add_argument("-o", "--output", type=Path, help="results, one JSON a line")
     parser.add_argument("--page", type=Path, help="page with a block of results to rewrite")
@@ -348,7 +399,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder, args.output.open("w", encoding="utf-8") as out:
         models, ports = Models(Path(folder)), PORTS[args.models]
         for source in (
-            fault_cases(args.what, models, args.every, ports),
+            fault_cases(args.what, models, args.every, ports, args.faults),
             healthy_cases(args.what, models, args.healthy, ports),
         ):
             for case in source:

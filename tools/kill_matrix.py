@@ -1,15 +1,18 @@
-"""Which golden cases catch which fault: every fault of the catalogue against every case.
+"""Which golden cases catch which fault: every fault of the catalogue against every golden case.
 
-    python tools/kill_matrix.py
+    python tools/kill_matrix.py [ID ...] [--cases REGEX]
 
-Writes golden/flags.json (what each flag means), golden/kill_matrix.json (fault -> cases that fail under it) and
-golden/kill-matrix.md. A case that carries a fault's flag must fail under it, and no case may fail under a look-alike;
-the tool ends with an error where that is not so.
+With ids, only those are tried again, and those that never were; with --cases, only on cases of such ids: for cases that
+are new. Writes golden/flags.json (what each flag means),
+golden/kill_matrix.json (fault -> cases that fail under it) and golden/kill-matrix.md. A case that carries a fault's
+flag must fail under it, and no case may fail under a look-alike; the tool ends with an error where that is not so.
 """
 
 import argparse
+import json
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,12 @@ from mtpref.golden.build import write_json
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "golden"
 PAGE = GOLDEN / "kill-matrix.md"
-# Look-alikes that are other settings than a case states: a port that runs them does not run the case.
-SETTINGS = ("L4-p-min", "L10-trimmed-vocabulary", "L11-activation-quantisation", "L12-longer-drafts", "L13-cooldown")
+# Look-alikes that are other settings than a case states, or make other tensors on the way to the same: a port that has
+# them does not run the case.
+SETTINGS = (
+    "L4-p-min", "L10-trimmed-vocabulary", "L11-activation-quantisation", "L12-longer-drafts", "L13-cooldown",
+    "L16-indexer-unrotated", "L17-values-scaled-first",
+)  # fmt: skip
 OWN_FLAGS = {
     "basic": "an ordinary case without edges: if it fails, suspect the harness first",
     "carry": "state that is carried from pass to pass",
@@ -79,17 +86,22 @@ def worth_trying(fault: Fault, suite: Suite, case: Case) -> bool:
     return not is_repeat and (suite.op != "accumulated" or fault.id in case.flags)
 
 
-def matrix(folder: Folder) -> dict[str, dict[str, list[str]]]:
-    """Fault -> the cases that claim it and those that it fails."""
+def matrix(folder: Folder, asked: Sequence[str] = (), pattern: str = "") -> dict[str, dict[str, list[str]]]:
+    """Fault -> the cases that claim it and those that it fails. asked, pattern: which faults are tried again, and on
+    which cases; the rest is as it was written"""
     cases = all_cases(folder)
+    known = json.loads((GOLDEN / "kill_matrix.json").read_text()) if asked or pattern else {}
     found = {}
     for fault in FAULTS.values():
         if fault.id in SETTINGS:
             continue
-        tried = [entry for entry in cases if worth_trying(fault, *entry[:2])]
-        killed_by = sorted(failing(fault, tried, folder))
-        found[fault.id] = {"claimed": claims(cases, fault.id), "killed_by": killed_by}
-        print(f"{fault.id}: {len(killed_by)} cases", file=sys.stderr, flush=True)
+        killed_by = set(known.get(fault.id, {"killed_by": ()})["killed_by"])
+        if fault.id not in known or not asked or fault.id in asked:
+            own = [entry for entry in cases if fault.id not in known or re.search(pattern, entry[1].id)]
+            killed_by -= {case.id for _, case, _ in own}
+            killed_by |= set(failing(fault, [entry for entry in own if worth_trying(fault, *entry[:2])], folder))
+            print(f"{fault.id}: {len(killed_by)} cases", file=sys.stderr, flush=True)
+        found[fault.id] = {"claimed": claims(cases, fault.id), "killed_by": sorted(killed_by)}
     return found
 
 
@@ -145,8 +157,11 @@ def page(found: dict[str, dict[str, list[str]]]) -> str:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = matrix(Folder(GOLDEN))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ids", nargs="*", metavar="ID", help="faults to try again, and those that were never tried")
+    parser.add_argument("--cases", default="", metavar="REGEX", help="cases to try again")
+    args = parser.parse_args()
+    found = matrix(Folder(GOLDEN), args.ids, args.cases)
     write_json(GOLDEN / "flags.json", flags())
     write_json(GOLDEN / "kill_matrix.json", found)
     PAGE.write_text(page(found), encoding="ascii")

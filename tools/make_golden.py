@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -22,9 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from golden import (
+    chains_models,
+    clamped_layers,
+    compressed,
+    compressed_layers,
+    connections,
     experts_layers,
     experts_models,
     experts_operations,
+    indexer,
+    indexer_models,
     l0_dequantize,
     l1_operations,
     l2_layers,
@@ -34,6 +40,8 @@ from golden import (
     l6_text,
     latent,
     sampling,
+    streams_models,
+    windowed,
 )
 from mtpref.files.gguf import open_gguf
 from mtpref.front.api import tiny_path
@@ -43,16 +51,38 @@ from mtpref.golden.gen import tensors_sha256
 from tests.portable import portable_arithmetic
 
 ROOT = Path(__file__).resolve().parents[1]
-MAKERS: dict[str, Callable[[], Iterator[SuiteBuilder]]] = {
-    "L0": l0_dequantize.suites,
-    "L1": lambda: chain(
-        l1_operations.suites(), sampling.operations(), experts_operations.suites(), latent.operations()
+Suites = Callable[[], Iterator[SuiteBuilder]]
+# Of each level what makes its suites, in order.
+PARTS: dict[str, tuple[Suites, ...]] = {
+    "L0": (l0_dequantize.suites,),
+    "L1": (
+        l1_operations.suites,
+        sampling.operations,
+        experts_operations.suites,
+        latent.operations,
+        indexer.operations,
+        connections.operations,
+        compressed.operations,
+        windowed.operations,
     ),
-    "L2": lambda: chain(l2_layers.suites(), experts_layers.suites(), latent.layers()),
-    "L3": lambda: chain(l3_trunk.suites(), experts_models.trunk()),
-    "L4": lambda: chain(l4_mtp.suites(), experts_models.heads()),
-    "L5": lambda: chain(l5_loop.suites(), experts_models.loops()),
-    "L6": l6_text.suites,
+    "L2": (
+        l2_layers.suites,
+        experts_layers.suites,
+        latent.layers,
+        indexer.layers,
+        connections.layers,
+        compressed_layers.layers,
+        clamped_layers.layers,
+        windowed.layers,
+    ),
+    "L3": (l3_trunk.suites, experts_models.trunk, indexer_models.trunk, streams_models.trunk, chains_models.trunk),
+    "L4": (l4_mtp.suites, experts_models.heads, indexer_models.heads, streams_models.heads, chains_models.heads),
+    "L5": (l5_loop.suites, experts_models.loops, indexer_models.loops, streams_models.loops, chains_models.loops),
+    "L6": (l6_text.suites,),
+}
+MAKERS: dict[str, Suites] = {
+    level: lambda parts=parts: (suite for part in parts for suite in part())  # type: ignore[misc]
+    for level, parts in PARTS.items()
 }
 
 

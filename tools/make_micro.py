@@ -17,6 +17,7 @@ from mtpref.base.errors import MtprefError
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import micro_chain as mc
+import micro_gemma as mg
 import micro_layers as layers
 import micro_mamba as mam
 import micro_moe as mm
@@ -210,10 +211,39 @@ STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape | mam.
 }  # fmt: skip
 
 
+# gemma4: (seed, accept, type, shape, part); each target's assistant has its name with `-assistant` in it.
+_GEMMA = mg.GemmaShape()
+_GEMMA_EDGE = mg.GemmaShape(windowed=(0, 1, 1, 0, 1, 0), n_shared=2, is_wide=True, n_own=32, values=True, softcap=None,
+                            n_head_kv=(2, 2), assistant=(1, 1, 1, 0), n_window=3)  # fmt: skip
+_GEMMA_MOE = mg.GemmaShape(windowed=(1, 0, 1, 0), n_expert=8, assistant=(1, 0), untied=True)
+_GEMMA_APART = mg.GemmaShape(windowed=(1, 1, 0), n_expert=20, fused=False, scaled=False, softcap=0.0, n_head_kv=(4, 1),
+                             n_window=2, turned=16, assistant=(0, 1, 0), values=True)  # fmt: skip
+_GEMMA_MODELS: dict[str, tuple[int, float, str, mg.GemmaShape]] = {
+    "f32": (4, 60, "F32", _GEMMA),
+    "edge-30-f32": (6, 50, "F32", _GEMMA_EDGE),
+    "moe-f32": (4, 60, "F32", _GEMMA_MOE),
+    "apart-90-f32": (2, 90, "F32", _GEMMA_APART),
+    "q8_0": (4, 60, "Q8_0", _GEMMA),
+    "moe-q8_0": (4, 60, "Q8_0", _GEMMA_MOE),
+}
+STANDARD_GEMMA: dict[str, tuple[int, float, str, mg.GemmaShape, str]] = {
+    f"micro-gemma4-{part}{name}": (*entry, part)
+    for name, entry in _GEMMA_MODELS.items() for part in ("", "assistant-")
+}  # fmt: skip
+
+
+def assistant_of(name: str) -> str:
+    """The assistant of a target of STANDARD_GEMMA."""
+    return name.replace("micro-gemma4-", "micro-gemma4-assistant-")
+
+
 def make_standard(name: str, path: str | Path) -> None:
     """Write the standard model of that stem (see STANDARD and the tables that begin with that word)."""
     if name in STANDARD_SINGLE:
         make_micro_single(path, *STANDARD_SINGLE[name])
+        return
+    if name in STANDARD_GEMMA:
+        make_micro_gemma(path, *STANDARD_GEMMA[name])
         return
     if name in STANDARD_CHAINS:
         make_micro_chain(path, *STANDARD_CHAINS[name])
@@ -453,6 +483,22 @@ def make_micro_single(
         write_gguf(path, mam.keys_of(shape), typed(mam.plant_mamba(seed, wrong, shape, variant), type_name))
     else:
         write_gguf(path, mpar.keys_of(shape), typed(mpar.plant_parallel(seed, wrong, shape, variant), type_name))
+
+
+def make_micro_gemma(
+    path: str | Path,
+    seed: int = 1,
+    accept: float = 60.0,
+    type_name: str = "F32",
+    shape: mg.GemmaShape | None = None,
+    part: str = "",
+) -> None:
+    """Write one micro model of gemma4: the target, or with `part` "assistant-" its assistant. Errors: as make_micro"""
+    if type_name not in TYPES:
+        raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
+    shape, wrong = shape or mg.GemmaShape(), wrong_fraction(accept)
+    plant, keys = (mg.plant_assistant, mg.assistant_keys) if part else (mg.plant_target, mg.target_keys)
+    write_gguf(path, keys(shape), typed(plant(seed, wrong, shape), type_name))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

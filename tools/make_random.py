@@ -42,10 +42,15 @@ VECTORS = {
     "ssm_dt.bias": (-1.0, 0.5),
     "exp_probs_b.bias": (0.0, 0.05),
     "exp_probs_b": (0.0, 0.05),
+    "attn_sinks.weight": (0.0, 1.0),
+    **{f"hc_{part}_base.weight": (0.0, 1.0) for part in ("attn", "ffn")},
+    "output_hc_base.weight": (0.0, 1.0),
+    "indexer.k_norm.bias": (0.0, 0.1),
     **{f"attn_{part}.bias": (0.0, 0.1) for part in ("q", "k", "v", "qkv")},
 }
 # Shapes of real models: the architecture, and its hyper-parameters by the data sheet's names. n_layer: of the trunk;
-# interval: of attention among DeltaNet layers; n_dense: layers in front that have no experts.
+# interval: of attention among DeltaNet layers; n_dense: layers in front that have no experts; n_window_only: those
+# without compressed rows, after which ratios of 4 and 128 take turns.
 _DELTA = {"d_conv": 4, "d_state": 128, "n_k_head": 16, "interval": 4, "n_ctx": 262144, "freq_base": 1e7}
 _QWEN = _DELTA | {"n_head_kv": 2, "n_embd_head": 256, "n_rot": 64}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,6 +70,23 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
                               "n_expert": 384, "n_expert_used": 8, "n_ff_exp": 2048, "n_expert_shared": 1,
                               "expert_weights_norm": True, "expert_weights_scale": 2.827, "expert_gating_func": 2,
                               "n_vocab": 163840}),
+    "deepseek-v3.2": ("deepseek32", {"n_embd": 7168, "n_layer": 61, "n_ff": 18432, "n_head": 128, "n_head_kv": 1,
+                                     "n_embd_head": 576, "n_embd_head_v": 512, "n_key": 192, "n_value": 128,
+                                     "n_latent": 512, "n_q_latent": 1536, "n_rot": 64, "n_ctx": 163840,
+                                     "freq_base": 1e4, "n_dense": 3, "n_expert": 256, "n_expert_used": 8,
+                                     "n_expert_group": 8, "n_expert_group_used": 4, "n_ff_exp": 2048,
+                                     "n_expert_shared": 1, "expert_weights_norm": True, "expert_weights_scale": 2.5,
+                                     "expert_gating_func": 2, "n_index_head": 64, "n_index_key": 128, "n_top": 2048,
+                                     "n_vocab": 129280}),
+    "deepseek-v4-flash": ("deepseek4", {"n_embd": 4096, "n_layer": 43, "n_head": 64, "n_head_kv": 1,
+                                        "n_embd_head": 512, "n_rot": 64, "n_q_latent": 1024, "n_window": 128,
+                                        "n_output_group": 8, "n_output_latent": 1024, "n_index_head": 64,
+                                        "n_index": 128, "n_best": 512, "n_window_only": 2, "n_hashed": 3,
+                                        "n_ctx": 1048576, "freq_base": 1e4, "compress_freq_base": 1.6e5,
+                                        "n_expert": 256, "n_expert_used": 6, "n_ff_exp": 2048, "n_expert_shared": 1,
+                                        "expert_weights_norm": True, "expert_weights_scale": 1.5,
+                                        "expert_gating_func": 4, "clamp_exp": 10.0, "n_streams": 4, "n_sinkhorn": 20,
+                                        "streams_eps": 1e-6, "n_vocab": 129280}),
     "hy3": ("hy_v3", {"n_embd": 4096, "n_layer": 80, "n_ff": 13312, "n_head": 64, "n_head_kv": 8, "n_embd_head": 128,
                       "n_ctx": 262144, "freq_base": 11158840.0, "n_dense": 1, "n_expert": 192, "n_expert_used": 8,
                       "n_ff_exp": 1536, "n_ff_shexp": 1536, "expert_weights_norm": True, "expert_gating_func": 2,
@@ -95,6 +117,10 @@ class Shape:
         made = {"n_block": given["n_layer"] + 1, "rms_eps": 1e-6, "n_embd_head_v": n_value}
         if "n_v_head" in given:
             made["d_inner"] = given["n_v_head"] * given["d_state"]
+        if "n_window_only" in given:
+            n_before, n_layer = given["n_window_only"], given["n_layer"]
+            ratios = [0 if il < n_before else (4, 128)[(il - n_before) % 2] for il in range(n_layer)]
+            made["compress_ratio"] = [np.int32(ratio) for ratio in (*ratios, 0)]
         for hyper in self.sheet.hypers:
             if hyper.name == "rope_sections" and hyper.default is None:
                 made["rope_sections"] = [np.int32(n) for n in rope_sections(pairs)]
@@ -181,6 +207,12 @@ def random_tensors(shape: Shape, seed: int, type_name: str) -> list[Tensor]:
         name, dims = tensor.name, numbers(tensor.shape, values)
         if dims is None:
             raise ValueError(f"{name}: shape {' x '.join(map(str, tensor.shape))} lacks a hyper-parameter; try --set")
+        if tensor.below is not None:
+            n_rows, n = dims
+            first = hash_u64(seed, name, n_rows) % np.uint64(values["n_expert"])
+            table = (first.astype(np.int64)[:, None] + np.arange(n)) % values["n_expert"]
+            out.append((name, "I32", dims, table.astype("<i4").view(np.uint8).reshape(-1)))
+            continue
         if len(dims) == 1:
             middle, half = VECTORS.get(name.split(".", 2)[-1], (1.0, 0.3))
             vector = np.float32(middle) + np.float32(half) * uniform(seed, name, dims)

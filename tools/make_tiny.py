@@ -1,8 +1,9 @@
-"""Make the tiny trained model from scratch: ``python tools/make_tiny.py -o OUT.gguf --budget-minutes 70``.
+"""Make the tiny trained model from scratch: ``python tools/make_tiny.py -o OUT.gguf --steps 4000``.
 
-Reads the standard library of the running CPython, trains a tokenizer, the trunk and the MTP block, writes a
-Q8_0 GGUF (and an F32 one with ``--f32``), then measures acceptance on held-out text. Needs torch
-(``pip install '.[train]'``); everything else of mtpref runs without it.
+Writes stories (tools/tiny/stories), reads the standard library of the running CPython, trains a tokenizer, the trunk
+and then the MTP block, writes a Q8_0 GGUF (and an F32 one with ``--f32``), measures it on held-out text and says which
+criteria it meets (tools/evaluate_tiny.py says the same of a file). Needs torch (``pip install '.[train]'``);
+everything else of mtpref runs without it.
 """
 
 from __future__ import annotations
@@ -29,12 +30,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--f32", type=Path, help="also write an F32 GGUF here")
     parser.add_argument("--work", type=Path, help="folder for log and checkpoints (default: a temporary one)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --work")
-    parser.add_argument("--eval-prompts", type=int, default=30, help="held-out prompts for greedy acceptance")
-    parser.add_argument("--llama-cpp", type=Path, help="llama-speculative-simple binary to measure with as well")
+    parser.add_argument("--stories", type=int, default=100_000, help="training stories to write (default 100000)")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 products, on CPUs that have them too")
+    parser.add_argument(
+        "--eval-prompts", type=int, default=20, help="held-out prompts to judge the text by (default 20)"
+    )
+    parser.add_argument("--llama-cpp", type=Path, help="folder of a built llama.cpp, to compare decisions with")
     parser.add_argument("--report", type=Path, help="write the measurements and the data hashes here (JSON)")
     args = parser.parse_args(argv)
+    args.command = " ".join(["python tools/make_tiny.py", *(sys.argv[1:] if argv is None else argv)])
     if args.resume and args.work is None:
         raise MtprefError("--resume: no folder to continue from, expected --work DIR of the earlier run")
+    if args.stories < 1:
+        raise MtprefError(f"--stories: {args.stories}, expected at least 1")
     if args.steps is not None and args.steps < 1:
         raise MtprefError(f"--steps: {args.steps}, expected at least 1")
     if args.budget_minutes <= 0:
@@ -46,22 +54,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, work: Path) -> dict[str, object]:
     """All stages; returns the report."""
+    import torch
     from tiny.export import write_gguf
     from tiny.model import TinyConfig
-    from tiny.pipeline import measure, prepare, train_model
+    from tiny.pipeline import described, file_hash, measure, prepare, train_model
     from tiny.train import TrainPlan
 
     cfg = TinyConfig()
-    data = prepare(cfg)
-    print(f"data: {len(data.train)} training tokens, sha256 {data.corpus.sha256_train}", flush=True)
+    data = prepare(cfg, args.seed, args.stories, args.threads)
+    print(f"data: {json.dumps(described(data))}", flush=True)
     budget_s = None if args.steps is not None else 60.0 * args.budget_minutes
-    plan = TrainPlan(seed=args.seed, budget_s=budget_s, steps=args.steps)
+    bfloat16 = not args.float32 and torch.cpu._is_avx512_bf16_supported()
+    plan = TrainPlan(seed=args.seed, budget_s=budget_s, steps=args.steps, bfloat16=bfloat16)
+    print(f"products in {'bfloat16' if bfloat16 else 'float32'}, {args.threads} threads", flush=True)
     model = train_model(cfg, data, plan, work, args.threads, args.resume)
     version = data.corpus.python_version
     write_gguf(args.output, model, data.vocab, version, quantised=True)
+    made: dict[str, object] = {"torch": torch.__version__, "bfloat16": bfloat16, "threads": args.threads}
     if args.f32 is not None:
         write_gguf(args.f32, model, data.vocab, version, quantised=False)
-    return measure(args.output, cfg, data, args.eval_prompts, args.llama_cpp)
+        made["sha256_f32"] = file_hash(args.f32)
+    report, table = measure(args.output, cfg, data, args.eval_prompts, args.llama_cpp)
+    print(table)
+    return {"command": args.command, **made, **report}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 """Measure what every fault does to the embedded tiny model, and write docs/faults.json. What that model cannot have is
-measured on one of golden/models that can.
+measured on one of golden/models that can, or on one that tools/make_micro.py makes.
 
     python tools/measure_faults.py [ID ...]
 
@@ -9,6 +9,7 @@ the model's training text. Takes minutes; with ids, only those are measured agai
 
 import json
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import fault_distance
+import make_micro
 from golden.moe_models import GOLDEN, MODELS, path_of
 from golden.moe_models import prompt as prompt_of
 
@@ -94,11 +96,25 @@ class Setup:
 SOFTMAX = "hy_v3, softmax"
 STAND_INS = {arch: f"-m golden/{path_of(arch)}" for arch in MODELS}
 STAND_INS[SOFTMAX] = f"{STAND_INS['hy_v3']} (with expert_gating_func 1)"
+# Those that are made for it: the trunk's file, and the head's where it has one of its own.
+MADE = {
+    "deepseek32": ("micro-deepseek32-f32",),
+    "glm-dsa": ("micro-glm-dsa-f32",),
+    "deepseek4": ("micro-deepseek4-trunk-f32", "micro-deepseek4-head-f32"),
+    "hy_v3, three heads": ("micro-hy_v3-chain-f32",),
+    "mimo2": ("micro-mimo2-f32",),
+    "step35": ("micro-step35-f32",),
+}
+STAND_INS |= {arch: " ".join(f"{flag} {name}.gguf" for flag, name in zip(("-m", "-md"), names, strict=False))
+              for arch, names in MADE.items()}  # fmt: skip
+_FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-faults-")
+# What needs no options: every run has it.
+USUAL = ("mtp", "snapshot", "rollback", "eog", "more drafts than heads")
 
 
 def setup_of(fault: Fault) -> Setup:
     """The same object for faults that need the same options, so that the healthy run is made once."""
-    needs = tuple(need for need in fault.needs if need not in ("mtp", "snapshot", "rollback", "eog"))
+    needs = tuple(need for need in fault.needs if need not in USUAL)
     for name in ("", *STAND_INS):
         if is_possible(fault, model_of(Setup(needs, name), None)):
             return Setup(needs, name)
@@ -109,8 +125,18 @@ def setup_of(fault: Fault) -> Setup:
 def healthy(numerics: str, rope: RopeOverrides | None, stand_in: str = "") -> Model:
     if not stand_in:
         return mtpref.load(numerics=numerics, rope=rope).core
+    if stand_in in MADE:
+        trunk, *head = (_made(name) for name in MADE[stand_in])
+        return mtpref.load(trunk, numerics=numerics, rope=rope, model_draft=head[0] if head else None).core
     model = mtpref.load(GOLDEN / path_of(stand_in.partition(",")[0]), numerics=numerics, rope=rope).core
     return with_softmax(model) if stand_in == SOFTMAX else model
+
+
+def _made(name: str) -> Path:
+    path = Path(_FOLDER.name) / f"{name}.gguf"
+    if not path.exists():
+        make_micro.make_standard(name, path)
+    return path
 
 
 def with_softmax(model: Model) -> Model:
@@ -221,7 +247,9 @@ def text_of(counts: Counts, clean: Counts, *, is_look_alike: bool) -> dict[str, 
 @cache
 def dump(setup: Setup, id: str | None) -> dict[str, bytes]:
     model = model_of(setup, FAULTS[id] if id else None)
-    ids = setup.prompts(model)[0] if setup.stand_in else model.vocab.encode(PROMPTS[3])
+    ids = (
+        setup.prompts(model)[-1 if setup.stand_in in MADE else 0] if setup.stand_in else model.vocab.encode(PROMPTS[3])
+    )
     tensors = record(model, ids, ".").tensors
     return {name: array.tobytes() for name, array in tensors.items()}
 

@@ -4,7 +4,8 @@
 
 Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that is given to
 it. Writes tests/data/converted_moe.json; with --chains, of architectures with a chain of heads,
-tests/data/converted_chains.json.
+tests/data/converted_chains.json; with --native, of folders in the number formats that their makers ship,
+tests/data/converted_native.json: tensors and keys one by one, since it has an order and types of its own there.
 """
 
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests import chain_folder  # noqa: E402
+from mtpref.files.gguf import open_gguf  # noqa: E402
+from tests import chain_folder, native_folder  # noqa: E402
 from tests.moe_folder import ARCHS as NAMED_ALIKE  # noqa: E402
 from tests.moe_folder import TOKENIZERS, folder  # noqa: E402
 
@@ -27,6 +29,7 @@ ARCHS = (*NAMED_ALIKE, "nemotron_h_moe")
 
 OUT = ROOT / "tests" / "data" / "converted_moe.json"
 OUT_CHAINS = ROOT / "tests" / "data" / "converted_chains.json"
+OUT_NATIVE = ROOT / "tests" / "data" / "converted_native.json"
 TYPES = (("BF16", "q8_0"), ("F16", "f16"), ("F32", "f32"))
 MODES = {"both": [], "mtp": ["--mtp"], "trunk": ["--no-mtp"]}
 HAVE_FUSED = ("qwen35moe", "qwen3next")  # whose experts the converter takes all in one tensor, too
@@ -104,6 +107,44 @@ def record_chains(tree: str) -> dict[str, str]:
     return out
 
 
+# DeepSeek-V4's head is written by --mtp alone. --plain-config: as for the chains.
+NATIVE = {
+    "deepseek4 mtp": ["--mtp"], "deepseek4 trunk": [], "deepseek2 both": [], "mimo2 both": ["--plain-config"],
+}  # fmt: skip
+
+
+def digests(path: Path) -> dict[str, dict[str, list[object]]]:
+    """tensors: name -> type, shape, hash of its bytes; keys: key -> type, hash of its value."""
+    with open_gguf(path) as file:
+        tensors: dict[str, list[object]] = {
+            name: [t.type_name, list(t.shape), hashlib.sha256(file.data(t).tobytes()).hexdigest()[:16]]
+            for name, t in sorted(file.tensors.items())
+        }
+        keys: dict[str, list[object]] = {}
+        for key in sorted(file.kv):
+            value = file.kv[key]
+            text = repr(value if isinstance(value, str | int | float | bool) else list(value))
+            keys[key] = [str(file.kv.kind(key)), hashlib.sha256(text.encode()).hexdigest()[:16]]
+    return {"tensors": tensors, "keys": keys}
+
+
+def record_native(tree: str) -> dict[str, dict[str, dict[str, list[object]]]]:
+    """What its files of each case of NATIVE hold, of --outtype bf16."""
+    out = {}
+    with tempfile.TemporaryDirectory() as name:
+        for case, flags in NATIVE.items():
+            arch, target = case.split()[0], Path(name) / "out.gguf"
+            checkpoint = native_folder.folder(Path(name) / case / "Tiny-5M", arch)
+            command = [checkpoint, "--outfile", target, "--outtype", "bf16", *flags]
+            line = [sys.executable, "-c", THEIRS, tree, native_folder.PRE[arch], *map(str, command)]
+            done = subprocess.run(line, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr[-3000:])
+            out[case] = digests(target)
+            print(case, len(out[case]["tensors"]), flush=True)
+    return out
+
+
 def record(tree: str, archs: tuple[str, ...] = ARCHS, keep: Path | None = None) -> dict[str, str]:
     """The hash of each case's file."""
     out = {}
@@ -126,7 +167,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", action="append", choices=ARCHS, help="only these (default: all)")
     parser.add_argument("--keep", type=Path, help="folder to leave checkpoints and files in")
     parser.add_argument("--chains", action="store_true", help="those with a chain of heads alone")
+    parser.add_argument("--native", action="store_true", help="those in their makers' number formats alone")
     args = parser.parse_args(argv)
+    if args.native:
+        OUT_NATIVE.write_text(json.dumps(record_native(args.llama_cpp), separators=(",", ":")) + "\n")
+        return 0
     if args.chains:
         OUT_CHAINS.write_text(json.dumps(record_chains(args.llama_cpp), indent=1) + "\n")
         return 0

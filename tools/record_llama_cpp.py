@@ -6,6 +6,7 @@
     python tools/record_llama_cpp.py --llama-bin DIR --streams -n 32 -o tests/data/llama_cpp/streams
     python tools/record_llama_cpp.py --llama-bin DIR --chains -n 32 -o tests/data/llama_cpp/chains
     python tools/record_llama_cpp.py --llama-bin DIR --single -n 40 -o tests/data/llama_cpp/single
+    python tools/record_llama_cpp.py --llama-bin DIR --gemma -n 40 -o tests/data/llama_cpp/gemma
     python tools/record_llama_cpp.py --llama-bin DIR -m MODEL.gguf -o OUT [-p PROMPT ...] [-n 48]
 
 For each model: NAME.log.gz (every draft candidate, accept decision, statistics and the text of llama-speculative-
@@ -38,9 +39,11 @@ MOE_PROMPTS = ("0123456789 and more text to read here abc", "The quick brown fox
 MOE_SETTINGS = ((1, 0.0), (3, 0.0), (3, 0.5))
 # An indexer leaves cells out only where there are more than it chooses.
 INDEXED = ("deepseek32", "glm-dsa")
-# With cells of 16 bits the rotation of an indexer's keys shows: name of the recording -> the standard model.
-HALF_CELLS = {"micro-deepseek32-f16-cells": "micro-deepseek32-f32"}
-HALF_PROMPT = "".join(f"{i * i:05}" for i in range(100, 190))
+# With cells of 16 bits the rotation of an indexer's keys shows: the recording's name -> the standard model, the prompt.
+HALF_CELLS = {
+    "micro-deepseek32-f16-cells": ("micro-deepseek32-f32", "".join(f"{i * i:05}" for i in range(100, 190))),
+    "micro-deepseek4-f16-cells": ("micro-deepseek4-f32", "".join(f"{i * i:06}" for i in range(600, 690))),
+}
 INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
 # Several heads in a chain: more tokens than there are heads are asked for, too.
 CHAIN_SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (3, 0.5))
@@ -55,6 +58,8 @@ STREAMS_RECORDINGS: dict[str, tuple[str, str]] = {
     "micro-deepseek4-q8_0": ("micro-deepseek4-q8_0", ""),
     "micro-deepseek4-two-files-f32": ("micro-deepseek4-trunk-f32", "micro-deepseek4-head-f32"),
 }
+# A target and its assistant. A prompt of one token leaves the assistant without a cell, and llama.cpp's logits are NaN.
+GEMMA_PROMPTS = (*PROMPTS[:2], "two words", PROMPTS[2])
 # Name of the recording -> the standard model, and flags that set its RoPE in place of the file's keys.
 ROPE_RECORDINGS: dict[str, tuple[str, str]] = {
     "micro-60-rope-linear-f32": ("micro-60-rope-linear-f32", ""),
@@ -171,6 +176,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--chains", action="store_true", help="the standard micro models with a chain of heads")
     parser.add_argument("--single", action="store_true", help="the standard micro models of other single heads")
+    parser.add_argument("--gemma", action="store_true", help="the standard micro models of gemma4, with assistants")
     parser.add_argument("--rope", action="store_true", help="the standard recordings of RoPE scaling")
     parser.add_argument("-p", "--prompt", action="append", default=[], help="prompt (repeatable; default: built in)")
     parser.add_argument("-n", "--predict", type=int, default=48, help="tokens to generate (default 48)")
@@ -226,12 +232,13 @@ def main(argv: list[str] | None = None) -> int:
                 to, extra = args.output / f"{name}.results.gguf", "" if name.endswith("f32") else "--no-repack"
                 record_logits(args.llama_bin.resolve(), f"{name}.gguf", to, MOE_PROMPTS[0], Path(folder), extra)
                 print(f"recorded {name}, logits", file=sys.stderr)
-            for name, model_name in HALF_CELLS.items() if args.moe else ():
-                if not model_name.startswith(starts):
+            for name, (model_name, prompt) in HALF_CELLS.items():
+                is_asked = args.streams if "deepseek4" in name else args.moe
+                if not is_asked or not model_name.startswith(starts):
                     continue
                 make_micro.make_standard(model_name, Path(folder) / f"{model_name}.gguf")
                 to, extra = args.output / f"{name}.results.gguf", "-ctk f16 -ctv f16"
-                record_logits(args.llama_bin.resolve(), f"{model_name}.gguf", to, HALF_PROMPT, Path(folder), extra)
+                record_logits(args.llama_bin.resolve(), f"{model_name}.gguf", to, prompt, Path(folder), extra)
                 print(f"recorded {name}, logits", file=sys.stderr)
             for name, (model_name, head_name) in STREAMS_RECORDINGS.items() if args.streams else ():
                 model, head = (Path(folder) / f"{n}.gguf" if n else None for n in (model_name, head_name))
@@ -244,6 +251,20 @@ def main(argv: list[str] | None = None) -> int:
                     args.llama_bin.resolve(), model, args.output, STREAMS_PROMPTS, args.predict, name, extra,
                     MOE_SETTINGS, head,
                 )  # fmt: skip
+                print(f"recorded {name}", file=sys.stderr)
+            for name in make_micro.STANDARD_GEMMA if args.gemma else ():
+                if make_micro.STANDARD_GEMMA[name][-1] or not name.startswith(starts):
+                    continue
+                model, head = (Path(folder) / f"{n}.gguf" for n in (name, make_micro.assistant_of(name)))
+                for path in (model, head):
+                    make_micro.make_standard(path.stem, path)
+                extra = "" if name.endswith("f32") else "--no-repack"
+                bin_dir = args.llama_bin.resolve()
+                record_model(
+                    bin_dir, model, args.output, GEMMA_PROMPTS, args.predict, name, extra, CHAIN_SETTINGS, head
+                )
+                to = args.output / f"{name}.results.gguf"
+                record_logits(bin_dir, model.name, to, GEMMA_PROMPTS[-1], Path(folder), extra)
                 print(f"recorded {name}", file=sys.stderr)
             for name, (model_name, extra) in ROPE_RECORDINGS.items() if args.rope else ():
                 model = Path(folder) / f"{model_name}.gguf"

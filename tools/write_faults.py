@@ -33,7 +33,7 @@ mtpref compare healthy.gguf faulty.gguf                # first divergence: mtp_a
 
 ## How to read the tables
 
-The embedded tiny model (faults that it cannot have: one of golden/models, 64 ids, named with the fault), {prompts} prompts that are none of its training text (two of them long), {n_predict} tokens each,
+The embedded tiny model (faults that it cannot have: one of golden/models, 64 ids, or one that `tools/make_micro.py` makes, 256 ids, named with the fault), {prompts} prompts that are none of its training text (two of them long), {n_predict} tokens each,
 drafts of {n_max}, greedy, `ggml` numerics, snapshot roll back; other options stand under the fault. A small model is far
 more sensitive to some faults than a large one, and less to others: what carries over is the shape (which position, after
 which rounds, which tensor first), not the size. Differences of a few points are within what these texts can tell, and the
@@ -57,7 +57,7 @@ Numbers follow the list of reports that the catalogue was made from. Left out is
 machine cannot have, or whose cause is not known: carry-over between sequences and misaligned rows of several (S1, V8),
 prefix caches across requests (K2, S11), several MTP layers and split prefill (K9, K11), graph reuse and cell bookkeeping
 inside an engine (S7, S9, S10, S12, S15), slots of image positions, grammars and penalties (V12, V13), converters that
-stop with an error (W11, W12), other architectures (G11, S16), and acceptance that collapses at certain context sizes
+stop with an error (W11, W12), other architectures (G11), compressors that keep too little (S16), and acceptance that collapses at certain context sizes
 (K12).
 """  # noqa: E501
 

@@ -9,6 +9,8 @@ from mtpref.architectures.deepseek2 import DEEPSEEK2
 from mtpref.architectures.deepseek4 import DEEPSEEK4
 from mtpref.architectures.deepseek32 import DEEPSEEK32
 from mtpref.architectures.dims import Shape, numbers
+from mtpref.architectures.gemma4 import GEMMA4
+from mtpref.architectures.gemma4_assistant import GEMMA4_ASSISTANT
 from mtpref.architectures.glm4moe import GLM4MOE
 from mtpref.architectures.glm_dsa import GLM_DSA
 from mtpref.architectures.hy_v3 import HY_V3
@@ -61,6 +63,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         STEP35,
         MIMO2,
         COHERE2MOE,
+        GEMMA4,
+        GEMMA4_ASSISTANT,
         NEMOTRON_H_MOE,
     )
 }
@@ -81,6 +85,8 @@ __all__ = [
     "Place",
     "Shape",
     "Tensor",
+    "assistant_of",
+    "describe_assistant",
     "find_architecture",
     "fused_of",
     "gguf_to_hf_name",
@@ -98,6 +104,22 @@ __all__ = [
     "tensors_of",
     "trimmed",
 ]
+
+
+def assistant_of(arch: str | None) -> Architecture | None:
+    """The data sheet of the assistants that draft for models of this architecture; None: it has none."""
+    return next((sheet for sheet in ARCHITECTURES.values() if arch and sheet.target == arch), None)
+
+
+def describe_assistant(arch: str | None) -> str | None:
+    """What a file of this architecture is, where it is an assistant, and what to give; None: it is none."""
+    target = ARCHITECTURES[arch].target if arch in ARCHITECTURES else ""
+    if not target:
+        return None
+    return (
+        f"an assistant of {target} models, which runs on its target's cells alone; give its target with -m and this "
+        "file with -md"
+    )
 
 
 def find_architecture(meta: Metadata) -> Architecture:

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpref.architectures.common import base_hypers, n_embd, n_embd_head, n_head, n_head_kv, numbered_head_tensors
+from mtpref.architectures.common import (
+    LEAST_EPS,
+    base_hypers,
+    n_embd,
+    n_embd_head,
+    n_head,
+    n_head_kv,
+    numbered_head_tensors,
+)
 from mtpref.architectures.common import root_tensors as roots
 from mtpref.architectures.experts import (
     FUSED_STACKS,
@@ -103,12 +111,12 @@ n_expert_shared = Hyper("n_expert_shared", "expert_shared_count", default=0, low
 n_ff_shexp = Hyper("n_ff_shexp", "expert_shared_feed_forward_length", low=0, hf=_shared_width,
                    default=lambda v: v["n_ff_exp"] * v["n_expert_shared"])  # fmt: skip
 norm_eps = Hyper("norm_eps", "attention.layer_norm_epsilon", "f32", default=0.0, low=0.0, high=1.0, hf=_layer_eps)
-_rms_eps: dict[str, Any] = {"default": lambda v: _no_norms(v), "hf": lambda c: c.get("rms_norm_eps")}
+_rms_eps: dict[str, Any] = {"low": 0.0, "default": lambda v: _no_norms(v), "hf": lambda c: c.get("rms_norm_eps")}
 
 
 def _no_norms(v: Values) -> float:
     """A file without the key of RMS norms has layer norms. Errors: MtprefError for a file with neither key"""
-    v.meta.f32(norm_eps.key, low=0.0, high=1.0)
+    v.meta.f32(norm_eps.key, low=LEAST_EPS, high=1.0)
     return 0.0
 
 

@@ -21,8 +21,10 @@ n_head = Hyper("n_head", "attention.head_count", high=4096, hf="num_attention_he
 n_head_kv = Hyper(
     "n_head_kv", "attention.head_count_kv", default=lambda v: v["n_head"], high=4096, hf="num_key_value_heads"
 )
+# Without one a row of zeros is 0 / 0: the hidden row before the first position is such a row.
+LEAST_EPS = 1e-30
 rms_eps = Hyper(
-    "rms_eps", "attention.layer_norm_rms_epsilon", "f32", low=0.0, high=1.0, hf="rms_norm_eps", hf_default=1e-6
+    "rms_eps", "attention.layer_norm_rms_epsilon", "f32", low=LEAST_EPS, high=1.0, hf="rms_norm_eps", hf_default=1e-6
 )
 freq_base = Hyper(
     "freq_base", "rope.freq_base", "f32", default=10000.0, low=1.0, high=1e12, hf="rope_theta", hf_default=OPTIONAL

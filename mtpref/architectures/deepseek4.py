@@ -35,7 +35,7 @@ from mtpref.spec.ops.compose_streams import enter_streams
 
 n_rot = Hyper("n_rot", "rope.dimension_count", high=4096, hf="qk_rope_head_dim")
 n_q_latent = Hyper("n_q_latent", "attention.q_lora_rank", hf="q_lora_rank")
-n_window = Hyper("n_window", "attention.sliding_window", low=2, hf="sliding_window")
+n_window = Hyper("n_window", "attention.sliding_window", hf="sliding_window")
 n_expert_shared = Hyper("n_expert_shared", "expert_shared_count", high=4096, hf="n_shared_experts")
 weights_scale = Hyper("expert_weights_scale", "expert_weights_scale", "f32", low=0.0, high=1e6,
                       hf="routed_scaling_factor")  # fmt: skip
@@ -71,8 +71,10 @@ EH_PROJ = "eh_proj.weight"  # no checkpoint has it: it is e_proj and h_proj, sid
 
 
 def _connection(name: str) -> tuple[Tensor, ...]:
+    """Checkpoints have them in float32, as compressors' ape, and llama.cpp's converter leaves them so."""
+    fn = (_n_mix, n_streams * n_embd)
     return (
-        Tensor(f"hc_{name}_fn.weight", (_n_mix, n_streams * n_embd), f"hc_{name}_fn", cb=f"hc_{name}_pre"),
+        Tensor(f"hc_{name}_fn.weight", fn, f"hc_{name}_fn", cb=f"hc_{name}_pre", converts_f32=True),
         Tensor(f"hc_{name}_base.weight", (_n_mix,), f"hc_{name}_base", cb=f"hc_{name}_pre"),
         Tensor(f"hc_{name}_scale.weight", (3 * ONE,), f"hc_{name}_scale", cb=f"hc_{name}_pre"),
     )
@@ -102,7 +104,7 @@ def _compressor(name: str, hf: str, width: Dim, ratio: int, cb: str) -> tuple[Te
     return (
         Tensor(f"{name}_kv.weight", (wide, n_embd), f"{hf}.wkv.weight", cb=cb),
         Tensor(f"{name}_gate.weight", (wide, n_embd), f"{hf}.wgate.weight", cb=cb),
-        Tensor(f"{name}_ape.weight", (ratio * ONE, wide), f"{hf}.ape", cb=cb),
+        Tensor(f"{name}_ape.weight", (ratio * ONE, wide), f"{hf}.ape", cb=cb, converts_f32=True),
         Tensor(f"{name}_norm.weight", (width,), f"{hf}.norm.weight", cb=cb),
     )
 
@@ -134,7 +136,7 @@ _by_score = Tensor("exp_probs_b.bias", (n_expert,), "ffn.gate.bias", cb="ffn_moe
 _by_token = Tensor("ffn_gate_tid2eid.weight", (N_VOCAB, n_expert_used), "ffn.gate.tid2eid", cb="ffn_moe_topk",
                    below=n_expert)  # fmt: skip
 _roots = (
-    Tensor("output_hc_fn.weight", (n_streams, n_streams * n_embd), "hc_head_fn", cb="hc_head"),
+    Tensor("output_hc_fn.weight", (n_streams, n_streams * n_embd), "hc_head_fn", cb="hc_head", converts_f32=True),
     Tensor("output_hc_base.weight", (n_streams,), "hc_head_base", cb="hc_head"),
     Tensor("output_hc_scale.weight", (ONE,), "hc_head_scale", cb="hc_head"),
 )

@@ -75,7 +75,7 @@ _OWN_FIELDS: dict[str, dict[str, Any]] = {
 _query, _key, _value = n_head * n_embd_head, n_head_kv * n_embd_head, n_head_kv * n_embd_head_v
 _fused = Tensor(
     "attn_qkv.weight", (_query + _key + _value, n_embd), "self_attn.qkv_proj.weight", role="attn_v", cb="Vcur",
-    parts=(("attn_q.weight", _query), ("attn_k.weight", _key), ("attn_v.weight", _value)),
+    parts=(("attn_q.weight", _query), ("attn_k.weight", _key), ("attn_v.weight", _value)), by_rank=True,
 )  # fmt: skip
 _apart = (
     Tensor("attn_q.weight", (_query, n_embd), "self_attn.q_proj.weight", cb="Qcur_normed"),

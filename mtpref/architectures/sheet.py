@@ -108,6 +108,7 @@ class Tensor:
     converts_f32  one that a conversion stores as float32, and a quantiser in a type
     converts_typed  one that stays as it is in a quantiser, and a conversion stores in a type
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
+    by_rank   checkpoints in FP8 may have it cut for tensor parallelism, each rank's share of all `parts` together
     below     of a table of int32: every value is at least 0 and below this count
 
     The name in a checkpoint of a stack has {e} for the expert's number.
@@ -127,6 +128,7 @@ class Tensor:
     converts_f32: bool = False
     converts_typed: bool = False
     parts: tuple[tuple[str, Dim], ...] = ()
+    by_rank: bool = False
     below: Dim | None = None
 
     @property
@@ -202,6 +204,7 @@ class HeadSheet:
     reads_target  whether it has no cells of its own and attends to the trunk's; every draft step then takes the same
               position
     enter     makes the block's rows of embedding and hidden row; arguments as ops.mtp_input's, which is the default
+    leave     makes the row that the next step takes of the normed one: (ops, the head's weights, rows)
     without   (tensor, block): the head's own block where a file lacks that tensor
     norm_instead  a tensor of the head's block that stands in for its nextn.shared_head_norm, before the trunk's does
     may_lack  whether a file may count a head that it does not hold (its eh_proj is not there): it runs as a trunk
@@ -215,6 +218,7 @@ class HeadSheet:
     n_hidden: Dim = N_EMBD
     reads_target: bool = False
     enter: Callable[..., NDArray[np.float32]] | None = None
+    leave: Callable[..., NDArray[np.float32]] | None = None
     without: tuple[str, Block] | None = None
     may_lack: bool = False
     is_probed: bool = False
@@ -358,8 +362,12 @@ class LeadingDense:
         return self.by_count(max(0, count or 0), n_trunk), by
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
-        count = self.hf(found) if callable(self.hf) else found.get(self.hf)
+        count = self.count_of(found)
         return [] if count is None else [(self.key, count, "u32")]
+
+    def count_of(self, found: Mapping[str, Any]) -> int | None:
+        """As config.json has it."""
+        return self.hf(found) if callable(self.hf) else found.get(self.hf)
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
         return None
@@ -534,6 +542,21 @@ class Streams:
     tensors: tuple[str, ...]
 
 
+class Ends(Protocol):
+    """What a trunk does with rows before its first block, and with logits behind its output.
+
+    configure(values) -> hyper-parameters of its own
+    enter(what the layers are told of the batch, rows of the embedding, those, tap) -> rows of the stream
+    logits(ops, what the output gives, those) -> the model's logits
+    needed(those) -> names of tensors outside of blocks that it cannot do without
+    """
+
+    def configure(self, v: Values) -> Any: ...
+    def enter(self, span: Any, x: NDArray[np.float32], cfg: Any, tap: Any) -> NDArray[np.float32]: ...
+    def logits(self, ops: Any, logits: NDArray[np.float32], cfg: Any) -> NDArray[np.float32]: ...
+    def needed(self, cfg: Any) -> tuple[str, ...]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """The data sheet.
@@ -543,6 +566,11 @@ class Architecture:
     head       None: no MTP head            n_heads   most heads that it can have: more than one are a chain
     streams    where the residual stream is wider than a row
     pre        tokenizer.ggml.pre of its published models; "" where no one name is theirs
+    ends       where rows or logits are changed at the two ends of the trunk
+    target     of an assistant: the architecture of the models that it drafts for. Such a file is one head: its blocks
+               are the layers of it, all of them counted by nextn_predict_layers
+    layer_read  of an assistant: (a layer's configuration, those of the target's layers) -> the target's layer whose
+               cells it reads
     cb, cb_head  names of results that llama.cpp's graph of this architecture calls otherwise -> its names, for trunk
                and head (without its mtp_)
     """
@@ -555,6 +583,9 @@ class Architecture:
     n_heads: int = 1
     hf: HuggingFace | None = None
     streams: Streams | None = None
+    ends: Ends | None = None
+    target: str = ""
+    layer_read: Callable[[Any, Sequence[Any]], int] | None = None
     pre: str = ""
     cb: Mapping[str, str] = field(default_factory=dict)
     cb_head: Mapping[str, str] = field(default_factory=dict)

@@ -56,7 +56,7 @@ def head_memory(model: Model) -> HeadMemory:
     arrays = [array for head in model.heads for array in _arrays(head.weights)]
     unique = {array.__array_interface__["data"][0]: array for array in arrays}  # token_embd may serve as output too
     weights = sum(array.nbytes for array in unique.values())
-    heads = [s for head in model.heads for s in head.layer.state(model.kv_type_draft)]
+    heads = [s for head in model.heads for layer, _ in head.stack for s in layer.state(model.kv_type_draft)]
     trunk = [s for layer in model.layers for s in layer.state(model.kv_type)]
     return memory_of(weights, heads, trunk, model.heads[0].n_hidden)
 
@@ -83,7 +83,14 @@ def _arrays(head: MtpWeights) -> list[Any]:
     names = ("enorm", "hnorm", "eh_proj", "embed_tokens", "shared_head_norm", "shared_head_head")
     own = [getattr(head, name) for name in names if name not in head.borrowed]
     d2t = [] if head.d2t is None else [head.d2t]
-    return [_data(part) for part in (*own, *head.block.values(), *d2t)]
+    blocks = [part for block in (*head.before, head.block) for part in block.values()]
+    leave = [] if head.post_projection is None else [head.post_projection]
+    return [_data(part) for part in (*own, *blocks, *leave, *d2t) if not _is_empty(part)]
+
+
+def _is_empty(part: Any) -> bool:
+    """What an assistant has nothing of."""
+    return not isinstance(part, spec.Matrix | spec.Stack) and part.size == 0
 
 
 def _data(part: Any) -> Any:

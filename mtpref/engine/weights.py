@@ -49,6 +49,8 @@ class MtpWeights:
     borrowed: tuple[str, ...] = ()
     file: str = ""
     roots: dict[str, Any] = field(default_factory=dict)  # of tensors outside of blocks what else the head reads
+    before: tuple[dict[str, Any], ...] = ()  # of an assistant: the layers before `block`
+    post_projection: spec.Matrix | None = None  # of an assistant: the normed row -> the row for its next step
     d2t: NDArray[np.int64] | None = (
         None  # row r of shared_head_head is the logit of id d2t[r], ascending; None: of id r
     )
@@ -87,9 +89,10 @@ Packer = Callable[[Sequence[spec.Matrix | spec.Stack]], list[spec.Matrix | spec.
 def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple[Weights, list[MtpWeights]]:
     """The same weights, the matrices of products as `pack` gives them back: each once, wherever it serves.
     Embeddings are read by row and stay as they are."""
-    blocks = [*weights.layers, *(head.block for head in heads)]
+    blocks = [*weights.layers, weights.roots]
+    blocks += [block for head in heads for block in (*head.before, head.block, head.roots)]
     found = [weights.output, *(w for block in blocks for w in block.values())]
-    found += [w for head in heads for w in (head.eh_proj, head.shared_head_head)]
+    found += [w for head in heads for w in (head.eh_proj, head.shared_head_head, head.post_projection)]
     unique = {id(w): w for w in found if isinstance(w, spec.Matrix | spec.Stack)}
     made = dict(zip(unique, pack(list(unique.values())), strict=True))
 
@@ -99,9 +102,18 @@ def packed(weights: Weights, heads: Sequence[MtpWeights], pack: Packer) -> tuple
     def of_block(block: dict[str, Any]) -> dict[str, Any]:
         return {name: of(w) for name, w in block.items()}
 
-    trunk = replace(weights, output=of(weights.output), layers=tuple(map(of_block, weights.layers)))
+    layers, roots = tuple(map(of_block, weights.layers)), of_block(weights.roots)
+    trunk = replace(weights, output=of(weights.output), layers=layers, roots=roots)
     return trunk, [
-        replace(head, eh_proj=of(head.eh_proj), block=of_block(head.block), shared_head_head=of(head.shared_head_head))
+        replace(
+            head,
+            eh_proj=of(head.eh_proj),
+            block=of_block(head.block),
+            before=tuple(map(of_block, head.before)),
+            shared_head_head=of(head.shared_head_head),
+            post_projection=of(head.post_projection),
+            roots=of_block(head.roots),
+        )
         for head in heads
     ]
 

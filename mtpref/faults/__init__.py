@@ -1,9 +1,10 @@
 """Injectable faults: real bugs of real engines, as replacements of single entries of the recipe or of weights.
 
 Owns the catalogue and `inject`. The reference knows nothing of it: no other room may name a fault. Families (a file
-each, G's trunk layers in trunk.py): W weights, G graph, E experts, C hand-over of hidden rows, K the head's KV cache,
-S recurrent state and roll back, V verification and sampling, P policy; L are look-alikes, legal differences that are no
-faults. Which of them a model can have: places.py.
+each, but G's trunk layers in trunk.py, and A's indexer and compressed rows in files of these names): W weights, G
+graph, E experts, A attention through a latent row, H residual streams, C hand-over of hidden rows, K the head's KV
+cache, S recurrent state and roll back, V verification and sampling, P policy; L are look-alikes, legal differences that
+are no faults. Which of them a model can have: places.py.
 """
 
 import re
@@ -13,7 +14,23 @@ from difflib import get_close_matches
 
 from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
-from mtpref.faults import cache, chain, experts, graph, latent, look_alikes, policy, rollback, trunk, verify, weights
+from mtpref.faults import (
+    cache,
+    chain,
+    compressed,
+    experts,
+    graph,
+    indexer,
+    latent,
+    look_alikes,
+    policy,
+    rollback,
+    streams,
+    trunk,
+    verify,
+    weights,
+    windowed,
+)
 from mtpref.faults.fault import BUG_TYPES, FAMILIES, NEEDS, Fault, Signature, everywhere
 from mtpref.faults.places import PLACES, idle_entries, lacking
 
@@ -33,7 +50,10 @@ __all__ = [
     "refuse_faults",
 ]
 
-_ROOMS = (weights, graph, trunk, experts, latent, chain, cache, rollback, verify, policy, look_alikes)
+_ROOMS = (
+    weights, graph, trunk, experts, latent, indexer, compressed, windowed, streams, chain, cache, rollback, verify,
+    policy, look_alikes,
+)  # fmt: skip
 FAULTS: dict[str, Fault] = {
     fault.id: fault for room in _ROOMS for fault in vars(room).values() if isinstance(fault, Fault)
 }

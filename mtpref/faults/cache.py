@@ -11,7 +11,6 @@ from mtpref.engine.model import Model
 from mtpref.engine.recipe import Recipe
 from mtpref.faults.fault import Fault, Signature, contract, steps
 from mtpref.spec.contract import MtpContract
-from mtpref.spec.ops.compose import scaled_head
 from mtpref.spec.state import HeadState, ModelState
 from mtpref.spec.step_types import Batch, HeadIds
 
@@ -70,12 +69,12 @@ PROMPT_ONE_SHORT = Fault(
 
 
 def _tail_sampled(model: Model) -> Model:
-    ops, output, scale = model.recipe.ops, model.weights.output, model.config.logit_scale
+    ops = model.recipe.ops
 
     def guessed(batch: Batch, ids: Ids) -> Ids:
         if batch.n_drafted is not None or batch.pos0 == 0 or not ids:
             return ids
-        return [int(ops.argmax(scaled_head(ops, output, batch.pending[None], None, scale))[0]), *ids[1:]]
+        return [int(ops.argmax(model.trunk_logits(batch.pending[None]))[0]), *ids[1:]]
 
     head_ids = _then(model.recipe.steps.head_ids, guessed)
     return replace(model, recipe=model.recipe.with_steps(head_ids=head_ids))

@@ -1,7 +1,8 @@
-"""Family C: the hand-over of hidden rows."""
+"""Family C: the hand-over of hidden rows, and which head of several drafts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.engine.model import Model
 from mtpref.faults.fault import Fault, Signature, contract, steps
 from mtpref.spec.contract import MtpContract
+from mtpref.spec.state import HeadState
 from mtpref.spec.steps import Hidden
 
 F32 = NDArray[np.float32]
@@ -29,6 +31,17 @@ CHAIN_PRE_NORM = Fault(
     effect="GLM-5.2: AL 3.04 instead of 3.46; no difference on a dense 27B",
     where=("normed rows",),
     apply_recipe=contract(chain="pre"),
+)
+
+CHAIN_POST_NORM = Fault(
+    id="C1b-chain-post-norm",
+    title="The chain carries the head's row from after its norm",
+    mechanism="The next draft step is fed what the head norm makes of the row, where heads take rows before it.",
+    bug_type="DOUBLE_STEP",
+    replaces=("contract.chain",),
+    predicted=Signature("", "a1 the same, a2 and later lower"),
+    where=("raw rows",),
+    apply_recipe=contract(chain="post"),
 )
 
 HIDDEN_OVERWRITTEN = Fault(
@@ -171,5 +184,91 @@ CHAIN_RENORMED = Fault(
     predicted=Signature("", "a1 the same, a2 and later lower"),
     seen=(("imp #175", "https://github.com/kekzl/imp/pull/175"),),
     effect="k0 22.4 %, k1 1.6 %, with other faults beside it",
+    where=("normed rows",),
     apply_model=_renormed,
+)
+
+# --------------------------------------------------------------------------------------------------- several heads
+
+FIRST_HEAD_ALONE = Fault(
+    id="C9-first-head-alone",
+    title="The first of several heads drafts every token",
+    mechanism="The number of the draft step does not reach the model: head 0 runs in each, over its own cells and "
+    "rows, and the heads after it never.",
+    bug_type="WRONG_RULE",
+    replaces=("contract.heads",),
+    predicted=Signature("", "a1 the same, a2 and later lower"),
+    seen=(
+        ("vLLM #52688", "https://github.com/vllm-project/vllm/issues/52688"),
+        ("vLLM #31204", "https://github.com/vllm-project/vllm/issues/31204"),
+    ),
+    where=("several heads",),
+    apply_recipe=contract(heads="first"),
+)
+
+FIRST_ROW_HANDED_ON = Fault(
+    id="C10-first-row-handed-on",
+    title="A head of a chain hands on the row of the draft's first token",
+    mechanism="A step runs over the whole draft so far and asks for the output of the last row alone, but the hidden "
+    "row is read at index 0. Right in the first step, which has one row.",
+    bug_type="WRONG_RULE",
+    replaces=("contract.chain_row",),
+    predicted=Signature("", "a1 and a2 the same, a3 and later lower"),
+    seen=(("llama.cpp #24340", "https://github.com/ggml-org/llama.cpp/pull/24340"),),
+    effect="step35 was repaired there; hy_v3 with three heads has it (architectures.md)",
+    where=("three heads",),
+    apply_recipe=contract(chain_row="first"),
+)
+
+
+def _unshifted(rows: F32, before: F32 | None, *rest: Any) -> F32:
+    return rows if before is None else before
+
+
+CAUGHT_UP_WITH_OWN_ROWS = Fault(
+    id="C11-caught-up-with-heads-rows",
+    title="Heads after the first catch up with the rows of the head before them",
+    mechanism="In the prompt and in the catch-up pass the first head's output becomes the second one's input, at the "
+    "same positions; each head should be given the trunk's rows.",
+    bug_type="WRONG_RULE",
+    replaces=("steps.catch_up_rows",),
+    predicted=Signature("mtp_h_nextn", "a1 the same, a2 and later lower"),
+    seen=(("sglang-jax #1256", "https://github.com/sgl-project/sglang-jax/pull/1256"),),
+    effect="of the tokens whose predecessors were accepted 77 47 36 % instead of 75 73 73 %",
+    where=("several heads",),
+    apply_recipe=steps(lambda table: {"catch_up_rows": _unshifted}),
+)
+
+
+def _behind_the_last(head: HeadState, first_pos: int) -> None:
+    if head.n_cells == 0:
+        head.start = first_pos
+
+
+NEWEST_TOKEN_ALONE = Fault(
+    id="C12-newest-token-alone",
+    title="A step of a chain runs over the newest token alone",
+    mechanism="As with a single head, whose cells of the draft are there already. Another head has none: it sees the "
+    "text and its own token, and nothing of the draft between them.",
+    bug_type="MISSING_STEP",
+    replaces=("steps.chain_input", "steps.place_mtp"),
+    predicted=Signature("", "a1 the same, a2 and later lower"),
+    where=("several heads",),
+    apply_recipe=steps(
+        lambda table: {"chain_input": lambda ids, hidden, token, row, chained: ([token], row),
+                       "place_mtp": _behind_the_last}
+    ),
+)  # fmt: skip
+
+BEYOND_THE_LAST_HEAD = Fault(
+    id="C13-beyond-the-last-head",
+    title="The last head of a chain drafts on",
+    mechanism="Drafts may be longer than there are heads: the last one runs again, for positions that it was not made "
+    "for.",
+    bug_type="WRONG_RULE",
+    replaces=("contract.chain_end",),
+    predicted=Signature("", "the same up to the number of heads, far lower after it"),
+    needs=("mtp", "more drafts than heads"),
+    where=("several heads",),
+    apply_recipe=contract(chain_end="reuse"),
 )

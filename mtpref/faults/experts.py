@@ -10,20 +10,13 @@ from numpy.typing import NDArray
 
 from mtpref.engine.model import Model
 from mtpref.engine.recipe import Recipe
-from mtpref.faults.fault import Fault, Signature, all_ops, head_ops, head_weights
+from mtpref.faults.fault import Fault, Signature, all_ops, broken, head_ops, head_weights
 from mtpref.faults.places import dense_in_front
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import OpEntries, Ops
 
 F32 = NDArray[np.float32]
 IDS = NDArray[np.int64]
-OTHER_TEXT = "of another text: the trunk is broken, and the head with it"
-
-
-def _broken(dump: str, acceptance: str = OTHER_TEXT) -> Signature:
-    return Signature(dump, acceptance, text=False, distribution=False)
-
-
 # ---------------------------------------------------------------------------------------------------------- weights
 
 
@@ -52,7 +45,7 @@ BIAS_IN_WEIGHTS = Fault(
     "exp_probs_b serves the choice alone.",
     bug_type="WRONG_RULE",
     replaces=("ops.route",),
-    predicted=_broken("ffn_moe_weights"),
+    predicted=broken("ffn_moe_weights"),
     where=("selection bias",),
     needs=(),
     apply_recipe=_weighing(_of_scores),
@@ -71,7 +64,7 @@ NORM_WITH_BIAS = Fault(
     mechanism="The sum that weights are divided by is that of the biased scores; the weights themselves have no bias.",
     bug_type="WRONG_RULE",
     replaces=("ops.route",),
-    predicted=_broken("ffn_moe_weights"),
+    predicted=broken("ffn_moe_weights"),
     where=("selection bias", "norm"),
     needs=(),
     apply_recipe=_weighing(_by_sum_of_scores),
@@ -83,7 +76,7 @@ SELECTION_UNBIASED = Fault(
     mechanism="exp_probs_b is loaded and not added, or its name (with and without .bias) is not found.",
     bug_type="MISSING_STEP",
     replaces=("ops.expert_scores",),
-    predicted=_broken("ffn_moe_probs_biased"),
+    predicted=broken("ffn_moe_probs_biased"),
     where=("selection bias",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"expert_scores": lambda p, bias: p}),
@@ -108,7 +101,7 @@ WEIGHTS_UNNORMED = Fault(
     mechanism="The chosen experts' probabilities are used as they are, where the model divides them by their sum.",
     bug_type="MISSING_STEP",
     replaces=("ops.expert_weights",),
-    predicted=_broken("ffn_moe_weights"),
+    predicted=broken("ffn_moe_weights"),
     where=("norm",),
     needs=(),
     apply_recipe=_with(normalise=False),
@@ -121,7 +114,7 @@ SOFTMAX_AFTER_SELECTION = Fault(
     "1. The same as renormalising where nobody asked for it. Where weights are renormalised it is no fault at all.",
     bug_type="WRONG_RULE",
     replaces=("ops.expert_weights",),
-    predicted=_broken("ffn_moe_weights"),
+    predicted=broken("ffn_moe_weights"),
     where=("softmax router", "no norm"),
     needs=(),
     apply_recipe=_with(normalise=True),
@@ -133,7 +126,7 @@ RENORMED_UNASKED = Fault(
     mechanism="expert_weights_norm is false, or missing, which means the same; the weights are divided by their sum.",
     bug_type="DOUBLE_STEP",
     replaces=("ops.expert_weights",),
-    predicted=_broken("ffn_moe_weights"),
+    predicted=broken("ffn_moe_weights"),
     where=("sigmoid router", "no norm"),
     needs=(),
     apply_recipe=_with(normalise=True),
@@ -145,7 +138,7 @@ SCALE_FORGOTTEN = Fault(
     mechanism="expert_weights_scale (routed_scaling_factor) is not read: the experts count less beside the shared one.",
     bug_type="MISSING_STEP",
     replaces=("ops.expert_weights",),
-    predicted=_broken("ffn_moe_weights"),
+    predicted=broken("ffn_moe_weights"),
     where=("scale",),
     needs=(),
     apply_recipe=_with(scale=0.0),
@@ -167,7 +160,7 @@ SCALE_ON_SHARED = Fault(
     mechanism="The scale is applied to the sum of experts and shared expert; it is that of the routed ones alone.",
     bug_type="DOUBLE_STEP",
     replaces=("ops.moe_ffn",),
-    predicted=_broken("ffn_out"),
+    predicted=broken("ffn_out"),
     where=("scale", "shared expert"),
     needs=(),
     apply_recipe=all_ops(_scaled_all),
@@ -189,7 +182,7 @@ WEIGHTS_BY_ID = Fault(
     "they were chosen, so each result meets another's weight.",
     bug_type="WRONG_LAYOUT",
     replaces=("ops.experts",),
-    predicted=_broken("ffn_moe_weighted"),
+    predicted=broken("ffn_moe_weighted"),
     where=("several experts",),
     needs=(),
     apply_recipe=all_ops(_shuffled),
@@ -208,7 +201,7 @@ SIGMOID_ROUTER = Fault(
     mechanism="Each expert's logit goes through a sigmoid of its own. The same experts are chosen, with other weights.",
     bug_type="WRONG_RULE",
     replaces=("ops.expert_probs",),
-    predicted=_broken("ffn_moe_probs"),
+    predicted=broken("ffn_moe_probs"),
     where=("softmax router",),
     needs=(),
     apply_recipe=_gated_by("sigmoid"),
@@ -221,7 +214,7 @@ SOFTMAX_ROUTER = Fault(
     "bias other experts.",
     bug_type="WRONG_RULE",
     replaces=("ops.expert_probs",),
-    predicted=_broken("ffn_moe_probs"),
+    predicted=broken("ffn_moe_probs"),
     where=("sigmoid router",),
     needs=(),
     apply_recipe=_gated_by("softmax"),
@@ -238,7 +231,7 @@ GROUPS_BY_BEST = Fault(
     mechanism="The score of a group is its greatest instead of the sum of its two greatest.",
     bug_type="WRONG_RULE",
     replaces=("ops.group_scores",),
-    predicted=_broken("ffn_moe_group_topk"),
+    predicted=broken("ffn_moe_group_topk"),
     seen=(
         ("vLLM #13474", "https://github.com/vllm-project/vllm/pull/13474"),
         ("Megatron-LM #1378", "https://github.com/NVIDIA/Megatron-LM/issues/1378"),
@@ -254,7 +247,7 @@ GROUPS_IGNORED = Fault(
     mechanism="The best experts of all are chosen; expert_group_count is not read.",
     bug_type="MISSING_STEP",
     replaces=("ops.limit_groups",),
-    predicted=_broken("ffn_moe_probs_masked"),
+    predicted=broken("ffn_moe_probs_masked"),
     where=("groups",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"limit_groups": lambda scores, groups, n_group: scores}),
@@ -274,7 +267,7 @@ SHARED_FORGOTTEN = Fault(
     mechanism="Only the routed experts are added up.",
     bug_type="MISSING_STEP",
     replaces=("ops.shared_expert",),
-    predicted=_broken("ffn_out"),
+    predicted=broken("ffn_out"),
     where=("shared expert",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"shared_expert": _nothing(ops.shared_expert)}),
@@ -286,7 +279,7 @@ SHARED_UNGATED = Fault(
     mechanism="ffn_gate_inp_shexp is not read: the shared expert counts whole for every token.",
     bug_type="MISSING_STEP",
     replaces=("ops.shared_gate",),
-    predicted=_broken("ffn_shexp_gated"),
+    predicted=broken("ffn_shexp_gated"),
     where=("shared gate",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"shared_gate": lambda y, logit: y}),
@@ -298,7 +291,7 @@ SHARED_GATED_TWICE = Fault(
     mechanism="Once inside the shared expert's network and once where it is added.",
     bug_type="DOUBLE_STEP",
     replaces=("ops.shared_gate",),
-    predicted=_broken("ffn_shexp_gated"),
+    predicted=broken("ffn_shexp_gated"),
     where=("shared gate",),
     needs=(),
     apply_recipe=all_ops(lambda ops: {"shared_gate": lambda y, g: ops.shared_gate(ops.shared_gate(y, g), g)}),
@@ -321,7 +314,7 @@ GATE_UP_SWAPPED = Fault(
     mechanism="A fused stack (ffn_gate_up_exps, gate_up_proj) has the gate's rows first; they are taken for up's.",
     bug_type="WRONG_LAYOUT",
     replaces=("ops.experts",),
-    predicted=_broken("ffn_moe_gate"),
+    predicted=broken("ffn_moe_gate"),
     where=("experts",),
     needs=(),
     apply_recipe=all_ops(_exchanged),
@@ -367,7 +360,7 @@ DENSE_AS_MOE = Fault(
     "the layer has the router and the experts of the next one.",
     bug_type="OFF_BY_ONE",
     replaces=("layers", "weights.layers"),
-    predicted=_broken("ffn_gate"),
+    predicted=broken("ffn_gate"),
     where=("dense in front",),
     needs=(),
     apply_model=_as_moe,

@@ -15,7 +15,8 @@ FAMILIES = {
     "W": "weights and conversion",
     "G": "graph of the MTP block, and of the trunk's layers",
     "E": "experts: router, experts, shared expert",
-    "A": "attention through a latent row",
+    "A": "attention through a latent row, over chosen cells, over windows and compressed rows",
+    "H": "several residual streams (hyper-connections)",
     "C": "hand-over of hidden rows",
     "K": "the head's KV cache",
     "S": "recurrent state and roll back",
@@ -40,6 +41,7 @@ NEEDS = {
     "scaled rope": "RoPE scaling (--rope-scaling)",
     "wide kv": "a draft KV type other than f16 (-ctkd f32)",
     "wide numerics": "--numerics exact",
+    "more drafts than heads": "--spec-draft-n-max above the number of heads",
     "eog": "an end-of-generation token inside a draft",
 }
 
@@ -60,6 +62,11 @@ class Signature:
     drift: str = "none"
     text: bool = True
     distribution: bool = True
+
+
+def broken(dump: str, acceptance: str = "of another text: the trunk is broken, and the head with it") -> Signature:
+    """What is predicted of a mistake in the trunk's layers."""
+    return Signature(dump, acceptance, text=False, distribution=False)
 
 
 @dataclass(frozen=True)

@@ -75,15 +75,35 @@ HIDDEN_NORMED_TWICE = Fault(
     apply_model=_normed_again,
 )
 
+POST_NORM_HIDDEN = Fault(
+    id="G2c-post-norm-hidden",
+    title="The head is fed the trunk's row after the final norm",
+    mechanism="Code made for heads that take normed rows is given one that takes the residual row itself: hnorm levels "
+    "the length, and the final norm's gain per channel is one too many.",
+    bug_type="DOUBLE_STEP",
+    replaces=("contract.hidden",),
+    predicted=Signature("mtp_hnorm", "lower"),
+    where=("raw rows",),
+    apply_recipe=contract(hidden="post"),
+)
+
+
+def _no_attention(ops: Ops) -> OpEntries:
+    def of_cells(q: F32, k: NDArray, v: NDArray, *rest: Any) -> F32:
+        return np.zeros((len(q), v.shape[2]), np.float32)
+
+    return {"attention": lambda q, *cache: np.zeros_like(q), "cell_attention": of_cells}
+
+
 NO_ATTENTION = Fault(
     id="G3-no-attention",
     title="The head has no attention, only its feed-forward network",
     mechanism="The block is reduced to eh_proj and FFN: no token but the last and its hidden row counts.",
     bug_type="MISSING_STEP",
-    replaces=("mtp_ops.attention",),
+    replaces=("mtp_ops.attention", "mtp_ops.cell_attention"),
     predicted=Signature("mtp_attn_pregate", "lower", drift="none: there is no context to lose"),
     seen=(("llama.cpp #20700", "https://github.com/ggml-org/llama.cpp/pull/20700"),),
-    apply_recipe=head_ops(lambda ops: {"attention": lambda q, *cache: np.zeros_like(q)}),
+    apply_recipe=head_ops(_no_attention),
 )
 
 GATE_SILU = Fault(
@@ -240,7 +260,12 @@ def _half_zero(ops: Ops) -> OpEntries:
         out[:, out.shape[1] // 2 :] = 0.0
         return out
 
-    return {"attention": attention}
+    def of_cells(q: F32, *cache: Any) -> F32:
+        out = np.array(ops.cell_attention(q, *cache))
+        out[len(out) // 2 :] = 0.0
+        return out
+
+    return {"attention": attention, "cell_attention": of_cells}
 
 
 HEADS_ZEROED = Fault(
@@ -248,7 +273,7 @@ HEADS_ZEROED = Fault(
     title="Half of the head's attention heads are zero",
     mechanism="The number of context-parallel ranks does not reach the draft: partial attention is never merged.",
     bug_type="MISSING_STEP",
-    replaces=("mtp_ops.attention",),
+    replaces=("mtp_ops.attention", "mtp_ops.cell_attention"),
     predicted=Signature("mtp_attn_pregate", "lower; no option of the run changes it"),
     seen=(("local-inference-lab/vllm #72", "https://github.com/local-inference-lab/vllm/pull/72"),),
     apply_recipe=head_ops(_half_zero),

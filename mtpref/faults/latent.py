@@ -11,20 +11,13 @@ from numpy.typing import NDArray
 
 from mtpref.engine.recipe import Recipe
 from mtpref.engine.weights import take_rows
-from mtpref.faults.fault import Fault, Signature, all_ops
+from mtpref.faults.fault import Fault, all_ops, broken
 from mtpref.faults.matrices import stack_of, values_of
 from mtpref.faults.places import sharpness
 from mtpref.spec.config import LatentConfig
 from mtpref.spec.ops import OpEntries, Ops
 
 F32 = NDArray[np.float32]
-OTHER_TEXT = "of another text: the trunk is broken, and the head with it"
-
-
-def _broken(dump: str, acceptance: str = OTHER_TEXT) -> Signature:
-    return Signature(dump, acceptance, text=False, distribution=False)
-
-
 # Which entries a mistake is in: those of the absorbed form, or those of older files too.
 ABSORBED = ("ops.latent_attn_layer", "ops.indexed_attn_layer")
 EVERY_FORM = ("ops.latent_attn_layer", "ops.expanded_attn_layer", "ops.indexed_attn_layer")
@@ -83,7 +76,7 @@ KV_B_HALVES = Fault(
     "all keys, the rest for all values.",
     bug_type="WRONG_LAYOUT",
     replaces=EVERY_FORM,
-    predicted=_broken("q_nope_absorbed_perm"),
+    predicted=broken("q_nope_absorbed_perm"),
     where=("latent row",),
     needs=(),
     apply_recipe=_layers(_converted(_halves), *BOTH),
@@ -102,7 +95,7 @@ K_B_NOT_TRANSPOSED = Fault(
     "written as they were, under the new shape.",
     bug_type="WRONG_LAYOUT",
     replaces=ABSORBED,
-    predicted=_broken("q_nope_absorbed_perm"),
+    predicted=broken("q_nope_absorbed_perm"),
     where=("absorbed",),
     needs=(),
     apply_recipe=_layers(_converted(_not_transposed), "latent_attn_layer"),
@@ -137,7 +130,7 @@ ROPE_WRONG_END = Fault(
     "dimensions that were never trained for it.",
     bug_type="WRONG_LAYOUT",
     replaces=("ops.latent_input",),
-    predicted=_broken("q_pe"),
+    predicted=broken("q_pe"),
     where=("latent row",),
     needs=(),
     apply_recipe=all_ops(_front),
@@ -150,7 +143,7 @@ ROPE_HALVES = Fault(
     "permuted for it.",
     bug_type="WRONG_LAYOUT",
     replaces=("ops.rope_interleaved",),
-    predicted=_broken("k_pe"),
+    predicted=broken("k_pe"),
     seen=(
         ("hip-attention #56", "https://github.com/DeepAuto-AI/hip-attention/pull/56"),
         ("pypto-lib #244", "https://github.com/hw-native-sys/pypto-lib/pull/244"),
@@ -176,7 +169,7 @@ ROPE_INFLATED = Fault(
     "theirs is 1, and the scores alone have that factor.",
     bug_type="DOUBLE_STEP",
     replaces=("ops.latent_input",),
-    predicted=_broken("k_pe"),
+    predicted=broken("k_pe"),
     seen=(("imp #880", "https://github.com/kekzl/imp/pull/880"),),
     effect="turned parts 1.26 times as long; perplexity that rises with the context",
     where=("log multiplier",),
@@ -199,7 +192,7 @@ SHARPNESS_FORGOTTEN = Fault(
     "out. Position 0 is right, since one score alone has no scale.",
     bug_type="MISSING_STEP",
     replaces=EVERY_FORM,
-    predicted=_broken("kqv_out"),
+    predicted=broken("kqv_out"),
     seen=(
         ("mobius #548", "https://github.com/onnxruntime/mobius/pull/548"),
         ("transformers #47435", "https://github.com/huggingface/transformers/pull/47435"),
@@ -217,7 +210,7 @@ SHARPNESS_ONCE = Fault(
     mechanism="mscale counts for the query and for the key, so the scale has its square.",
     bug_type="WRONG_RULE",
     replaces=EVERY_FORM,
-    predicted=_broken("kqv_out"),
+    predicted=broken("kqv_out"),
     where=("sharpened scores",),
     needs=(),
     apply_recipe=_layers(_scaled(lambda cfg: 1 / sharpness(cfg)), *BOTH),
@@ -230,7 +223,7 @@ SCALE_OF_ROW = Fault(
     "its size, so the width is that of a key before it.",
     bug_type="WRONG_RULE",
     replaces=ABSORBED,
-    predicted=_broken("kqv_out"),
+    predicted=broken("kqv_out"),
     seen=(("ollama #13893", "https://github.com/ollama/ollama/pull/13893"),),
     effect="loops and bad tool calls (576 in place of 256)",
     where=("absorbed", "row of another width"),
@@ -259,7 +252,7 @@ KEY_NORMED = Fault(
     mechanism="The norm goes over the latent alone; the last n_rot values of attn_kv_a_mqa are turned as they are.",
     bug_type="DOUBLE_STEP",
     replaces=("ops.latent_input",),
-    predicted=_broken("k_pe"),
+    predicted=broken("k_pe"),
     where=("latent row",),
     needs=(),
     apply_recipe=all_ops(_key_normed),
@@ -282,7 +275,7 @@ LATENT_UNNORMED = Fault(
     mechanism="attn_kv_a_norm is not applied: keys and values have another size, and no gain.",
     bug_type="MISSING_STEP",
     replaces=("ops.latent_input",),
-    predicted=_broken("kv_cmpr"),
+    predicted=broken("kv_cmpr"),
     where=("latent row",),
     needs=(),
     apply_recipe=all_ops(_latent_unnormed),

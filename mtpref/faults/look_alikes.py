@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.faults.fault import Fault, Signature, all_ops, head_ops, steps
-from mtpref.spec import P_ONE, Matrix
+from mtpref.spec import P_ONE, Matrix, hadamard
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import OpEntries, Ops
 from mtpref.spec.policy import FixedPolicy, PolicyState
@@ -208,4 +208,53 @@ ADDED_BY_ID = Fault(
     where=("several experts",),
     needs=(),
     apply_recipe=all_ops(_by_id),
+)
+
+
+def _unrotated(ops: Ops) -> OpEntries:
+    def index_cells(table: Ops, w: Any, cfg: Any, *rest: Any) -> Any:
+        rotation = hadamard(cfg.n_index_key)
+        own = replace(table, mul_mat=lambda m, x: x if m is rotation else table.mul_mat(m, x))
+        return ops.index_cells(own, w, cfg, *rest)
+
+    return {"index_cells": index_cells}
+
+
+INDEXER_UNROTATED = Fault(
+    id="L16-indexer-unrotated",
+    title="The indexer's queries and keys are not rotated",
+    mechanism="The Hadamard matrix is orthonormal: products of rotated queries and keys are those of unrotated "
+    "ones. It helps keys that are stored in few bits.",
+    bug_type="LOOK_ALIKE",
+    replaces=("ops.index_cells",),
+    predicted=Signature("indexer_q", "the same up to near ties"),
+    where=("indexer of cells",),
+    needs=(),
+    apply_recipe=all_ops(_unrotated),
+)
+
+
+def _values_first(ops: Ops) -> OpEntries:
+    def layer(table: Ops, w: Any, cfg: Any, *rest: Any) -> F32:
+        scale = np.float32(cfg.value_scale or 1.0)
+
+        def seen_attention(own: Ops, cfg: Any, *cells: Any) -> F32:
+            return np.asarray(table.seen_attention(own, cfg, *cells) * scale)
+
+        scaled = table.replaced(seen_attention=seen_attention, scaled_output=lambda y, scale: y)
+        return ops.composed["windowed_attn_layer"](scaled, w, cfg, *rest)
+
+    return {"windowed_attn_layer": layer}
+
+
+VALUES_SCALED_FIRST = Fault(
+    id="L17-values-scaled-first",
+    title="Values are scaled before the output product",
+    mechanism="attention.value_scale is one number: before attn_output or after it is the same but for rounding.",
+    bug_type="LOOK_ALIKE",
+    replaces=("ops.windowed_attn_layer",),
+    predicted=Signature("kqv_out", "the same up to near ties"),
+    where=("value scale",),
+    needs=(),
+    apply_recipe=all_ops(_values_first),
 )

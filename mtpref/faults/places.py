@@ -4,13 +4,25 @@ Owns the questions that are asked of a model, each with the words for a user who
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Layer
-from mtpref.spec.config import AttnConfig, DeltaConfig, LatentConfig, MoeConfig
+from mtpref.spec.config import (
+    AttnConfig,
+    CompressedConfig,
+    DeltaConfig,
+    IndexedConfig,
+    LatentConfig,
+    MoeConfig,
+    WindowedConfig,
+)
 from mtpref.spec.ops import PARTS
+from mtpref.spec.windowed import LEAST_LIMIT
 
 Weights = Mapping[str, Any]
 
@@ -23,7 +35,28 @@ def blocks(model: Model) -> Iterator[tuple[Layer, Weights]]:
 
 def of_heads(model: Model) -> Iterator[tuple[Layer, Weights]]:
     for head in model.heads:
-        yield head.layer, head.weights.block
+        yield from head.stack
+
+
+def windowed_layers(model: Model) -> list[Layer]:
+    """The layers of trunk and heads with a window, of those whose keys say of each layer what it has."""
+    return [layer for layer, _ in blocks(model) if isinstance(layer.cfg, WindowedConfig) and layer.cfg.n_window]
+
+
+def _full_layers(model: Model) -> list[Layer]:
+    return [layer for layer in model.layers if isinstance(layer.cfg, WindowedConfig) and not layer.cfg.n_window]
+
+
+def _differ(model: Model, asked: Callable[[WindowedConfig], float]) -> bool:
+    """Whether layers with a window and layers without have another value of something."""
+    some, others = windowed_layers(model), _full_layers(model)
+    return bool(some and others) and any(asked(a.cfg) != asked(b.cfg) for a in some for b in others)
+
+
+def _limited(model: Model) -> bool:
+    limits = [getattr(layer.ffn_cfg, name, 0.0) for layer, _ in blocks(model) for name in ("clamp", "clamp_shared")
+              if "limited" in layer.block.ffn.name or isinstance(layer.cfg, WindowedConfig)]  # fmt: skip
+    return max(limits, default=0.0) > LEAST_LIMIT
 
 
 def _moe(model: Model, asked: Callable[[MoeConfig, Weights], bool] = lambda cfg, w: True) -> bool:
@@ -36,6 +69,50 @@ def _delta(model: Model, asked: Callable[[DeltaConfig], bool] = lambda cfg: True
 
 def _latent(model: Model, asked: Callable[[LatentConfig], bool] = lambda cfg: True) -> bool:
     return any(isinstance(layer.cfg, LatentConfig) and asked(layer.cfg) for layer, _ in blocks(model))
+
+
+def is_sharing(layer: Layer) -> bool:
+    """Whether a layer sees the cells that an indexer before it chose."""
+    return isinstance(layer.cfg, IndexedConfig) and not layer.cfg.has_indexer
+
+
+def n_window(layer: Layer) -> int:
+    """Cells that a query of the layer sees, its own among them; 0: all."""
+    return int(getattr(layer.cfg, "n_window", 0))
+
+
+def _compressed(model: Model, asked: Callable[[CompressedConfig], bool] = lambda cfg: True) -> bool:
+    return any(isinstance(layer.cfg, CompressedConfig) and asked(layer.cfg) for layer, _ in blocks(model))
+
+
+def _indexed(model: Model) -> list[IndexedConfig]:
+    return [layer.cfg for layer in model.layers if isinstance(layer.cfg, IndexedConfig) and layer.cfg.has_indexer]
+
+
+def _n_chosen(model: Model) -> list[int]:
+    """How many cells, or compressed rows, each indexer lets a token see."""
+    chosen = [layer.cfg for layer in model.layers if isinstance(layer.cfg, CompressedConfig) and layer.cfg.has_overlap]
+    return [cfg.n_top for cfg in _indexed(model)] + [cfg.n_best for cfg in chosen]
+
+
+def _shares_later(model: Model) -> bool:
+    """Whether a layer shares the choice of another indexer than the first."""
+    has_own = [not is_sharing(layer) for layer in model.layers if isinstance(layer.cfg, IndexedConfig)]
+    return any(not own and sum(has_own[:i]) > 1 for i, own in enumerate(has_own))
+
+
+def _has_streams(model: Model) -> bool:
+    return model.arch.streams is not None
+
+
+def _has_own_roots(model: Model) -> bool:
+    """Whether what a head reads outside of blocks differs from the trunk's."""
+
+    def is_other(a: Any, b: Any) -> bool:
+        return a is not b and not np.array_equal(getattr(a, "raw", a), getattr(b, "raw", b))
+
+    trunk = model.weights.roots
+    return any(is_other(w, trunk.get(name)) for head in model.heads for name, w in head.weights.roots.items())
 
 
 def sharpness(cfg: LatentConfig) -> float:
@@ -114,6 +191,30 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
     "normed rows": ("a head that takes rows after a norm", lambda m: m.own_rows == ("post", "post")),
     "partial rotary": ("a head that turns a part of its dimensions", _turns_part),
     "head rotary": ("a head that turns halves of its dimensions", lambda m: any(map(_attends, _heads(m)))),
+    "raw rows": (
+        "a head that takes rows before a norm, and can take them after it",
+        lambda m: m.own_rows == ("pre", "pre") and m.can_take(replace(m.recipe.contract, hidden="post", chain="post")),
+    ),
+    "several heads": ("several heads in a chain", lambda m: len(m.heads) > 1),
+    "three heads": ("a chain of three heads or more", lambda m: len(m.heads) > 2),
+    "sinks beside keys and values": (
+        "sinks in layers that keep keys and values",
+        lambda m: any("attn_sinks.weight" in w and isinstance(layer.cfg, WindowedConfig) for layer, w in blocks(m)),
+    ),
+    "gates of heads": (
+        "a gate for each attention head",
+        lambda m: any("attn_gate.weight" in w and isinstance(layer.cfg, WindowedConfig) for layer, w in blocks(m)),
+    ),
+    "half rotary": (
+        "layers without a window that turn fewer dimensions than those with one",
+        lambda m: _differ(m, lambda cfg: cfg.n_rot),
+    ),
+    "two bases": ("RoPE of another base in layers with a window", lambda m: _differ(m, lambda cfg: cfg.freq_base)),
+    "value scale": (
+        "a scale of attention's values",
+        lambda m: any(isinstance(la.cfg, WindowedConfig) and la.cfg.value_scale not in (0, 1) for la, _ in blocks(m)),
+    ),
+    "limits": ("a limit of activations behind silu", _limited),
     "attention": ("an attention layer", lambda m: _latent(m) or any(_attends(layer) for layer, _ in blocks(m))),
     "latent row": ("attention through a latent row", _latent),
     "absorbed": ("attention through a latent row that all heads share", lambda m: _latent(m, lambda c: c.is_absorbed)),
@@ -125,6 +226,31 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         "attention through a latent row with scores that YaRN sharpens",
         lambda m: _latent(m, lambda cfg: abs(sharpness(cfg) - 1) > 1e-6),
     ),
+    "indexer": ("an indexer", lambda m: bool(_n_chosen(m))),
+    "indexer of cells": ("an indexer of cells", lambda m: bool(_indexed(m))),
+    "several chosen": (
+        "an indexer that chooses two cells or more",
+        lambda m: any(n > 1 for n in _n_chosen(m)),
+    ),
+    "shared choice": (
+        "layers that share what an indexer before them chose",
+        lambda m: any(is_sharing(layer) for layer in m.layers),
+    ),
+    "later shared choice": ("layers that share what a later indexer than the first chose", _shares_later),
+    "sinks": ("sinks", lambda m: _has(m, "attn_sinks.weight")),
+    "window": ("a window of two cells or more", lambda m: any(n_window(layer) > 1 for layer, _ in blocks(m))),
+    "head window": ("a window in the head", lambda m: any(map(n_window, _heads(m)))),
+    "compressed rows": ("compressed rows", lambda m: _compressed(m, lambda cfg: cfg.ratio > 0)),
+    "turned values": ("values that are turned by position", _compressed),
+    "clamps": (
+        "experts whose gate is clamped before silu",
+        lambda m: any(
+            "clamped_experts" in layer.block.ffn.entries and layer.ffn_cfg.clamp > LEAST_LIMIT for layer, _ in blocks(m)
+        ),
+    ),
+    "streams": ("several residual streams", _has_streams),
+    "head streams": ("a head of several residual streams", lambda m: _has_streams(m) and bool(m.heads)),
+    "own hc_head": ("an MTP block whose output_hc_* are not the trunk's", _has_own_roots),
     "log multiplier": (
         "attention through a latent row with rope.scaling.yarn_log_multiplier",
         lambda m: _latent(m, lambda cfg: bool(cfg.rope_scaling.ext_factor and cfg.rope_scaling.log_multiplier)),
@@ -136,6 +262,10 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
 _EVERYWHERE = frozenset(
     {"mul_mat", "get_rows", "rms_norm", "rope_table", "store_kv", "head", "mtp_norm", "mtp_concat", "argmax",
      "top_candidates"}
+)  # fmt: skip
+# Those that several residual streams call, around layers and at both ends of a head.
+_OF_STREAMS = frozenset(
+    {"connect", "leave_streams", "streams_input", "stream_weights", "head_weights", "read_streams", "write_streams"}
 )  # fmt: skip
 
 
@@ -153,6 +283,8 @@ def idle_entries(model: Model, replaces: tuple[str, ...]) -> str | None:
         if name in _EVERYWHERE or any(not kind.entries for kind in kinds):
             return None
         if name == "mtp_input" and all(head.sheet.enter is None for head in model.heads):
+            return None
+        if name in _OF_STREAMS and _has_streams(model):
             return None
         if any(name == entry or name in PARTS[entry] for kind in kinds for entry in kind.entries):
             return None

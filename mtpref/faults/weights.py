@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.engine.model import Model
 from mtpref.engine.weights import MtpWeights, Weights
 from mtpref.faults.fault import Fault, Signature, head_ops, head_weights
 from mtpref.faults.matrices import changed, random_like, requantised, with_neighbours_scales, without_second_half
@@ -266,4 +267,22 @@ EH_PROJ_HALF_ZERO = Fault(
     replaces=("heads.weights",),
     predicted=Signature("mtp_eh_proj", "low: what follows a token whatever came before it"),
     apply_model=head_weights(lambda mtp: {"eh_proj": without_second_half(mtp.eh_proj)}),
+)
+
+
+def _all_the_last(model: Model) -> Model:
+    return replace(model, heads=(replace(model.heads[-1]),) * len(model.heads))
+
+
+HEADS_LOADED_FROM_ONE = Fault(
+    id="W14-heads-loaded-from-one",
+    title="Every head of a chain has the weights of the last one",
+    mechanism="Names of all heads are mapped onto one module: what is loaded last stays, and every draft step runs it.",
+    bug_type="WRONG_WEIGHTS",
+    replaces=("heads.weights", "heads.layer"),
+    predicted=Signature("mtp_hnorm", "all but the last position near 0"),
+    seen=(("SGLang #25368", "https://github.com/sgl-project/sglang/pull/25368"),),
+    effect="slower than without drafts",
+    where=("several heads",),
+    apply_model=_all_the_last,
 )

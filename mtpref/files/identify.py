@@ -5,6 +5,7 @@ Owns the marks by which such files are told. Reads keys and tensor names only.
 
 from collections.abc import Collection, Container
 
+from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, printable
 
 # general.type -> what the file is and what to do. Values are those of gguf-py's GGUFType.
@@ -65,6 +66,38 @@ def is_head_only(file: GgufFile) -> bool:
 def has_trunk(names: Container[str]) -> bool:
     """Whether these tensors are a trunk's, too: by what llama.cpp looks for."""
     return "blk.0.attn_norm.weight" in names
+
+
+def miscounted(file: GgufFile, arch: str) -> str | None:
+    """What is wrong with block_count, where a head that is counted lies at the end of the file's blocks, and the key
+    says another number of blocks. None where that is not so, or nothing tells."""
+    n_blocks, n_nextn = (file.get(f"{arch}.{key}") for key in ("block_count", "nextn_predict_layers"))
+    if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not n_nextn:
+        return None
+    blocks, heads = set(), set()
+    for name in file.tensors:
+        parts = name.split(".", 3)
+        if len(parts) > 2 and parts[0] == "blk" and parts[1].isdecimal() and len(parts[1]) < 9:
+            blocks.add(int(parts[1]))
+            heads |= {int(parts[1])} if parts[2] == "nextn" else set()
+    if (
+        not heads
+        or sorted(heads) != list(range(max(blocks) + 1 - n_nextn, max(blocks) + 1))
+        or max(blocks) + 1 == n_blocks
+    ):
+        return None
+    found = f"blk.0 to blk.{max(blocks)}" if 0 in blocks else f"blocks up to blk.{max(blocks)}"
+    return (
+        f"key {arch}.block_count is {n_blocks}, and the file has {found}, the last {n_nextn} of them with nextn "
+        f"tensors: expected {max(blocks) + 1}; convert the model again, or correct the key"
+    )
+
+
+def check_counts(file: GgufFile, arch: str) -> None:
+    """Refuse a file whose block_count is not the number of its blocks, before another key is taken for the wrong."""
+    wrong = miscounted(file, arch)
+    if wrong is not None:
+        raise MtprefError(f"{file.label}: {wrong}")
 
 
 def head_in_trunk(file: GgufFile, n_trunk: int) -> str | None:

@@ -21,7 +21,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.base.settings import Bounds, OneOf, check_fields
 from mtpref.base.typed import parse_json
 from mtpref.engine.decode import NEAR_TIE, STRATEGIES
-from mtpref.engine.model import Model
+from mtpref.engine.model import Model, refuse_assistant
 from mtpref.files.doors import check_output_folder, in_place, read_regular
 from mtpref.files.gguf import GgufFile, open_gguf, printable
 from mtpref.golden import loops
@@ -81,6 +81,7 @@ def generate_vectors(
     Errors      MtprefError for an empty prompt, a pattern that matches nothing, a folder that is there already and
                 holds something else
     """
+    refuse_assistant(model, "golden gen")
     _check_target(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:

@@ -35,11 +35,13 @@ def stack(name: str, tensor: Tensor) -> Stack:
 
 
 def weights_of(x: Inputs) -> dict[str, Any]:
-    """Inputs under their GGUF names: matrices and stacks as they are stored, the rest as float32."""
+    """Inputs under their GGUF names: matrices and stacks as they are stored, ids as int32, the rest as float32."""
     weights: dict[str, Any] = {}
     for name, tensor in x.items():
         is_matrix = len(tensor.shape) == 2 and name.endswith(".weight") and "conv1d" not in name
-        if len(tensor.shape) == 3:
+        if tensor.type_name == "I32":
+            weights[name] = tensor.values()
+        elif len(tensor.shape) == 3:
             weights |= _experts(name, stack(name, tensor))
         elif name == "ffn_gate_inp_shexp.weight":
             weights[name] = Matrix(name, tensor.type_name, 1, tensor.shape[-1], tensor.raw)

@@ -272,14 +272,18 @@ def generate(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs
 
 def rounds(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """A run whose drafts are given, which ends with the round of the last one, and the model state that it leaves:
-    windows and states of every DeltaNet layer, the pending hidden row, positions in the trunk, cells of the head."""
+    what every layer carries, the rows of whole blocks, the pending hidden row, positions in the trunk, cells of the
+    head."""
     drafter = GivenDrafts(params["drafts"])
     tokens = [int(i) for i in inputs["tokens"].values()]
     state, out = _run(model, params, tokens, drafter, len(params["drafts"]))
     for il, layer in enumerate(state.layers):
         for spec in layer.specs:
-            if not spec.positional:
-                out[f"{spec.name}_l{il}"] = np.array(layer.arrays[spec.name], np.float32)
+            kept = layer.arrays[spec.name]
+            if spec.positional and spec.stride > 1:
+                kept = kept[: spec.n_cells(state.n_past)]
+            if not spec.positional or spec.stride > 1:
+                out[f"{spec.name}_l{il}"] = np.array(load_kv(kept, spec.kv_type), np.float32)
     out |= {"pending_h": np.array(state.pending_h), "n_past": state.n_past, "n_mtp": state.heads[0].n_cells}
     return out
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
+from mtpref.engine.decode.drafters import late_rows
 from mtpref.engine.model import Model, Pairs, load, pair, run_heads
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.golden import loops
@@ -152,11 +153,13 @@ def _prompt(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
 
 
 def _mtp(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
-    """The MTP block over pairs (token, hidden row) from position `first_pos` on, on an empty cache."""
+    """The MTP block, of several that of number `head`, over pairs (token, hidden row) from position `first_pos` on, on
+    an empty cache."""
     tokens, tap = _ids(inputs), tap_of(params["wanted"])
     hidden = np.asarray(inputs["hidden"].values(), np.float32)
     state = model.new_state(int(params["first_pos"]) + len(tokens) + 1)
-    model.mtp(state, tokens, hidden, int(params["first_pos"]), n_logits=len(tokens), tap=tap)
+    head, n = int(params.get("head", 0)), len(tokens)
+    model.mtp(state, tokens, hidden, int(params["first_pos"]), n_logits=n, head=head, tap=tap)
     return dict(tap.kept)
 
 
@@ -182,8 +185,11 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
         out = model.mtp(state, row_ids, hidden, pos, n_logits=1, head=head, n_draft_vocab=n_rows)
         candidates, probabilities = model.recipe.ops.top_candidates(out.logits[0])
         token = int(candidates[0])
-        row = steps.chain_row(steps.chain_hidden(out.hidden, contract), contract)
+        own = steps.chain_hidden(out.hidden, contract)
+        row = steps.chain_row(own, contract)
         row_ids, hidden = steps.chain_input(row_ids, hidden, token, row, chained)
+        if chained:
+            hidden = late_rows(model, state, step + 1, hidden, own)
         ids.append(token)
         p.append(np.asarray(probabilities, np.float32))
         states.append(row[0])

@@ -15,8 +15,12 @@ from mtpref import spec
 from mtpref.engine.recipe import Recipe
 from mtpref.golden.format import Case, hex_float, param_float
 from mtpref.golden.inputs import Answer, Inputs, Outputs, f32, matrix, rope_table_of, weights_of
+from mtpref.golden.port_compressed import COMPRESSED_ANSWERS
 from mtpref.golden.port_experts import EXPERTS_ANSWERS
+from mtpref.golden.port_indexer import INDEXER_ANSWERS
 from mtpref.golden.port_latent import LATENT_ANSWERS
+from mtpref.golden.port_streams import STREAMS_ANSWERS
+from mtpref.golden.port_windowed import WINDOWED_ANSWERS
 from mtpref.golden.taps import Tap
 from mtpref.spec import quants
 from mtpref.spec.config import AttnConfig, DeltaConfig
@@ -230,4 +234,8 @@ ANSWERS: dict[str, Answer] = {
     "ffn": _ffn,
     **EXPERTS_ANSWERS,
     **LATENT_ANSWERS,
+    **INDEXER_ANSWERS,
+    **STREAMS_ANSWERS,
+    **COMPRESSED_ANSWERS,
+    **WINDOWED_ANSWERS,
 }

@@ -72,7 +72,7 @@ def _split_qkvz(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
     return {"qkv": qkv, "z": z}
 
 
-def _config(params: Params) -> MoeConfig:
+def moe_config(params: Params) -> MoeConfig:
     """An experts' network as the case's parameters say; widths and counts of experts are the tensors'."""
     return MoeConfig(
         0, 0, int(params["n_used"]), str(params["gating"]), bool(params["normalise"]), param_float(params, "scale"),
@@ -82,13 +82,13 @@ def _config(params: Params) -> MoeConfig:
 
 def _route(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
     tap = Tap()
-    weights, routing = recipe.ops.route(recipe.ops, weights_of(x), _config(params), f32(x["x"]), tap)
+    weights, routing = recipe.ops.route(recipe.ops, weights_of(x), moe_config(params), f32(x["x"]), tap)
     return tap.kept | {"ids": [int(i) for i in routing.ids.reshape(-1)], "w": weights}
 
 
 def _moe_ffn(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
     tap = Tap()
-    y, routing = recipe.ops.moe_ffn(recipe.ops, weights_of(x), _config(params), f32(x["x"]), tap)
+    y, routing = recipe.ops.moe_ffn(recipe.ops, weights_of(x), moe_config(params), f32(x["x"]), tap)
     return tap.kept | {"ids": [int(i) for i in routing.ids.reshape(-1)], "ffn_out": y}
 
 

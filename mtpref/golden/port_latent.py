@@ -49,11 +49,11 @@ def _config(params: Params, *, is_absorbed: bool) -> LatentConfig:
     return replace(cfg, scale=spec.latent_scale(cfg.n_key, cfg.n_row, scaling.freq_scale, magnitude, multiplier))
 
 
-def _table(recipe: Recipe, cfg: LatentConfig, first: int, n_tokens: int) -> Any:
+def table_of(recipe: Recipe, cfg: LatentConfig, first: int, n_tokens: int) -> Any:
     return recipe.ops.rope_table(np.arange(first, first + n_tokens, dtype=np.int32), *rope_constants(cfg.rotary))
 
 
-def _cells(recipe: Recipe, x: Inputs, name: str, shape: tuple[int, int, int], kv_type: str) -> NDArray:
+def cells_of(recipe: Recipe, x: Inputs, name: str, shape: tuple[int, int, int], kv_type: str) -> NDArray:
     """Room for all cells, those that are given in front: (cells, heads, width), rows filled up with zeros."""
     cells = np.zeros(shape, np.float32)
     if name in x:
@@ -64,8 +64,8 @@ def _cells(recipe: Recipe, x: Inputs, name: str, shape: tuple[int, int, int], kv
 
 def _latent_attn_layer(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
     cfg, rows, first, kv_type = _config(params, is_absorbed=True), f32(x["x"]), int(params["first"]), params["kv_type"]
-    cells = _cells(recipe, x, "cells", (first + len(rows), 1, cfg.n_row), kv_type)
-    tap, table = Tap(), _table(recipe, cfg, first, len(rows))
+    cells = cells_of(recipe, x, "cells", (first + len(rows), 1, cfg.n_row), kv_type)
+    tap, table = Tap(), table_of(recipe, cfg, first, len(rows))
     y = recipe.ops.latent_attn_layer(recipe.ops, weights_of(x), cfg, rows, cells, kv_type, first, table, tap)
     return tap.kept | {"attn_output": y}
 
@@ -73,8 +73,8 @@ def _latent_attn_layer(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
 def _expanded_attn_layer(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
     cfg, rows, first, kv_type = _config(params, is_absorbed=False), f32(x["x"]), int(params["first"]), params["kv_type"]
     shape = (first + len(rows), cfg.n_head, cfg.n_row)
-    k, v = (_cells(recipe, x, name, shape, kv_type) for name in ("k_cache", "v_cache"))
-    tap, table = Tap(), _table(recipe, cfg, first, len(rows))
+    k, v = (cells_of(recipe, x, name, shape, kv_type) for name in ("k_cache", "v_cache"))
+    tap, table = Tap(), table_of(recipe, cfg, first, len(rows))
     y = recipe.ops.expanded_attn_layer(recipe.ops, weights_of(x), cfg, rows, k, v, kv_type, first, table, tap)
     return tap.kept | {"attn_output": y}
 

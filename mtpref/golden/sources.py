@@ -23,18 +23,36 @@ from mtpref.engine.model import Head, Layer, Model
 from mtpref.files import gguf, vocab
 from mtpref.golden import format, loops, models, port, taps
 from mtpref.spec.kinds import (
+    CLAMPED_MOE_FFN,
+    COMPRESSED_ATTENTION,
     GATED_ATTENTION,
     GATED_DELTA_NET,
     GROUPED_DELTA_NET,
+    HALF_ROTARY_ATTENTION,
+    HALF_ROTARY_HEAD_ATTENTION,
+    HALVES_ALL_CELLS,
+    HALVES_INDEXED,
+    HASHED_MOE_FFN,
     LATENT_ATTENTION,
+    LIMITED_FFN,
+    LIMITED_MOE_FFN,
     MOE_FFN,
+    PAIRS_ALL_CELLS,
+    PAIRS_INDEXED,
+    PAIRS_SHARING,
+    SIGMOID_MOE_FFN,
     SOFTMAX_MOE_FFN,
     SWIGLU_FFN,
     TEXT_ATTENTION,
     WHOLE_ROTARY_ATTENTION,
+    WINDOW_ATTENTION,
+    WINDOWED_ATTENTION,
+    WINDOWED_HEAD_ATTENTION,
+    HyperConnected,
     Sequential,
 )
 from mtpref.spec.ops import Ops, spec_ops
+from mtpref.spec.ops.compose_streams import enter_streams, leave_streams, streams_input
 from mtpref.spec.steps import Steps
 
 PACKAGE = __name__.partition(".")[0]
@@ -56,6 +74,26 @@ WHOLE_MODEL = {
     "SOFTMAX_MOE_FFN": SOFTMAX_MOE_FFN,
     "MOE_FFN": MOE_FFN,
     "LATENT_ATTENTION": LATENT_ATTENTION,
+    "HALVES_INDEXED": HALVES_INDEXED,
+    "HALVES_ALL_CELLS": HALVES_ALL_CELLS,
+    "PAIRS_INDEXED": PAIRS_INDEXED,
+    "PAIRS_SHARING": PAIRS_SHARING,
+    "PAIRS_ALL_CELLS": PAIRS_ALL_CELLS,
+    "HyperConnected": HyperConnected,
+    "enter_streams": enter_streams,
+    "leave_streams": leave_streams,
+    "streams_input": streams_input,
+    "COMPRESSED_ATTENTION": COMPRESSED_ATTENTION,
+    "WINDOW_ATTENTION": WINDOW_ATTENTION,
+    "CLAMPED_MOE_FFN": CLAMPED_MOE_FFN,
+    "HASHED_MOE_FFN": HASHED_MOE_FFN,
+    "WINDOWED_ATTENTION": WINDOWED_ATTENTION,
+    "WINDOWED_HEAD_ATTENTION": WINDOWED_HEAD_ATTENTION,
+    "HALF_ROTARY_ATTENTION": HALF_ROTARY_ATTENTION,
+    "HALF_ROTARY_HEAD_ATTENTION": HALF_ROTARY_HEAD_ATTENTION,
+    "LIMITED_FFN": LIMITED_FFN,
+    "LIMITED_MOE_FFN": LIMITED_MOE_FFN,
+    "SIGMOID_MOE_FFN": SIGMOID_MOE_FFN,
 }
 IGNORED = {"ctx", "annotation", "returns", "type_comment", "type_params", "kind", "simple"}
 

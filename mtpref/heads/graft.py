@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mtpref.architectures import D2T
+from mtpref.architectures import ARCHITECTURES, D2T
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile
 from mtpref.files.identify import has_trunk
@@ -40,6 +40,11 @@ def graft(trunk: GgufFile, source: GgufFile | Source) -> Graft:
             "the order is: mtpref graft TRUNK HEAD -o OUT"
         )
     own = layout_of(trunk)
+    if ARCHITECTURES[own.arch].head is None:
+        raise MtprefError(
+            f"{trunk.label}: models of {own.arch} have no place for an MTP head; their assistant stays a file of its "
+            "own, `model_draft` of a run"
+        )
     if isinstance(source, GgufFile):
         theirs, head = layout_of(source), source_of(source)
     else:

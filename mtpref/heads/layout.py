@@ -47,6 +47,11 @@ def layout_of(file: GgufFile) -> HeadLayout:
     arch = str(file.require("general.architecture", "str"))
     if arch not in ARCHITECTURES:
         raise MtprefError(f"{file.label}: architecture {printable(arch)}, expected one of {', '.join(ARCHITECTURES)}")
+    if ARCHITECTURES[arch].target:
+        raise MtprefError(
+            f"{file.label}: this is an assistant of {ARCHITECTURES[arch].target} models: a head in a file of its own "
+            "already, `model_draft` of its target; nothing is put in, taken out or split off"
+        )
     n_block = int(file.require(f"{arch}.{BLOCK_COUNT}", "int"))
     n_nextn = int(file.require(f"{arch}.{NEXTN}", "int")) if f"{arch}.{NEXTN}" in file.kv else 0
     if not 0 <= n_nextn < n_block:

@@ -3,7 +3,7 @@
 Source: llama.cpp conversion/qwen.py, filter_tensors and set_gguf_parameters.
 """
 
-from mtpref.architectures import ARCHITECTURES, D2T, SHARED
+from mtpref.architectures import ARCHITECTURES, D2T, SHARED, assistant_of
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufFile, listed
 from mtpref.files.identify import has_trunk
@@ -50,6 +50,11 @@ def strip(file: GgufFile) -> Contents:
 
 def _with_head(file: GgufFile) -> HeadLayout:
     layout = layout_of(file)
+    if not layout.n_nextn and assistant_of(layout.arch) is not None:
+        raise MtprefError(
+            f"{file.label}: no MTP head: an assistant drafts for models of {layout.arch}, in a file of its own; "
+            "there is nothing to extract or to strip"
+        )
     if not layout.n_nextn:
         raise MtprefError(
             f"{file.label}: no MTP head (key {layout.arch}.{NEXTN} is absent or 0), expected one; "

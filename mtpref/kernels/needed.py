@@ -12,6 +12,7 @@ from mtpref.spec.products import ACTIVATION_TYPES, TILE_TYPES
 
 # The slowest to compile, seconds first: helpers begin with them. Others take less than a second.
 SLOWEST = (
+    "layers.attend_cells.attend_cells",
     "layers.attend._attention_tiles",
     "fused.delta_mixer._delta_groups",
     "products.mul_mats.all_products",
@@ -27,10 +28,16 @@ PANEL_TYPES = ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
 FLOAT_TYPES = ("F32", "F16", "BF16")
 
 _ALWAYS = (
-    *("layers.norms._rms_norm", "layers.norms.swiglu_part", "layers.rotary._rope_table"),
+    *("layers.norms._rms_norm", "layers.rotary._rope_table"),
     *("choices._argmax", "choices._top_candidates"),
 )
 _LOOPS = ("layers.norms._all_rms_norm",)
+# Of latent layers and of those with a window: cells that lie beside each other.
+_CELLS = ("layers.attend_cells.attend_cells", "layers.rotary._rope_pairs")
+_STREAMS = tuple(f"layers.streams.{name}" for name in ("_stream_weights", "_read_streams", "_write_streams"))
+# Of an indexer: its keys are turned by neighbours or by halves, as the architecture has it.
+_INDEXER = (*(f"layers.choose.{name}" for name in ("_index_scores", "_select_cells", "_selection_gap")),
+            "layers.rotary._rope")  # fmt: skip
 # Of gated DeltaNet layers, and of the gated attention that stands among them.
 _DELTA = ("fused.delta_mixer._delta_groups", "layers.norms._attn_gate")
 _DELTA_LOOPS = ("fused.delta_mixer._all_delta_groups",)
@@ -47,6 +54,9 @@ class Needs:
     has_ffn       whether there are dense feed-forward networks
     head_types    of the matrices that latent attention has for each head: products within its one call
     has_attention whether there are layers of attention of another kind
+    has_streams   whether there are several residual streams, with attention over a window, and clamped experts
+    has_rows      whether there are compressed rows, and has_row_choice whether some of them are chosen
+    has_indexer   whether an indexer chooses cells of latent rows
     """
 
     types: frozenset[str]
@@ -56,11 +66,16 @@ class Needs:
     has_ffn: bool = True
     head_types: frozenset[str] = frozenset()
     has_attention: bool = True
+    has_streams: bool = False
+    has_rows: bool = False
+    has_row_choice: bool = False
+    has_indexer: bool = False
 
 
 def needs_of(tensors: Mapping[str, Any]) -> Needs:
     """Told from a file's tensors by name; a tensor has a type_name and a shape."""
-    matrices = {name: t for name, t in tensors.items() if len(t.shape) in (2, 3) and "conv1d" not in name}
+    tables = "conv1d", "tid2eid"
+    matrices = {n: t for n, t in tensors.items() if len(t.shape) in (2, 3) and not any(word in n for word in tables)}
     routers = {name: t for name, t in matrices.items() if "_gate_inp" in name}
     experts = {name: t for name, t in matrices.items() if "_exps." in name or "_shexp." in name}
     heads = {name: t for name, t in matrices.items() if name.endswith(("attn_k_b.weight", "attn_v_b.weight"))}
@@ -71,7 +86,11 @@ def needs_of(tensors: Mapping[str, Any]) -> Needs:
         any(name.endswith("ssm_conv1d.weight") for name in tensors),
         any(name.endswith(".ffn_up.weight") for name in tensors),
         frozenset(t.type_name for t in heads.values()),
-        not heads,
+        not heads and not any(".hc_attn_fn." in name for name in tensors),
+        *(
+            any(f".{part}.weight" in name for name in tensors)
+            for part in ("hc_attn_fn", "attn_compressor_kv", "indexer_compressor_kv", "indexer.attn_k")
+        ),
     )
 
 
@@ -86,15 +105,20 @@ def needed_kernels(needs: Needs, kv_types: Iterable[str], *, wide: bool, repack:
     if needs.has_delta:
         serial.update(_DELTA)
         loops.update(_DELTA_LOOPS)
-    one = _attention(needs, kv_types, wide, repack)
-    serial.update(one[0])
-    loops.update(one[1])
+    for one in (_attention(needs, kv_types, wide, repack), _streams(needs, kv_types, wide, repack),
+                _indexer(needs, wide)):  # fmt: skip
+        serial.update(one[0])
+        loops.update(one[1])
     for name in needs.types:
         one = _of_matrix(name, wide, repack)
         serial.update(one[0])
         loops.update(one[1])
     if not needs.has_delta:
         loops.discard("fused.delta_mixer._whole_layer")
+    if needs.has_ffn or (not needs.has_streams and any(map(_is_tiled, needs.expert_types))):
+        serial.add("layers.norms.swiglu_part")
+    if needs.expert_types and (needs.has_streams or not any(map(_is_tiled, needs.expert_types))):
+        serial.add("layers.norms.limited_part")
     if not needs.has_ffn:
         loops.discard("fused.ffn._all_ffn")
     elif "fused.ffn._all_ffn" not in loops:
@@ -115,20 +139,47 @@ _Names = tuple[tuple[str, ...], tuple[str, ...]]  # kernels of one thread; paral
 
 def _attention(needs: Needs, kv_types: Iterable[str], wide: bool, repack: bool) -> _Names:
     """Of attention: latent attention multiplies cached rows as a matrix of their type."""
+    if needs.has_streams:
+        return (), ()
     is_fused = bool(needs.head_types) and not wide and not any(map(_is_tiled, needs.head_types))
     if is_fused and not needs.has_attention:
-        serial = {"fused.latent.latent_tasks"}
+        serial = {"fused.latent.latent_tasks", *_CELLS}
         for name in needs.head_types:
             serial.update(_of_stacks(name, wide, repack))
         for name in kv_types:
             serial.update(_of_stacks(name, wide, repack))
         return tuple(serial), ("fused.latent.all_latent_tasks",)
     others = ["quants.activations.round_to"] if set(kv_types) - {"F32"} else []
-    if needs.has_attention:
-        others.append("layers.rotary._rope")
+    others.append("layers.rotary._rope" if needs.has_attention else "layers.rotary._rope_pairs")
     products = [name for kind in needs.head_types for name in _of_matrix(kind, wide, repack)[0]]
     kind = "tasks" if wide else "tiles"
     return (f"layers.attend._attention_{kind}", *others, *products), (f"layers.attend._all_attention_{kind}",)
+
+
+def _streams(needs: Needs, kv_types: Iterable[str], wide: bool, repack: bool) -> _Names:
+    """Of residual streams, and of the attention that such models have: `exact` numerics compose that."""
+    if not needs.has_streams:
+        return (), ()
+    serial, loops = {*_STREAMS, "layers.rotary._rope_pairs"}, set()
+    if needs.has_rows:
+        serial.add("layers.compressed._compress_rows")
+    if needs.has_row_choice:
+        serial.add("layers.choose.choose_rows")
+        loops.add("fused.window.all_choose_rows")
+    if not wide:
+        serial.update({"fused.window.window_tasks", *_CELLS})
+        loops.add("fused.window.all_window_tasks")
+        for name in kv_types:
+            serial.update(_of_stacks(name, wide, repack))
+    return tuple(serial), tuple(loops)
+
+
+def _indexer(needs: Needs, wide: bool) -> _Names:
+    """Keys of an indexer are multiplied as a matrix of F32."""
+    if not needs.has_indexer:
+        return (), ()
+    products, loops = _of_matrix("F32", wide, False)
+    return (*_INDEXER, *products), tuple(name for name in loops if name not in _OF_LAYERS)
 
 
 # Of a layer in one call.

@@ -52,10 +52,20 @@ def record(model: Model, prompt_ids: list[int], pattern: str) -> Recorder:
     recorder = Recorder(pattern)
     state = model.new_state(max(len(prompt_ids), 1))
     run_both(model, state, prompt_ids, with_logits=True, tap=recorder)
+    if model.has_assistant and len(prompt_ids) > 1:
+        _run_assistant(model, prompt_ids, recorder)
     if not recorder.tensors:
         kinds = sorted({re.sub(r"-\d+$", "-N", name) for name in recorder.seen})
         raise MtprefError(f"`tensors`: {pattern!r} matches none of {', '.join(kinds)}")
     return recorder
+
+
+def _run_assistant(model: Model, prompt_ids: list[int], tap: Recorder) -> None:
+    """The first step of a draft after the prompt: its last token, over the cells of those before it."""
+    state = model.new_state(len(prompt_ids))
+    out = model.trunk(state, prompt_ids[:-1], n_logits=0)
+    rows = model.recipe.steps.target_hidden(out.hidden, model.recipe.contract)
+    model.mtp(state, prompt_ids[-1:], rows[-1:], state.n_past, n_logits=1, tap=tap)
 
 
 def write_dump(path: str | Path, model: Model, prompt_ids: list[int], tensors: dict[str, NDArray[np.float32]]) -> None:

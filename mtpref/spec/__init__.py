@@ -1,11 +1,12 @@
-"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80, S94 to S97
-and S121 to S124, as docs/spec.md numbers them.
+"""The numerical specification: pure functions, S1 to S29, S41 to S51, S53, S54, S60 to S63, S70 to S80, S94 to S97,
+S100 to S103 and S121 to S124, as docs/spec.md numbers them.
 
 Read in this order: arith (S1 to S4), quant (S5), products (S6, S7), layers (S8 to S18), mtp (S19 to S24), sampling
 (S25 to S29), moe (S41 to S47), projections (S49 to S51), latent (S53, S54: RoPE and scale of latent attention), indexer
 (S60 to S63: which cells are seen), streams (S70 to S73), compressed (S74 to S80), windowed (S94 to S97: sinks, gates of
-heads, limits), ssm (S121 to S124: Mamba-2, networks without a gate). Nothing here has state, reads a file or chooses a
-path. The Numba twins in mtpref/kernels compute the same bits.
+heads, limits), unscaled (S100 to S103: attention without a scale, GELU, caps), ssm (S121 to S124: Mamba-2, networks
+without a gate). Nothing here has state, reads a file or chooses a path. The Numba twins in mtpref/kernels compute the
+same bits.
 """
 
 from mtpref.spec.arith import (
@@ -41,6 +42,7 @@ from mtpref.spec.indexer import (
     hadamard,
     index_scores,
     layer_norm,
+    rotation_of,
     select_cells,
     selection_gap,
 )
@@ -137,6 +139,15 @@ from mtpref.spec.sampling import (
 )
 from mtpref.spec.ssm import conv_bias_silu, gated_group_norm, relu_squared, rms_norm_of_groups, ssm_scan
 from mtpref.spec.streams import head_weights, read_streams, sinkhorn, stream_weights, write_streams
+from mtpref.spec.unscaled import (
+    geglu,
+    geglu_f16,
+    gelu,
+    scaled_embedding,
+    soft_cap,
+    tanh64,
+    unscaled_attention,
+)
 from mtpref.spec.windowed import (
     cell_attention,
     divided_frequencies,
@@ -197,6 +208,9 @@ __all__ = [
     "fma32",
     "gated_group_norm",
     "gated_norm",
+    "geglu",
+    "geglu_f16",
+    "gelu",
     "get_rows",
     "group_scores",
     "hadamard",
@@ -238,11 +252,13 @@ __all__ = [
     "rope_interleaved",
     "rope_last",
     "rope_table",
+    "rotation_of",
     "round_bf16",
     "round_f16",
     "router_gap",
     "row_scores",
     "rsqrt64",
+    "scaled_embedding",
     "scaled_frequencies",
     "scaled_output",
     "select_cells",
@@ -254,6 +270,7 @@ __all__ = [
     "sincos64",
     "sink_attention",
     "sinkhorn",
+    "soft_cap",
     "softplus",
     "split_beta_alpha",
     "split_q_gate",
@@ -263,11 +280,13 @@ __all__ = [
     "stream_weights",
     "sum_experts",
     "swiglu",
+    "tanh64",
     "temperature",
     "top_candidates",
     "top_k",
     "top_p",
     "uniform",
+    "unscaled_attention",
     "weigh_experts",
     "window_start",
     "without_ids",

@@ -66,8 +66,7 @@ def row_scores(q: F32, rows: F32, weights: F32) -> F32:
     Shapes   q: (n_head, D), rows: (R, D), weights: (n_head,) -> (R,)
     Dtypes   products in float64 in the lane order (S2), rounded to float32; then each product and each sum rounded on
              its own, heads in their order (S62, of a token that sees every row)
-    Source   DeepSeek-V3.2's lightning indexer; llama.cpp turns q and rows by one orthonormal matrix first, which leaves
-             the products as they are but for rounding
+    Source   DeepSeek-V3.2's lightning indexer
     """
     products = lane_sum_products(rows[:, None, :], q[None]).astype(np.float32)
     return index_scores(products.T[None], weights[None], len(rows) - 1)[0]

@@ -315,6 +315,38 @@ class WindowedConfig:
 
 
 @dataclass(frozen=True)
+class UnscaledConfig:
+    """An attention layer whose scores are not scaled; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_key: int
+    n_window: int  # cells that a query sees, its own among them; 0: all
+    n_rot: int
+    freq_base: float
+    rms_eps: float
+    has_cells: bool = True  # whether it has cells of its own
+    source: int | None = None  # else the layer that has them: of the same trunk, or of the target's
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+    @property
+    def rotary(self) -> AttnConfig:
+        """What is turned, as an attention layer of its own (S10)."""
+        shape = self.n_embd, self.n_head, self.n_head_kv, self.n_key, self.n_rot
+        return AttnConfig(*shape, None, self.freq_base, self.rms_eps, self.rope_scaling)
+
+
+@dataclass(frozen=True)
+class InputsConfig:
+    """What layers are given of the tokens beside the stream."""
+
+    n_layer: int
+    n_own: int  # numbers for each layer; 0: none
+    rms_eps: float
+
+
+@dataclass(frozen=True)
 class SsmConfig:
     """A Mamba-2 layer; names and keys stand in the architecture's data sheet."""
 
@@ -358,6 +390,14 @@ class MoeConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """A dense network and experts side by side."""
+
+    moe: MoeConfig
+    rms_eps: float
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """What belongs to the model as a whole."""
 
@@ -373,10 +413,13 @@ class ModelConfig:
     logit_scale: float = 0.0  # what logits are multiplied with (S118); 0: nothing
 
 
-def read_model_config(v: Values) -> ModelConfig:
-    """Errors  MtprefError for counts that contradict each other, or a key that is missing"""
+def read_model_config(v: Values, *, is_assistant: bool = False) -> ModelConfig:
+    """is_assistant: every block is the head's
+
+    Errors  MtprefError for counts that contradict each other, or a key that is missing
+    """
     n_block = v["n_block"]
-    n_nextn = v.meta.u32("nextn_predict_layers", 0, low=0, high=n_block - 1)
+    n_nextn = v.meta.u32("nextn_predict_layers", 0, low=0, high=n_block - (not is_assistant))
     has_layer_norms = "norm_eps" in list(v) and not v["rms_eps"]
     return ModelConfig(
         arch=v.meta.arch,

@@ -22,8 +22,8 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "new_prompt": ("zero", "stale"),
     "replay": ("right", "stale"),
     "heads": ("each", "first"),
-    "chain_end": ("cap", "reuse"),
-    "catch_up": ("target", "chain"),
+    "chain_end": ("cap", "reuse", "wrap"),
+    "catch_up": ("target", "chain", "delayed"),
     "chain_row": ("last", "first"),
 }
 # Fields that the architecture decides unless they are set.
@@ -58,9 +58,11 @@ class MtpContract:
     replay      the pending hidden that a replayed batch starts from: `right`, or `stale` (the last row of the rejected
                 batch: llama.cpp on architectures without recurrent snapshots)
     heads       of several heads: `each` drafts one token, or the `first` drafts them all as if it were alone
-    chain_end   behind the last head of a chain: `cap` (the draft ends: llama.cpp) or `reuse` (it runs again)
-    catch_up    the rows that a further head of a chain catches up with: those of the `target` (llama.cpp), or, along
-                the `chain`, those of the head before it
+    chain_end   after the last head of a chain: `cap` (the draft ends: llama.cpp), `reuse` (it runs again) or `wrap`
+                (the first one follows: vLLM's step number modulo the number of heads)
+    catch_up    the rows that head j of a chain is given over the text: `target`, the trunk's, as head 0 is (llama.cpp);
+                `chain`, what head j - 1 made of the token before (SGLang's Step-3.5); `delayed`, the trunk's of j
+                tokens earlier (SGLang's MiMo). Within a draft `target` hands on the heads' own rows, the others go on
     chain_row   the row that a head of a chain hands on: its `last`, of the token that it drafted after, or its `first`,
                 of the draft's opening token (llama.cpp on hy_v3 with several heads)
     Errors      SettingError for a value that a field does not have

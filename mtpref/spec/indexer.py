@@ -14,7 +14,7 @@ from mtpref.spec.arith import F32, lane_sum_products, rsqrt64
 from mtpref.spec.moe import IDS
 from mtpref.spec.products import Matrix
 
-LEAST_ROTATION = 64  # an indexer's key is as wide or wider, by powers of two
+LEAST_ROTATION = 64  # an indexer's key has that many dimensions, or a multiple of it
 NO_CELL = -1
 
 
@@ -53,7 +53,7 @@ def hadamard(size: int) -> Matrix:
     """S61. The rotation of an indexer's queries and keys, applied by S6: the Walsh-Hadamard matrix, orthonormal.
 
     Formula  H[i, j] = (-1)^popcount(i & j) / sqrt(size)
-    Shapes   (size, size), size the width of a key: a power of two
+    Shapes   (size, size), size that of S61's `rotation_of`
     Dtypes   float32, the value rounded once
     Source   llama.cpp src/llama-kv-cache.cpp; it changes no score in exact arithmetic, and decides how keys are rounded
              when they are stored in 16 bits
@@ -63,6 +63,13 @@ def hadamard(size: int) -> Matrix:
         signs = np.block([[signs, signs], [signs, -signs]])
     values = signs * rsqrt64(np.asarray(size, np.float64)).astype(np.float32)
     return Matrix("", "F32", size, size, values.view(np.uint8).reshape(-1))
+
+
+def rotation_of(width: int) -> int:
+    """S61. How many neighbouring dimensions are rotated together: the greatest power of two, LEAST_ROTATION or more,
+    that divides a key's width; 0 where none does."""
+    size = width & -width
+    return size if size >= LEAST_ROTATION else 0
 
 
 def index_scores(products: F32, weights: F32, first: int) -> F32:

@@ -92,12 +92,16 @@ class LayerState:
 
 @dataclass
 class HeadState:
-    """What a sequence keeps for one MTP head: cell c of its layer is position start + c."""
+    """What a sequence keeps for one MTP head: cell c of its layer is position start + c.
+
+    held  hidden rows that the head is still to be given (S113), None where it is never late
+    """
 
     layer: LayerState
     poison: bool = False
     n_cells: int = 0
     start: int = 0
+    held: NDArray[np.float32] | None = None
 
     @property
     def pos(self) -> int:
@@ -126,12 +130,14 @@ class Checkpoint:
     """What `ModelState.restore` needs: lengths and copies of whatever has no past of its own.
 
     heads  (n_cells, start) of each head
+    held   the rows that each head holds back
     """
 
     n_past: int
     heads: tuple[tuple[int, int], ...]
     pending_h: NDArray[np.float32]
     recurrent: tuple[dict[str, NDArray], ...]
+    held: tuple[NDArray[np.float32] | None, ...] = ()
 
     @property
     def n_bytes(self) -> int:
@@ -190,6 +196,8 @@ class ModelState:
             layer.planes = {}
         self._cut(0)
         self.trim_heads(0)
+        for head in self.heads:
+            head.held = None
 
     # --------------------------------------------------------------------------------- roll back
 
@@ -208,7 +216,8 @@ class ModelState:
         recurrent = tuple(
             {s.name: layer.arrays[s.name] for s in layer.specs if not s.positional} for layer in self.layers
         )
-        return Checkpoint(self.n_past, tuple(h.lengths for h in self.heads), self.pending_h.copy(), recurrent)
+        held = tuple(head.held for head in self.heads)  # replaced by every pass, never written into
+        return Checkpoint(self.n_past, tuple(h.lengths for h in self.heads), self.pending_h.copy(), recurrent, held)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Back to the checkpoint, which stays usable. Cells behind it are cut.
@@ -231,6 +240,8 @@ class ModelState:
         for head, (n_cells, start) in zip(self.heads, checkpoint.heads, strict=True):
             head.start = start
             head.trim(start + n_cells)
+        for head, held in zip(self.heads, checkpoint.held, strict=False):
+            head.held = held
         self.pending_h = checkpoint.pending_h.copy()
 
     def choose_plane(self, n_drop: int) -> None:
@@ -278,6 +289,9 @@ class ModelState:
                 array = layer.arrays[spec.name]
                 yield f"{spec.name}_l{il}", array[: spec.n_cells(length)] if spec.positional else array
         yield "pending_h", self.pending_h
+        for i, head in enumerate(self.heads):
+            if head.held is not None:
+                yield f"held_{i}", head.held
 
     def digest(self) -> str:
         """SHA-256 over lengths and live bits: equal digests mean equal state."""

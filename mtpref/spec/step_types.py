@@ -179,6 +179,14 @@ class CatchUpRows(Protocol):
     def __call__(self, paired: F32, before: F32 | None, contract: MtpContract, /) -> F32: ...
 
 
+class HoldBack(Protocol):
+    def __call__(self, rows: F32, held: F32 | None, head: int, contract: MtpContract, /) -> tuple[F32, F32 | None]: ...
+
+
+class HeldRows(Protocol):
+    def __call__(self, hidden: F32, own: F32, held: F32 | None, pending: F32, contract: MtpContract, /) -> F32: ...
+
+
 class StepEntries(TypedDict, total=False):
     """Some steps, as keywords or as a record: what stands in for the table's own."""
 
@@ -215,3 +223,5 @@ class StepEntries(TypedDict, total=False):
     chain_row: ChainRow
     chain_input: ChainInput
     catch_up_rows: CatchUpRows
+    hold_back: HoldBack
+    held_rows: HeldRows

@@ -138,12 +138,15 @@ def ends_text(is_eog: bool, is_last: bool) -> bool:
 def chain_head(step: int, n_heads: int, contract: MtpContract) -> int | None:
     """S99. The head that a draft step runs; None: there is none, and the draft ends.
 
-    Rule     step i runs head i. Behind the last head the draft ends, or with `chain_end` reuse the last one runs again.
+    Rule     step i runs head i. After the last head the draft ends, or with `chain_end` reuse the last one runs again,
+             with wrap the first one follows it.
              A model of one head, and one whose `heads` is first, runs head 0 in every step and is no chain
     """
     if not is_chain(n_heads, contract):
         return 0
-    return step if step < n_heads else n_heads - 1 if contract.chain_end == "reuse" else None
+    if step < n_heads or contract.chain_end == "wrap":
+        return step % n_heads
+    return n_heads - 1 if contract.chain_end == "reuse" else None
 
 
 def is_chain(n_heads: int, contract: MtpContract) -> bool:
@@ -177,7 +180,36 @@ def catch_up_rows(paired: F32, before: F32 | None, contract: MtpContract) -> F32
     paired  the target's rows, paired by S20: what every head takes
     before  what the head before it gave at the same positions, None for the first: only with `catch_up` chain
     """
-    return paired if before is None or contract.catch_up == "target" else before
+    return before if before is not None and contract.catch_up == "chain" else paired
+
+
+def hold_back(rows: F32, held: F32 | None, head: int, contract: MtpContract) -> tuple[F32, F32 | None]:
+    """S113. The rows that a head of a chain catches up with, some tokens late, and those that it holds for later.
+
+    Rule     with `catch_up` target none are late. With chain head j >= 1 is a token late, with delayed j tokens.
+             The first rows of a text are zero
+    Shapes   rows: (T, n_hidden), as catch_up_rows chose them; held: (n, n_hidden) of the batch before -> the same two
+    """
+    n = {"target": 0, "chain": min(head, 1), "delayed": head}[contract.catch_up]
+    if n == 0:
+        return rows, None
+    before = np.zeros((n, rows.shape[1]), np.float32) if held is None else held
+    joined = np.concatenate([before, rows])
+    return joined[: len(rows)], joined[len(rows) :]
+
+
+def held_rows(hidden: F32, own: F32, held: F32 | None, pending: F32, contract: MtpContract) -> F32:
+    """S113. The rows of a draft step of a chain, as the head's text had them.
+
+    Rule     with `catch_up` target those of S99. With chain the row that the head holds, then all rows of the step
+             before; with delayed the rows that it holds, then the pending row. A row that is not there is zero
+    Shapes   hidden: (n, n_hidden), of S99; own: the rows of the head before; pending: (n_hidden,) -> (n, n_hidden)
+    """
+    if contract.catch_up == "target":
+        return hidden
+    none = np.zeros((len(hidden), hidden.shape[1]), np.float32)
+    late = none[:1] if held is None else held
+    return np.concatenate([none, late, own if contract.catch_up == "chain" else pending[None]])[-len(hidden) :]
 
 
 @dataclass(frozen=True)
@@ -217,3 +249,5 @@ class Steps:
     chain_row: step_types.ChainRow = chain_row  # S99
     chain_input: step_types.ChainInput = chain_input  # S99
     catch_up_rows: step_types.CatchUpRows = catch_up_rows  # S99
+    hold_back: step_types.HoldBack = hold_back  # S113
+    held_rows: step_types.HeldRows = held_rows  # S113

@@ -1,4 +1,4 @@
-"""The models of the cases with experts: one of each architecture, as small as the planted rule allows.
+"""The models of the cases of other architectures than qwen35: one of each, as small as the planted rule allows.
 
     python tools/golden/moe_models.py [-o DIR]
 
@@ -13,9 +13,11 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 import numpy as np
-from make_micro import MicroVariant, make_micro_moe
+from make_micro import MicroVariant, make_micro_chain, make_micro_moe, make_micro_streams
+from micro_chain import MIMO, ChainShape
 from micro_moe import LatentShape, MoeShape
 from micro_plant import MicroShape
+from micro_streams import StreamsShape
 
 from golden.streams import stream
 
@@ -40,6 +42,34 @@ MODELS: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
     "hy_v3": (2, 70, _PLAIN, MicroVariant()),
     "deepseek2": (5, 70, _LATENT, MicroVariant()),
 }
+# An indexer that leaves cells out of short prompts; in glm-dsa the second layer sees what the first one chose.
+_INDEXED = LatentShape(n_query=32, n_row=32, n_rot=8, n_nope=32, n_value=16, n_index_head=4, n_top=4, yarn=1.0)
+_CHOICE = replace(_PLAIN, fused=False, latent=_INDEXED)
+_SHARING = replace(_GROUPS, latent=replace(_INDEXED, types=(True, False, True), yarn=None, gating=None),
+                   n_group=1, n_group_used=0, micro=replace(_MICRO, n_layer=3))  # fmt: skip
+INDEXED: dict[str, tuple[int, float, MoeShape, MicroVariant]] = {
+    "deepseek32": (5, 70, _CHOICE, MicroVariant()),
+    "glm-dsa": (5, 70, _SHARING, MicroVariant()),
+}
+# deepseek4: each ratio once, windows and choices that short prompts fill, limits of every kind.
+STREAMS = (
+    5, 70,
+    StreamsShape(
+        ratios=(4, 128, 0), n_hashed=1, n_head=4, n_head_width=32, n_query=32, n_window=4, n_group=2, n_group_width=16,
+        n_index_head=4, n_index=32, n_best=2, n_expert=5, n_used=2, n_ff_exp=32, clamp=(0.6, 0.8, 0.0, 0.7),
+        clamp_shared=(3.0, 1.5, 0.0, 2.0), micro=replace(_MICRO, n_layer=3),
+    ),
+)  # fmt: skip
+# Two heads in a chain; windows that short prompts fill, limits and sinks.
+_STEP = ChainShape(
+    windowed=(0, 1, 0, 1), moe=(1, 0, 1, 0), n_head=(2, 4), n_head_kv=(1, 2), n_rot=8, n_window=4, n_expert=5, n_used=2,
+    clamp=(0.2, 0.0, 0.15, 0.0), clamp_shared=(0.3, 0.0, 8.0, 9.0), factors=True, micro=_MICRO,
+)  # fmt: skip
+_MIMO = replace(
+    MIMO, windowed=(0, 1, 1, 1), moe=(1, 0, 0, 0), n_head=(4, 4), n_head_kv=(1, 2), n_window=4, n_expert=5, n_used=2,
+    micro=_MICRO,
+)  # fmt: skip
+CHAINS: dict[str, tuple[int, float, ChainShape]] = {"step35": (5, 70, _STEP), "mimo2": (5, 70, _MIMO)}
 
 
 def path_of(arch: str) -> str:
@@ -55,8 +85,12 @@ def prompt(name: str, n: int) -> list[int]:
 def make(root: Path) -> None:
     """Write the models below `root`."""
     (root / "models").mkdir(parents=True, exist_ok=True)
-    for arch, (seed, accept, shape, variant) in MODELS.items():
+    for arch, (seed, accept, shape, variant) in (MODELS | INDEXED).items():
         make_micro_moe(root / path_of(arch), arch, seed, accept, "Q8_0", shape, variant)
+    for arch, (seed, accept, chain) in CHAINS.items():
+        make_micro_chain(root / path_of(arch), arch, seed, accept, "Q8_0", chain)
+    seed, accept, streams = STREAMS
+    make_micro_streams(root / path_of("deepseek4"), seed, accept, "Q8_0", streams)
 
 
 if __name__ == "__main__":

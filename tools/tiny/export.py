@@ -43,7 +43,9 @@ def add_metadata(writer: gguf.GGUFWriter, cfg: TinyConfig, python_version: str, 
     writer.add_type("model")
     writer.add_name(NAME)
     writer.add_license("MIT")
-    writer.add_description(f"Trained on the standard library of CPython {python_version} (PSF-2.0)")
+    writer.add_description(
+        f"Trained on stories of its own grammar and the standard library of CPython {python_version} (PSF-2.0)"
+    )
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if quantised else gguf.LlamaFileType.ALL_F32)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(n_block)

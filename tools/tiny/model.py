@@ -45,7 +45,7 @@ class ZeroCentredNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight + 1.0, RMS_EPS)
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight + 1.0, RMS_EPS)
 
 
 class PlainNorm(nn.Module):
@@ -56,7 +56,7 @@ class PlainNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, RMS_EPS)
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, RMS_EPS)
 
 
 class DepthwiseConv(nn.Module):
@@ -94,6 +94,7 @@ def delta_rule_naive(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -
     return torch.stack(outputs, 2)
 
 
+@torch.autocast("cpu", enabled=False)
 def delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunk: int = 32) -> Tensor:
     """The same rule with the UT transform: one triangular solve per chunk, then a short loop over chunks.
 
@@ -132,6 +133,11 @@ def delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor,
     return torch.stack(outputs, 2).reshape(batch, heads, n_chunks * chunk, -1)[:, :, :n_tokens]
 
 
+def in_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same values as float32, whatever the layers around compute in."""
+    return tuple(x.float() for x in tensors)
+
+
 class LinearAttention(nn.Module):
     """Gated DeltaNet layer."""
 
@@ -163,7 +169,7 @@ class LinearAttention(nn.Module):
         k = l2_norm(heads(k, self.n_k)).repeat_interleave(ratio, 1)
         beta = torch.sigmoid(self.in_proj_b(x)).transpose(1, 2)
         g = (-self.A_log.exp() * F.softplus(self.in_proj_a(x) + self.dt_bias)).transpose(1, 2)
-        out = delta_rule_chunked(q, k, heads(v, self.n_v), g, beta).transpose(1, 2)
+        out = delta_rule_chunked(*in_float32(q, k, heads(v, self.n_v), g, beta)).transpose(1, 2)
         z = self.in_proj_z(x).reshape(batch, n_tokens, self.n_v, self.size)
         return self.out_proj((self.norm(out) * F.silu(z)).reshape(batch, n_tokens, -1))
 
@@ -202,13 +208,15 @@ class SelfAttention(nn.Module):
         ratio = self.n_head // self.n_head_kv
         k, v = k.repeat_interleave(ratio, 1), v.repeat_interleave(ratio, 1)
         if earlier:
-            out = chained_attention(q, [*earlier, (k, v)])
+            passes = [(k_pass.float(), v_pass.float()) for k_pass, v_pass in (*earlier, (k, v))]
+            out = chained_attention(q.float(), passes)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out = out.transpose(1, 2) * torch.sigmoid(gate)
         return self.o_proj(out.reshape(batch, n_tokens, -1)), (k, v)
 
 
+@torch.autocast("cpu", enabled=False)
 def chained_attention(q: Tensor, passes: list[KeyValue]) -> Tensor:
     """Attention of chain pass s as a draft sees it: cell j from pass s, j-1 from s-1, ..., the rest pass 1.
 
@@ -335,7 +343,7 @@ class TinyModel(nn.Module):
                 nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.model.embed_tokens.weight)
+        return F.linear(hidden, self.model.embed_tokens.weight).float()
 
     def draft_hidden(self, ids: Tensor, hidden: Tensor, depth: int, cell_zero: bool = True) -> list[Tensor]:
         """MTP hidden rows for chain depths 1..depth, row p predicting x_{p+1}.

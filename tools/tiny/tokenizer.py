@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+import gguf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mtpref.base.errors import MtprefError
@@ -30,9 +31,8 @@ class Vocabulary:
     eos_id: int
 
 
-def train_tokenizer(texts: list[str], n_vocab: int) -> Tokenizer:
-    """Train BPE to exactly ``n_vocab`` tokens; all 256 bytes are in the alphabet whatever the text holds."""
-    tokenizer = Tokenizer(models.BPE())
+def _with_qwen35_rules(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(QWEN35_PATTERN), behavior="isolated"),
@@ -40,6 +40,12 @@ def train_tokenizer(texts: list[str], n_vocab: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_tokenizer(texts: list[str], n_vocab: int) -> Tokenizer:
+    """Train BPE to exactly ``n_vocab`` tokens; all 256 bytes are in the alphabet whatever the text holds."""
+    tokenizer = _with_qwen35_rules(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=n_vocab,
         special_tokens=[END_OF_TEXT],
@@ -50,6 +56,15 @@ def train_tokenizer(texts: list[str], n_vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def read_tokenizer(path: Path) -> tuple[Tokenizer, int]:
+    """The tokenizer of a GGUF that was written from one of these, and its end-of-text id."""
+    fields = gguf.GGUFReader(path).fields
+    tokens, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    model = models.BPE({token: i for i, token in enumerate(tokens)}, pairs)
+    return _with_qwen35_rules(model), int(fields["tokenizer.ggml.eos_token_id"].contents())
+
+
 def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     """Tokens and merges of a trained tokenizer in GGUF's form (a merge is two tokens joined by a space)."""
     model = json.loads(tokenizer.to_str())["model"]
@@ -58,12 +73,3 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
         raise MtprefError("tokenizer: token ids are not contiguous, expected 0..n_vocab-1")
     merges = tuple(pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
     return Vocabulary(tuple(token for token, _ in by_id), merges, model["vocab"][END_OF_TEXT])
-
-
-def encode_files(tokenizer: Tokenizer, files: tuple[tuple[str, str], ...], eos_id: int) -> np.ndarray:
-    """One token stream: each file's tokens followed by the end-of-text token, int32."""
-    pieces: list[int] = []
-    for encoding in tokenizer.encode_batch([text for _, text in files], add_special_tokens=False):
-        pieces.extend(encoding.ids)
-        pieces.append(eos_id)
-    return np.asarray(pieces, dtype=np.int32)

@@ -27,6 +27,11 @@ namespace port {
 using golden::error;
 using golden::tensor;
 
+// What this port has not: a reason to skip a case.
+struct unsupported : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 // ne1 rows of ne0 values, row after row. A tensor of three dimensions is seen as rows of its first one.
 struct rows {
     int64_t ne0 = 0, ne1 = 0;

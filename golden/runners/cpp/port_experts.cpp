@@ -11,13 +11,21 @@ static float sigmoid(float x) { return float(1 / (1 + std::exp(-double(x)))); }
 
 // ----------------------------------------------------------------------------------------------------------- router
 
-// S41. A softmax over all experts, or a sigmoid of each.
+static float sqrt_softplus(float x) {
+    return float(std::sqrt(std::max(double(x), 0.0) + std::log1p(std::exp(-std::fabs(double(x))))));
+}
+
+// S41. A softmax over all experts, or of each a sigmoid or the square root of softplus.
 rows expert_probs(const rows &logits, const std::string &gating) {
     rows p = logits;
     for (int64_t t = 0; t < p.ne1; t++) {
         float *row = p.row(t);
         if (gating == "sigmoid") {
             for (int64_t e = 0; e < p.ne0; e++) row[e] = sigmoid(row[e]);
+            continue;
+        }
+        if (gating == "sqrt_softplus") {
+            for (int64_t e = 0; e < p.ne0; e++) row[e] = sqrt_softplus(row[e]);
             continue;
         }
         const double best = *std::max_element(row, row + p.ne0);

@@ -161,8 +161,8 @@ model load_model(const std::string &path, const std::string &kv_type, bool is_gg
     const auto is_known = [&](const std::string &name) {
         return std::find(std::begin(ARCHS), std::end(ARCHS), name) != std::end(ARCHS);
     };
-    if (arch == file.kv.end() || !is_known(arch->second.as_text()))
-        throw error(path + ": expected architecture qwen35, qwen35moe, qwen3next, glm4moe, hy_v3 or deepseek2");
+    if (arch == file.kv.end()) throw error(path + ": no general.architecture");
+    if (!is_known(arch->second.as_text())) throw unsupported("no architecture " + arch->second.as_text());
     model m;
     m.kv_type = kv_type;
     m.is_ggml = is_ggml;

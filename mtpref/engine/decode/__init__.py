@@ -1,7 +1,15 @@
 """The draft/verify loop: loop.py, then drafters.py and lengths.py, rollback.py, sampling.py, passes.py, stops.py,
 statistics.py; options.py says what a run may be told."""
 
-from mtpref.engine.decode.drafters import Drafter, MtpDrafter, NoDrafter, ScriptedDrafter, most_drafted, notes_of
+from mtpref.engine.decode.drafters import (
+    Drafter,
+    MtpDrafter,
+    NoDrafter,
+    ScriptedDrafter,
+    most_drafted,
+    n_in_chain,
+    notes_of,
+)
 from mtpref.engine.decode.inline import InlineDrafter
 from mtpref.engine.decode.lengths import DraftLength
 from mtpref.engine.decode.loop import Decoder
@@ -34,5 +42,6 @@ __all__ = [
     "ScriptedDrafter",
     "Statistics",
     "most_drafted",
+    "n_in_chain",
     "notes_of",
 ]

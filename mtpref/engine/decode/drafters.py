@@ -77,7 +77,8 @@ class HeadDrafter(Drafter):
 
     def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         """A draft of none where the length allows none, or the position has no cell yet."""
-        has_cell = state.n_past >= self.model.recipe.contract.first_pos
+        least = 1 if any(head.sheet.reads_target for head in self.model.heads) else 0  # cells to read
+        has_cell = state.n_past >= max(least, self.model.recipe.contract.first_pos)
         return self.propose(state, id_last, length) if has_cell and length.wants_step() else Draft()
 
     def propose(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
@@ -116,16 +117,36 @@ class MtpDrafter(HeadDrafter):
                 self.statistics.count_head(step, head)
             if not drafted.steps[-1].is_taken:
                 break
-            row = steps.chain_row(steps.chain_hidden(out, contract), contract)
+            own = steps.chain_hidden(out, contract)
+            row = steps.chain_row(own, contract)
             ids, hidden = steps.chain_input(ids, hidden, drafted.ids[-1], row, chained)
+            if chained:
+                hidden = late_rows(self.model, state, step + 1, hidden, own)
         steps.trim_mtp(state, pos0)
         return drafted
+
+
+def late_rows(model: Model, state: ModelState, step: int, hidden: F32, own: F32) -> F32:
+    """The rows of the next draft step of a chain, those that its head holds among them (S113).
+
+    own   the rows of the step before
+    """
+    steps, contract = model.recipe.steps, model.recipe.contract
+    head = steps.chain_head(step, len(model.heads), contract)
+    held = None if head is None else state.heads[head].held
+    return steps.held_rows(hidden, own, held, state.pending_h, contract)
 
 
 def most_drafted(model: Model, n_max: int) -> int:
     """The longest draft that the model's heads can make of so many tokens that are asked for (S99)."""
     recipe, n_heads = model.recipe, len(model.heads)
     return next((i for i in range(n_max) if recipe.steps.chain_head(i, n_heads, recipe.contract) is None), n_max)
+
+
+def n_in_chain(model: Model) -> int:
+    """Heads of a chain, each of which drafts a token of its own (S99); 0: every step is the one head's."""
+    n = len(model.heads)
+    return n if is_chain(n, model.recipe.contract) else 0
 
 
 def notes_of(model: Model, n_max: int) -> list[str]:

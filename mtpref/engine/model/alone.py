@@ -11,6 +11,7 @@ from mtpref.engine.model.model import Model
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.engine.weights import TensorFinder, Weights
 from mtpref.files.gguf import open_gguf
+from mtpref.files.identify import check_counts
 from mtpref.files.vocab import load_vocab
 from mtpref.spec.config import Metadata, read_model_config
 
@@ -25,6 +26,7 @@ def load_alone(path: str | Path, recipe: Recipe | None = None) -> Model:
     file = open_gguf(path)
     meta = Metadata(file.kv, file.label)
     arch = find_architecture(meta)
+    check_counts(file, arch.name)
     values = arch.values(meta)
     config = read_model_config(values)
     recipe = (recipe or make_recipe()).normed_as(config)

@@ -122,15 +122,19 @@ def trunk_weights(model: Model) -> Iterator[tuple[str, Any]]:
 
 def head_weights(model: Model) -> Iterator[tuple[str, Any]]:
     """All that the MTP heads read, the trunk's embeddings and output where they share them."""
-    for il, head in enumerate(model.heads, model.config.n_layer):
-        mtp, prefix = head.weights, f"blk.{il}."
+    for i, head in enumerate(model.heads):
+        mtp, il = head.weights, model.config.n_layer + i if head.first is None else head.first
+        prefix = f"blk.{il + len(head.before)}."
         yield from ((f"{prefix}nextn.{name}.weight", w) for name, w in (("enorm", mtp.enorm), ("hnorm", mtp.hnorm)))
         yield mtp.embed_tokens.name, mtp.embed_tokens
         yield mtp.eh_proj.name, mtp.eh_proj
-        yield from _block(prefix, mtp.block)
+        for at, (_, block) in enumerate(head.stack, il):
+            yield from _block(f"blk.{at}.", block)
         yield mtp.origin.get("shared_head_norm", f"{prefix}nextn.shared_head_norm.weight"), mtp.shared_head_norm
         yield mtp.shared_head_head.name, mtp.shared_head_head
         yield from mtp.roots.items()
+        if mtp.post_projection is not None:
+            yield mtp.post_projection.name, mtp.post_projection
 
 
 def _ends(model: Model) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ Source: llama.cpp common/speculative.cpp, src/models/qwen35.cpp, conversion/qwen
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, Block, HeadSheet
+from mtpref.architectures import (
+    ARCHITECTURES,
+    OUTPUT,
+    OUTPUT_NORM,
+    SHARED,
+    TOKEN_EMBD,
+    Architecture,
+    Block,
+    HeadSheet,
+)
 from mtpref.base.errors import MtprefError
+from mtpref.engine.model.assistant import read_assistant
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
-from mtpref.engine.model.model import Head
+from mtpref.engine.model.model import Head, Layer
 from mtpref.engine.weights import MtpWeights, TensorFinder, Weights, take_rows
 from mtpref.files.draft_vocab import D2T, check_draft_ids, d2t_length, d2t_rows
 from mtpref.files.gguf import GgufArray, GgufFile, listed, open_gguf, printable
-from mtpref.files.identify import describe_kind, has_trunk
+from mtpref.files.identify import check_counts, describe_kind, has_trunk
 from mtpref.spec.config import Metadata, ModelConfig, Values, read_model_config
 from mtpref.spec.kinds import rope_constants, rotary_of
 
@@ -49,6 +60,7 @@ class Trunk:
     config: ModelConfig
     finder: TensorFinder
     weights: Weights
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,11 +238,36 @@ def _head_of_file(trunk: Trunk, path: str | Path) -> LoadedHead:
     what = describe_kind(file)
     if what is not None:
         raise MtprefError(f"{file.label}: this is {what} (`model_draft` takes an MTP head)")
+    arch = ARCHITECTURES.get(str(file.get("general.architecture")))
+    if arch is not None and arch.target:
+        return _assistant_of_file(trunk, file, arch)
+    check_counts(file, trunk.arch.name)
     values = trunk.arch.values(Metadata(file.kv, file.label, trunk.values.meta.rope))
     check_match(trunk, file, values)
     finder = TensorFinder(file)
     heads = _read_heads(trunk, finder, values)
     return LoadedHead("file", heads, finder, _notes(trunk, finder, heads[0].weights))
+
+
+def _assistant_of_file(trunk: Trunk, file: GgufFile, arch: Architecture) -> LoadedHead:
+    if trunk.arch.name != arch.target:
+        raise MtprefError(
+            f"{file.label}: this is an assistant of {arch.target} models, and {trunk.file.label} is {trunk.arch.name}, "
+            f"expected a target of {arch.target}: it reads that one's cells"
+        )
+    differs = partial(_differs, trunk, file)
+    head, finder = read_assistant(trunk, file, arch, differs)
+    _check_vocabulary(trunk, file, differs)
+    unused = finder.unused()
+    notes = (f"{len(unused)} tensors of {_name(finder)} are not read: {listed(unused)}",) if unused else ()
+    return LoadedHead("file", (head,), finder, notes)
+
+
+def _differs(trunk: Trunk, file: GgufFile, what: str, found: object, expected: object) -> MtprefError:
+    return MtprefError(
+        f"{file.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
+        f"{trunk.file.label}; the head belongs to another model: {REMAKE}"
+    )
 
 
 def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
@@ -241,12 +278,7 @@ def check_match(trunk: Trunk, file: GgufFile, values: Values) -> None:
             number of tokens, a token, rows of token_embd
     """
 
-    def differs(what: str, found: object, expected: object) -> MtprefError:
-        return MtprefError(
-            f"{file.label}: {what} is {_shown(found)}, expected {_shown(expected)} as in "
-            f"{trunk.file.label}; the head belongs to another model: {REMAKE}"
-        )
-
+    differs = partial(_differs, trunk, file)
     meta = values.meta
     arch = meta.arch
     if arch != trunk.arch.name:

@@ -4,11 +4,20 @@ Owns the order of a load; head.py finds the MTP head. Every tensor that nobody r
 silently.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mtpref.architectures import OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, Architecture, find_architecture
+from mtpref.architectures import (
+    OUTPUT,
+    OUTPUT_NORM,
+    SHARED,
+    TOKEN_EMBD,
+    Architecture,
+    describe_assistant,
+    find_architecture,
+)
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_arguments
 from mtpref.engine.model.blocks import read_block, read_layer, read_tensor
@@ -22,6 +31,7 @@ from mtpref.files.identify import (
     HEAD_ONLY,
     LOST_LAYER,
     REDECLARE,
+    check_counts,
     describe_kind,
     head_in_trunk,
     is_head_only,
@@ -68,6 +78,9 @@ def load(
         raise MtprefError(f"{file.label}: this is {what}")
     meta = Metadata(file.kv, file.label, rope)
     arch = find_architecture(meta)
+    if arch.target:
+        raise MtprefError(f"{file.label}: this is {describe_assistant(arch.name)}")
+    check_counts(file, arch.name)
     values = arch.values(meta)
     values = values.having(n_vocab=_n_rows(file)) if TOKEN_EMBD in file.tensors else values
     config, notes = _probed(file, arch, read_model_config(values))
@@ -76,10 +89,12 @@ def load(
     blocks = arch.layers.blocks(meta, config.n_layer, frozenset(file.tensors))
     layers = tuple(read_layer(block, values.at(il)) for il, block in enumerate(blocks))
     finder = TensorFinder(file)
-    weights = _read_trunk(finder, arch, values, layers)
+    ends_cfg = arch.ends.configure(values) if arch.ends else None
+    needed = arch.ends.needed(ends_cfg) if arch.ends else ()
+    weights = _read_trunk(finder, arch, values, layers, needed)
     _check_n_tokens(file, weights.token_embd.n_out)
     vocab = load_vocab(file.kv)
-    head = load_head(Trunk(file, values, arch, config, finder, weights), model_draft, is_on=mtp)
+    head = load_head(Trunk(file, values, arch, config, finder, weights, layers), model_draft, is_on=mtp)
     heads = head.heads
     if check_tensors:
         _check(finder, head)
@@ -100,6 +115,7 @@ def load(
         notes=(*notes, *_notes(finder, config, head), *head.notes, *_rope_notes(meta, layers)),
         kv=file.kv,
         mtp_status=head.status,
+        ends_cfg=ends_cfg,
     )
 
 
@@ -159,7 +175,9 @@ def _release(finder: TensorFinder, head: LoadedHead, w: Matrix | Stack) -> None:
         one.file.release(info)
 
 
-def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers: tuple[Layer, ...]) -> Weights:
+def _read_trunk(
+    finder: TensorFinder, arch: Architecture, values: Values, layers: tuple[Layer, ...], needed: Sequence[str]
+) -> Weights:
     n_embd = values["n_embd"]
     n_vocab = _n_rows(finder.file)
     token_embd = finder.matrix(TOKEN_EMBD, (n_vocab, n_embd))
@@ -170,7 +188,7 @@ def _read_trunk(finder: TensorFinder, arch: Architecture, values: Values, layers
     roots = {
         tensor.name: read_tensor(finder, tensor, values, tensor.name)
         for tensor in arch.tensors
-        if tensor.name not in SHARED and (tensor.required or finder.has(tensor.name))
+        if tensor.name not in SHARED and (tensor.required or tensor.name in needed or finder.has(tensor.name))
     }
     return Weights(token_embd, output_norm, output, blocks, roots)
 

@@ -59,8 +59,17 @@ class Layer:
         block = replace(self.block, mixer=kind) if part == "mixer" else replace(self.block, ffn=kind)
         return replace(self, block=block)
 
-    def forward(self, w: dict[str, Any], x: F32, state: LayerState, span: Span, eps: float, tap: LayerTap) -> F32:
-        """The block on rows of the residual stream."""
+    def forward(
+        self,
+        w: dict[str, Any],
+        x: F32,
+        state: LayerState,
+        span: Span,
+        eps: float,
+        tap: LayerTap,
+        inputs: F32 | None = None,
+    ) -> F32:
+        """The block on rows of the residual stream. inputs: what it is given of the tokens beside it (S105)"""
 
         def mixer(h: F32) -> F32:
             return self.block.mixer.forward(w, self.cfg, h, state, span, tap)
@@ -68,17 +77,36 @@ class Layer:
         def ffn(h: F32) -> F32:
             return self.block.ffn.forward(w, self.ffn_cfg, h, state, span, tap)
 
-        return self.block.residual(x, Around(span.ops, w, eps, self.residual_cfg), mixer, ffn, tap)
+        return self.block.residual(x, Around(span.ops, w, eps, self.residual_cfg, inputs), mixer, ffn, tap)
 
 
 @dataclass(frozen=True)
 class Head:
-    """An MTP head: what its data sheet says, its block, its weights."""
+    """An MTP head: what its data sheet says, its block, its weights.
+
+    n_hidden  width of the hidden row that it takes
+    before    of an assistant, the layers that its rows go through before `layer`, the last
+    first     the number of its first block in its file; None: after the trunk's
+    rms_eps   of its norms; None: the trunk's
+    """
 
     sheet: HeadSheet
     layer: Layer
     weights: MtpWeights
-    n_hidden: int  # width of the hidden row that it takes
+    n_hidden: int
+    before: tuple[Layer, ...] = ()
+    first: int | None = None
+    rms_eps: float | None = None
+
+    @property
+    def stack(self) -> list[tuple[Layer, dict[str, Any]]]:
+        """Its layers with their weights, in order."""
+        return list(zip((*self.before, self.layer), (*self.weights.before, self.weights.block), strict=True))
+
+    @property
+    def keeps_cells(self) -> bool:
+        """Whether a sequence has cells of it, which must follow the text."""
+        return not self.sheet.reads_target
 
 
 @dataclass(frozen=True)
@@ -115,6 +143,7 @@ class Model:
                 or "off" (there, but not loaded)
     is_checked  whether a pass whose rows or logits are not finite ends in NotFiniteError (finite.py)
     changes  ids of what was changed in it on purpose; a run's first event tells them
+    ends_cfg  hyper-parameters of what the architecture does at the two ends of the trunk
 
     The recipe's contract is resolved when a model is made: what it leaves to the architecture is the head's own.
     """
@@ -133,9 +162,16 @@ class Model:
     mtp_status: str = "own"
     is_checked: bool = True
     changes: tuple[str, ...] = ()
+    ends_cfg: Any = None
 
     def __post_init__(self) -> None:
         contract = self.recipe.contract.resolved(*self.own_rows)
+        if self.has_assistant and contract.chain != "post":
+            raise SettingError(
+                "MtpContract.chain",
+                f"chain is {contract.chain}, expected post: an assistant has one row for its next step, that of its "
+                "projection to the target's width",
+            )
         if not self.can_take(contract):
             name = "hidden" if contract.hidden != "pre" else "chain"
             raise SettingError(
@@ -173,6 +209,11 @@ class Model:
     @property
     def n_vocab(self) -> int:
         return self.weights.token_embd.n_out
+
+    @property
+    def has_assistant(self) -> bool:
+        """Whether its head is an assistant: it reads the trunk's cells, and makes its next step's row itself."""
+        return any(head.sheet.leave is not None for head in self.heads)
 
     @property
     def has_mtp(self) -> bool:
@@ -237,10 +278,13 @@ class Model:
         span = Span(ops, pos, state.n_past, min(keep, len(tokens)), tokens=tokens, roots=w.roots)
         x = ops.get_rows(w.token_embd, tokens)
         tap("model.input_embed", x)
-        streams = self.arch.streams
+        streams, ends = self.arch.streams, self.arch.ends
         x = streams.enter(x, self.layers[0].residual_cfg) if streams else x
+        x = ends.enter(span, x, self.ends_cfg, tap) if ends else x
         for il, (layer, lw) in enumerate(zip(self.layers, w.layers, strict=True)):
-            x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, _layer_tap(tap, il, self.arch.cb))
+            layer_tap = _layer_tap(tap, il, self.arch.cb)
+            inputs = None if span.inputs is None else span.inputs[il]
+            x = layer.forward(lw, x, state.layers[il], span, self.config.rms_eps, layer_tap, inputs)
         state.n_past += len(tokens)
         last = streams.leave(ops, w.roots, x, self.layers[-1].residual_cfg, tap) if streams else x
         post = ops.rms_norm(last, w.output_norm, self.config.rms_eps)
@@ -248,11 +292,17 @@ class Model:
         tap("result_norm", post)
         logits = _no_logits()
         if n_logits:
-            logits = scaled_head(ops, w.output, post[len(tokens) - n_logits :], None, self.config.logit_scale)
+            logits = self.trunk_logits(post[len(tokens) - n_logits :])
             tap("result_output", logits)
         if self.is_checked and not is_finite(post, logits):
             raise not_finite(self, "trunk", partial(_trunk_again, self, tokens, n_logits), trunk_weights(self))
         return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
+
+    def trunk_logits(self, post: F32) -> F32:
+        """The trunk's logits of normed rows."""
+        ops = self.recipe.ops
+        logits = scaled_head(ops, self.weights.output, post, None, self.config.logit_scale)
+        return logits if self.arch.ends is None else self.arch.ends.logits(ops, logits, self.ends_cfg)
 
     def mtp(
         self,
@@ -275,13 +325,16 @@ class Model:
         if not self.heads:
             raise MtprefError("the model has no MTP head; use `Options.spec_type` none")
         one, own = self.heads[head], state.heads[head]
-        mw, layer = one.weights, one.layer
-        steps, contract, eps = self.recipe.steps, self.recipe.contract, self.config.rms_eps
+        mw, layer, eps = one.weights, one.layer, self.config.rms_eps if one.rms_eps is None else one.rms_eps
+        steps, contract = self.recipe.steps, self.recipe.contract
         tokens, ops, reads_target = self._checked(ids), self.recipe.head_ops, one.sheet.reads_target
         if not reads_target:
             steps.place_mtp(own, first_pos)
             own.reserve(len(tokens))
-        tap_il = _mtp_tap(tap, self.config.n_layer + head, self.arch.cb_head)
+        elif not state.n_past:
+            raise ValueError("a head that reads the trunk's cells, and the state holds none")
+        il = self.config.n_layer + head if one.first is None else one.first
+        tap_il = _mtp_tap(tap, il, self.arch.cb_head)
 
         # EMBED
         embd = steps.mtp_embedding(ops.get_rows(mw.embed_tokens, tokens), first_pos, contract)
@@ -292,14 +345,16 @@ class Model:
         pos = steps.mtp_positions(first_pos, len(tokens), contract)
         first = state.n_past if reads_target else own.n_cells
         span = Span(ops, pos, first, 1, target=state.layers, tokens=tokens, roots=mw.roots)
-        x = layer.forward(mw.block, x, own.layer, span, eps, tap_il)
+        for i, (part, w) in enumerate(one.stack):
+            x = part.forward(w, x, own.layer, span, eps, _mtp_tap(tap, il + i, self.arch.cb_head))
         own.n_cells += 0 if reads_target else len(tokens)
 
         # HEAD
         streams = self.arch.streams
         last = streams.leave(ops, mw.roots, x, layer.residual_cfg, _mtp_root_tap(tap)) if streams else x
         post = ops.mtp_norm(ops, last, mw.shared_head_norm, eps)
-        tap("mtp_h_nextn", Hidden(x, post).of(self.own_rows[1]))
+        row = one.sheet.leave(ops, mw, post) if one.sheet.leave else post
+        tap("mtp_h_nextn", Hidden(x, row).of(self.own_rows[1]))
         tap("mtp_shared_head_norm", post)
         logits = _no_logits()
         if n_logits:
@@ -309,7 +364,7 @@ class Model:
         if self.is_checked and not is_finite(post, logits):
             again = partial(_mtp_again, self, tokens, hidden, head, n_logits)
             raise not_finite(self, "MTP head", again, head_weights(self))
-        return Output(logits, Hidden(x, post), tuple(span.routings), tuple(span.selections))
+        return Output(logits, Hidden(x, row), tuple(span.routings), tuple(span.selections))
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         tokens = np.asarray(ids, np.int64)
@@ -319,6 +374,15 @@ class Model:
             bad = int(tokens.min() if tokens.min() < 0 else tokens.max())
             raise MtprefError(f"token id {bad} is not in the vocabulary, expected 0 .. {self.n_vocab - 1}")
         return tokens.astype(np.int32)
+
+
+def refuse_assistant(model: Model, who: str) -> None:
+    """Errors   MtprefError for a head that reads its target's cells, where that is not followed. who: the verb"""
+    if model.has_assistant:
+        raise MtprefError(
+            f"{who}: the head is an assistant, which reads its target's cells as they are when it drafts, and is not "
+            "followed here; expected a head of cells of its own, or the target alone"
+        )
 
 
 def _trunk_again(model: Model, ids: NDArray[np.int32], n_logits: int, tap: Tap) -> None:

@@ -53,6 +53,7 @@ def run_heads(
     for i, head in enumerate(model.heads):
         if not head.sheet.reads_target:
             rows = recipe.steps.catch_up_rows(pairs.rows, before, recipe.contract)
+            rows, state.heads[i].held = recipe.steps.hold_back(rows, state.heads[i].held, i, recipe.contract)
             outputs.append(model.mtp(state, pairs.ids, rows, pairs.first, head=i, n_logits=n_logits, tap=tap))
             before = recipe.steps.chain_hidden(outputs[-1].hidden, recipe.contract)
     return outputs

@@ -96,6 +96,11 @@ def write_session(
 
     Errors  MtprefError where the file cannot be written; an older file stays as it was then
     """
+    if any(held is not None for held in mark.held):
+        raise MtprefError(
+            f"{printable(str(path), 400)}: catch_up is {core.recipe.contract.catch_up}, expected target: a session's "
+            "file has no place for rows that heads hold back; use `contract` catch_up=target"
+        )
     kv: list[tuple[str, Any, str]] = [("general.architecture", "mtpref-session", "str")]
     kv += [(f"{KEY}.{name}", value, "str") for name, value in _identity(core).items()]
     kv += [

@@ -15,6 +15,7 @@ from mtpref.engine.model import Layer, Model
 
 WHOLE_BYTES = 1 << 18  # tensors up to this size count whole
 PROVENANCE = ("origin", "borrowed", "file")  # of MtpWeights: which file and name a tensor came by, not what it is
+OF_ASSISTANTS = ("before", "post_projection")  # whose states are the trunk's
 N_BLOCKS, BLOCK_BYTES = 16, 4096  # of larger ones: so many blocks, evenly spaced, first and last bytes among them
 
 
@@ -34,14 +35,16 @@ def trunk_id(core: Model) -> str:
 def head_id(core: Model) -> str:
     """The same over the MTP heads, with the trunk's tensors that it borrows; empty where there is none.
 
+    Also empty for one that keeps nothing: the state of a sequence is then the trunk's alone, whoever drafts.
+
     A head has the same id in the model's file and in a file of its own.
     """
-    if not core.heads:
+    if not any(head.keeps_cells for head in core.heads):
         return ""
     sha = hashlib.sha256(_text([_layer(head.layer) for head in core.heads]))
     for i, head in enumerate(core.heads):
         for part in fields(head.weights):
-            if part.name not in PROVENANCE:
+            if part.name not in PROVENANCE + OF_ASSISTANTS:
                 _add(sha, f"mtp{i}.{part.name}", getattr(head.weights, part.name))
     return sha.hexdigest()
 

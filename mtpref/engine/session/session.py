@@ -156,7 +156,8 @@ class Session:
               last token, whose row is needed; where the head is read, only to one with all of the head's cells
         """
         state, steps, contract = self.state, self.core.recipe.steps, self.core.recipe.contract
-        needs_head = reads_head and contract.prime == "prompt"
+        has_cells = any(head.keeps_cells for head in self.core.heads)
+        needs_head = reads_head and contract.prime == "prompt" and has_cells
         n_common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.ids, prompt_ids, strict=False)))
         usable = [
             saved

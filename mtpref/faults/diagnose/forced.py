@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mtpref.base.events import Draw, Event
 from mtpref.engine.decode import ALL_STRATEGIES, Decoder, Drafter, DraftLength, Options, PolicyConfig, most_drafted
-from mtpref.engine.decode.drafters import Draft
+from mtpref.engine.decode.drafters import Draft, late_rows
 from mtpref.engine.model import Model
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.port_run import PortRound, PortRun
@@ -178,8 +178,10 @@ class ForcedDrafter(Drafter):
                 seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
             is_rerouted |= any(gap < self.near_gap for gap in out.gaps)
             self.seen.append(replace(seen, is_rerouted=is_rerouted))
-            own_row = steps.chain_row(steps.chain_hidden(out.hidden, contract), contract)
-            ids, hidden = steps.chain_input(ids, hidden, drafted, own_row, chained)
+            made = steps.chain_hidden(out.hidden, contract)
+            ids, hidden = steps.chain_input(ids, hidden, drafted, steps.chain_row(made, contract), chained)
+            if chained:
+                hidden = late_rows(model, state, step + 1, hidden, made)
         steps.trim_mtp(state, pos0)
 
     def _note_length(self, port: PortRound, i: int, expected: int) -> list[Seen]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.model import Model
+from mtpref.engine.model import Model, refuse_assistant
 from mtpref.faults.diagnose.evidence_dump import DumpDiagnosis, Progress, gather, judge
-from mtpref.faults.diagnose.hypotheses import with_other_numerics
+from mtpref.faults.diagnose.hypotheses import with_kv, with_other_numerics
 from mtpref.faults.diagnose.near_ties import is_told_elsewhere
 from mtpref.faults.diagnose.port_tensors import PortTensors
 from mtpref.faults.diagnose.report import Report, causes_of, listed, name_of
@@ -23,9 +23,11 @@ def diagnose_dump(
     ids     the tokens, where the file does not hold them
     Errors  MtprefError without tokens, with tokens that contradict the file's, or where no tensor can be compared
     """
+    refuse_assistant(model, "diagnose")
     tokens = _tokens(model, port, ids)
     found = judge(gather(model, port, tokens, progress))
     base = model if found.evidence.numerics == model.recipe.numerics else with_other_numerics(model)
+    base = base if found.evidence.kv_type == model.kv_type else with_kv(found.evidence.kv_type)(base)
     if found.doubt is not None and not _is_told_elsewhere(base, port, found):
         found = replace(found, verdict="undecided", near=found.doubt)
     skipped = [f"{len(port.skipped)} tensors of the file are no plain floats: {listed(list(port.skipped))}"]
@@ -79,7 +81,8 @@ def _looked_at(found: DumpDiagnosis, port: PortTensors) -> list[str]:
     evidence = found.evidence
     lines = [
         f"{len(evidence.names)} tensors of {len(evidence.ids)} tokens, {len(evidence.hypotheses)} hypotheses",
-        f"noise {found.floor:.1e} (relative squared distance), {evidence.numerics} numerics come nearest",
+        f"noise {found.floor:.1e} (relative squared distance), {evidence.numerics} numerics and "
+        f"{evidence.kv_type} cells come nearest",
     ]
     if evidence.unknown:
         lines.append(f"not comparable: {listed(evidence.unknown)}")

@@ -73,9 +73,11 @@ class Predictor:
 
 
 def tensor_names(model: Model, ids: list[int]) -> Iterator[str]:
-    """Every name that a dump of this model can have, in order of execution (a pass over one or two tokens)."""
+    """Every name that a dump of this model can have, in order of execution: of a pass over two tokens, or over as many
+    as leave a row of each kind, where rows stand for several."""
     names: list[str] = []
-    short = ids[:2] if len(ids) > 1 else ids * 2
+    n = max(2, *(spec.stride for layer in model.layers for spec in layer.state(model.kv_type)))
+    short = ids[:n] if len(ids) > 1 else ids * 2
 
     def note(name: str, array: NDArray) -> None:
         names.append(name)

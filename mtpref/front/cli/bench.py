@@ -60,6 +60,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> int:
+    from mtpref.engine.decode import notes_of
     from mtpref.front.api import tiny_path
     from mtpref.measure.bench.llama import LlamaBench
     from mtpref.measure.bench.render import lines
@@ -91,6 +92,8 @@ def run_bench(args: argparse.Namespace) -> int:
         llama = LlamaBench(args.vs_llama_bench, str(args.model or tiny_path()), n_threads, extra)
     trims = trims_of(model, default_trims(model.n_head_rows)) if model.has_mtp else []
     heads = [(trim.name, trim.head) for trim in trims]
+    for note in notes_of(model, max(settings.drafts)) if model.has_mtp else ():
+        say.line(note)
     say.line(f"model: {args.model or 'embedded tiny model'}; the first round, which warms up, is not counted")
     found = bench(model, heads, settings, n_threads, llama, _progress(say))
     begin()

@@ -62,6 +62,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> int:
+    from mtpref.engine.decode import most_drafted
     from mtpref.measure.bench import measure_costs, read_costs, write_costs
     from mtpref.measure.plan import plan, prompts_of, record
     from mtpref.measure.plan.plot import write_plot
@@ -101,16 +102,17 @@ def run_plan(args: argparse.Namespace) -> int:
             "stand-alone head with -md"
         )
     trims = trims_of(model, args.trims.split(",") if args.trims else default_trims(model.n_head_rows))
+    n_max = most_drafted(model, settings.n_max)  # what a chain of heads can draft; the plan says it
     prompts = prompts_of(read_texts(args.file, model.vocab), args.prompts, args.prompt_tokens)
     say.line(f"model: {args.model or 'embedded tiny model'}; {len(prompts)} prompts, {args.predict} tokens after each")
-    texts = record(model, prompts, trims, args.n_max, args.predict, sampling, Progress("plan"))
+    texts = record(model, prompts, trims, n_max, args.predict, sampling, Progress("plan"))
     if given is None:
         longest = max(texts, key=lambda text: len(text.prompt + text.ids[: args.predict // 2]))
         context, following = longest.prompt + longest.ids[: args.predict // 2], longest.ids[args.predict // 2 :]
         say.line(f"costs: {args.samples} samples of every pass, after {len(context)} tokens")
         about = f"{threads_in_use()} threads, after {len(context)} tokens"
         heads = [t.head for t in trims]
-        given = measure_costs(model, context, heads, args.n_max, args.samples, following=following, about=about)
+        given = measure_costs(model, context, heads, n_max, args.samples, following=following, about=about)
         if args.save_costs is not None:
             write_costs(given, args.save_costs)
             say.line(f"costs written to {args.save_costs}")

@@ -29,6 +29,7 @@ ALLOWED = {
     "IQ1_M": 0.8, "IQ1_S": 0.8,
 }  # fmt: skip
 NORM_ALLOWED = 1e-2  # of vectors that a converter rounds on the way: BF16 of a zero-centred norm
+TABLE = "I32"  # experts by token id: equal or wrong
 MAX_NAMED = 8
 
 
@@ -56,7 +57,7 @@ class Other:
             self._file = open_gguf(path)
             for info in self._file.tensors.values():
                 self.shapes[info.name], self.types[info.name] = info.shape, info.type_name
-                self._pieces[info.name] = partial(self._file.decoded, info)
+                self._pieces[info.name] = partial(_values, self._file, info)
 
     def pieces(self, name: str) -> Iterator[F32]:
         return self._pieces[name]()
@@ -88,11 +89,11 @@ def compare(file: GgufFile, other: Other, stand_ins: Mapping[str, str] | None = 
             found.append(Finding("against-extra", printable(info.name), text))
         elif info.shape != other.shapes[info.name]:
             found.append(Finding("against-shape", info.name, f"{info.shape} here, {other.shapes[info.name]} there"))
-        elif info.type_name in DEQUANTIZABLE and other.types[info.name] in {*DEQUANTIZABLE, "F64"}:
-            error = relative_error(file.decoded(info), other.pieces(info.name))
+        elif _are_comparable(info, other.types[info.name]):
+            error = relative_error(_values(file, info), other.pieces(info.name))
             allowed = _allowed(info, other.types[info.name])
             n_compared += 1
-            worst = max(worst, (error / allowed, info.name, f"{error:.2g} ({info.type_name})"))
+            worst = max(worst, (error / allowed if allowed else 0.0, info.name, f"{error:.2g} ({info.type_name})"))
             if not error <= allowed:
                 n_off += 1
                 if n_off <= MAX_NAMED:
@@ -111,6 +112,19 @@ def compare(file: GgufFile, other: Other, stand_ins: Mapping[str, str] | None = 
     return found
 
 
+def _are_comparable(info: TensorInfo, other_type: str) -> bool:
+    if info.type_name == TABLE:
+        return other_type in (TABLE, "I64")
+    return info.type_name in DEQUANTIZABLE and other_type in {*DEQUANTIZABLE, "F64"}
+
+
+def _values(file: GgufFile, info: TensorInfo) -> Iterator[F32]:
+    """A tensor in pieces; of a table its numbers, which float32 holds (experts' are below 2**24)."""
+    if info.type_name != TABLE:
+        return file.decoded(info)
+    return iter([file.data(info).view("<i4").reshape(info.shape).astype(np.float32)])
+
+
 def _is_stood_in_for(file: GgufFile, other: Other, name: str, stand_in: str | None) -> bool:
     """Whether a tensor of this file has the values of one that only the other file has."""
     info = file.tensors.get(stand_in) if stand_in is not None else None
@@ -123,6 +137,8 @@ def _is_stood_in_for(file: GgufFile, other: Other, name: str, stand_in: str | No
 
 def _allowed(info: TensorInfo, other_type: str) -> float:
     """The two types' errors together."""
+    if info.type_name == TABLE:
+        return 0.0
     here, there = (ALLOWED.get(kind, 1.0) for kind in (info.type_name, other_type))
     total = math.hypot(here, there)
     return max(total, NORM_ALLOWED) if len(info.shape) == 1 else total

@@ -26,6 +26,9 @@ TRUNK = _TRUNK = "get the trunk anew: download it again, or convert the original
 
 CATALOGUE: dict[str, Kind] = {
     "head-absent": Kind(FAIL, "no key declares a head and no tensor of one is there", _GRAFT),
+    "head-apart": Kind(
+        CANNOT, "the head is a model of its own, in another file", "give it too: `mtpref check TARGET -md ASSISTANT`"
+    ),
     "head-dropped": Kind(FAIL, "the head is declared, and its tensors are not there", _DROPPED),
     "head-undeclared": Kind(
         FAIL,

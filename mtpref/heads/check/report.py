@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtpref.architectures import ARCHITECTURES
+from mtpref.architectures import ARCHITECTURES, describe_assistant
 from mtpref.base.errors import MtprefError, NotFiniteError, UnsupportedError
 from mtpref.engine.model import Model, load
 from mtpref.files.chat import chat_prompt, find_template
@@ -32,9 +32,10 @@ from mtpref.measure.probe.count import difference, judge
 from mtpref.measure.probe.walk import Progress, Variant, walk_all
 
 SCHEMA = "mtpref-check-1"
-BLOCKING = ("head-dropped", "head-absent", "head-undeclared", "head-incomplete", "heads-overcounted", "shards-missing",
+BLOCKING = ("head-dropped", "head-absent", "head-apart", "head-undeclared", "head-incomplete", "heads-overcounted",
+            "shards-missing",
             "cannot-load", "unsupported", "not-finite")  # fmt: skip
-OF_NO_HEAD = ("head-absent", "head-dropped")  # of a trunk whose head is in a file of its own
+OF_NO_HEAD = ("head-absent", "head-dropped", "head-apart")  # of a trunk whose head is in a file of its own
 LOCATED = ("norm-convention", "exchanged", "part-harmful", "trunk-part-harmful", "tensor-zero", "tensor-few-values",
            "tensor-doubled", "random-matrix")  # fmt: skip
 MARKS = {OK: "ok     ", NOTE: "note   ", WARNING: "warning", CANNOT: "CANNOT ", FAIL: "FAIL   "}
@@ -184,10 +185,11 @@ def _look_at_head(path: Path, arch: str, settings: _Settings) -> list[Finding]:
     file, alone = open_to_inspect(path)
     with file:
         seen, problems = describe_file(file, alone)
-        if seen["what"] not in (None, HEAD_ONLY):
+        own = seen["architecture"]
+        if seen["what"] not in (None, HEAD_ONLY, describe_assistant(own)):
             raise MtprefError(f"{path}: this is {seen['what']}, expected a stand-alone MTP head")
-        if seen["architecture"] != arch:
-            text = f"{path.name} is of {seen['architecture']!r}, expected {arch!r}: the head belongs to another model"
+        if own != arch and not (own in ARCHITECTURES and ARCHITECTURES[own].target == arch):
+            text = f"{path.name} is of {own!r}, expected {arch!r}: the head belongs to another model"
             return [Finding("cannot-load", "general.architecture", text)]
         found = static.inventory(seen, problems)
         found += static.unreadable(file, {f.what for f in found if f.id == "unused-tensor"})
@@ -247,6 +249,11 @@ def _run(path: Path, settings: _Settings) -> list[Finding]:
         return [Finding("cannot-load", "load", "no head after loading, expected one")]
     found = [Finding("tokenizer-note", "tokenizer", note) for note in model.vocab.notes]
     found += _template(model)
+    if model.has_assistant:
+        text = (
+            "an assistant reads its target's cells, which no pass over a text has; `mtpref generate` counts acceptance"
+        )
+        return [*found, Finding("not-run", "the head", text)]
     try:
         ran, more = run(model, settings.n_positions, settings.progress)
     except NotFiniteError as error:

@@ -37,6 +37,10 @@ def inventory(report: dict[str, Any], problems: Sequence[Problem]) -> list[Findi
     where = f"{report['architecture']}.nextn_predict_layers"
     by_status = {
         "absent": ("head-absent", "no head: the key is absent or 0, and no nextn tensor is there"),
+        "apart": (
+            "head-apart",
+            "an assistant drafts for such models: mtpref check TARGET -md ASSISTANT",
+        ),
         "missing": (
             "head-dropped",
             f"{head['declared']} declared, no nextn tensor there; {without_head(ARCHITECTURES.get(arch))}",

@@ -53,6 +53,12 @@ class TextConfig:
         counts |= {"n_layer": self.n_layer, "n_vocab": self.vocab_size, "n_embd_head": self.found["n_embd_head"]}
         return {name: value for name, value in counts.items() if value is not None}
 
+    def values_at(self, il: int) -> dict[str, int]:
+        """`values`, each as block il has it, which may be a head's."""
+        found = {**self.found, "n_written_heads": max(0, il - self.n_layer + 1)}
+        counts = {h.name: h.of_checkpoint(found) for h in self.sheet.hypers if h.type.startswith("u32")}
+        return self.values | {name: x[il] for name, x in counts.items() if isinstance(x, list) and il < len(x)}
+
 
 Size = Annotated[int, Within(1, MAX_COUNT)]
 Count = Annotated[int, Within(0, MAX_COUNT)]

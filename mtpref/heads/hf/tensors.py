@@ -102,11 +102,17 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
 
 
 def _no_floats(checkpoint: Checkpoint, config: TextConfig, source: str) -> str | None:
-    """Why a tensor's plain integers are no values of a weight, or None for floats and for a table of integers: codes
-    without what they mean."""
+    """Why a tensor's values are none of a weight: plain integers, which are codes without what they mean, where no
+    table is expected, or rows that were cut over ranks. None for all others."""
     dtype = checkpoint.dtype(source)
     place = place_of(config.sheet, canonical(source), config.n_layer)
     is_table = place is not None and place.tensor.below is not None
+    ranks = checkpoint.stored(source).ranks
+    if ranks[0] > 1 and not (place is not None and place.tensor.by_rank):
+        return (
+            f"{printable(source)}: its scales are those of {ranks[0]} tensor-parallel ranks, whose rows mtpref puts "
+            f"together for others than {config.sheet.name} alone; expected the scales of the whole matrix"
+        )
     if dtype in (("I32", "I64") if is_table else FLOATS):
         return None
     if is_table:
@@ -218,6 +224,8 @@ def _part(
         if shape[0] % n_rows:
             raise MtprefError(f"{what}, expected as many values for each of {n_rows} groups")
         return Part(place.name, (source,), (n_rows, shape[0] // n_rows), rows, None, place)
+    if place.tensor.by_rank:
+        rows = _gathered(checkpoint, config, source, place, what)
     if rows is not None and (n_needed := int(rows.max()) + 1) > shape[0]:
         raise MtprefError(f"{what}, expected {n_needed} rows or more, as config.json's sizes say")
     n_rows = shape[0] if rows is None else len(rows)
@@ -228,6 +236,29 @@ def _part(
     if change.heads:
         return _by_head(place, source, (n_rows, shape[-1]), rows, config.values[change.heads], what)
     return Part(place.name, (source,), (n_rows, *shape[1:]), rows, columns, place)
+
+
+def _gathered(
+    checkpoint: Checkpoint, config: TextConfig, source: str, place: Place, what: str
+) -> NDArray[np.intp] | None:
+    """The rows of a matrix that was cut over ranks in the order of its parts; None where it was not."""
+    ranks = checkpoint.stored(source).ranks
+    if ranks == (1,):
+        return None
+    sizes = [dim.value(config.values_at(place.il or 0)) or 0 for _, dim in place.tensor.parts]
+    if len(ranks) > 1:
+        raise MtprefError(
+            f"{what}: the shape of its scales leaves open whether it was cut over {' or '.join(map(str, ranks[1:]))} "
+            "tensor-parallel ranks, expected a checkpoint that tells; save it in BF16 with the program that made it"
+        )
+    n = ranks[0]
+    if sum(sizes) != checkpoint.shape(source)[0] or any(size % n for size in sizes):
+        raise MtprefError(f"{what}, expected {' + '.join(map(str, sizes))} rows, each in {n} equal shares of ranks")
+    shares, first, order = [size // n for size in sizes], 0, []
+    for share in shares:
+        order += [first + rank * sum(shares) + np.arange(share) for rank in range(n)]
+        first += share
+    return np.concatenate(order)
 
 
 def _by_head(

@@ -11,10 +11,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from mtpref.architectures import ARCHITECTURES, D2T, Architecture, Either, Tensor, numbers, present_tensors, trimmed
+from mtpref.architectures import (
+    ARCHITECTURES,
+    D2T,
+    Architecture,
+    Either,
+    Tensor,
+    assistant_of,
+    numbers,
+    present_tensors,
+    trimmed,
+)
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, printable, without_leading_ones
-from mtpref.files.identify import LOST_LAYER, REDECLARE, has_trunk, trunk_in_head
+from mtpref.files.identify import LOST_LAYER, REDECLARE, has_trunk, miscounted, trunk_in_head
 from mtpref.spec.config import Metadata, read_model_config
 
 MTP = "mtp"  # the name of every head's block
@@ -84,10 +94,19 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[Problem]
         problems.append(Problem("key", "", text))
         return layout
     n_mtp = _integer(f, f"{arch}.nextn_predict_layers") or 0
+    if sheet.target:
+        if n_mtp != n_blocks:
+            text = f"key {arch}.nextn_predict_layers is {n_mtp}, expected block_count = {n_blocks} in an assistant"
+            problems.append(Problem("key", "", text))
+        n_mtp = 0  # its blocks are as its rule of layers has them
     if not 0 <= n_mtp < n_blocks:
         text = f"key {arch}.nextn_predict_layers is {n_mtp}, expected less than block_count = {n_blocks}"
         problems.append(Problem("key", "", text))
         n_mtp = 0
+    wrong = miscounted(f, arch)
+    if wrong is not None:
+        problems.append(Problem("key", "", wrong))
+        return layout
     layout.n_mtp = n_mtp
     found: list[str] = []
     declared, layout.declared_by = sheet.layers.declared(_Keys(f, arch), n_blocks, n_blocks - n_mtp, found)
@@ -167,7 +186,7 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
     meta = Metadata(f.kv, _SOURCE)
     values = sheet.values(meta)
     blocks = {block.name: block for block in sheet.layers.all_blocks()}
-    steps: list[Callable[[], object]] = [lambda: read_model_config(values)]
+    steps: list[Callable[[], object]] = [lambda: read_model_config(values, is_assistant=bool(sheet.target))]
     first = {kind: il for il, kind in reversed(list(enumerate(layout.kinds)))}
     for il, kind in enumerate(layout.kinds):
         if il != first[kind] and not layout.lists:
@@ -302,7 +321,8 @@ def check_tensors(f: GgufFile, layout: Layout, problems: list[Problem]) -> list[
 def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[Problem]) -> dict[str, Any]:
     """The MTP head.
 
-    status      "present"; "incomplete" (required tensors are missing); "missing" (declared, no tensor of it is
+    status      "present"; "assistant" (the file is one); "apart" (an assistant drafts for such models); "incomplete"
+                (required tensors are missing); "missing" (declared, no tensor of it is
                 there); "undeclared" (tensors without the key); "absent"; "partial" (not all of it is in this
                 file of a split model); "unknown" (architecture not supported, or no usable block_count)
     declared    MTP blocks by the key nextn_predict_layers, None when unknown
@@ -325,6 +345,8 @@ def describe_head(f: GgufFile, layout: Layout, supported: bool, problems: list[P
         if not layout.partial:
             problems += _head_of_unknown(f, layout.arch, names)
         return {"status": "unknown", "declared": None, "trunk": None, "blocks": [], "unexpected": names}
+    if layout.sheet is not None and layout.sheet.target:
+        return {"status": "assistant", "declared": None, "trunk": False, "blocks": [], "unexpected": []}
     blocks = [_describe_mtp_block(f, heads[i], i) for i in shown]
     status = _head_status(layout, declared, found, blocks)
     if status == "undeclared":
@@ -370,7 +392,8 @@ def _head_status(layout: Layout, declared: list[int], found: list[int], blocks: 
     if layout.n_mtp is None:
         return "unknown"
     if not declared:
-        return "undeclared" if found else "absent"
+        absent = "absent" if assistant_of(layout.arch) is None else "apart"
+        return "undeclared" if found else absent
     if not any(block["missing"] for block in blocks):
         return "present"
     if layout.partial:

@@ -14,6 +14,8 @@ _STATUS = {
     "undeclared": "UNDECLARED, tensors are here but the key that counts them is not; it is not used",
     "partial": "PARTIAL, the rest may be in another file of this split model",
     "absent": "absent, no MTP drafting with this file",
+    "apart": "not in this file: an assistant drafts for such models, a file of its own (-md)",
+    "assistant": "the file is one: an assistant, whose layers read its target's cells",
     "unknown": "unknown, mtpref does not know the blocks of this file",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import ARCHITECTURES
+from mtpref.architectures import ARCHITECTURES, describe_assistant
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import GgufArray, GgufFile, TensorInfo, is_shard, open_gguf, open_one, other_counts, printable
 from mtpref.files.identify import HEAD_ONLY, describe_kind, is_head_only
@@ -91,7 +91,9 @@ def describe_file(f: GgufFile, alone: str | None) -> tuple[dict[str, Any], list[
             "shards": _shards(f),
             "note": other_counts(f),
         },
-        "what": describe_kind(f) or (HEAD_ONLY if is_head_only(f) and alone is None else None),
+        "what": describe_kind(f)
+        or describe_assistant(arch)
+        or (HEAD_ONLY if is_head_only(f) and alone is None else None),
         "architecture": arch,
         "supported": supported,
         "general": _section(f, (k for k in f.kv if k.startswith("general."))),

@@ -142,9 +142,12 @@ class _Planner:
                 form = self._format(plain, place.name, self.original.shape(name)[-1])
                 is_own = form.kind == "bf16" and self.original.stored(name).kind == ""
                 if is_own and self.original.dtype(name) == "BF16":
+                    self._check_ranks(name, plain, is_copied=True)
                     self._copy(made, name, place.expert)
                 else:
-                    made.coded.append(self._coded(name, self.rename(name), place.name, form, expert=place.expert))
+                    one = self._coded(name, self.rename(name), place.name, form, expert=place.expert)
+                    self._check_ranks(name, plain, is_copied=bool(one.copied))
+                    made.coded.append(one)
             else:
                 self._copy(made, name)
         made.n_heads = len({il for il in blocks if il is not None})
@@ -176,6 +179,19 @@ class _Planner:
         if copied:
             form = _with_types(form, stored)
         return Coded(module, name, 0, two, form, tensor, expert, copied)
+
+    def _check_ranks(self, name: str, plain: str, *, is_copied: bool) -> None:
+        """Refuse a matrix that was cut over tensor-parallel ranks in one checkpoint and not alike in the other: a
+        reader takes all such matrices of a folder for cut alike."""
+        twin = self._twin(plain)
+        own = self.original.stored(name).ranks
+        others = self.base.stored(twin).ranks if twin else (1,)
+        if own != others or (own != (1,) and not is_copied):
+            raise MtprefError(
+                f"{self.original.label}: {printable(name)}: cut over {_or(own)} tensor-parallel ranks, the base's over "
+                f"{_or(others)}, expected codes that can be copied; graft the head into a GGUF instead, where rows are "
+                "in one order"
+            )
 
     # STACKS
 
@@ -247,7 +263,7 @@ class _Planner:
         hf, n_layer = self.config.sheet.hf, self.config.n_layer
         if hf is None:
             return None
-        for i in range(self.config.n_heads or 1):
+        for i in range(self.config.n_heads or self.config.sheet.n_heads):
             prefix = hf.head_block.format(i=i, il=n_layer + i)
             if plain.startswith(prefix):
                 short = plain[len(prefix) :]
@@ -274,6 +290,10 @@ class _Planner:
         return None
 
 
+def _or(ranks: tuple[int, ...]) -> str:
+    return " or ".join(map(str, ranks))
+
+
 def _block(stored: Scaled, checkpoint: Checkpoint) -> tuple[int, int] | None:
     """The block of a grid; where one is the whole matrix, what config.json says."""
     if _is_of_tensor(stored):
@@ -298,7 +318,8 @@ def _same_codes(stored: Stored, form: Format) -> tuple[tuple[str, str, str], ...
             return tuple((part, raw.dtype(name), name) for part, name in zip(parts, stored.sources, strict=True))
     if form.kind == "fp8-block" and isinstance(stored, Scaled) and raw.dtype(stored.sources[0]) == "F8_E4M3":
         grid, (down, across) = stored.grid, form.block
-        wanted = (-(-stored.shape[-2] // down), -(-stored.shape[-1] // across))
+        n = stored.grid.n_ranks
+        wanted = (n * -(-(stored.shape[-2] // n) // down), -(-stored.shape[-1] // across))
         is_same = len(stored.shape) == 2 and not _is_of_tensor(stored) and (grid.n_rows, grid.n_columns) == wanted
         is_same = is_same and (wanted == (1, 1) or (grid.rows, grid.columns) == form.block)
         if is_same and (raw.dtype(stored.sources[1]) == "F8_E8M0") == (form.scale_dtype == "F8_E8M0"):

@@ -85,8 +85,8 @@ def head_layers(n_blocks: int, n_nextn: int) -> range:
 
 def category(name: str) -> str:
     """llama.cpp's category of a tensor by its name, whatever the architecture; a data sheet calls it the role."""
-    if name in ("output.weight", "token_embd.weight"):
-        return name.removesuffix(".weight")
+    if name in ("output.weight", "token_embd.weight", "per_layer_token_embd.weight"):
+        return name.removesuffix(".weight").removeprefix("per_layer_")
     if any(part in name for part in ("attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight")):
         return "attn_v"
     for role in ("attn_k", "attn_output"):
@@ -147,6 +147,7 @@ def is_quantizable(item: Item) -> bool:
         and "_norm.weight" not in name
         and "ssm_conv1d" not in name
         and "ffn_gate_inp.weight" not in name
+        and "per_layer_model_proj" not in name
         and item.type_name not in INTEGERS
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.architectures import describe_assistant
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_fields
 from mtpref.files.gguf import (
@@ -28,7 +29,7 @@ from mtpref.files.gguf import (
     without_leading_ones,
     write_gguf,
 )
-from mtpref.files.identify import REDECLARE, describe_kind, head_in_trunk
+from mtpref.files.identify import REDECLARE, check_counts, describe_kind, head_in_trunk
 from mtpref.heads.contents import files_of, item_of
 from mtpref.heads.pairs import pairs_of
 from mtpref.heads.quantize.encode import WEIGHTED, encode, library, needs_library
@@ -122,11 +123,14 @@ def _counts(file: GgufFile) -> _Counts:
     arch = str(file.require("general.architecture", "str"))
     n_blocks = file.get(f"{arch}.block_count")
     n_nextn = file.get(f"{arch}.nextn_predict_layers", 0)
-    if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not 0 <= n_nextn < n_blocks:
+    are_counts = isinstance(n_blocks, int) and isinstance(n_nextn, int)
+    # All blocks of an assistant are the head's.
+    if not are_counts or not 0 <= n_nextn < n_blocks + (describe_assistant(arch) is not None):
         raise MtprefError(
             f"{file.label}: block_count {n_blocks} and nextn_predict_layers {n_nextn}, expected counts; "
             "try: mtpref check"
         )
+    check_counts(file, arch)
     name = head_in_trunk(file, n_blocks - n_nextn if n_nextn else 1 << 30)
     if name is not None:
         raise MtprefError(

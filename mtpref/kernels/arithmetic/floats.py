@@ -159,6 +159,9 @@ def _broadcast(builder: Any, values: Any) -> list[ir.Value]:
 plus = _lanewise(lambda builder, a, b: builder.fadd(a, b))
 times = _lanewise(lambda builder, a, b: builder.fmul(a, b))
 divided = _lanewise(lambda builder, a, b: builder.fdiv(a, b))
+# The lesser (the greater) of a and b; a NaN in a stays.
+at_most = _lanewise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), b, a))
+at_least = _lanewise(lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), b, a))
 
 
 @intrinsic

@@ -200,3 +200,17 @@ def never_inline(typingctx: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def copy_bytes(typingctx: Any, source: Any, i: Any, out: Any, j: Any, n: Any) -> Any:
+    """out.flat[j : j + n] = source.flat[i : i + n] of two contiguous arrays of bytes that do not overlap."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        start, to = (pointer_to(context, builder, sig.args[k], args[k], args[k + 1]) for k in (0, 2))
+        cgutils.raw_memcpy(builder, to, start, args[4], 1)
+        return context.get_dummy_value()
+
+    if not all(array.dtype == types.uint8 and array.layout == "C" for array in (source, out)):
+        raise TypeError(f"expected contiguous bytes, found {source}, {out}")
+    return types.void(source, types.intp, out, types.intp, types.intp), codegen

@@ -24,8 +24,9 @@ _MADE = target(types.int32, 2)
 
 
 class Router(NamedTuple):
-    """S41 to S45 of a model. bias: (n_expert,) or empty."""
+    """S41 to S45 of a model, unless the choice is given. bias: (n_expert,) or empty."""
 
+    is_given: bool
     is_sigmoid: bool
     normalise: bool
     scale: float
@@ -72,8 +73,9 @@ class Between(NamedTuple):
 
 
 class Job(NamedTuple):
-    """All of a call but the weights. x: (T, n_embd); logits: (T, n_expert); shared_logit: (T, 1), anything without a
-    gate; y: (T, n_embd); n_ff_shared: 0 without a shared expert; scratch: SCRATCH"""
+    """All of a call but the weights. x: (T, n_embd); logits: (T, n_expert), anything where the choice is given;
+    shared_logit: (T, 1), anything without a gate; y: (T, n_embd); n_ff_shared: 0 without a shared expert; limit,
+    limit_shared: of SwiGLU, infinity for none; scratch: SCRATCH"""
 
     swiglu: int
     x: F32
@@ -84,11 +86,15 @@ class Job(NamedTuple):
     n_ff_shared: int
     has_shared: bool
     has_gate: bool
+    n_expert: int
+    limit: np.float32
+    limit_shared: np.float32
     scratch: int
 
 
 ROUTER = record(
     Router,
+    is_given=FLAG,
     is_sigmoid=FLAG,
     normalise=FLAG,
     scale=F64,
@@ -112,6 +118,9 @@ JOB = record(
     n_ff_shared=INT,
     has_shared=FLAG,
     has_gate=FLAG,
+    n_expert=INT,
+    limit=types.float32,
+    limit_shared=types.float32,
     scratch=INT,
 )
 

@@ -20,7 +20,7 @@ from mtpref.kernels.arithmetic.vectors import ROWS
 from mtpref.kernels.compiling.compile import helper, kernel
 from mtpref.kernels.fused.expert_job import PHASE, between_at, chosen_at, job_at, net_at, order_at, router_at
 from mtpref.kernels.fused.routing import route_tokens
-from mtpref.kernels.layers.norms import call_swiglu
+from mtpref.kernels.layers.norms import call_limited
 from mtpref.kernels.products.product import call_prepare, call_rows, room
 
 # What a tile costs beside its tokens, in tokens: for one token a product waits for memory.
@@ -38,7 +38,9 @@ def route_part(where, p, n_parts):
     job, between = job_at(where.job), between_at(where.between)
     n_tokens = len(job.x)
     first, last = p * n_tokens // n_parts, (p + 1) * n_tokens // n_parts
-    route_tokens(router_at(where.router), job.logits, chosen_at(where.chosen), first, last)
+    router = router_at(where.router)
+    if not router.is_given:
+        route_tokens(router, job.logits, chosen_at(where.chosen), first, last)
     gate = net_at(where.gate)
     _prepare(gate, job.x, between.gate_in, first, last)
     if not where.up_alike:
@@ -57,8 +59,10 @@ def _activations(at_net, x, made, tokens):
     of a tile beside each other, prepared once more."""
     never_inline()
     net = net_at(at_net)
-    n, t = len(tokens), tokens[0]
-    if n == len(x) or (net.n_word > 0 and tokens[n - 1] - t == n - 1):
+    n, t, are_neighbours = len(tokens), tokens[0], True
+    for i in range(1, n):  # a table of experts may send a token to one of them twice
+        are_neighbours = are_neighbours and tokens[i] == t + i
+    if are_neighbours and (n == len(x) or net.n_word > 0):
         return made.words[t : t + n], made.scales[t : t + n], made.sums[t : t + n]
     words, scales, sums = room(net, n, x.shape[1])
     if net.n_word > 0:
@@ -89,9 +93,9 @@ def _multiply(at_net, e, words, scales, sums, y, first, last):
 
 
 @helper
-def _enter(at_gate, at_up, up_alike, at_between, e, tokens, x, start, swiglu, first, last):
-    """S6, S6, S18. Groups first .. last - 1 of the matrices of expert e for these tokens, whose pairs are from `start`
-    on."""
+def _enter(at_gate, at_up, up_alike, at_between, e, tokens, x, start, swiglu, limit, first, last):
+    """S6, S6, S79 (without a limit S18). Groups first .. last - 1 of the matrices of expert e for these tokens, whose
+    pairs are from `start` on."""
     never_inline()
     between, n = between_at(at_between), len(tokens)
     gated, upped = between.gated[start : start + n], between.upped[start : start + n]
@@ -102,7 +106,7 @@ def _enter(at_gate, at_up, up_alike, at_between, e, tokens, x, start, swiglu, fi
     _multiply(at_up, e, words, scales, sums, upped, first, last)
     to = min(gated.shape[1], ROWS * last)
     for i in range(n):
-        call_swiglu(swiglu, (gated[i], upped[i], gated[i], ROWS * first, to))
+        call_limited(swiglu, (gated[i], upped[i], limit, gated[i], ROWS * first, to))
 
 
 @helper
@@ -137,6 +141,7 @@ def enter_part(where, p, n_parts):
                 job.x,
                 start,
                 job.swiglu,
+                job.limit,
                 first,
                 last,
             )
@@ -155,6 +160,7 @@ def enter_part(where, p, n_parts):
             job.x,
             0,
             job.swiglu,
+            job.limit_shared,
             first,
             last,
         )

@@ -1,6 +1,7 @@
-"""S48. An experts' network in one call: router, products (S6), swiglu (S18), weighted sum; S41 to S47.
+"""S48, S92. An experts' network in one call: router, products (S6), swiglu (S18, S79 clamped), sum; S41 to S47.
 
-Owns the fused twin of compose_moe.py's `moe_ffn`: pairs of a token and one of its experts are sorted by expert, and the
+Owns the fused twins of compose_moe.py's `moe_ffn` and compose_compressed.py's `clamped_experts`, which is given what
+was chosen: pairs of a token and one of its experts are sorted by expert, and the
 phases of expert_parts.py run one after the other. Stacks are read as panels or in place; types that are dequantised a
 tile at a time run the composition.
 """
@@ -40,7 +41,7 @@ from mtpref.kernels.fused.expert_job import (
 )
 from mtpref.kernels.fused.expert_parts import enter_part, leave_part, prepare_part, route_part
 from mtpref.kernels.fused.nets import NET, Net, net_of
-from mtpref.kernels.layers.norms import swiglu_part
+from mtpref.kernels.layers.norms import limit_of, limited_part
 from mtpref.kernels.products import mul_mats
 from mtpref.kernels.products.mul_mats import PARALLEL_TOKENS
 from mtpref.spec.moe import Routing
@@ -145,7 +146,7 @@ def _moe(
     )
     few = n_parts if len(job.x) >= PARALLEL_TOKENS else 1
     _run(parts.all_parts, parts.route, where, few)
-    _sort(chosen.ids, order, job.logits.shape[1])
+    _sort(chosen.ids, order, job.n_expert)
     _run(parts.all_parts, parts.enter, where, n_parts)
     _run(parts.all_parts, parts.prepare, where, few)
     _run(parts.all_parts, parts.leave, where, n_parts)
@@ -153,7 +154,7 @@ def _moe(
 
 # PYTHON'S SIDE
 
-_NONE = np.empty(0, np.float32)
+_NONE, _NO_LOGITS = np.empty(0, np.float32), np.empty((0, 0), np.float32)
 _STACKS = tuple(f"ffn_{name}_exps.weight" for name in ("gate", "up", "down"))
 _SHARED = tuple(f"ffn_{name}_shexp.weight" for name in ("gate", "up", "down"))
 
@@ -183,40 +184,39 @@ def _between(nets: list[Net], n_rows: int, x: F32, gate_in: Made | None = None) 
     return Between(gate_in, up_in, gated, upped, _made(down, n_rows, gate.n_out))
 
 
-def moe_ffn(ops: Any, w: Any, cfg: Any, x: F32, tap: Any, *, wide: bool) -> tuple[F32, Routing]:
-    """The bits of `compose_moe.moe_ffn`. Where a tap looks on, or a type has no kernel, the composition runs."""
+def _stacks_of(w: Any, tap: Any, wide: bool) -> tuple[list[Net], list[Net] | None] | None:
+    """The experts' networks and the shared expert's, if there is one; None where a tap looks on, or a type has no
+    kernel."""
     is_usual = tap is discard and all(name in w for name in _STACKS) and "ffn_latent_down.weight" not in w
     nets = _nets([w[name] for name in _STACKS], wide) if is_usual else None
-    has_shared = "ffn_up_shexp.weight" in w
-    shared_nets = _nets([w[name] for name in _SHARED], wide) if has_shared and nets is not None else nets
-    if nets is None or shared_nets is None:
-        result: tuple[F32, Routing] = ops.composed["moe_ffn"](ops, w, cfg, x, tap)
-        return result
-    x = np.ascontiguousarray(x)
-    n_tokens, n_used = len(x), cfg.n_used
-    n_pairs = n_tokens * n_used
-    gates = [w[name] for name in ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight") if name in w]
-    logits = [ops.mul_mat(m, x) for m in gates] if wide else mul_mats.mul_mats(ops, gates, x)
-    bias = w.get("exp_probs_b.bias", w.get("exp_probs_b"))
-    router = Router(
-        cfg.gating == "sigmoid",
-        cfg.normalise,
-        cfg.scale,
-        cfg.n_group,
-        cfg.n_group_used,
-        bias is not None,
-        _NONE if bias is None else bias,
-    )
+    if nets is None or "ffn_up_shexp.weight" not in w:
+        return None if nets is None else (nets, None)
+    shared = _nets([w[name] for name in _SHARED], wide)
+    return None if shared is None else (nets, shared)
+
+
+def _network(
+    cfg: Any,
+    x: F32,
+    nets: list[Net],
+    shared_nets: list[Net] | None,
+    router: Router,
+    logits: list[F32],
+    chosen: Chosen,
+    limits: tuple[np.float32, np.float32],
+) -> F32:
+    """Experts and the shared expert; the router's choice is made here, or given."""
+    n_tokens, n_used = chosen.ids.shape
+    n_pairs, has_shared = n_tokens * n_used, shared_nets is not None
+    shared_nets = nets if shared_nets is None else shared_nets
     gate, up, down = nets
     y = np.empty((n_tokens, down.n_out), np.float32)
     n_ff_shared = shared_nets[0].n_out if has_shared else 0
-    has_gate = has_shared and len(gates) > 1
-    flags = has_shared, has_gate
-    job = Job(swiglu_part.address(), x, logits[0], logits[-1], y, gate.n_out, n_ff_shared, *flags, SCRATCH)
-    ids, places = np.empty((2, n_tokens, n_used), np.int64)
-    chosen = Chosen(ids, np.empty((n_tokens, n_used), np.float32), np.empty(n_tokens, np.float32))
+    flags = has_shared, has_shared and len(logits) > 1
+    sizes = gate.n_out, n_ff_shared
+    job = Job(limited_part.address(), x, logits[0], logits[-1], y, *sizes, *flags, cfg.n_expert, *limits, SCRATCH)
     runs = np.empty((min(n_pairs, cfg.n_expert), 3), np.int64)
-    order = Order(np.empty(n_pairs, np.int64), places, runs, np.empty(1, np.int64))
+    order = Order(np.empty(n_pairs, np.int64), np.empty((n_tokens, n_used), np.int64), runs, np.empty(1, np.int64))
     between = _between(nets, n_pairs, x)
     shared = between
     if has_shared:
@@ -226,5 +226,49 @@ def moe_ffn(ops: Any, w: Any, cfg: Any, x: F32, tap: Any, *, wide: bool) -> tupl
     n_parts = 1 if is_small else compile.start_threads()
     parts = Parts(all_parts.address(), *(one.address() for one in (route_part, enter_part, prepare_part, leave_part)))
     _moe(parts, *nets, *shared_nets, router, job, chosen, order, between, shared, *alike, n_parts)
-    y = ops.scaled_output(y, cfg.sum_scale) if has_shared else y
-    return y, Routing(ids, chosen.gap)
+    return y
+
+
+def moe_ffn(ops: Any, w: Any, cfg: Any, x: F32, tap: Any, *, wide: bool) -> tuple[F32, Routing]:
+    """The bits of `compose_moe.moe_ffn`. Where a tap looks on, or a type has no kernel, the composition runs."""
+    found = _stacks_of(w, tap, wide)
+    if found is None:
+        result: tuple[F32, Routing] = ops.composed["moe_ffn"](ops, w, cfg, x, tap)
+        return result
+    x = np.ascontiguousarray(x)
+    n_tokens, n_used = len(x), cfg.n_used
+    gates = [w[name] for name in ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight") if name in w]
+    logits = [ops.mul_mat(m, x) for m in gates] if wide else mul_mats.mul_mats(ops, gates, x)
+    bias = w.get("exp_probs_b.bias", w.get("exp_probs_b"))
+    router = Router(
+        False,
+        cfg.gating == "sigmoid",
+        cfg.normalise,
+        cfg.scale,
+        cfg.n_group,
+        cfg.n_group_used,
+        bias is not None,
+        _NONE if bias is None else bias,
+    )
+    chosen = Chosen(
+        np.empty((n_tokens, n_used), np.int64),
+        np.empty((n_tokens, n_used), np.float32),
+        np.empty(n_tokens, np.float32),
+    )
+    y = _network(cfg, x, *found, router, logits, chosen, (limit_of(0.0), limit_of(0.0)))
+    y = ops.scaled_output(y, cfg.sum_scale) if found[1] is not None else y
+    return y, Routing(chosen.ids, chosen.gap)
+
+
+def clamped_experts(ops: Any, w: Any, cfg: Any, x: F32, routing: Routing, weights: F32, tap: Any, *, wide: bool) -> F32:
+    """The bits of `compose_compressed.clamped_experts`. Where a tap looks on, or a type has no kernel, the composition
+    runs."""
+    found = _stacks_of(w, tap, wide)
+    if found is None or found[1] is None:
+        result: F32 = ops.composed["clamped_experts"](ops, w, cfg, x, routing, weights, tap)
+        return result
+    x = np.ascontiguousarray(x)
+    router = Router(True, False, False, 0.0, 1, 0, False, _NONE)
+    chosen = Chosen(np.ascontiguousarray(routing.ids), np.ascontiguousarray(weights), routing.gap)
+    limits = limit_of(cfg.clamp), limit_of(cfg.clamp_shared)
+    return _network(cfg, x, *found, router, [_NO_LOGITS], chosen, limits)

@@ -64,11 +64,11 @@ def _scores(q, k_wide, k_half, kind, kv_head, n_kv_heads, group, first, begin, e
 
 
 @helper
-def numerators(score, n):
-    """score[j] becomes exp(score[j] - max); a NaN makes all NaN, as it does for np.max."""
+def numerators_from(score, n, greatest):
+    """score[j] becomes exp(score[j] - m), m the greatest of all and of `greatest`, which is the result; a NaN makes all
+    NaN, as it does for np.max."""
     never_inline()
-    greatest = score[0]
-    for j in range(1, n):
+    for j in range(n):
         if score[j] > greatest or score[j] != score[j]:
             greatest = score[j]
     whole = n // N_FLOATS * N_FLOATS
@@ -76,6 +76,13 @@ def numerators(score, n):
         store(score, j, exp16(plus(load16(score, j), -greatest)))
     for j in range(whole, n):
         score[j] = exp(score[j] - greatest)
+    return greatest
+
+
+@helper
+def numerators(score, n):
+    """score[j] becomes exp(score[j] - max)."""
+    numerators_from(score, n, score[0])
 
 
 @helper

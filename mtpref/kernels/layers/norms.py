@@ -1,4 +1,4 @@
-"""S8, S9, S12, S14, S17, S18: norms and element-wise operations.
+"""S8, S9, S12, S14, S17, S18, S79: norms and element-wise operations.
 
 Owns the kernels that look at one row or one element at a time. They run in the calling thread for the tokens of a
 draft: they touch little memory, and starting threads would cost more than they take.
@@ -12,11 +12,12 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels.arithmetic.arith import sigmoid, silu, softplus
-from mtpref.kernels.arithmetic.floats import N_FLOATS, load16, sigmoid16, silu16, store, times
+from mtpref.kernels.arithmetic.floats import N_FLOATS, at_least, at_most, load16, sigmoid16, silu16, store, times
 from mtpref.kernels.arithmetic.lanes import lane_sum_products
 from mtpref.kernels.compiling import compile
 from mtpref.kernels.compiling.calls import caller
 from mtpref.kernels.compiling.compile import F64, INT, helper, kernel, source, target
+from mtpref.spec.windowed import LEAST_LIMIT
 
 F32 = NDArray[np.float32]
 
@@ -87,6 +88,21 @@ def swiglu_part(gate, up, out, first, last):
         out[i] = silu(gate[i]) * up[i]
 
 
+@kernel(_VECTOR, _VECTOR, types.float32, _OUT1, INT, INT)
+def limited_part(gate, up, limit, out, first, last):
+    """S79 (clamped swiglu); with infinity for no limit it is S18."""
+    whole = first + (last - first) // N_FLOATS * N_FLOATS
+    for i in range(first, whole, N_FLOATS):
+        gated = silu16(at_most(load16(gate, i), limit))
+        store(out, i, times(gated, at_most(at_least(load16(up, i), -limit), limit)))
+    for i in range(whole, last):
+        g, u = gate[i], up[i]
+        g = limit if g > limit else g
+        u = -limit if u < -limit else limit if u > limit else u
+        out[i] = silu(g) * u
+
+
+call_limited = caller(_VECTOR, _VECTOR, types.float32, _OUT1, INT, INT)
 call_swiglu, _call_rms_norm = caller(_VECTOR, _VECTOR, _OUT1, INT, INT), caller(_MATRIX, _VECTOR, F64, _OUT2, INT, INT)
 
 
@@ -155,4 +171,17 @@ def swiglu(gate: F32, up: F32) -> F32:
         swiglu_part(*flat, 0, out.size)
     else:
         _all_swiglu(swiglu_part.address(), *flat, compile.start_threads())
+    return out
+
+
+def limit_of(limit: float) -> np.float32:
+    """A limit as `limited_part` takes it: what limits nothing is infinity."""
+    return np.float32(limit if limit > LEAST_LIMIT else np.inf)
+
+
+def clamped_swiglu(gate: F32, up: F32, limit: float) -> F32:
+    """S79. The bits of `spec.clamped_swiglu`: any equal shapes."""
+    gate, up = np.ascontiguousarray(gate), np.ascontiguousarray(up)
+    out = np.empty(gate.shape, np.float32)
+    limited_part(gate.reshape(-1), up.reshape(-1), limit_of(limit), out.reshape(-1), 0, out.size)
     return out

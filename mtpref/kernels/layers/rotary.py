@@ -1,6 +1,6 @@
-"""S10: rotary position embedding.
+"""S10, S53, S74: rotary position embedding.
 
-Owns the twins of `spec.rope_table` and `spec.rope`.
+Owns the twins of `spec.rope_table`, `spec.rope`, `spec.rope_interleaved` and `spec.rope_last`.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
@@ -10,7 +10,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from mtpref.kernels.arithmetic.arith import sincos64
-from mtpref.kernels.compiling.compile import kernel, source, target
+from mtpref.kernels.compiling.compile import INT, kernel, source, target
 
 F32 = NDArray[np.float32]
 
@@ -41,6 +41,22 @@ def _rope(x, cos, sin, out):
                 out[t, h, i] = x[t, h, i]
 
 
+@kernel(_HEADS, source(types.float32, 2), source(types.float32, 2), INT, target(types.float32, 3))
+def _rope_pairs(x, cos, sin, first, out):
+    """Neighbours from dimension `first` on; the rest passes."""
+    n_tokens, n_heads, size = x.shape
+    half = cos.shape[1]
+    for t in range(n_tokens):
+        for h in range(n_heads):
+            for i in range(size):
+                out[t, h, i] = x[t, h, i]
+            for i in range(half):
+                k = first + 2 * i
+                a, b, c, s = x[t, h, k], x[t, h, k + 1], cos[t, i], sin[t, i]
+                out[t, h, k] = a * c - b * s
+                out[t, h, k + 1] = a * s + b * c
+
+
 def rope_table(
     pos: NDArray[np.int32], frequencies: NDArray[np.float64], has_position: NDArray[np.bool_], magnitude: float = 1.0
 ) -> tuple[F32, F32]:
@@ -56,4 +72,21 @@ def rope(x: F32, cos: F32, sin: F32) -> F32:
     x = np.ascontiguousarray(x)
     out = np.empty_like(x)
     _rope(x, np.ascontiguousarray(cos), np.ascontiguousarray(sin), out)
+    return out
+
+
+def rope_interleaved(x: F32, cos: F32, sin: F32) -> F32:
+    """S53. The bits of `spec.rope_interleaved`: x (T, H, D), cos, sin (T, n_rot/2) -> (T, H, D)."""
+    return _paired(x, cos, sin, 0)
+
+
+def rope_last(x: F32, cos: F32, sin: F32, is_back: bool = False) -> F32:
+    """S74. The bits of `spec.rope_last`: x (T, H, D), cos, sin (T, n_rot/2) -> (T, H, D)."""
+    return _paired(x, cos, -sin if is_back else sin, x.shape[-1] - 2 * cos.shape[-1])
+
+
+def _paired(x: F32, cos: F32, sin: F32, first: int) -> F32:
+    x = np.ascontiguousarray(x)
+    out = np.empty_like(x)
+    _rope_pairs(x, np.ascontiguousarray(cos), np.ascontiguousarray(sin), first, out)
     return out

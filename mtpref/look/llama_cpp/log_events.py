@@ -75,6 +75,9 @@ def seq_id(match: re.Match[str]) -> int:
     return int(before[1]) if before else 0
 
 
-def seconds(match: re.Match[str]) -> float:
-    """The time that stands in front of a line, since the program's start."""
-    return 60 * int(match["minutes"]) + int(match["seconds"]) + int(match["ms"]) / 1e3 + int(match["us"]) / 1e6
+def times(match: re.Match[str]) -> list[float]:
+    """The time that stands in front of a line, since the program's start; more than one where digits of the text may
+    stand in front of it (after "\\n1" of a list, 10.00.146.188 is 0.00.146.188): the smallest first."""
+    rest = int(match["seconds"]) + int(match["ms"]) / 1e3 + int(match["us"]) / 1e6
+    minutes = match["minutes"]
+    return [60 * int(minutes[i:]) + rest for i in range(len(minutes) - 1, -1, -1)]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from mtpref.base.errors import MtprefError
-from mtpref.look.llama_cpp.log_events import counts, events, seconds, seq_id
+from mtpref.look.llama_cpp.log_events import counts, events, seq_id, times
 from mtpref.look.llama_cpp.rounds import Candidate, LlamaLog, Request, Round, Step
 
 JITTER_S = 0.01  # lines of one program are in the order of their times but for this
@@ -76,10 +76,10 @@ class Splitter:
         self._simple = LlamaLog(settings=self._settings)
 
     def _timed(self, match: Event) -> None:
-        now = seconds(match)
-        if now < self._time - JITTER_S:
+        now = next((t for t in times(match) if t >= self._time - JITTER_S), None)
+        if now is None:
             self._end_program()
-        self._time = now
+        self._time = min(times(match)) if now is None else now
 
     def _set(self, match: Event) -> None:
         if self._simple.rounds or self._steps.get(0):

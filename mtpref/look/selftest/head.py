@@ -22,12 +22,18 @@ def head_is_there(bench: Bench) -> str:
     for name, norm in (("enorm", mtp.enorm), ("hnorm", mtp.hnorm), ("shared_head_norm", mtp.shared_head_norm)):
         if not np.isfinite(norm).all():
             raise Failed(f"nextn.{name}.weight holds NaN or infinity; try: mtpref generate --check-tensors")
-        if not norm.any():
+        if norm.size and not norm.any():  # an assistant has none before its block
             raise Failed(f"nextn.{name}.weight is zero: the head can't see what it is fed")
     own = [part for part in mtp.origin if part not in mtp.borrowed]
     borrowed = f"; the trunk's: {', '.join(mtp.borrowed)}" if mtp.borrowed else ""
     where = f" in {mtp.file}" if mtp.file else ""
-    return f"eh_proj {mtp.eh_proj.type_name}{where}; its own: {', '.join(own) or 'nothing optional'}{borrowed}"
+    entry = f"{_input_of(mtp.eh_proj.name)} {mtp.eh_proj.type_name}"
+    return f"{entry}{where}; its own: {', '.join(own) or 'nothing optional'}{borrowed}"
+
+
+def _input_of(name: str) -> str:
+    """Of the product that the head's rows come in by, what its name calls it."""
+    return name.rpartition("nextn.")[2].removesuffix(".weight") or "eh_proj"
 
 
 def teacher_forced(bench: Bench) -> str:
@@ -67,9 +73,15 @@ def teacher_forced(bench: Bench) -> str:
 
 def _named(bench: Bench, ids: list[int], hidden: np.ndarray) -> np.ndarray:
     """The head's best token at each position, from the tokens and the hidden rows before them."""
-    state = bench.new_state()
-    logits = bench.model.mtp(state, ids, hidden, 1, n_logits=len(ids)).logits
-    return np.asarray(bench.model.recipe.ops.argmax(logits))
+    model, state = bench.model, bench.new_state()
+    if not any(head.sheet.reads_target for head in model.heads):
+        logits = model.mtp(state, ids, hidden, 1, n_logits=len(ids)).logits
+        return np.asarray(model.recipe.ops.argmax(logits))
+    rows = []  # a head that reads the trunk's cells: position by position, over those that are there then
+    for i, id in enumerate(ids):
+        model.trunk(state, [bench.passage[i]], n_logits=0)
+        rows.append(model.mtp(state, [id], hidden[i : i + 1], i + 1, n_logits=1).logits)
+    return np.asarray(model.recipe.ops.argmax(np.concatenate(rows)))
 
 
 def _sign_test(n_better: int, n_worse: int) -> float:

@@ -44,7 +44,9 @@ class Costs:
     verify_keep  the same where the recurrent state is kept after each token (`snapshot`)
     replay       tokens -> a trunk pass without logits, which runs an accepted prefix again
     draft        rows of the head's vocabulary -> one draft step: from a hidden row to the next drafted id
-    catch_up     tokens -> the head over kept tokens, without logits
+    chain        of several heads: rows of a draft step -> the step of a head over so many, with the whole vocabulary;
+                 empty where every step is one row of one head
+    catch_up     tokens -> the head over kept tokens, without logits; every head of a chain
     choose, checkpoint, restore   choosing one of the kept states; copying the state; copying it back
     round, token                  what else a round costs, and an emitted token
     experts      tokens -> distinct experts a layer that the verify pass of so many touched; empty without experts
@@ -56,6 +58,7 @@ class Costs:
     verify_keep: Mapping[int, float] = field(default_factory=dict)
     replay: Mapping[int, float] = field(default_factory=dict)
     catch_up: Mapping[int, float] = field(default_factory=dict)
+    chain: Mapping[int, float] = field(default_factory=dict)
     choose: float = 0.0
     checkpoint: float = 0.0
     restore: float = 0.0
@@ -73,6 +76,12 @@ class Costs:
 
     def draft_at(self, n_rows: int) -> float:
         return between(self.draft, n_rows)
+
+    def step_at(self, n: int, n_rows: int) -> float:
+        """The n-th step of a draft, from 1: of a chain it runs over n rows."""
+        if not self.chain or n == 1:
+            return self.draft_at(n_rows)
+        return max(0.0, between(self.chain, n) + self.draft_at(n_rows) - self.draft_at(max(self.draft)))
 
     def catch_up_at(self, n: int) -> float:
         return between(self.catch_up, n) if self.catch_up else 0.0
@@ -94,6 +103,17 @@ class Costs:
             verify_keep=self._with_experts(self.verify_keep, experts),
             replay=self._with_experts(self.replay, experts),
         )
+
+    def for_chain(self, n_heads: int) -> "Costs":
+        """These costs for a chain of heads where they do not say what its steps cost.
+
+        Rule     a step over n rows is one over a single row, and what a head takes for n - 1 rows more in catching up
+        """
+        if self.chain or n_heads < 2:
+            return self
+        one, first = self.draft_at(max(self.draft)), self.catch_up_at(1)
+        steps = {n: one + max(0.0, self.catch_up_at(n) - first) / n_heads for n in range(1, n_heads + 1)}
+        return replace(self, chain=steps)
 
     def _with_experts(self, table: Mapping[int, float], experts: Mapping[int, float]) -> dict[int, float]:
         return {w: self._at_experts(table, w, experts) for w in table}
@@ -129,6 +149,14 @@ class CostSet:
         """`Costs.for_text` of the mean and of every sample."""
         samples = tuple(sample.for_text(experts) for sample in self.samples)
         return replace(self, costs=self.costs.for_text(experts), samples=samples)
+
+    def for_chain(self, n_heads: int) -> "CostSet":
+        """`Costs.for_chain` of the mean and of every sample; that it was used is said."""
+        if self.costs.chain or n_heads < 2:
+            return self
+        samples = tuple(sample.for_chain(n_heads) for sample in self.samples)
+        assumed = (*self.assumed, f"chain = draft, and catch_up / {n_heads} for further rows")
+        return replace(self, costs=self.costs.for_chain(n_heads), samples=samples, assumed=assumed)
 
     def to_json(self) -> dict[str, Any]:
         head = {"schema": SCHEMA, "engine": self.engine, "about": self.about, "unit": "ms"}
@@ -228,7 +256,7 @@ def _costs(data: dict[str, Any], source: str) -> Costs:
     for entry in fields(Costs):
         if entry.name not in data:
             continue
-        is_table = entry.name in ("verify", "verify_keep", "replay", "draft", "catch_up", "experts")
+        is_table = entry.name in ("verify", "verify_keep", "replay", "draft", "catch_up", "chain", "experts")
         value, at = data[entry.name], f"{source}: {entry.name}"
         values[entry.name] = _table(value, at, entry.name == "draft") if is_table else _number(value, at)
     costs = Costs(**values)

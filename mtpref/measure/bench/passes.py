@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from mtpref.base.errors import MtprefError
 from mtpref.base.events import Token
-from mtpref.engine.decode import Decoder, DraftLength, MtpDrafter, Options, SamplingConfig, Statistics, most_drafted
+from mtpref.engine.decode import Decoder, DraftLength, MtpDrafter, Options, SamplingConfig, Statistics, n_in_chain
+from mtpref.engine.decode.drafters import Draft, HeadRun, read_head
 from mtpref.engine.decode.sampling import Sampler, TargetJudge
 from mtpref.engine.decode.statistics import margin
 from mtpref.engine.model import Model, pair, run_heads
@@ -90,6 +93,9 @@ class Passes:
         return ms
 
     def draft(self, head: Model) -> float:
+        """A draft step of one row: of a chain the first head's."""
+        if n_in_chain(head):
+            return self.chain(head, 1)
         drafter = MtpDrafter(head, Statistics(), None, self.sampler)
         rounds: list[DraftLength] = []
 
@@ -97,11 +103,17 @@ class Passes:
             rounds.append(DraftLength.of(N_CHAIN))
             self._trunk_pass()
 
-        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], rounds.pop()), before) / most_drafted(
-            head, N_CHAIN
-        )
+        return self._ms(lambda: drafter.draft(self.state, self.ids[-1], rounds.pop()), before) / N_CHAIN
+
+    def chain(self, head: Model, n: int) -> float:
+        """The n-th draft step of a chain: head n - 1 over n rows."""
+        drafter, pos0 = MtpDrafter(head, Statistics(), None, self.sampler), self.base.n_past
+        run = HeadRun(n - 1, self._next(n), np.repeat(self.base.pending_h[None], n, axis=0), pos0, pos0 + n, True)
+        return self._ms(lambda: read_head(drafter, self.state, run, DraftLength.of(N_CHAIN), Draft()), self._trunk_pass)
 
     def catch_up(self, n: int) -> float:
+        if not any(head.keeps_cells for head in self.model.heads):
+            return 0.0  # an assistant is not caught up
         ids, state, recipe = self._next(n), self.state, self.model.recipe
         hidden = recipe.steps.target_hidden(self.model.trunk(state, ids, n_logits=0).hidden, recipe.contract)
         pairs = pair(self.model, ids, hidden, self.base.n_past, self.base.pending_h)
@@ -190,6 +202,7 @@ def measure_costs(
 
 def _sample(passes: Passes) -> Costs:
     widths, kept = range(2, passes.n_max + 2), range(1, passes.n_max + 2)
+    whole = max(passes.heads, key=lambda head: head.n_head_rows, default=None)
     plain = passes.trunk(1, keep=1)
     experts = {1: passes.n_experts}
     token = passes.token()
@@ -205,6 +218,7 @@ def _sample(passes: Passes) -> Costs:
         replay={n: passes.trunk(n, keep=1, with_logits=False) for n in range(1, passes.n_max + 1)},
         draft={head.n_head_rows: passes.draft(head) for head in passes.heads} or {1: 0.0},
         catch_up={n: passes.catch_up(n) for n in kept} if passes.heads else {},
+        chain={n: passes.chain(whole, n) for n in range(1, n_in_chain(whole) + 1)} if whole else {},
         choose=passes.choose(passes.n_max),
         checkpoint=passes.checkpoint(),
         restore=passes.restore(),

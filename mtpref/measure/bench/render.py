@@ -11,7 +11,7 @@ HEADS = {
     "prompt": "prompt: tokens in one pass",
     "decode": "decode: a token at a time",
     "verify": "verify: so many tokens in one pass, recurrent state kept after each",
-    "draft": "draft: one step of the head, by its vocabulary",
+    "draft": "draft: one step of the head, by its vocabulary; step k of a chain is head k over k rows",
     "rollback": "roll back: what a strategy adds to the pass over the draft (replay: after a rejection of all)",
     "mtp": "MTP, its drafts right with probability {acceptance:g} each; text and passes are real",
 }

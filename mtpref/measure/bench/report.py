@@ -12,7 +12,16 @@ from typing import Annotated, Any
 
 from mtpref.base.events import PromptProgress, Token
 from mtpref.base.settings import Bounds, SettingError, check_fields
-from mtpref.engine.decode import Decoder, MtpDrafter, Options, PolicyConfig, ScriptedDrafter, Statistics
+from mtpref.engine.decode import (
+    Decoder,
+    MtpDrafter,
+    Options,
+    PolicyConfig,
+    ScriptedDrafter,
+    Statistics,
+    most_drafted,
+    n_in_chain,
+)
 from mtpref.engine.model import Model
 from mtpref.measure.bench.bandwidth import read_gb_per_second
 from mtpref.measure.bench.llama import LlamaBench
@@ -155,7 +164,8 @@ class _Measured:
     def __init__(self, model: Model, heads: Heads, settings: Settings, llama: LlamaBench | None) -> None:
         self.model, self.heads, self.settings, self.llama = model, heads, settings, llama
         self.ids = some_ids(model, settings.n_depth)
-        n_max = max([*settings.widths, *(n + 1 for n in settings.drafts)]) - 1
+        self.drafts = tuple(dict.fromkeys(most_drafted(model, n) for n in settings.drafts))
+        n_max = max([*settings.widths, *(n + 1 for n in self.drafts)]) - 1
         self.passes = Passes(model, [head for _, head in heads], self.ids, n_max)
         self.rows: dict[str, Row] = {}
 
@@ -199,12 +209,14 @@ class _Measured:
     def _draft(self) -> None:
         for name, head in self.heads:
             self._put("draft", name, 1, self.passes.draft(head), head_bytes(head))
+            for n in range(2, n_in_chain(head) + 1):
+                self._put("draft", f"{name} step {n}", 1, self.passes.chain(head, n), head_bytes(head, n - 1))
 
     def _rollback(self) -> None:
         """What a strategy adds to a pass over the same tokens: per draft length."""
         if not self.heads:
             return
-        for n in self.settings.drafts:
+        for n in self.drafts:
             keeping, alone = self.passes.trunk(n + 1, keep=n + 1), self.passes.trunk(n + 1, keep=1)
             self._put("rollback", f"snapshot n={n}", 1, max(0.001, keeping - alone + self.passes.choose(n)))
             again = self.passes.restore() + self.passes.trunk(1, keep=1, with_logits=False)
@@ -217,7 +229,7 @@ class _Measured:
         ms, text = self._run(Options(n_predict=s.n_gen, spec_type="none"), None)
         self._put("mtp", "plain", len(text), ms)
         for name, head in self.heads:
-            for n in s.drafts:
+            for n in self.drafts:
                 policy = PolicyConfig(n_max=n)
                 drafter = MtpDrafter(head, Statistics())
                 scripted = ScriptedDrafter(text, script(s.acceptance, n, s.n_gen), len(self.ids), self.model.n_vocab)
@@ -249,11 +261,11 @@ def trunk_bytes(model: Model, n_experts: float) -> int:
     return int(weight_bytes([*(m for layer in w.layers for m in layer.values()), w.output], n_experts))
 
 
-def head_bytes(model: Model) -> int:
-    """Bytes of weight matrices that a draft step reads."""
+def head_bytes(model: Model, head: int = 0) -> int:
+    """Bytes of weight matrices that a draft step reads. head: which of a chain"""
     if not model.heads:
         return 0
-    mtp = model.heads[0].weights
+    mtp = model.heads[head].weights
     return int(weight_bytes([*mtp.block.values(), mtp.eh_proj, mtp.shared_head_head], n_used(model)))
 
 

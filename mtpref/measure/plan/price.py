@@ -29,8 +29,12 @@ def round_cost(costs: Costs, strategy: str, n_drafted: int, n_accepted: int) -> 
 
 
 def milliseconds(costs: Costs, strategy: str, tally: Tally, n_rows: int) -> float:
-    """What a run with these counts takes, the prompt apart. n_rows: of the head's vocabulary."""
-    total = tally.n_steps * costs.draft_at(n_rows) if tally.uses_head else 0.0
+    """What a run with these counts takes, the prompt apart. n_rows: of the head's vocabulary.
+
+    Rule   step i of a chain runs over i + 1 rows (S99), and is priced so; a single head's steps all cost the same
+    """
+    steps = tally.steps.items() if tally.uses_head else ()
+    total = sum(n * costs.step_at(step + 1, n_rows) for step, n in steps)
     for (n_drafted, n_accepted), n in tally.rounds.items():
         one = round_cost(costs, strategy, n_drafted, n_accepted) + costs.round + (n_accepted + 1) * costs.token
         if tally.uses_head:
@@ -43,4 +47,5 @@ def all_accepted(n_tokens: int, n_drafted: int, uses_head: bool = True) -> Tally
     """The counts of a run whose every draft of n_drafted tokens is accepted: at least n_tokens tokens."""
     n_rounds = -(-n_tokens // (n_drafted + 1))
     rounds = Counter({(n_drafted, n_drafted): n_rounds})
-    return Tally(n_rounds * (n_drafted + 1), rounds, n_rounds * n_drafted, 0, uses_head)
+    steps = Counter(dict.fromkeys(range(n_drafted), n_rounds))
+    return Tally(n_rounds * (n_drafted + 1), rounds, steps, 0, uses_head)

@@ -15,7 +15,7 @@ from mtpref.measure.probe.render import table
 def lines(found: Plan, *, is_whole: bool = False) -> list[str]:
     """The plan. is_whole: with the rates of every setting, not of the few alone."""
     rates = [*_few(found), "", *_rates(found)] if is_whole else _few(found)
-    return [*_costs(found), "", *_acceptance(found), "", *rates, "", *_ceilings(found), "", *_best(found)]
+    return [*found.notes, *_costs(found), "", *_acceptance(found), "", *rates, "", *_ceilings(found), "", *_best(found)]
 
 
 def _costs(found: Plan) -> list[str]:
@@ -27,6 +27,9 @@ def _costs(found: Plan) -> list[str]:
     out = [head, *table(["tokens", "verify", "keeping states", "without logits", "head"], _passes(costs, n))]
     drafts = ", ".join(f"{trim.name} ({trim.n_rows} rows) {costs.draft_at(trim.n_rows):.3f}" for trim in found.trims)
     out.append(f"draft step: {drafts}")
+    if costs.chain:
+        steps = ", ".join(f"{k}: {costs.step_at(k, found.trims[0].n_rows):.3f}" for k in range(1, n + 1))
+        out.append(f"draft steps of the chain, step k over k rows ({found.trims[0].name}): {steps}")
     out.append(
         f"roll back: choose a state {costs.choose:.3f}, copy {costs.checkpoint:.3f}, put back {costs.restore:.3f}; "
         f"the rest of a round {costs.round:.3f}, of a token {costs.token:.3f}"

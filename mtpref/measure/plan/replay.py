@@ -27,15 +27,19 @@ class Tally:
 
     n_tokens   tokens of its rounds
     rounds     (drafted, accepted) -> rounds
-    n_steps    draft steps that the head ran, those included whose token was not proposed
+    steps      step of a draft, from 0 -> how often the head ran it, steps included whose token was not proposed
     n_silent   rounds of cooldown
     """
 
     n_tokens: int
     rounds: Counter[tuple[int, int]]
-    n_steps: int
+    steps: Counter[int]
     n_silent: int
     uses_head: bool
+
+    @property
+    def n_steps(self) -> int:
+        return self.steps.total()
 
     @property
     def n_drafted(self) -> int:
@@ -55,7 +59,8 @@ def replay(text: Continuation, setting: Setting) -> Tally:
     ids, drafts = text.ids, text.drafts[setting.trim]
     length = DraftLength(setting.policy.fixed(), setting.adaptive.fixed())
     rounds: Counter[tuple[int, int]] = Counter()
-    i, n_steps, n_silent = text.n_before, 0, 0
+    steps: Counter[int] = Counter()
+    i, n_silent = text.n_before, 0
     while i < len(ids):
         at = i - text.n_before
         length.open(text.budget - i - 1)
@@ -63,11 +68,11 @@ def replay(text: Continuation, setting: Setting) -> Tally:
         n_drafted = length.proposed(len(ps))
         n_accepted = accept_greedy(drafts.ids[at][:n_drafted], [*ids[i : i + n_drafted], -1], text.eog_ids)
         n_silent += length.n_silent > 0
-        n_steps += n_run
+        steps.update(range(n_run))
         rounds[n_drafted, n_accepted] += 1
         length.close(n_drafted, n_accepted, ps[:n_drafted])
         i = min(len(ids), i + n_accepted + 1)
-    return Tally(len(ids) - text.n_before, rounds, n_steps, n_silent, setting.policy.n_max > 0)
+    return Tally(len(ids) - text.n_before, rounds, steps, n_silent, setting.policy.n_max > 0)
 
 
 def _grow(length: DraftLength, p: list[int]) -> tuple[int, list[int]]:

@@ -3,8 +3,10 @@
 Owns the grid of settings, the intervals and the schema. render.py prints it, plot.py draws it.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import Bounds, check_fields
-from mtpref.engine.decode import STRATEGIES, AdaptiveConfig, PolicyConfig
+from mtpref.engine.decode import STRATEGIES, AdaptiveConfig, PolicyConfig, most_drafted, n_in_chain, notes_of
 from mtpref.measure.bench import Costs, CostSet
 from mtpref.measure.bench.costs import ideal_costs
 from mtpref.measure.experts import touched_by_width
@@ -88,6 +90,7 @@ class Plan:
     """plain: decoding without drafts; lines: every setting; best, alike: the fastest, and those that it is not surely
     faster than; acceptance: per trim, a_1 .. a_n of drafts of n_max tokens; costs: as the texts' experts make them.
 
+    notes              what is said of the settings: that a chain of heads drafts no more tokens than it has heads
     experts            tokens of a pass -> distinct experts a layer in the texts; empty for a model without
     experts_of_costs   the same of the passes whose costs were measured; empty where the costs do not say
     """
@@ -106,6 +109,7 @@ class Plan:
     ceilings: tuple[Ceiling, ...]
     experts: dict[int, float] = field(default_factory=dict)
     experts_of_costs: dict[int, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -125,19 +129,23 @@ class Plan:
             "ceilings": [asdict(ceiling) for ceiling in self.ceilings],
             "experts": self.experts,
             "experts_of_costs": self.experts_of_costs,
+            "notes": list(self.notes),
         }
 
 
 def plan(texts: Sequence[Continuation], trims: Sequence[Trim], costs: CostSet, settings: Settings) -> Plan:
-    """Every setting's tokens per second on recorded texts.
+    """Every setting's tokens per second on recorded texts. Of a chain drafts are as long as it has heads, at most.
 
     Errors   MtprefError where the texts have no token
     """
     texts = [text for text in texts if len(text.ids) > text.n_before]
     if not texts:
         raise MtprefError("plan: nothing was generated, expected a token at least; use `Options.n_predict` 2 or more")
+    head = trims[0].head
+    notes = tuple(notes_of(head, settings.n_max))
+    settings = replace(settings, n_max=most_drafted(head, settings.n_max))
     experts = touched_by_width([text.experts for text in texts if text.experts is not None], settings.n_max + 1)
-    measured, costs = costs, costs.for_text(experts)
+    measured, costs = costs, costs.for_text(experts).for_chain(n_in_chain(head))
     rows = {trim.name: trim.n_rows for trim in trims}
     flags = {trim.name: trim.flag for trim in trims}
     pricer = _Pricer(texts, costs, rows)
@@ -164,6 +172,7 @@ def plan(texts: Sequence[Continuation], trims: Sequence[Trim], costs: CostSet, s
         ceilings=_ceilings(texts, trims[0].name, settings),
         experts=experts,
         experts_of_costs=dict(measured.costs.experts),
+        notes=notes,
     )
 
 
@@ -182,16 +191,17 @@ def _grid(trims: Sequence[Trim], settings: Settings, costs: Costs) -> list[tuple
                 if k:
                     grid.append((Setting(trim.name, PolicyConfig(n_max=n, cooldown=k)), f"cooldown {k}"))
             for rule in ("heuristic", "expected"):
-                adaptive = _adaptive(rule, costs, trim.n_rows)
+                adaptive = _adaptive(rule, costs, trim.n_rows, n)
                 grid.append((Setting(trim.name, PolicyConfig(n_max=n), adaptive), rule))
     return grid
 
 
-def _adaptive(rule: str, costs: Costs, n_rows: int) -> AdaptiveConfig:
-    """The rule, told what a draft step costs, and a row of a verify pass: the mean of the first four."""
+def _adaptive(rule: str, costs: Costs, n_rows: int, n: int) -> AdaptiveConfig:
+    """The rule, told what a draft step costs, the mean of a draft of n tokens, and a row of a verify pass, the mean of
+    the first four."""
     if rule != "expected":
         return AdaptiveConfig(rule=rule)
-    draft = costs.draft_at(n_rows) / costs.plain
+    draft = fmean(costs.step_at(k, n_rows) for k in range(1, n + 1)) / costs.plain
     row = max(0.0, costs.verify_at(5, keep=True) - costs.plain) / 4 / costs.plain
     return AdaptiveConfig(rule=rule, draft_cost=min(MAX_COST, draft), row_cost=min(MAX_COST, row))
 
@@ -227,8 +237,8 @@ class _Pricer:
         tallies = self._tallies[setting]
         total = Tally(
             sum(t.n_tokens for t in tallies),
-            sum((t.rounds for t in tallies), start=type(tallies[0].rounds)()),
-            sum(t.n_steps for t in tallies),
+            sum((t.rounds for t in tallies), start=Counter()),
+            sum((t.steps for t in tallies), start=Counter()),
             sum(t.n_silent for t in tallies),
             tallies[0].uses_head,
         )

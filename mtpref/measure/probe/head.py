@@ -102,6 +102,11 @@ class HeadWindow:
         if head.sheet.reads_target or not all(spec.positional for spec in specs):
             what = "reads the trunk's cells" if head.sheet.reads_target else "keeps a recurrent state"
             raise MtprefError(f"probe: the head's {head.layer.kind.name} block {what}, expected cells of its own alone")
+        if is_chain(len(model.heads), model.recipe.contract) and model.recipe.contract.catch_up != "target":
+            raise MtprefError(
+                f"probe: catch_up is {model.recipe.contract.catch_up}, expected target: drafts from every position "
+                "need the rows that heads held back there; use `contract` catch_up=target"
+            )
         self.model, self.contract = model, model.recipe.contract
         self._delayed = np.zeros((delay, head.n_hidden), np.float32)
         self.state = ModelState([], every, head.n_hidden, n_ctx, poison=poison)
@@ -187,10 +192,15 @@ class Chains:
 
 
 def tiles(model: Model, output: Any, post: F32) -> Iterator[tuple[int, F32]]:
-    """Logits of rows after a final norm, a bounded number of rows at a time."""
+    """Logits of rows after a norm, a bounded number of rows at a time. output: a head's; None: the trunk's"""
+    ops, own = model.recipe.ops, output
+    output = model.weights.output if own is None else own
     n = max(1, LOGIT_BYTES // (4 * output.n_out))
     for first in range(0, len(post), n):
-        logits = scaled_head(model.recipe.ops, output, post[first : first + n], None, model.config.logit_scale)
+        rows = post[first : first + n]
+        logits = (
+            model.trunk_logits(rows) if own is None else scaled_head(ops, output, rows, None, model.config.logit_scale)
+        )
         if model.is_checked and not is_finite(logits):
             raise not_finite(model, f"logits of {output.name}", lambda tap: None, iter([(output.name, output)]))
         yield first, logits

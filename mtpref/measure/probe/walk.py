@@ -152,7 +152,7 @@ def _needed(positions: Sequence[int], n_draft: int, n_tokens: int) -> NDArray[np
 
 def _see_trunk(model: Model, seen: TrunkSeen, ids: Ints, post: F32, pos0: int, needed: NDArray[np.bool_]) -> None:
     rows = np.flatnonzero(needed[pos0 : pos0 + len(post)])
-    for first, logits in tiles(model, model.weights.output, post[rows]):
+    for first, logits in tiles(model, None, post[rows]):
         pos = pos0 + rows[first : first + len(logits)]
         seen.target[pos] = model.recipe.ops.argmax(logits)
         for p, row in zip(pos, logits, strict=True):

@@ -47,6 +47,9 @@ def configure(v: Values) -> CompressedConfig:
         raise wrong("attention.head_count_kv", v["n_head_kv"], "1: one row serves all heads")
     if v["n_head"] % v["n_output_group"]:
         raise wrong("attention.output_group_count", v["n_output_group"], f"a divisor of {v['n_head']} heads")
+    if ratio == OVERLAP_RATIO and not spec.rotation_of(v["n_index"]):
+        expected = f"a multiple of {spec.LEAST_ROTATION}: so many dimensions are rotated together"
+        raise wrong("attention.indexer.key_length", v["n_index"], expected)
     overrides = v.meta.rope
     if ratio == 0:
         freq_base, scaling = v["freq_base"], RopeScaling()
@@ -89,10 +92,10 @@ def _compressors(cfg: CompressedConfig) -> Mapping[str, int]:
 
 
 def _state(cfg: CompressedConfig, kv_type: str) -> tuple[StateSpec, ...]:
-    """window_k: the rows of the last n_window - 1 tokens, oldest first; comp_k: a row of each whole block; comp_kv and
-    comp_score: values and scores of the last tokens, as many as a block that ends with the next one is made of; lid_*:
-    the indexer's."""
-    specs = [StateSpec("window_k", (cfg.n_window - 1, cfg.n_embd_head), positional=False, kv_type=kv_type)]
+    """window_k: the rows of the last n_window - 1 tokens, oldest first (one, unseen, of a window of 1); comp_k: a row
+    of each whole block; comp_kv and comp_score: values and scores of the last tokens, as many as a block that ends with
+    the next one is made of; lid_*: the indexer's."""
+    specs = [StateSpec("window_k", (max(1, cfg.n_window - 1), cfg.n_embd_head), positional=False, kv_type=kv_type)]
     n_kept = (2 if cfg.has_overlap else 1) * cfg.ratio - 1
     for compressor, width in _compressors(cfg).items():
         name = COMPRESSORS[compressor]

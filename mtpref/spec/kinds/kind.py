@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref import spec
-from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, Values, WindowedConfig
+from mtpref.spec.config import AttnConfig, CompressedConfig, LatentConfig, UnscaledConfig, Values, WindowedConfig
 from mtpref.spec.indexer import Selection
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
@@ -45,6 +45,19 @@ _STILL = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)  # the table
 Graph = Mapping[str, Made]  # by cb() name, in the order in which they are made
 
 
+@dataclass(frozen=True)
+class Cells:
+    """Keys and values that a layer attends to.
+
+    k, v  (R, n_head_kv, width), of type kv_type, those of the batch last    last: the position of the last cell
+    """
+
+    k: NDArray
+    v: NDArray
+    kv_type: str
+    last: int
+
+
 @dataclass
 class Span:
     """One batch of tokens of one sequence, as a layer sees it.
@@ -57,6 +70,8 @@ class Span:
     routings  what each experts' network of the pass chose, in the order of layers: added by their kind
     tokens  their ids, (T,), for layers that choose by them
     selections  what each indexer of the pass chose, likewise; a layer that has none of its own takes the last
+    cells   what layers attended to, in order, where later ones may read the cells of earlier ones
+    inputs  of each layer what it is given of the tokens beside the stream (S105)
     """
 
     ops: Ops
@@ -68,6 +83,8 @@ class Span:
     tokens: NDArray[np.int32] | None = None
     selections: list[Selection] = field(default_factory=list)
     roots: Mapping[str, Any] = field(default_factory=dict)
+    cells: list[Cells] = field(default_factory=list)
+    inputs: F32 | None = None
     _rope: dict[Any, tuple[F32, F32]] = field(default_factory=dict)
 
     def rope_cos_sin(self, cfg: AttnConfig, factors: F32 | None = None) -> tuple[F32, F32]:
@@ -86,7 +103,7 @@ class Span:
         return self._rope[key]
 
 
-def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig | WindowedConfig) -> AttnConfig:
+def rotary_of(cfg: AttnConfig | LatentConfig | CompressedConfig | WindowedConfig | UnscaledConfig) -> AttnConfig:
     """What of a layer is turned by position, as an attention layer."""
     return cfg if isinstance(cfg, AttnConfig) else cfg.rotary
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from mtpref.spec import layer_norm, read_streams, rms_norm, write_streams
+from mtpref.spec import geglu, layer_norm, read_streams, rms_norm, write_streams
 from mtpref.spec.config import StreamsConfig, Values
 from mtpref.spec.kinds.kind import F32, Graph, Made
 from mtpref.spec.ops import LayerTap, LayerWeights, Ops
@@ -26,6 +26,7 @@ class Around:
     weights: LayerWeights
     eps: float
     cfg: Any = None
+    inputs: F32 | None = None  # S105: of the block's own layer
 
     def norm(self, name: str, rows: F32) -> F32:
         """Rows, normalised by the norm's weight of that name."""
@@ -180,3 +181,67 @@ class HyperConnected:
         ),
     }
     feeds: ClassVar[tuple[str, str]] = ("attn_norm", "attn_post_norm")
+
+
+@dataclass(frozen=True)
+class NormedBehind:
+    """S107. x += norm(mixer(norm(x))); x += norm(ffn(norm(x))); x += what the own input gives (S105); x *= scale.
+
+    Rule     the own input where the model has such inputs, the scale where the block has one
+    ffn_norm "" where the network norms its rows itself: it is given the stream
+    """
+
+    ffn_norm: str
+
+    def __call__(self, x: F32, around: Around, mixer: Part, ffn: Part, tap: LayerTap) -> F32:
+        h = around.norm("attn_norm.weight", x)
+        tap("attn_norm", h)
+        y = around.norm("post_attention_norm.weight", mixer(h))
+        tap("attn_post_norm", y)
+        x = x + y
+        tap("attn_residual", x)
+        h = x
+        if self.ffn_norm:
+            h = around.norm(self.ffn_norm, x)
+            tap("ffn_norm", h)
+        y = around.norm("post_ffw_norm.weight", ffn(h))
+        tap("ffn_post_norm", y)
+        x = x + y
+        if around.inputs is not None:
+            tap("pe_in", x)
+            x = x + around.ops.own_input(around.ops, around.weights, around.eps, x, around.inputs, tap)
+        if "layer_output_scale.weight" in around.weights:
+            x = x * around.weights["layer_output_scale.weight"]
+            tap("out_scaled", x)
+        tap("l_out", x)
+        return x
+
+    @property
+    def graph(self) -> Graph:
+        """What the block makes around its two parts."""
+        normed = {"ffn_norm": Made(("attn_residual",), "rms_norm with blk.{i}.ffn_norm.weight", (rms_norm,))}
+        return {
+            "attn_norm": Made((LAYER_INPUT,)),
+            "attn_post_norm": Made((MIXER,), "rms_norm with blk.{i}.post_attention_norm.weight", (rms_norm,)),
+            "attn_residual": Made(("attn_post_norm", LAYER_INPUT), "sum"),
+            **(normed if self.ffn_norm else {}),
+            "ffn_post_norm": Made((FFN,), "rms_norm with blk.{i}.post_ffw_norm.weight", (rms_norm,)),
+            "pe_in": Made(("ffn_post_norm", "attn_residual"), "sum", instead=("ffn_post_norm", "attn_residual")),
+            "per_layer_embd_out": Made(
+                ("pe_in",),
+                "gelu(product with blk.{i}.inp_gate.weight) times the layer's own input, product with "
+                "blk.{i}.proj.weight, rms_norm with blk.{i}.post_norm.weight",
+                (geglu, rms_norm),
+                instead=(),
+            ),
+            "out_scaled": Made(
+                ("pe_in", "per_layer_embd_out"), "times blk.{i}.layer_output_scale.weight",
+                instead=("pe_in", "per_layer_embd_out"),
+            ),
+            "l_out": Made(("out_scaled",)),
+        }  # fmt: skip
+
+    @property
+    def feeds(self) -> tuple[str, str]:
+        """Which of that its mixer and its network are given."""
+        return "attn_norm", "ffn_norm" if self.ffn_norm else "attn_residual"

@@ -79,10 +79,11 @@ def _cells(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
 
 
 def _state(cfg: WindowedConfig, kv_type: str) -> tuple[StateSpec, ...]:
-    """Without a window as a head's; window_k, window_v: cells of the last n_window - 1 tokens, oldest first."""
+    """Without a window as a head's; window_k, window_v: cells of the last n_window - 1 tokens, oldest first (one,
+    unseen, of a window of 1: a state file has no empty arrays)."""
     if not cfg.n_window:
         return _cells(cfg, kv_type)
-    n_kept = cfg.n_window - 1
+    n_kept = max(1, cfg.n_window - 1)
     return (
         StateSpec("window_k", (n_kept, cfg.n_head_kv, cfg.n_key), positional=False, kv_type=kv_type),
         StateSpec("window_v", (n_kept, cfg.n_head_kv, cfg.n_value), positional=False, kv_type=kv_type),
@@ -108,15 +109,13 @@ def _forward(w: LayerWeights, cfg: WindowedConfig, x: F32, state: LayerState, sp
     old = [state.arrays[name] for name in ("window_k", "window_v")]
     k, v = (np.concatenate([a, np.empty((len(x), *a.shape[1:]), a.dtype)]) for a in old)
     y = _run(w, cfg, x, k, v, state.specs[0].kv_type, span, tap)
-    state.planes = {name: _planes(a, cfg.n_window - 1, span.keep) for name, a in (("window_k", k), ("window_v", v))}
+    state.planes = {name: planes_of(a, len(old[0]), span.keep) for name, a in (("window_k", k), ("window_v", v))}
     state.arrays.update({name: planes[-1].copy() for name, planes in state.planes.items()})
     return y
 
 
-def _planes(cells: NDArray, n_kept: int, n_planes: int) -> NDArray:
+def planes_of(cells: NDArray, n_kept: int, n_planes: int) -> NDArray:
     """What is carried after each of the last tokens: views of n_kept cells, (n_planes, n_kept, heads, width)."""
-    if n_kept == 0:
-        return np.empty((n_planes, 0, *cells.shape[1:]), cells.dtype)
     return np.moveaxis(sliding_window_view(cells, n_kept, axis=0), -1, 1)[-n_planes:]
 
 

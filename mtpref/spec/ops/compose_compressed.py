@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.spec import load_kv
+from mtpref.spec import hadamard, load_kv, rotation_of
 from mtpref.spec.config import CompressedConfig, MoeConfig
 from mtpref.spec.moe import Routing
 from mtpref.spec.ops.table import Ops
 from mtpref.spec.ops.types import F32, Blocks, LayerTap, LayerWeights, Table
+
+INDEXER = "indexer_compressor"
 
 
 def window_input(
@@ -50,11 +52,12 @@ def compressor(
     table: Table,
     tap: LayerTap,
 ) -> tuple[F32, F32]:
-    """S86. Tokens into blocks: S6, S6, S7, then for every block that ends S75, S8, S74, S15.
+    """S86. Tokens into blocks: S6, S6, S7, then for every block that ends S75, S8, S74, S6, S15.
 
     Rule     a token's scores are those of its product plus the row of its place in the block (`ape`). With an overlap
              values and scores are twice as wide, and a block's row is made of the first half of the block before it and
-             of the second half of its own tokens. Its position is that of the block's first token.
+             of the second half of its own tokens. Its position is that of the block's first token. The indexer's rows
+             go through the rotation (S61), that one S6.
     Shapes   x: (T, n_embd), normalised, from position `first` on; name: "attn_compressor" or "indexer_compressor"
              -> values and scores of the tokens before the batch and of the batch (n_kept + T, width)
     """
@@ -82,6 +85,9 @@ def compressor(
     rows = ops.rms_norm(rows, norm, cfg.rms_eps)
     rows = ops.rope_last(rows[:, None], *table((ended * ratio).astype(np.int32)))[:, 0]
     tap(f"{name}_row", rows)
+    if name == INDEXER:
+        size = rotation_of(rows.shape[-1])
+        rows = ops.mul_mat(hadamard(size), rows.reshape(-1, size)).reshape(rows.shape)
     blocks.cells[ended] = ops.store_kv(rows, kv_type)
     return values, scores
 
@@ -98,14 +104,17 @@ def chosen_rows(
     rope_cos_sin: tuple[F32, F32],
     tap: LayerTap,
 ) -> list[NDArray[np.int64]]:
-    """S87. The compressed rows that each token sees by its indexer: S6, S74, S6, then token by token S76, S77.
+    """S87. The compressed rows that each token sees by its indexer: S6, S74, S6, S6, then token by token S76, S77.
 
-    Rule     heads' weights are divided by the root of n_index_head * n_index
+    Rule     queries and rows went through the rotation (S61); heads' weights are divided by the root of n_index_head *
+             n_index
     Shapes   x, latent: (T, .), cells: (n_compressed, n_index) -> T arrays of rows, in order
     """
     q = ops.mul_mat(w["indexer.attn_q_b.weight"], latent).reshape(len(x), cfg.n_index_head, cfg.n_index)
     q = ops.rope_last(q, *rope_cos_sin)
     tap("lid_q_rope", q)
+    size = rotation_of(cfg.n_index)
+    q = ops.mul_mat(hadamard(size), q.reshape(-1, size)).reshape(q.shape)
     scale = np.float32(1.0 / np.sqrt(np.float64(cfg.n_index_head * cfg.n_index)))
     weights = ops.mul_mat(w["indexer.proj.weight"], x) * scale
     tap("lid_weights", weights)
@@ -194,7 +203,7 @@ def compressed_attn_layer(
     made = {name: ops.compressor(ops, w, name, cfg, x, own, kv_type, first, table, tap) for name, own in blocks.items()}
     seen = None
     if cfg.has_overlap:
-        keys = blocks["indexer_compressor"].cells
+        keys = blocks[INDEXER].cells
         seen = ops.chosen_rows(ops, w, cfg, x, latent, keys, kv_type, first, rope_cos_sin, tap)
     cells = blocks["attn_compressor"].cells if cfg.ratio else raw[:0]
     out = ops.window_attention(ops, w, cfg, q, raw, cells, seen, kv_type, first)

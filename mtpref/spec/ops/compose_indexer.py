@@ -6,7 +6,7 @@ Owns their order, and the cb() names under which a tap sees results; see compose
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.spec import NO_CELL, Matrix, Selection, hadamard, load_kv
+from mtpref.spec import NO_CELL, Matrix, Selection, hadamard, load_kv, rotation_of
 from mtpref.spec.arith import rsqrt64
 from mtpref.spec.config import IndexedConfig
 from mtpref.spec.moe import IDS
@@ -68,7 +68,8 @@ def index_cells(
 
     # ROTATE, STORE
     both = np.concatenate([q, k], axis=1)
-    both = ops.mul_mat(hadamard(n_key), both.reshape(-1, n_key)).reshape(both.shape)
+    size = rotation_of(n_key)
+    both = ops.mul_mat(hadamard(size), both.reshape(-1, size)).reshape(both.shape)
     q, k = both[:, :n_head], both[:, n_head:]
     tap("indexer_q", q)
     tap("indexer_k", k)
@@ -115,5 +116,5 @@ def indexed_attn_layer(
     def attention(q: F32, k_cache: NDArray, v_cache: NDArray, kv_type: str, first: int) -> F32:
         return ops.selected_attention(ops, q, k_cache, kv_type, first, chosen)
 
-    own = ops.replaced(attention=attention)
-    return own.latent_attn_layer(own, w, cfg, x, cells, kv_type, first, rope_cos_sin, tap)
+    own_ops = ops.replaced(attention=attention)
+    return own_ops.latent_attn_layer(own_ops, w, cfg, x, cells, kv_type, first, rope_cos_sin, tap)

@@ -23,10 +23,10 @@ def limited_ops(ops: Ops, limit: float, limit_shared: float = 0.0) -> Ops:
     """
     if max(limit, limit_shared) <= LEAST_LIMIT:
         return ops
-    of_shared = ops.replaced(swiglu=partial(_limited, ops, limit_shared))
+    shared_ops = ops.replaced(swiglu=partial(_limited, ops, limit_shared))
 
     def shared_expert(_: Ops, w: LayerWeights, x: F32, tap: LayerTap) -> F32:
-        return of_shared.shared_expert(of_shared, w, x, tap)
+        return shared_ops.shared_expert(shared_ops, w, x, tap)
 
     return replace(ops.replaced(swiglu=partial(_limited, ops, limit)), shared_expert=shared_expert)
 

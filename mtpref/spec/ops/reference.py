@@ -11,6 +11,7 @@ from mtpref.spec.ops import (
     compose_moe,
     compose_ssm,
     compose_streams,
+    compose_unscaled,
     compose_windowed,
 )
 from mtpref.spec.ops.table import Ops
@@ -48,6 +49,14 @@ COMPOSED: CoarseEntries = {
     "clamped_experts": compose_compressed.clamped_experts,
     "seen_attention": compose_windowed.seen_attention,
     "windowed_attn_layer": compose_windowed.windowed_attn_layer,
+    "unscaled_seen": compose_unscaled.unscaled_seen,
+    "cells_of": compose_unscaled.cells_of,
+    "unscaled_attn_layer": compose_unscaled.unscaled_attn_layer,
+    "layer_inputs": compose_unscaled.layer_inputs,
+    "own_input": compose_unscaled.own_input,
+    "dense_beside_experts": compose_unscaled.dense_beside_experts,
+    "assistant_input": compose_unscaled.assistant_input,
+    "assistant_row": compose_unscaled.assistant_row,
     "ssm_layer": compose_ssm.ssm_layer,
 }
 
@@ -110,6 +119,10 @@ def spec_ops(numerics: str) -> Ops:
         limited_swiglu=spec.limited_swiglu,
         head_gate=spec.head_gate,
         scaled_output=spec.scaled_output,
+        unscaled_attention=partial(spec.unscaled_attention, dot=dot),
+        geglu=spec.geglu if numerics == "exact" else spec.geglu_f16,
+        soft_cap=spec.soft_cap,
+        scaled_embedding=spec.scaled_embedding,
         relu_squared=spec.relu_squared,
         conv_bias_silu=partial(spec.conv_bias_silu, dot=dot),
         ssm_scan=partial(spec.ssm_scan, dot=dot),
@@ -145,6 +158,14 @@ def spec_ops(numerics: str) -> Ops:
         clamped_experts=compose_compressed.clamped_experts,
         seen_attention=compose_windowed.seen_attention,
         windowed_attn_layer=compose_windowed.windowed_attn_layer,
+        unscaled_seen=compose_unscaled.unscaled_seen,
+        cells_of=compose_unscaled.cells_of,
+        unscaled_attn_layer=compose_unscaled.unscaled_attn_layer,
+        layer_inputs=compose_unscaled.layer_inputs,
+        own_input=compose_unscaled.own_input,
+        dense_beside_experts=compose_unscaled.dense_beside_experts,
+        assistant_input=compose_unscaled.assistant_input,
+        assistant_row=compose_unscaled.assistant_row,
         ssm_layer=compose_ssm.ssm_layer,
         composed=COMPOSED,
     )

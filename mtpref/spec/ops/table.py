@@ -75,6 +75,10 @@ class Ops:
     limited_swiglu: types.LimitedSwiGlu  # S96
     head_gate: types.HeadGate  # S97
     scaled_output: types.ScaledOutput  # S97
+    unscaled_attention: types.UnscaledAttention  # S100
+    geglu: types.SwiGlu  # S101
+    soft_cap: types.SoftCap  # S102
+    scaled_embedding: types.ScaledEmbedding  # S103
     relu_squared: types.ReluSquared  # S121
     conv_bias_silu: types.ConvBiasSilu  # S122
     ssm_scan: types.SsmScan  # S123
@@ -110,6 +114,14 @@ class Ops:
     clamped_experts: types.ClampedExperts  # S92
     seen_attention: types.SeenAttention  # S98
     windowed_attn_layer: types.WindowedAttnLayer  # S98
+    unscaled_seen: types.UnscaledSeen  # S104
+    cells_of: types.CellsOf  # S104
+    unscaled_attn_layer: types.UnscaledAttnLayer  # S104
+    layer_inputs: types.LayerInputs  # S105
+    own_input: types.OwnInput  # S105
+    dense_beside_experts: types.DenseBesideExperts  # S106
+    assistant_input: types.MtpInput  # S108
+    assistant_row: types.AssistantRow  # S108
     ssm_layer: types.SsmLayer  # S125
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
@@ -141,6 +153,8 @@ _CHOSEN_ROWS = frozenset({"mul_mat", "rope_last", "n_compressed", "row_scores", 
 _WINDOW_ATTENTION = frozenset({"window_start", "n_compressed", "sink_attention"})
 _GROUPED_OUTPUT = frozenset({"rope_last", "mul_mat"})
 _SEEN = frozenset({"attention", "window_start", "cell_attention"})
+_UNSCALED_SEEN = frozenset({"window_start", "unscaled_attention"})
+_CELLS_OF = frozenset({"mul_mat", "rms_norm", "rope"})
 _SHARED_EXPERT = frozenset({"mul_mat", "swiglu", "relu_squared", "shared_gate"})
 PARTS: dict[str, frozenset[str]] = {
     "delta_layer": frozenset(
@@ -196,6 +210,14 @@ PARTS: dict[str, frozenset[str]] = {
         "head_gate",
         "scaled_output",
     },
+    "unscaled_seen": _UNSCALED_SEEN,
+    "cells_of": _CELLS_OF,
+    "unscaled_attn_layer": _UNSCALED_SEEN | _CELLS_OF | {"unscaled_seen", "cells_of", "store_kv"},
+    "layer_inputs": frozenset({"get_rows", "scaled_embedding", "mul_mat", "rms_norm"}),
+    "own_input": frozenset({"mul_mat", "geglu", "rms_norm"}),
+    "dense_beside_experts": _ROUTE | {"rms_norm", "route", "geglu", "weigh_experts", "sum_experts"},
+    "assistant_input": frozenset({"scaled_embedding", "mtp_concat", "mul_mat"}),
+    "assistant_row": frozenset({"mul_mat"}),
     "ssm_layer": frozenset({"mul_mat", "conv_bias_silu", "add_bias", "ssm_scan", "gated_group_norm"}),
     # The parts of its parts, and these.
     "connect": frozenset({"rms_norm", "mul_mat", "stream_weights", "read_streams"}),

@@ -17,10 +17,13 @@ from mtpref.spec.config import (
     CompressedConfig,
     DeltaConfig,
     IndexedConfig,
+    InputsConfig,
     LatentConfig,
     MoeConfig,
+    ParallelConfig,
     SsmConfig,
     StreamsConfig,
+    UnscaledConfig,
     WindowedConfig,
 )
 from mtpref.spec.indexer import Selection
@@ -70,6 +73,13 @@ class InputWeights(Protocol):
     def hnorm(self) -> F32: ...
     @property
     def eh_proj(self) -> Matrix: ...
+
+
+class OutputWeights(Protocol):
+    """What makes the row of an assistant's next step."""
+
+    @property
+    def post_projection(self) -> Matrix | None: ...
 
 
 class MulMat(Protocol):
@@ -551,6 +561,84 @@ class WindowedAttnLayer(Protocol):
     ) -> F32: ...
 
 
+class UnscaledAttention(Protocol):
+    def __call__(self, q: F32, k: NDArray, v: NDArray, kv_type: str, /) -> F32: ...
+
+
+class SoftCap(Protocol):
+    def __call__(self, logits: F32, cap: float, /) -> F32: ...
+
+
+class ScaledEmbedding(Protocol):
+    def __call__(self, x: F32, /) -> F32: ...
+
+
+class UnscaledSeen(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        cfg: UnscaledConfig,
+        q: F32,
+        k: NDArray,
+        v: NDArray,
+        kv_type: str,
+        pos: NDArray[np.int32],
+        last: int,
+        /,
+    ) -> F32: ...
+
+
+class CellsOf(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: UnscaledConfig, x: F32, rope_cos_sin: tuple[F32, F32], tap: LayerTap, /
+    ) -> tuple[F32, F32]: ...
+
+
+class UnscaledAttnLayer(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        w: LayerWeights,
+        cfg: UnscaledConfig,
+        x: F32,
+        k_cells: NDArray,
+        v_cells: NDArray,
+        kv_type: str,
+        pos: NDArray[np.int32],
+        last: int,
+        rope_cos_sin: tuple[F32, F32],
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
+class LayerInputs(Protocol):
+    def __call__(
+        self,
+        ops: "Ops",
+        roots: Mapping[str, Any],
+        cfg: InputsConfig,
+        tokens: NDArray[np.int32],
+        x: F32,
+        tap: LayerTap,
+        /,
+    ) -> F32: ...
+
+
+class OwnInput(Protocol):
+    def __call__(self, ops: "Ops", w: LayerWeights, eps: float, x: F32, inputs: F32, tap: LayerTap, /) -> F32: ...
+
+
+class DenseBesideExperts(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: ParallelConfig, x: F32, tap: LayerTap, /
+    ) -> tuple[F32, Routing]: ...
+
+
+class AssistantRow(Protocol):
+    def __call__(self, ops: "Ops", w: OutputWeights, post: F32, /) -> F32: ...
+
+
 class ReluSquared(Protocol):
     def __call__(self, x: F32, /) -> F32: ...
 
@@ -648,6 +736,14 @@ class CoarseEntries(TypedDict, total=False):
     clamped_experts: ClampedExperts
     seen_attention: SeenAttention
     windowed_attn_layer: WindowedAttnLayer
+    unscaled_seen: UnscaledSeen
+    cells_of: CellsOf
+    unscaled_attn_layer: UnscaledAttnLayer
+    layer_inputs: LayerInputs
+    own_input: OwnInput
+    dense_beside_experts: DenseBesideExperts
+    assistant_input: MtpInput
+    assistant_row: AssistantRow
 
 
 class OpEntries(CoarseEntries, total=False):
@@ -707,3 +803,7 @@ class OpEntries(CoarseEntries, total=False):
     limited_swiglu: LimitedSwiGlu
     head_gate: HeadGate
     scaled_output: ScaledOutput
+    unscaled_attention: UnscaledAttention
+    geglu: SwiGlu
+    soft_cap: SoftCap
+    scaled_embedding: ScaledEmbedding

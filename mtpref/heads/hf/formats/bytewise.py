@@ -8,12 +8,13 @@ from mtpref.heads.hf.formats.declared import Declared, Facts
 from mtpref.heads.hf.formats.foreign import fault
 from mtpref.heads.hf.formats.fp4 import MxFp4, NvFp4
 from mtpref.heads.hf.formats.raw import Raw
-from mtpref.heads.hf.formats.scaled import Grid, Scaled, grid_of
+from mtpref.heads.hf.formats.scaled import Grid, Scaled, grid_of, ranks_of
 from mtpref.heads.hf.formats.stored import FLOATS, Stored, Unread, named
 
 Made = tuple[Stored, Facts | None]
 E8M0 = ("U8", "F8_E8M0")
 BLOCK = (128, 128)  # DeepSeek's, where config.json names none
+CUT = "qkv_proj.weight"  # what is shipped rank by rank (MiMo-V2.5)
 
 
 def of_codes(raw: Raw, said: Declared, name: str, kind: str, zero: str | None = None) -> Made:
@@ -37,6 +38,10 @@ def of_codes(raw: Raw, said: Declared, name: str, kind: str, zero: str | None = 
     blocks = [*said.blocks, BLOCK, *([(1, 32)] if raw.dtype(scale) in E8M0 else [])]
     any_group = is_int or any(s.group_size not in (None, -1) for s in said.schemes)
     grid = grid_of(shape, raw.shape(scale), blocks, any_group=any_group)
+    ranks = ranks_of(shape, raw.shape(scale), blocks[0]) if name.endswith(CUT) and not is_int else ()
+    if grid is None and ranks:
+        (down, across), (n_down, n_across) = blocks[0], raw.shape(scale)
+        grid = Grid(down, across, n_down, n_across, n_ranks=ranks[0])
     if grid is None:
         return Unread(raw, name, sources, kind, _grid_text(raw, name, scale, blocks[0])), None
     if zero and (raw.shape(zero) != raw.shape(scale) or raw.dtype(zero) not in ("I8", "I32")):
@@ -46,7 +51,9 @@ def of_codes(raw: Raw, said: Declared, name: str, kind: str, zero: str | None = 
     symmetric = zero is None if is_int else None
     family, type_name = ("int8", "int") if is_int else ("fp8", "float")
     facts = Facts(family, type_name, 8, is_symmetric=symmetric, block=block, strategy=strategy)
-    return Scaled(raw, name, sources, grid, f"{kind}, {grid.words(*shape[-2:])}"), facts
+    made = Scaled(raw, name, sources, grid, f"{kind}, {grid.words(*shape[-2:])}")
+    made.ranks = ranks or made.ranks
+    return made, facts
 
 
 def _strategy(shape: tuple[int, ...], grid: Grid, usual: tuple[int, int]) -> tuple[str | None, tuple[int, int] | None]:
@@ -63,12 +70,6 @@ def _grid_text(raw: Raw, name: str, scale: str, block: tuple[int, int]) -> str:
     shape, (down, across), found = raw.shape(name), block, raw.shape(scale)
     n_row, n_column = shape[-2:]
     wanted = (*shape[:-2], -(-n_row // down), -(-n_column // across))
-    is_sharded = any(n_row % n == 0 and found[-2:-1] == (n * -(-n_row // n // down),) for n in (8, 4, 2))
-    if is_sharded and name.endswith("qkv_proj.weight"):
-        return (
-            f"{named(name)}: its scales are those of tensor-parallel shards (MiMo), which mtpref does not put "
-            "together; expected the scales of the whole matrix"
-        )
     return (
         f"{named(scale)}: shape {found}, expected {wanted} for blocks of {down}x{across} of {named(name)} {shape}, "
         f"{(*shape[:-1], 1)} for rows, or one scale"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 
 from mtpref.files.tensor_files.safetensors import UNREAD
-from mtpref.heads.hf.formats.bytewise import Made, of_bytes, of_codes
+from mtpref.heads.hf.formats.bytewise import CUT, Made, of_bytes, of_codes
 from mtpref.heads.hf.formats.declared import Declared, Facts
 from mtpref.heads.hf.formats.foreign import fault, foreign_modules
 from mtpref.heads.hf.formats.integers import of_packed
 from mtpref.heads.hf.formats.raw import Raw
+from mtpref.heads.hf.formats.scaled import Scaled
 from mtpref.heads.hf.formats.stored import FLOATS, Stored, Unread, named
 from mtpref.heads.hf.formats.words import of_words
 
@@ -45,6 +46,7 @@ def recognise(raw: Raw, said: Declared) -> tuple[dict[str, Stored], list[str]]:
     for name in raw.names:
         if name not in found.taken:
             found.rest(name)
+    found.tell_ranks()
     order = sorted(found.tensors.values(), key=lambda t: (raw.file_names[t.sources[0]], t.name))
     return {tensor.name: tensor for tensor in order}, found.aside
 
@@ -87,6 +89,25 @@ class _Found:
             made = of_bytes(self.raw, self.said, name)
         if made is not None:
             self.add(*made)
+
+    def tell_ranks(self) -> None:
+        """Over how many ranks matrices were cut: the number that the scales of all of them allow."""
+        cut = [tensor for tensor in self.tensors.values() if isinstance(tensor, Scaled) and tensor.name.endswith(CUT)]
+        if not cut:
+            return
+        common = tuple(n for n in cut[0].ranks if all(n in tensor.ranks for tensor in cut))
+        known = len(common) == 1 or 1 in common
+        for tensor in cut:
+            if known:
+                tensor.cut(common)
+                continue
+            other = next((one for one in cut if not set(one.ranks) & set(tensor.ranks)), tensor)
+            text = f"{named(tensor.name)}: its scales are those of {_or(tensor.ranks)} tensor-parallel ranks"
+            text += (
+                ", and nothing tells which" if other is tensor
+                else f", those of {named(other.name)} of {_or(other.ranks)}, expected one number"
+            )  # fmt: skip
+            self.tensors[tensor.name] = Unread(self.raw, tensor.name, tensor.sources, tensor.kind, text)
 
     def _plain(self, name: str) -> Stored:
         """A tensor that is stored as it is: floats, or integers where they are no weights of a matrix."""
@@ -134,3 +155,7 @@ class _Found:
                 "the checkpoint saved whole?"
             )
             self.add(Unread(self.raw, owner, (name,), "", text))
+
+
+def _or(numbers: tuple[int, ...]) -> str:
+    return " or ".join(map(str, numbers))

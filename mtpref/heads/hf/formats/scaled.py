@@ -7,7 +7,7 @@ Source: DeepSeek-V3's weight_dequant; compressed_tensors (naive_quantized, mxfp8
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,15 @@ from mtpref.files.tensor_files.float8 import FLOAT8
 from mtpref.heads.hf.formats.raw import Index, Raw
 from mtpref.heads.hf.formats.stored import Decoded
 
+RANKS = (1, 4, 8)  # what is shipped (MiMo-V2.5, V2.5-Pro), and 1 for a whole matrix
+
 
 @dataclass(frozen=True)
 class Grid:
     """Which scale a value has: that of block (row // rows, column // columns) of its matrix.
 
     n_rows, n_columns   blocks of a matrix    is_one: one scale for all
+    n_ranks             equal shares of the rows, each with blocks of its own, the last of which need not be full
     """
 
     rows: int
@@ -29,6 +32,13 @@ class Grid:
     n_rows: int
     n_columns: int
     is_one: bool = False
+    n_ranks: int = 1
+
+    def at(self, ids: NDArray[np.intp], n_row: int) -> NDArray[np.intp]:
+        """The blocks, counted down all matrices, of rows that are."""
+        share = n_row // self.n_ranks
+        of_rank = ids % n_row // share * (self.n_rows // self.n_ranks)
+        return ids // n_row * self.n_rows + of_rank + ids % n_row % share // self.rows
 
     def words(self, n_row: int, n_column: int) -> str:
         """What the grid is called."""
@@ -64,12 +74,24 @@ def grid_of(
     return Grid(1, n_column // n_across, n_row, n_across) if n_across == 1 or any_group else None
 
 
+def ranks_of(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """Over how many tensor-parallel ranks a matrix may have been cut before each share got its scales, by the scales'
+    shape; more than one number where that leaves it open, 1 for a matrix that was not cut."""
+    if len(shape) != 2 or len(scale) != 2 or scale[1] != -(-shape[1] // block[1]):
+        return ()
+    return tuple(n for n in RANKS if shape[0] % n == 0 and scale[0] == n * -(-(shape[0] // n) // block[0]))
+
+
 class Scaled(Decoded):
     """codes: F8_E4M3, F8_E5M2 or I8; scale: float, E8M0, or U8 that holds E8M0's code."""
 
     def __init__(self, raw: Raw, name: str, sources: tuple[str, ...], grid: Grid, kind: str) -> None:
         super().__init__(raw, name, sources, raw.shape(sources[0]), kind)
         self.grid, self.zero = grid, sources[2] if len(sources) > 2 else None
+
+    def cut(self, ranks: tuple[int, ...]) -> None:
+        """Take the matrix for one that was cut over the first of these numbers of ranks."""
+        self.ranks, self.grid = ranks, replace(self.grid, n_ranks=ranks[0])
 
     def rows(self, index: Index) -> NDArray:
         ids, (codes, scale) = self.ids(index), self.sources[:2]
@@ -86,8 +108,7 @@ class Scaled(Decoded):
         grid, n_row = self.grid, self.shape[-2]
         if grid.is_one:
             return self.raw.values(name).reshape(1, 1)
-        at = ids // n_row * grid.n_rows + ids % n_row // grid.rows
-        return self.raw.rows(name, at).reshape(len(ids), grid.n_columns)
+        return self.raw.rows(name, grid.at(ids, n_row)).reshape(len(ids), grid.n_columns)
 
     def _spread(self, scale: NDArray) -> NDArray:
         if scale.shape[1] == 1:

@@ -22,11 +22,14 @@ class Stored:
     kind     what the format is called, "" for plain tensors
     sources  names of its parts in the files, the codes first
     fault    why it cannot be read, or None    is_foreign: since nothing here reads the format
+    ranks    over how many tensor-parallel ranks it was cut, its rows and scales one rank's after the other's; more than
+             one number where nothing tells, and the first is read
     """
 
     kind = ""
     fault: str | None = None
     is_foreign = False
+    ranks: tuple[int, ...] = (1,)
 
     def __init__(self, raw: Raw, name: str, sources: tuple[str, ...], shape: tuple[int, ...], dtype: str) -> None:
         self.raw, self.name, self.sources, self.shape, self.dtype = raw, name, sources, shape, dtype
