@@ -30,13 +30,13 @@ def has_window(hparams: HParams, il: int) -> bool:
 def angles(weights: Weights, hparams: HParams, il: int) -> list[float]:
     """Angle per position of each pair of a layer."""
     is_windowed, is_step = has_window(hparams, il), hparams["arch"] == "step35"
-    n_rot = int(hparams.get("rope.dimension_count", hparams["attention.key_length"]))
+    n_rot = int(hparams.get("rope.dimension_count") or hparams["attention.key_length"])
     if is_windowed:
         base = float(hparams.get("rope.freq_base_swa", 10000.0))
         return [naive.power(base, -2.0 * i / n_rot) for i in range(n_rot // 2)]
     n_rot = n_rot // 2 if is_step else n_rot
     base, factor = float(hparams.get("rope.freq_base", 10000.0)), float(hparams.get("rope.scaling.factor", 1.0))
-    n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
+    n_orig = int(hparams.get("rope.scaling.original_context_length") or hparams["context_length"])
     found, _ = naive.rope_scaled(n_rot, base, factor, n_orig, hparams.get("rope.scaling.type") == "yarn")
     factors = weights.get("rope_freqs.weight") if is_step else None
     return [a / (1.0 if factors is None else float(factors[i])) for i, a in enumerate(found)]
@@ -121,12 +121,12 @@ def experts(weights: Weights, hparams: HParams, il: int, x: Array) -> tuple[Arra
         scale = float(hparams.get("expert_weights_scale", 0.0)) if is_step else 0.0
         w = [one * scale for one in w] if scale not in (0.0, 1.0) else w
         for e, weight in zip(ids, w, strict=True):
-            parts = (weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down"))
-            out[t] += weight * network(row, *parts, limit)
+            gate, up, down = (weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down"))
+            out[t] += weight * network(row, gate, up, down, limit)
         chosen.append(ids)
     if p + "ffn_up_shexp.weight" in weights:
-        shared = (weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
-        out = out + network(x, *shared, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
+        gate, up, down = (weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
+        out = out + network(x, gate, up, down, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
     return out, np.array(chosen)
 
 
@@ -142,8 +142,8 @@ def block(
         y, t["ffn_moe_topk"] = experts(weights, hparams, il, h)
     else:
         # A dense network takes the shared expert's limit.
-        dense = (weights[f"{p}ffn_{part}.weight"] for part in ("gate", "up", "down"))
-        y = network(h, *dense, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
+        gate, up, down = (weights[f"{p}ffn_{part}.weight"] for part in ("gate", "up", "down"))
+        y = network(h, gate, up, down, float(of_layer(hparams, "swiglu_clamp_shexp", il, 0.0)))
     return x + y, t | {"ffn_out": y, "l_out": x + y}
 
 

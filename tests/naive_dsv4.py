@@ -91,7 +91,7 @@ def angles_of(hparams: HParams, ratio: int) -> list[float]:
         base = float(hparams.get("rope.freq_base", 10000.0))
         return [naive.power(base, -2.0 * i / n_rot) for i in range(n_rot // 2)]
     base, factor = float(hparams["attention.compress_rope_freq_base"]), float(hparams.get("rope.scaling.factor", 1.0))
-    n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
+    n_orig = int(hparams.get("rope.scaling.original_context_length") or hparams["context_length"])
     return naive.rope_scaled(n_rot, base, factor, n_orig, hparams.get("rope.scaling.type") == "yarn")[0]
 
 
@@ -240,10 +240,10 @@ def experts(weights: Weights, hparams: HParams, il: int, x: Array, tokens: list[
             w = [one * float(hparams["expert_weights_scale"]) for one in w]
         y = np.zeros(x.shape[1])
         for e, share in zip(ids, w, strict=True):
-            y += share * clamped(
-                row, *(weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down")), limit
-            )
-        y += clamped(row, *(weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down")), shared_limit)
+            gate, up, down = (weights[f"{p}ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down"))
+            y += share * clamped(row, gate, up, down, limit)
+        gate, up, down = (weights[f"{p}ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
+        y += clamped(row, gate, up, down, shared_limit)
         rows.append(y)
         chosen.append(ids)
         probs.append(prob)
@@ -259,7 +259,8 @@ def block(
     weights: Weights, hparams: HParams, il: int, streams: Array, tokens: list[int], positions: list[int], ratio: int
 ) -> tuple[Array, dict[str, Array]]:
     """Attention, then experts, each around the streams."""
-    p, eps, taken = f"blk.{il}.", eps_of(hparams), {}
+    p, eps = f"blk.{il}.", eps_of(hparams)
+    taken: dict[str, Array] = {}
 
     def mixer(x: Array) -> Array:
         y, t = attention(
@@ -322,9 +323,9 @@ def mtp(weights: Weights, hparams: HParams, tokens: list[int], hiddens: Array, p
         for s in range(N_STREAMS):
             g = naive.rms_norm(states[t, s], weights[p + "hnorm.weight"], eps)
             streams[t, s] = naive.matmul(weights[p + "eh_proj.weight"], np.concatenate([e[t], g]))
-    streams, t = block(weights, hparams, il, streams, tokens, positions, 0)
+    streams, taken = block(weights, hparams, il, streams, tokens, positions, 0)
     norm = weights.get(p + "shared_head_norm.weight", weights["output_norm.weight"])
     h_nextn = naive.rms_norm(together(weights, hparams, streams), norm, eps)
     logits = naive.matmul(weights.get(p + "shared_head_head.weight", weights["output.weight"]), h_nextn)
-    tensors = {f"mtp_{name}-{il}": value for name, value in t.items()}
+    tensors = {f"mtp_{name}-{il}": value for name, value in taken.items()}
     return MtpResult(logits, h_nextn, streams.reshape(len(tokens), -1), tensors)

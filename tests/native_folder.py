@@ -151,7 +151,8 @@ def write_folder(path: Path, state: dict[str, Array], config: dict[str, Any], en
     """Each tensor as its maker's encoder has it."""
     write_checkpoint(path, {"lm_head.weight": np.zeros((1, 1), np.float32)}, config, words)
     arrays: dict[str, Array] = {}
-    bf16, small = set(), {}
+    bf16: set[str] = set()
+    small: dict[str, str] = {}
     for name, x in state.items():
         parts = encode(name, x)
         module, _, last = name.rpartition(".")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpref.architectures import ARCHITECTURES, numbers
+from mtpref.architectures import ARCHITECTURES, Tensor, numbers
 from mtpref.architectures.sheet import ByTensor
 from mtpref.files.gguf import WriteOptions
 from mtpref.heads.quantize.importance import write_importance
@@ -69,15 +69,15 @@ def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
     routers = frozenset(f"blk.{il}.ffn_gate_inp.weight" for il in range(case.shape.n_dense, N_TRUNK + 1))
     names = routers if isinstance(sheet.layers, ByTensor) else frozenset()
     blocks = [*sheet.layers.blocks(Metadata(read(keys), "case"), N_TRUNK, names), sheet.head.block]
-    wanted = [(t, None) for t in sheet.tensors if case.untied or t.role != "output"]
+    wanted: list[tuple[Tensor, int | None]] = [(t, None) for t in sheet.tensors if case.untied or t.role != "output"]
     for il, block in enumerate(blocks):
         wanted += [(t.at(il), il) for t in mm.chosen(block, case.fused)]
     for tensor in sheet.head.tensors:
         if tensor.required or case.own:
             wanted.append((tensor.at(N_TRUNK), N_TRUNK))
     made = {}
-    for tensor, il in wanted:
-        shape = numbers(tensor.shape, values if own is None else own if il is None else own.at(il))
+    for tensor, at in wanted:
+        shape = numbers(tensor.shape, values if own is None else own if at is None else own.at(at))
         if shape is None or 0 in shape or tensor.name == "d2t":
             continue
         if len(shape) > 1 and shape[-2] > 1:
@@ -88,16 +88,18 @@ def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
 
 def _parallel(case: Case) -> dict[str, object]:
     s = case.shape
-    counts = {"n_expert": s.n_expert, "n_used": s.n_used, "n_ff_exp": s.n_ff_exp, "n_dense": s.n_dense}
+    counts: dict[str, Any] = {"n_expert": s.n_expert, "n_used": s.n_used, "n_ff_exp": s.n_ff_exp, "n_dense": s.n_dense}
     micro = replace(s.micro, n_ff=s.n_ff_dense)
     return mpar.keys_of(mpar.ParallelShape(windowed=3, n_shared=2, fused=case.fused, micro=micro, **counts))
 
 
 def _mamba(case: Case) -> dict[str, object]:
     s = case.shape
-    counts = {"n_expert": s.n_expert, "n_used": min(3, s.n_expert), "n_ff_exp": s.n_ff_exp, "fused": case.fused}
+    counts: dict[str, Any] = {"n_expert": s.n_expert, "n_used": min(3, s.n_expert), "n_ff_exp": s.n_ff_exp}
     micro = replace(s.micro, n_ff=s.n_ff_dense)
-    return mam.keys_of(mam.MambaShape(pattern="M*EMEM*EE", n_low=256 * (s.n_ff_exp > 48), micro=micro, **counts))
+    return mam.keys_of(
+        mam.MambaShape(pattern="M*EMEM*EE", n_low=256 * (s.n_ff_exp > 48), micro=micro, fused=case.fused, **counts)
+    )
 
 
 # Of architectures whose keys are not those of micro_moe.py.

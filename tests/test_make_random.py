@@ -61,6 +61,30 @@ OTHERS = {
 }
 
 
+_SMALL_SPARSE = ["--n-embd", "64", "--n-layer", "4", "--n-vocab", "600", "--n-head", "2", "--n-expert", "4"]
+_SMALL_SPARSE += ["--n-expert-used", "2", "--n-ff-exp", "32", "--set", "n_q_latent=32"]
+SPARSE = {
+    "deepseek-v3.2": ["--n-ff", "64", "--set", "n_dense=1", "--set", "n_expert_group=2"],
+    "deepseek-v4-flash": ["--head-dim", "64", "--n-rot", "8", "--set", "n_output_group=2", "--set", "n_best=3"],
+}
+
+
+@pytest.mark.parametrize("shape", SPARSE)
+def test_shapes_with_chosen_cells_load_and_run(shape, tmp_path):
+    path = tmp_path / "m.gguf"
+    more = ["--set", "n_expert_group_used=1"] if shape == "deepseek-v3.2" else []
+    assert make_random.main(["-o", str(path), "--shape", shape, *SPARSE[shape], *more, *_SMALL_SPARSE]) == 0
+    model = load(path)
+    assert not model.core.notes
+    out = model.core.trunk(model.core.new_state(40), list(range(33)), n_logits=3)
+    assert np.isfinite(out.logits).all()
+    if shape == "deepseek-v4-flash":
+        assert list(model.core.weights.layers[0]["ffn_gate_tid2eid.weight"].shape) == [600, 2]
+        assert [("attn_compressor_kv.weight" in w, "indexer.proj.weight" in w) for w in model.core.weights.layers] == [
+            (False, False), (False, False), (True, True), (True, False),
+        ]  # fmt: skip
+
+
 @pytest.mark.parametrize("shape", OTHERS)
 def test_every_shape_loads_and_runs(shape, tmp_path):
     path = tmp_path / "m.gguf"

@@ -149,7 +149,11 @@ def a_head_that_is_counted_and_not_there(b):
     write_gguf(b.at("trunk.gguf"), keys, [t for t in tensors if not b.is_of_a_head(t[0])])
     out, _ = b.run("inspect", b.at("trunk.gguf"))
     assert "MTP head: MISSING" in out
-    does = "does not load it" if b.arch.startswith(("qwen", "deepseek4")) else "aborts with --spec-type draft-mtp"
+    does = (
+        "does not load it"
+        if b.arch.startswith(("qwen", "deepseek4", "nemotron"))
+        else "aborts with --spec-type draft-mtp"
+    )
     assert does in " ".join(out.split())
     found = json.loads(b.run("check", b.at("trunk.gguf"), "--fast", "--json", code=1)[0])
     assert "head-dropped" in {f["id"] for f in found["findings"] if f["severity"] == "fail"}

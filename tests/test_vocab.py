@@ -265,8 +265,14 @@ def test_empty_token_gets_a_name() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown model": ({"model": "abc"}, r"model: unknown tokenizer model 'abc', expected one of gpt2, llama, test"),
-    "unsupported model": ({"model": "bert"}, r"model: 'bert' \(WordPiece\) is not supported.*gpt2, llama, test"),
+    "unknown model": (
+        {"model": "abc"},
+        r"model: unknown tokenizer model 'abc', expected one of gpt2, llama, gemma4, test",
+    ),
+    "unsupported model": (
+        {"model": "bert"},
+        r"model: 'bert' \(WordPiece\) is not supported.*gpt2, llama, gemma4, test",
+    ),
     "no tokenizer": ({"model": "no_vocab"}, r"model: 'no_vocab' \(no tokenizer at all\) is not supported"),
     "no model": ({"model": None}, "model: missing"),
     "model is no text": ({"model": 3}, "model: 3, expected a string"),

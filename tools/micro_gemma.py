@@ -161,7 +161,8 @@ def _network(plant: mp.Plant, p: str, n: int, n_ff: int) -> tuple[F32, F32, F32,
     for part in ("gate", "up"):
         _noise(plant, f"{p}ffn_{part}.weight", (n_ff, n), 0.4)
     _noise(plant, p + "ffn_down.weight", (n, n_ff), 0.4)
-    return (norm, *(plant.tensors[f"{p}ffn_{part}.weight"] for part in ("gate", "up", "down")))
+    gate, up, down = (plant.tensors[f"{p}ffn_{part}.weight"] for part in ("gate", "up", "down"))
+    return norm, gate, up, down
 
 
 def _store(plant: mp.Plant, p: str, norm: F32, gate: F32, up: F32, down: F32) -> None:

@@ -99,7 +99,7 @@ class Sharing:
         return self.own.keys_of(found, n_layer, n_heads)
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
-        return self._chosen(self.own.by_count(found.get(self.own.hf) or 0, n_layer), flags_of_checkpoint(found))
+        return self._chosen(self.own.by_count(self.own.count_of(found) or 0, n_layer), flags_of_checkpoint(found))
 
     def all_blocks(self) -> tuple[Block, ...]:
         return (*self.own.all_blocks(), *self.sharing)

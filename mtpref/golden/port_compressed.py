@@ -30,8 +30,8 @@ def _flat(rows: Any) -> list[list[int]]:
 
 
 def _rope_last(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
-    table = rope_table_of(recipe, params, x["pos"].values())
-    return {"y": recipe.ops.rope_last(f32(x["x"]), *table, bool(params["back"]))}
+    cos, sin = rope_table_of(recipe, params, x["pos"].values())
+    return {"y": recipe.ops.rope_last(f32(x["x"]), cos, sin, bool(params["back"]))}
 
 
 def _compress_rows(recipe: Recipe, params: Params, x: Inputs) -> Outputs:

@@ -24,9 +24,9 @@ def _config(params: Params, n_embd: int = 0) -> StreamsConfig:
 
 
 def _stream_weights(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
-    arrays = (f32(x[name]) for name in ("mixes", "scale", "base"))
+    mixes, scale, base = (f32(x[name]) for name in ("mixes", "scale", "base"))
     eps = param_float(params, "streams_eps")
-    found = recipe.ops.stream_weights(*arrays, int(params["n_streams"]), eps, int(params["n_iterations"]))
+    found = recipe.ops.stream_weights(mixes, scale, base, int(params["n_streams"]), eps, int(params["n_iterations"]))
     return dict(zip(("pre", "post", "comb"), found, strict=True))
 
 
@@ -41,8 +41,8 @@ def _sinkhorn(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
 
 
 def _head_weights(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
-    arrays = (f32(x[name]) for name in ("mixes", "scale", "base"))
-    return {"pre": recipe.ops.head_weights(*arrays, param_float(params, "streams_eps"))}
+    mixes, scale, base = (f32(x[name]) for name in ("mixes", "scale", "base"))
+    return {"pre": recipe.ops.head_weights(mixes, scale, base, param_float(params, "streams_eps"))}
 
 
 def _read_streams(recipe: Recipe, params: Params, x: Inputs) -> Outputs:

@@ -92,13 +92,14 @@ def _windowed_attn_layer(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
     for name, width in (("k_cache", cfg.n_key), ("v_cache", cfg.n_value)):
         room = np.zeros((len(rows), cfg.n_head_kv, width), np.float32)
         caches.append(recipe.ops.store_kv(np.concatenate([f32(x[name]), room]) if name in x else room, kv_type))
+    k, v = caches
     frequencies, has_position, magnitude = rope_constants(cfg.rotary)
     if "factors" in x:
         frequencies = spec.divided_frequencies(frequencies, f32(x["factors"]))
     pos = np.arange(first, first + len(rows), dtype=np.int32)
     table, tap = recipe.ops.rope_table(pos, frequencies, has_position, magnitude), Tap()
     w = weights_of({name: one for name, one in x.items() if name != "factors"})
-    y = recipe.ops.windowed_attn_layer(recipe.ops, w, cfg, rows, *caches, kv_type, first, table, tap)
+    y = recipe.ops.windowed_attn_layer(recipe.ops, w, cfg, rows, k, v, kv_type, first, table, tap)
     return tap.kept | {"attn_scaled": y}
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from golden import families
 from golden.families import Family, Member
+from golden.moe_models import prompt as tokens_of
 from mtpref.golden.build import SuiteBuilder
 from tests import naive_chain
 
@@ -34,7 +35,7 @@ def block() -> SuiteBuilder:
     suite = SuiteBuilder("L4", "mtp_block_chains", "mtp", ("S19", "S20", "S31", "S98", "S99"), about)
     for arch, member in FAMILY.members.items():
         for head in range(N_HEADS):
-            tokens = families.tokens_of(f"mtp_chains/{arch}", 7)
+            tokens = tokens_of(f"mtp_chains/{arch}", 7)
             hparams, w = families.oracle(arch, naive_chain)
             rows = naive_chain.trunk(w, hparams, tokens).h_pre.astype(np.float32)
             paired = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])

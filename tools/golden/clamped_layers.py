@@ -74,7 +74,7 @@ def clamped_moe_ffn() -> SuiteBuilder:
         own, is_hashed = {**params, **changes}, "ffn_gate_tid2eid.weight" in w
         y, t = experts_oracle(w, own, x, tokens)
         oracle = {"ids": [int(e) for e in t["ffn_moe_topk"].reshape(-1)], "w": t["ffn_moe_weights"], "ffn_out": y}
-        data = {"x": x} | ({"tokens": tokens} if is_hashed else {})
+        data: dict[str, Any] = {"x": x} | ({"tokens": tokens} if is_hashed else {})
         flags = ("basic", "E3-weights-unnormed", "E5-scale-forgotten", "E7-sigmoid-router", "E7b-softmax-router",
                  *(("E14-clamp-after-silu",) if own["clamp_shared"] != NONE else ()))  # fmt: skip
         add(suite, id, comment, w, data, own, oracle, flags, EXPERTS, (numerics,))
@@ -97,7 +97,8 @@ def route_by_token() -> SuiteBuilder:
         weights = weights / (weights[:, :1] + weights[:, 1:2] + weights[:, 2:]) if normalise else weights
         oracle = {"ids": [int(e) for e in ids.reshape(-1)], "ffn_moe_probs": probs,
                   "w": weights * scale if scale else weights}  # fmt: skip
-        add(suite, id, comment, w, {"x": x, "tokens": tokens}, params, oracle,
+        data: dict[str, Any] = {"x": x, "tokens": tokens}
+        add(suite, id, comment, w, data, params, oracle,
             ("basic", "E7-sigmoid-router", "E7b-softmax-router"), EXPERTS, ("exact",))  # fmt: skip
     return suite
 

@@ -191,9 +191,9 @@ def kept(
 ) -> tuple[NDArray, list[tuple[NDArray, NDArray]]]:
     """The rows of all blocks of x, and what is kept after so many tokens: values and scores of as many tokens as a
     block that ends with the next one is made of, zeros before the first."""
-    hparams = hparams_of(s)
-    rows = naive_dsv4.compressed(block, hparams, prefix, s.ratio, x, naive_dsv4.angles_of(hparams, s.ratio))
-    found = naive_dsv4.values_and_scores(block, prefix, s.ratio, x)
+    hparams, weights = hparams_of(s), dict(block)
+    rows = naive_dsv4.compressed(weights, hparams, prefix, s.ratio, x, naive_dsv4.angles_of(hparams, s.ratio))
+    found = naive_dsv4.values_and_scores(weights, prefix, s.ratio, x)
     n_kept = (2 if s.ratio == 4 else 1) * s.ratio - 1
     padded = [np.concatenate([np.zeros((n_kept, one.shape[1])), one]) for one in found]
     return rows, [(padded[0][n : n + n_kept], padded[1][n : n + n_kept]) for n in counts]

@@ -162,7 +162,7 @@ def block(family: Family, about: str, rules: tuple[str, ...]) -> SuiteBuilder:
 
 def naively(member: Member) -> AbstractContextManager[Any]:
     """naive_loop on this architecture's layers."""
-    own: dict[str, Callable[..., Any]] = {"trunk": member.oracle.trunk, "mtp": member.oracle.mtp}
+    own: dict[str, Any] = {"trunk": member.oracle.trunk, "mtp": member.oracle.mtp}
     if member.draft is not None:
         own["draft"] = member.draft
     patched: AbstractContextManager[Any] = mock.patch.multiple(naive_loop, **own)

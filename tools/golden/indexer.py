@@ -15,7 +15,7 @@ from golden.latent import YARN, hparams_of, layer_weights, params_of, split
 from golden.streams import bell, stream, uniform
 from mtpref.golden.build import SuiteBuilder, exact, value
 from mtpref.golden.format import hex_float
-from tests import naive, naive_dsa
+from tests import naive, naive_dsa, naive_mla
 
 F32 = NDArray[np.float32]
 NEEDS, WHOLE = ("indexer",), ("indexer", "latent_attention")
@@ -156,10 +156,10 @@ def selected_attention() -> SuiteBuilder:
 
 
 def params_with(
-    sizes: tuple[int, ...], scaling: Mapping[str, Any], first: int, arch: str, n_key: int, n_top: int
+    sizes: tuple[int, int, int, int, int], scaling: Mapping[str, Any], first: int, arch: str, n_key: int, n_top: int
 ) -> dict[str, Any]:
     is_pairs = arch == PAIRS
-    return params_of(sizes, scaling, first) | {  # type: ignore[arg-type]
+    return params_of(sizes, scaling, first) | {
         "n_index_head": 4,
         "n_index_key": n_key,
         "n_top": n_top,
@@ -168,8 +168,10 @@ def params_with(
     }
 
 
-def keys_with(sizes: tuple[int, ...], scaling: Mapping[str, Any], arch: str, n_key: int, n_top: int) -> dict[str, Any]:
-    return hparams_of(sizes, scaling) | {  # type: ignore[arg-type]
+def keys_with(
+    sizes: tuple[int, int, int, int, int], scaling: Mapping[str, Any], arch: str, n_key: int, n_top: int
+) -> dict[str, Any]:
+    return hparams_of(sizes, scaling) | {
         "arch": arch,
         "attention.indexer.head_count": 4,
         "attention.indexer.key_length": n_key,
@@ -202,7 +204,7 @@ def indexed(
     angles, magnitude, _ = naive_dsa.scaling(keys)
     n_latent = int(keys["attention.kv_lora_rank"])
     both = naive.matmul(w["attn_kv_a_mqa.weight"], x)
-    k_pe = naive_dsa.naive_mla.turned(both[:, None, n_latent:], positions, angles, magnitude)[:, 0]
+    k_pe = naive_mla.turned(both[:, None, n_latent:], positions, angles, magnitude)[:, 0]
     rows = np.concatenate([t["kv_cmpr"], k_pe], axis=1)[:, None]
     out: dict[str, Any] = {"Kcur": rows[first:], "attn_output": y[first:]}
     before = {"cells": rows[:first].astype(np.float32)} if first else {}
@@ -236,7 +238,7 @@ def index_cells() -> SuiteBuilder:
     rules = ("S6", "S8", "S10", "S15", "S53", "S60", "S61", "S62", "S63", "S65")
     suite = SuiteBuilder("L2", "index_cells", "index_cells", rules, about)
     for id, comment, sizes, n_key, scaling, arch, first, n, n_top, scale in CASES:
-        w = split(layer_weights("index_cells", sizes, n_query=16), sizes)  # type: ignore[arg-type]
+        w = split(layer_weights("index_cells", sizes, n_query=16), sizes)
         w |= indexer_weights("index_cells", 16, n_key, scale)
         x, hparams = bell(f"index_cells/{id}", (first + n, N_EMBD)), keys_with(sizes, scaling, arch, n_key, n_top)
         out, before = indexed(w, hparams, x, first)
@@ -259,7 +261,7 @@ def indexed_attn_layer() -> SuiteBuilder:
         ("sharing", "glm-dsa: cells that another layer chose", SIZES, 16, PLAIN, PAIRS, 5, 3, 2, "exact"),
     ):
         name, n_query = f"indexed_attn/{sizes[1]}", 2 * sizes[1] if sizes == SIZES else 32
-        w = split(layer_weights(name, sizes, n_query=n_query), sizes)  # type: ignore[arg-type]
+        w = split(layer_weights(name, sizes, n_query=n_query), sizes)
         x, hparams = bell(f"indexed_attn/{id}", (first + n, N_EMBD)), keys_with(sizes, scaling, arch, n_key, n_top)
         params = params_with(sizes, scaling, first, arch, n_key, n_top)
         chosen = chosen_of(n, first, n_top, "indexed_attn/chosen") if id == "sharing" else None

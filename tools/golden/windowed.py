@@ -62,7 +62,8 @@ def cell_attention() -> SuiteBuilder:
         shapes = {"q": (n_head, n_key), "k": (n_cells, n_kv, n_key), "v": (n_cells, n_kv, n_value)}
         x = {name: bell(f"cell_attention/{id}/{name}", shape) for name, shape in shapes.items()}
         sinks = None if sink is None else bell(f"cell_attention/{id}/s", (n_head,), 0.3) + np.float32(sink)
-        wanted = attended(*(naive.f64(x[name]) for name in "qkv"), sinks)
+        q, k, v = (naive.f64(x[name]) for name in "qkv")
+        wanted = attended(q, k, v, sinks)
         add(suite, id, comment, x if sinks is None else x | {"sinks": sinks}, {"o": wanted}, {"kv_type": "F32"}, flags,
             SINKS)  # fmt: skip
     return suite
@@ -246,8 +247,8 @@ def limited_ffn() -> SuiteBuilder:
 def limited_oracle(w: Mapping[str, F32], params: Mapping[str, Any], x: F32) -> dict[str, Any]:
     block = {f"blk.0.{name}": one for name, one in w.items()}
     if "ffn_gate_inp.weight" not in w:
-        parts = (w[f"ffn_{part}.weight"] for part in ("gate", "up", "down"))
-        return {"ffn_out": naive_chain.network(naive.f64(x), *parts, float.fromhex(params["limit"]))}
+        gate, up, down = (w[f"ffn_{part}.weight"] for part in ("gate", "up", "down"))
+        return {"ffn_out": naive_chain.network(naive.f64(x), gate, up, down, float.fromhex(params["limit"]))}
     keys = {"arch": "step35", "expert_used_count": params["n_used"], "expert_weights_norm": params["normalise"],
             "expert_weights_scale": float.fromhex(params["scale"]),
             "swiglu_clamp_exp": float.fromhex(params["limit"]),

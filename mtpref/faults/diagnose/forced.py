@@ -178,10 +178,10 @@ class ForcedDrafter(Drafter):
                 seen = Seen(round, seen.own, drafted, seen.gap, seen.second, own, port.p[step])
             is_rerouted |= any(gap < self.near_gap for gap in out.gaps)
             self.seen.append(replace(seen, is_rerouted=is_rerouted))
-            own = steps.chain_hidden(out.hidden, contract)
-            ids, hidden = steps.chain_input(ids, hidden, drafted, steps.chain_row(own, contract), chained)
+            made = steps.chain_hidden(out.hidden, contract)
+            ids, hidden = steps.chain_input(ids, hidden, drafted, steps.chain_row(made, contract), chained)
             if chained:
-                hidden = late_rows(model, state, step + 1, hidden, own)
+                hidden = late_rows(model, state, step + 1, hidden, made)
         steps.trim_mtp(state, pos0)
 
     def _note_length(self, port: PortRound, i: int, expected: int) -> list[Seen]:

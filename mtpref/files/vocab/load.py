@@ -20,18 +20,18 @@ from mtpref.files.vocab.bpe import BpeVocab, build_bpe
 from mtpref.files.vocab.byte_texts import byte_of
 from mtpref.files.vocab.hashed import HashedVocab
 from mtpref.files.vocab.patterns import Rules
+from mtpref.files.vocab.plain_bpe import PlainBpeVocab
 from mtpref.files.vocab.pretokenizers import rules_of
 from mtpref.files.vocab.special import SpecialIds, find_special, strippers
 from mtpref.files.vocab.spm import SpmVocab, build_spm
 
-KNOWN_MODELS = ("gpt2", "llama", "test")
+KNOWN_MODELS = ("gpt2", "llama", "gemma4", "test")
 # What llama.cpp reads and this package does not.
 OTHER_MODELS = {
     "bert": "WordPiece",
     "t5": "a SentencePiece unigram model",
     "rwkv": "RWKV's greedy trie",
     "plamo2": "PLaMo-2's lattice",
-    "gemma4": "BPE over text that is not byte-encoded",
     "hybriddna": "BPE with DNA k-mers",
     "whitespace": "words between white space",
     "none": "no tokenizer at all",
@@ -45,22 +45,25 @@ _BYTE_TYPE = 6
 MAX_TEXTS = {_TOKENS: 1 << 20, _MERGES: 1 << 21}  # the largest real vocabularies have 262,144 tokens, 600,000 merges
 # llama.cpp's defaults of the models that have no pre-tokenizer.
 _LLAMA_RULES = Rules((), add_bos=True, clean_spaces=False, bos_id=1)
+# Whatever its keys say, BOS is added, as llama.cpp has it.
+_GEMMA_RULES = Rules((), add_bos=True, bos_id=None)
 _TEST_RULES = Rules((), clean_spaces=False, bos_id=None)
-_EOS_DEFAULTS = {"gpt2": 11, "llama": 2, "test": None}
+_EOS_DEFAULTS = {"gpt2": 11, "llama": 2, "gemma4": None, "test": None}
 
 
 def load_vocab(kv: Mapping[str, object]) -> Vocab:
     """The vocabulary that the keys of a GGUF describe.
 
     Inputs   kv: key -> value; arrays as the GGUF reader gives them, or plain lists (str or bytes, int).
-    Models   `tokenizer.ggml.model` gpt2 (pre-tokenizers: `mtpref.files.vocab.known_names()`), llama, test.
+    Models   `tokenizer.ggml.model` gpt2 (pre-tokenizers: `mtpref.files.vocab.known_names()`), llama,
+             gemma4, test.
     Errors   MtprefError: unknown model or pre-tokenizer (lists the known ones), missing or mistyped arrays,
              token_type or scores shorter than tokens, two tokens with one text, an empty vocabulary.
     """
     model = _model(kv)
     pre, rules, notes = _rules(kv, model)
     # Merges before tokens, so that the cheaper and commoner fault is named first.
-    merges = _merges(kv, rules, notes) if model == "gpt2" else []
+    merges = _merges(kv, rules, notes) if model in ("gpt2", "gemma4") else []
     texts = _tokens(kv)
     ids = _ids(texts)
     scores = _numbers(kv, _SCORES, len(texts), ("f32", "i32"))
@@ -72,6 +75,11 @@ def load_vocab(kv: Mapping[str, object]) -> Vocab:
     header = _header(kv, model, pre, rules, ids, attrs, special)
     if model == "test":
         return HashedVocab(header, attrs, odd)
+    if model == "gemma4":
+        if not header.add_bos:
+            note = "tokenizer.ggml.add_bos_token is false; BOS is added all the same, as llama.cpp does for gemma4"
+            header = replace(header, add_bos=True, notes=(*header.notes, note))
+        return PlainBpeVocab(header, attrs, odd, texts, merges)
     if model == "llama":
         header = replace(header, notes=header.notes + _llama_notes(kv, scores))
         processor = build_spm(texts, np.zeros(len(texts), np.float32) if scores is None else scores.astype(np.float32))
@@ -126,6 +134,8 @@ def _model(kv: Mapping[str, object]) -> str:
 def _rules(kv: Mapping[str, object], model: str) -> tuple[str, Rules, list[str]]:
     """(name of the pre-tokenizer, rules, notes)."""
     pre = _text(kv, _PRE) or ""
+    if model == "gemma4":
+        return "gemma4", _GEMMA_RULES, []
     if model != "gpt2":
         return pre, _LLAMA_RULES if model == "llama" else _TEST_RULES, []
     if pre:

@@ -27,7 +27,8 @@ from mtpref.kernels.products import mul_mats
 from mtpref.kernels.products.product import WEIGHTS, call_prepare, call_rows, room
 from mtpref.spec.ops.compose import discard
 
-F32, IDS = NDArray[np.float32], NDArray[np.int64]
+F32 = NDArray[np.float32]
+IDS = NDArray[np.int64]
 
 TOKENS = 8  # of a task
 PAIRS = 128  # of a token and a head in a task, at most: their scores stay in the cache

@@ -109,8 +109,8 @@ def _sight(ops: Any, cfg: Any, n_tokens: int, raw: NDArray[Any], compressed: NDA
         last = np.array([ops.n_compressed(pos + 1, cfg.ratio) for pos in positions], np.int64)
         rows, begin = np.arange(last[-1]), np.zeros(n_tokens, np.int64)
     else:
-        last = np.cumsum([len(own) for own in seen])
-        rows, begin = np.concatenate(seen), last - [len(own) for own in seen]
+        last = np.cumsum([len(own) for own in seen], dtype=np.int64)
+        rows, begin = np.concatenate(seen), np.concatenate([[0], last[:-1]])
     return Sight(attend_cells.address(), _bytes(raw), _bytes(compressed), np.array(start, np.int64), end, rows, begin,
                  last)  # fmt: skip
 

@@ -36,12 +36,12 @@ def _configure(v: Values, *, turns_all: bool) -> WindowedConfig:
 
 _ROPE = "RoPE of the whole head, neighbours paired, in layers that turn; elsewhere as it is"
 _turned = (spec.rope_interleaved,)
-GRAPH: Graph = {
+_TURNED: Graph = {
     name: replace(made, step=_ROPE, rules=_turned) if name in ("Qcur", "Kcur") else made
     for name, made in windowed.GRAPH.items()
     if name not in ("attn_gate", "attn_gated", "attn_scaled")
 }
-GRAPH |= {"attn_output": replace(GRAPH["attn_output"], inputs=("kqv_out",))}
+GRAPH: Graph = {**_TURNED, "attn_output": replace(_TURNED["attn_output"], inputs=("kqv_out",))}
 # Layers with a window turn, others do not.
 UNTURNED_ATTENTION = replace(windowed.WINDOWED_ATTENTION, configure=partial(_configure, turns_all=False), graph=GRAPH)
 # The same where a layer turns whether it has a window or not.

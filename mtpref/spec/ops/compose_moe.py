@@ -56,7 +56,7 @@ def experts(ops: Ops, w: LayerWeights, x: F32, routing: Routing, weights: F32, t
     Shapes   x: (T, n_embd), normalised; weights: (T, n_used) -> (T, n_embd)
     """
     chosen = routing.ids
-    gates, ups, downs = (w.get(f"ffn_{name}_exps.weight") for name in ("gate", "up", "down"))
+    gates, ups, downs = w.get("ffn_gate_exps.weight"), w["ffn_up_exps.weight"], w["ffn_down_exps.weight"]
     n_ff, n_embd = ups[0].n_out, downs[0].n_out
     gate, up, hidden = (np.empty((*chosen.shape, n_ff), np.float32) for _ in range(3))
     y = np.empty((*chosen.shape, n_embd), np.float32)
