@@ -21,7 +21,7 @@ try:
         typed,
     )
     from micro_gemma import GemmaShape, assistant_keys, plant_assistant, plant_target, target_keys
-    from micro_gguf import write_gguf
+    from micro_gguf import tensor_of, write_gguf
 finally:
     sys.path.pop(0)
 
@@ -39,6 +39,7 @@ __all__ = [
     "plant_target",
     "standard",
     "target_keys",
+    "tensor_of",
     "typed",
     "write_gguf",
 ]

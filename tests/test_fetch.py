@@ -147,6 +147,16 @@ def test_a_full_disk_is_seen_before_the_head_is_asked_for(tmp_path, capsys, monk
         assert len(server.asked) == 1
 
 
+def test_bytes_that_are_kept_need_room_beside_the_head(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 2_000_000))
+    with serving({MODEL: TINY}) as server:
+        code, _, err = run(capsys, server.url + MODEL, "--head", "--resume", "-o", tmp_path / "mtp.gguf")
+        assert code == 2
+        assert "needs 2.8 MB, its disk has 2 MB free" in err
+        assert list(tmp_path.iterdir()) == []
+        assert run(capsys, server.url + MODEL, "--head", "-o", tmp_path / "mtp.gguf")[0] == 0
+
+
 def test_progress(tmp_path, capsys, monkeypatch):
     from mtpref.front.cli import writing
 

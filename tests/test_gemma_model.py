@@ -192,8 +192,18 @@ def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name, n_window, 
             assert state.digest() == other.digest()
 
 
-@pytest.mark.parametrize("rollback", ["snapshot", "replay", "two-phase"])
-@pytest.mark.parametrize(("name", "n_window", "kv_type"), [(PLAIN, 6, "F16"), (EDGE, 2, "F32"), (MOE, 3, "BF16")])
+ROLLBACKS = ("snapshot", "replay", "two-phase")
+WINDOWS = ((PLAIN, 6, "F16"), (EDGE, 2, "F32"), (MOE, 3, "BF16"))
+
+
+@pytest.mark.parametrize(
+    ("rollback", "name", "n_window", "kv_type"),
+    [
+        pytest.param(how, *which, marks=() if i == j or which[0] == EDGE else pytest.mark.slow)
+        for i, how in enumerate(ROLLBACKS)
+        for j, which in enumerate(WINDOWS)
+    ],
+)
 def test_drafted_text_and_state_are_those_of_plain_decoding(rollback, name, n_window, kv_type, tmp_path):
     model = windowed(name, n_window, tmp_path, kv_type=kv_type)
     plain = decode_plainly(model, PROMPT, 27, warm_head=True)

@@ -186,6 +186,15 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(toy_run, tmp_path,
 
 
 @needs_torch
+def test_a_run_with_another_plan_is_not_gone_on_with(toy_run, tmp_path):
+    from mtpref.base.errors import MtprefError
+
+    toy_run(tmp_path).save()
+    with pytest.raises(MtprefError, match="made with steps 6, now it is 8"):
+        toy_run(tmp_path, steps=8).resume()
+
+
+@needs_torch
 def test_bfloat16_products_give_nearly_the_same_loss(tiny_package):
     import torch
     from tiny.model import TinyConfig, TinyModel

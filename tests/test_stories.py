@@ -172,6 +172,7 @@ def test_greedy_figures_are_those_of_the_loop(package):
     import mtpref
 
     total = package.criteria.greedy(mtpref.load(), ["def main(argv):"], 3, 24)
+    assert 0 < total.n_tokens <= 24
     assert total.full + total.partial + total.none > 0
     assert total.accepted >= 3 * total.full + total.partial
     assert sum(total.shares().values()) == pytest.approx(1, abs=0.002)

@@ -274,6 +274,9 @@ class _Layer:
         read[unit, i.start + unit] -= np.float32(0.8)
         read[unit, i.start + other] += np.float32(0.8)
         self.pairs(up, down, read, o.start + unit, 4.0, True)
+        # In an order of their own: else the matrix is that of the trunk's rule but for noise.
+        order = shuffled(self.plant.seed, f"units of {self.il}", len(up))
+        up[:], down[:] = up[order], down[:, order]
 
     def nextn(self, final_norm: F32) -> dict[str, F32]:
         """eh_proj of micro_layers.py: the context of the hidden row, the input codes, and the rule of both."""

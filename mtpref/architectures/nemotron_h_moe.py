@@ -192,7 +192,8 @@ def _attention(prefix: str) -> tuple[Tensor | Either, ...]:
 def _moe(prefix: str) -> tuple[Tensor, ...]:
     """prefix: of the network's names in a checkpoint"""
     return (
-        router(f"{prefix}mixer.gate.weight"),
+        # llama.cpp's converter does not know the router of a head for one, and gives it the type of other matrices.
+        replace(router(f"{prefix}mixer.gate.weight"), converts_typed=bool(prefix)),
         Tensor("exp_probs_b.bias", (n_expert,), f"{prefix}mixer.gate.e_score_correction_bias",
                cb="ffn_moe_probs_biased"),
         Tensor("ffn_latent_down.weight", (n_low, n_embd), f"{prefix}mixer.fc1_latent_proj.weight", optional=True,

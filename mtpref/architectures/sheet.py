@@ -106,6 +106,7 @@ class Tensor:
     keep_f32  held and stored as float32 whatever its dimensions
     stays_f32 a matrix that is stored as float32, whatever type a file is quantised to
     converts_f32  one that a conversion stores as float32, and a quantiser in a type
+    converts_typed  one that stays as it is in a quantiser, and a conversion stores in a type
     parts     names that it is held under in its place, each with the rows that it has of it (of each matrix of a stack)
     by_rank   checkpoints in FP8 may have it cut for tensor parallelism, each rank's share of all `parts` together
     below     of a table of int32: every value is at least 0 and below this count
@@ -125,6 +126,7 @@ class Tensor:
     keep_f32: bool = False
     stays_f32: bool = False
     converts_f32: bool = False
+    converts_typed: bool = False
     parts: tuple[tuple[str, Dim], ...] = ()
     by_rank: bool = False
     below: Dim | None = None
@@ -146,7 +148,7 @@ class Tensor:
     @property
     def is_typed(self) -> bool:
         """Whether a conversion writes it in another type than float32."""
-        return self.is_quantised and not self.converts_f32
+        return (self.is_quantised or self.converts_typed) and not self.converts_f32
 
     def at(self, il: int) -> Tensor:
         """The tensor of block il, by its whole name."""

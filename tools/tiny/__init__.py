@@ -1,5 +1,5 @@
 """The tiny trained model: data, tokenizer, torch model, training, export and evaluation.
 
-Only ``tools/make_tiny.py`` drives this package. Nothing here is imported by ``mtpref`` itself: torch is
-needed to make the model, never to run it.
+``tools/make_tiny.py`` and ``tools/evaluate_tiny.py`` drive this package. Nothing here is imported by ``mtpref`` itself:
+torch is needed to make the model, never to run it.
 """

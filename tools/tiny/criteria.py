@@ -21,6 +21,7 @@ from mtpref.look.llama_cpp.programs import Programs
 from .text import held_out_stories
 
 N_PREDICT = 256
+MIN_TOKENS = 150
 PROMPT_WORDS = 12
 MAX_BYTES = 8_000_000
 CODE_PROMPTS = (
@@ -77,6 +78,7 @@ def story_prompts(n_prompts: int) -> list[str]:
 class Greedy:
     """Sums over the greedy runs of some prompts."""
 
+    n_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
     repeated: list[float] = field(default_factory=list)
@@ -106,6 +108,7 @@ def greedy(model: mtpref.LanguageModel, prompts: list[str], n_max: int, n_predic
                 total.full += event.n_accepted == n_max
                 total.none += event.n_accepted == 0
                 total.partial += 0 < event.n_accepted < n_max
+        total.n_tokens += len(run.ids)
         total.repeated.append(repeated_4gram_rate(run.ids))
         total.texts.append(run.text)
     return total
@@ -146,10 +149,11 @@ def judge(path: Path, n_prompts: int, llama_cpp: Path | None, forced: dict[str, 
     )
     size = path.stat().st_size
     judged.criteria.append(("bytes", f"{size:,}", f"<= {MAX_BYTES:,}", size <= MAX_BYTES))
+    judged.add("tokens of a greedy text, mean", one.n_tokens / n_prompts, MIN_TOKENS)  # a short one repeats nothing
     judged.add("repeated 4-grams, greedy", repeated, 0.0, 0.25)
     judged.add("acceptance, n_max 1", one.acceptance, 0.60, 0.90)
-    for name in ("full", "partial", "none"):
-        judged.add(f"rounds with {name} acceptance, n_max 3", shares[name], 0.10)
+    for name, word in (("full", "full"), ("partial", "partial"), ("none", "no")):
+        judged.add(f"rounds with {word} acceptance, n_max 3", shares[name], 0.10)
     for name, low in (("a1", 0.65), ("a3", 0.35)):
         if forced is None:
             judged.criteria.append((f"teacher-forced {name}", "", f">= {low}", None))

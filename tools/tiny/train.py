@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -225,10 +225,14 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step, "tokens": self.tokens, "spent": self.spent, "rows": self.rows,
-            "head_only": self.head_only,
+            "head_only": self.head_only, "run": self.identity(),
         }  # fmt: skip
         torch.save(state, self.work / "checkpoint.pt.tmp")
         os.replace(self.work / "checkpoint.pt.tmp", self.work / "checkpoint.pt")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when a run goes on: the plan and how much text there is."""
+        return {**asdict(self.plan), "story tokens": len(self.train.stories), "code tokens": len(self.train.code)}
 
     def resume(self) -> bool:
         """Continue from a checkpoint of the same plan if one is there."""
@@ -236,6 +240,12 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=False)
+        for what, now in self.identity().items():
+            if state["run"][what] != now:
+                raise MtprefError(
+                    f"{path}: made with {what} {state['run'][what]}, now it is {now}; "
+                    "expected the same command as before, or another --work"
+                )
         self.model.load_state_dict(state["model"])
         if state.get("head_only", False):
             self.enter_head_phase()

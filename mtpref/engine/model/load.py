@@ -150,6 +150,15 @@ def _check_declared(file: GgufFile, config: ModelConfig) -> None:
             f"{file.label}: key {config.arch}.nextn_predict_layers is {config.n_layer_nextn}, and blk.{config.n_layer} "
             f"has no nextn tensor: {config.arch}.block_count counts no head; {LOST_LAYER}"
         )
+    first = f"blk.{config.n_layer}."
+    if config.n_layer_nextn and f"{first}attn_norm.weight" in file.tensors:
+        heads = {name.split(".", 2)[1] for name in file.tensors if ".nextn." in name}
+        if heads and not any(name.startswith(f"{first}nextn.") for name in file.tensors):
+            raise MtprefError(
+                f"{file.label}: key {config.arch}.nextn_predict_layers is {config.n_layer_nextn}, and {first[:-1]} has "
+                f"no nextn tensor: it is a trunk layer, which then would not be run; expected {len(heads)}, as many as "
+                "blocks with nextn tensors; convert the model again, or correct the key"
+            )
     name = head_in_trunk(file, config.n_layer)
     if name is not None:
         key = f"{config.arch}.nextn_predict_layers"

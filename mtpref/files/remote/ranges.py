@@ -26,7 +26,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,16})-(\d{1,16})/(\d{1,16})")
 _NONE_THERE = re.compile(r"bytes \*/0{1,16}")
 _SAYS = {
     401: "wants a token; set HF_TOKEN, or log in with `hf auth login`",
-    403: "forbidden: the token lacks the right, or the model's terms are to be accepted on its page",
+    403: "forbidden: a token is missing or lacks the right, the model's terms are to be accepted on its page, or the "
+    "file is not there (buckets answer so)",
     404: "not found; is the name right, and the file there?",
     410: "gone",
 }

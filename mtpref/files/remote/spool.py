@@ -68,6 +68,11 @@ class Spool:
         self._kept.append(kept)
         return kept
 
+    def n_bytes_to_come(self, n_bytes: int) -> int:
+        """How much of so many bytes is still to be kept here, beside the target that is made of them."""
+        kept = sum(end - first for one in self._kept for first, end in one.ranges)
+        return max(0, n_bytes - kept)
+
     def close(self) -> None:
         """Enter what came; a folder in which nothing is kept goes."""
         for kept in self._kept:

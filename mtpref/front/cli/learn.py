@@ -15,7 +15,7 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "learn",
         usage="mtpref learn [N] [--answer K=FAULT]",
-        help="eleven short chapters on MTP, run on the embedded tiny model",
+        help="twelve short chapters on MTP, run on the embedded tiny model",
         description="List the chapters, or run one and show its text, code and output. They need no network and take "
         "seconds. docs/learn has them as pages.",
     )
@@ -64,13 +64,13 @@ def run_learn(args: argparse.Namespace) -> int:
 
 def _answer(text: str, chapter: int | None) -> int:
     from mtpref.faults import FAMILIES, find_fault
-    from mtpref.front.learn import CHAPTERS, is_answer, is_family
+    from mtpref.front.learn import EXERCISE, is_answer, is_family
 
     found = re.fullmatch(r"([0-9]{1,4})=(.{1,80})", text)
     if found is None:
         raise MtprefError(f"--answer: {text[:60]!r} is not K=FAULT, expected e.g. 1=W6")
-    if chapter not in (None, len(CHAPTERS)):
-        raise MtprefError(f"--answer: chapter {chapter} has no exercise, expected {len(CHAPTERS)}")
+    if chapter not in (None, EXERCISE):
+        raise MtprefError(f"--answer: chapter {chapter} has no exercise, expected {EXERCISE}")
     number, fault = int(found[1]), find_fault(found[2])
     if is_answer(number, fault.id):
         print(f"right: mystery {number} is {fault.id}. {fault.mechanism}")

@@ -163,7 +163,7 @@ def _by_gptq(args: argparse.Namespace, overrides: tuple[tuple[str, str], ...]) -
     Notes().when_compiling(argparse.Namespace(ops=None))
     grid = Grid(args.mtp_type, args.gptq_group)
     model = load(args.source)
-    texts = [text.ids for text in read_texts(args.calibration, model.vocab)]
+    texts = [text.ids for text in read_texts(args.calibration, model.vocab, "calibration")]
     n_ctx = min(512, model.config.n_ctx_train)
     folder = Path(args.target).resolve().parent
     made = gptq_head(model, trunk_rows(model, texts, n_ctx, Progress("calibrate")), grid, folder=folder)

@@ -15,6 +15,7 @@ ANSWERS = (
     "4bf7a612524552fb",
     "219030f4150c0712",
 )
+EXERCISE = 11  # the chapter
 N_MYSTERIES = len(ANSWERS)
 
 

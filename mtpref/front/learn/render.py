@@ -101,7 +101,7 @@ def contents() -> str:
     rows = "\n".join(f"{c.number}. [{c.title}]({c.slug}.md): {c.summary}" for c in CHAPTERS)
     return f"""<!-- Written by tools/write_chapters.py -->
 
-# Learn MTP in eleven chapters
+# Learn MTP in twelve chapters
 
 The first shows a round of drafting and verifying by hand, the second opens the head; the others follow from these two.
 Each chapter is one Python file that runs offline, on the model inside the package, in seconds. What it claims it

@@ -247,7 +247,6 @@ class FoundCheckpoint(Found):
         checked_parts(self.checkpoint, Settings(which="mtp", allow_unmapped=True), needs_shared=False)
         n_bytes = sum(self._head_bytes().values())
         check_folder(target)
-        check_space(Path(target), n_bytes)
         for name, most in TEXTS.items():
             if name not in DECLARED:
                 self._copy(name, most)
@@ -255,6 +254,7 @@ class FoundCheckpoint(Found):
             if spool is not None:
                 file.remote.keep(spool)
             file.only(file.names)
+        check_space(Path(target), n_bytes + (spool.n_bytes_to_come(n_bytes) if spool is not None else 0))
         wrote = _Progress(options, n_bytes)
         parts = [self._part(name, wrote) for name in sorted(self.files)]
         for path in sorted(self.copies.iterdir()):

@@ -58,10 +58,12 @@ class FoundGguf(Found):
         if self.alone is not None:
             raise MtprefError(self.alone)
         contents = extract(self.file)
-        check_targets([target], options, contents.n_bytes)
+        n_bytes = contents.n_bytes
         if spool is not None:
             for remote in self.remotes():
                 remote.keep(spool)
+            n_bytes += spool.n_bytes_to_come(contents.n_bytes)
+        check_targets([target], options, n_bytes)
         self.file.expect({item.name for item in contents.items})
         (path,) = write_contents(target, contents, options)
         return Taken(path, len(contents.items), contents.n_bytes)

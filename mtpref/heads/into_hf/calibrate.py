@@ -100,7 +100,7 @@ def _model(
         return model, hidden_rows(given.hidden, model)
     convert(base.folder, folder / "trunk.gguf", ConvertSettings(which="trunk", allow_unmapped=True))
     model = load(folder / "trunk.gguf", model_draft=folder / "head.gguf")
-    texts = [text.ids for text in read_texts(list(given.texts), model.vocab)]
+    texts = [text.ids for text in read_texts(list(given.texts), model.vocab, "calibration")]
     return model, trunk_rows(model, texts, min(N_CTX, model.config.n_ctx_train), progress)
 
 

@@ -57,27 +57,28 @@ def _exists(argument: str) -> bool:
         return False
 
 
-def read_texts(arguments: Sequence[str], vocab: Vocab) -> list[Text]:
+def read_texts(arguments: Sequence[str], vocab: Vocab, setting: str = "texts") -> list[Text]:
     """Every file as one text.
 
+    setting  what refusals call the files
     Bytes    need not be UTF-8: see `Vocab.encode`
     Errors   MtprefError for a file that cannot be read, is larger than 64 MiB, is a GGUF file, or has fewer than 2
              tokens
     """
     texts = []
     for label, path in named_files(arguments):
-        text = Text(label, tuple(vocab.encode(read_file(path).decode("utf-8", "surrogateescape"))))
+        text = Text(label, tuple(vocab.encode(read_file(path, setting).decode("utf-8", "surrogateescape"))))
         if len(text.ids) < 2:
             raise MtprefError(
-                f"`texts` {printable(str(path), 400)}: {_count(len(text.ids))}, expected at least 2; an "
+                f"`{setting}` {printable(str(path), 400)}: {_count(len(text.ids))}, expected at least 2; an "
                 "acceptance needs a token and the one before it"
             )
         texts.append(text)
     return texts
 
 
-def read_file(path: Path) -> bytes:
-    label = f"`texts` {printable(str(path), 400)}"
+def read_file(path: Path, setting: str = "texts") -> bytes:
+    label = f"`{setting}` {printable(str(path), 400)}"
     found = read_text(path, label, "expected a text, or a part of one", MAX_TEXT_BYTES)
     if found.startswith(b"GGUF"):
         raise MtprefError(f"{label}: this is a GGUF file, expected a text; a model is given as `model`")
