@@ -105,7 +105,8 @@ class Metadata:
         return value
 
     def bad(self, key: str, value: object, expected: str) -> MtprefError:
-        found = repr(value)[:60]
+        is_array = isinstance(value, Sequence) and not isinstance(value, str | bytes | list | tuple)
+        found = f"an array of {len(value)}" if is_array else repr(value)[:60]
         return MtprefError(
             f"{self.source}: key {self.arch}.{key} is {found}, expected {expected}; try: mtpref inspect FILE"
         )
