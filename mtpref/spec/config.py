@@ -105,8 +105,9 @@ class Metadata:
         return value
 
     def bad(self, key: str, value: object, expected: str) -> MtprefError:
-        is_array = isinstance(value, Sequence) and not isinstance(value, str | bytes | list | tuple)
-        found = f"an array of {len(value)}" if is_array else repr(value)[:60]
+        found = repr(value)[:60]
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes | list | tuple):
+            found = f"an array of {len(value)}"  # a reader's own type says nothing
         return MtprefError(
             f"{self.source}: key {self.arch}.{key} is {found}, expected {expected}; try: mtpref inspect FILE"
         )
