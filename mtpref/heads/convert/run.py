@@ -303,8 +303,8 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
     if config.sheet.target:
         if settings.which != "both":
             raise MtprefError(
-                f"{checkpoint.label}: an assistant of {config.sheet.target} models, which is a head and nothing else, "
-                f"expected `which=both`, found `which={settings.which}`"
+                f"{checkpoint.label}: an assistant of {config.sheet.target} models, which is a head and nothing else: "
+                "expected to convert it whole (`which=both`)"
             )
         return 0
     if (own := assistant_of(config.sheet.name)) is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from mtpref.architectures import ARCHITECTURES as SHEETS
-from mtpref.architectures import Architecture
+from mtpref.architectures import Architecture, assistant_of
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import Sized, Within, describe, name_of, read_fields
 from mtpref.files.gguf import printable
@@ -238,6 +238,21 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None, name)
+
+
+def refuse_apart(config: TextConfig, label: str) -> None:
+    """Refuse a checkpoint whose trunk and head are two, where both are needed in one: nothing can be said of either.
+
+    Errors   MtprefError for an assistant, and for a model that assistants draft for
+    """
+    sheet = config.sheet
+    own = assistant_of(sheet.name)
+    if sheet.target or own is not None:
+        is_one = f"an assistant of {sheet.target} models" if own is None else f"its head is another one's ({own.name})"
+        raise MtprefError(
+            f"{label}: {is_one}, expected a checkpoint that holds trunk and head; convert both, then try: mtpref check "
+            "TARGET -md ASSISTANT"
+        )
 
 
 def _kind_of(fields_of: type[_Fields], name: str) -> Any:
