@@ -4,7 +4,8 @@
 
 Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that is given to
 it. Writes tests/data/converted_moe.json; with --chains, of architectures with a chain of heads,
-tests/data/converted_chains.json; with --native, of folders in the number formats that their makers ship,
+tests/data/converted_chains.json; with --gemma, of Gemma 4 and its assistants, tests/data/converted_gemma.json; with
+--native, of folders in the number formats that their makers ship,
 tests/data/converted_native.json: tensors and keys one by one, since it has an order and types of its own there.
 """
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mtpref.files.gguf import open_gguf  # noqa: E402
-from tests import chain_folder, native_folder  # noqa: E402
+from tests import chain_folder, gemma_folder, native_folder  # noqa: E402
 from tests.moe_folder import ARCHS as NAMED_ALIKE  # noqa: E402
 from tests.moe_folder import TOKENIZERS, folder  # noqa: E402
 
@@ -29,6 +30,7 @@ ARCHS = (*NAMED_ALIKE, "nemotron_h_moe")
 
 OUT = ROOT / "tests" / "data" / "converted_moe.json"
 OUT_CHAINS = ROOT / "tests" / "data" / "converted_chains.json"
+OUT_GEMMA = ROOT / "tests" / "data" / "converted_gemma.json"
 OUT_NATIVE = ROOT / "tests" / "data" / "converted_native.json"
 TYPES = (("BF16", "q8_0"), ("F16", "f16"), ("F32", "f32"))
 MODES = {"both": [], "mtp": ["--mtp"], "trunk": ["--no-mtp"]}
@@ -107,6 +109,26 @@ def record_chains(tree: str) -> dict[str, str]:
     return out
 
 
+def record_gemma(tree: str) -> dict[str, str]:
+    """The hash of each case's file, of Gemma 4 and its assistants: the converter as it stands, nothing patched."""
+    out = {}
+    with tempfile.TemporaryDirectory() as name:
+        for shape in gemma_folder.NAMES:
+            for dtype, outtype in TYPES:
+                checkpoint = gemma_folder.folder(
+                    Path(name) / f"{shape}-{dtype}" / "Tiny-5M", shape, dtype=dtype, n_files=2
+                )
+                target = Path(name) / "out.gguf"
+                line = [sys.executable, f"{tree}/convert_hf_to_gguf.py", checkpoint, "--outfile", target]
+                done = subprocess.run([*map(str, line), "--outtype", outtype], capture_output=True, text=True)
+                if done.returncode or "Failed to load model config" in done.stderr:
+                    raise RuntimeError(done.stderr[-3000:])
+                case = f"{shape} {dtype} {outtype}"
+                out[case] = hashlib.sha256(target.read_bytes()).hexdigest()
+                print(case, out[case][:16], flush=True)
+    return out
+
+
 # DeepSeek-V4's head is written by --mtp alone. --plain-config: as for the chains.
 NATIVE = {
     "deepseek4 mtp": ["--mtp"], "deepseek4 trunk": [], "deepseek2 both": [], "mimo2 both": ["--plain-config"],
@@ -167,10 +189,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", action="append", choices=ARCHS, help="only these (default: all)")
     parser.add_argument("--keep", type=Path, help="folder to leave checkpoints and files in")
     parser.add_argument("--chains", action="store_true", help="those with a chain of heads alone")
+    parser.add_argument("--gemma", action="store_true", help="Gemma 4 and its assistants alone")
     parser.add_argument("--native", action="store_true", help="those in their makers' number formats alone")
     args = parser.parse_args(argv)
     if args.native:
         OUT_NATIVE.write_text(json.dumps(record_native(args.llama_cpp), separators=(",", ":")) + "\n")
+        return 0
+    if args.gemma:
+        OUT_GEMMA.write_text(json.dumps(record_gemma(args.llama_cpp), indent=1) + "\n")
         return 0
     if args.chains:
         OUT_CHAINS.write_text(json.dumps(record_chains(args.llama_cpp), indent=1) + "\n")

@@ -22,16 +22,18 @@ from mtpref.architectures.common import (
 from mtpref.architectures.dims import ONE, Dim, Named, Share
 from mtpref.architectures.experts import n_expert, n_expert_used, n_ff_exp, router
 from mtpref.architectures.sheet import (
+    OPTIONAL,
     Architecture,
     Block,
     Either,
+    HuggingFace,
     Hyper,
     Keys,
     Tensor,
 )
 from mtpref.architectures.transforms import AS_IS
 from mtpref.architectures.windows import freq_base_windowed, n_window
-from mtpref.base.errors import UnsupportedError
+from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.spec.config import InputsConfig, Metadata, Values
 from mtpref.spec.kinds import (
     DENSE_BESIDE_EXPERTS,
@@ -47,14 +49,48 @@ from mtpref.spec.kinds.windowed import FACTORS
 
 # HYPER-PARAMETERS
 
-n_ff = Hyper("n_ff", "feed_forward_length", "u32/layer", hf="intermediate_size")
+
+def _n_ff(c: Mapping[str, Any]) -> int | list[int]:
+    """Twice as wide in layers that share cells, where config.json says so."""
+    n, n_ff = c["num_hidden_layers"], c["intermediate_size"]
+    if not c.get("use_double_wide_mlp"):
+        return int(n_ff)
+    first = n - (c.get("num_kv_shared_layers") or 0)
+    return [n_ff if il < first else 2 * n_ff for il in range(n)]
+
+
+def _n_head_kv(c: Mapping[str, Any]) -> int | list[int]:
+    """Those of layers without a window may be fewer."""
+    n, n_full = c["num_key_value_heads"], c.get("num_global_key_value_heads")
+    return int(n) if n_full is None else [n if windowed else n_full for windowed in _windowed(c)]
+
+
+def _windowed(c: Mapping[str, Any]) -> list[bool]:
+    return [kind == "sliding_attention" for kind in c["layer_types"]]
+
+
+def factors(c: Mapping[str, Any]) -> list[float]:
+    """Of the pairs that a layer without a window turns: 1 for the first, and for the rest what keeps them in place."""
+    if c.get("rope_type") != "proportional" or not {"partial_rotary_factor", "rope_theta_windowed"} <= set(c):
+        raise MtprefError(
+            "config.json: rope_parameters, expected full_attention (rope_type proportional, partial_rotary_factor, "
+            "rope_theta) and sliding_attention (rope_theta)"
+        )
+    n, n_turned = int(c["global_head_dim"]) // 2, int(c["global_head_dim"] * c["partial_rotary_factor"] / 2)
+    return [1.0] * n_turned + [1e30] * (n - n_turned)
+
+
+n_ff = Hyper("n_ff", "feed_forward_length", "u32/layer", hf=_n_ff, hf_fields=("intermediate_size",))
 n_key_windowed = Hyper("n_key_windowed", "attention.key_length_swa", high=4096, hf="head_dim")
 n_value_windowed = Hyper("n_value_windowed", "attention.value_length_swa", high=4096, hf="head_dim")
-n_rot = Hyper("n_rot", "rope.dimension_count", default=lambda v: v["n_embd_head"], high=4096)
-n_rot_windowed = Hyper("n_rot_windowed", "rope.dimension_count_swa", default=lambda v: v["n_rot"], high=4096)
+n_rot = Hyper("n_rot", "rope.dimension_count", default=lambda v: v["n_embd_head"], high=4096, hf="global_head_dim")
+n_rot_windowed = Hyper("n_rot_windowed", "rope.dimension_count_swa", default=lambda v: v["n_rot"], high=4096,
+                       hf="head_dim")  # fmt: skip
 n_shared = Hyper("n_shared", "attention.shared_kv_layers", default=0, low=0, high=4096, hf="num_kv_shared_layers")
-n_own = Hyper("n_own", "embedding_length_per_layer_input", low=0, high=1 << 16)
-is_windowed = Hyper("is_windowed", "attention.sliding_window_pattern", "i32/layer", low=0, high=1)
+n_own = Hyper("n_own", "embedding_length_per_layer_input", low=0, high=1 << 16,
+              hf=lambda c: c.get("hidden_size_per_layer_input") or 0)  # fmt: skip
+is_windowed = Hyper("is_windowed", "attention.sliding_window_pattern", "i32/layer", low=0, high=1, hf=_windowed,
+                    hf_fields=("layer_types",))  # fmt: skip
 # llama.cpp caps logits at 30 where a file has no key, and not at all where it is 0.
 softcap = Hyper("softcap", "final_logit_softcapping", "f32", default=30.0, low=0.0, high=1e6,
                 hf="final_logit_softcapping")  # fmt: skip
@@ -62,16 +98,38 @@ softcap = Hyper("softcap", "final_logit_softcapping", "f32", default=30.0, low=0
 
 def _or_none(hyper: Hyper, **more: str) -> Hyper:
     """A count that is 0 where a file has no such key."""
-    return replace(hyper, default=0, low=0, hf=more.get("hf", hyper.hf))
+    return replace(hyper, default=0, low=0, hf=more.get("hf", hyper.hf), hf_default=OPTIONAL)
 
 
-def gemma_hypers() -> tuple[Hyper, ...]:
-    """What target and assistant have both."""
-    own = {"n_ff": n_ff}
-    per_block = ("attention.head_count", "attention.head_count_kv")
-    base = (own.get(h.name, replace(h, type="u32/layer") if h.key in per_block else h) for h in base_hypers)
-    return (*base, n_window, is_windowed, n_key_windowed, n_value_windowed, n_rot, n_rot_windowed, freq_base_windowed,
-            n_shared, _or_none(n_own))  # fmt: skip
+# Where Gemma has other fields of config.json than most, or another default.
+_OWN_FIELDS: dict[str, dict[str, Any]] = {
+    "n_ctx": {"hf_default": 131072},
+    "n_head": {"type": "u32/layer"},
+    "n_head_kv": {"type": "u32/layer", "hf": _n_head_kv, "hf_fields": ("num_key_value_heads",)},
+    "n_embd_head": {"hf": "global_head_dim", "hf_default": None},
+    "n_embd_head_v": {"hf": "global_head_dim", "hf_default": None},
+}
+
+
+def gemma_hypers(softcap: Hyper, *, has_experts: bool) -> tuple[Hyper, ...]:
+    """What target and assistant have both, in the order in which a converter writes them. softcap: of logits"""
+    base = (n_ff if h.name == "n_ff" else replace(h, **_OWN_FIELDS.get(h.name, {})) for h in base_hypers)
+    experts = (_or_none(n_expert), _or_none(n_expert_used, hf="top_k_experts")) if has_experts else ()
+    return (
+        *base,
+        replace(freq_base_windowed, hf="rope_theta_windowed", hf_default=OPTIONAL),
+        *experts,
+        softcap,
+        n_window,
+        n_shared,
+        _or_none(n_own),
+        is_windowed,
+        n_key_windowed,
+        n_value_windowed,
+        *((_or_none(n_ff_exp),) if has_experts else ()),
+        n_rot,
+        n_rot_windowed,
+    )
 
 
 # TENSORS
@@ -252,7 +310,7 @@ INPUT_TENSORS = (
     Tensor("per_layer_token_embd.weight", (N_VOCAB, n_own * _n_layer), "model.embed_tokens_per_layer.weight",
            optional=True, role="token_embd", cb="inp_per_layer_selected"),
     Tensor("per_layer_model_proj.weight", (n_own * _n_layer, n_embd), "model.per_layer_model_projection.weight",
-           optional=True, cb="per_layer_proj", stays_f32=True),
+           optional=True, cb="per_layer_proj", stays_f32=True, converts_typed=True),
     Tensor("per_layer_proj_norm.weight", (n_own,), "model.per_layer_projection_norm.weight", optional=True,
            cb="per_layer_proj"),
 )  # fmt: skip
@@ -297,18 +355,24 @@ NAMES = {"attn_residual": "attn_out", "ffn_swiglu": "ffn_geglu", "ffn_moe_swiglu
 # The product of attention has no name of its own in an assistant either.
 HEAD_NAMES = {"attn_output": "attn_output"}
 
+
+def hugging_face(**more: Any) -> HuggingFace:
+    """What checkpoints of target and assistant have both."""
+    return HuggingFace(
+        layer="model.layers.{il}.", head="", head_block="", n_heads="", has_windows=True, factors=factors,
+        plain_bpe="gemma4", fixed={"hidden_activation": ("gelu_pytorch_tanh",)}, **more,
+    )  # fmt: skip
+
+
 GEMMA4 = Architecture(
     name="gemma4",
-    hypers=(
-        *gemma_hypers(),
-        softcap,
-        _or_none(n_expert),
-        _or_none(n_expert_used, hf="top_k_experts"),
-        _or_none(n_ff_exp),
-    ),
+    hypers=gemma_hypers(softcap, has_experts=True),
     tensors=(*root_tensors(AS_IS), *INPUT_TENSORS, Tensor(FACTORS, (Share(n_embd_head, 2 * ONE),), cb="Qcur_pos")),
     layers=Gemma4Layers(),
     head=None,
+    hf=hugging_face(
+        classes=("Gemma4ForConditionalGeneration", "Gemma4ForCausalLM"), model_types=("gemma4", "gemma4_text")
+    ),
     cb=NAMES,
     cb_head=NAMES | HEAD_NAMES,
     ends=GemmaEnds(),

@@ -5,7 +5,7 @@ The data sheet. Source: llama.cpp src/models/gemma4-assistant.cpp, common/specul
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtpref.architectures.common import N_VOCAB, OUTPUT_NORM, TOKEN_EMBD, n_embd, n_embd_head
@@ -17,17 +17,21 @@ from mtpref.architectures.gemma4 import (
     WINDOW,
     attention_tensors,
     gemma_hypers,
+    hugging_face,
     is_windowed,
     n_key_windowed,
     network_tensors,
     output_scale,
+    softcap,
 )
-from mtpref.architectures.sheet import Architecture, Block, HeadSheet, Hyper, Keys, Tensor
+from mtpref.architectures.sheet import OPTIONAL, Architecture, Block, HeadSheet, Hyper, Keys, Tensor
 from mtpref.spec.config import Metadata, UnscaledConfig
 from mtpref.spec.kinds import GEGLU_FFN, TARGET_ATTENTION, TARGET_WINDOW, NormedBehind
 from mtpref.spec.kinds.windowed import FACTORS
 
 n_embd_target = Hyper("n_embd_target", "embedding_length_out", hf="backbone_hidden_size")
+# No graph of an assistant caps its logits, whatever its file says.
+_softcap = replace(softcap, hf_default=OPTIONAL)
 PRE, POST = "nextn.pre_projection.weight", "nextn.post_projection.weight"
 
 
@@ -58,7 +62,7 @@ class AssistantLayers:
         return self._of([int(x) for x in flags]), is_windowed.key
 
     def keys_of(self, found: Mapping[str, Any], n_layer: int, n_heads: int) -> list[tuple[str, Any, str]]:
-        return []
+        return [("nextn_predict_layers", n_layer, "u32")]
 
     def of_checkpoint(self, found: Mapping[str, Any], n_layer: int) -> tuple[Block, ...] | None:
         kinds = found.get("layer_types")
@@ -92,7 +96,7 @@ def _leave(ops: Any, *rest: Any) -> Any:
 
 GEMMA4_ASSISTANT = Architecture(
     name="gemma4-assistant",
-    hypers=(*gemma_hypers(), n_embd_target),
+    hypers=(*gemma_hypers(_softcap, has_experts=False), n_embd_target),
     tensors=(
         Tensor(TOKEN_EMBD, (N_VOCAB, n_embd), "model.embed_tokens.weight", role="token_embd", cb="result_output"),
         Tensor(OUTPUT_NORM, (n_embd,), "model.norm.weight", cb="result_norm"),
@@ -102,6 +106,12 @@ GEMMA4_ASSISTANT = Architecture(
     ),
     layers=AssistantLayers(),
     head=HeadSheet(_FULL, (), n_hidden=n_embd_target, reads_target=True, enter=_enter, leave=_leave),
+    hf=hugging_face(
+        classes=("Gemma4AssistantForCausalLM",),
+        model_types=("gemma4_assistant",),
+        layers_after=n_embd_target.key,
+        unread=("masked_embedding.",),
+    ),
     cb=NAMES,
     target=GEMMA4.name,
     layer_read=layer_read,

@@ -482,6 +482,8 @@ class HuggingFace:
     stacks     names that stand for the experts of one or several stacks at once
     joined     tensors of the head that are several in a checkpoint
     idle       tensors of a layer that are left out where its block has no place for them
+    unread     beginnings of names of tensors that are left out, since no graph reads them
+    plain_bpe  the name of a tokenizer over characters, not bytes (tokenizer.ggml.model); "": one over bytes
     says_heads whether published checkpoints have the field n_heads; else their tensors alone say it
     special    special tokens by role, where a converter takes them by text and not from the tokenizer's files
     special_classes  the classes for which it does so; (): all
@@ -507,6 +509,8 @@ class HuggingFace:
     stacks: tuple[FusedStack, ...] = ()
     joined: tuple[Joined, ...] = ()
     idle: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+    plain_bpe: str = ""
     says_heads: bool = True
     special: tuple[tuple[str, str], ...] = ()
     special_classes: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from mtpref.files.gguf import printable
 from mtpref.heads.check import marks
 from mtpref.heads.check.findings import Finding
 from mtpref.heads.convert import Settings, convert, plan
-from mtpref.heads.hf import Checkpoint, Inventory, TextConfig, gguf_tensors, open_checkpoint, text_config
+from mtpref.heads.hf import Checkpoint, Inventory, TextConfig, gguf_tensors, open_checkpoint, refuse_apart, text_config
 from mtpref.heads.hf.checkpoint import INDEX
 
 SMALL = 256 << 20  # bytes of tensors that are converted and run without being asked
@@ -28,6 +28,7 @@ def check_folder(path: str | Path, *, fast: bool, check_file: Callable[[Path], l
     """Findings on a folder; check_file: what is done with the converted file."""
     with open_checkpoint(path) as checkpoint:
         config = text_config(checkpoint.config, checkpoint.label)
+        refuse_apart(config, checkpoint.label)
         found = gguf_tensors(checkpoint, config)
         findings = folder_findings(checkpoint, config, found)
         findings += marks.of_checkpoint(checkpoint.config, checkpoint.metadata, bool(found.n_mtp))

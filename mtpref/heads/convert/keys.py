@@ -97,8 +97,10 @@ def _sections(rope: Rope) -> Keys:
 
 def _rope_scaling(rope: Rope, sheet: Architecture) -> Keys:
     kind = rope.rope_type
-    if kind in (None, "default") or (kind == "llama3" and sheet.hf is not None and sheet.hf.factors is not None):
-        return []  # llama3: a tensor of factors, no keys
+    if kind in (None, "default") or (
+        kind in ("llama3", "proportional") and sheet.hf is not None and sheet.hf.factors is not None
+    ):
+        return []  # a tensor of factors, no keys
     if kind not in ("linear", "yarn") or rope.factor is None:
         raise MtprefError(
             f"config.json: rope_type is {describe(kind)} with factor {describe(rope.factor)}, expected "

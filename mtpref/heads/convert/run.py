@@ -16,6 +16,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
+from mtpref.architectures import assistant_of
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import OneOf, check_fields
 from mtpref.files.gguf import QUANTIZATION_VERSION, WriteOptions, printable, tensor_bytes, write_gguf
@@ -136,8 +137,8 @@ def plan(checkpoint: Checkpoint, settings: Settings, *, needs_shared: bool = Tru
     keys += hyper_parameters(config, n_mtp, file_type)
     keys.append(("general.quantization_version", QUANTIZATION_VERSION, "u32"))
     keys += vocabulary(checkpoint, config.vocab_size, config.sheet, settings.pre)
-    pre = next(value for key, value, _ in keys if key == "tokenizer.ggml.pre")
-    if (odd := unusual_pre(config.sheet.name, pre, config.sheet.pre)) is not None:
+    pre = next((value for key, value, _ in keys if key == "tokenizer.ggml.pre"), None)
+    if pre is not None and (odd := unusual_pre(config.sheet.name, pre, config.sheet.pre)) is not None:
         notes.append(odd)
     tensors = [
         (
@@ -270,9 +271,7 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
             )
         notes.append(f"left out, since a {config.sheet.name} GGUF has no place for them: {names}{more}")
     if found.idle:
-        notes.append(
-            f"{len(found.idle)} tensors of layers that have no use for them are left out: {found.idle[0]}, ..."
-        )
+        notes.append(f"{len(found.idle)} tensors that no graph has a use for are left out: {found.idle[0]}, ...")
     if found.set_aside:
         notes.append(
             f"{len(found.set_aside)} tensors of vision or audio parts are left out: a text model has no use for them"
@@ -301,6 +300,19 @@ def _type_of(config: TextConfig) -> str:
 def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, settings: Settings, notes: list[str]) -> int:
     """MTP blocks that the file declares, after a word about whatever config.json and tensors disagree on."""
     declared, present, hf = config.n_heads or 0, found.n_mtp, config.sheet.hf
+    if config.sheet.target:
+        if settings.which != "both":
+            raise MtprefError(
+                f"{checkpoint.label}: an assistant of {config.sheet.target} models, which is a head and nothing else: "
+                "expected to convert it whole (`which=both`)"
+            )
+        return 0
+    if (own := assistant_of(config.sheet.name)) is not None:
+        apart = f"a checkpoint of its own drafts for {config.sheet.name} models ({own.name})"
+        if settings.which == "mtp":
+            raise MtprefError(f"{checkpoint.label}: no MTP head: {apart}; convert that one")
+        notes.append(f"no MTP head: {apart}")
+        return 0
     if settings.which == "trunk":
         if present:
             notes.append("the MTP head is left out, as --no-mtp says")
@@ -347,7 +359,8 @@ def _check_whole(
         raise MtprefError(f"{checkpoint.label}: {fault}")
     found = {part.name: part.shape for part in parts}
     expected = expected_shapes(config, n_mtp, frozenset(found), has_trunk=which != "mtp")
-    left = inventory.shared_faults  # a caller that needs them has been refused
+    left = {*inventory.shared_faults}  # a caller that needs them has been refused
+    left |= {FACTORS} if config.sheet.hf and config.sheet.hf.factors else set()  # made of config.json
     missing = [name for name, (_, required) in expected.items() if required and name not in found and name not in left]
     if missing:
         head = " of the MTP head" if ".nextn." in missing[0] or which == "mtp" else ""

@@ -17,7 +17,7 @@ from mtpref.architectures import Architecture
 from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import printable
 from mtpref.files.vocab.load import load_vocab
-from mtpref.heads.convert import tiktoken
+from mtpref.heads.convert import characters, tiktoken
 from mtpref.heads.convert.general import quiet, recorded
 from mtpref.heads.convert.keys import Keys
 from mtpref.heads.convert.pre import PROBE, find_pre
@@ -41,12 +41,17 @@ def vocabulary(checkpoint: Checkpoint, n_vocab: int | None, sheet: Architecture,
     """
     if is_tiktoken(checkpoint):
         return _of_ranks(checkpoint, n_vocab, pre)
-    tokenizer, found = _load(checkpoint)
+    plain = sheet.hf.plain_bpe if sheet.hf else ""
+    tokenizer, found = _load(checkpoint, "BPE over characters" if plain else "byte-level BPE")
     label = f"{checkpoint.label}: tokenizer.json"
+    if plain:
+        keys = characters.keys_of(checkpoint, tokenizer, found, n_vocab, plain)
+        _check_ids(tokenizer, keys, label, characters.PROBE)
+        return keys
     tokens, types = _tokens(tokenizer, n_vocab, label)
     ignore_merges = bool(found["model"].get("ignore_merges"))
     pre = pre or find_pre(tokenizer, ignore_merges=ignore_merges, label=label, usual=sheet.pre)
-    keys: Keys = [
+    keys = [
         ("tokenizer.ggml.model", "gpt2", "str"),
         ("tokenizer.ggml.pre", pre, "str"),
         ("tokenizer.ggml.tokens", tokens, "arr:str"),
@@ -95,16 +100,16 @@ def _of_ranks(checkpoint: Checkpoint, n_vocab: int | None, pre: str | None) -> K
     return keys + [pair for pair in more if pair[0] != "general.architecture"]
 
 
-def _load(checkpoint: Checkpoint) -> tuple[Tokenizer, dict[str, Any]]:
+def _load(checkpoint: Checkpoint, kind_of: str) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer, and tokenizer.json as it stands."""
     found = checkpoint.json("tokenizer.json")
     label = f"{checkpoint.label}: tokenizer.json"
     if found is None:
-        raise MtprefError(f"{label}: there is none, expected a byte-level BPE tokenizer (or {tiktoken.FILE})")
+        raise MtprefError(f"{label}: there is none, expected a {kind_of} tokenizer (or {tiktoken.FILE})")
     model = found.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
         kind = model.get("type") if isinstance(model, dict) else None
-        raise MtprefError(f"{label}: a tokenizer of type {printable(repr(kind))}, expected byte-level BPE")
+        raise MtprefError(f"{label}: a tokenizer of type {printable(repr(kind))}, expected {kind_of}")
     try:
         tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
     except Exception as error:  # the package throws bare Exception
@@ -243,12 +248,12 @@ def _with_flags(keys: Keys, *, is_told: bool) -> Keys:
     return head + [(key, is_told and given.get(key, False), "bool") for key in flags] + keys[at:]
 
 
-def _check_ids(tokenizer: Tokenizer, keys: Keys, label: str) -> None:
+def _check_ids(tokenizer: Tokenizer, keys: Keys, label: str, probe: str = PROBE) -> None:
     """Refuse a vocabulary whose ids are not the tokenizer's."""
     with quiet():
         vocab = load_vocab({key: value for key, value, _ in keys})
-    wanted = tokenizer.encode(PROBE, add_special_tokens=False).ids
-    got = vocab.encode(PROBE, add_special=False, parse_special=True)
+    wanted = tokenizer.encode(probe, add_special_tokens=False).ids
+    got = vocab.encode(probe, add_special=False, parse_special=True)
     if got != wanted:
         at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
         texts = [printable(vocab.decode(ids[at : at + 3])) for ids in (got, wanted)]

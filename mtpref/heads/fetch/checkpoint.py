@@ -32,7 +32,7 @@ from mtpref.heads.convert import Settings
 from mtpref.heads.convert.general import LIMITS
 from mtpref.heads.convert.run import checked_parts
 from mtpref.heads.fetch.found import Found, Taken, unversioned
-from mtpref.heads.hf import Checkpoint, TextConfig, canonical, gguf_tensors, text_config
+from mtpref.heads.hf import Checkpoint, TextConfig, canonical, gguf_tensors, refuse_apart, text_config
 from mtpref.heads.hf.beside import NAMED, is_head_name
 from mtpref.heads.hf.checkpoint import CONFIG, INDEX, MAX_JSON, WHOLE, check_names, read_index, read_json
 from mtpref.heads.hf.formats.declared import FILES as DECLARED
@@ -83,6 +83,7 @@ class FoundCheckpoint(Found):
             self._copy(name, MAX_CONFIG)
         config = read_json(self.copies / CONFIG)
         self.config = text_config(config, place.label)
+        refuse_apart(self.config, place.label)
         self.index = read_index(self.copies) if self._copy(INDEX, MAX_JSON) else None
         unlisted = self._open(config)
         self.checkpoint = Checkpoint(self.copies, config, dict(files), unlisted, place.label)

@@ -6,7 +6,7 @@ mtpref/heads/convert makes a GGUF file of it.
 """
 
 from mtpref.heads.hf.checkpoint import Checkpoint, is_checkpoint, open_checkpoint
-from mtpref.heads.hf.config import TextConfig, text_config
+from mtpref.heads.hf.config import TextConfig, refuse_apart, text_config
 from mtpref.heads.hf.names import canonical, is_multimodal
 from mtpref.heads.hf.parts import Part
 from mtpref.heads.hf.tensors import Inventory, gguf_tensors
@@ -21,5 +21,6 @@ __all__ = [
     "is_checkpoint",
     "is_multimodal",
     "open_checkpoint",
+    "refuse_apart",
     "text_config",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from mtpref.architectures import ARCHITECTURES as SHEETS
-from mtpref.architectures import Architecture
+from mtpref.architectures import Architecture, assistant_of
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import Sized, Within, describe, name_of, read_fields
 from mtpref.files.gguf import printable
@@ -192,6 +192,15 @@ class _WindowFields(_Fields):
     swiglu_limits: list[Annotated[float, Within(0, 1e6)] | None] | None = None
     swiglu_limits_shared: list[Annotated[float, Within(0, 1e6)] | None] | None = None
     attention_other_setting: dict[str, Any] | None = None
+    global_head_dim: Size | None = None
+    num_global_key_value_heads: Size | None = None
+    num_kv_shared_layers: Annotated[int, Within(0, MAX_LAYERS)] | None = None
+    hidden_size_per_layer_input: Count | None = None
+    use_double_wide_mlp: bool | None = None
+    enable_moe_block: bool | None = None
+    top_k_experts: Experts | None = None
+    final_logit_softcapping: Positive | None = None
+    backbone_hidden_size: Size | None = None
 
 
 _PER_LAYER = ("layer_types", "mlp_layer_types", "indexer_types")
@@ -217,10 +226,11 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     _check_required(sheet, given, where)
     _check_widths(taken, where)
     _check_fixed(sheet, found, where)
+    counts_heads = has_windows and sheet.head is not None and not sheet.target  # in lists of layers
     for name in _PER_LAYER:
         kinds = given.get(name)
-        if kinds is not None and len(kinds) != taken.num_hidden_layers and not has_windows:
-            expected = get_args(get_args(_kind_of(name))[0])
+        if kinds is not None and len(kinds) != taken.num_hidden_layers and not counts_heads:
+            expected = get_args(get_args(_kind_of(fields_of, name))[0])
             raise MtprefError(
                 f"{where}: {name} has {len(kinds)} entries, expected {taken.num_hidden_layers} of {', '.join(expected)}"
             )
@@ -230,9 +240,24 @@ def text_config(config: dict[str, Any], label: str) -> TextConfig:
     return TextConfig(sheet, given, rope, given.get(sheet.hf.n_heads) if sheet.hf else None, name)
 
 
-def _kind_of(name: str) -> Any:
+def refuse_apart(config: TextConfig, label: str) -> None:
+    """Refuse a checkpoint whose trunk and head are two, where both are needed in one: nothing can be said of either.
+
+    Errors   MtprefError for an assistant, and for a model that assistants draft for
+    """
+    sheet = config.sheet
+    own = assistant_of(sheet.name)
+    if sheet.target or own is not None:
+        is_one = f"an assistant of {sheet.target} models" if own is None else f"its head is another one's ({own.name})"
+        raise MtprefError(
+            f"{label}: {is_one}, expected a checkpoint that holds trunk and head; convert both, then try: mtpref check "
+            "TARGET -md ASSISTANT"
+        )
+
+
+def _kind_of(fields_of: type[_Fields], name: str) -> Any:
     """The kind of a field, without the null that may stand for it."""
-    return get_args(get_type_hints(_Fields, include_extras=True)[name])[0]
+    return get_args(get_type_hints(fields_of, include_extras=True)[name])[0]
 
 
 def _check_required(sheet: Architecture, given: dict[str, Any], where: str) -> None:
@@ -288,6 +313,7 @@ def _check_widths(taken: _Fields, where: str) -> None:
         ("num_attention_heads", taken.qk_nope_head_dim),
         ("num_attention_heads", taken.qk_rope_head_dim),
         ("num_attention_heads", taken.v_head_dim),
+        ("num_attention_heads", getattr(taken, "global_head_dim", None)),
         ("index_n_heads", taken.index_head_dim),
     ):
         n = getattr(taken, heads)
@@ -300,6 +326,9 @@ def _rope(found: dict[str, Any], where: str) -> Rope:
     given = found.get("rope_parameters", found.get("rope_scaling")) or {}
     if not isinstance(given, dict):
         raise MtprefError(f"{where} is {describe(given)}, expected an object")
+    if isinstance(full := given.get("full_attention"), dict):  # Gemma has one for each kind of layer
+        windowed = given.get("sliding_attention")
+        given = {**full, "rope_theta_windowed": windowed.get("rope_theta") if isinstance(windowed, dict) else None}
     beside = {
         key: found.get(key) for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
     }

@@ -12,13 +12,24 @@ _OTHER_STARTS = (
     "vision_tower.",
     "vision_model.",
     "audio_tower.",
+    "embed_vision.",
+    "embed_audio.",
     "talker.",
     "code2wav.",
     "merger.",
     "mm_projector.",
     "multi_modal_projector.",
 )
-_OTHER_PARTS = (".visual.", ".vision_tower.", ".vision_model.", ".audio_tower.", ".talker.", ".code2wav.")
+_OTHER_PARTS = (
+    ".visual.",
+    ".vision_tower.",
+    ".vision_model.",
+    ".audio_tower.",
+    ".embed_vision.",
+    ".embed_audio.",
+    ".talker.",
+    ".code2wav.",
+)
 # Buffers that some versions save, which hold no weights.
 _BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 _BARE = ("layers.", "embed_tokens.", "norm.")

@@ -35,7 +35,7 @@ class Inventory:
     faults: list[tuple[bool, str]] = field(default_factory=list)
     shared_faults: dict[str, str] = field(default_factory=dict)  # GGUF name of what head and trunk share -> the same
     roots: list[Part] = field(default_factory=list)  # what a head has outside of blocks, in a file of its own
-    idle: list[str] = field(default_factory=list)  # of layers that have no use for them
+    idle: list[str] = field(default_factory=list)  # of layers that have no use for them, or that no graph reads
 
     def of_head(self) -> list[Part]:
         """What a stand-alone head's file holds: the head, what it shares with the trunk, and what is its own there."""
@@ -52,6 +52,7 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
     """
     found, stacks, joined = Inventory(), Stacks(checkpoint, config), _Joined(checkpoint, config)
     blocks_of = config.sheet.layers.of_checkpoint(config.found, config.n_layer)
+    unread = config.sheet.hf.unread if config.sheet.hf else ()
     taken: dict[str, str] = {}
     heads: list[str] = []  # names of the head's tensors
     for source in checkpoint.names:
@@ -60,7 +61,7 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         if is_buffer(source):
             continue
-        if is_idle(config.sheet, canonical(source), config.n_layer, blocks_of):
+        if canonical(source).startswith(unread) or is_idle(config.sheet, canonical(source), config.n_layer, blocks_of):
             found.idle.append(source)
             continue
         fault = checkpoint.fault(source) or _no_floats(checkpoint, config, source)
@@ -235,7 +236,8 @@ def _part(
     columns = change.columns.source(shape[-1], config.values) if change.columns and len(shape) == 2 else None
     if change.heads:
         return _by_head(place, source, (n_rows, shape[-1]), rows, config.values[change.heads], what)
-    return Part(place.name, (source,), (n_rows, *shape[1:]), rows, columns, place)
+    stride = shape[1] if len(shape) == 3 else 0
+    return Part(place.name, (source,), (n_rows, *shape[1:]), rows, columns, place, stride=stride)
 
 
 def _gathered(

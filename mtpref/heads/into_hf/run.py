@@ -29,7 +29,7 @@ from mtpref.heads.contents import Item, Source
 from mtpref.heads.convert.keys import hyper_parameters
 from mtpref.heads.convert.vocabulary import vocabulary
 from mtpref.heads.graft import layout_of_source
-from mtpref.heads.hf import Checkpoint, TextConfig, gguf_tensors, open_checkpoint, text_config
+from mtpref.heads.hf import Checkpoint, TextConfig, gguf_tensors, open_checkpoint, refuse_apart, text_config
 from mtpref.heads.hf.beside import is_head_name
 from mtpref.heads.hf.checkpoint import CONFIG, INDEX, MAX_JSON
 from mtpref.heads.into_hf.calibrate import Calibration, by_gptq
@@ -117,6 +117,7 @@ def graft_hf(
             raise MtprefError(f"{printable(str(folder), 400)}: the temporary of a write, expected a finished folder")
     with open_checkpoint(base) as b, open_checkpoint(original) as o:
         config = text_config(b.config, b.label)
+        refuse_apart(config, b.label)
         _check_base(b, config)
         for doubt in _check_fit(b, config, o):
             tell(f"the head may be another trunk's: {doubt}")
