@@ -65,8 +65,8 @@ def with_head(trunk: list[Pair], head: list[Pair], arch: str, n_trunk: int, n_ne
         if name == BLOCK_COUNT:
             value = n_trunk + n_nextn
         elif kind.startswith("arr:") and name in ARCHITECTURES[arch].per_block:
-            array, of_heads = _array(value), theirs.get(key, (None, ""))
-            of_heads = of_heads if of_heads[1].startswith("arr:") else None
+            array, found = _array(value), theirs.get(key)
+            of_heads = found if found is not None and found[1].startswith("arr:") else None
             is_whole = of_heads is not None and len(_array(of_heads[0])) == n_trunk + n_nextn
             if is_whole or name not in ARCHITECTURES[arch].of_trunk:
                 value = np.concatenate([array, _tail(of_heads, n_trunk, n_nextn, array)])
