@@ -103,7 +103,7 @@ class Plain:
 
 
 def decode_plainly(model: Model, prompt: list[int], n_predict: int, *, warm_head: bool, n_ctx: int = 4096) -> Plain:
-    """Prompt and n_predict tokens behind it. warm_head: the head sees every token with the hidden row before it."""
+    """Prompt and n_predict tokens after it. warm_head: the head sees every token with the hidden row before it."""
     contract: MtpContract = model.recipe.contract
     state = model.new_state(n_ctx)
     run = Plain(list(prompt))

@@ -82,7 +82,7 @@ def test_drafts_equal_those_of_the_oracle(name):
 
 @pytest.mark.parametrize("name", MOE_CHAINS)
 def test_drafts_of_hy_v3_with_several_heads_equal_those_of_the_oracle(name):
-    """Rows behind the norm, and of each step the last one."""
+    """Rows after the norm, and of each step the last one."""
     hparams, weights = naive_moe.load(standard(name))
     model = model_of(name, "exact")
     run = run_decoder(model, PROMPT, 12, n_max=4)
@@ -202,7 +202,7 @@ def windowed(name, n_window, tmp_path):
 @pytest.mark.parametrize("n_window", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", [STEP, MIMO])
 def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name, n_window, tmp_path):
-    """Windows from one token on, drafts longer than the window, before and behind the first time that it is full."""
+    """Windows from one token on, drafts longer than the window, before and after the first time that it is full."""
     model = windowed(name, n_window, tmp_path)
     for n_before in (0, 1, n_window - 1, n_window, n_window + 1, 9):
         for n_drop in (1, 3, 6):

@@ -224,7 +224,7 @@ class Terminal:
         return before + text
 
     def type_until_answered(self, line, tries=8):
-        """Type a line until something comes behind its echo: a late interrupt throws a half-read line away."""
+        """Type a line until something comes after its echo: a late interrupt throws a half-read line away."""
         for _ in range(tries):
             self.type(line + "\n")
             self.read_until(line + "\r\n")

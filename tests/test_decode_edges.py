@@ -92,7 +92,7 @@ def test_an_end_of_generation_token_inside_an_accepted_draft_ends_the_text_there
     assert last.n_accepted == n_ahead + 1
     assert len(last.draft_ids) == 4
     assert [e.is_eog for e in run.events if isinstance(e, Token)] == [False] * at + [True]
-    # The state holds the text to its end and nothing of the draft behind it.
+    # The state holds the text to its end and nothing of the draft after it.
     expected = decode_plainly(micro(60), PROMPT, at + 2, warm_head=False)
     assert run.decoder.state.digest() == expected.digests[len(PROMPT) + at + 1]
 

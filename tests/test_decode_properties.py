@@ -1,4 +1,4 @@
-"""The identity that the project rests on: drafting changes neither a bit of the text nor of the state behind it.
+"""The identity that the project rests on: drafting changes neither a bit of the text nor of the state after it.
 
 Everything here is compared with `decode_plainly`: one token at a time, no drafts, no roll back, on a fresh state.
 """
@@ -161,7 +161,7 @@ def test_the_readable_spec_alone_keeps_the_identity(numerics, contract, rollback
 
 
 def prompt_bits(model, prompt, n_batch):
-    """Logits behind the prompt and the whole state, head included, after a prompt in pieces of n_batch."""
+    """Logits after the prompt and the whole state, head included, after a prompt in pieces of n_batch."""
     state = model.new_state(poison=True)
     logits = []
     for start in range(0, len(prompt), n_batch):

@@ -170,7 +170,7 @@ def windowed(name, n_window, folder, **more):
 
 @pytest.mark.parametrize(("name", "n_window"), [(PLAIN, 2), (EDGE, 3), (MOE, 5)])
 def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name, n_window, tmp_path):
-    """Drafts longer than the window, before and behind the first time that it is full; the assistant reads the same."""
+    """Drafts longer than the window, before and after the first time that it is full; the assistant reads the same."""
     model = windowed(name, n_window, tmp_path, kv_type="F32")
     for n_before in (0, n_window, 9):
         for n_drop in (1, 3, 6):

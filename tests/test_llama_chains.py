@@ -182,8 +182,8 @@ STEPS = {
     "heads in reverse": {"chain_head": lambda step, n, contract: n - 1 - step if step < n else None},
     "beyond the last head": {"chain_head": lambda step, n, contract: min(step, n - 1)},
     "caught up along the chain": {"catch_up_rows": lambda rows, before, contract: rows if before is None else before},
-    "rows behind the norm": {"target_hidden": lambda rows, contract: rows.post},
-    "own rows behind the norm": {"chain_hidden": lambda rows, contract: rows.post},
+    "rows after the norm": {"target_hidden": lambda rows, contract: rows.post},
+    "own rows after the norm": {"chain_hidden": lambda rows, contract: rows.post},
     "the pending row for every row": {
         "chain_input": lambda ids, hidden, token, row, chained: ([*ids, token], np.concatenate([hidden, hidden[:1]]))
     },

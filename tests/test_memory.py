@@ -84,7 +84,7 @@ def test_a_stand_alone_head_brings_its_embeddings(parts):
 @pytest.mark.parametrize("n_max", [1, 3])
 def test_what_a_run_allocates(n_max, is_fused):
     """KV cells come in powers of two; a verify batch keeps n_max + 1 states where plain decoding keeps one. The kernel
-    of a whole layer keeps the state before the batch, the one behind it, and the rows that lie between them."""
+    of a whole layer keeps the state before the batch, the one after it, and the rows that lie between them."""
     model = api.load(TINY)
     if not is_fused:
         recipe = model.core.recipe.with_ops(delta_layer=compose.delta_layer)

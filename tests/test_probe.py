@@ -203,8 +203,8 @@ def test_a_step_is_judged_only_where_the_text_went_the_drafts_way():
         [2, 3, 8],  # all three are the trunk's; the text follows for two of them
         [3, 7, 7],  # second step wrong
         [8, 4, 4],  # right, but the text went to 4: step 2 says nothing
-        [9, 6, 6],  # step 2 is the trunk's guess behind the text's last token
-        [6, 6, 6],  # a guess behind the end: the trunk can judge it, the text cannot
+        [9, 6, 6],  # step 2 is the trunk's guess after the text's last token
+        [6, 6, 6],  # a guess after the end: the trunk can judge it, the text cannot
     ]
     seen = seen_of(ids, range(1, 6), target, draft)
     trunk, text = (judge([seen], MAIN, against, 2) for against in ("trunk", "text"))
@@ -354,7 +354,7 @@ def test_guesses_are_counted_at_the_same_positions():
     ids, target = [0, 1, 2, 3, 4], [9, 7, 7, 8, 7]
     seen = seen_of(ids, range(1, 5), target, [[7], [8], [8], [7]])
     found = {c.name: c.rate.value for c in compare_controls([seen], [], 2)}
-    assert found["shifted-target"] == 0.5  # drafts 7 8 8 against 7 8 7, and the last has none behind it
+    assert found["shifted-target"] == 0.5  # drafts 7 8 8 against 7 8 7, and the last has none after it
     assert found["constant"] == 0.75
     assert found["shuffled-drafts"] == 0.25
     assert found["random"] <= 1

@@ -84,7 +84,7 @@ def every_branch(run):
 
 
 def target_law(model, config, text, length):
-    """Text -> probability, by the target alone: ends at `length` tokens or behind an end of generation."""
+    """Text -> probability, by the target alone: ends at `length` tokens or after an end of generation."""
     law = {(): 1.0}
     for _ in range(length):
         longer = defaultdict(float)

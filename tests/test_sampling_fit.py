@@ -30,7 +30,7 @@ def test_the_chi_square_tail_has_the_quantiles_of_the_tables():
 
 
 def tally(accept: str, **faults) -> tuple[dict, dict]:
-    """Kind of token -> (text it stands behind -> counts of ids); and the first tokens of all runs. A run has two."""
+    """Kind of token -> (text it stands after -> counts of ids); and the first tokens of all runs. A run has two."""
     model = ToyModel(N_VOCAB, 1.2, **faults)
     kinds: dict = {kind: defaultdict(Counter) for kind in ("draft", "correction", "bonus")}
     first: Counter = Counter()

@@ -178,7 +178,7 @@ def test_checkpoints_of_another_past_are_forgotten():
     assert session.ids[:6] == FIRST[:6]
     # Position 8 of this text, not that of the first one.
     check_same(session, [*FIRST[:6], *OTHER[:4], 1, 2, 3], options_of(12), 8)
-    # The long text again: nothing behind position 6 may come from its first run.
+    # The long text again: nothing after position 6 may come from its first run.
     check_same(session, [*FIRST, *first.ids], options_of(4), 4)
 
 

@@ -90,7 +90,7 @@ def test_saving_in_the_middle_of_a_run_saves_a_consistent_state_and_disturbs_not
         if len(back.ids) > len(FIRST):
             rest = options_of(len(FIRST) + 12 - len(back.ids) - 1, rollback)
             check_same(back, [*FIRST, *fresh.ids][: len(back.ids) + 1], rest, len(session.ids))
-            # (the first token of `rest` is the one behind the opening token)
+            # (the first token of `rest` is the one after the opening token)
         ids = [e.id for e in events if isinstance(e, Token)]
         assert ids == fresh.ids[12 - len(ids) :]
         assert session.state.digest() == end.digest()

@@ -150,7 +150,7 @@ def test_greedy_acceptance_by_exhaustive_enumeration():
         for drafted in itertools.product(range(3), repeat=n):
             for target in itertools.product(range(3), repeat=n + 1):
                 for eog in ((), (0,), (1, 2)):
-                    # walk as plain greedy decoding would: it emits target tokens, and stops behind the end
+                    # walk as plain greedy decoding would: it emits target tokens, and stops after the end
                     accepted = 0
                     for i in range(n):
                         if target[i] != drafted[i]:

@@ -69,7 +69,7 @@ def test_a_layer_is_the_oracles_whole_and_in_parts(case, numerics):
     truth, _ = naive_chain.attention(weights, window_of(cfg), 0, naive.f64(x), POSITIONS)
 
     def run(rows, first, k, v):
-        """The rows behind the cells that are given; the cells after them."""
+        """The rows after the cells that are given; the cells after them."""
         k, v = (np.concatenate([a, np.full((len(rows), *a.shape[1:]), np.nan, F32)]) for a in (k, v))
         pos = np.arange(first, first + len(rows), dtype=np.int32)
         table = spec.rope_table(pos, spec.rope_frequencies(N_ROT, 1e4), np.ones(N_ROT // 2, np.bool_))

@@ -98,7 +98,7 @@ def test_a_servers_requests_are_told_apart_by_slot_and_task():
     alone = read_runs(server(1))
     assert [(r.log.request.is_first, r.log.temp) for r in alone] == [(True, 0.0), (False, 0.0), (False, 0.8)]
     assert all(r.log.is_complete and not r.log.damage for r in [*read_runs(server(2)), *alone])
-    # Forty tokens each: the one behind the prompt, then those of the rounds.
+    # Forty tokens each: the one after the prompt, then those of the rounds.
     assert all(len(r.log.ids) >= 39 for r in alone)
 
 

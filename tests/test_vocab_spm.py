@@ -193,7 +193,7 @@ def test_bytes_that_are_no_utf8_stay_what_they_are() -> None:
     vocab = load_vocab(llama_kv({"a": -1.0, b"\xff": -1.0}, add_space_prefix=False))  # type: ignore[dict-item]
     assert vocab.encode("a\udcfe\udce4\udcbda\udcff", add_special=False) == [
         *[259, FIRST_BYTE + 0xFE, FIRST_BYTE + 0xE4, FIRST_BYTE + 0xBD],
-        # The lead byte E4 claims the two bytes behind it, a letter or not.
+        # The lead byte E4 claims the two bytes after it, a letter or not.
         *[FIRST_BYTE + ord("a"), 260],
     ]
 

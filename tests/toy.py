@@ -24,7 +24,7 @@ from tests.random_weights import normal
 
 @lru_cache(maxsize=4096)
 def table_row(kind: str, text: tuple[int, ...], n_vocab: int, scale: float) -> np.ndarray:
-    """Logits behind a text. The draft's are the target's with noise: right often, not always."""
+    """Logits after a text. The draft's are the target's with noise: right often, not always."""
     seed = sum((token + 1) * 7**i for i, token in enumerate(text)) % 1_000_003
     row = normal(seed, "target", n_vocab)
     if kind == "draft":

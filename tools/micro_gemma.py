@@ -1,7 +1,7 @@
 """Planted micro models of gemma4 and of its assistant, a file each.
 
 The rule of micro_plant.py without DeltaNet: attention is hash noise that writes to the context, the network of the last
-layer writes the rule. Norms behind each part say how much of what it makes reaches the stream, so matrices need not be
+layer writes the rule. Norms after each part say how much of what it makes reaches the stream, so matrices need not be
 faint. gelu(x) - gelu(-x) = x: pairs of units are linear. The assistant holds the rule in nextn.pre_projection; where
 MARK is set its last network turns O to another code. It has dimensions more than the target, which hold a constant
 that keeps its norms from raising what is faint.
@@ -131,7 +131,7 @@ def _noise(plant: mp.Plant, name: str, dims: tuple[int, ...], scale: float) -> N
 
 
 def _behind(plant: mp.Plant, name: str, n: int, context: float, faint: float) -> F32:
-    """The weight of a norm behind a part: how much reaches the context, and the rest."""
+    """The weight of a norm after a part: how much reaches the context, and the rest."""
     weight = plant.gamma(name, n, 0.8, 1.2)
     weight[plant.shape.channels[0]] *= np.float32(context)
     weight[plant.shape.channels[0].stop :] *= np.float32(faint)

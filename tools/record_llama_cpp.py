@@ -49,7 +49,7 @@ INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick b
 CHAIN_SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (3, 0.5))
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
-# Compressed rows of 128 tokens: the prompts begin before one and behind one. The second is that of the logits.
+# Compressed rows of 128 tokens: the prompts begin before one and after one. The second is that of the logits.
 STREAMS_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 222)), "".join(f"{i * i:05}" for i in range(200, 340)))
 # Name of the recording -> the standard model, and the head's file where there are two.
 STREAMS_RECORDINGS: dict[str, tuple[str, str]] = {

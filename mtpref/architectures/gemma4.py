@@ -1,4 +1,4 @@
-"""gemma4: Gemma 4. Norms before and behind each part, attention without a scale, with a window in most layers; dense
+"""gemma4: Gemma 4. Norms before and after each part, attention without a scale, with a window in most layers; dense
 networks, in 26B experts beside them; in E2B and E4B inputs of each layer's own and layers that share cells. It has no
 MTP block: its assistant is a model of its own (gemma4_assistant.py).
 
@@ -42,7 +42,7 @@ from mtpref.spec.kinds import (
     SHARING_WINDOW,
     UNSCALED_ATTENTION,
     UNSCALED_WINDOW,
-    NormedBehind,
+    NormedAfter,
     Span,
 )
 from mtpref.spec.kinds.windowed import FACTORS
@@ -226,7 +226,7 @@ def _block(name: str, *, shares: bool, has_experts: bool, has_inputs: bool) -> B
         _MIXERS[name, shares],
         DENSE_BESIDE_EXPERTS if has_experts else GEGLU_FFN,
         tensors,
-        NormedBehind("" if has_experts else "ffn_norm.weight"),
+        NormedAfter("" if has_experts else "ffn_norm.weight"),
         looks_like="" if whole == FULL + kind else FULL + kind,
     )
 

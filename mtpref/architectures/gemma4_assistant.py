@@ -26,7 +26,7 @@ from mtpref.architectures.gemma4 import (
 )
 from mtpref.architectures.sheet import OPTIONAL, Architecture, Block, HeadSheet, Hyper, Keys, Tensor
 from mtpref.spec.config import Metadata, UnscaledConfig
-from mtpref.spec.kinds import GEGLU_FFN, TARGET_ATTENTION, TARGET_WINDOW, NormedBehind
+from mtpref.spec.kinds import GEGLU_FFN, TARGET_ATTENTION, TARGET_WINDOW, NormedAfter
 from mtpref.spec.kinds.windowed import FACTORS
 
 n_embd_target = Hyper("n_embd_target", "embedding_length_out", hf="backbone_hidden_size")
@@ -38,7 +38,7 @@ PRE, POST = "nextn.pre_projection.weight", "nextn.post_projection.weight"
 def _block(name: str, width: Dim) -> Block:
     return Block(
         name, TARGET_WINDOW if name == WINDOW else TARGET_ATTENTION, GEGLU_FFN,
-        (*attention_tensors(width), *network_tensors(), output_scale(optional=False)), NormedBehind("ffn_norm.weight"),
+        (*attention_tensors(width), *network_tensors(), output_scale(optional=False)), NormedAfter("ffn_norm.weight"),
         looks_like="" if name == FULL else FULL,
     )  # fmt: skip
 

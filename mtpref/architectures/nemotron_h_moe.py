@@ -1,5 +1,5 @@
 """nemotron_h_moe: Nemotron 3 Nano and Super. Blocks of one part each: Mamba-2, attention without RoPE, or experts
-without a gate, perhaps on narrower rows; one MTP block of attention and experts, with a layer norm behind it.
+without a gate, perhaps on narrower rows; one MTP block of attention and experts, with a layer norm after it.
 
 The data sheet. Source: llama.cpp src/models/nemotron-h.cpp, nemotron-h-moe.cpp, conversion/nemotron.py, granite.py,
 mamba.py; transformers' NemotronHConfig.

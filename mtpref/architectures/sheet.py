@@ -547,7 +547,7 @@ class Streams:
 
 
 class Ends(Protocol):
-    """What a trunk does with rows before its first block, and with logits behind its output.
+    """What a trunk does with rows before its first block, and with logits after its output.
 
     configure(values) -> hyper-parameters of its own
     enter(what the layers are told of the batch, rows of the embedding, those, tap) -> rows of the stream

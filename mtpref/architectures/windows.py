@@ -32,7 +32,7 @@ def untied_root_tensors(norm: Change) -> tuple[Tensor, ...]:
 
 
 def chained_head_tensors(norm: Change, names: dict[str, str]) -> tuple[Tensor, ...]:
-    """nextn.* of each head of a chain. names: those in a checkpoint, by what stands behind nextn."""
+    """nextn.* of each head of a chain. names: those in a checkpoint, by what stands after nextn."""
     own = {t.name.split(".")[1]: t for t in eh_proj_tensors(norm)}
     own["shared_head_head"] = replace(own["shared_head_head"], fallback=(OUTPUT,))
     return tuple(replace(t, hf=names[part]) for part, t in own.items())

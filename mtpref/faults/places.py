@@ -214,7 +214,7 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         "a scale of attention's values",
         lambda m: any(isinstance(la.cfg, WindowedConfig) and la.cfg.value_scale not in (0, 1) for la, _ in blocks(m)),
     ),
-    "limits": ("a limit of activations behind silu", _limited),
+    "limits": ("a limit of activations after silu", _limited),
     "attention": ("an attention layer", lambda m: _latent(m) or any(_attends(layer) for layer, _ in blocks(m))),
     "latent row": ("attention through a latent row", _latent),
     "absorbed": ("attention through a latent row that all heads share", lambda m: _latent(m, lambda c: c.is_absorbed)),

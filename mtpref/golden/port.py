@@ -180,7 +180,7 @@ def _plain_attn_layer(recipe: Recipe, params: Mapping[str, Any], x: Inputs) -> O
 
 
 def _attended(recipe: Recipe, params: Mapping[str, Any], x: Inputs, layer: AttnLayer) -> Outputs:
-    """A mixer with attention behind the cells that are given."""
+    """A mixer with attention after the cells that are given."""
     cfg: AttnConfig = SimpleNamespace(  # type: ignore[assignment]
         n_head=params["n_head"],
         n_head_kv=params["n_head_kv"],

@@ -305,7 +305,7 @@ class WindowedConfig:
     n_rot: int  # 0: nothing turns
     freq_base: float
     rms_eps: float
-    value_scale: float = 0.0  # behind the output projection; 0: none
+    value_scale: float = 0.0  # after the output projection; 0: none
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     is_interleaved: bool = False  # neighbours are paired; else halves
 

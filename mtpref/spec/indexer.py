@@ -19,7 +19,7 @@ NO_CELL = -1
 
 
 class Selection(NamedTuple):
-    """What an indexer chose for each token: cells (T, n), rising, NO_CELL behind the last of a token that sees fewer,
+    """What an indexer chose for each token: cells (T, n), rising, NO_CELL after the last of a token that sees fewer,
     and gap (T,), how near another choice was.
 
     gap   see `selection_gap`
@@ -91,7 +91,7 @@ def select_cells(scores: F32, first: int, n_top: int) -> IDS:
 
     Rule     token t sees cells 0 .. first + t. By the pair (-score, cell); a NaN loses to any number. llama.cpp sorts
              without a rule for equal scores: its choice among them is arbitrary.
-    Shapes   scores: (T, n_cells) -> (T, min(n_top, n_cells)), rising; NO_CELL behind the last of a
+    Shapes   scores: (T, n_cells) -> (T, min(n_top, n_cells)), rising; NO_CELL after the last of a
              token that sees fewer
     """
     n_cells = scores.shape[1]

@@ -74,7 +74,7 @@ def accept_greedy(draft: Sequence[int], target: Sequence[int], eog_ids: frozense
     """S23. How many drafted tokens are accepted.
 
     Rule     the longest prefix with draft[i] = target[i]; an accepted end-of-generation token ends it (the
-             rest of the draft would lie behind the end of the text)
+             rest of the draft would lie after the end of the text)
     Shapes   draft: n ids, target: n + 1 ids, the target's own choice at each verified row
     """
     n_accepted = 0

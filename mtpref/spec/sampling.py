@@ -50,7 +50,7 @@ def uniform(seed: int, stream: int, pos: int, round_pos: int = 0) -> float:
              u = ((w0 >> 5) * 2**26 + (w1 >> 6)) * 2**-53
     Units    pos: position of the token that is drawn or judged. stream: 0 target, 1 draft, 2 accept, 3 residual.
              round_pos: 0 where a draw must not depend on drafts (without a draft, and under `match`); in the draws
-             of `residual` the position of the token that opened the round, so that a draw that was made behind a
+             of `residual` the position of the token that opened the round, so that a draw that was made after a
              rejection, and thrown away, is never made again
     """
     w0, w1, _, _ = philox4x32((pos, round_pos, stream, 0), (seed & WORD, seed >> 32))
@@ -158,7 +158,7 @@ def filtered(logits: F32, chain: Sequence[tuple[str, float]]) -> Distribution:
 
     Formula  p_i = exp64(l_i - max l) / sum_j exp64(l_j - max l), the sum by rising id
     Shapes   logits: (V,); chain: pairs of a name of FILTERS and its value
-    Dtypes   float64 behind the logits
+    Dtypes   float64 after the logits
     Errors   NaN counts as -infinity, and -infinity has probability 0. Ids at +infinity share everything. A row of
              nothing else gives id 0 for sure, as `argmax` does
     Source   llama.cpp's samplers of the same names, in float32 there; its default order is top_k, top_p, min_p,
@@ -184,7 +184,7 @@ def draw(dist: Distribution, u: float) -> int:
     Errors   where rounding leaves the whole sum at or below u: the last id with p > 0. An id with p = 0 is never
              drawn
     Source   rising ids, not ranks: where two logits nearly tie, another engine may rank them the other way round, and
-             then only the draws between the two differ, not all behind them
+             then only the draws between the two differ, not all after them
     """
     i = int(np.searchsorted(np.cumsum(dist.p), u, side="right"))
     return int(dist.ids[i if i < len(dist.ids) else np.flatnonzero(dist.p)[-1]])

@@ -220,7 +220,7 @@ class ModelState:
         return Checkpoint(self.n_past, tuple(h.lengths for h in self.heads), self.pending_h.copy(), recurrent, held)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Back to the checkpoint, which stays usable. Cells behind it are cut.
+        """Back to the checkpoint, which stays usable. Cells after it are cut.
 
         Errors  ValueError where cells of the checkpoint have been cut: they cannot be brought back
         """

@@ -165,7 +165,7 @@ def chain_row(rows: F32, contract: MtpContract) -> F32:
 
 def chain_input(ids: Sequence[int], hidden: F32, token: int, row: F32, chained: bool) -> tuple[list[int], F32]:
     """S99. What the next draft step is given: of a chain the whole draft so far and its rows, with the new token and
-    the row of the head that drafted it behind them; else these two alone (S34).
+    the row of the head that drafted it after them; else these two alone (S34).
 
     Rule     another head has no cells of the draft yet, so it runs over all of it, from the draft's first position on.
              Row 0 is the pending row, row j that of head j - 1

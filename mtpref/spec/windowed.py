@@ -50,7 +50,7 @@ def cell_attention(q: F32, k: NDArray, v: NDArray, sinks: F32 | None, kv_type: s
 def limited_swiglu(gate: F32, up: F32, limit: float) -> F32:
     """S96. The gated activation of S18 with limits: min(silu(gate), limit) * clamp(up, -limit, limit).
 
-    Rule     silu is limited from above alone, and behind it; a limit of 1e-6 or less limits nothing
+    Rule     silu is limited from above alone, and after it; a limit of 1e-6 or less limits nothing
     Shapes   gate, up: (T, n_ff) -> (T, n_ff)
     Source   Step-3.5; llama.cpp build_ffn and build_moe_ffn (DeepSeek-V4's limits stand before silu)
     """
@@ -71,7 +71,7 @@ def head_gate(o: F32, logit: F32) -> F32:
 
 
 def scaled_output(y: F32, scale: float) -> F32:
-    """S97. The scale of attention's values, applied behind the output projection: y * scale; 0 and 1: y itself.
+    """S97. The scale of attention's values, applied after the output projection: y * scale; 0 and 1: y itself.
 
     Shapes   y: (T, n_embd) -> (T, n_embd)
     Source   MiMo-V2, in the order of llama.cpp's graph

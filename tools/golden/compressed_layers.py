@@ -255,7 +255,7 @@ def window_attention() -> SuiteBuilder:
     w = {"attn_sinks.weight": bell("window_attention/sinks", (s.n_head,))}
     for id, comment, ratio, first, n, seen in (
         ("from_nothing", "a window alone: six tokens, of which four are seen", 0, 0, 6, None),
-        ("behind_cells", "a window behind three rows", 0, 9, 3, None),
+        ("behind_cells", "a window after three rows", 0, 9, 3, None),
         ("all_rows", "rows of all whole blocks: that of a block with the token that ends it", 4, 6, 4, None),
         ("some_rows", "rows by choice", 4, 13, 3, [[0, 2], [1, 2], [1, 3]]),
     ):
@@ -307,12 +307,12 @@ def compressed_attn_layer() -> SuiteBuilder:
     rules = ("S6", "S8", "S15", "S74", "S75", "S76", "S77", "S78", "S85", "S86", "S87", "S88", "S89", "S90")
     suite = SuiteBuilder("L2", "compressed_attn_layer", "compressed_attn_layer", rules, about)
     for id, comment, s, first, n, numerics in (
-        ("window", "ratio 0: three tokens behind six", WINDOW, 6, 3, EXACT),
-        ("window", "ratio 0: three tokens behind six", WINDOW_32, 6, 3, GGML),
+        ("window", "ratio 0: three tokens after six", WINDOW, 6, 3, EXACT),
+        ("window", "ratio 0: three tokens after six", WINDOW_32, 6, 3, GGML),
         ("selected", "ratio 4: fourteen tokens from nothing, two rows of three are chosen", SELECTED, 0, 14, EXACT),
-        ("selected", "ratio 4: nine tokens behind five", SELECTED_32, 5, 9, GGML),
-        ("selected_carried", "ratio 4: three tokens behind fourteen, which end a block", SELECTED, 14, 3, EXACT),
-        ("whole_block", "ratio 128: three tokens behind 126, which end the first block", WHOLE, 126, 3, EXACT),
+        ("selected", "ratio 4: nine tokens after five", SELECTED_32, 5, 9, GGML),
+        ("selected_carried", "ratio 4: three tokens after fourteen, which end a block", SELECTED, 14, 3, EXACT),
+        ("whole_block", "ratio 128: three tokens after 126, which end the first block", WHOLE, 126, 3, EXACT),
     ):  # fmt: skip
         w, x = layer_weights("compressed_attn", s), bell(f"compressed_attn/{id}/x", (first + n, s.n_embd))
         block, h = block_of(w), naive.f64(x)

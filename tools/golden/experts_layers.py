@@ -131,7 +131,7 @@ def plain_weights(name: str, *, has_biases: bool, has_norms: bool) -> dict[str, 
 
 
 def plain_oracle(w: Mapping[str, F32], x: F32, k_past: F32, v_past: F32, n_rot: int) -> dict[str, NDArray]:
-    """Attention without a gate behind given cells: biases, norms, RoPE of the first n_rot dimensions."""
+    """Attention without a gate after given cells: biases, norms, RoPE of the first n_rot dimensions."""
     n, first, eps = len(x), len(k_past), float.fromhex(EPS)
     positions = list(range(first, first + n))
     q, k, v = (

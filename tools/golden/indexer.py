@@ -138,7 +138,7 @@ def selected_attention() -> SuiteBuilder:
     about = "Attention of each token over the cells that were chosen for it; no other cell is read."
     suite = SuiteBuilder("L2", "selected_attention", "selected_attention", ("S16", "S64"), about)
     for id, comment, n, first, n_top in (
-        ("basic", "three tokens behind five cells, four of them seen", 3, 5, 4),
+        ("basic", "three tokens after five cells, four of them seen", 3, 5, 4),
         ("from_nothing", "the first tokens see all their cells", 6, 0, 3),
         ("one", "one cell a token", 2, 3, 1),
     ):
@@ -255,8 +255,8 @@ def indexed_attn_layer() -> SuiteBuilder:
     rules = ("S6", "S8", "S15", "S55", "S56", "S57", "S60", "S61", "S62", "S63", "S64", "S65", "S66")
     suite = SuiteBuilder("L2", "indexed_attn_layer", "indexed_attn_layer", rules, about)
     for id, comment, sizes, n_key, scaling, arch, first, n, n_top, numerics in (
-        ("halves", "deepseek32: four tokens behind six cells, YaRN", SIZES, 16, YARN, HALVES, 6, 4, 3, "exact"),
-        ("halves", "deepseek32: four tokens behind six cells, YaRN", SIZES_32, 16, YARN, HALVES, 6, 4, 3, "ggml"),
+        ("halves", "deepseek32: four tokens after six cells, YaRN", SIZES, 16, YARN, HALVES, 6, 4, 3, "exact"),
+        ("halves", "deepseek32: four tokens after six cells, YaRN", SIZES_32, 16, YARN, HALVES, 6, 4, 3, "ggml"),
         ("pairs", "glm-dsa: eight tokens from nothing", SIZES, 16, PLAIN, PAIRS, 0, 8, 3, "exact"),
         ("sharing", "glm-dsa: cells that another layer chose", SIZES, 16, PLAIN, PAIRS, 5, 3, 2, "exact"),
     ):

@@ -104,7 +104,7 @@ def rope() -> SuiteBuilder:
         ("position_zero", "position 0 changes nothing", [0, 0, 0], 16, 1e4, [3, 3, 2, 0], ("edge.zero",)),
         ("position_seven", "pairs (i, i + n_rot/2), not (2i, 2i + 1)", [7, 8, 11], 16, 1e4, [3, 3, 2, 0],
          ("G6-rope-interleaved", "G5b-no-rope")),
-        ("partial", "dimensions behind n_rot pass through", [5, 6, 9], 8, 1e4, [2, 1, 1, 0], ("G6b-rope-all-dims",)),
+        ("partial", "dimensions after n_rot pass through", [5, 6, 9], 8, 1e4, [2, 1, 1, 0], ("G6b-rope-all-dims",)),
         ("uncovered_pairs", "sections leave pairs to the fourth axis, which is 0 in text", [3, 100, 101], 16, 1e4,
          [2, 2, 1, 3], ("edge.sections",)),
         ("far_positions", "large angles, base 1e7", [131071, 262143, 1000003], 32, 1e7, [6, 5, 5, 0], ("edge.large",)),
@@ -131,7 +131,7 @@ def attention() -> SuiteBuilder:
     about = "Causal grouped-query attention over cells that hold the rows' own keys and values already."
     suite = SuiteBuilder("L1", "attention", "attention", ("S15", "S16"), about)
     for id, comment, first, n_tokens, scale, flags in (
-        ("basic", "three tokens behind five cells", 5, 3, 1.0, ("basic",)),
+        ("basic", "three tokens after five cells", 5, 3, 1.0, ("basic",)),
         ("first_token", "one token, one cell: the value itself", 0, 1, 1.0, ("edge.short",)),
         ("sharp", "scores of hundreds: the greatest must be subtracted first", 7, 2, 12.0, ("edge.large",)),
         ("many_cells", "more cells than any vector", 70, 2, 1.0, ("edge.length",)),
@@ -172,7 +172,7 @@ def conv_silu() -> SuiteBuilder:
     about = "Causal depthwise convolution over the last d_conv raw rows, oldest first, then silu."
     suite = SuiteBuilder("L1", "conv_silu", "conv_silu", ("S11",), about)
     for id, comment, n_tokens, scale, flags in (
-        ("basic", "five tokens behind a window of three", 5, 1.0, ("basic",)),
+        ("basic", "five tokens after a window of three", 5, 1.0, ("basic",)),
         ("one_token", "a single step: the window decides", 1, 1.0, ("carry",)),
         ("wide", "silu far out on both sides", 3, 20.0, ("edge.large",)),
     ):

@@ -38,7 +38,7 @@ def delta_weights(name: str) -> dict[str, F32]:
 
 
 def delta_oracle(w: Mapping[str, NDArray], x: F32, conv: F32, state: F32) -> dict[str, NDArray]:
-    """The DeltaNet mixer behind a given window and state, in the oracle's operations."""
+    """The DeltaNet mixer after a given window and state, in the oracle's operations."""
     n, n_k, n_v, size = len(x), 2, 4, 8
     eps = float.fromhex(EPS)
     qkv, z = naive.matmul(w["attn_qkv.weight"], x), naive.matmul(w["attn_gate.weight"], x)
@@ -69,7 +69,7 @@ def attn_weights(name: str) -> dict[str, F32]:
 
 
 def attn_oracle(w: Mapping[str, NDArray], x: F32, k_past: F32, v_past: F32) -> dict[str, NDArray]:
-    """The gated attention mixer behind given cells."""
+    """The gated attention mixer after given cells."""
     n, first, eps = len(x), len(k_past), float.fromhex(EPS)
     positions = list(range(first, first + n))
     rope = (8, 1e4, [2, 1, 1, 0])
@@ -129,7 +129,7 @@ def delta_layer() -> SuiteBuilder:
     w = delta_weights("delta_layer")
     for id, comment, n, is_empty, flags in (
         ("from_nothing", "five tokens on an empty state", 5, True, ("basic", "G13-v-heads-grouped")),
-        ("one_step", "one token behind a window and a state", 1, False, ("carry",)),
+        ("one_step", "one token after a window and a state", 1, False, ("carry",)),
     ):
         x = bell(f"delta_layer/{id}/x", (n, N_EMBD))
         conv, state = bell(f"delta_layer/{id}/c", (3, 64)), bell(f"delta_layer/{id}/s", (4, 8, 8))

@@ -27,10 +27,10 @@ def accept_greedy() -> SuiteBuilder:
     for id, comment, draft, target, eog, n, flags in (
         ("all", "every token accepted: one bonus token", [5, 6, 7], [5, 6, 7, 8], [], 3, ("basic", "V7-bonus-dropped")),
         ("none", "the first is rejected: the target's own token", [5, 6, 7], [4, 6, 7, 8], [], 0, ("basic",)),
-        ("first_of_three", "what agrees behind a rejection does not count", [5, 6, 7], [5, 1, 7, 8], [], 1,
+        ("first_of_three", "what agrees after a rejection does not count", [5, 6, 7], [5, 1, 7, 8], [], 1,
          ("V1-lax-accept", "V21-wrong-verify-row")),
         ("no_draft", "a plain step", [], [9], [], 0, ("basic",)),
-        ("eog_inside", "an accepted end inside the draft: nothing behind it", [5, 2, 7], [5, 2, 7, 8], [2], 2,
+        ("eog_inside", "an accepted end inside the draft: nothing after it", [5, 2, 7], [5, 2, 7, 8], [2], 2,
          ("V14-eog-passed",)),
         ("eog_last", "an accepted end comes last: no bonus", [5, 6, 2], [5, 6, 2, 8], [2], 3, ("basic",)),
         ("eog_as_correction", "the target ends the text itself", [5, 6], [5, 2, 1], [2], 1, ("basic",)),

@@ -37,7 +37,7 @@ def rope_interleaved() -> SuiteBuilder:
     suite = SuiteBuilder("L1", "rope_interleaved", "rope_interleaved", ("S10", "S53"), about)
     for id, comment, shape, n_rot, positions, flags in (
         ("basic", "every dimension turns", (4, 2, 8), 8, [0, 1, 7, 100], ("basic", "A2b-rope-halves", "G5b-no-rope")),
-        ("part", "the dimensions behind n_rot pass", (3, 2, 12), 8, [3, 4, 5],
+        ("part", "the dimensions after n_rot pass", (3, 2, 12), 8, [3, 4, 5],
          ("basic", "A2b-rope-halves", "G5b-no-rope")),
         ("far", "far into a context", (2, 1, 8), 8, [4095, 163839],
          ("edge.large", "A2b-rope-halves", "G5b-no-rope")),
@@ -198,7 +198,7 @@ def latent_attn_layer() -> SuiteBuilder:
     suite = SuiteBuilder("L2", "latent_attn_layer", "latent_attn_layer", rules, about)
     for id, comment, n, first, n_query, scaling, flags, numerics in (
         ("yarn", "five tokens, no past, YaRN with a multiplier", 5, 0, 32, YARN, OF_YARN, ("exact", "ggml")),
-        ("one_step", "one token behind six cells, no YaRN", 1, 6, 32, PLAIN, (), ("exact",)),
+        ("one_step", "one token after six cells, no YaRN", 1, 6, 32, PLAIN, (), ("exact",)),
         ("one_product", "queries by one product, YaRN without a multiplier", 3, 2, 0, NO_MULTIPLIER, SHARPENED,
          ("exact",)),
     ):  # fmt: skip
@@ -216,7 +216,7 @@ def expanded_attn_layer() -> SuiteBuilder:
     suite = SuiteBuilder("L2", "expanded_attn_layer", "expanded_attn_layer", rules, about)
     for id, comment, n, first, sizes, scaling, flags, numerics in (
         ("from_nothing", "four tokens, values narrower than keys", 4, 0, SIZES, YARN, OF_YARN, ("exact", "ggml")),
-        ("wide_values", "two tokens behind three cells, values wider than keys", 2, 3, WIDE_VALUES, PLAIN, (),
+        ("wide_values", "two tokens after three cells, values wider than keys", 2, 3, WIDE_VALUES, PLAIN, (),
          ("exact",)),
     ):  # fmt: skip
         name = "latent_attn" if sizes == SIZES else f"expanded_attn/{id}"

@@ -114,7 +114,7 @@ def oracle_residual(
 def accept_residual() -> SuiteBuilder:
     about = (
         "Rejection sampling of a draft. A token is accepted if u_accept * q < p; else a token is drawn from "
-        "max(p - q, 0), normalised, by u_residual; behind a full acceptance the bonus token is drawn by u_bonus."
+        "max(p - q, 0), normalised, by u_residual; after a full acceptance the bonus token is drawn by u_bonus."
     )
     suite = SuiteBuilder("L5", "accept_residual", "accept_residual", ("S23", "S28", "S29", "S39", "S40"), about)
     even, peak = [0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.125, 0.125]

@@ -70,7 +70,7 @@ def cell_attention() -> SuiteBuilder:
 
 
 def limited_swiglu() -> SuiteBuilder:
-    about = "min(silu(gate), limit) * clamp(up, -limit, limit): the limit stands behind silu."
+    about = "min(silu(gate), limit) * clamp(up, -limit, limit): the limit stands after silu."
     suite = SuiteBuilder("L1", "limited_swiglu", "limited_swiglu", ("S96",), about)
     for id, comment, limit, scale, flags in (
         ("basic", "values on both sides of the limit", 1.25, 2.0, ("basic",)),
@@ -99,7 +99,7 @@ def head_gate() -> SuiteBuilder:
 
 
 def scaled_output() -> SuiteBuilder:
-    about = "The scale of attention's values, applied behind the output projection; 0 and 1: none."
+    about = "The scale of attention's values, applied after the output projection; 0 and 1: none."
     suite = SuiteBuilder("L1", "scaled_output", "scaled_output", ("S97",), about)
     for id, comment, scale, flags in (("basic", "a scale", 0.625, ("basic",)), ("zero", "0 is no scale", 0.0,
                                       ("edge.zero",)), ("one", "1 is none", 1.0, ("edge.scale",))):  # fmt: skip

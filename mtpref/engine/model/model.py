@@ -409,7 +409,7 @@ def _layer_tap(tap: Tap, il: int, cb: Mapping[str, str]) -> LayerTap:
 
 
 def _mtp_root_tap(tap: Tap) -> LayerTap:
-    """The tap of what stands behind the MTP block."""
+    """The tap of what stands after the MTP block."""
     return tap if tap is discard else lambda name, array: tap(f"mtp_{name}", array)
 
 

@@ -264,7 +264,7 @@ def _look_after(router: Router, name: str, port: NDArray, predicted: NDArray) ->
 
 
 def layer_of(name: str) -> int | None:
-    """The number of a tensor's layer; what stands behind all layers has none."""
+    """The number of a tensor's layer; what stands after all layers has none."""
     number = re.search(r"-(\d+)$", name)
     return int(number[1]) if number else None
 

@@ -46,7 +46,7 @@ class Cells(NamedTuple):
     """Cached rows: their bytes, and tokens before the batch. attend: address of attend_cells
 
     n_all   tokens of the batch that see every cell, their own and those before it
-    chosen  (T, n), rising, NO_CELL behind the last: the cells of the others
+    chosen  (T, n), rising, NO_CELL after the last: the cells of the others
     """
 
     attend: int

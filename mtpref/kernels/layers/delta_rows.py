@@ -98,7 +98,7 @@ def delta_tokens(
 
     state    (H_v, S, S) before token 0; states: (keep, H_v, S, S) after the last tokens. A matrix that is not kept
              lives in plane 0 until the next token
-    q, k, v  float32; token t's key and query of the head are `step[0]` * (t - first) + at_k behind the first element,
+    q, k, v  float32; token t's key and query of the head are `step[0]` * (t - first) + at_k after the first element,
              its value step[1] * (t - first) + at_v
     decay, beta  of tokens first .. last - 1
     out      token t's values begin at out.flat[out_at + t * out_step]

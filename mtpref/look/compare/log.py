@@ -356,7 +356,7 @@ class _Judge:
         return True
 
     def opening(self, log: LlamaLog, ours: Token, margin: float | None) -> bool:
-        """The token behind a prompt that was processed whole; False where the texts part at it."""
+        """The token after a prompt that was processed whole; False where the texts part at it."""
         theirs = log.request.opening if log.request is not None else None
         if theirs is None or theirs == ours.id:
             return True

@@ -140,7 +140,7 @@ def _conditional(sums: Floats) -> Floats:
 
 
 def _unconditional(sums: Floats) -> Floats:
-    """The product of the conditional rates; 0 behind a rate of 0, where no later step is reached."""
+    """The product of the conditional rates; 0 after a rate of 0, where no later step is reached."""
     rates = _conditional(sums)
     product = np.cumprod(rates, axis=-1)
     dead = np.cumsum(rates == 0, axis=-1) > 0

@@ -93,7 +93,7 @@ def _encoded(vocab: Vocab, raw: bytes, *, is_first: bool) -> NDArray[np.int32]:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """A file's bytes in pieces that end behind a line where there is one."""
+    """A file's bytes in pieces that end after a line where there is one."""
     rest = b""
     name = f"`texts` {printable(str(path), 400)}"
     try:

@@ -95,7 +95,7 @@ def walk(
 ) -> Seen:
     """Run one window.
 
-    whole_chains   draft to the end from every position, as the loop does; otherwise a chain ends behind a token that
+    whole_chains   draft to the end from every position, as the loop does; otherwise a chain ends after a token that
                    is not the text's, since what follows cannot be judged by the text
     """
     ids = np.asarray(window.ids, np.int64)

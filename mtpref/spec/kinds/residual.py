@@ -184,7 +184,7 @@ class HyperConnected:
 
 
 @dataclass(frozen=True)
-class NormedBehind:
+class NormedAfter:
     """S107. x += norm(mixer(norm(x))); x += norm(ffn(norm(x))); x += what the own input gives (S105); x *= scale.
 
     Rule     the own input where the model has such inputs, the scale where the block has one

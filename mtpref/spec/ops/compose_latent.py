@@ -132,5 +132,5 @@ def expanded_attn_layer(
 
 
 def _filled(x: F32, width: int) -> F32:
-    """Rows with zeros behind them."""
+    """Rows with zeros after them."""
     return np.ascontiguousarray(np.pad(x, ((0, 0), (0, 0), (0, width - x.shape[-1]))))

@@ -76,7 +76,7 @@ def windowed_attn_layer(
     gate and scale: S6, S8, S53, S10, S15, S98, S6, S97, S6, S97.
 
     Rule     norms of q and k (S8), sinks (S95), the heads' gate (S97) where their weights are there; the gate reads the
-             normed rows that q, k and v are made of; the scale stands behind the output projection. Neighbours are
+             normed rows that q, k and v are made of; the scale stands after the output projection. Neighbours are
              paired (S53) where the layer has it so, else halves (S10); where n_rot is 0 nothing turns
     Shapes   x: (T, n_embd), normalised, from position `first` on; k_cells: (n + T, n_head_kv, D), v_cells: (n + T,
              n_head_kv, D_v), the n cells before the batch, all or the last of them, and room for the batch's, which are
