@@ -81,7 +81,10 @@ def has_nan(state: ModelState) -> bool:
 
 def trunk_digest(state: ModelState) -> bytes:
     """The bits of the trunk alone."""
-    head = {f"{spec.name}_l{len(state.layers)}" for head in state.heads for spec in head.layer.specs} | {"pending_h"}
+    first = len(state.layers)
+    head = {f"{spec.name}_l{il}" for il, one in enumerate(state.heads, first) for spec in one.layer.specs} | {
+        "pending_h"
+    }
     return b"".join(array.tobytes() for name, array in state.live_arrays() if name not in head)
 
 

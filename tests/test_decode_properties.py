@@ -3,8 +3,10 @@
 Everything here is compared with `decode_plainly`: one token at a time, no drafts, no roll back, on a fresh state.
 """
 
+import tempfile
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,12 @@ from hypothesis import strategies as st
 from mtpref import kernels
 from mtpref.base.events import Drafted, RolledBack, Token, Verified
 from mtpref.engine.decode import STRATEGIES, Decoder, Options, PolicyConfig, ScriptedDrafter
+from mtpref.engine.model import load
+from mtpref.engine.recipe import make_recipe
+from tests.micro_moe import standard
 from tests.models import ACCEPTS, CONTRACTS, decode_plainly, has_nan, micro, prompt_of, run_decoder, trunk_digest
 from tests.samples import diagonal
+from tests.test_moe_model import edited
 
 NUMERICS = ("ggml", "exact")
 ROLLBACKS = tuple(STRATEGIES)
@@ -234,3 +240,72 @@ def test_every_type_of_kv_keeps_the_identity(kv_type):
             Options(n_predict=20, spec_type="draft-mtp", policy=PolicyConfig(n_max=4), rollback=rollback),
             prompt,
         )
+
+
+# ---------------------------------------------------------------------- windows, and heads in a chain
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="mtpref-windows-")
+
+
+@lru_cache
+def windowed(arch, n_window):
+    """step35 or mimo2 with a window of so many cells, three heads."""
+    path = Path(_FOLDER.name) / f"{arch}-{n_window}.gguf"
+    edited(standard(f"micro-{arch}-f32"), path, {"attention.sliding_window": (n_window, "u32")})
+    return load(path, make_recipe("ggml"), kv_type="F16", kv_type_draft="F16")
+
+
+def any_run_of_a_chain(arch, n_window, prompt, n_predict, n_max, p_min, rollback, n_batch):
+    model = windowed(arch, n_window)
+    plain = decode_plainly(model, prompt, n_predict + 1, warm_head=True)
+    policy = PolicyConfig(n_max=n_max, p_min=p_min)
+    options = Options(n_predict=n_predict, spec_type="draft-mtp", policy=policy, rollback=rollback, n_batch=n_batch)
+    check(model, plain, options, prompt)
+
+
+def any_pattern_over_a_window(arch, n_window, prompt, pattern, rollback):
+    """Drafts of up to 8 tokens push every cell out of the window."""
+    model = windowed(arch, n_window)
+    plain = decode_plainly(model, prompt, 17, warm_head=False)
+    drafter = ScriptedDrafter(plain.ids[len(prompt) :], pattern, len(prompt), model.n_vocab)
+    options = Options(n_predict=16, spec_type="draft-mtp", policy=PolicyConfig(n_max=8), rollback=rollback)
+    check(model, plain, options, prompt, drafter)
+
+
+SHAPE = {
+    "arch": st.sampled_from(["step35", "mimo2"]),
+    "n_window": st.integers(1, 5),
+    "prompt": st.lists(st.integers(0, 255), min_size=1, max_size=12),
+    "rollback": st.sampled_from(ROLLBACKS),
+}
+RUNS = {
+    "n_predict": st.integers(1, 12),
+    "n_max": st.integers(1, 5),
+    "p_min": st.sampled_from([0.0, 0.0, 0.5]),
+    "n_batch": st.sampled_from(N_BATCHES),
+}
+PATTERNS = {"pattern": st.lists(st.lists(st.booleans(), max_size=8), min_size=1, max_size=4)}
+ONE = {"arch": "step35", "n_window": 1, "prompt": [7, 3, 250, 9]}
+
+
+@pytest.mark.parametrize("rollback", ROLLBACKS)
+def test_a_window_of_one_token_and_longer_drafts_leave_no_trace(rollback):
+    any_pattern_over_a_window(**ONE, pattern=[[True] * 3 + [False] * 5, [True] * 8], rollback=rollback)
+
+
+def test_a_chain_of_heads_leaves_no_trace():
+    any_run_of_a_chain(**ONE | {"arch": "mimo2"}, n_predict=9, n_max=4, p_min=0.0, rollback="replay", n_batch=2)
+
+
+@pytest.mark.slow
+@settings(max_examples=30)
+@given(**SHAPE, **RUNS)
+def test_any_run_of_a_chain_leaves_no_trace(**run):
+    any_run_of_a_chain(**run)
+
+
+@pytest.mark.slow
+@settings(max_examples=30)
+@given(**SHAPE, **PATTERNS)
+def test_any_pattern_over_any_window_leaves_no_trace(**run):
+    any_pattern_over_a_window(**run)

@@ -223,6 +223,8 @@ def test_a_head_of_another_model_is_refused(random_pair, tmp_path, capfdbinary, 
     changes, expected = MISMATCHES[case]
     _, trunk, head = random_pair
     kv, tensors = copy_of(head)
+    if case == "layers":
+        tensors = [(name.replace("blk.2.", "blk.3."), *rest) for name, *rest in tensors]
     pairs = {key: (value, kind) for key, value, kind in kv} | changes
     write_gguf(tmp_path / "mtp-x.gguf", [(k, *v) for k, v in pairs.items() if v is not None], tensors)
     code = main(["generate", "-m", str(trunk), "-md", str(tmp_path / "mtp-x.gguf"), "-p", "x"])
@@ -284,7 +286,7 @@ def test_files_that_are_no_head_are_refused(random_pair, tmp_path):
         ({"general.architecture": ("clip", "str")}, "this is a vision or audio projector"),
         (
             {"general.architecture": ("llama4", "str")},
-            "architecture 'llama4' is not supported, expected one of: deepseek2, deepseek32, deepseek4, glm-dsa",
+            "architecture 'llama4' is not supported, expected one of: cohere2moe, deepseek2, deepseek32",
         ),
         ({"general.architecture": ("mtpref-dump", "str")}, "a dump of activations"),
         ({"general.architecture": None}, "key general.architecture is missing"),

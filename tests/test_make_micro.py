@@ -100,3 +100,24 @@ def test_a_rate_that_cannot_be_planted_ends_in_one_line(arguments, message, tmp_
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_standard_model_of_another_architecture_is_made_by_its_name(tmp_path, capsys):
+    assert make_micro.main(["--standard", "list"]) == 0
+    names = capsys.readouterr().out.split()
+    assert len(set(names)) == len(names)
+    tables = [table for name, table in vars(make_micro).items() if name.startswith("STANDARD")]
+    assert set(names) == set().union(*tables)
+    asked, made = tmp_path / "asked.gguf", tmp_path / "made.gguf"
+    assert make_micro.main(["--standard", "micro-gemma4-assistant-f32", "-o", str(asked)]) == 0
+    make_micro.make_standard("micro-gemma4-assistant-f32", made)
+    assert asked.read_bytes() == made.read_bytes()
+    assert gguf.GGUFReader(asked).fields["general.architecture"].contents() == "gemma4-assistant"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["--standard", "nope", "-o", "m"], "--standard nope"), ([], "-o")])
+def test_what_cannot_be_made_by_name_ends_in_one_line(arguments, message, capsys):
+    assert make_micro.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

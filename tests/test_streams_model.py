@@ -204,6 +204,7 @@ BAD = {
     "no clamp": ({"swiglu_clamp_exp": None}, r"swiglu_clamp_exp is missing"),
     "clamps of four": ({"swiglu_clamp_exp": ([1.0] * 4, "arr:f32")}, "array of 5 numbers"),
     "a clamp below 0": ({"swiglu_clamp_exp": ([-1.0] * 5, "arr:f32")}, r"item 0"),
+    "a window of each layer": ({"attention.sliding_window": ([8] * 5, "arr:i32")}, "is an array of 5, expected an int"),
     "no window": ({"attention.sliding_window": None}, r"sliding_window is missing"),
 }
 

@@ -8,6 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,7 @@ class ToyState:
     ids: list[int] = field(default_factory=list)
     mtp_ids: list[int] = field(default_factory=list)
     pending_h: np.ndarray = field(default_factory=lambda: np.zeros(1, np.float32))
+    heads: list[Any] = field(default_factory=lambda: [SimpleNamespace(held=None)])
 
     @property
     def n_past(self) -> int:

@@ -1,6 +1,7 @@
-"""Make a micro model: a small qwen35 + MTP GGUF with planted structure and a chosen acceptance rate.
+"""Make a micro model: a small GGUF with an MTP head, planted structure and a chosen acceptance rate.
 
     python tools/make_micro.py --seed 1 --accept 60 --type F32 -o micro.gguf
+    python tools/make_micro.py --standard micro-deepseek4-f32 -o deepseek4.gguf
 
 Same arguments, same bytes. What is planted: tools/micro_plant.py; measured rates: docs/models.md#micro-models.
 """
@@ -237,6 +238,13 @@ def assistant_of(name: str) -> str:
     return name.replace("micro-gemma4-", "micro-gemma4-assistant-")
 
 
+def standard_names() -> list[str]:
+    """The names that make_standard takes, architecture by architecture."""
+    tables = (STANDARD, STANDARD_MOE, STANDARD_MOE_CHAINS, STANDARD_TRUNKS, STANDARD_TIES, STANDARD_STREAMS,
+              STANDARD_CHAINS, STANDARD_SINGLE, STANDARD_GEMMA)  # fmt: skip
+    return [name for table in tables for name in table]
+
+
 def make_standard(name: str, path: str | Path) -> None:
     """Write the standard model of that stem (see STANDARD and the tables that begin with that word)."""
     if name in STANDARD_SINGLE:
@@ -257,6 +265,8 @@ def make_standard(name: str, path: str | Path) -> None:
         arch, seed, accept, type_name, moe_shape, variant = more[name]
         make_micro_moe(path, arch, seed, accept, type_name, moe_shape, variant)
         return
+    if name not in STANDARD:
+        raise ValueError(f"--standard {name}: no such model; `--standard list` prints the names")
     seed, accept, type_name, variant = STANDARD[name]
     make_micro(path, seed, accept, type_name, variant=variant)
 
@@ -503,7 +513,7 @@ def make_micro_gemma(
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Make a micro qwen35 + MTP GGUF with planted structure.")
+    parser = argparse.ArgumentParser(description="Make a micro GGUF: qwen35 by the options, or one of --standard.")
     parser.add_argument("--seed", type=int, default=1, help="seed of every random number (default 1)")
     parser.add_argument("--accept", type=float, default=60, help="acceptance of the first draft token in percent")
     parser.add_argument("--type", default="F32", choices=TYPES, help="type of the matrices (default F32)")
@@ -514,7 +524,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-head-norm", action="store_true", help="leave out nextn.shared_head_norm.weight")
     parser.add_argument("--eos", type=int, default=None, help="id of the end-of-generation token (default: none)")
     parser.add_argument("--rope", choices=("linear", "yarn"), help=f"RoPE scaling by {ROPE_FACTOR:g} (default: none)")
-    parser.add_argument("-o", "--output", required=True, help="file to write")
+    parser.add_argument("--standard", metavar="NAME", help="the model of that name, of any architecture; list: names")
+    parser.add_argument("-o", "--output", help="file to write")
     return parser.parse_args(argv)
 
 
@@ -524,7 +535,14 @@ def main(argv: list[str] | None = None) -> int:
     variant = MicroVariant(args.untied, args.own_embed, args.own_head, not args.no_head_norm, args.eos, args.rope)
     shape = mp.K_QUANT_SHAPE if args.k_quant_shape else mp.MicroShape()
     try:
-        make_micro(args.output, args.seed, args.accept, args.type, shape, variant)
+        if args.standard == "list":
+            print(*standard_names(), sep="\n")
+        elif args.output is None:
+            raise ValueError("-o FILE is missing: the file to write")
+        elif args.standard is not None:
+            make_standard(args.standard, args.output)
+        else:
+            make_micro(args.output, args.seed, args.accept, args.type, shape, variant)
     except (ValueError, OSError, MtprefError) as error:
         print(f"make_micro: {error}", file=sys.stderr)
         return 2

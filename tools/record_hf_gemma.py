@@ -4,8 +4,8 @@
 
 Needs torch and transformers 5.24. Weights are made of their names (tests/hf_gemma_cases.py) and not stored. Of a
 target: logits and normed rows of IDS. Of its assistant: logits and rows of N_DRAFT steps after the first N_SHORT ids
-and after all, as transformers' candidate generator drives it: a constant position, that of the last token, over the keys
-and values of those before it.
+and after all, as transformers' candidate generator drives it: a constant position, that of the last token, over the
+keys and values of those before it.
 """
 
 import json

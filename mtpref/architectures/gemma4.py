@@ -174,8 +174,8 @@ def output_scale(*, optional: bool) -> Tensor:
 
 
 _inputs = (
-    Tensor("inp_gate.weight", (n_own, n_embd), "per_layer_input_gate.weight"),
-    Tensor("proj.weight", (n_embd, n_own), "per_layer_projection.weight"),
+    Tensor("inp_gate.weight", (n_own, n_embd), "per_layer_input_gate.weight", cb="per_layer_embd_out"),
+    Tensor("proj.weight", (n_embd, n_own), "per_layer_projection.weight", cb="per_layer_embd_out"),
     Tensor("post_norm.weight", (n_embd,), "post_per_layer_input_norm.weight", cb="per_layer_embd_out"),
 )
 _experts = (

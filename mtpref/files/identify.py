@@ -72,7 +72,7 @@ def miscounted(file: GgufFile, arch: str) -> str | None:
     """What is wrong with block_count, where a head that is counted lies at the end of the file's blocks, and the key
     says another number of blocks. None where that is not so, or nothing tells."""
     n_blocks, n_nextn = (file.get(f"{arch}.{key}") for key in ("block_count", "nextn_predict_layers"))
-    if not isinstance(n_blocks, int) or not isinstance(n_nextn, int) or not n_nextn:
+    if not isinstance(n_blocks, int) or n_blocks < 1 or not isinstance(n_nextn, int) or not n_nextn:
         return None
     blocks, heads = set(), set()
     for name in file.tensors:

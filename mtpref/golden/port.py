@@ -185,6 +185,7 @@ def _attended(recipe: Recipe, params: Mapping[str, Any], x: Inputs, layer: AttnL
         n_head=params["n_head"],
         n_head_kv=params["n_head_kv"],
         n_embd_head=params["n_embd_head"],
+        n_rot=params["n_rot"],
         rms_eps=param_float(params, "eps"),
     )
     rows, kv_type, first = f32(x["x"]), params["kv_type"], int(params["first"])

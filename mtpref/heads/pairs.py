@@ -65,7 +65,8 @@ def with_head(trunk: list[Pair], head: list[Pair], arch: str, n_trunk: int, n_ne
         if name == BLOCK_COUNT:
             value = n_trunk + n_nextn
         elif kind.startswith("arr:") and name in ARCHITECTURES[arch].per_block:
-            array, of_heads = _array(value), theirs.get(key)
+            array, found = _array(value), theirs.get(key)
+            of_heads = found if found is not None and found[1].startswith("arr:") else None
             is_whole = of_heads is not None and len(_array(of_heads[0])) == n_trunk + n_nextn
             if is_whole or name not in ARCHITECTURES[arch].of_trunk:
                 value = np.concatenate([array, _tail(of_heads, n_trunk, n_nextn, array)])
@@ -81,7 +82,7 @@ def with_head(trunk: list[Pair], head: list[Pair], arch: str, n_trunk: int, n_ne
 
 def _tail(theirs: tuple[Any, str] | None, n_trunk: int, n_nextn: int, own: Any) -> Any:
     """The head's entries of a per-block array: the trunk's last value (false, or 0 without any) where it has none."""
-    if theirs is not None and theirs[1].startswith("arr:") and len(_array(theirs[0])) == n_trunk + n_nextn:
+    if theirs is not None and len(_array(theirs[0])) == n_trunk + n_nextn:
         return _array(theirs[0])[n_trunk:].astype(own.dtype)
     last = own[-1:] if len(own) and own.dtype != bool else [0]
     return np.full(n_nextn, last[0], own.dtype)

@@ -106,6 +106,8 @@ class Metadata:
 
     def bad(self, key: str, value: object, expected: str) -> MtprefError:
         found = repr(value)[:60]
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes | list | tuple):
+            found = f"an array of {len(value)}"  # a reader's own type says nothing
         return MtprefError(
             f"{self.source}: key {self.arch}.{key} is {found}, expected {expected}; try: mtpref inspect FILE"
         )

@@ -66,10 +66,9 @@ def hadamard(size: int) -> Matrix:
 
 
 def rotation_of(width: int) -> int:
-    """S61. How many neighbouring dimensions are rotated together: the greatest power of two, LEAST_ROTATION or more,
-    that divides a key's width; 0 where none does."""
-    size = width & -width
-    return size if size >= LEAST_ROTATION else 0
+    """S61. How many neighbouring dimensions are rotated together: the greatest power of two that divides a key's width.
+    Models have LEAST_ROTATION or more."""
+    return width & -width
 
 
 def index_scores(products: F32, weights: F32, first: int) -> F32:

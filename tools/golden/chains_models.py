@@ -12,11 +12,21 @@ from mtpref.golden.build import SuiteBuilder
 from tests import naive_chain
 
 N_HEADS = 2
+WINDOWS, SINKS = ("A10-window-narrow", "A10b-window-wide"), ("A9-sink-forgotten", "A13-sink-with-a-value")
+ROUNDS = ("basic", "G2c-post-norm-hidden", "C3b-row-before-last", "K8-accepted-row-missing", "V7-bonus-dropped")
 FAMILY = Family(
     name="chains",
     members={
-        arch: Member(naive_chain, features, hidden="h_pre", draft=naive_chain.draft_candidates)
-        for arch, features in (("step35", ("head_gates", "limits", "rope_factors")), ("mimo2", ("attention_sinks",)))
+        arch: Member(naive_chain, features, of_trunk, of_head, ROUNDS, "h_pre", naive_chain.draft_candidates)
+        for arch, features, of_trunk, of_head in (
+            (
+                "step35",
+                ("head_gates", "limits", "rope_factors"),
+                (*WINDOWS, "A14-gate-of-raw-rows", "A14b-head-gate-skipped", "A15-full-layers-turn-all"),
+                ("A14b-head-gate-skipped",),
+            ),
+            ("mimo2", ("attention_sinks",), (*WINDOWS, *SINKS, "A16-values-unscaled"), ()),
+        )
     },
     features=("moe", "windows", "chained_heads"),
     kept=("l_out", "attn_scaled", "ffn_moe_topk", "ffn_out"),
@@ -51,7 +61,10 @@ def block() -> SuiteBuilder:
 def heads() -> Iterator[SuiteBuilder]:
     yield block()
     about = "A draft by a chain of two heads: a token each, then it ends; every head runs over the draft so far."
-    yield families.chain(FAMILY, about, ("S20", "S22", "S31", "S32", "S98", "S99"), ())
+    flags = ("C1b-chain-post-norm", "C2-hidden-overwritten", "C4-same-token-pairing", "C9-first-head-alone",
+             "C11-caught-up-with-heads-rows", "C12-newest-token-alone", "C13-beyond-the-last-head", "G1-concat-swapped",
+             "W14-heads-loaded-from-one")  # fmt: skip
+    yield families.chain(FAMILY, about, ("S20", "S22", "S31", "S32", "S98", "S99"), flags)
 
 
 def head_cells() -> SuiteBuilder:
@@ -62,7 +75,7 @@ def head_cells() -> SuiteBuilder:
         return {part.lower(): next(x for name, x in taps.items() if name.startswith(f"mtp_{part}cur-"))
                 for part in "KV"}  # fmt: skip
 
-    families.head_cells(suite, FAMILY, "mimo2", cells, ("K7-not-trimmed",))
+    families.head_cells(suite, FAMILY, "mimo2", cells, ("K7-not-trimmed", "W14-heads-loaded-from-one", *SINKS))
     return suite
 
 

@@ -193,10 +193,20 @@ def kept(
     block that ends with the next one is made of, zeros before the first."""
     hparams, weights = hparams_of(s), dict(block)
     rows = naive_dsv4.compressed(weights, hparams, prefix, s.ratio, x, naive_dsv4.angles_of(hparams, s.ratio))
+    rows = rotated(rows) if prefix.endswith("indexer_compressor") else rows
     found = naive_dsv4.values_and_scores(weights, prefix, s.ratio, x)
     n_kept = (2 if s.ratio == 4 else 1) * s.ratio - 1
     padded = [np.concatenate([np.zeros((n_kept, one.shape[1])), one]) for one in found]
     return rows, [(padded[0][n : n + n_kept], padded[1][n : n + n_kept]) for n in counts]
+
+
+def rotated(rows: NDArray) -> NDArray:
+    """As an indexer's rows are stored: as many dimensions together as the greatest power of two in their width."""
+    size = rows.shape[-1] & -rows.shape[-1]
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray((rows.reshape(-1, size) @ matrix / math.sqrt(size)).reshape(rows.shape))
 
 
 def named(name: str, rows: NDArray, state: tuple[NDArray, NDArray], *, F64: bool = False) -> dict[str, Any]:
@@ -226,7 +236,7 @@ def chosen_rows() -> SuiteBuilder:
         weights = naive.matmul(w["indexer.proj.weight"], x[first:]) / math.sqrt(s.n_index_head * s.n_index)
         oracle = {"lid_q_rope": q, "lid_weights": weights, "rows": [seen for seen, _ in found]}
         params = params_of(s, first, "ratio", "n_index_head", "n_index", "n_best")
-        data = {"x": x[first:], "qr_norm": low[first:], "lid_k": keys}
+        data = {"x": x[first:], "qr_norm": low[first:], "lid_k": rotated(keys).astype(np.float32)}
         add(suite, id, comment, w, data, params, oracle, ("basic", "A5-indexer-ignored", "A5c-indexer-cell-before"),
             ROWS, EXACT)  # fmt: skip
     return suite

@@ -56,7 +56,7 @@ STREAMS = (
     5, 70,
     StreamsShape(
         ratios=(4, 128, 0), n_hashed=1, n_head=4, n_head_width=32, n_query=32, n_window=4, n_group=2, n_group_width=16,
-        n_index_head=4, n_index=32, n_best=2, n_expert=5, n_used=2, n_ff_exp=32, clamp=(0.6, 0.8, 0.0, 0.7),
+        n_index_head=4, n_index=64, n_best=2, n_expert=5, n_used=2, n_ff_exp=32, clamp=(0.6, 0.8, 0.0, 0.7),
         clamp_shared=(3.0, 1.5, 0.0, 2.0), micro=replace(_MICRO, n_layer=3),
     ),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from mtpref.front.cli.terminal import columns, width_of
@@ -78,7 +79,8 @@ def listed(faults: "list[Fault]", width: int) -> str:
     for letter, name in FAMILIES.items():
         own = [(f"  {fault.id:{longest}s}", fault.title) for fault in faults if fault.family == letter]
         if own:
-            lines += [f"{letter}: {name}", *columns(own, width), ""]
+            heading = textwrap.wrap(f"{letter}: {name}", width, subsequent_indent="   ")
+            lines += [*heading, *columns(own, width), ""]
     return "\n".join(lines[:-1])
 
 

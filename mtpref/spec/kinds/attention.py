@@ -52,7 +52,11 @@ GRAPH = {
     "attn_output": Made(("kqv_out",)),
 }
 _STILL = GRAPH | {
-    name: Made((f"{name}_normed",), "as it is: layers of this model do not turn") for name in ("Qcur", "Kcur")
+    "Qcur": Made(("Qcur_normed",), "as it is: layers of this model do not turn"),
+    "Kcur": Made(("Kcur_normed",), "as it is: layers of this model do not turn"),
+    "attn_output": Made(
+        ("kqv_out",), _projected("output").removesuffix(f" {_FUSED}"), (spec.mul_mat_exact, spec.add_bias)
+    ),
 }
 _forward = forward_by(lambda ops: ops.plain_attn_layer)
 ATTENTION = LayerKind("attention", configure, kv_state, _forward, GRAPH)

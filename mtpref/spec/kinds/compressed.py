@@ -47,7 +47,7 @@ def configure(v: Values) -> CompressedConfig:
         raise wrong("attention.head_count_kv", v["n_head_kv"], "1: one row serves all heads")
     if v["n_head"] % v["n_output_group"]:
         raise wrong("attention.output_group_count", v["n_output_group"], f"a divisor of {v['n_head']} heads")
-    if ratio == OVERLAP_RATIO and not spec.rotation_of(v["n_index"]):
+    if ratio == OVERLAP_RATIO and v["n_index"] % spec.LEAST_ROTATION:
         expected = f"a multiple of {spec.LEAST_ROTATION}: so many dimensions are rotated together"
         raise wrong("attention.indexer.key_length", v["n_index"], expected)
     overrides = v.meta.rope

@@ -41,7 +41,8 @@ _ROWS = "product with blk.{i}.ssm_in.weight: gate, rows of the convolution (x, b
 GRAPH = {
     "conv_output_silu": Made(
         (INPUT,),
-        _ROWS + "convolution over the rows before it with blk.{i}.ssm_conv1d.weight and .bias, then silu",
+        _ROWS + "convolution over the rows before it with blk.{i}.ssm_conv1d.weight, plus blk.{i}.ssm_conv1d.bias, "
+        "then silu",
         (spec.mul_mat_exact, spec.conv_bias_silu),
     ),
     "state_prescan": Made((), "the recurrent state that earlier tokens left (zero at the start)"),

@@ -756,6 +756,10 @@ class OpEntries(CoarseEntries, total=False):
     rope_table: RopeTable
     rope: Rope
     conv_silu: ConvSilu
+    conv_bias_silu: ConvBiasSilu
+    ssm_scan: SsmScan
+    gated_group_norm: GatedGroupNorm
+    relu_squared: ReluSquared
     delta_gates: DeltaGates
     delta_rule: DeltaRule
     gated_norm: GatedNorm

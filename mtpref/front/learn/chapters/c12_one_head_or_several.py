@@ -129,7 +129,7 @@ assert found["heads in another order"][0] < 0.8
 # ## What a head is given over the text
 #
 # Within a draft head 1 sees rows of head 0. What should it see over the text that is there already, where the trunk
-# has rows too? Engines differ (`catch_up`, S113 of the specification): rows of the trunk, as head 0 sees; or what
+# has rows too? Engines differ (`catch_up`, S113: rows held back): rows of the trunk, as head 0 sees; or what
 # head 0 made of the text. This chain was made for the second:
 
 # %%
