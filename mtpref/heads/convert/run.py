@@ -304,7 +304,7 @@ def _n_mtp(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
         if settings.which != "both":
             raise MtprefError(
                 f"{checkpoint.label}: an assistant of {config.sheet.target} models, which is a head and nothing else: "
-                "expected to convert it whole (`which=both`)"
+                "expected a conversion of the whole"
             )
         return 0
     if (own := assistant_of(config.sheet.name)) is not None:
