@@ -75,6 +75,7 @@ class Passes:
 
     def _head_pass(self) -> None:
         if self.heads:
+            self.state.restore(self.base)  # an assistant reads the trunk's cells
             self.model.mtp(self.state, self.ids[-1:], self.base.pending_h[None], self.base.n_past, n_logits=1)
 
     def trunk(self, n: int, *, keep: int, with_logits: bool = True) -> float:
