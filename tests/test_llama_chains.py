@@ -4,7 +4,6 @@ F32 files are followed decision by decision, 1 to 4 tokens asked for where there
 where drafts or texts part, as in test_llama_moe.py.
 """
 
-import hashlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,17 +13,15 @@ import pytest
 
 import mtpref
 from mtpref import spec
-from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
-from mtpref.files.gguf import open_gguf
-from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
-from mtpref.look.llama_cpp.log import Run, read_runs
+from mtpref.look.llama_cpp.agree import Agreement
+from mtpref.look.llama_cpp.log import Run
 from mtpref.spec.contract import parse_contract
 from mtpref.spec.ops import spec_ops
+from tests.llama_recordings import agreement_of, logits_error, recorded
 from tests.micro_moe import CHAINS, MOE_CHAINS, standard
-from tests.naive import nmse
-from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE, events_of
+from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE
 
 RECORDINGS = Path(__file__).parent / "data" / "llama_cpp" / "chains"
 EXACT = [name for name in CHAINS if name.endswith("-f32")]
@@ -42,23 +39,11 @@ def model_of(name: str, numerics: str = "ggml") -> mtpref.LanguageModel:
 
 @lru_cache
 def runs_of(name: str) -> list[Run]:
-    runs = read_runs(RECORDINGS / f"{name}.log.gz")
-    if hashlib.sha256(standard(name).read_bytes()).hexdigest() != runs[0].header["model_sha256"]:
-        pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py --chains again")
-    return runs
+    return recorded(RECORDINGS, name, standard(name))
 
 
 def compared(model: mtpref.LanguageModel, name: str, runs: list[Run] | None = None) -> Agreement:
-    agreement = Agreement(P_TOLERANCE, NEAR_TIE)
-    for run in runs_of(name) if runs is None else runs:
-        n_predict, n_max, p_min = (float(run.header[key]) for key in ("n_predict", "n_max", "p_min"))
-        if len(model.core.heads) > 1:
-            n_max = min(n_max, len(model.core.heads))
-        where = f"{name} {run.header['prompt']} n {n_max:g} p_min {p_min:g}"
-        compare_rounds(agreement, run.log.rounds, events_of(model, run), int(n_predict), int(n_max), p_min, where)
-        if agreement.mismatches:
-            break
-    return agreement
+    return agreement_of(model, name, runs_of(name) if runs is None else runs, P_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -71,14 +56,6 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name):
     assert not agreement.mismatches, "\n".join(agreement.mismatches[:5])
     assert agreement.n_rounds >= 100
     assert agreement.n_near_ties == 0
-
-
-def logits_error(model: mtpref.LanguageModel, name: str) -> float:
-    """NMSE of the trunk's logits against the recorded ones."""
-    with open_gguf(RECORDINGS / f"{name}.results.gguf") as file:
-        ids = file.data("tokens").view(np.int32).tolist()
-        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
-        return nmse(theirs, model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits)
 
 
 # llama.cpp hands on the row of a draft's first token: docs/architectures.md, hy_v3 with several heads.
@@ -109,7 +86,7 @@ def test_with_the_last_row_hy_v3_parts_from_llama_cpp_in_the_third_step():
 @pytest.mark.parametrize("name", [*CHAINS, *MOE_CHAINS])
 def test_trunk_logits_equal_llama_cpp(name, numerics):
     runs_of(name)
-    error = logits_error(model_of(name, numerics), name)
+    error = logits_error(RECORDINGS, model_of(name, numerics), name)
     print(f"{name} {numerics}: NMSE {error:.1e}")
     assert error < (NMSE_LIMITS[name.rpartition("-")[2]] if numerics == "ggml" or name.endswith("f32") else 0.03)
 
@@ -173,7 +150,7 @@ FAST = ("a window of one more", "sinks forgotten", "gates of heads forgotten", "
 def test_the_recordings_tell_another_rule(mutant):
     name, entries = MUTANTS[mutant]
     changed = loaded(name, make_recipe("ggml").with_ops(**entries))
-    assert logits_error(changed, name) > 1e-7
+    assert logits_error(RECORDINGS, changed, name) > 1e-7
     assert compared(changed, name, runs_of(name)[:8]).mismatches
 
 

@@ -13,9 +13,10 @@ from mtpref.files.gguf import open_gguf
 from mtpref.front.cli import main
 from mtpref.look.compare import compare_log
 from mtpref.spec.ops import compose_indexer, spec_ops
+from tests.llama_recordings import events_of, logits_error
 from tests.micro_moe import standard
 from tests.naive import nmse
-from tests.test_llama_moe import RECORDINGS, compared, events_of, logits_error, model_of, mutated, runs_of
+from tests.test_llama_moe import RECORDINGS, compared, model_of, mutated, runs_of
 
 _OPS = spec_ops("ggml")
 D32, D32_YARN, GLM, GLM_YARN = (f"micro-{n}-f32" for n in ("deepseek32", "deepseek32-yarn", "glm-dsa", "glm-dsa-yarn"))
@@ -88,7 +89,7 @@ FAST = ("an RMS norm of keys", "glm-dsa with an epsilon", "neighbours in deepsee
 def test_the_recordings_tell_another_rule(mutant):
     name, entries = MUTANTS[mutant]
     changed = mutated(name, **entries)
-    assert logits_error(changed, name) > 1e-6
+    assert logits_error(RECORDINGS, changed, name) > 1e-6
     assert compared(changed, name).mismatches
 
 

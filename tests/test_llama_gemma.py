@@ -4,7 +4,6 @@ F32 files are followed decision by decision, 1 to 4 tokens asked for; quantised 
 as test_llama_moe.py does it.
 """
 
-import hashlib
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -15,17 +14,14 @@ import pytest
 
 import mtpref
 from mtpref import spec
-from mtpref.base.events import Drafted, Verified
-from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
-from mtpref.files.gguf import open_gguf
-from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
-from mtpref.look.llama_cpp.log import Run, read_runs
+from mtpref.look.llama_cpp.agree import Agreement
+from mtpref.look.llama_cpp.log import Run
 from mtpref.spec.ops import spec_ops
+from tests.llama_recordings import agreement_of, errors_up_to_a_parting, logits_error, recorded
 from tests.micro_moe import GEMMA, assistant, standard
-from tests.naive import nmse
-from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE, events_of
+from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE
 
 RECORDINGS = Path(__file__).parent / "data" / "llama_cpp" / "gemma"
 EXACT = [name for name in GEMMA if name.endswith("-f32")]
@@ -44,21 +40,11 @@ def model_of(name: str, numerics: str = "ggml") -> mtpref.LanguageModel:
 
 @lru_cache
 def runs_of(name: str) -> list[Run]:
-    runs = read_runs(RECORDINGS / f"{name}.log.gz")
-    if hashlib.sha256(standard(name).read_bytes()).hexdigest() != runs[0].header["model_sha256"]:
-        pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py --gemma again")
-    return runs
+    return recorded(RECORDINGS, name, standard(name))
 
 
 def compared(model: mtpref.LanguageModel, name: str, runs: list[Run] | None = None) -> Agreement:
-    agreement = Agreement(P_TOLERANCE, NEAR_TIE)
-    for run in runs_of(name) if runs is None else runs:
-        n_predict, n_max, p_min = (float(run.header[key]) for key in ("n_predict", "n_max", "p_min"))
-        where = f"{name} {run.header['prompt']} n {n_max:g} p_min {p_min:g}"
-        compare_rounds(agreement, run.log.rounds, events_of(model, run), int(n_predict), int(n_max), p_min, where)
-        if agreement.mismatches:
-            break
-    return agreement
+    return agreement_of(model, name, runs_of(name) if runs is None else runs, P_TOLERANCE)
 
 
 # By default every fourth run, each time another setting; all of them are slow.
@@ -77,31 +63,6 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name, every):
     assert agreement.n_near_ties == 0
 
 
-def errors_up_to_a_parting(model: mtpref.LanguageModel, runs: list[Run]) -> list[float]:
-    """What each candidate's probability is off, run by run up to where drafts or texts differ."""
-    errors = []
-    for run in runs:
-        events = [event for event in events_of(model, run) if isinstance(event, Drafted | Verified)]
-        for theirs, drafted, verified in zip(run.log.rounds, events[::2], events[1::2], strict=False):
-            for step, own in zip(theirs.steps, drafted.steps, strict=False):
-                errors += [abs(own.p[i] - c.p) if own.candidates[i] == c.id else 1.0
-                           for i, c in enumerate(step.candidates)]  # fmt: skip
-            if (
-                drafted.ids != theirs.draft
-                or [*drafted.ids[: verified.n_accepted], verified.target_ids[-1]] != theirs.emitted
-            ):
-                break
-    return errors
-
-
-def logits_error(model: mtpref.LanguageModel, name: str) -> float:
-    """NMSE of the target's logits against the recorded ones."""
-    with open_gguf(RECORDINGS / f"{name}.results.gguf") as file:
-        ids = file.data("tokens").view(np.int32).tolist()
-        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
-        return nmse(theirs, model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits)
-
-
 # In `exact` numerics GELU is not rounded to ggml's table: 6e-8 to 9e-8. Else what is left is the order of sums, and
 # where it moves a gate over the edge of a cell of the table, a number of 16 bits.
 LIMITS = {"ggml": 1e-9, "exact": 2e-7}
@@ -111,7 +72,7 @@ LIMITS = {"ggml": 1e-9, "exact": 2e-7}
 @pytest.mark.parametrize("name", GEMMA)
 def test_target_logits_equal_llama_cpp(name, numerics):
     runs_of(name)
-    error = logits_error(model_of(name, numerics), name)
+    error = logits_error(RECORDINGS, model_of(name, numerics), name)
     print(f"{name} {numerics}: NMSE {error:.1e}")
     is_f32 = name.endswith("f32")
     assert error < (LIMITS[numerics] if is_f32 else NMSE_LIMITS["q8_0"] if numerics == "ggml" else 0.03)
@@ -183,7 +144,7 @@ FAST = ("a window of one less", "gelu with erf", "the cap of 30 forgotten", "val
 @pytest.mark.parametrize("mutant", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in MUTANTS])
 def test_the_recordings_tell_another_rule_of_the_target(mutant):
     name, entries = MUTANTS[mutant]
-    assert logits_error(loaded(name, make_recipe("ggml").with_ops(**entries)), name) > 1e-8
+    assert logits_error(RECORDINGS, loaded(name, make_recipe("ggml").with_ops(**entries)), name) > 1e-8
 
 
 def _scaled_before(ops, w, embd, hidden, eps, order, tap):

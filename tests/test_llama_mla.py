@@ -10,9 +10,10 @@ from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import open_gguf
 from mtpref.spec.ops import spec_ops
+from tests.llama_recordings import logits_error
 from tests.micro_moe import TRUNKS, standard
 from tests.naive import nmse
-from tests.test_llama_moe import NMSE_LIMITS, RECORDINGS, compared, logits_error, mutated
+from tests.test_llama_moe import NMSE_LIMITS, RECORDINGS, compared, mutated
 
 # SHA-256 of the models that the recordings are of (a log has it in its head; these have logits alone).
 MODELS = {
@@ -87,5 +88,5 @@ FAST = ("halves paired", "turned part normed", "sharpness once", "magnitude forg
 def test_the_recordings_tell_another_rule(mutant):
     name, entries = MUTANTS[mutant]
     changed = mutated(name, **entries)
-    assert logits_error(changed, name) > 1e-6
+    assert logits_error(RECORDINGS, changed, name) > 1e-6
     assert compared(changed, name).mismatches

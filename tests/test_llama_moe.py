@@ -5,8 +5,6 @@ activation may fall the other way in llama.cpp's vector code, and values differ 
 those are followed up to where drafts or texts part, and half of the probabilities must be close.
 """
 
-import hashlib
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,14 +12,15 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.base.events import Drafted, Verified
-from mtpref.engine.decode import NEAR_TIE, Options, PolicyConfig
+from mtpref.base.events import Drafted
+from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import open_gguf
-from mtpref.look.llama_cpp.agree import Agreement, compare_rounds, compare_step
-from mtpref.look.llama_cpp.log import Run, read_runs
+from mtpref.look.llama_cpp.agree import Agreement, compare_step
+from mtpref.look.llama_cpp.log import Run
 from mtpref.spec.ops import OpEntries, spec_ops
+from tests.llama_recordings import agreement_of, errors_up_to_a_parting, events_of, logits_error, recorded
 from tests.micro_moe import NAMES, standard
 from tests.naive import nmse
 
@@ -43,49 +42,16 @@ def model_of(name: str, numerics: str = "ggml") -> mtpref.LanguageModel:
 
 @lru_cache(maxsize=4)
 def runs_of(name: str) -> list[Run]:
-    runs = read_runs(RECORDINGS / f"{name}.log.gz")
-    if hashlib.sha256(standard(name).read_bytes()).hexdigest() != runs[0].header["model_sha256"]:
-        pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py --moe again")
-    return runs
-
-
-def events_of(model: mtpref.LanguageModel, run: Run):
-    policy = PolicyConfig(n_max=int(run.header["n_max"]), p_min=float(run.header["p_min"]))
-    options = Options(n_predict=int(run.header["n_predict"]), policy=policy)
-    return list(model.generate(json.loads(run.header["prompt_ids"]), options))
+    return recorded(RECORDINGS, name, standard(name))
 
 
 def compared(model: mtpref.LanguageModel, name: str) -> Agreement:
-    agreement = Agreement(P_TOLERANCE, NEAR_TIE)
-    for run in runs_of(name):
-        n_predict, n_max, p_min = (float(run.header[key]) for key in ("n_predict", "n_max", "p_min"))
-        where = f"{name} {run.header['prompt']} n {n_max:g} p_min {p_min:g}"
-        events = events_of(model, run)
-        compare_rounds(agreement, run.log.rounds, events, int(n_predict), int(n_max), p_min, where)
-        if agreement.mismatches:
-            break
-    return agreement
-
-
-def errors_up_to_a_parting(model: mtpref.LanguageModel, name: str) -> list[float]:
-    """What each candidate's probability is off, run by run up to where drafts or texts differ."""
-    errors = []
-    for run in runs_of(name):
-        events = [event for event in events_of(model, run) if isinstance(event, Drafted | Verified)]
-        for theirs, drafted, verified in zip(run.log.rounds, events[::2], events[1::2], strict=False):
-            for step, own in zip(theirs.steps, drafted.steps, strict=False):
-                errors += [
-                    abs(own.p[i] - c.p) if own.candidates[i] == c.id else 1.0 for i, c in enumerate(step.candidates)
-                ]
-            emitted = [*drafted.ids[: verified.n_accepted], verified.target_ids[-1]]
-            if drafted.ids != theirs.draft or emitted != theirs.emitted:
-                break
-    return errors
+    return agreement_of(model, name, runs_of(name), P_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_quantised_models_follow_llama_cpp_up_to_a_rounding_tie(name):
-    errors = errors_up_to_a_parting(model_of(name), name)
+    errors = errors_up_to_a_parting(model_of(name), runs_of(name))
     close = np.mean(np.array(errors) < P_TOLERANCE)
     print(f"{name}: {len(errors)} candidates, {100 * close:.0f} % within {P_TOLERANCE}, median {np.median(errors):.5f}")
     assert len(errors) > 60
@@ -165,18 +131,10 @@ def test_the_recordings_tell_another_rule(mutant):
     assert compared(mutated(name, **entries), name).mismatches
 
 
-def logits_error(model: mtpref.LanguageModel, name: str) -> float:
-    """NMSE of the trunk's logits against the recorded ones."""
-    with open_gguf(RECORDINGS / f"{name}.results.gguf") as file:
-        ids = file.data("tokens").view(np.int32).tolist()
-        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
-        return nmse(theirs, model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits)
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("q4_k")])
 def test_quantised_recordings_tell_another_rule(name):
     other = mutated(name, expert_weights=lambda p, i, n, s: _OPS.expert_weights(p, i, not n, 0.0))
-    assert logits_error(other, name) > 2 * NMSE_LIMITS["q4_k"]
+    assert logits_error(RECORDINGS, other, name) > 2 * NMSE_LIMITS["q4_k"]
 
 
 PROJECTIONS = {
@@ -187,4 +145,4 @@ PROJECTIONS = {
 
 @pytest.mark.parametrize("mutant", PROJECTIONS)
 def test_the_recorded_logits_tell_other_layouts(mutant):
-    assert logits_error(mutated("micro-qwen3next-f32", **PROJECTIONS[mutant]), "micro-qwen3next-f32") > 1e-6
+    assert logits_error(RECORDINGS, mutated("micro-qwen3next-f32", **PROJECTIONS[mutant]), "micro-qwen3next-f32") > 1e-6

@@ -3,7 +3,6 @@
 F32 files are followed decision by decision; quantised ones up to where drafts or texts part, as in test_llama_moe.py.
 """
 
-import hashlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,17 +11,14 @@ import numpy as np
 import pytest
 
 import mtpref
-from mtpref.base.events import Drafted, Verified
-from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import load
 from mtpref.engine.recipe import make_recipe
-from mtpref.files.gguf import open_gguf
-from mtpref.look.llama_cpp.agree import Agreement, compare_rounds
-from mtpref.look.llama_cpp.log import Run, read_runs
+from mtpref.look.llama_cpp.agree import Agreement
+from mtpref.look.llama_cpp.log import Run
 from mtpref.spec.ops import spec_ops
+from tests.llama_recordings import agreement_of, errors_up_to_a_parting, logits_error, recorded
 from tests.micro_moe import SINGLE, standard
-from tests.naive import nmse
-from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE, events_of
+from tests.test_llama_moe import NMSE_LIMITS, P_TOLERANCE
 
 RECORDINGS = Path(__file__).parent / "data" / "llama_cpp" / "single"
 EXACT = [name for name in SINGLE if name.endswith("-f32")]
@@ -41,21 +37,11 @@ def model_of(name: str, numerics: str = "ggml") -> mtpref.LanguageModel:
 
 @lru_cache
 def runs_of(name: str) -> list[Run]:
-    runs = read_runs(RECORDINGS / f"{name}.log.gz")
-    if hashlib.sha256(standard(name).read_bytes()).hexdigest() != runs[0].header["model_sha256"]:
-        pytest.fail(f"{name}: the recording belongs to another file; run tools/record_llama_cpp.py --single again")
-    return runs
+    return recorded(RECORDINGS, name, standard(name))
 
 
 def compared(model: mtpref.LanguageModel, name: str, runs: list[Run] | None = None) -> Agreement:
-    agreement = Agreement(P_TOLERANCE, NEAR_TIE)
-    for run in runs_of(name) if runs is None else runs:
-        n_predict, n_max, p_min = (float(run.header[key]) for key in ("n_predict", "n_max", "p_min"))
-        where = f"{name} {run.header['prompt']} n {n_max:g} p_min {p_min:g}"
-        compare_rounds(agreement, run.log.rounds, events_of(model, run), int(n_predict), int(n_max), p_min, where)
-        if agreement.mismatches:
-            break
-    return agreement
+    return agreement_of(model, name, runs_of(name) if runs is None else runs, P_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -72,35 +58,16 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name):
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_quantised_models_follow_llama_cpp_up_to_a_rounding_tie(name):
-    errors = []
-    for run in runs_of(name):
-        events = [event for event in events_of(model_of(name), run) if isinstance(event, Drafted | Verified)]
-        for theirs, drafted, verified in zip(run.log.rounds, events[::2], events[1::2], strict=False):
-            for step, own in zip(theirs.steps, drafted.steps, strict=False):
-                errors += [
-                    abs(own.p[i] - c.p) if own.candidates[i] == c.id else 1.0 for i, c in enumerate(step.candidates)
-                ]
-            if drafted.ids != theirs.draft or theirs.emitted != [
-                *drafted.ids[: verified.n_accepted], verified.target_ids[-1]
-            ]:  # fmt: skip
-                break
+    errors = errors_up_to_a_parting(model_of(name), runs_of(name))
     assert len(errors) > 60
     assert np.median(errors) < 0.005
-
-
-def logits_error(model: mtpref.LanguageModel, name: str) -> float:
-    """NMSE of the trunk's logits against the recorded ones."""
-    with open_gguf(RECORDINGS / f"{name}.results.gguf") as file:
-        ids = file.data("tokens").view(np.int32).tolist()
-        theirs = file.data("logits").view(np.float32).reshape(len(ids), -1)
-        return nmse(theirs, model.core.trunk(model.core.new_state(), ids, n_logits=len(ids)).logits)
 
 
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])
 @pytest.mark.parametrize("name", SINGLE)
 def test_trunk_logits_equal_llama_cpp(name, numerics):
     runs_of(name)
-    error = logits_error(model_of(name, numerics), name)
+    error = logits_error(RECORDINGS, model_of(name, numerics), name)
     print(f"{name} {numerics}: NMSE {error:.1e}")
     assert error < (NMSE_LIMITS[name.rpartition("-")[2]] if numerics == "ggml" or name.endswith("f32") else 0.03)
 
@@ -134,7 +101,7 @@ TRUNK_MUTANTS = {
 def test_the_recordings_tell_another_rule(mutant):
     name, entries = TRUNK_MUTANTS[mutant]
     changed = loaded(name, make_recipe("ggml").with_ops(**entries))
-    assert logits_error(changed, name) > 1e-7
+    assert logits_error(RECORDINGS, changed, name) > 1e-7
     assert compared(changed, name, runs_of(name)).mismatches
 
 
@@ -168,7 +135,7 @@ WIRINGS = {
 @pytest.mark.parametrize("case", WIRINGS)
 def test_the_recordings_tell_another_wiring(case):
     changed = WIRINGS[case]()
-    assert logits_error(changed, COHERE) > 1e-7
+    assert logits_error(RECORDINGS, changed, COHERE) > 1e-7
     assert compared(changed, COHERE).mismatches
 
 
@@ -218,7 +185,7 @@ MAMBA_MUTANTS = {
 @pytest.mark.parametrize("mutant", MAMBA_MUTANTS)
 def test_the_recorded_logits_tell_another_mamba(mutant):
     name, entries = MAMBA_MUTANTS[mutant]
-    assert logits_error(loaded(name, make_recipe("ggml").with_ops(**entries)), name) > 1e-7
+    assert logits_error(RECORDINGS, loaded(name, make_recipe("ggml").with_ops(**entries)), name) > 1e-7
 
 
 def test_the_recordings_tell_an_rms_norm_behind_the_head():
