@@ -15,6 +15,7 @@ from mtpref.spec.contract import parse_contract
 from tests import naive, naive_chain, naive_moe
 from tests.micro_moe import CHAINS, MOE_CHAINS, standard
 from tests.models import decode_plainly, run_decoder
+from tests.roll_backs import check_planes
 from tests.test_moe_model import edited
 from tests.test_session import check_same, new_session, options_of, run_in
 from tests.test_session_file import same_checkpoints
@@ -203,25 +204,8 @@ def windowed(name, n_window, tmp_path):
 @pytest.mark.parametrize("name", [STEP, MIMO])
 def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name, n_window, tmp_path):
     """Windows from one token on, drafts longer than the window, before and after the first time that it is full."""
-    model = windowed(name, n_window, tmp_path)
-    for n_before in (0, 1, n_window - 1, n_window, n_window + 1, 9):
-        for n_drop in (1, 3, 6):
-            state, other = model.new_state(poison=True), model.new_state(poison=True)
-            for one in (state, other):
-                if n_before:
-                    model.trunk(one, PROMPT[:n_before], n_logits=0)
-            saved = state.checkpoint()
-            batch = [*PROMPT[4:10], 9]
-            model.trunk(state, batch, n_logits=0, keep=7)
-            state.choose_plane(n_drop)
-            model.trunk(other, batch[: 7 - n_drop], n_logits=0)
-            assert state.digest() == other.digest(), (n_before, n_drop)
-            a, b = (model.trunk(one, [3, 5, 7, 200], n_logits=4).logits for one in (state, other))
-            assert np.array_equal(a, b)
-            state.restore(saved)
-            model.trunk(state, batch[: 7 - n_drop], n_logits=0)
-            model.trunk(state, [3, 5, 7, 200], n_logits=0)
-            assert state.digest() == other.digest()
+    counts = (0, 1, n_window - 1, n_window, n_window + 1, 9)
+    check_planes(windowed(name, n_window, tmp_path), PROMPT, counts)
 
 
 @pytest.mark.parametrize("rollback", ["snapshot", "replay", "two-phase"])

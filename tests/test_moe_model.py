@@ -9,8 +9,7 @@ import pytest
 
 from mtpref.architectures import ARCHITECTURES
 from mtpref.base.errors import MtprefError
-from mtpref.base.events import RolledBack
-from mtpref.engine.decode import STRATEGIES, ScriptedDrafter
+from mtpref.engine.decode import STRATEGIES
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.files.gguf import write_gguf
@@ -19,7 +18,8 @@ from mtpref.spec import NO_CELL, Stack
 from tests import naive, naive_dsa, naive_mla, naive_moe
 from tests.gguf_copy import copy_of
 from tests.micro_moe import NAMES, standard
-from tests.models import decode_plainly, has_nan, prompt_of, run_decoder
+from tests.models import prompt_of, run_decoder
+from tests.roll_backs import check_partial_acceptance, check_roll_back
 from tests.samples import diagonal
 
 # Of every architecture: one with everything apart, one with projections or experts fused or in groups.
@@ -110,25 +110,12 @@ def test_a_tokens_bits_are_the_same_alone_in_a_verify_batch_and_in_any_chunking(
 
 @pytest.mark.parametrize(("name", "rollback"), diagonal(FILES, sorted(STRATEGIES)))
 def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(name, rollback):
-    model = model_of(name)
-    plain = decode_plainly(model, PROMPT, 25, warm_head=True)
-    run = run_decoder(model, PROMPT, 24, rollback=rollback, n_max=3)
-    assert run.ids == plain.ids[len(PROMPT) : len(PROMPT) + 24]
-    assert run.decoder.state.digest() == plain.digests[len(PROMPT) + 23]
-    assert run.statistics["n_accept"] > 0
-    assert not has_nan(run.decoder.state)
+    check_roll_back(model_of(name), PROMPT, rollback)
 
 
 @pytest.mark.parametrize(("name", "rollback"), diagonal(FILES, sorted(STRATEGIES)))
 def test_partial_acceptance_is_rolled_back(name, rollback):
-    model = model_of(name)
-    plain = decode_plainly(model, PROMPT, 21, warm_head=False)
-    pattern = [[True, False, True], [False], [True, True, True], [True, True, False]]
-    drafter = ScriptedDrafter(plain.ids[len(PROMPT) :], pattern, len(PROMPT), 256)
-    run = run_decoder(model, PROMPT, 20, rollback=rollback, n_max=3, drafter=drafter)
-    assert run.ids == plain.ids[len(PROMPT) : len(PROMPT) + 20]
-    assert run.decoder.state.digest() == plain.digests[len(PROMPT) + 19]
-    assert bool([e for e in run.events if isinstance(e, RolledBack)]) == (rollback != "two-phase")
+    check_partial_acceptance(model_of(name), PROMPT, rollback)
 
 
 # LOADING

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from mtpref.base.errors import MtprefError
-from mtpref.base.events import Drafted, RolledBack
-from mtpref.engine.decode import STRATEGIES, ScriptedDrafter
+from mtpref.base.events import Drafted
+from mtpref.engine.decode import STRATEGIES
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.heads.inspect import inspect_file
 from tests import naive, naive_mamba, naive_parallel
 from tests.micro_moe import SINGLE, standard
-from tests.models import decode_plainly, has_nan, run_decoder
+from tests.models import run_decoder
+from tests.roll_backs import check_partial_acceptance, check_planes, check_roll_back
 from tests.samples import diagonal
 from tests.test_moe_model import edited
 
@@ -114,48 +115,17 @@ def test_how_a_prompt_is_cut_changes_no_bit(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name):
-    model = model_of(name)
-    for n_before in (0, 1, 3, 9):
-        for n_drop in (1, 3, 6):
-            state, other = model.new_state(poison=True), model.new_state(poison=True)
-            for one in (state, other):
-                if n_before:
-                    model.trunk(one, PROMPT[:n_before], n_logits=0)
-            saved = state.checkpoint()
-            batch = [*PROMPT[4:10], 9]
-            model.trunk(state, batch, n_logits=0, keep=7)
-            state.choose_plane(n_drop)
-            model.trunk(other, batch[: 7 - n_drop], n_logits=0)
-            assert state.digest() == other.digest(), (n_before, n_drop)
-            a, b = (model.trunk(one, [3, 5, 7, 200], n_logits=4).logits for one in (state, other))
-            assert np.array_equal(a, b)
-            state.restore(saved)
-            model.trunk(state, batch[: 7 - n_drop], n_logits=0)
-            model.trunk(state, [3, 5, 7, 200], n_logits=0)
-            assert state.digest() == other.digest()
+    check_planes(model_of(name), PROMPT, (0, 1, 3, 9))
 
 
 @pytest.mark.parametrize(("name", "rollback"), diagonal(SINGLE, sorted(STRATEGIES)))
 def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(name, rollback):
-    model = model_of(name, kv_type="F16")
-    plain = decode_plainly(model, PROMPT, 25, warm_head=True)
-    run = run_decoder(model, PROMPT, 24, rollback=rollback, n_max=3)
-    assert run.ids == plain.ids[len(PROMPT) : len(PROMPT) + 24]
-    assert run.decoder.state.digest() == plain.digests[len(PROMPT) + 23]
-    assert run.statistics["n_accept"] > 0
-    assert not has_nan(run.decoder.state)
+    check_roll_back(model_of(name, kv_type="F16"), PROMPT, rollback)
 
 
 @pytest.mark.parametrize(("name", "rollback"), diagonal(FILES, sorted(STRATEGIES)))
 def test_partial_acceptance_is_rolled_back(name, rollback):
-    model = model_of(name)
-    plain = decode_plainly(model, PROMPT, 21, warm_head=False)
-    pattern = [[True, False, True], [False], [True, True, True], [True, True, False]]
-    drafter = ScriptedDrafter(plain.ids[len(PROMPT) :], pattern, len(PROMPT), 256)
-    run = run_decoder(model, PROMPT, 20, rollback=rollback, n_max=3, drafter=drafter)
-    assert run.ids == plain.ids[len(PROMPT) : len(PROMPT) + 20]
-    assert run.decoder.state.digest() == plain.digests[len(PROMPT) + 19]
-    assert bool([e for e in run.events if isinstance(e, RolledBack)]) == (rollback != "two-phase")
+    check_partial_acceptance(model_of(name), PROMPT, rollback)
 
 
 # WHAT IS REFUSED
