@@ -126,10 +126,12 @@ def delta_rule_chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor,
     chunk_decay = total[:, :, :, -1:].exp()
     state = q.new_zeros(batch, heads, size, v.shape[-1])
     outputs = []
-    for i in range(n_chunks):
-        delta = u[:, :, i] - w[:, :, i] @ state
-        outputs.append(q_decay[:, :, i] @ state + inner[:, :, i] @ delta)
-        state = state * chunk_decay[:, :, i] + k_decay[:, :, i].transpose(2, 3) @ delta
+    # Unbound, not indexed: the gradient of an index is a whole tensor of zeros for each chunk.
+    parts = (u, w, inner, q_decay, k_decay, chunk_decay)
+    for u_i, w_i, inner_i, q_i, k_i, decay_i in zip(*(part.unbind(2) for part in parts), strict=True):
+        delta = u_i - w_i @ state
+        outputs.append(q_i @ state + inner_i @ delta)
+        state = state * decay_i + k_i.transpose(2, 3) @ delta
     return torch.stack(outputs, 2).reshape(batch, heads, n_chunks * chunk, -1)[:, :, :n_tokens]
 
 

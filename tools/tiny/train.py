@@ -44,7 +44,7 @@ class TrainPlan:
     seed: int = 1
     budget_s: float | None = None
     steps: int | None = None
-    batch_tokens: int = 8192
+    batch_tokens: int = 4096
     muon_lr: float = 0.02
     adam_lr: float = 0.003
     chain_weight: float = 0.5
