@@ -196,12 +196,14 @@ def test_recurrent_layers_win_over_the_interval_and_are_checked_against_the_tens
         ("qwen35.attention.recurrent_layers", ([True], "arr:bool"), "has 1 elements, expected one bool for each of 5"),
         ("qwen35.attention.recurrent_layers", ("x", "str"), "recurrent_layers"),
         ("qwen35.attention.recurrent_layers", ([True] * 5, "arr:bool"), "marks an MTP block recurrent"),
-        ("qwen35.attention.head_count", ([2] * 5, "arr:u32"), None),
+        ("qwen35.full_attention_interval", ([4] * 5, "arr:u32"), "full_attention_interval is an array of 5"),
+        ("qwen35.attention.head_count", ([2] * 5, "arr:u32"), "head_count is an array of 5, expected an integer"),
+        ("qwen35.ssm.state_size", ([2], "arr:u32"), "state_size is an array of 1, expected an integer"),
     ],
 )
 def test_odd_keys_are_problems_not_crashes(path, key, value, problem):
     report = save(path, KEYS | {key: value})
-    assert any(problem in p for p in report["problems"]) if problem else report["problems"] == []
+    assert any(problem in p for p in report["problems"])
     render(report)
 
 

@@ -187,6 +187,9 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
     values = sheet.values(meta)
     blocks = {block.name: block for block in sheet.layers.all_blocks()}
     steps: list[Callable[[], object]] = [lambda: read_model_config(values, is_assistant=bool(sheet.target))]
+    if layout.has_trunk:
+        n_trunk = len(layout.kinds) - layout.kinds.count(MTP)
+        steps.append(lambda: sheet.layers.blocks(meta, n_trunk, frozenset(f.tensors)))
     first = {kind: il for il, kind in reversed(list(enumerate(layout.kinds)))}
     for il, kind in enumerate(layout.kinds):
         if il != first[kind] and not layout.lists:
@@ -208,11 +211,7 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
         except MtprefError as error:
             text = str(error).removeprefix(f"{_SOURCE}: ").removesuffix("; try: mtpref inspect FILE")
             key = next((word for word in text.split() if word.startswith(f"{sheet.name}.")), text)
-            short = key.removeprefix(f"{sheet.name}.")
-            by_layer = {hyper.key for hyper in sheet.hypers if "/" in hyper.type}
-            # A number for each block where the sheet knows of one: a file may have that.
-            is_list = short in sheet.per_block - by_layer and meta.is_array(short)
-            if key not in told and not is_list:
+            if key not in told:
                 told.add(key)
                 problems.append(Problem("key", "", text))
     for name in sheet.symbols:
