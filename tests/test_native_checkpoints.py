@@ -94,6 +94,18 @@ def test_it_runs_and_is_what_the_folder_stands_for(arch, native, tmp_path):
     assert not n_fp4 or f"{n_fp4} tensors are stored as MXFP4" in notes
 
 
+@pytest.mark.parametrize(("n_before", "told"), [(None, False), (7, False), (8, True)])
+def test_a_window_that_engines_read_otherwise_is_told(n_before, told, tmp_path):
+    more = {} if n_before is None else {"sliding_window_size": n_before}
+    config = {**chain_folder.CONFIGS["mimo2"], **more}
+    path = tmp_path / "Tiny-5M"
+    native_folder.write_folder(path, chain_folder.state("mimo2"), config, lambda name, x: None, tokenizer("hy_v3"))
+    made = convert(path, tmp_path / "x.gguf", Settings())
+    assert ("sliding_window_size, 8 cells before it: 9" in " ".join(made.notes)) is told
+    with open_gguf(tmp_path / "x.gguf") as file:
+        assert file.get("mimo2.attention.sliding_window") == 8
+
+
 def test_a_table_is_compared_number_by_number(native, tmp_path):
     convert(native("deepseek4"), tmp_path / "own.gguf", Settings(which="trunk"))
     kv, held = copy_of(tmp_path / "own.gguf")

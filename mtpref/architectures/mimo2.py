@@ -56,6 +56,17 @@ def _windowed(c: Mapping[str, Any]) -> list[int]:
     return [int(x) for x in c["hybrid_layer_pattern"][: c["num_hidden_layers"]]] + [1] * n_heads
 
 
+def _other_window(c: Mapping[str, Any]) -> str | None:
+    """Where transformers and SGLang let a token see more cells than llama.cpp, whose key counts the token's own."""
+    n, n_before = c.get("sliding_window"), c.get("sliding_window_size")
+    if n is None or n_before is None or n_before + 1 == n:
+        return None
+    return (
+        f"attention.sliding_window is config.json's sliding_window, {n} cells with the token's own; transformers and "
+        f"SGLang read sliding_window_size, {n_before} cells before it: {n_before + 1}"
+    )
+
+
 def _kv_heads(c: Mapping[str, Any]) -> list[int]:
     return [c["swa_num_key_value_heads"] if windowed else c["num_key_value_heads"] for windowed in _windowed(c)]
 
@@ -169,6 +180,7 @@ MIMO2 = Architecture(
         late=("attention.layer_norm_rms_epsilon",),
         has_windows=True,
         fixed={**SILU, "topk_method": ("noaux_tc",)},
+        doubt=_other_window,
     ),
     cb=_names,
     cb_head=_names,

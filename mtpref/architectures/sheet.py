@@ -496,6 +496,7 @@ class HuggingFace:
     has_windows  whether config.json has the fields of attention with windows (hf/config.py)
     factors    of RoPE frequencies: config.json's fields -> the values of rope_freqs.weight; None: no such tensor
     fixed      fields of config.json that a GGUF has no key for, with the values that its engines go by
+    doubt      of config.json's fields: what engines read in them otherwise, to be told with a conversion; None: nothing
     layers_after, heads_after   the key after which a converter writes those of the layers and of the heads
     """
 
@@ -524,6 +525,7 @@ class HuggingFace:
     has_windows: bool = False
     factors: Callable[[Mapping[str, Any]], list[float] | None] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: SILU)
+    doubt: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def special_of(self, config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         """The special tokens by role that a checkpoint with this config.json takes by text."""

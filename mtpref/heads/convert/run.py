@@ -254,6 +254,9 @@ def _notes(checkpoint: Checkpoint, config: TextConfig, found: Inventory, setting
     if checkpoint.declared.method and not checkpoint.formats():
         method = printable(checkpoint.declared.method)
         notes.append(f"config.json says that tensors are quantised ({method}); none of those that are read is")
+    doubt = config.sheet.hf.doubt if config.sheet.hf else None
+    if doubt is not None and (told := doubt(config.found)) is not None:
+        notes.append(told)
     if checkpoint.is_mlx:
         notes.append("MLX saved it, which adds 1 to norms that are added to once more here: `mtpref check` tells")
     if checkpoint.aside:

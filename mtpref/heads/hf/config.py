@@ -172,6 +172,7 @@ class _WindowFields(_Fields):
     layer_types: list[Literal["sliding_attention", "full_attention"]] | None = None  # type: ignore[assignment]
     hybrid_layer_pattern: list[Annotated[int, Within(0, 1)]] | None = None
     sliding_window: Size | None = None
+    sliding_window_size: Size | None = None
     num_attention_groups: Size | None = None
     swa_num_key_value_heads: Size | None = None
     swa_num_attention_heads: Size | None = None
