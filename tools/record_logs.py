@@ -48,17 +48,19 @@ FIRST_SEED, N_SEEDS = 7, 60
 TYPES = ("BF16", "Q4_0", "Q4_K_M")
 N_LOG, N_SERVED, N_RATED, N_SIMPLE = 48, 40, 150, 200
 SIMPLE = ("--spec-type", "draft-mtp", "-c", "1024", "-t", "1", "-fit", "off", "--no-repack")
+BEGUN, ENDED = "processing task, is_child", "stop processing"  # what llama-server logs of a request
 TIME = re.compile(r"\d+\.\d\d\.\d{3}\.\d{3} [A-Z] ")
 # What is kept, of a line with its time and of one that belongs to the line before it.
 RUN = re.compile(
     r"adding speculative|- n_max=|draft candidate|called impl|accepted +\d+/|encoded +\d+ tokens"
-    r"|n_(?:draft|predict|drafted|accept) +=|statistics +draft-mtp"
-    r"|processing task,|new prompt,|cached n_tokens =|next token:|add accepted tokens:|draft acceptance ="
+    r"|(?<= [A-Z] )n_(?:draft|predict|drafted|accept) +=|statistics +draft-mtp"
+    r"|processing task, is_child|new prompt,|cached n_tokens =|next token:|add accepted tokens:|draft acceptance ="
     r"|stop processing"
 )
 RUN_REST = re.compile(r"\ttop_k = ")
 COUNTS = re.compile(
-    r"- n_max=|n_(?:draft|predict|drafted|accept) +=|accept +=|statistics +draft-mtp|accepted +\d+/ *\d+ draft tokens"
+    r"- n_max=|(?<= [A-Z] )(?:n_draft|n_predict|n_drafted|n_accept|accept) +=|statistics +draft-mtp"
+    r"|accepted +\d+/ *\d+ draft tokens"
     r"|print_timing: .*(?: eval time|total time|draft acceptance|acc per pos) =|perf_print: .*(?:eval|total) time ="
 )
 ENDS_IN_PIECE = re.compile(r"draft candidate|next token:")
@@ -101,13 +103,13 @@ class Served:
 
         Errors  MtprefError where one had ended before the next began
         """
-        n_before, ended = self.text().count("processing task,"), self.text().count("stop processing")
+        n_begun, n_ended = self.text().count(BEGUN), self.text().count(ENDED)
         with ThreadPoolExecutor(len(requests)) as pool:
             answers = []
             for n, request in enumerate(requests, 1):
                 answers.append(pool.submit(self.complete, *request))
-                until(lambda n=n: self.text().count("processing task,") >= n_before + n, "a slot for a request")
-            is_together = self.text().count("stop processing") == ended
+                until(lambda n=n: self.text().count(BEGUN) >= n_begun + n, "a slot for a request")  # type: ignore[misc]
+            is_together = self.text().count(ENDED) == n_ended
             for answer in answers:
                 answer.result()
         if not is_together:
