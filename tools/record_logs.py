@@ -90,7 +90,8 @@ class Served:
     def text(self) -> str:
         return self.log.read_text("utf-8", "replace")
 
-    def complete(self, prompt: str, n_predict: int, temperature: float, seed: int = 0) -> None:
+    def complete(self, prompt: str | list[str], n_predict: int, temperature: float, seed: int = 0) -> None:
+        """One completion, or several that begin in the same pass."""
         body = {"prompt": prompt, "n_predict": n_predict, "temperature": temperature, "seed": seed}
         request = urllib.request.Request(
             f"{self.url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -253,13 +254,13 @@ class Recorder:
         return kept(self.simple(tiny_path(), RATES[0], *size, *flags), COUNTS)
 
     def rates_served(self, model: Path, temperature: float, level: int, trace: bool = False) -> str:
-        """Ten completions, two at a time; the seed is the request's number."""
+        """Ten completions, two at a time in one request, so that it is the same run each time; the seed is the
+        request's number."""
         prompts = [*RATES, *(f"# {prompt}" for prompt in RATES)]
-        requests = [(prompt, N_RATED, temperature, seed) for seed, prompt in enumerate(prompts)]
         flags = ("--spec-draft-n-max", "3", "-np", "2", "-lv", str(level))
-        with self.server(model, *flags, trace=trace) as served, ThreadPoolExecutor(2) as pool:
-            for i in range(0, len(requests), 2):
-                list(pool.map(lambda request: served.complete(*request), requests[i : i + 2]))
+        with self.server(model, *flags, trace=trace) as served:
+            for i in range(0, len(prompts), 2):
+                served.complete(prompts[i : i + 2], N_RATED, temperature, i // 2)
         return kept(served.text(), COUNTS)
 
     def rates_both(self) -> dict[str, str]:
