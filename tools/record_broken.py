@@ -26,10 +26,21 @@ from mtpref.front.api import tiny_path
 
 SWITCH = "LLAMA_BROKEN"
 HEALTHY = "healthy"
-BREAKAGES = (
-    *("concat", "pre-norm", "chain-pre-norm", "no-hnorm", "no-qk-norm", "gate-silu", "no-head-norm"),
-    *("last-row", "row-before", "same-token", "no-prime", "zero-pending"),
-)
+# The mistakes, and what each is in the catalogue of faults; "": nothing there.
+BREAKAGES = {
+    "concat": "G1-concat-swapped",
+    "pre-norm": "G2-pre-norm-hidden",
+    "chain-pre-norm": "C1-chain-pre-norm",
+    "no-hnorm": "",
+    "no-qk-norm": "G5-no-qk-norm",
+    "gate-silu": "G4-gate-silu",
+    "no-head-norm": "W7b-head-norm-skipped",
+    "last-row": "C3-last-verify-row",
+    "row-before": "C3b-row-before-last",
+    "same-token": "C4-same-token-pairing",
+    "no-prime": "K0-prompt-not-primed",
+    "zero-pending": "",
+}
 MICRO_PROMPTS = ("The quick brown fox jumps over it", "0123456789 and more text to read here")
 # Name of the recording -> its prompts and tokens after each.
 MODELS = {"tiny": (BROKEN, 64), "micro-30-f32": (MICRO_PROMPTS, 48), "micro-60-f32": (MICRO_PROMPTS, 48)}

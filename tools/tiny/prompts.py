@@ -4,7 +4,7 @@ The tools that record read them here, and so do the tests that compare with the 
 recording anew (``python tools/make_derived.py``).
 """
 
-# tests/data/llama_cpp/tiny.log.gz, tools/record_llama_cpp.py
+# tests/data/llama_cpp/tiny.log.gz, tools/record_llama_cpp.py; of one line each
 DECISIONS = ("def main(argv):", "class Point:", "import os", "This module provides")
 
 # tests/data/llama_cpp/broken, tools/record_broken.py: texts with rejections, in the middle of a line and after one
