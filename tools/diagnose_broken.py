@@ -21,7 +21,7 @@ from mtpref import kernels  # noqa: E402
 from mtpref.base.errors import MtprefError  # noqa: E402
 from mtpref.engine.model import load  # noqa: E402
 from mtpref.faults.diagnose import diagnose_log, read_port_runs  # noqa: E402
-from mtpref.faults.diagnose.report import Diagnosis  # noqa: E402
+from mtpref.faults.diagnose.report import Report  # noqa: E402
 
 LOGS = ROOT / "tests" / "data" / "llama_cpp" / "broken"
 START, END = "<!-- broken builds -->", "<!-- end of broken builds -->"
@@ -29,7 +29,7 @@ NAMES = {name: name.removesuffix("-f32") for name in MODELS}  # as the table has
 Column = dict[str, str]
 
 
-def said(report: Diagnosis, id: str) -> str:
+def said(report: Report, id: str) -> str:
     """What a report makes of a mistake: "first" where its id, or that of a fault that acts alike, leads."""
     if report.verdict != "found":
         return {"unknown": "none of the known", "undecided": "cannot tell"}.get(report.verdict, report.verdict)

@@ -272,11 +272,11 @@ class Recorder:
         """
         printed = self.rates_served(tiny_path(), 1.0, 4)
         traced = self.rates_served(tiny_path(), 1.0, 3, trace=True)
-        counts = []
+        counts: list[tuple[object, ...]] = []
         for text in (printed, traced):
             (self.folder / "rates.log").write_text(text)
             rates = read_rates(self.folder / "rates.log")
-            counts.append((rates.accepted, rates.drafted, rates.n_parts))
+            counts.append((rates.accepted, rates.drafted, rates.n_parts) if rates else ())
         if counts[0] != counts[1]:
             raise MtprefError(f"server-temp-1: accepted, drafted and requests {counts[0]}, with a trace {counts[1]}")
         return {"rates/server-temp-1.log": printed, "rates/server-temp-1-trace.log": traced}
