@@ -87,6 +87,11 @@ STEPS = (
         "tools/evaluate_diagnose.py render results-dump.jsonl results-log.jsonl --page docs/diagnosis.md",
         "the matrices in docs/diagnosis.md",
     ),
+    _step(
+        "diagnosis of broken builds",
+        "tools/diagnose_broken.py --model tiny",
+        "a column of a table in docs/diagnosis.md",
+    ),
     _step("probe", "tools/write_probe.py", "docs/probe.md"),
     _step("head quantisations", "tools/compare_head_quants.py", "a table in docs/keeping-the-head.md"),
     _step("story", "tools/write_story.py", "docs/pr-20700.md"),
@@ -103,7 +108,7 @@ BY_HAND = (
     "docs/models.md: the card; docs/tiny-training-log.csv: the log of the run",
     "docs/plan.md and docs/adaptive.md: python tools/check_plan.py, python tools/compare_adaptive.py (times)",
     "docs/checks.md: rounds and near ties of llama.cpp's runs of the tiny model",
-    "docs/diagnosis.md: the table of broken builds, and limits that were measured on the tiny model",
+    "docs/diagnosis.md: words on the table of broken builds, and limits that were measured on the tiny model",
     "values in tests: python -m pytest, then each that names what the old model said",
 )
 
