@@ -1,7 +1,8 @@
-"""Files with experts for the quantiser: every tensor of a data sheet, its rows as long as they should be, and few.
+"""Files for the quantiser: the tiny model in F32, and files with experts: every tensor of a data sheet, its rows as
+long as they should be, and few.
 
-Nothing could run them: a quantiser looks at names, row lengths and counts. Ten blocks, so that the rules by eighths
-differ. The same bytes everywhere.
+Nothing could run the latter: a quantiser looks at names, row lengths and counts. Ten blocks, so that the rules by
+eighths differ. The same bytes everywhere.
 """
 
 import sys
@@ -14,9 +15,10 @@ import numpy as np
 
 from mtpref.architectures import ARCHITECTURES, Tensor, numbers
 from mtpref.architectures.sheet import ByTensor
-from mtpref.files.gguf import WriteOptions
+from mtpref.files.gguf import WriteOptions, open_gguf
 from mtpref.heads.quantize.importance import write_importance
 from mtpref.spec.config import Metadata
+from tests.broken_heads import in_type, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 try:
@@ -57,6 +59,12 @@ CASES = {
     "eight": Case(mm.MoeShape(n_expert=8, n_ff_exp=256, n_ff_dense=512, n_dense=1, micro=_WIDE), "BF16"),
 }
 IMATRIX = "importance.gguf"
+# Of the tiny model: its importance matrix, and the types that are recorded, without one and with it.
+TINY_IMATRIX = "made.gguf"
+TINY_MIXTURES = (
+    *("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"),
+    *("Q4_K_M imatrix", "Q4_0 imatrix"),
+)
 
 
 def tensors_of(arch: str, case: Case) -> dict[str, np.ndarray]:
@@ -138,6 +146,20 @@ def write_case(path: Path, arch: str, name: str) -> Path:
         squares = (1.5 + uniform(8, tensor, (n, x.shape[-1])).astype(np.float64)) * counts[:, None]
         sums[tensor] = (squares, counts) if n > 1 else (squares[0], int(counts[0]))
     write_importance(path.parent / IMATRIX, sums, ["made.txt"], 1, 512, WriteOptions(force=True))
+    return path
+
+
+def write_tiny(folder: Path) -> Path:
+    """The tiny model in F32: rows of 256 and 512; beside it TINY_IMATRIX, the same on every machine: larger columns
+    matter more."""
+    path = write(folder / "f32.gguf", in_type("F32"))
+    with open_gguf(path) as file:
+        sums = {
+            info.name: (1.0 + np.arange(info.shape[1]) % 7, 2)
+            for info in file.tensors.values()
+            if len(info.shape) == 2 and not info.name.startswith("token_embd")
+        }
+    write_importance(folder / TINY_IMATRIX, sums, ["made.txt"], 1, 512)
     return path
 
 

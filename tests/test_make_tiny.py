@@ -292,6 +292,7 @@ def test_what_rests_on_the_model_is_made_by_scripts_that_exist(monkeypatch, caps
     listed = capsys.readouterr().out
     assert "decisions: python tools/record_llama_cpp.py" in listed
     assert "(SKIPPED: needs --llama-bin)" in listed
+    assert "(SKIPPED: needs --broken-bin)" in listed
     assert make_derived.main(["--from", "nothing"]) == 2
     assert "expected one of decisions, " in capsys.readouterr().err
 
@@ -307,3 +308,17 @@ def test_a_step_that_fails_ends_the_run_and_says_how_to_go_on(monkeypatch, capsy
     assert make_derived.main(["--run"]) == 2
     assert "bad: exit 3; after mending it: --from 'bad'" in capsys.readouterr().err
     assert mark.read_text() == "x"
+
+
+def test_a_folder_of_programs_goes_into_the_steps_that_need_it(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import make_derived
+
+    wrote = tmp_path / "wrote"
+    code = f"import sys; open({str(wrote)!r}, 'a').write(sys.argv[1] + ' ')"
+    steps = [make_derived.Step(need, ("-c", code, f"{need.upper()}_BIN/.."), "", need) for need in ("llama", "broken")]
+    monkeypatch.setattr(make_derived, "STEPS", steps)
+    assert make_derived.main(["--run", "--llama-bin", str(tmp_path)]) == 0
+    assert wrote.read_text() == f"{tmp_path.resolve()}/.. "
+    assert make_derived.main(["--run", "--broken-bin", str(tmp_path / "no")]) == 2
+    assert "--broken-bin: " in capsys.readouterr().err

@@ -20,30 +20,22 @@ from mtpref.heads.quantize.mixture import Item, fitting
 from mtpref.spec.quants import dequantize
 from tests.broken_heads import edited, in_type, is_eh_proj, one_nan, write
 from tests.gguf_copy import llama_cpp
+from tests.quantize_cases import TINY_IMATRIX, TINY_MIXTURES, write_tiny
+from tools import record_quantisers
 
 pytest.importorskip("libgguf", reason="K-quants need the extra quantize")
 RECORDED = json.loads((Path(__file__).parent / "data" / "quantized.json").read_text())
 HEAD = "blk.4."
-MIXES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The tiny model in F32: rows of 256 and 512."""
-    return write(tmp_path_factory.mktemp("q") / "f32.gguf", in_type("F32"))
+    return write_tiny(tmp_path_factory.mktemp("q"))
 
 
 @pytest.fixture(scope="module")
-def importance(tmp_path_factory, source):
-    """Made up, the same on every machine: larger columns matter more."""
-    path = tmp_path_factory.mktemp("i") / "made.gguf"
-    sums = {}
-    with open_gguf(source) as file:
-        for info in file.tensors.values():
-            if len(info.shape) == 2 and not info.name.startswith("token_embd"):
-                sums[info.name] = (1.0 + np.arange(info.shape[1]) % 7, 2)
-    write_importance(path, sums, ["made.txt"], 1, 512)
-    return path
+def importance(source):
+    return source.with_name(TINY_IMATRIX)
 
 
 def quantized(source, tmp_path, mixture, **wanted):
@@ -59,7 +51,7 @@ def types_of(path):
 # LLAMA.CPP'S MIXTURES
 
 
-@pytest.mark.parametrize("mixture", MIXES)
+@pytest.mark.parametrize("mixture", [name for name in TINY_MIXTURES if " " not in name])
 def test_pure_llama_is_llama_quantize_byte_for_byte(source, tmp_path, mixture):
     """Against recorded hashes; test_live_llama_quantize makes them anew."""
     _, target = quantized(source, tmp_path, mixture, pure_llama=True)
@@ -70,22 +62,16 @@ def test_pure_llama_is_llama_quantize_byte_for_byte(source, tmp_path, mixture):
 def test_an_importance_matrix_gives_llama_quantizes_bytes(source, importance, tmp_path, mixture):
     found = read_importance(importance)
     settings = Settings(
-        wanted=Wanted(mixture=mixture, pure_llama=True, has_imatrix=True), importance=found, importance_name="made.gguf"
+        wanted=Wanted(mixture=mixture, pure_llama=True, has_imatrix=True),
+        importance=found,
+        importance_name=TINY_IMATRIX,
     )
     quantize_file(source, tmp_path / "out.gguf", settings)
     assert hashlib.sha256((tmp_path / "out.gguf").read_bytes()).hexdigest() == RECORDED[mixture + " imatrix"]
 
 
-def test_live_llama_quantize(source, importance, tmp_path):
-    import subprocess
-
-    program = str(llama_cpp("llama-quantize"))
-    for key, hash in RECORDED.items():
-        mixture, _, weighted = key.partition(" ")
-        flags = ["--imatrix", importance.name] if weighted else []
-        command = [program, *flags, str(source), str(tmp_path / "t.gguf"), mixture, "1"]
-        subprocess.run(command, check=True, capture_output=True, cwd=importance.parent)
-        assert hashlib.sha256((tmp_path / "t.gguf").read_bytes()).hexdigest() == hash, key
+def test_live_llama_quantize():
+    assert record_quantisers.record_tiny(llama_cpp("llama-quantize")) == RECORDED
 
 
 def model_of(n_blocks, n_embd=256, n_ff=512):

@@ -4,7 +4,9 @@ Without ``--run`` the steps are listed, each with its command and what it needs.
 the first that fails ends the run, and ``--from NAME`` goes on there. A step whose need is not given is skipped and said
 to be. What no command makes is listed last, under "by hand".
 
-    python tools/make_derived.py --run --llama-bin LLAMA_CPP/build/bin
+    python tools/make_derived.py --run --llama-bin LLAMA_CPP/build/bin --broken-bin BROKEN/build/bin
+
+BROKEN is a llama.cpp with tests/data/llama_cpp/broken/broken.patch. Prompts are those of tools/tiny/prompts.py.
 """
 
 from __future__ import annotations
@@ -18,20 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+
+from tiny.prompts import DECISIONS, HF_TEXT  # noqa: E402
 
 from mtpref.base.errors import MtprefError  # noqa: E402
 
 TINY = "mtpref/data/tiny.gguf"
-HF_TEXT = '''def read_lines(path, encoding="utf-8"):
-    """Return the lines of a file."""
-    with open(path) as file:
-'''
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command and what it makes. needs: "", "llama" (the programs), "torch" (the extra `oracle`)."""
+    """A command and what it makes. needs: "", "llama" and "broken" (folders of programs), "torch" (extra `oracle`)."""
 
     name: str
     command: tuple[str, ...]
@@ -43,13 +43,30 @@ def _step(name: str, command: str, makes: str, needs: str = "") -> Step:
     return Step(name, tuple(command.split()), makes, needs)
 
 
-PROMPTS = ("def main(argv):", "class Point:", "import os", "This module provides")
 STEPS = (
     Step(
         "decisions",
         ("tools/record_llama_cpp.py", "--llama-bin", "LLAMA_BIN", "-m", TINY, "-o", "tests/data/llama_cpp")
-        + tuple(part for prompt in PROMPTS for part in ("-p", prompt)),
+        + tuple(part for prompt in DECISIONS for part in ("-p", prompt)),
         "tests/data/llama_cpp/tiny.log.gz and tiny.results.gguf",
+        "llama",
+    ),
+    _step(
+        "logs",
+        "tools/record_logs.py --llama-bin LLAMA_BIN",
+        "tests/data/llama_cpp/logs, tests/data/rates",
+        "llama",
+    ),
+    _step(
+        "broken builds",
+        "tools/record_broken.py --llama-bin BROKEN_BIN --model tiny -o tests/data/llama_cpp/broken",
+        "tests/data/llama_cpp/broken/*.tiny.log.gz",
+        "broken",
+    ),
+    _step(
+        "quantisations",
+        "tools/record_quantisers.py --llama-cpp LLAMA_BIN/.. --tiny",
+        "tests/data/quantized.json",
         "llama",
     ),
     Step(
@@ -70,6 +87,11 @@ STEPS = (
         "tools/evaluate_diagnose.py render results-dump.jsonl results-log.jsonl --page docs/diagnosis.md",
         "the matrices in docs/diagnosis.md",
     ),
+    _step(
+        "diagnosis of broken builds",
+        "tools/diagnose_broken.py --model tiny",
+        "a column of a table in docs/diagnosis.md",
+    ),
     _step("probe", "tools/write_probe.py", "docs/probe.md"),
     _step("head quantisations", "tools/compare_head_quants.py", "a table in docs/keeping-the-head.md"),
     _step("story", "tools/write_story.py", "docs/pr-20700.md"),
@@ -86,9 +108,7 @@ BY_HAND = (
     "docs/models.md: the card; docs/tiny-training-log.csv: the log of the run",
     "docs/plan.md and docs/adaptive.md: python tools/check_plan.py, python tools/compare_adaptive.py (times)",
     "docs/checks.md: rounds and near ties of llama.cpp's runs of the tiny model",
-    "tests/data/quantized.json: MTPREF_LLAMA_CPP=DIR python -m pytest tests/test_quantize.py -k live",
-    "tests/data/rates, tests/data/llama_cpp/logs: commands in the README.md files there",
-    "tests/data/llama_cpp/broken/*.tiny.log.gz: a llama.cpp with the changes of broken/README.md",
+    "docs/diagnosis.md: words on the table of broken builds, and limits that were measured on the tiny model",
     "values in tests: python -m pytest, then each that names what the old model said",
 )
 
@@ -101,18 +121,23 @@ def hf_tokens() -> str:
     return ",".join(map(str, ids))
 
 
-def missing(step: Step, llama_bin: Path | None) -> str:
+Bins = dict[str, Path | None]  # by what a step needs
+
+
+def missing(step: Step, bins: Bins) -> str:
     """What a step needs and does not have."""
-    if step.needs == "llama" and llama_bin is None:
-        return "--llama-bin"
+    if step.needs in bins and bins[step.needs] is None:
+        return f"--{step.needs}-bin"
     if step.needs == "torch" and importlib.util.find_spec("transformers") is None:
         return "torch and transformers (pip install '.[oracle]')"
     return ""
 
 
-def run(step: Step, llama_bin: Path | None) -> None:
+def run(step: Step, bins: Bins) -> None:
     """Run one step; MtprefError where it fails."""
-    parts = [str(llama_bin) if part == "LLAMA_BIN" else part for part in step.command]
+    parts = list(step.command)
+    if step.needs in bins:
+        parts = [part.replace(f"{step.needs.upper()}_BIN", str(bins[step.needs])) for part in parts]
     if "HF_TOKENS" in parts:
         parts[parts.index("HF_TOKENS")] = hf_tokens()
     started = time.monotonic()
@@ -127,12 +152,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", action="store_true", help="run the steps (default: list them)")
     parser.add_argument("--from", dest="first", metavar="NAME", help="begin with this step")
     parser.add_argument("--llama-bin", type=Path, help="folder of llama.cpp's programs")
+    parser.add_argument("--broken-bin", type=Path, help="that of a build with broken.patch")
     args = parser.parse_args(argv)
     names = [step.name for step in STEPS]
     if args.first is not None and args.first not in names:
         raise MtprefError(f"--from: no step {args.first!r}, expected one of {', '.join(names)}")
-    if args.llama_bin is not None and not args.llama_bin.is_dir():
-        raise MtprefError(f"--llama-bin: {args.llama_bin} is no folder, expected that of llama.cpp's programs")
+    for flag in ("llama_bin", "broken_bin"):
+        folder = getattr(args, flag)
+        if folder is not None and not folder.is_dir():
+            raise MtprefError(
+                f"--{flag.replace('_', '-')}: {folder} is no folder, expected that of llama.cpp's programs"
+            )
+        if folder is not None:
+            setattr(args, flag, folder.resolve())
     return args
 
 
@@ -140,12 +172,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parse_args(argv)
         names = [step.name for step in STEPS]
+        bins: Bins = {"llama": args.llama_bin, "broken": args.broken_bin}
         for step in STEPS[names.index(args.first) if args.first else 0 :]:
-            lacks = missing(step, args.llama_bin)
+            lacks = missing(step, bins)
             command = " ".join(repr(part) if " " in part else part for part in step.command)
             print(f"{step.name}: python {command}  ->  {step.makes}" + (f"  (SKIPPED: needs {lacks})" if lacks else ""))
             if args.run and not lacks:
-                run(step, args.llama_bin)
+                run(step, bins)
     except MtprefError as error:
         print(f"make_derived: {error}", file=sys.stderr)
         return 2

@@ -3,9 +3,11 @@
     python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build            # needs shared libraries
     python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build --files    # needs bin/llama-quantize
     python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build --streams  # the same, of deepseek4
+    python tools/record_quantisers.py --llama-cpp PATH/TO/llama.cpp/build --tiny     # of the embedded tiny model
 
 --files: the type of each tensor and the digest of each file that llama-quantize makes of tests/quantize_cases.py's, for
-every mixture, and for three with an importance matrix; one thread. Without it:
+every mixture, and for three with an importance matrix; one thread. --tiny: the digests alone of what it makes of the
+tiny model in F32. Without any of these:
 
 Calls the quantize_row_*_ref functions of Q8_0, Q8_1 and Q8_K (activations) and of Q4_0, Q4_1, Q5_0 and Q5_1 (weights),
 ggml_fp32_to_bf16_row_ref and ggml_fp32_to_fp16_row of libggml-base through ctypes. Inputs are made here from seeds:
@@ -34,6 +36,7 @@ from tests.random_weights import bits, normal  # noqa: E402
 
 DEFAULT_OUT = ROOT / "tests" / "data" / "quantisers.npz"
 FILES_OUT = ROOT / "tests" / "data" / "quantized_moe.json"
+TINY_OUT = ROOT / "tests" / "data" / "quantized.json"
 STREAMS_OUT = ROOT / "tests" / "data" / "quantized_streams.json"
 WITH_IMATRIX = ("Q4_K_M", "Q4_0", "Q5_0")
 F32 = NDArray[np.float32]
@@ -146,6 +149,21 @@ def record_files(program: Path, archs: tuple[str, ...] = ()) -> dict[str, dict[s
     return found
 
 
+def record_tiny(program: Path) -> dict[str, str]:
+    """Mixture, or "MIXTURE imatrix" -> sha256 of the file that llama-quantize makes of the tiny model in F32."""
+    from tests import quantize_cases as cases
+
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = cases.write_tiny(Path(folder)), Path(folder) / "out.gguf"
+        for key in cases.TINY_MIXTURES:
+            flags = ["--imatrix", cases.TINY_IMATRIX] if key.endswith("imatrix") else []
+            command = [str(program), *flags, source.name, out.name, key.partition(" ")[0], "1"]
+            subprocess.run(command, check=True, capture_output=True, cwd=folder)
+            found[key] = hashlib.sha256(out.read_bytes()).hexdigest()
+    return found
+
+
 def record_streams(program: Path) -> dict[str, Any]:
     """The digest of each file that llama-quantize makes of a planted model of deepseek4, whole, trunk or head."""
     import make_micro
@@ -173,14 +191,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", action="append", default=[], help="of --files only these, beside what is recorded")
     parser.add_argument("--streams", action="store_true", help="the same of the models of several streams")
     parser.add_argument("--out", type=Path, help="default: in tests/data")
+    parser.add_argument("--tiny", action="store_true", help="record what llama-quantize makes of the tiny model")
     args = parser.parse_args(argv)
-    if args.files or args.streams:
+    if args.files or args.streams or args.tiny:
         program = args.llama_cpp.resolve() / "bin" / "llama-quantize"
         if not program.exists():
             print(f"error: {program}: not there, expected a build of llama-quantize", file=sys.stderr)
             return 2
-        out = args.out or (STREAMS_OUT if args.streams else FILES_OUT)
-        made = record_streams(program) if args.streams else record_files(program, tuple(args.arch))
+        out = args.out or (TINY_OUT if args.tiny else STREAMS_OUT if args.streams else FILES_OUT)
+        made: dict[str, Any]
+        if args.tiny:
+            made = record_tiny(program)
+        else:
+            made = record_streams(program) if args.streams else record_files(program, tuple(args.arch))
         if args.arch:
             made = json.loads(out.read_text()) | made
         out.write_text(json.dumps(made, indent=1) + "\n")
