@@ -31,7 +31,7 @@ PAGE = GOLDEN / "kill-matrix.md"
 # them does not run the case.
 SETTINGS = (
     "L4-p-min", "L10-trimmed-vocabulary", "L11-activation-quantisation", "L12-longer-drafts", "L13-cooldown",
-    "L16-indexer-unrotated", "L17-values-scaled-first",
+    "L16-indexer-unrotated", "L17-values-scaled-first", "L18-window-of-transformers",
 )  # fmt: skip
 OWN_FLAGS = {
     "basic": "an ordinary case without edges: if it fails, suspect the harness first",

@@ -1,5 +1,6 @@
-"""Families A, C, G and K, assistants: a head that is a model of its own, and reads its target's cells."""
+"""Families A, G, K and L, assistants: a head that is a model of its own, and reads its target's cells."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 from typing import Any
@@ -77,38 +78,48 @@ POSITION_ADVANCES = Fault(
 )  # fmt: skip
 
 
-def _rejected_seen(model: Model) -> Model:
-    """Remembers each state as it is before a roll back; a draft reads that one."""
+def _keeping_rejected(model: Model, n_kept: Callable[[int], int]) -> Recipe:
+    """The recipe in which a draft reads the state as it was before the roll back, with n_kept(n) of n rejected
+    tokens."""
     table: Steps = model.recipe.steps
     left: dict[str, Any] = {}
 
     def choose_plane(state: ModelState, n_drop: int) -> None:
-        whole = _kept(state, n_drop)
+        before = _copied(state, n_drop)
+        before.choose_plane(n_drop - n_kept(n_drop))
         table.choose_plane(state, n_drop)
-        left.update(whole=whole, state=state, n_past=state.n_past)
+        left.update(before=before, state=state, n_past=state.n_past)
 
     def cells_to_read(state: ModelState, id_last: int) -> ModelState:
         if left.get("state") is state and left["n_past"] == state.n_past:
-            return left["whole"]
+            before: ModelState = left["before"]
+            return before
         return table.cells_to_read(state, id_last)
 
+    return model.recipe.with_steps(choose_plane=choose_plane, cells_to_read=cells_to_read)
+
+
+def _copied(state: ModelState, n_drop: int) -> ModelState:
+    """The state with copies of the cells that a roll back cuts: later passes write over them."""
+    before = state.branch()
+    for layer in before.layers if n_drop else ():
+        for name in (spec.name for spec in layer.specs if spec.positional):
+            layer.arrays[name] = layer.arrays[name][: state.n_past].copy()
+    return before
+
+
+def _all_rejected_seen(model: Model) -> Model:
     def entries(ops: Ops) -> OpEntries:
         def unscaled_seen(own: Ops, cfg: Any, q: F32, k: Any, v: Any, kv_type: str, pos: Any, last: int) -> F32:
             return ops.unscaled_seen(own, cfg, q, k, v, kv_type, np.maximum(pos, last + 1), last)
 
         return {"unscaled_seen": unscaled_seen}
 
-    recipe: Recipe = head_ops(entries)(model.recipe)
-    return replace(model, recipe=recipe.with_steps(choose_plane=choose_plane, cells_to_read=cells_to_read))
+    return replace(model, recipe=head_ops(entries)(_keeping_rejected(model, lambda n: n)))
 
 
-def _kept(state: ModelState, n_drop: int) -> ModelState:
-    """The state with copies of the cells that a roll back cuts: later passes write over them."""
-    whole = state.branch()
-    for layer in whole.layers if n_drop else ():
-        for name in (spec.name for spec in layer.specs if spec.positional):
-            layer.arrays[name] = layer.arrays[name][: state.n_past].copy()
-    return whole
+def _first_rejected_seen(model: Model) -> Model:
+    return replace(model, recipe=_keeping_rejected(model, lambda n: min(n, 1)))
 
 
 REJECTED_SEEN = Fault(
@@ -125,8 +136,23 @@ REJECTED_SEEN = Fault(
     ),
     needs=("mtp", "snapshot"),
     where=("assistant",),
-    apply_model=_rejected_seen,
+    apply_model=_all_rejected_seen,
 )
+
+FIRST_REJECTED_SEEN = Fault(
+    id="K17b-first-rejected-cell-seen",
+    title="The assistant sees the cell of the first rejected token",
+    mechanism="The target's cells are cut to the length of the text, which counts the token that the draft goes on "
+    "from. That one has no cell yet: what stands in its place is the rejected token's.",
+    bug_type="OFF_BY_ONE",
+    replaces=("steps.cells_to_read", "steps.choose_plane"),
+    predicted=Signature("", "a little lower", split="after a partial acceptance lower, after a full one the same"),
+    seen=(("transformers 5.24, read and not run",
+           "https://github.com/huggingface/transformers/blob/main/src/transformers/generation/candidate_generator.py"),),
+    needs=("mtp", "snapshot"),
+    where=("assistant",),
+    apply_model=_first_rejected_seen,
+)  # fmt: skip
 
 
 def _by_depth(model: Model) -> Model:
@@ -152,21 +178,28 @@ OTHER_LAYERS_READ = Fault(
 )
 
 
-def _without_window(model: Model) -> Model:
-    """The target's layers that are read keep cells as far back as WIDEST; their own window stays."""
-    n = min(WIDEST, model.config.n_ctx_train) + 1
+def _with_window(model: Model, width: Callable[[int], int]) -> Model:
+    """The assistant with windows of width(n) in place of n. The target's layers that they read keep cells as far back;
+    their own window stays."""
 
     def wide(layer: Layer) -> Layer:
-        kind = layer.block.mixer
+        kind, n = layer.block.mixer, width(n_window(layer))
         keeping = replace(kind, state=lambda cfg, kv_type: kind.state(replace(cfg, n_window=n), kv_type))
         return replace(layer, block=replace(layer.block, mixer=keeping))
 
     def changed(head: Head, layers: list[Layer]) -> list[Layer]:
-        return [replace(one, cfg=replace(one.cfg, n_window=n)) if n_window(one) else one for one in layers]
+        return [
+            replace(one, cfg=replace(one.cfg, n_window=width(n_window(one)))) if n_window(one) else one
+            for one in layers
+        ]
 
     read = {layer.cfg.source for head in model.heads for layer in (*head.before, head.layer) if n_window(layer)}
     layers = tuple(wide(layer) if il in read else layer for il, layer in enumerate(model.layers))
     return _stacks(replace(model, layers=layers), changed)
+
+
+def _without_window(model: Model) -> Model:
+    return _with_window(model, lambda n: max(n, min(WIDEST, model.config.n_ctx_train)) + 1)
 
 
 WINDOW_IGNORED = Fault(
@@ -180,6 +213,20 @@ WINDOW_IGNORED = Fault(
     seen=(("mobius #363", "https://github.com/onnxruntime/mobius/pull/363"),),
     where=("assistant with a window",),
     apply_model=_without_window,
+)
+
+WINDOW_OF_TRANSFORMERS = Fault(
+    id="L18-window-of-transformers",
+    title="The assistant's windows are those of transformers",
+    mechanism="A layer of the assistant with a window of n sees the n + 1 cells before its position, as transformers' "
+    "mask has it; in llama.cpp it sees n - 1, the window counting the position itself. Which of them an assistant was "
+    "trained with is not known.",
+    bug_type="LOOK_ALIKE",
+    replaces=("heads.layer", "layers"),
+    predicted=Signature("mtp_kqv_out", "nearly the same", drift="only in texts longer than the window"),
+    seen=(("transformers", "https://github.com/huggingface/transformers"),),
+    where=("assistant with a window",),
+    apply_model=lambda model: _with_window(model, lambda n: n + 2),
 )
 
 # ------------------------------------------------------------------------------------------------------- the graph

@@ -209,6 +209,8 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         lambda m: m.own_rows == ("pre", "pre") and m.can_take(replace(m.recipe.contract, hidden="post", chain="post")),
     ),
     "own cells": ("a head with cells of its own", lambda m: all(head.keeps_cells for head in m.heads)),
+    "own rows": ("a head that hands on rows as its block makes them", lambda m: not m.has_assistant),
+    "input norms": ("norms of what comes into the head", lambda m: all(head.weights.enorm.size for head in m.heads)),
     "assistant": ("an assistant", lambda m: m.has_assistant),
     "assistant of several layers": (
         "an assistant of two layers of a kind, and a target of as many with other cells",
