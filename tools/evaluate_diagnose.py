@@ -100,8 +100,8 @@ LATENT_Q8, OLD_Q8 = "micro-deepseek2-q8_0", "micro-deepseek2-old-q8_0"
 INDEXED, INDEXED_YARN, INDEXED_Q8 = (f"micro-deepseek32-{name}" for name in ("f32", "yarn-f32", "q8_0"))
 SHARING, SHARING_YARN = "micro-glm-dsa-f32", "micro-glm-dsa-yarn-f32"
 STREAMS, STREAMS_OWN, STREAMS_Q8 = (f"micro-deepseek4-{name}" for name in ("f32", "own-f32", "q8_0"))
-GEMMA, GEMMA_EDGE, GEMMA_MOE, GEMMA_APART = (f"micro-gemma4-{name}f32" for name in ("", "edge-30-", "moe-", "apart-90-"))
-GEMMA_Q8, GEMMA_MOE_Q8 = "micro-gemma4-q8_0", "micro-gemma4-moe-q8_0"
+GEMMA, GEMMA_MOE, GEMMA_Q8, GEMMA_MOE_Q8 = (f"micro-gemma4-{name}" for name in ("f32", "moe-f32", "q8_0", "moe-q8_0"))
+GEMMA_EDGE, GEMMA_APART = "micro-gemma4-edge-30-f32", "micro-gemma4-apart-90-f32"
 PORTS = {
     "usual": Ports(
         DUMPS,
@@ -193,9 +193,7 @@ class Models:
         if key not in self._loaded:
             recipe = make_recipe(numerics, use_kernels=use_kernels)
             own = self._path(make_micro.assistant_of(name)) if name in make_micro.STANDARD_GEMMA else None
-            self._loaded[key] = load(
-                self._path(name), recipe, kv_type=kv_type, kv_type_draft=kv_type, model_draft=own
-            )
+            self._loaded[key] = load(self._path(name), recipe, kv_type=kv_type, kv_type_draft=kv_type, model_draft=own)
         return self._loaded[key]
 
     def _path(self, name: str) -> Path:

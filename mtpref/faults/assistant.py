@@ -33,7 +33,26 @@ def _stacks(model: Model, changed: Any) -> Model:
 # ------------------------------------------------------------------------------------------------ the target's cells
 
 
+def _keeping(model: Model, width: Callable[[int], int]) -> Model:
+    """The model whose target keeps, in the layers with a window that the assistant reads, the cells that a window of
+    width(n) in place of n needs; the target's own window stays."""
+
+    def wide(layer: Layer) -> Layer:
+        kind, n = layer.block.mixer, width(n_window(layer))
+        keeping = replace(kind, state=lambda cfg, kv_type: kind.state(replace(cfg, n_window=n), kv_type))
+        return replace(layer, block=replace(layer.block, mixer=keeping))
+
+    read = {layer.cfg.source for head in model.heads for layer in (*head.before, head.layer) if n_window(layer)}
+    return replace(model, layers=tuple(wide(layer) if il in read else layer for il, layer in enumerate(model.layers)))
+
+
+def _one_more(n: int) -> int:
+    """For the cell at the query's own position, which nothing else needs."""
+    return n + 1
+
+
 def _sees_opening(model: Model) -> Model:
+    model = _keeping(model, _one_more)
     before = model.recipe.steps.cells_to_read
 
     def cells_to_read(state: ModelState, id_last: int) -> ModelState:
@@ -49,10 +68,10 @@ OPENING_SEEN = Fault(
     id="K15-opening-cell-seen",
     title="The assistant sees the cell of the token that it drafts after",
     mechanism="The draft attends to the target's cells 0 .. n instead of 0 .. n - 1: the target has run the opening "
-    "token before the draft, or the length that the draft is given counts it. The assistant was trained without that key, "
-    "at the very position of its query.",
+    "token before the draft, or the length that the draft is given counts it. The assistant was trained without that "
+    "key, at the very position of its query.",
     bug_type="OFF_BY_ONE",
-    replaces=("steps.cells_to_read",),
+    replaces=("layers", "steps.cells_to_read"),
     predicted=Signature("mtp_kqv_out", "a little lower in every step"),
     where=("assistant",),
     apply_model=_sees_opening,
@@ -66,8 +85,8 @@ def _advances(pos0: int, step: int, n_rows: int, reads_target: bool) -> int:
 POSITION_ADVANCES = Fault(
     id="K16-position-advances",
     title="The assistant's position advances with the steps of a draft",
-    mechanism="Step i is turned for position n + i, as that of any other head is. An assistant is trained with position "
-    "n in every step: its queries move away from keys that stay.",
+    mechanism="Step i is turned for position n + i, as that of any other head is. An assistant is trained with "
+    "position n in every step: its queries move away from keys that stay.",
     bug_type="WRONG_RULE",
     replaces=("steps.draft_position",),
     predicted=Signature("", "a1 the same, a2 and later a little lower"),
@@ -119,6 +138,7 @@ def _all_rejected_seen(model: Model) -> Model:
 
 
 def _first_rejected_seen(model: Model) -> Model:
+    model = _keeping(model, _one_more)
     return replace(model, recipe=_keeping_rejected(model, lambda n: min(n, 1)))
 
 
@@ -145,7 +165,7 @@ FIRST_REJECTED_SEEN = Fault(
     mechanism="The target's cells are cut to the length of the text, which counts the token that the draft goes on "
     "from. That one has no cell yet: what stands in its place is the rejected token's.",
     bug_type="OFF_BY_ONE",
-    replaces=("steps.cells_to_read", "steps.choose_plane"),
+    replaces=("layers", "steps.cells_to_read", "steps.choose_plane"),
     predicted=Signature("", "a little lower", split="after a partial acceptance lower, after a full one the same"),
     seen=(("transformers 5.24, read and not run",
            "https://github.com/huggingface/transformers/blob/main/src/transformers/generation/candidate_generator.py"),),
@@ -179,13 +199,7 @@ OTHER_LAYERS_READ = Fault(
 
 
 def _with_window(model: Model, width: Callable[[int], int]) -> Model:
-    """The assistant with windows of width(n) in place of n. The target's layers that they read keep cells as far back;
-    their own window stays."""
-
-    def wide(layer: Layer) -> Layer:
-        kind, n = layer.block.mixer, width(n_window(layer))
-        keeping = replace(kind, state=lambda cfg, kv_type: kind.state(replace(cfg, n_window=n), kv_type))
-        return replace(layer, block=replace(layer.block, mixer=keeping))
+    """The assistant with windows of width(n) in place of n, and a target that keeps the cells for them."""
 
     def changed(head: Head, layers: list[Layer]) -> list[Layer]:
         return [
@@ -193,9 +207,7 @@ def _with_window(model: Model, width: Callable[[int], int]) -> Model:
             for one in layers
         ]
 
-    read = {layer.cfg.source for head in model.heads for layer in (*head.before, head.layer) if n_window(layer)}
-    layers = tuple(wide(layer) if il in read else layer for il, layer in enumerate(model.layers))
-    return _stacks(replace(model, layers=layers), changed)
+    return _stacks(_keeping(model, width), changed)
 
 
 def _without_window(model: Model) -> Model:
@@ -281,8 +293,8 @@ def _scaled_by_own_width(model: Model) -> Model:
 SCALED_BY_OWN_WIDTH = Fault(
     id="G20b-embedding-of-own-width",
     title="The target's embedding is scaled by the assistant's width",
-    mechanism="The factor sqrt(n_embd) takes the n_embd of the file that is being run, the assistant's, and not that of "
-    "the target whose row it is.",
+    mechanism="The factor sqrt(n_embd) takes the n_embd of the file that is being run, the assistant's, and not that "
+    "of the target whose row it is.",
     bug_type="WRONG_RULE",
     replaces=("mtp_ops.scaled_embedding",),
     predicted=Signature("mtp_inp_embd_target", "lower"),

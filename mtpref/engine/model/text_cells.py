@@ -48,8 +48,7 @@ class TextCells:
                     self._put(il, spec, first, layer.arrays[spec.name][first : state.n_past])
                 else:
                     self._put_windows(il, spec, state.n_past, layer)
-        n_planes = min((len(next(iter(state.layers[il].planes.values()), [0])) for il in self.layers), default=1)
-        self._ends |= set(range(state.n_past - n_planes + 1, state.n_past + 1))
+        self._ends |= set(range(state.n_past - self._n_whole(state, state.n_past - first) + 1, state.n_past + 1))
         self.n_past = state.n_past
 
     def at(self, n_past: int) -> ModelState:
@@ -71,6 +70,11 @@ class TextCells:
                 state.layers[il].arrays[spec.name] = self._cells[il, spec.name][low:n_past]
         state.n_past = n_past
         return state
+
+    def _n_whole(self, state: ModelState, n_new: int) -> int:
+        """At how many of the last positions every cell is known."""
+        windowed = [state.layers[il] for il in self.layers if any(not s.positional for s in state.layers[il].specs)]
+        return min((len(next(iter(layer.planes.values()), [0])) for layer in windowed), default=n_new)
 
     def _put_windows(self, il: int, spec: StateSpec, n_past: int, layer: LayerState) -> None:
         planes = layer.planes.get(spec.name, layer.arrays[spec.name][None])

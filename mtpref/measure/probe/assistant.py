@@ -68,18 +68,27 @@ class AssistantWindow:
         """Drafts that go on from step 1 at these positions."""
         return AssistantChains(self, positions)
 
-    def logits(self, post: F32, step: int = 0) -> Iterator[tuple[int, F32]]:
+    def logits(self, rows: Hidden, step: int = 0) -> Iterator[tuple[int, F32]]:
         """The logits of the assistant's rows, a bounded number at a time: (index of the first row, logits)."""
-        return tiles(self.model, self.model.heads[0].weights.shared_head_head, post)
+        return tiles(self.model, self.model.heads[0].weights.shared_head_head, rows.pre)
 
     def run(self, ids: Ints | NDArray[np.int32], rows: F32, positions: Ints, step: int) -> Hidden:
-        """A step of a draft at each of these positions."""
+        """A step of a draft at each of these positions.
+
+        Returns   pre: the normed rows, which the output is multiplied with; post: the rows for the next step
+        """
         steps, contract = self.model.recipe.steps, self.model.recipe.contract
         read = [self.cells.at(int(p)) for p in positions]
         at = [steps.draft_position(int(p), step, 1, True) for p in positions]
         pos = np.concatenate([steps.mtp_positions(p, 1, contract) for p in at])
-        model = _by_row(self.model, read, pos)
-        return model.mtp(read[0], ids.tolist(), rows, int(positions[0]), n_logits=0).hidden
+        model, normed = _by_row(self.model, read, pos), list[F32]()
+
+        def tap(name: str, array: NDArray) -> None:
+            if name == "mtp_shared_head_norm":
+                normed.append(np.array(array, np.float32))
+
+        out = model.mtp(read[0], ids.tolist(), rows, int(positions[0]), n_logits=0, tap=tap)
+        return Hidden(normed[0], out.hidden.post)
 
 
 class AssistantChains:

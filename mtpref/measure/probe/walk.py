@@ -223,7 +223,7 @@ class _Recorder:
     def _read(self, rows: Hidden, at: Ints, step: int) -> Ints:
         """What the head proposes at these rows of the record, as the loop reads it (S22)."""
         model, out = self.head.model, self.out
-        for first, logits in self.head.logits(rows.post, step):
+        for first, logits in self.head.logits(rows, step):
             for i, row in zip(at[first : first + len(logits)], logits, strict=True):
                 compact, p = model.recipe.ops.top_candidates(row)
                 ids = compact if model.d2t is None else model.d2t[compact]
