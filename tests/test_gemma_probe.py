@@ -26,12 +26,16 @@ def model_of(name, numerics="ggml", contract="llama.cpp"):
     return load(standard(name), make_recipe(numerics, parse_contract(contract)), model_draft=assistant(name))
 
 
-@pytest.mark.parametrize(("name", "contract"), [(PLAIN, "llama.cpp"), (EDGE, "hidden=pre"), (MOE, "pos_offset=-1"),
-                                                (APART, "concat=he")])  # fmt: skip
+OTHERS = [(EDGE, "hidden=pre"), (MOE, "pos_offset=-1"), (APART, "concat=he")]
+
+
+@pytest.mark.parametrize(
+    ("name", "contract"), [(PLAIN, "llama.cpp"), *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHERS)]
+)
 def test_drafts_are_the_loops_to_the_bit(name, contract):
     """Over chunks that are longer than a window, and shorter."""
     model = model_of(name, contract=contract)
-    run = run_decoder(model, PROMPT, 16, n_max=3)
+    run = run_decoder(model, PROMPT, 12, n_max=3)
     rounds = [event for event in run.events if isinstance(event, Drafted)]
     for n_batch in (512, 2):
         assert_same_drafts(run, whole(model, PROMPT + run.ids, 3, n_batch=n_batch), rounds)

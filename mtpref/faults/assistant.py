@@ -297,7 +297,7 @@ SCALED_BY_OWN_WIDTH = Fault(
     "of the target whose row it is.",
     bug_type="WRONG_RULE",
     replaces=("mtp_ops.scaled_embedding",),
-    predicted=Signature("mtp_inp_embd_target", "lower"),
+    predicted=Signature("mtp_inp_embd_target", "lower in a trained assistant; a planted one has fewer mistakes"),
     where=("assistant",),
     apply_model=_scaled_by_own_width,
 )
