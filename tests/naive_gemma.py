@@ -211,8 +211,14 @@ def trunk(weights: Weights, hparams: HParams, tokens: list[int]) -> TrunkResult:
 Model = tuple[HParams, Weights]
 
 
-def assistant(own: Model, target: Model, token: int, hidden: Array, cells: list[Cells], pos0: int) -> Step:
-    """One step: the token and a row of the target's width, at position pos0, over the cells of positions before it."""
+def assistant(
+    own: Model, target: Model, token: int, hidden: Array, cells: list[Cells], pos0: int, n_cells: int | None = None
+) -> Step:
+    """One step: the token and a row of the target's width, at position pos0, over the cells of positions before it.
+
+    n_cells  cells that are there, where it is not that many
+    """
+    n_cells = pos0 if n_cells is None else n_cells
     hparams, weights = own
     embd = naive.f64(target[1]["token_embd.weight"])[token] * math.sqrt(len(hidden))
     x = naive.matmul(weights["nextn.pre_projection.weight"], np.concatenate([embd, naive.f64(hidden)]))[None]
@@ -221,7 +227,7 @@ def assistant(own: Model, target: Model, token: int, hidden: Array, cells: list[
         h = naive.rms_norm(x, weights[f"blk.{il}.attn_norm.weight"], eps_of(hparams))
         read = cells[-2 if has_window(hparams, il) else -1]
         q = queries(weights, hparams, il, h, [pos0])
-        o = attend(hparams, il, q, [pos0], Cells(read.k[:pos0], read.v[:pos0]))
+        o = attend(hparams, il, q, [pos0], Cells(read.k[:n_cells], read.v[:n_cells]))
         x, t = after_attention(weights, hparams, il, x, o, None)
         tensors |= {f"mtp_{name}-{il}": value for name, value in (t | {"Qcur": q, "kqv_out": o}).items()}
     post = naive.rms_norm(x, weights["output_norm.weight"], eps_of(hparams))[0]

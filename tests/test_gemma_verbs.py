@@ -53,7 +53,7 @@ def test_inspect(run, name):
     assert out.rstrip().endswith("problems (0)\n  none")
     out, _ = run("inspect", assistant(name))
     assert "this is an assistant of gemma4 models" in out
-    assert "MTP head: the file is one" in out
+    assert "MTP head: this whole file: an assistant, which drafts for its target" in " ".join(out.split())
     assert out.rstrip().endswith("problems (0)\n  none")
     assert json.loads(run("inspect", assistant(name), "--json")[0])["mtp"]["status"] == "assistant"
 
@@ -112,10 +112,33 @@ def test_dump_has_the_assistants_first_step(run, both, tmp_path):
 
 
 def test_what_cannot_follow_an_assistant_says_so(run, both, tmp_path):
-    run("dump", *both, "-p", PROMPT, "-o", tmp_path / "a.gguf")
-    assert "the head is an assistant" in refusal(run, "diagnose", *both, "--dump", tmp_path / "a.gguf")
-    assert "reads the trunk's cells" in refusal(run, "probe", *both, "-f", ROOT / "README.md", "--positions", 8)
     assert "-md" in refusal(run, "golden", "gen", *both, "-p", PROMPT, "-o", tmp_path / "g", "-n", 2)
+    assert "no MTP head" in refusal(run, "probe", "-m", standard(TARGET), "-f", ROOT / "README.md")
+    dumped = tmp_path / "a.gguf"
+    run("dump", "-m", standard(TARGET), "-p", PROMPT, "-o", dumped)
+    assert "no MTP head" in refusal(run, "diagnose", "-m", standard(TARGET), "--dump", dumped)
+
+
+def test_probe(run, both):
+    out, _ = run("probe", *both, "-f", ROOT / "LICENSE", "--positions", 20, "-c", 64, "--spec-draft-n-max", 2, "--json")
+    found = json.loads(out)
+    assert found["n_positions"] > 0
+    assert len(found["against_trunk"]["unconditional"]) == 2
+    assert "prime=none" not in {control["name"] for control in found["controls"]}
+
+
+@pytest.mark.slow
+def test_diagnose_of_a_dump_a_trace_and_rates(run, both, tmp_path):
+    dumped, trace = tmp_path / "a.gguf", tmp_path / "t.jsonl"
+    run("dump", *both, "-p", PROMPT, "-o", dumped)
+    assert run("diagnose", *both, "--dump", dumped)[0].startswith("HEALTHY, contract llama.cpp")
+    run("dump", *both, "-p", PROMPT, "-o", dumped, "--fault", "G20")
+    assert run("diagnose", *both, "--dump", dumped, code=1)[0].startswith("FOUND: G20-embedding-unscaled")
+    run("generate", *both, "-p", PROMPT, "-n", 24, "--trace", trace)
+    assert run("diagnose", *both, "--log", trace)[0].startswith("HEALTHY, contract llama.cpp")
+    run("generate", *both, "-p", PROMPT, "-n", 24, "--trace", trace, "--fault", "K16", "--spec-draft-n-max", 4)
+    assert "K16-position-advances" in run("diagnose", *both, "--log", trace, code=1)[0].splitlines()[0]
+    assert run("diagnose", *both, "--stats", "0.7,0.5")[0]
 
 
 @pytest.mark.slow

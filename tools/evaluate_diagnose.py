@@ -100,6 +100,8 @@ LATENT_Q8, OLD_Q8 = "micro-deepseek2-q8_0", "micro-deepseek2-old-q8_0"
 INDEXED, INDEXED_YARN, INDEXED_Q8 = (f"micro-deepseek32-{name}" for name in ("f32", "yarn-f32", "q8_0"))
 SHARING, SHARING_YARN = "micro-glm-dsa-f32", "micro-glm-dsa-yarn-f32"
 STREAMS, STREAMS_OWN, STREAMS_Q8 = (f"micro-deepseek4-{name}" for name in ("f32", "own-f32", "q8_0"))
+GEMMA, GEMMA_MOE, GEMMA_Q8, GEMMA_MOE_Q8 = (f"micro-gemma4-{name}" for name in ("f32", "moe-f32", "q8_0", "moe-q8_0"))
+GEMMA_EDGE, GEMMA_APART = "micro-gemma4-edge-30-f32", "micro-gemma4-apart-90-f32"
 PORTS = {
     "usual": Ports(
         DUMPS,
@@ -158,6 +160,20 @@ PORTS = {
         ),
         ((MIMO, MIMO_Q8), (STEP, STEP_Q8), (HY_CHAIN, HY_CHAIN)),
     ),
+    # A target and its assistant, a file each, both in the port's type.
+    "assistants": Ports(
+        (
+            Setting("gemma4, exact, F32 KV, noise 1e-3", GEMMA, GEMMA, "exact", "F32", 1e-3),
+            Setting("gemma4 with shared cells, BF16 KV, noise 3e-3", GEMMA_EDGE, GEMMA_EDGE, "exact", "BF16", 3e-3),
+            Setting("gemma4, port in Q8_0, noise 1e-3", GEMMA, GEMMA_Q8, "ggml", "F16", 1e-3),
+        ),
+        (
+            Setting("gemma4, exact, F32 KV, with p", GEMMA, GEMMA, "exact", "F32", n_max=4),
+            Setting("gemma4 with shared cells, exact, F32 KV, with p", GEMMA_EDGE, GEMMA_EDGE, "exact", "F32", n_max=4),
+            Setting("gemma4, port in Q8_0, ids only", GEMMA, GEMMA_Q8, "ggml", "F16", with_p=False, n_max=4),
+        ),
+        ((GEMMA, GEMMA_Q8), (GEMMA_EDGE, GEMMA_EDGE), (GEMMA_MOE, GEMMA_MOE_Q8), (GEMMA_APART, GEMMA_APART)),
+    ),
     # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
     "experts": Ports(
         (), (), tuple((f"micro-{a}-f32", f"micro-{a}-q8_0") for a in ("qwen35moe", "qwen3next", "glm4moe", "hy_v3"))
@@ -176,7 +192,8 @@ class Models:
         key = (name, numerics, kv_type, use_kernels)
         if key not in self._loaded:
             recipe = make_recipe(numerics, use_kernels=use_kernels)
-            self._loaded[key] = load(self._path(name), recipe, kv_type=kv_type, kv_type_draft=kv_type)
+            own = self._path(make_micro.assistant_of(name)) if name in make_micro.STANDARD_GEMMA else None
+            self._loaded[key] = load(self._path(name), recipe, kv_type=kv_type, kv_type_draft=kv_type, model_draft=own)
         return self._loaded[key]
 
     def _path(self, name: str) -> Path:

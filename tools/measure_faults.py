@@ -104,6 +104,7 @@ MADE = {
     "hy_v3, three heads": ("micro-hy_v3-chain-f32",),
     "mimo2": ("micro-mimo2-f32",),
     "step35": ("micro-step35-f32",),
+    "gemma4": ("micro-gemma4-f32", "micro-gemma4-assistant-f32"),
 }
 STAND_INS |= {arch: " ".join(f"{flag} {name}.gguf" for flag, name in zip(("-m", "-md"), names, strict=False))
               for arch, names in MADE.items()}  # fmt: skip

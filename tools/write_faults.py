@@ -57,7 +57,7 @@ Numbers follow the list of reports that the catalogue was made from. Left out is
 machine cannot have, or whose cause is not known: carry-over between sequences and misaligned rows of several (S1, V8),
 prefix caches across requests (K2, S11), several MTP layers and split prefill (K9, K11), graph reuse and cell bookkeeping
 inside an engine (S7, S9, S10, S12, S15), slots of image positions, grammars and penalties (V12, V13), converters that
-stop with an error (W11, W12), other architectures (G11), compressors that keep too little (S16), and acceptance that collapses at certain context sizes
+stop with an error (W11, W12), compressors that keep too little (S16), and acceptance that collapses at certain context sizes
 (K12).
 """  # noqa: E501
 

@@ -48,6 +48,7 @@ PROMPT_NOT_PRIMED = Fault(
         ("lattice #1364", "https://github.com/ohdearquant/lattice/pull/1364"),
     ),
     effect="code 70 instead of 84 %, maths over 16k tokens 75 instead of 80 %",
+    where=("own cells",),
     apply_recipe=contract(prime="none"),
 )
 
@@ -64,6 +65,7 @@ PROMPT_ONE_SHORT = Fault(
     replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "a little lower", split="the first round most"),
     seen=(("lattice #1364", "https://github.com/ohdearquant/lattice/pull/1364"),),
+    where=("own cells",),
     apply_recipe=steps(lambda table: {"head_ids": _then(table.head_ids, _one_short), "place_mtp": slide}),
 )
 
@@ -95,6 +97,7 @@ CHUNK_TAIL_SAMPLED = Fault(
         ("rtp-llm #1174", "https://github.com/alibaba/rtp-llm/pull/1174"),
     ),
     needs=("mtp", "batches"),
+    where=("own cells",),
     apply_model=_tail_sampled,
 )
 
@@ -108,6 +111,7 @@ GENERATED_DISCARDED = Fault(
     predicted=Signature("", "lower", split="the first round the same", drift="falls with the text's length"),
     seen=(("ik_llama.cpp #1757", "https://github.com/ikawrakow/ik_llama.cpp/pull/1757"),),
     effect="hardly any change",
+    where=("own cells",),
     apply_recipe=_keeping(lambda n_kept, n_drafted: 0),
 )
 
@@ -124,6 +128,7 @@ BOUNDARY_OVERWRITTEN = Fault(
     replaces=("steps.trim_mtp", "steps.place_mtp"),
     predicted=Signature("", "a little lower", drift="falls with the text's length"),
     seen=(("ik_llama.cpp #1799", "https://github.com/ikawrakow/ik_llama.cpp/pull/1799"),),
+    where=("own cells",),
     apply_recipe=steps(lambda table: {"trim_mtp": _one_too_early(table.trim_mtp), "place_mtp": slide}),
 )
 
@@ -136,6 +141,7 @@ TRIMMED_TWO_MORE = Fault(
     replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "lower", split="after a partial acceptance most", drift="falls with the text's length"),
     seen=(("mlxcel #1002", "https://github.com/lablup/mlxcel/pull/1002"),),
+    where=("own cells",),
     apply_recipe=_keeping(lambda n_kept, n_drafted: n_kept if n_kept > n_drafted else max(n_kept - 2, 0)),
 )
 
@@ -151,6 +157,7 @@ NOT_TRIMMED = Fault(
         ("mlx-swift-lm #308", "https://github.com/ml-explore/mlx-swift-lm/pull/308"),
         ("llama.cpp-tq3 #79", "https://github.com/turbo-tan/llama.cpp-tq3/pull/79"),
     ),
+    where=("own cells",),
     apply_recipe=steps(lambda table: {"trim_mtp": lambda state, pos: None, "place_mtp": slide}),
 )
 
@@ -163,6 +170,7 @@ ACCEPTED_ROW_MISSING = Fault(
     replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "a little lower", split="after a full acceptance lower", drift="falls with the text"),
     seen=(("lattice #293", "https://github.com/ohdearquant/lattice/issues/293"),),
+    where=("own cells",),
     apply_recipe=_keeping(lambda n_kept, n_drafted: n_kept - 1 if n_kept > n_drafted > 0 else n_kept),
 )
 
@@ -196,6 +204,7 @@ KV_TYPE_IGNORED = Fault(
     predicted=Signature("mtp_attn_pregate", "the same, or a hair lower"),
     seen=(("llama.cpp #23636", "https://github.com/ggml-org/llama.cpp/issues/23636"),),
     needs=("mtp", "wide kv"),
+    where=("own cells",),
     apply_model=lambda model: replace(model, kv_type_draft="F16"),
 )
 
@@ -207,5 +216,6 @@ COOLDOWN_COLD = Fault(
     replaces=("steps.head_ids", "steps.place_mtp"),
     predicted=Signature("", "lower", drift="falls with the number of silent rounds"),
     needs=("mtp", "cooldown"),
+    where=("own cells",),
     apply_recipe=_keeping(lambda n_kept, n_drafted: n_kept if n_drafted else 0),
 )

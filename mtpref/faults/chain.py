@@ -29,7 +29,7 @@ CHAIN_PRE_NORM = Fault(
         ("ATOM #1742", "https://github.com/ROCm/ATOM/pull/1742"),
     ),
     effect="GLM-5.2: AL 3.04 instead of 3.46; no difference on a dense 27B",
-    where=("normed rows",),
+    where=("normed rows", "own rows"),
     apply_recipe=contract(chain="pre"),
 )
 
@@ -101,6 +101,7 @@ SAME_TOKEN_PAIRING = Fault(
         ("ik_llama.cpp #1987", "https://github.com/ikawrakow/ik_llama.cpp/pull/1987"),
     ),
     effect="64 to 65 % instead of 88 to 89 %",
+    where=("own cells",),
     apply_recipe=steps(lambda table: {"pair_hidden": lambda hidden, pending: hidden}),
 )
 
@@ -159,6 +160,7 @@ BATCH_BOUNDARY_ROW = Fault(
     ),
     effect="69 to 78 % instead of 87 %",
     needs=("mtp", "batches"),
+    where=("own cells",),
     apply_recipe=steps(lambda table: {"prompt_pending": _lost_at_boundary}),
 )
 
@@ -184,7 +186,7 @@ CHAIN_RENORMED = Fault(
     predicted=Signature("", "a1 the same, a2 and later lower"),
     seen=(("imp #175", "https://github.com/kekzl/imp/pull/175"),),
     effect="k0 22.4 %, k1 1.6 %, with other faults beside it",
-    where=("normed rows",),
+    where=("normed rows", "own rows"),
     apply_model=_renormed,
 )
 

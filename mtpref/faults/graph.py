@@ -92,7 +92,10 @@ def _no_attention(ops: Ops) -> OpEntries:
     def of_cells(q: F32, k: NDArray, v: NDArray, *rest: Any) -> F32:
         return np.zeros((len(q), v.shape[2]), np.float32)
 
-    return {"attention": lambda q, *cache: np.zeros_like(q), "cell_attention": of_cells}
+    def nothing(q: F32, *cells: Any) -> F32:
+        return np.zeros_like(q)
+
+    return {"attention": nothing, "cell_attention": of_cells, "unscaled_attention": nothing}
 
 
 NO_ATTENTION = Fault(
@@ -100,7 +103,7 @@ NO_ATTENTION = Fault(
     title="The head has no attention, only its feed-forward network",
     mechanism="The block is reduced to eh_proj and FFN: no token but the last and its hidden row counts.",
     bug_type="MISSING_STEP",
-    replaces=("mtp_ops.attention", "mtp_ops.cell_attention"),
+    replaces=("mtp_ops.attention", "mtp_ops.cell_attention", "mtp_ops.unscaled_attention"),
     predicted=Signature("mtp_attn_pregate", "lower", drift="none: there is no context to lose"),
     seen=(("llama.cpp #20700", "https://github.com/ggml-org/llama.cpp/pull/20700"),),
     apply_recipe=head_ops(_no_attention),
@@ -232,6 +235,7 @@ FIRST_EMBEDDING_ZERO = Fault(
     replaces=("steps.mtp_embedding",),
     predicted=Signature("mtp_tok_embd", "hardly lower; one cell is wrong", drift="shrinks with the context"),
     seen=(("vLLM #33299", "https://github.com/vllm-project/vllm/issues/33299"),),
+    where=("own cells",),
     apply_recipe=steps(lambda table: {"mtp_embedding": _first_zeroed}),
 )
 
@@ -307,5 +311,6 @@ EMBEDDING_UNNORMED = Fault(
     bug_type="MISSING_STEP",
     replaces=("mtp_ops.mtp_input",),
     predicted=Signature("mtp_enorm", "low"),
+    where=("input norms",),
     apply_recipe=head_ops(_without_enorm),
 )

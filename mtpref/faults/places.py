@@ -76,6 +76,19 @@ def is_sharing(layer: Layer) -> bool:
     return isinstance(layer.cfg, IndexedConfig) and not layer.cfg.has_indexer
 
 
+def sources_by_depth(model: Model) -> list[int]:
+    """For each layer of an assistant the target's of its kind as far from the end as it is itself, or, where that one
+    shares the cells of another, the other."""
+    found: list[int] = []
+    own = [layer for layer, _ in of_heads(model)]
+    for i, layer in enumerate(own):
+        n_after = sum(bool(n_window(one)) == bool(n_window(layer)) for one in own[i + 1 :])
+        alike = [il for il, one in enumerate(model.layers) if bool(n_window(one)) == bool(n_window(layer))]
+        il = alike[-1 - n_after] if n_after < len(alike) else alike[0]
+        found.append(il if model.layers[il].cfg.source is None else model.layers[il].cfg.source)
+    return found
+
+
 def n_window(layer: Layer) -> int:
     """Cells that a query of the layer sees, its own among them; 0: all."""
     return int(getattr(layer.cfg, "n_window", 0))
@@ -195,6 +208,18 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         "a head that takes rows before a norm, and can take them after it",
         lambda m: m.own_rows == ("pre", "pre") and m.can_take(replace(m.recipe.contract, hidden="post", chain="post")),
     ),
+    "own cells": ("a head with cells of its own", lambda m: all(head.keeps_cells for head in m.heads)),
+    "own rows": ("a head that hands on rows as its block makes them", lambda m: not m.has_assistant),
+    "input norms": ("norms of what comes into the head", lambda m: all(head.weights.enorm.size for head in m.heads)),
+    "assistant": ("an assistant", lambda m: m.has_assistant),
+    "assistant of several layers": (
+        "an assistant of two layers of a kind, and a target of as many with other cells",
+        lambda m: m.has_assistant and sources_by_depth(m) != [layer.cfg.source for layer in _heads(m)],
+    ),
+    "assistant with a window": (
+        "an assistant with a window",
+        lambda m: m.has_assistant and any(map(n_window, _heads(m))),
+    ),
     "several heads": ("several heads in a chain", lambda m: len(m.heads) > 1),
     "three heads": ("a chain of three heads or more", lambda m: len(m.heads) > 2),
     "sinks beside keys and values": (
@@ -267,6 +292,8 @@ _EVERYWHERE = frozenset(
 _OF_STREAMS = frozenset(
     {"connect", "leave_streams", "streams_input", "stream_weights", "head_weights", "read_streams", "write_streams"}
 )  # fmt: skip
+# Those at both ends of an assistant.
+_OF_ASSISTANTS = frozenset({"assistant_input", "assistant_row", "scaled_embedding"})
 
 
 def idle_entries(model: Model, replaces: tuple[str, ...]) -> str | None:
@@ -284,7 +311,7 @@ def idle_entries(model: Model, replaces: tuple[str, ...]) -> str | None:
             return None
         if name == "mtp_input" and all(head.sheet.enter is None for head in model.heads):
             return None
-        if name in _OF_STREAMS and _has_streams(model):
+        if (name in _OF_STREAMS and _has_streams(model)) or (name in _OF_ASSISTANTS and model.has_assistant):
             return None
         if any(name == entry or name in PARTS[entry] for kind in kinds for entry in kind.entries):
             return None

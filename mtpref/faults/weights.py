@@ -110,6 +110,7 @@ PRE_FC_NORMS_DOUBLED = Fault(
         ("omlx #3750", "https://github.com/jundot/omlx/pull/3750"),
     ),
     effect="72 % fell to 35 %",
+    where=("input norms",),
     apply_model=head_weights(lambda mtp: _pre_fc(mtp, 1)),
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.model import Model, run_both
+from mtpref.engine.model import Model, first_step, run_both
 from mtpref.engine.model.finite import FirstBad
 from mtpref.files.gguf import write_gguf
 
@@ -65,7 +65,7 @@ def _run_assistant(model: Model, prompt_ids: list[int], tap: Recorder) -> None:
     state = model.new_state(len(prompt_ids))
     out = model.trunk(state, prompt_ids[:-1], n_logits=0)
     rows = model.recipe.steps.target_hidden(out.hidden, model.recipe.contract)
-    model.mtp(state, prompt_ids[-1:], rows[-1:], state.n_past, n_logits=1, tap=tap)
+    first_step(model, state, prompt_ids[-1], rows[-1], with_logits=True, tap=tap)
 
 
 def write_dump(path: str | Path, model: Model, prompt_ids: list[int], tensors: dict[str, NDArray[np.float32]]) -> None:

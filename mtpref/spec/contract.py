@@ -31,6 +31,9 @@ BY_ARCHITECTURE = ("hidden", "chain")
 # Fields that only a model with several heads can show.
 OF_CHAINS = ("heads", "chain_end", "catch_up", "chain_row")
 
+# Fields that only a head with cells of its own can show.
+OF_CELLS = ("first", "prime")
+
 
 def _legal(name: str) -> tuple[str | int, ...]:
     return (*CHOICES[name], ARCH) if name in BY_ARCHITECTURE else CHOICES[name]

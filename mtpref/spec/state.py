@@ -11,6 +11,7 @@ their own, so they need a checkpoint, or planes: their values after each of the 
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -69,6 +70,12 @@ class LayerState:
         for spec in self.specs:
             shape: tuple[int, ...] = (0, *spec.shape) if spec.positional else spec.shape
             self.arrays[spec.name] = np.zeros(shape, KV_DTYPES[spec.kv_type])
+
+    def branch(self) -> "LayerState":
+        """The same arrays, in a record of its own."""
+        other = copy(self)
+        other.arrays, other.planes = dict(self.arrays), dict(self.planes)
+        return other
 
     def reserve(self, n_cells: int, poison: bool) -> None:
         """Make room for n_cells positions; room that was never written is NaN where `poison` says so."""
@@ -265,6 +272,14 @@ class ModelState:
                 raise MtprefError("roll back: the last batch kept no planes; use `Options.rollback` replay")
             layer.planes = {}
         self._cut(self.n_past - n_drop)
+
+    def branch(self) -> "ModelState":
+        """The same sequence, which can go on by itself: passes over the one leave the other as it is, as long as that
+        one runs nothing (cells after n_past are shared, and whoever runs last has written them)."""
+        other = copy(self)
+        other.layers = [layer.branch() for layer in self.layers]
+        other.heads = [replace(head, layer=head.layer.branch()) for head in self.heads]
+        return other
 
     def trim_heads(self, pos: int) -> None:
         """Cut every head's cells at position `pos` and after it."""

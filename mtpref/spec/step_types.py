@@ -81,6 +81,14 @@ class DraftOpening(Protocol):
     def __call__(self, id_last: int, last_ids: Sequence[int], /) -> int: ...
 
 
+class DraftPosition(Protocol):
+    def __call__(self, pos0: int, step: int, n_rows: int, reads_target: bool, /) -> int: ...
+
+
+class CellsToRead(Protocol):
+    def __call__(self, state: ModelState, id_last: int, /) -> ModelState: ...
+
+
 class DraftLimit(Protocol):
     def __call__(self, cfg: FixedPolicy, state: PolicyState, n_room: int, /) -> int: ...
 
@@ -199,6 +207,8 @@ class StepEntries(TypedDict, total=False):
     mtp_positions: MtpPositions
     place_mtp: PlaceMtp
     draft_opening: DraftOpening
+    draft_position: DraftPosition
+    cells_to_read: CellsToRead
     draft_limit: DraftLimit
     takes: Takes
     keeps_drawn: KeepsDrawn

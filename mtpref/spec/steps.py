@@ -100,6 +100,24 @@ def draft_opening(id_last: int, last_ids: Sequence[int]) -> int:
     return id_last
 
 
+def draft_position(pos0: int, step: int, n_rows: int, reads_target: bool) -> int:
+    """S34. The position of the first row that a draft step runs.
+
+    pos0    that of the token that the draft goes on from
+    Rule    the last of n_rows rows of step i is at pos0 + i. A head that reads the target's cells stays at pos0 in
+            every step (S109)
+    """
+    return pos0 if reads_target else pos0 + step + 1 - n_rows
+
+
+def cells_to_read(state: ModelState, id_last: int) -> ModelState:
+    """S109. The sequence whose cells a head reads that has none of its own: the text before id_last, as it is.
+
+    id_last  the token that the draft goes on from: no pass has run it yet, so it has no cell
+    """
+    return state
+
+
 def trim_mtp(state: ModelState, pos: int) -> None:
     """S34. Cut every head's cells from a position on: cells that drafting wrote never stay."""
     state.trim_heads(pos)
@@ -233,6 +251,7 @@ class Steps:
     pending_at_replay: step_types.PendingAtReplay = pending_at_replay  # S32
     head_ids: step_types.HeadIds = head_ids  # S33
     draft_opening: step_types.DraftOpening = draft_opening  # S34
+    draft_position: step_types.DraftPosition = draft_position  # S34
     trim_mtp: step_types.TrimMtp = trim_mtp  # S34
     draft_limit: step_types.DraftLimit = policy.draft_limit  # S35
     takes: step_types.Takes = policy.takes  # S35
@@ -250,4 +269,5 @@ class Steps:
     chain_input: step_types.ChainInput = chain_input  # S99
     catch_up_rows: step_types.CatchUpRows = catch_up_rows  # S99
     hold_back: step_types.HoldBack = hold_back  # S113
+    cells_to_read: step_types.CellsToRead = cells_to_read  # S109
     held_rows: step_types.HeldRows = held_rows  # S113

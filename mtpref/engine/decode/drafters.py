@@ -77,9 +77,18 @@ class HeadDrafter(Drafter):
 
     def draft(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         """A draft of none where the length allows none, or the position has no cell yet."""
-        least = 1 if any(head.sheet.reads_target for head in self.model.heads) else 0  # cells to read
+        least = int(self.reads_target)  # cells to read
         has_cell = state.n_past >= max(least, self.model.recipe.contract.first_pos)
         return self.propose(state, id_last, length) if has_cell and length.wants_step() else Draft()
+
+    @property
+    def reads_target(self) -> bool:
+        """Whether the head has no cells of its own."""
+        return any(head.sheet.reads_target for head in self.model.heads)
+
+    def cells(self, state: ModelState, id_last: int) -> ModelState:
+        """The sequence whose cells the head reads: for one without cells of its own what S109 says."""
+        return self.model.recipe.steps.cells_to_read(state, id_last) if self.reads_target else state
 
     def propose(self, state: ModelState, id_last: int, length: DraftLength) -> Draft:
         """At least one step of the head. Cells that it writes are cut again."""
@@ -96,12 +105,12 @@ class MtpDrafter(HeadDrafter):
         Rule     step 0 pairs the last token of the text with the pending hidden row; step i pairs the token that step
                  i - 1 drafted with the head's own row of that step; step i is at position state.n_past + i. The policy
                  (S35, S37) says when to stop. Cells from state.n_past on are cut at the end
-        Rule     several heads: S99. A head that reads the trunk's cells stays at position state.n_past
+        Rule     several heads: S99. A head that reads the trunk's cells stays at position state.n_past (S109)
         """
         pos0, heads, recipe, drafted = state.n_past, self.model.heads, self.model.recipe, Draft()
         steps, contract = recipe.steps, recipe.contract
-        chained, stays = is_chain(len(heads), contract), any(head.sheet.reads_target for head in heads)
-        ids, hidden = [id_last], state.pending_h[None]
+        chained, reads = is_chain(len(heads), contract), self.reads_target
+        ids, hidden, read = [id_last], state.pending_h[None], self.cells(state, id_last)
         while length.wants_step():
             step = len(drafted.ids)
             head = steps.chain_head(step, len(heads), contract)
@@ -110,8 +119,8 @@ class MtpDrafter(HeadDrafter):
             if chained:
                 steps.trim_mtp(state, pos0)
             at = pos0 + step + 1
-            run = HeadRun(head, ids, hidden, pos0 if stays else at - len(ids), at, chained)
-            out = read_head(self, state, run, length, drafted)
+            run = HeadRun(head, ids, hidden, steps.draft_position(pos0, step, len(ids), reads), at, chained)
+            out = read_head(self, state, run, length, drafted, read)
             self.statistics.count_pass("mtp_draft", len(ids))
             if chained:
                 self.statistics.count_head(step, head)
@@ -172,15 +181,24 @@ class HeadRun:
     chained: bool = False
 
 
-def read_head(drafter: HeadDrafter, state: ModelState, run: HeadRun, length: DraftLength, drafted: Draft) -> Hidden:
+def read_head(
+    drafter: HeadDrafter,
+    state: ModelState,
+    run: HeadRun,
+    length: DraftLength,
+    drafted: Draft,
+    read: ModelState | None = None,
+) -> Hidden:
     """Run pairs (id, hidden row) through a head; what its last row proposes joins `drafted`, unless the gate ends the
     draft. Returns the head's rows.
 
+    read  the sequence whose cells the head sees, None for `state`
     Rule  the gate sees the distribution, never the token
     """
     model = drafter.model
     sampler = drafter.sampler or Sampler(model, SamplingConfig())
-    out = model.mtp(state, run.ids, run.hidden, run.pos, head=run.head, n_logits=1, n_draft_vocab=drafter.n_draft_vocab)
+    cells, n = state if read is None else read, drafter.n_draft_vocab
+    out = model.mtp(cells, run.ids, run.hidden, run.pos, head=run.head, n_logits=1, n_draft_vocab=n)
     d2t = None if model.d2t is None else model.d2t[: out.logits.shape[1]]
     logits = sampler.biased(_by_id(out.logits, d2t, model.n_vocab))[0]
     compact = logits if d2t is None else logits[d2t]

@@ -55,7 +55,8 @@ class InlineDrafter(HeadDrafter):
         ids, hidden = [id_last], state.pending_h[None]
         if self.is_stale:
             ids, hidden = ids + self._stale_ids, np.concatenate([hidden, self._stale_rows])
-        read_head(self, state, HeadRun(0, ids, hidden, pos0, pos0 + 1), length, drafted)
+        run = HeadRun(0, ids, hidden, pos0, pos0 + 1)
+        read_head(self, state, run, length, drafted, self.cells(state, id_last))
         self.statistics.count_pass("mtp_draft", len(ids))
         self.model.recipe.steps.trim_mtp(state, pos0)
         return drafted

@@ -2,7 +2,8 @@
 
 from mtpref.engine.model.load import load
 from mtpref.engine.model.model import Head, Layer, Model, Output, Tap, refuse_assistant
-from mtpref.engine.model.walk import Pairs, pair, run_both, run_heads
+from mtpref.engine.model.text_cells import TextCells, layers_read
+from mtpref.engine.model.walk import Pairs, first_step, pair, run_both, run_heads
 
 __all__ = [
     "Head",
@@ -11,6 +12,9 @@ __all__ = [
     "Output",
     "Pairs",
     "Tap",
+    "TextCells",
+    "first_step",
+    "layers_read",
     "load",
     "pair",
     "refuse_assistant",

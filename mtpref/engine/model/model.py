@@ -188,7 +188,9 @@ class Model:
         return (self.arch.head.hidden, self.arch.head.chain) if self.arch.head else ("post", "post")
 
     def can_take(self, contract: MtpContract) -> bool:
-        """Whether the rows that a contract hands to the heads are as wide as those that they take."""
+        """Whether the rows that a contract hands to the heads are as wide as those that they take, and are there."""
+        if self.has_assistant and contract.chain != "post":
+            return False
         is_wide = self.arch.streams is not None and bool(self.heads)
         return not is_wide or (contract.hidden, contract.chain) == ("pre", "pre")
 

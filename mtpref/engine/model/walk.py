@@ -59,6 +59,19 @@ def run_heads(
     return outputs
 
 
+def first_step(
+    model: Model, state: ModelState, id_last: int, row: F32, *, with_logits: bool = False, tap: Tap = discard
+) -> Output:
+    """The first step of a draft, by a head that reads the trunk's cells: all that a prompt shows of it.
+
+    state    holds the text before id_last, at least a token
+    row      (n_hidden,), the trunk's row of the token before id_last
+    """
+    steps = model.recipe.steps
+    read, at = steps.cells_to_read(state, id_last), steps.draft_position(state.n_past, 0, 1, True)
+    return model.mtp(read, [id_last], row[None], at, n_logits=int(with_logits), tap=tap)
+
+
 def run_both(
     model: Model, state: ModelState, ids: Sequence[int], *, with_logits: bool = False, tap: Tap = discard
 ) -> tuple[Output, Pairs, list[Output]]:

@@ -16,6 +16,7 @@ from mtpref.faults.diagnose.hypotheses import (
     KV_TYPES,
     Hypothesis,
     list_hypotheses,
+    shares_cells,
     shares_rollback,
     shares_run,
     shares_trunk,
@@ -164,7 +165,7 @@ def _replay(
     hypothesis: Hypothesis, base: Model, runs: Sequence[PortRun], records: list[Recorded], best: "_Trail"
 ) -> Replayed:
     model = hypothesis.apply(base)
-    is_head_only = shares_trunk(model, base) and shares_rollback(model, base)
+    is_head_only = shares_trunk(model, base) and shares_rollback(model, base) and shares_cells(model, base)
     seen: list[Seen] = []
     n_before = 0
     for run, recorded in zip(runs, records, strict=True):

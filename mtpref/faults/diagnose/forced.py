@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mtpref.base.events import Draw, Event
 from mtpref.engine.decode import ALL_STRATEGIES, Decoder, Drafter, DraftLength, Options, PolicyConfig, most_drafted
 from mtpref.engine.decode.drafters import Draft, late_rows
-from mtpref.engine.model import Model
+from mtpref.engine.model import Model, TextCells
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.port_run import PortRound, PortRun
 from mtpref.look.llama_cpp.limits import router_gap
@@ -138,8 +138,9 @@ class ForcedDrafter(Drafter):
 
     reads_head = True
 
-    def __init__(self, model: Model, run: PortRun) -> None:
+    def __init__(self, model: Model, run: PortRun, noted: TextCells | None, is_given: bool) -> None:
         self.model, self.run = model, run
+        self._noted, self._is_given = noted, is_given
         self.near_gap = near_gap_of(model)
         self.n_rounds = 0
         self.seen: list[Seen] = []
@@ -148,15 +149,27 @@ class ForcedDrafter(Drafter):
         i, port = self.n_rounds, self.run.rounds[self.n_rounds]
         self.n_rounds += 1
         self.seen = self._note_length(port, i, most_drafted(self.model, length.room))
-        if state.n_past >= self.model.recipe.contract.first_pos and port.draft:
+        least = self.model.recipe.contract.first_pos if self._noted is None else 1  # cells to read
+        if state.n_past >= least and port.draft:
             self._chain(state, id_last, port, i)
         return Draft(list(port.draft))
+
+    def _cells(self, state: ModelState, opening: int) -> ModelState:
+        """What the head reads, where it has no cells of its own."""
+        if self._noted is None:
+            return state
+        if self._is_given:
+            state = self._noted.at(state.n_past)
+        else:
+            self._noted.note(state)
+        return self.model.recipe.steps.cells_to_read(state, opening)
 
     def _chain(self, state: ModelState, opening: int, port: PortRound, round: int) -> None:
         model = self.model
         steps, contract = model.recipe.steps, model.recipe.contract
         pos0, ids, hidden, is_rerouted = state.n_past, [opening], state.pending_h[None], False
         chained, n_heads = is_chain(len(model.heads), contract), len(model.heads)
+        read, reads = self._cells(state, opening), self._noted is not None
         for step, drafted in enumerate(port.draft):
             head = steps.chain_head(step, n_heads, contract)
             if head is None:  # the port drafts more tokens than the chain has heads: what it drafts there is its own
@@ -165,7 +178,8 @@ class ForcedDrafter(Drafter):
                 break
             if chained:
                 steps.trim_mtp(state, pos0)
-            out = model.mtp(state, ids, hidden, pos0 + step + 1 - len(ids), n_logits=1, head=head)
+            at = steps.draft_position(pos0, step, len(ids), reads)
+            out = model.mtp(read, ids, hidden, at, n_logits=1, head=head)
             row = out.logits[0]
             if model.d2t is not None:
                 full = np.full(model.n_vocab, -np.inf, np.float32)
@@ -199,12 +213,13 @@ class ForcedDrafter(Drafter):
 class Recorded:
     """The trunk along the port's tokens: hidden rows of each pass, what each round's logits said, and those of the
     last row of a prompt that was processed whole. ties: whether a router's near tie is in the tokens that stay, after
-    the prompt and after each round."""
+    the prompt and after each round. cells: of an assistant, those that it read."""
 
     hidden: list[Hidden] = field(default_factory=list)
     rows: list[Rows] = field(default_factory=list)
     opening: list[Seen] = field(default_factory=list)
     ties: list[bool] = field(default_factory=list)
+    cells: TextCells | None = None
 
 
 class RecordingTrunk:
@@ -247,7 +262,9 @@ class Replay:
         if given is not None:
             state.layers = []
         self.model, self.port, self.given, self.recorded = model, run, given, Recorded()
-        self.drafter = ForcedDrafter(model, run)
+        self.recorded.cells = TextCells(model) if model.has_assistant else None
+        noted = self.recorded.cells if given is None else given.cells
+        self.drafter = ForcedDrafter(model, run, noted, given is not None)
         trunk = RecordingTrunk(model, self.recorded) if given is None else RecordedTrunk(given)
         self.decoder = Decoder(model, state, _options(run), self.drafter, self._judge, trunk)
 

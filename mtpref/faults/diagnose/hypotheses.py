@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.model import Model
+from mtpref.engine.model import Model, layers_read
 from mtpref.engine.recipe import make_recipe
 from mtpref.faults import FAULTS, Fault, inject, is_possible
-from mtpref.spec.contract import CHOICES, OF_CHAINS, PRESETS, MtpContract
+from mtpref.spec.contract import CHOICES, OF_CELLS, OF_CHAINS, PRESETS, MtpContract
 
 # What may be true before anything is looked at. Only ratios count.
 PRIORS = {"healthy": 4.0, "preset": 1.0, "look-alike": 0.5, "contract": 0.3, "fault": 0.3}
@@ -80,7 +80,9 @@ def _presets(model: Model) -> Iterator[Hypothesis]:
     own = model.recipe.contract
     for name, preset in PRESETS.items():
         contract = replace(preset.resolved(*model.own_rows), prompt_end=own.prompt_end)
-        if contract != own:
+        # Another offset is legal where keys and queries have it alike; an assistant's keys are its target's.
+        is_legal = contract.pos_offset == own.pos_offset or not model.has_assistant
+        if contract != own and is_legal and not (model.has_assistant and _are_same_but_cells(contract, own)):
             words = f"Nothing is wrong, but the head is fed by the contract {name}, not by {model.contract_name}."
             yield Hypothesis(
                 f"contract {name}",
@@ -92,6 +94,11 @@ def _presets(model: Model) -> Iterator[Hypothesis]:
             )
 
 
+def _are_same_but_cells(a: MtpContract, b: MtpContract) -> bool:
+    """Whether two contracts differ only in what a head with cells of its own can show."""
+    return replace(a, **{name: getattr(b, name) for name in OF_CELLS}) == b
+
+
 def _fields(model: Model) -> Iterator[Hypothesis]:
     """One field changed, for each field that a run can show. Where a prompt ends is told by the evidence."""
     own, presets = model.recipe.contract, [preset.resolved(*model.own_rows) for preset in PRESETS.values()]
@@ -99,7 +106,7 @@ def _fields(model: Model) -> Iterator[Hypothesis]:
         for value in values:
             if value == getattr(own, name) or name == "prompt_end":
                 continue
-            if name in OF_CHAINS and len(model.heads) < 2:
+            if (name in OF_CHAINS and len(model.heads) < 2) or (name in OF_CELLS and model.has_assistant):
                 continue
             contract = replace(own, **{name: value})  # type: ignore[arg-type]
             if contract in presets or not model.can_take(contract):
@@ -150,7 +157,10 @@ def shares_trunk(model: Model, base: Model) -> bool:
 
 
 # What a pass over a prompt goes by, beside operations and weights.
-PASS_STEPS = ("target_hidden", "pair_hidden", "mtp_embedding", "mtp_positions", "place_mtp", "catch_up_rows")
+PASS_STEPS = (
+    "target_hidden", "pair_hidden", "mtp_embedding", "mtp_positions", "place_mtp", "catch_up_rows", "cells_to_read",
+    "draft_position",
+)  # fmt: skip
 PASS_FIELDS = ("hidden", "concat", "first", "pos_offset", "catch_up")
 
 
@@ -171,6 +181,12 @@ def shares_rollback(model: Model, base: Model) -> bool:
     """Whether the trunk's state is rolled back alike in both."""
     names = ("restore", "choose_plane")
     return all(getattr(model.recipe.steps, name) is getattr(base.recipe.steps, name) for name in names)
+
+
+def shares_cells(model: Model, base: Model) -> bool:
+    """Whether a head without cells of its own is shown the same cells in both."""
+    is_same = model.recipe.steps.cells_to_read is base.recipe.steps.cells_to_read
+    return is_same and layers_read(model) == layers_read(base)
 
 
 # Steps that a forced greedy replay never takes: gates of the policy, what belongs to a temperature or to sessions.

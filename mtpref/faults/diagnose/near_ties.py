@@ -50,8 +50,8 @@ def _by_token(model: Model, evidence: DumpEvidence) -> set[str]:
     """The names whose first axis is the tokens': it is as long as a prompt of two tokens, with or without the first."""
     short: dict[str, int] = {}
     ids = evidence.ids[:2]
-    output = run_trunk(model, ids, lambda name, array: short.__setitem__(name, len(array)), True)
-    run_head(model, ids, output, lambda name, array: short.__setitem__(name, len(array)), True)
+    passed = run_trunk(model, ids, lambda name, array: short.__setitem__(name, len(array)), True)
+    run_head(model, ids, passed, lambda name, array: short.__setitem__(name, len(array)), True)
     return {name for name, length in short.items() if length in (1, 2)}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.model import Model, refuse_assistant
+from mtpref.engine.model import Model
 from mtpref.faults.diagnose.evidence_dump import DumpDiagnosis, Progress, gather, judge
 from mtpref.faults.diagnose.hypotheses import with_kv, with_other_numerics
 from mtpref.faults.diagnose.near_ties import is_told_elsewhere
@@ -23,7 +23,6 @@ def diagnose_dump(
     ids     the tokens, where the file does not hold them
     Errors  MtprefError without tokens, with tokens that contradict the file's, or where no tensor can be compared
     """
-    refuse_assistant(model, "diagnose")
     tokens = _tokens(model, port, ids)
     found = judge(gather(model, port, tokens, progress))
     base = model if found.evidence.numerics == model.recipe.numerics else with_other_numerics(model)

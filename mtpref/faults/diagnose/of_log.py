@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mtpref.engine.model import Model, refuse_assistant
+from mtpref.engine.model import Model
 from mtpref.faults.diagnose.evidence_log import LogDiagnosis, Progress, Replayed, diagnose_runs
 from mtpref.faults.diagnose.forced import Seen, is_drawn, near_gap_of
 from mtpref.faults.diagnose.port_run import PortRun
@@ -22,7 +22,6 @@ def diagnose_log(model: Model, runs: Sequence[PortRun], progress: Progress | Non
 
     Errors  MtprefError where the runs cannot be the model's
     """
-    refuse_assistant(model, "diagnose")
     found = diagnose_runs(model, runs, progress)
     return Report(
         "log", found.verdict, _headline(found), _looked_at(found), causes_of(found.groups),

@@ -8,24 +8,34 @@ from collections.abc import Callable, Collection, Iterator
 from numpy.typing import NDArray
 
 from mtpref.base.errors import MtprefError
-from mtpref.engine.model import Model, pair, run_heads
+from mtpref.engine.model import Model, first_step, pair, run_heads
 from mtpref.engine.model.model import Output
 from mtpref.faults.diagnose.hypotheses import Hypothesis, shares_trunk
+from mtpref.spec.state import ModelState
 
 Sink = Callable[[str, NDArray], None]
+Passed = tuple[Output, ModelState]  # what the trunk's pass over a prompt gives and leaves
 
 
-def run_trunk(model: Model, ids: list[int], sink: Sink, wants_logits: bool) -> Output:
+def run_trunk(model: Model, ids: list[int], sink: Sink, wants_logits: bool) -> Passed:
     """The trunk over the whole prompt from an empty state; logits at every position where they are wanted."""
     state = model.new_state(len(ids))
-    return model.trunk(state, ids, n_logits=len(ids) if wants_logits else 0, tap=sink)
+    keep = 2 if model.has_assistant else 1  # it reads the state before the last token
+    return model.trunk(state, ids, n_logits=len(ids) if wants_logits else 0, keep=keep, tap=sink), state
 
 
-def run_head(model: Model, ids: list[int], output: Output, sink: Sink, wants_logits: bool) -> None:
-    """The head over the same tokens, fed with the trunk's rows as the contract says, from an empty state."""
-    state = model.new_state(len(ids))
+def run_head(model: Model, ids: list[int], passed: Passed, sink: Sink, wants_logits: bool) -> None:
+    """The head over the same tokens, fed with the trunk's rows as the contract says, from an empty state. An assistant
+    has none to catch up with: the first step of a draft from the prompt's last token."""
+    output, left = passed
     hidden = model.recipe.steps.target_hidden(output.hidden, model.recipe.contract)
-    run_heads(model, state, pair(model, ids, hidden, 0, state.pending_h), with_logits=wants_logits, tap=sink)
+    if not model.has_assistant:
+        state = model.new_state(len(ids))
+        run_heads(model, state, pair(model, ids, hidden, 0, state.pending_h), with_logits=wants_logits, tap=sink)
+    elif len(ids) > 1:
+        before = left.branch()
+        before.choose_plane(1)
+        first_step(model, before, ids[-1], hidden[-2], with_logits=wants_logits, tap=sink)
 
 
 class Predictor:
@@ -33,7 +43,7 @@ class Predictor:
 
     def __init__(self, base: Model, ids: list[int], names: Collection[str]) -> None:
         self.base, self.ids, self.names = base, ids, names
-        self._shared: Output | None = None
+        self._shared: Passed | None = None
         self._trunk_logits = "result_output" in names
         self._head_logits = "mtp_result_output" in names
 
@@ -55,12 +65,12 @@ class Predictor:
         if shares_trunk(model, self.base):
             if self._shared is None:
                 self.trunk(lambda name, array: None)
-            output = self._shared
+            passed = self._shared
         else:
-            output = run_trunk(model, self.ids, only, self._trunk_logits)
-        if output is None:
+            passed = run_trunk(model, self.ids, only, self._trunk_logits)
+        if passed is None:
             raise MtprefError("diagnose: no pass of the trunk")
-        run_head(model, self.ids, output, only, self._head_logits)
+        run_head(model, self.ids, passed, only, self._head_logits)
 
     def _only(self, sink: Sink) -> Sink:
         names = self.names
@@ -82,6 +92,6 @@ def tensor_names(model: Model, ids: list[int]) -> Iterator[str]:
     def note(name: str, array: NDArray) -> None:
         names.append(name)
 
-    output = run_trunk(model, short, note, True)
-    run_head(model, short, output, note, True)
+    passed = run_trunk(model, short, note, True)
+    run_head(model, short, passed, note, True)
     yield from dict.fromkeys(names)

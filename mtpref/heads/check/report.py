@@ -251,7 +251,8 @@ def _run(path: Path, settings: _Settings) -> list[Finding]:
     found += _template(model)
     if model.has_assistant:
         text = (
-            "an assistant reads its target's cells, which no pass over a text has; `mtpref generate` counts acceptance"
+            "the run of check is one of heads with cells of their own, and this one is an assistant; what it accepts: "
+            "`mtpref probe -m TARGET -md ASSISTANT -f TEXT`"
         )
         return [*found, Finding("not-run", "the head", text)]
     try:

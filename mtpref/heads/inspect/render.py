@@ -15,7 +15,7 @@ _STATUS = {
     "partial": "PARTIAL, the rest may be in another file of this split model",
     "absent": "absent, no MTP drafting with this file",
     "apart": "not in this file: an assistant drafts for such models, a file of its own (-md)",
-    "assistant": "the file is one: an assistant, whose layers read its target's cells",
+    "assistant": "this whole file: an assistant, which drafts for its target by that one's cells (-m TARGET -md this)",
     "unknown": "unknown, mtpref does not know the blocks of this file",
 }
 

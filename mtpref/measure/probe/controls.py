@@ -17,7 +17,7 @@ from mtpref.engine.model import Model
 from mtpref.engine.model.model import Part
 from mtpref.measure.probe.count import Bools, Estimate, Judged, block_ids, difference, is_sure, judge
 from mtpref.measure.probe.walk import Seen, Variant
-from mtpref.spec.contract import CHOICES, OF_CHAINS, PRESETS, MtpContract, describe
+from mtpref.spec.contract import CHOICES, OF_CELLS, OF_CHAINS, PRESETS, MtpContract, describe
 
 MAIN = "head"
 DELAY = 64
@@ -49,7 +49,7 @@ def controls(model: Model) -> list[Variant]:
             "the halves of eh_proj's input swapped",
         ),
     ]
-    if contract.prime == "prompt":
+    if contract.prime == "prompt" and not model.has_assistant:
         unprimed = with_contract(model, replace(contract, prime="none"))
         out.append(Variant("prime=none", unprimed, 1, "the head's KV holds nothing of the text"))
     out.append(Variant("no-attention", head_without(model, "mixer"), 1, "the block's attention adds zero"))
@@ -59,9 +59,11 @@ def controls(model: Model) -> list[Variant]:
 
 def head_without(model: Model, part: Part) -> Model:
     """The model with a part of its heads' blocks adding zero, whatever kind of layer that is."""
-    for i, head in enumerate(model.heads):  # without any: refused where a head is run
-        model = model.with_head(i, layer=head.layer.with_forward(part, adds_nothing))
-    return model
+    heads = []  # without any: refused where a head is run
+    for head in model.heads:
+        before = tuple(layer.with_forward(part, adds_nothing) for layer in head.before)
+        heads.append(replace(head, before=before, layer=head.layer.with_forward(part, adds_nothing)))
+    return replace(model, heads=tuple(heads))
 
 
 def adds_nothing(w: Any, cfg: Any, x: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
@@ -74,18 +76,24 @@ def contracts(model: Model, n_draft: int) -> list[Variant]:
     base = model.recipe.contract
     wanted = [base, *(preset.resolved(*model.own_rows) for preset in PRESETS.values())]
     for field in fields(MtpContract):
-        if field.name not in INVISIBLE:
+        if field.name not in invisible(model):
             wanted += [replace(base, **{field.name: choice}) for choice in CHOICES[field.name]]  # type: ignore[arg-type]
     wanted = [contract for contract in wanted if model.can_take(contract)]
-    unique = {_visible(contract): contract for contract in reversed(wanted)}
+    hidden_fields = invisible(model)
+    unique = {_visible(contract, hidden_fields): contract for contract in reversed(wanted)}
     return [
         Variant(describe(contract, *model.own_rows), with_contract(model, contract), n_draft)
-        for contract in dict.fromkeys(unique[_visible(c)] for c in wanted)
+        for contract in dict.fromkeys(unique[_visible(c, hidden_fields)] for c in wanted)
     ]
 
 
-def _visible(contract: MtpContract) -> tuple[Any, ...]:
-    return tuple(getattr(contract, f.name) for f in fields(MtpContract) if f.name not in INVISIBLE)
+def invisible(model: Model) -> tuple[str, ...]:
+    """The fields of a contract that a text does not show: of an assistant, those of cells of its own as well."""
+    return (*INVISIBLE, *OF_CELLS) if model.has_assistant else INVISIBLE
+
+
+def _visible(contract: MtpContract, hidden_fields: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(getattr(contract, f.name) for f in fields(MtpContract) if f.name not in hidden_fields)
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,11 @@ class HeadWindow:
         at = positions - first
         return HeadChains(self.model, self.state, positions, ids[at], rows[at], is_unprimed=self.is_unprimed)
 
-    def logits(self, post: F32, step: int = 0) -> Iterator[tuple[int, F32]]:
+    def logits(self, rows: Hidden, step: int = 0) -> Iterator[tuple[int, F32]]:
         """The logits of rows of the head that drafts in this step, a bounded number at a time: (index of the first row,
         logits)."""
         head = self.model.recipe.steps.chain_head(step, len(self.model.heads), self.contract)
-        return tiles(self.model, self.model.heads[head or 0].weights.shared_head_head, post)
+        return tiles(self.model, self.model.heads[head or 0].weights.shared_head_head, rows.post)
 
 
 class Chains:

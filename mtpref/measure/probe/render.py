@@ -5,7 +5,6 @@ Owns the words. It must not compute anything.
 
 from collections.abc import Sequence
 
-from mtpref.measure.probe.controls import INVISIBLE
 from mtpref.measure.probe.report import Report
 from mtpref.measure.probe.tables import Bin, Calibration, Group
 
@@ -135,7 +134,7 @@ def _contracts(report: Report) -> list[str]:
     return [
         "contracts, at the same positions (95 % intervals: jackknife over blocks, differences paired)",
         *table(titles, rows),
-        f"fields that no text can show: {', '.join(INVISIBLE)}",
+        f"fields that no text can show: {', '.join(report.invisible)}",
     ]
 
 

@@ -11,7 +11,16 @@ from mtpref.base.errors import MtprefError
 from mtpref.base.settings import Bounds, SettingError, check_fields
 from mtpref.engine.decode import NEAR_TIE
 from mtpref.engine.model import Model
-from mtpref.measure.probe.controls import INVISIBLE, MAIN, Control, compare_controls, contracts, controls, verdict
+from mtpref.measure.probe.controls import (
+    INVISIBLE,
+    MAIN,
+    Control,
+    compare_controls,
+    contracts,
+    controls,
+    invisible,
+    verdict,
+)
 from mtpref.measure.probe.count import Estimate, Judged, difference, judge, total_difference
 from mtpref.measure.probe.tables import (
     MARGIN_EDGES,
@@ -83,7 +92,8 @@ class ContractLine:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a probe found. n_tokens: of all texts; reached, right: counts by draft step, against the trunk"""
+    """Everything that a probe found. n_tokens: of all texts; reached, right: counts by draft step, against the trunk;
+    invisible: fields of a contract that these texts do not show"""
 
     contract: str
     numerics: str
@@ -104,6 +114,7 @@ class Report:
     n_near_ties: int
     controls: list[Control]
     contracts: list[ContractLine]
+    invisible: tuple[str, ...] = INVISIBLE
 
     @property
     def verdict(self) -> str | None:
@@ -133,7 +144,7 @@ class Report:
             "controls": [c.to_json() for c in self.controls],
             "verdict": self.verdict,
             "contracts": [c.to_json() for c in self.contracts],
-            "contract_fields_not_visible": list(INVISIBLE),
+            "contract_fields_not_visible": list(self.invisible),
         }
 
 
@@ -192,6 +203,7 @@ def report(
         n_near_ties=int((margin < NEAR_TIE).sum()),
         controls=compare_controls(seen, controlled, block) if controlled else [],
         contracts=_contract_lines(seen, others, trunk, block),
+        invisible=invisible(model),
     )
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mtpref.engine.decode import most_drafted
 from mtpref.engine.decode.statistics import margin
-from mtpref.engine.model import Model
+from mtpref.engine.model import Model, TextCells
+from mtpref.measure.probe.assistant import AssistantWindow
 from mtpref.measure.probe.head import HeadWindow, tiles
 from mtpref.measure.probe.texts import Window
 from mtpref.spec.steps import Hidden
@@ -103,19 +104,29 @@ def walk(
     seen = Seen(window, _no_trunk(len(ids)))
     needed = _needed(window.positions, n_draft, len(ids))
     state = model.new_state(len(ids), poison=poison)
-    heads = [HeadWindow(v.model, len(ids), delay=v.delay, poison=poison) for v in variants]
+    cells = TextCells(model) if model.has_assistant else None
+    heads = [_window_of(v, cells, len(ids), poison) for v in variants]
     for v in variants:
         seen.heads[v.name] = _no_head(len(window.positions), v.n_draft, keep_candidates)
     recorders = [_Recorder(ids, seen, v, head, whole_chains) for v, head in zip(variants, heads, strict=True)]
     for pos0 in range(0, len(ids), n_batch):
         chunk = ids[pos0 : pos0 + n_batch]
-        hidden = model.trunk(state, chunk.tolist(), n_logits=0).hidden
+        keep = 1 if cells is None else len(chunk)  # an assistant reads the cells of every position
+        hidden = model.trunk(state, chunk.tolist(), n_logits=0, keep=keep).hidden
+        if cells is not None:
+            cells.note(state)
         _see_trunk(model, seen.trunk, ids, hidden.post, pos0, needed)
         for recorder in recorders:
             recorder.chunk(chunk.astype(np.int32), hidden, pos0)
         if progress is not None:
             progress(pos0 + len(chunk), len(ids))
     return seen
+
+
+def _window_of(variant: Variant, cells: TextCells | None, n_ctx: int, poison: bool) -> HeadWindow | AssistantWindow:
+    if cells is not None:
+        return AssistantWindow(variant.model, cells, delay=variant.delay)
+    return HeadWindow(variant.model, n_ctx, delay=variant.delay, poison=poison)
 
 
 def walk_all(
@@ -176,7 +187,9 @@ def log_sum_exp(logits: F32) -> float:
 class _Recorder:
     """One head's drafts over the chunks of a window."""
 
-    def __init__(self, ids: Ints, seen: Seen, variant: Variant, head: HeadWindow, whole_chains: bool) -> None:
+    def __init__(
+        self, ids: Ints, seen: Seen, variant: Variant, head: HeadWindow | AssistantWindow, whole_chains: bool
+    ) -> None:
         self.ids, self.head, self.whole = ids, head, whole_chains
         self.n_draft = most_drafted(variant.model, variant.n_draft)
         self.trunk, self.out = seen.trunk, seen.heads[variant.name]
@@ -210,7 +223,7 @@ class _Recorder:
     def _read(self, rows: Hidden, at: Ints, step: int) -> Ints:
         """What the head proposes at these rows of the record, as the loop reads it (S22)."""
         model, out = self.head.model, self.out
-        for first, logits in self.head.logits(rows.post, step):
+        for first, logits in self.head.logits(rows, step):
             for i, row in zip(at[first : first + len(logits)], logits, strict=True):
                 compact, p = model.recipe.ops.top_candidates(row)
                 ids = compact if model.d2t is None else model.d2t[compact]

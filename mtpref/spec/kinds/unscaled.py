@@ -145,7 +145,10 @@ GRAPH = {
     ),
     "attn_output": Made(("kqv_out",)),
 }
-UNSCALED_ATTENTION = LayerKind("unscaled_attention", partial(_configure, is_windowed=False), _state, _forward, GRAPH)
+_CALLED = frozenset({"unscaled_attn_layer"})
+UNSCALED_ATTENTION = LayerKind(
+    "unscaled_attention", partial(_configure, is_windowed=False), _state, _forward, GRAPH, _CALLED
+)
 UNSCALED_WINDOW = replace(UNSCALED_ATTENTION, configure=partial(_configure, is_windowed=True))
 # The same over the cells of a layer before it.
 SHARING_ATTENTION, SHARING_WINDOW = (
@@ -233,6 +236,9 @@ _BESIDE: Graph = {
     "ffn_moe": Made(("ffn_moe_out",), "rms_norm with blk.{i}.post_ffw_norm_2.weight", _NORM),
     "ffn_moe_combined": Made(("ffn_mlp", "ffn_moe"), "sum"),
 }  # fmt: skip
-GEGLU_FFN = LayerKind("geglu_ffn", _dense, no_state, _forward_dense, _DENSE)
+GEGLU_FFN = LayerKind("geglu_ffn", _dense, no_state, _forward_dense, _DENSE, frozenset({"ffn"}))
 # Dense network and experts, each with its own norms: the rows of the stream are its input.
-DENSE_BESIDE_EXPERTS = LayerKind("dense_beside_experts", _parallel, no_state, _forward_parallel, _BESIDE)
+DENSE_BESIDE_EXPERTS = LayerKind(
+    "dense_beside_experts", _parallel, no_state, _forward_parallel, _BESIDE,
+    frozenset({"ffn", "route", "experts", "dense_beside_experts"}),
+)  # fmt: skip
