@@ -110,14 +110,6 @@ def draft_position(pos0: int, step: int, n_rows: int, reads_target: bool) -> int
     return pos0 if reads_target else pos0 + step + 1 - n_rows
 
 
-def cells_to_read(state: ModelState, id_last: int) -> ModelState:
-    """S109. The sequence whose cells a head reads that has none of its own: the text before id_last, as it is.
-
-    id_last  the token that the draft goes on from: no pass has run it yet, so it has no cell
-    """
-    return state
-
-
 def trim_mtp(state: ModelState, pos: int) -> None:
     """S34. Cut every head's cells from a position on: cells that drafting wrote never stay."""
     state.trim_heads(pos)
@@ -201,6 +193,14 @@ def catch_up_rows(paired: F32, before: F32 | None, contract: MtpContract) -> F32
     return before if before is not None and contract.catch_up == "chain" else paired
 
 
+def cells_to_read(state: ModelState, id_last: int) -> ModelState:
+    """S109. The sequence whose cells a head reads that has none of its own: the text before id_last, as it is.
+
+    id_last  the token that the draft goes on from: no pass has run it yet, so it has no cell
+    """
+    return state
+
+
 def hold_back(rows: F32, held: F32 | None, head: int, contract: MtpContract) -> tuple[F32, F32 | None]:
     """S113. The rows that a head of a chain catches up with, some tokens late, and those that it holds for later.
 
@@ -268,6 +268,6 @@ class Steps:
     chain_row: step_types.ChainRow = chain_row  # S99
     chain_input: step_types.ChainInput = chain_input  # S99
     catch_up_rows: step_types.CatchUpRows = catch_up_rows  # S99
-    hold_back: step_types.HoldBack = hold_back  # S113
     cells_to_read: step_types.CellsToRead = cells_to_read  # S109
+    hold_back: step_types.HoldBack = hold_back  # S113
     held_rows: step_types.HeldRows = held_rows  # S113
