@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.engine.decode.drafters import late_rows
 from mtpref.engine.model import Model, Pairs, load, pair, run_heads
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.golden import loops
 from mtpref.golden.derive import NAMES, derive
-from mtpref.golden.format import Case, Suite
+from mtpref.golden.format import Case, Suite, UnfitError
 from mtpref.golden.inputs import Inputs, Outputs
 from mtpref.golden.port import answer
 from mtpref.golden.taps import Tap, tap_of
@@ -51,12 +51,15 @@ class Port:
     _models: dict[tuple[str, ...], Model] = field(default_factory=dict)
 
     def __call__(self, suite: Suite, case: Case, inputs: Inputs) -> Outputs | None:
-        """Errors  MtprefError for a model that is missing or does not fit, or a case that does not fit its operation"""
+        """Errors  MtprefError for a model that is missing or does not fit; UnfitError for a case that does not fit its
+        operation, or needs an architecture that this version does not have"""
         try:
             return self._answer(suite, case, inputs)
+        except (UnfitError, UnsupportedError) as error:
+            raise UnfitError(f"golden case {case.id}: {error}") from error
         except UNFIT as error:
             why = f"{type(error).__name__}: {error}"
-            raise MtprefError(
+            raise UnfitError(
                 f"golden case {case.id}: its parameters or inputs do not fit operation {suite.op} "
                 f"({why[:200]}); fetch the folder again"
             ) from error
