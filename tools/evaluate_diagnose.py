@@ -100,6 +100,9 @@ LATENT_Q8, OLD_Q8 = "micro-deepseek2-q8_0", "micro-deepseek2-old-q8_0"
 INDEXED, INDEXED_YARN, INDEXED_Q8 = (f"micro-deepseek32-{name}" for name in ("f32", "yarn-f32", "q8_0"))
 SHARING, SHARING_YARN = "micro-glm-dsa-f32", "micro-glm-dsa-yarn-f32"
 STREAMS, STREAMS_OWN, STREAMS_Q8 = (f"micro-deepseek4-{name}" for name in ("f32", "own-f32", "q8_0"))
+(COHERE, COHERE_Q8), (NEMOTRON, NEMOTRON_Q8) = (
+    tuple(f"micro-{arch}-{kind}" for kind in ("f32", "q8_0")) for arch in ("cohere2moe", "nemotron_h_moe")
+)
 PORTS = {
     "usual": Ports(
         DUMPS,
@@ -157,6 +160,14 @@ PORTS = {
             Setting("step35, port in Q8_0, ids only", STEP, STEP_Q8, "ggml", "F16", with_p=False, n_max=4),
         ),
         ((MIMO, MIMO_Q8), (STEP, STEP_Q8), (HY_CHAIN, HY_CHAIN)),
+    ),
+    "single": Ports(
+        (
+            Setting("cohere2moe, exact, F32 KV, noise 1e-3", COHERE, COHERE, "exact", "F32", 1e-3),
+            Setting("nemotron_h_moe, BF16 KV, noise 1e-3", NEMOTRON, NEMOTRON, "exact", "BF16", 1e-3),
+        ),
+        (Setting("nemotron_h_moe, exact, F32 KV, with p", NEMOTRON, NEMOTRON, "exact", "F32"),),
+        ((COHERE, COHERE_Q8), (NEMOTRON, NEMOTRON_Q8)),
     ),
     # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
     "experts": Ports(

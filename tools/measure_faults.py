@@ -104,6 +104,8 @@ MADE = {
     "hy_v3, three heads": ("micro-hy_v3-chain-f32",),
     "mimo2": ("micro-mimo2-f32",),
     "step35": ("micro-step35-f32",),
+    "cohere2moe": ("micro-cohere2moe-f32",),
+    "nemotron_h_moe": ("micro-nemotron_h_moe-f32",),
 }
 STAND_INS |= {arch: " ".join(f"{flag} {name}.gguf" for flag, name in zip(("-m", "-md"), names, strict=False))
               for arch, names in MADE.items()}  # fmt: skip
