@@ -74,14 +74,16 @@ class Port:
         return answer(recipe, suite.op, case, inputs) if decide is None else decide(recipe, case.params, inputs)
 
     def model(self, case: Case) -> Model:
-        """The case's model: file, numerics, KV type and contract are its parameters. Kept for the next case."""
+        """The case's model: its file and that of its head or assistant, numerics, KV type and contract are its
+        parameters. Kept for the next case."""
         params = case.params
-        kv_type = str(params.get("kv_type", "F32"))
-        key = (str(params["model"]), case.numerics, kv_type, str(params.get("contract", "")))
+        kv_type, draft = str(params.get("kv_type", "F32")), str(params.get("model_draft", ""))
+        key = (str(params["model"]), draft, case.numerics, kv_type, str(params.get("contract", "")))
         if key not in self._models:
             kv_type_draft = str(params.get("kv_type_draft", kv_type))
-            recipe = self._recipe(case)
-            model = load(self._path(case, key[0]), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft)
+            path, recipe = self._path(case, key[0]), self._recipe(case)
+            model_draft = self._path(case, draft) if draft else None
+            model = load(path, recipe, kv_type=kv_type, kv_type_draft=kv_type_draft, model_draft=model_draft)
             self._models[key] = self.change_model(model)
         return self._models[key]
 
@@ -166,6 +168,16 @@ def _mtp(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     return dict(tap.kept)
 
 
+def _assistant(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """Steps of a head that reads the target's cells, each a pair (token, hidden row) of its own, at the position after
+    the prompt, which the trunk has run."""
+    tap, (state, _) = tap_of(params["wanted"]), _run_trunk(model, _ids(inputs), params["batches"])
+    hidden = np.asarray(inputs["hidden"].values(), np.float32)
+    for token, row in zip(_ids(inputs, "draft"), hidden, strict=True):
+        model.mtp(state, [token], row[None], state.n_past, n_logits=1, tap=tap)
+    return dict(tap.kept)
+
+
 def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """A draft of n tokens after a prompt whose last token is decided but not yet run by the trunk."""
     tokens, steps, contract = _ids(inputs), model.recipe.steps, model.recipe.contract
@@ -176,7 +188,7 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
         paired = steps.pair_hidden(rows, state.pending_h)
         run_heads(model, state, Pairs(prompt[first:], paired[first:], first))
     row_ids, hidden, pos0, n_heads = [id_last], rows[-1:], len(prompt), len(model.heads)
-    chained = is_chain(n_heads, contract)
+    chained, stays = is_chain(n_heads, contract), model.has_assistant
     ids, p, states = [], [], []
     for step in range(int(params["n"])):
         head = steps.chain_head(step, n_heads, contract)
@@ -184,7 +196,7 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
             break
         if chained:
             steps.trim_mtp(state, pos0)
-        pos, n_rows = pos0 + step + 1 - len(row_ids), params.get("n_draft_vocab")
+        pos, n_rows = pos0 if stays else pos0 + step + 1 - len(row_ids), params.get("n_draft_vocab")
         out = model.mtp(state, row_ids, hidden, pos, n_logits=1, head=head, n_draft_vocab=n_rows)
         candidates, probabilities = model.recipe.ops.top_candidates(out.logits[0])
         token = int(candidates[0])
@@ -203,6 +215,7 @@ MODEL_ANSWERS: dict[str, Callable[[Model, Mapping[str, Any], Inputs], Outputs]] 
     "trunk": _trunk,
     "prompt": _prompt,
     "mtp": _mtp,
+    "assistant": _assistant,
     "mtp_chain": _mtp_chain,
     **loops.MODEL_ANSWERS,
 }
