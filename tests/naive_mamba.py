@@ -4,8 +4,6 @@ Owns the obvious whole, token by token, head by head and expert by expert, writt
 Mamba-2 and transformers' model. Names and layouts as in naive_model.py; routers are naive_moe.py's. There is no cache.
 """
 
-import math
-
 import numpy as np
 
 from tests import naive, naive_moe, naive_parallel
@@ -40,9 +38,9 @@ def mamba(weights: Weights, hparams: HParams, il: int, h: Array) -> tuple[Array,
             g = head // (n_head // n_group)
             own, part = slice(head * size, (head + 1) * size), slice(g * n_state, (g + 1) * n_state)
             step = float(naive.softplus(dt[t, head] + w["ssm_dt.bias"][head]))
-            decay = math.exp(step * float(w["ssm_a"].reshape(-1)[head]))
+            decay = float(naive.exp(np.float64(step * float(w["ssm_a"].reshape(-1)[head]))))
             state[head] = decay * state[head] + step * np.outer(x[t, own], b[t, part])
-            y[t, own] = state[head] @ c[t, part]
+            y[t, own] = naive.dot(state[head], c[t, part])
             out[t, own] = y[t, own] + float(w["ssm_d"].reshape(-1)[head]) * x[t, own]
     gated = (out * naive.silu(z)).reshape(len(h), n_group, -1)
     normed = gated / np.sqrt(naive.total(gated * gated) / gated.shape[-1] + rms_eps(hparams)) * w["ssm_norm.weight"]

@@ -99,14 +99,16 @@ def changed_entries(a: Model, b: Model) -> set[str]:
     """Every entry of recipe, weights and model that is another object, or another value, in b."""
     tables = [(t, getattr(a.recipe, t), getattr(b.recipe, t)) for t in ("ops", "steps", "contract")]
     if b.recipe.mtp_ops is not None:
-        tables.append(("mtp_ops", b.recipe.ops, b.recipe.mtp_ops))
+        own = a.recipe.mtp_ops  # of an architecture whose head runs on a table of its own
+        tables.append(("mtp_ops", b.recipe.ops if own is None else own, b.recipe.mtp_ops))
     out = set()
     for table, old_table, new_table in tables:
         for f in (f for f in fields(old_table) if f.name != "composed"):
             old, new = getattr(old_table, f.name), getattr(new_table, f.name)
             # A fused twin that falls back to its composition, because one of its parts is replaced, is no replacement.
             falls_back = table != "steps" and table != "contract" and new is old_table.composed.get(f.name)
-            if old is not new and old != new and not falls_back:
+            is_said = table == "mtp_ops" and a.recipe.mtp_ops is not None and f"ops.{f.name}" in out
+            if old is not new and old != new and not falls_back and not is_said:
                 out.add(f"{table}.{f.name}")
     out |= {
         f"weights.{f.name}" for f in fields(a.weights) if getattr(a.weights, f.name) is not getattr(b.weights, f.name)

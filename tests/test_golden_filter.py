@@ -1,8 +1,10 @@
 """The filter protocol and `mtpref golden`: another program answers as mtpref does, and bad programs end in one line."""
 
+import hashlib
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -69,7 +71,6 @@ def test_a_program_may_skip(tmp_path):
         ("reply = [1]", "for another case"),
         ('reply = {"id": "x"}', "for another case"),
         ('reply = {"id": asked["id"]}', "no object 'out'"),
-        ('reply = {"id": asked["id"], "error": "boom"}', "is an error: boom"),
         (
             'reply = {"id": asked["id"], "out": {"y": {"type": "F32", "shape": [3], "data": "AAAA"}}}',
             "3 bytes, expected 12",
@@ -81,6 +82,36 @@ def test_a_program_may_skip(tmp_path):
 def test_programs_that_break_the_protocol_are_refused(tmp_path, body, message):
     with pytest.raises(MtprefError, match=message), Filter(program(tmp_path, body), GOLDEN) as port:
         list(check_folder(Folder(GOLDEN), port, suite="rms_norm"))
+
+
+def test_cases_that_cannot_be_answered_end_nothing_and_are_told_last(tmp_path, capsys):
+    """Of a folder of another version, by mtpref itself and by a program; the exit code is that of a refusal."""
+    copy = tmp_path / "g"
+    shutil.copytree(GOLDEN, copy, ignore=shutil.ignore_patterns("runners", "models", "L[02-6]*"))
+    suite, manifest = copy / "L1-operations" / "rms_norm.json", copy / "manifest.json"
+    data = json.loads(suite.read_text())
+    n, first = len(data["cases"]), data["cases"][0]
+    first["params"] = {"epsilon": first["params"]["eps"]}
+    suite.write_text(json.dumps(data))
+    index = json.loads(manifest.read_text())
+    for record in index["files"]:
+        if record["path"] == "L1-operations/rms_norm.json":
+            record["sha256"] = hashlib.sha256(suite.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(index))
+    served = f"{sys.executable} -m mtpref golden port {copy}"
+    for ask in ([], ["--cmd", served]):
+        assert main(["golden", "check", str(copy), "--suite", "rms_norm", *ask]) == 2
+        out, err = capsys.readouterr()
+        assert out.splitlines()[0] == f"{n - 1} passed, 0 failed, 0 skipped"
+        assert out.splitlines()[1].startswith("UNFIT  ")
+        assert "rms_norm/basic" in out.splitlines()[1]
+        assert len(out.splitlines()) == 2
+        assert err.count("\n") == 1
+        assert f"1 of {n} cases could not be answered (the first: rms_norm/basic)" in err
+    assert main(["golden", "check", str(copy), "--suite", "rms_norm", "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert report["counts"] == {"UNFIT": 1, "PASS": n - 1}
+    assert "parameter eps is None" in report["cases"][0]["wrong"][0]
 
 
 def test_no_program_is_one_line(tmp_path):

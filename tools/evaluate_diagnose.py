@@ -102,6 +102,9 @@ SHARING, SHARING_YARN = "micro-glm-dsa-f32", "micro-glm-dsa-yarn-f32"
 STREAMS, STREAMS_OWN, STREAMS_Q8 = (f"micro-deepseek4-{name}" for name in ("f32", "own-f32", "q8_0"))
 GEMMA, GEMMA_MOE, GEMMA_Q8, GEMMA_MOE_Q8 = (f"micro-gemma4-{name}" for name in ("f32", "moe-f32", "q8_0", "moe-q8_0"))
 GEMMA_EDGE, GEMMA_APART = "micro-gemma4-edge-30-f32", "micro-gemma4-apart-90-f32"
+(COHERE, COHERE_Q8), (NEMOTRON, NEMOTRON_Q8) = (
+    tuple(f"micro-{arch}-{kind}" for kind in ("f32", "q8_0")) for arch in ("cohere2moe", "nemotron_h_moe")
+)
 PORTS = {
     "usual": Ports(
         DUMPS,
@@ -173,6 +176,14 @@ PORTS = {
             Setting("gemma4, port in Q8_0, ids only", GEMMA, GEMMA_Q8, "ggml", "F16", with_p=False, n_max=4),
         ),
         ((GEMMA, GEMMA_Q8), (GEMMA_EDGE, GEMMA_EDGE), (GEMMA_MOE, GEMMA_MOE_Q8), (GEMMA_APART, GEMMA_APART)),
+    ),
+    "single": Ports(
+        (
+            Setting("cohere2moe, exact, F32 KV, noise 1e-3", COHERE, COHERE, "exact", "F32", 1e-3),
+            Setting("nemotron_h_moe, BF16 KV, noise 1e-3", NEMOTRON, NEMOTRON, "exact", "BF16", 1e-3),
+        ),
+        (Setting("nemotron_h_moe, exact, F32 KV, with p", NEMOTRON, NEMOTRON, "exact", "F32"),),
+        ((COHERE, COHERE_Q8), (NEMOTRON, NEMOTRON_Q8)),
     ),
     # Healthy ports alone: what a fault does to them is in tests/test_diagnose_moe.py.
     "experts": Ports(

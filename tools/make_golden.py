@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from golden import (
+    assistant_models,
     chains_models,
     clamped_layers,
     compressed,
@@ -39,8 +40,12 @@ from golden import (
     l5_loop,
     l6_text,
     latent,
+    parts,
+    rows_models,
     sampling,
+    single_models,
     streams_models,
+    unscaled,
     windowed,
 )
 from mtpref.files.gguf import open_gguf
@@ -64,6 +69,8 @@ PARTS: dict[str, tuple[Suites, ...]] = {
         connections.operations,
         compressed.operations,
         windowed.operations,
+        unscaled.operations,
+        parts.operations,
     ),
     "L2": (
         l2_layers.suites,
@@ -74,10 +81,38 @@ PARTS: dict[str, tuple[Suites, ...]] = {
         compressed_layers.layers,
         clamped_layers.layers,
         windowed.layers,
+        unscaled.layers,
+        parts.layers,
     ),
-    "L3": (l3_trunk.suites, experts_models.trunk, indexer_models.trunk, streams_models.trunk, chains_models.trunk),
-    "L4": (l4_mtp.suites, experts_models.heads, indexer_models.heads, streams_models.heads, chains_models.heads),
-    "L5": (l5_loop.suites, experts_models.loops, indexer_models.loops, streams_models.loops, chains_models.loops),
+    "L3": (
+        l3_trunk.suites,
+        experts_models.trunk,
+        indexer_models.trunk,
+        streams_models.trunk,
+        chains_models.trunk,
+        assistant_models.trunk,
+        single_models.trunk,
+        rows_models.trunk,
+    ),
+    "L4": (
+        l4_mtp.suites,
+        experts_models.heads,
+        indexer_models.heads,
+        streams_models.heads,
+        chains_models.heads,
+        assistant_models.heads,
+        single_models.heads,
+        rows_models.heads,
+    ),
+    "L5": (
+        l5_loop.suites,
+        experts_models.loops,
+        indexer_models.loops,
+        streams_models.loops,
+        chains_models.loops,
+        assistant_models.loops,
+        single_models.loops,
+    ),
     "L6": (l6_text.suites,),
 }
 MAKERS: dict[str, Suites] = {

@@ -105,6 +105,8 @@ MADE = {
     "mimo2": ("micro-mimo2-f32",),
     "step35": ("micro-step35-f32",),
     "gemma4": ("micro-gemma4-f32", "micro-gemma4-assistant-f32"),
+    "cohere2moe": ("micro-cohere2moe-f32",),
+    "nemotron_h_moe": ("micro-nemotron_h_moe-f32",),
 }
 STAND_INS |= {arch: " ".join(f"{flag} {name}.gguf" for flag, name in zip(("-m", "-md"), names, strict=False))
               for arch, names in MADE.items()}  # fmt: skip

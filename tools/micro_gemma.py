@@ -53,6 +53,7 @@ class GemmaShape:
     n_expert: int = 0
     n_used: int = 3
     n_ff_exp: int = 32
+    router: float = 2.0  # how sharp routers are
     fused: bool = True
     untied: bool = False
     n_embd_assistant: int = 96
@@ -192,7 +193,7 @@ def _experts(plant: mp.Plant, p: str, shape: GemmaShape, n: int) -> None:
     """Experts beside the dense network, with norms and a router's scale of their own."""
     norm = plant.gamma(p + "pre_ffw_norm_2.weight", n)
     scale = plant.gamma(p + "ffn_gate_inp.scale", n)
-    _noise(plant, p + "ffn_gate_inp.weight", (shape.n_expert, n), 2.0)
+    _noise(plant, p + "ffn_gate_inp.weight", (shape.n_expert, n), shape.router)
     plant.tensors[p + "ffn_gate_inp.weight"] *= np.float32(n**0.5) / scale
     n_ff = shape.n_ff_exp
     for part in ("gate", "up"):

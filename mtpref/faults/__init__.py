@@ -1,10 +1,11 @@
 """Injectable faults: real bugs of real engines, as replacements of single entries of the recipe or of weights.
 
 Owns the catalogue and `inject`. The reference knows nothing of it: no other room may name a fault. Families (a file
-each, but G's trunk layers in trunk.py, A's indexer and compressed rows in files of these names, and what only an
-assistant can have in assistant.py): W weights, G graph, E experts, A attention through a latent row, H residual
-streams, C hand-over of hidden rows, K the head's KV cache, S recurrent state and roll back, V verification and
-sampling, P policy; L are look-alikes, legal differences that are no faults. Which of them a model can have: places.py.
+each, but G's trunk layers in trunk.py, G and E of parts side by side or alone in parts.py, A's indexer and compressed
+rows in files of these names, and what only an assistant can have in assistant.py): W weights, G graph, E experts, A
+attention through a latent row, H residual streams, C hand-over of hidden rows, K the head's KV cache, S recurrent state
+and roll back, V verification and sampling, P policy; L are look-alikes, legal differences that are no faults. Which of
+them a model can have: places.py.
 """
 
 import re
@@ -24,6 +25,7 @@ from mtpref.faults import (
     indexer,
     latent,
     look_alikes,
+    parts,
     policy,
     rollback,
     streams,
@@ -52,8 +54,8 @@ __all__ = [
 ]
 
 _ROOMS = (
-    weights, graph, trunk, experts, latent, indexer, compressed, windowed, streams, chain, cache, assistant, rollback,
-    verify, policy, look_alikes,
+    weights, graph, trunk, parts, experts, latent, indexer, compressed, windowed, streams, chain, cache, assistant,
+    rollback, verify, policy, look_alikes,
 )  # fmt: skip
 FAULTS: dict[str, Fault] = {
     fault.id: fault for room in _ROOMS for fault in vars(room).values() if isinstance(fault, Fault)

@@ -67,7 +67,7 @@ WINDOW_WIDE = Fault(
     id="A10b-window-wide",
     title="The window is one cell too wide",
     mechanism="A cell is seen where pos - t <= sliding_window; the window holds the token itself, so it must be less. "
-    "Of MiMo-V2 transformers and SGLang mean one cell more by their number than llama.cpp by its own: there it is none.",
+    "Of MiMo-V2, transformers and SGLang mean one cell more by their number than llama.cpp does: there it is none.",
     bug_type="OFF_BY_ONE",
     replaces=("layers", "heads.layer"),
     predicted=broken("kqv_out"),

@@ -19,8 +19,10 @@ from mtpref.spec.config import (
     IndexedConfig,
     LatentConfig,
     MoeConfig,
+    SsmConfig,
     WindowedConfig,
 )
+from mtpref.spec.kinds import Parallel
 from mtpref.spec.ops import PARTS
 from mtpref.spec.windowed import LEAST_LIMIT
 
@@ -159,6 +161,31 @@ def _turns_part(model: Model) -> bool:
     return any(_attends(layer) and layer.cfg.n_rot < layer.cfg.n_embd_head for layer, _ in of_heads(model))
 
 
+def is_parallel(layer: Layer) -> bool:
+    """Whether its mixer and its network stand side by side."""
+    return isinstance(layer.block.residual, Parallel)
+
+
+def is_unturned(layer: Layer) -> bool:
+    """Whether it is an attention layer that does not turn."""
+    return isinstance(layer.cfg, AttnConfig | WindowedConfig) and not layer.cfg.n_rot
+
+
+def widest_turn(model: Model) -> int:
+    """The dimensions of a head that other layers turn, or its width where none does."""
+    cfgs = [layer.cfg for layer, _ in blocks(model) if isinstance(layer.cfg, AttnConfig | WindowedConfig)]
+    widths = [cfg.n_embd_head if isinstance(cfg, AttnConfig) else cfg.n_key for cfg in cfgs]
+    return max(cfg.n_rot for cfg in cfgs) or min(widths)
+
+
+def _scans(model: Model, asked: Callable[[SsmConfig], bool] = lambda cfg: True) -> bool:
+    return any(isinstance(layer.cfg, SsmConfig) and asked(layer.cfg) for layer in model.layers)
+
+
+def _is_gateless(cfg: MoeConfig, w: Weights) -> bool:
+    return "ffn_up_exps.weight" in w and "ffn_gate_exps.weight" not in w
+
+
 # A place by its key: what an error names, and whether a model has it.
 PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
     "experts": ("an experts' network", _moe),
@@ -272,6 +299,34 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
         lambda m: any(
             "clamped_experts" in layer.block.ffn.entries and layer.ffn_cfg.clamp > LEAST_LIMIT for layer, _ in blocks(m)
         ),
+    ),
+    "layer norms": ("layer norms in place of RMS norms", lambda m: m.config.has_layer_norms),
+    "head layer norm": (
+        "a head whose last norm alone is a layer norm",
+        lambda m: bool(m.heads) and m.config.head_norm_eps is not None,
+    ),
+    "layers without RoPE": ("attention layers that do not turn", lambda m: any(map(is_unturned, m.layers))),
+    "head without RoPE": ("a head that does not turn", lambda m: any(map(is_unturned, _heads(m)))),
+    "paired neighbours": (
+        "layers that turn neighbours",
+        lambda m: any(
+            isinstance(la.cfg, WindowedConfig) and la.cfg.is_interleaved and la.cfg.n_rot for la, _ in blocks(m)
+        ),
+    ),
+    "parallel blocks": ("attention and network side by side", lambda m: any(is_parallel(la) for la, _ in blocks(m))),
+    "scaled logits": (
+        "logits that are scaled, and a head",
+        lambda m: bool(m.heads) and m.config.logit_scale not in (0, 1),
+    ),
+    "scan": ("a Mamba-2 layer", _scans),
+    "several scan groups": (
+        "a Mamba-2 layer with several groups of heads",
+        lambda m: _scans(m, lambda cfg: 1 < cfg.n_group < cfg.n_head),
+    ),
+    "experts without a gate": ("experts without a gate", lambda m: _moe(m, _is_gateless)),
+    "averaged experts": (
+        "experts and a shared expert whose mean is taken",
+        lambda m: _moe(m, lambda cfg, w: cfg.sum_scale not in (0, 1) and "ffn_up_shexp.weight" in w),
     ),
     "streams": ("several residual streams", _has_streams),
     "head streams": ("a head of several residual streams", lambda m: _has_streams(m) and bool(m.heads)),

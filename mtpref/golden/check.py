@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.base.errors import MtprefError
 from mtpref.golden.digest import digest_difference
-from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor
+from mtpref.golden.format import Case, Expected, Folder, Suite, Tensor, UnfitError
 from mtpref.golden.inputs import Inputs, Outputs
 from mtpref.look.compare.measures import nmse
 
@@ -33,7 +32,8 @@ class Wrong:
 class CaseResult:
     """What checking one case gave.
 
-    verdict  PASS, FAIL or SKIP; skipped: why
+    verdict  PASS, FAIL, SKIP or UNFIT: of another version than who answers, or answered with an error
+    skipped  why it was not answered
     """
 
     suite: Suite
@@ -47,15 +47,25 @@ class CaseResult:
 def check_folder(
     folder: Folder, answers: Answers, *, level: str | None = None, suite: str | None = None
 ) -> Iterator[CaseResult]:
-    """Check every case of the chosen suites, one result each, in the order of the manifest."""
+    """Check every case of the chosen suites, one result each, in the order of the manifest. A case that cannot be
+    answered ends nothing.
+
+    Errors  MtprefError for a folder that is damaged, or a program that ends
+    """
     for one in folder.suites(level, suite):
         tensors = folder.tensors(one)
         for case in one.cases:
-            yield check_case(folder, one, case, tensors, answers)
+            try:
+                yield check_case(folder, one, case, tensors, answers)
+            except UnfitError as error:
+                yield CaseResult(one, case, "UNFIT", skipped=str(error))
 
 
 def check_case(folder: Folder, suite: Suite, case: Case, tensors: Mapping[str, Tensor], answers: Answers) -> CaseResult:
-    """Ask for one case and judge the answer. An answer that lacks an output, or is None, is no pass."""
+    """Ask for one case and judge the answer. An answer that lacks an output, or is None, is no pass.
+
+    Errors  UnfitError for a case that cannot be answered
+    """
     inputs = {name: _named(suite, tensors, tensor) for name, tensor in case.inputs.items()}
     given = answers(suite, case, inputs)
     if given is None:
@@ -76,7 +86,7 @@ def check_case(folder: Folder, suite: Suite, case: Case, tensors: Mapping[str, T
 
 def _named(suite: Suite, tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in tensors:
-        raise MtprefError(
+        raise UnfitError(
             f"golden suite {suite.name}: tensor {name} is missing in {suite.tensors}; fetch the folder again"
         )
     return tensors[name]

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import parse_json
-from mtpref.golden.format import Case, Expected, Suite, Tensor
+from mtpref.golden.format import Case, Expected, Suite, Tensor, UnfitError
 from mtpref.golden.inputs import Inputs, Outputs
 from mtpref.spec.quants import TYPE_IDS, row_bytes
 
@@ -89,7 +89,8 @@ class Filter:
 def reply_outputs(line: str, id: str, program: str) -> Outputs | None:
     """The outputs of one reply; None for a skip.
 
-    Errors  MtprefError for a reply that is no JSON, is for another case or holds malformed tensors
+    Errors  MtprefError for a reply that is no JSON, is for another case or holds malformed tensors; UnfitError for one
+            that is an error
     """
     where = f"`command` {program}: the reply to case {id}"
     try:
@@ -99,7 +100,7 @@ def reply_outputs(line: str, id: str, program: str) -> Outputs | None:
     if not isinstance(reply, dict) or reply.get("id") != id:
         raise MtprefError(f"{where} is for another case; expected the id that was asked for")
     if "error" in reply:
-        raise MtprefError(f"{where} is an error: {str(reply['error'])[:200]}")
+        raise UnfitError(f"{where} is an error: {str(reply['error'])[:200]}")
     if "skip" in reply:
         return None
     if not isinstance(reply.get("out"), dict):

@@ -33,6 +33,10 @@ MAX_JSON_BYTES = 32 << 20
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8, "I32": np.int32}
 
 
+class UnfitError(MtprefError):
+    """A case that cannot be answered, while others can: it is of another version, or the port said an error."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One array of a case. type_name is ggml's; `raw` are its bytes, row after row; shape is NumPy's."""
@@ -114,14 +118,12 @@ def hex_float(x: float) -> str:
 def param_float(params: Mapping[str, Any], name: str) -> float:
     """A hex-float parameter.
 
-    Errors  MtprefError where it is missing or no hex float
+    Errors  UnfitError where it is missing or no hex float
     """
     try:
         return float.fromhex(params[name])
     except (KeyError, TypeError, ValueError, OverflowError):
-        raise MtprefError(
-            f"golden case: parameter {name} is {params.get(name)!r}, expected a hex float string"
-        ) from None
+        raise UnfitError(f"parameter {name} is {params.get(name)!r}, expected a hex float string") from None
 
 
 class Folder:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.base.errors import MtprefError
+from mtpref.base.errors import MtprefError, UnsupportedError
 from mtpref.engine.decode.drafters import late_rows
 from mtpref.engine.model import Model, Pairs, load, pair, run_heads
 from mtpref.engine.recipe import Recipe, make_recipe
 from mtpref.golden import loops
 from mtpref.golden.derive import NAMES, derive
-from mtpref.golden.format import Case, Suite
+from mtpref.golden.format import Case, Suite, UnfitError
 from mtpref.golden.inputs import Inputs, Outputs
 from mtpref.golden.port import answer
 from mtpref.golden.taps import Tap, tap_of
@@ -51,12 +51,15 @@ class Port:
     _models: dict[tuple[str, ...], Model] = field(default_factory=dict)
 
     def __call__(self, suite: Suite, case: Case, inputs: Inputs) -> Outputs | None:
-        """Errors  MtprefError for a model that is missing or does not fit, or a case that does not fit its operation"""
+        """Errors  MtprefError for a model that is missing or does not fit; UnfitError for a case that does not fit its
+        operation, or needs an architecture that this version does not have"""
         try:
             return self._answer(suite, case, inputs)
+        except (UnfitError, UnsupportedError) as error:
+            raise UnfitError(f"golden case {case.id}: {error}") from error
         except UNFIT as error:
             why = f"{type(error).__name__}: {error}"
-            raise MtprefError(
+            raise UnfitError(
                 f"golden case {case.id}: its parameters or inputs do not fit operation {suite.op} "
                 f"({why[:200]}); fetch the folder again"
             ) from error
@@ -71,14 +74,16 @@ class Port:
         return answer(recipe, suite.op, case, inputs) if decide is None else decide(recipe, case.params, inputs)
 
     def model(self, case: Case) -> Model:
-        """The case's model: file, numerics, KV type and contract are its parameters. Kept for the next case."""
+        """The case's model: its file and that of its head or assistant, numerics, KV type and contract are its
+        parameters. Kept for the next case."""
         params = case.params
-        kv_type = str(params.get("kv_type", "F32"))
-        key = (str(params["model"]), case.numerics, kv_type, str(params.get("contract", "")))
+        kv_type, draft = str(params.get("kv_type", "F32")), str(params.get("model_draft", ""))
+        key = (str(params["model"]), draft, case.numerics, kv_type, str(params.get("contract", "")))
         if key not in self._models:
             kv_type_draft = str(params.get("kv_type_draft", kv_type))
-            recipe = self._recipe(case)
-            model = load(self._path(case, key[0]), recipe, kv_type=kv_type, kv_type_draft=kv_type_draft)
+            path, recipe = self._path(case, key[0]), self._recipe(case)
+            model_draft = self._path(case, draft) if draft else None
+            model = load(path, recipe, kv_type=kv_type, kv_type_draft=kv_type_draft, model_draft=model_draft)
             self._models[key] = self.change_model(model)
         return self._models[key]
 
@@ -163,6 +168,18 @@ def _mtp(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     return dict(tap.kept)
 
 
+def _assistant(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
+    """Steps of a head that reads the target's cells, each a pair (token, hidden row) of its own, at the position after
+    the prompt, which the trunk has run."""
+    tap, (state, _) = tap_of(params["wanted"]), _run_trunk(model, _ids(inputs), params["batches"])
+    hidden = np.asarray(inputs["hidden"].values(), np.float32)
+    ids, steps, pos0 = _ids(inputs, "draft"), model.recipe.steps, state.n_past
+    read = steps.cells_to_read(state, ids[0])
+    for step, (token, row) in enumerate(zip(ids, hidden, strict=True)):
+        model.mtp(read, [token], row[None], steps.draft_position(pos0, step, 1, True), n_logits=1, tap=tap)
+    return dict(tap.kept)
+
+
 def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outputs:
     """A draft of n tokens after a prompt whose last token is decided but not yet run by the trunk."""
     tokens, steps, contract = _ids(inputs), model.recipe.steps, model.recipe.contract
@@ -173,7 +190,8 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
         paired = steps.pair_hidden(rows, state.pending_h)
         run_heads(model, state, Pairs(prompt[first:], paired[first:], first))
     row_ids, hidden, pos0, n_heads = [id_last], rows[-1:], len(prompt), len(model.heads)
-    chained = is_chain(n_heads, contract)
+    chained, reads = is_chain(n_heads, contract), model.has_assistant
+    read = steps.cells_to_read(state, id_last) if reads else state
     ids, p, states = [], [], []
     for step in range(int(params["n"])):
         head = steps.chain_head(step, n_heads, contract)
@@ -181,8 +199,8 @@ def _mtp_chain(model: Model, params: Mapping[str, Any], inputs: Inputs) -> Outpu
             break
         if chained:
             steps.trim_mtp(state, pos0)
-        pos, n_rows = pos0 + step + 1 - len(row_ids), params.get("n_draft_vocab")
-        out = model.mtp(state, row_ids, hidden, pos, n_logits=1, head=head, n_draft_vocab=n_rows)
+        pos, n_rows = steps.draft_position(pos0, step, len(row_ids), reads), params.get("n_draft_vocab")
+        out = model.mtp(read, row_ids, hidden, pos, n_logits=1, head=head, n_draft_vocab=n_rows)
         candidates, probabilities = model.recipe.ops.top_candidates(out.logits[0])
         token = int(candidates[0])
         own = steps.chain_hidden(out.hidden, contract)
@@ -200,6 +218,7 @@ MODEL_ANSWERS: dict[str, Callable[[Model, Mapping[str, Any], Inputs], Outputs]] 
     "trunk": _trunk,
     "prompt": _prompt,
     "mtp": _mtp,
+    "assistant": _assistant,
     "mtp_chain": _mtp_chain,
     **loops.MODEL_ANSWERS,
 }

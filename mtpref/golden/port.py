@@ -19,7 +19,9 @@ from mtpref.golden.port_compressed import COMPRESSED_ANSWERS
 from mtpref.golden.port_experts import EXPERTS_ANSWERS
 from mtpref.golden.port_indexer import INDEXER_ANSWERS
 from mtpref.golden.port_latent import LATENT_ANSWERS
+from mtpref.golden.port_parts import PARTS_ANSWERS
 from mtpref.golden.port_streams import STREAMS_ANSWERS
+from mtpref.golden.port_unscaled import UNSCALED_ANSWERS
 from mtpref.golden.port_windowed import WINDOWED_ANSWERS
 from mtpref.golden.taps import Tap
 from mtpref.spec import quants
@@ -239,4 +241,6 @@ ANSWERS: dict[str, Answer] = {
     **STREAMS_ANSWERS,
     **COMPRESSED_ANSWERS,
     **WINDOWED_ANSWERS,
+    **UNSCALED_ANSWERS,
+    **PARTS_ANSWERS,
 }

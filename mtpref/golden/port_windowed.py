@@ -13,7 +13,7 @@ from mtpref.golden.port_experts import moe_config
 from mtpref.golden.taps import Tap
 from mtpref.spec.config import WindowedConfig
 from mtpref.spec.contract import parse_contract
-from mtpref.spec.kinds.kind import rope_constants
+from mtpref.spec.kinds.kind import Span
 from mtpref.spec.ops.compose_windowed import limited_ops
 from mtpref.spec.rope_scaling import RopeScaling, freq_scale_of
 
@@ -64,14 +64,14 @@ def _chain_input(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
 
 
 def _config(params: Params) -> WindowedConfig:
-    """A layer as the case's parameters say. YaRN: factor, n_ctx_orig."""
+    """A layer as the case's parameters say. YaRN: factor, n_ctx_orig. interleaved: neighbours are paired."""
     scaling = RopeScaling()
     if "factor" in params:
         scaling = RopeScaling("yarn", freq_scale_of(param_float(params, "factor")), int(params["n_ctx_orig"]), 1.0)
     return WindowedConfig(
         0, int(params["n_head"]), int(params["n_head_kv"]), int(params["n_key"]), int(params["n_value"]),
         int(params["n_window"]), int(params["n_rot"]), param_float(params, "freq_base"), param_float(params, "eps"),
-        param_float(params, "value_scale"), scaling,
+        param_float(params, "value_scale"), scaling, bool(params.get("interleaved", False)),
     )  # fmt: skip
 
 
@@ -92,12 +92,9 @@ def _windowed_attn_layer(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
     for name, width in (("k_cache", cfg.n_key), ("v_cache", cfg.n_value)):
         room = np.zeros((len(rows), cfg.n_head_kv, width), np.float32)
         caches.append(recipe.ops.store_kv(np.concatenate([f32(x[name]), room]) if name in x else room, kv_type))
-    k, v = caches
-    frequencies, has_position, magnitude = rope_constants(cfg.rotary)
-    if "factors" in x:
-        frequencies = spec.divided_frequencies(frequencies, f32(x["factors"]))
-    pos = np.arange(first, first + len(rows), dtype=np.int32)
-    table, tap = recipe.ops.rope_table(pos, frequencies, has_position, magnitude), Tap()
+    (k, v), tap = caches, Tap()
+    pos, factors = np.arange(first, first + len(rows), dtype=np.int32), f32(x["factors"]) if "factors" in x else None
+    table = Span(recipe.ops, pos, first, 1).rope_cos_sin(cfg.rotary, factors)
     w = weights_of({name: one for name, one in x.items() if name != "factors"})
     y = recipe.ops.windowed_attn_layer(recipe.ops, w, cfg, rows, k, v, kv_type, first, table, tap)
     return tap.kept | {"attn_scaled": y}

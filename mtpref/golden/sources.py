@@ -22,11 +22,15 @@ from mtpref.engine.decode import statistics
 from mtpref.engine.model import Head, Layer, Model
 from mtpref.files import gguf, vocab
 from mtpref.golden import format, loops, models, port, taps
+from mtpref.spec import scaled_embedding, soft_cap
 from mtpref.spec.kinds import (
+    AVERAGED_MOE_FFN,
     CLAMPED_MOE_FFN,
     COMPRESSED_ATTENTION,
+    DENSE_BESIDE_EXPERTS,
     GATED_ATTENTION,
     GATED_DELTA_NET,
+    GEGLU_FFN,
     GROUPED_DELTA_NET,
     HALF_ROTARY_ATTENTION,
     HALF_ROTARY_HEAD_ATTENTION,
@@ -40,19 +44,37 @@ from mtpref.spec.kinds import (
     PAIRS_ALL_CELLS,
     PAIRS_INDEXED,
     PAIRS_SHARING,
+    PLAIN_MOE_FFN,
+    SHARING_ATTENTION,
+    SHARING_WINDOW,
     SIGMOID_MOE_FFN,
     SOFTMAX_MOE_FFN,
+    SSM,
+    STILL_ATTENTION,
     SWIGLU_FFN,
+    TARGET_ATTENTION,
+    TARGET_WINDOW,
     TEXT_ATTENTION,
+    TURNED_ATTENTION,
+    TURNED_HEAD_ATTENTION,
+    UNSCALED_ATTENTION,
+    UNSCALED_WINDOW,
+    UNTURNED_ATTENTION,
     WHOLE_ROTARY_ATTENTION,
     WINDOW_ATTENTION,
     WINDOWED_ATTENTION,
     WINDOWED_HEAD_ATTENTION,
     HyperConnected,
+    NormedAfter,
+    Parallel,
     Sequential,
+    Single,
 )
 from mtpref.spec.ops import Ops, spec_ops
+from mtpref.spec.ops.compose import layer_normed_ops
+from mtpref.spec.ops.compose_ssm import head_normed_ops
 from mtpref.spec.ops.compose_streams import enter_streams, leave_streams, streams_input
+from mtpref.spec.ops.compose_unscaled import assistant_input, assistant_row, layer_inputs
 from mtpref.spec.steps import Steps
 
 PACKAGE = __name__.partition(".")[0]
@@ -94,6 +116,31 @@ WHOLE_MODEL = {
     "LIMITED_FFN": LIMITED_FFN,
     "LIMITED_MOE_FFN": LIMITED_MOE_FFN,
     "SIGMOID_MOE_FFN": SIGMOID_MOE_FFN,
+    "UNSCALED_ATTENTION": UNSCALED_ATTENTION,
+    "UNSCALED_WINDOW": UNSCALED_WINDOW,
+    "SHARING_ATTENTION": SHARING_ATTENTION,
+    "SHARING_WINDOW": SHARING_WINDOW,
+    "TARGET_ATTENTION": TARGET_ATTENTION,
+    "TARGET_WINDOW": TARGET_WINDOW,
+    "GEGLU_FFN": GEGLU_FFN,
+    "DENSE_BESIDE_EXPERTS": DENSE_BESIDE_EXPERTS,
+    "NormedAfter": NormedAfter,
+    "scaled_embedding": scaled_embedding,
+    "layer_inputs": layer_inputs,
+    "soft_cap": soft_cap,
+    "assistant_input": assistant_input,
+    "assistant_row": assistant_row,
+    "TURNED_ATTENTION": TURNED_ATTENTION,
+    "UNTURNED_ATTENTION": UNTURNED_ATTENTION,
+    "TURNED_HEAD_ATTENTION": TURNED_HEAD_ATTENTION,
+    "AVERAGED_MOE_FFN": AVERAGED_MOE_FFN,
+    "Parallel": Parallel,
+    "layer_normed_ops": layer_normed_ops,
+    "SSM": SSM,
+    "STILL_ATTENTION": STILL_ATTENTION,
+    "PLAIN_MOE_FFN": PLAIN_MOE_FFN,
+    "Single": Single,
+    "head_normed_ops": head_normed_ops,
 }
 IGNORED = {"ctx", "annotation", "returns", "type_comment", "type_params", "kind", "simple"}
 

@@ -13,9 +13,19 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 import numpy as np
-from make_micro import MicroVariant, make_micro_chain, make_micro_moe, make_micro_streams
+from make_micro import (
+    MicroVariant,
+    make_micro_chain,
+    make_micro_gemma,
+    make_micro_moe,
+    make_micro_single,
+    make_micro_streams,
+)
 from micro_chain import MIMO, ChainShape
+from micro_gemma import GemmaShape
+from micro_mamba import MambaShape
 from micro_moe import LatentShape, MoeShape
+from micro_parallel import ParallelShape
 from micro_plant import MicroShape
 from micro_streams import StreamsShape
 
@@ -70,6 +80,24 @@ _MIMO = replace(
     micro=_MICRO,
 )  # fmt: skip
 CHAINS: dict[str, tuple[int, float, ChainShape]] = {"step35": (5, 70, _STEP), "mimo2": (5, 70, _MIMO)}
+# For what two heads, one choice and one file cannot show: (architecture, seed, percent, shape), by the file's name.
+_THREE = replace(_MIMO, windowed=(0, 1, 1, 1, 1), moe=(0, 0, 0, 0, 0))
+_LATER = replace(_SHARING, latent=replace(_INDEXED, types=(True, True, False), yarn=None, gating=None), n_expert=2,
+                 n_used=1, n_dense=3, n_ff_dense=32)  # fmt: skip
+MORE_CHAINS: dict[str, tuple[str, int, float, ChainShape]] = {"mimo2-three-heads": ("mimo2", 5, 70, _THREE)}
+MORE_INDEXED: dict[str, tuple[str, int, float, MoeShape]] = {"glm-dsa-later-choice": ("glm-dsa", 5, 70, _LATER)}
+# Parts side by side, windows and a layer that does not turn, layer norms; and blocks of one part with Mamba-2.
+_PARALLEL = ParallelShape(windowed=(0, 1, 0), n_dense=1, n_expert=5, n_used=2, n_shared=1, n_window=4,
+                          micro=replace(_MICRO, n_layer=3))  # fmt: skip
+_MAMBA = MambaShape(pattern="M*E", n_low=32, n_expert=5, n_used=2, n_ssm_head=4, d_state=8, n_head=4,
+                    micro=_MICRO)  # fmt: skip
+SINGLE: dict[str, tuple[int, float, ParallelShape | MambaShape]] = {
+    "cohere2moe": (5, 70, _PARALLEL),
+    "nemotron_h_moe": (5, 70, _MAMBA),
+}
+# Windows, layers that share cells, inputs of layers, experts, and an assistant of two layers.
+GEMMA = (5, 70, GemmaShape(windowed=(1, 0, 1, 0), assistant=(1, 0), n_key=(16, 8), n_window=4, turned=4, n_shared=2,
+                           n_own=32, n_expert=4, n_used=2, router=0.5, n_embd_assistant=64, micro=_MICRO))  # fmt: skip
 
 
 def path_of(arch: str) -> str:
@@ -91,6 +119,16 @@ def make(root: Path) -> None:
         make_micro_chain(root / path_of(arch), arch, seed, accept, "Q8_0", chain)
     seed, accept, streams = STREAMS
     make_micro_streams(root / path_of("deepseek4"), seed, accept, "Q8_0", streams)
+    make_micro_streams(root / path_of("deepseek4-head"), seed, accept, "Q8_0", streams, part="head")
+    for name, (arch, seed, accept, shape) in MORE_INDEXED.items():
+        make_micro_moe(root / path_of(name), arch, seed, accept, "Q8_0", shape, MicroVariant())
+    for name, (arch, seed, accept, chain) in MORE_CHAINS.items():
+        make_micro_chain(root / path_of(name), arch, seed, accept, "Q8_0", chain)
+    for arch, (seed, accept, single) in SINGLE.items():
+        make_micro_single(root / path_of(arch), arch, seed, accept, "Q8_0", single, MicroVariant())
+    seed, accept, gemma = GEMMA
+    for part in ("", "-assistant"):
+        make_micro_gemma(root / path_of(f"gemma4{part}"), seed, accept, "Q8_0", gemma, part)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def _add_check(actions: Any) -> None:
         "check",
         usage="mtpref golden check [options] [DIR]",
         help="check mtpref, or the program of --cmd, with every case",
-        description="Ask for every case and compare the answers. Exit code 1 if any case fails.",
+        description="Ask for every case and compare the answers. Exit code 1 if any case fails, 2 if some could not be "
+        "answered: the vectors are of another version. These are listed last.",
     )
     _add_folder(parser)
     parser.add_argument(
@@ -299,17 +300,25 @@ def _use_kernels(ops: str) -> bool:
 
 
 def _report(results: Iterable[Any], args: argparse.Namespace) -> int:
-    """A line a failed case, one for each reason to skip, the counts, and the faults that would fail the same cases."""
+    """A line a failed case, one for each reason to skip, the counts, the faults that would fail the same cases, and the
+    cases that could not be answered.
+
+    Errors  MtprefError where there are such: nothing is known of them
+    """
     from mtpref.golden.suspects import rank
 
     counts: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
+    unfit = {}
     records = []
     for r in results:
         counts[r.verdict] += 1
         if r.verdict == "SKIP":
             skipped[r.skipped] += 1
-        records.append({"id": r.case.id, "verdict": r.verdict, "wrong": [_wrong_text(w) for w in r.wrong]})
+        elif r.verdict == "UNFIT":
+            unfit[r.case.id] = r.skipped
+        wrong = [_wrong_text(w) for w in r.wrong] + ([r.skipped] if r.verdict == "UNFIT" else [])
+        records.append({"id": r.case.id, "verdict": r.verdict, "wrong": wrong})
         if not args.json and (r.verdict == "FAIL" or args.all):
             first = f"  {_wrong_text(r.wrong[0])}" if r.wrong else ""
             print(f"{r.verdict}  {r.case.id}  [{', '.join(r.case.flags)}]{first}", flush=True)
@@ -327,6 +336,14 @@ def _report(results: Iterable[Any], args: argparse.Namespace) -> int:
         for s in suspects:
             explained = f"explains {s.n_shared} of {s.n_failed} failures, would fail {s.n_fault}"
             print(f"suspect: {s.fault} ({explained}); try: mtpref faults {s.fault}")
+        for why in unfit.values():
+            print(f"UNFIT  {why}")
+    if unfit:
+        n, first = len(unfit), next(iter(unfit))
+        raise MtprefError(
+            f"golden check: {n} of {sum(counts.values())} cases could not be answered (the first: {first}), expected "
+            "vectors of the version of who answers; fetch the folder again, or use the version that it came with"
+        )
     return 1 if counts["FAIL"] else 0
 
 

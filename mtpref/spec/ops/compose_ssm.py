@@ -55,7 +55,7 @@ def head_normed_ops(ops: Ops, eps: float) -> Ops:
     Rule     it stands in for the norm after the MTP block (S31); every other norm of the head is S8
     """
 
-    def mtp_norm(table: Ops, x: F32, weight: F32, _: float) -> F32:
-        return table.layer_norm(x, weight, None, eps)
+    def mtp_norm(own_ops: Ops, x: F32, weight: F32, _: float) -> F32:
+        return own_ops.layer_norm(x, weight, None, eps)
 
     return ops.replaced(mtp_norm=mtp_norm)
