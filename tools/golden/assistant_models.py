@@ -53,6 +53,10 @@ def trunk() -> Iterator[SuiteBuilder]:
     yield families.trunk(FAMILY, about, rules)
 
 
+OF_STEPS = ("G11-row-before-norm", "G20-embedding-unscaled", "G20b-embedding-of-own-width")
+OF_CELLS = ("A17-assistants-window-ignored", "G21-scores-scaled")  # more of them than a window holds
+
+
 def steps() -> SuiteBuilder:
     about = "Steps of an assistant after a prompt, each of a token and a row, at the position after the prompt."
     rules = ("S31", "S100", "S101", "S103", "S107", "S108", "S109")
@@ -82,13 +86,14 @@ def steps() -> SuiteBuilder:
                 out[own] = close("model_f32", x.reshape(bits[own].shape), bits[own])
         need = FAMILY.needs(ARCH, "mtp", "assistant")
         comment = f"two steps after {NUMBERS.get(n, n)} tokens"
+        flags = ("basic", "G1-concat-swapped", *OF_STEPS, "G22-output-scale-forgotten", *(OF_CELLS if n > 1 else ()))
         suite.case(id, comment, inputs=inputs, out=out, params=params, requires=need,
-                   flags=("basic", "G1-concat-swapped"))  # fmt: skip
+                   flags=(*flags, "K16-position-advances"))  # fmt: skip
         bits = families.ours("assistant", params, inputs, "ggml")
         last = ("mtp_h_nextn", "mtp_result_output")
         suite.case(f"{id}_ggml", f"{comment}; quantised activations", inputs=inputs, params=params, numerics="ggml",
                    out={name: close("model_ggml", bits[name]) for name in last}, requires=(*need, "ggml"),
-                   flags=("basic", "G1-concat-swapped"))  # fmt: skip
+                   flags=flags)  # fmt: skip
     return suite
 
 
@@ -96,7 +101,8 @@ def heads() -> Iterator[SuiteBuilder]:
     yield steps()
     about = "A draft of three tokens by an assistant, all at the position after the prompt."
     yield families.chain(FAMILY, about, ("S20", "S22", "S31", "S32", "S108", "S109"),
-                         ("C2-hidden-overwritten", "G2-pre-norm-hidden"))  # fmt: skip
+                         ("C2-hidden-overwritten", "G2-pre-norm-hidden", "K16-position-advances", *OF_STEPS,
+                          *OF_CELLS))  # fmt: skip
 
 
 def loops() -> Iterator[SuiteBuilder]:
