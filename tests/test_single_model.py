@@ -15,7 +15,7 @@ from mtpref.engine.decode import STRATEGIES
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.heads.inspect import inspect_file
-from tests import naive, naive_mamba, naive_parallel
+from tests import naive, naive_kda, naive_mamba, naive_parallel
 from tests.micro_moe import SINGLE, standard
 from tests.models import run_decoder
 from tests.roll_backs import check_partial_acceptance, check_planes, check_roll_back
@@ -23,7 +23,8 @@ from tests.samples import diagonal
 from tests.test_moe_model import edited
 
 FILES = [name for name in SINGLE if name.endswith("-f32")]
-ORACLES: dict[str, ModuleType] = {"cohere2moe": naive_parallel, "nemotron_h_moe": naive_mamba}
+ORACLES: dict[str, ModuleType] = {"cohere2moe": naive_parallel, "nemotron_h_moe": naive_mamba,
+                                  "bailingmoe3": naive_kda}  # fmt: skip
 PROMPT = [17, 40, 3, 255, 12, 12, 9, 200, 30, 1, 77, 5, 91]
 LIMIT = {"exact": 1e-10, "ggml": 1e-9}
 
