@@ -199,7 +199,7 @@ def with_channels(
         "qkv", np.split(own["attn_qkv.weight"], 3), np.split(own["ssm_conv1d.weight"], 3), strict=True
     ):
         made[f"attn_{part}.weight"] = np.ascontiguousarray(rows)
-        made[f"ssm_conv1d_{part}.weight"] = np.ascontiguousarray(taps[:, None])
+        made[f"ssm_conv1d_{part}.weight"] = np.ascontiguousarray(taps[None, :, None])
     rates = np.array([RATES[h % len(RATES)] for h in range(n_head)], np.float32)
     bias = np.empty((n_head, size), np.float32)
     for h in range(n_head):

@@ -156,7 +156,7 @@ _delta = (
         for x, role in _ROLES.items()
     ),
     *(
-        Tensor(f"ssm_conv1d_{x}.weight", (_inner, ONE, d_conv), f"attention.{x}_conv1d.weight", Change(as_taps=True),
+        Tensor(f"ssm_conv1d_{x}.weight", (ONE, _inner, ONE, d_conv), f"attention.{x}_conv1d.weight", Change(as_taps=True),
                cb=f"{x}_conv_predelta", keep_f32=True)
         for x in _ROLES
     ),
@@ -263,7 +263,7 @@ BAILINGMOE3 = Architecture(
     head=HeadSheet(MTP, _NEXTN, hidden="post", chain="post", norm_instead=_OUT_NORM.name, may_lack=True),
     hf=HuggingFace(
         classes=("BailingMoeV3ForCausalLM",),
-        model_types=("bailing_moe_v3", "bailing_hybrid"),
+        model_types=("bailing_moe_v3",),
         layer="model.layers.{il}.",
         head="model.layers.{il}.",
         head_block="model.layers.{il}.",
