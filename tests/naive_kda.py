@@ -1,7 +1,7 @@
 """Naive float64 forward passes of bailingmoe3: Kimi delta attention, and latent rows whose heads have gates.
 
 Owns the obvious whole, token by token, head by head and expert by expert, written from llama.cpp's graph, the paper of
-Kimi Linear and transformers' model. Names and layouts as in naive_model.py; routers are naive_moe.py's. There is no cache.
+Kimi Linear and transformers' model. Names and layouts as in naive_model.py; routers are naive_moe.py's. No cache.
 """
 
 import math
@@ -88,7 +88,10 @@ def attention(
     q = q.reshape(n, n_head, -1)
     both = naive.matmul(weights[p + "attn_kv_a_mqa.weight"], h)
     c = naive.rms_norm(both[:, :n_latent], weights[p + "attn_kv_a_norm.weight"], eps)
-    k_pe, q_pe = turned(hparams, both[:, None, n_latent:], positions)[:, 0], turned(hparams, q[:, :, n_nope:], positions)
+    k_pe, q_pe = (
+        turned(hparams, both[:, None, n_latent:], positions)[:, 0],
+        turned(hparams, q[:, :, n_nope:], positions),
+    )
     to_key, to_value = naive_mla.key_and_value(weights, hparams, il)
     gate = naive.sigmoid(naive.matmul(weights[p + "attn_gate.weight"], h))
     out = np.zeros((n, n_head, n_value))

@@ -24,7 +24,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "deepseek4": {"n_shared_experts": 1, "swiglu_limit": 0.25, "index_n_heads": 16},
     "bailingmoe3": {
         "model_type": "bailing_hybrid", "moe_shared_expert_intermediate_size": 32, "expert_swiglu_limit_list": None,
-        "share_expert_swiglu_limit_list": None,
+        "share_expert_swiglu_limit_list": None, "pad_token_id": 0, "num_local_experts": moe_folder.N_EXPERT,
     },
 }  # fmt: skip
 # What transformers' MiMo-V2 reads beside the fields that the checkpoint has.

@@ -109,7 +109,9 @@ def _kda(case: Case) -> dict[str, object]:
     is_ragged = s.n_ff_exp == 48
     latent = mm.LatentShape() if is_ragged else mm.LatentShape(n_query=256, n_row=256, n_rot=32, n_nope=256, n_value=64)
     return mk.keys_of(
-        mk.KdaShape((False, False, True) * 3, s.n_dense, n_ff_dense=s.n_ff_dense, latent=latent, micro=s.micro, **counts)
+        mk.KdaShape(
+            (False, False, True) * 3, s.n_dense, n_ff_dense=s.n_ff_dense, latent=latent, micro=s.micro, **counts
+        )
     )
 
 

@@ -33,8 +33,8 @@ from mtpref.spec.ops import (
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "spec.md"
 NUMERICS = (
-    "arith", "compressed", "indexer", "kda", "latent", "layers", "moe", "mtp", "products", "projections", "quant", "sampling",
-    "ssm", "streams", "unscaled", "windowed",
+    "arith", "compressed", "indexer", "kda", "latent", "layers", "moe", "mtp", "products", "projections", "quant",
+    "sampling", "ssm", "streams", "unscaled", "windowed",
 )  # fmt: skip
 SPEC = [importlib.import_module(f"mtpref.spec.{name}") for name in NUMERICS]
 COMPOSED = (

@@ -32,7 +32,7 @@ def test_the_decay_of_a_channel_stays_above_its_bound(lower_bound, scale):
     g, strength = spec.channel_gates(f, beta, bias, a, lower_bound)
     assert g.shape == (5, 3, 4)
     assert ((g >= lower_bound) & (g <= 0)).all()
-    wanted = lower_bound * naive.sigmoid(((f + bias).astype(np.float64).reshape(5, 3, 4) * a[:, None]))
+    wanted = lower_bound * naive.sigmoid((f + bias).astype(np.float64).reshape(5, 3, 4) * a[:, None])
     assert naive.nmse(wanted, g) < 1e-12
     assert naive.nmse(naive.sigmoid(beta), strength) < 1e-12
 
@@ -124,7 +124,9 @@ def test_a_layer_is_the_oracles_whole_or_in_parts(numerics):
     truth, taps = naive_kda.delta({f"blk.0.{name}": naive.f64(w) for name, w in made.items()}, hparams, 0, naive.f64(x))
     ops, seen = spec_ops(numerics), {}
     conv, state = np.zeros((D_CONV - 1, cfg.conv_dim), np.float32), np.zeros((N_HEAD, SIZE, SIZE), np.float32)
-    y, windows, states = ops.kda_layer(ops, bound(made), cfg, x, conv, state, 3, lambda n, a: seen.update({n: a.copy()}))
+    y, windows, states = ops.kda_layer(
+        ops, bound(made), cfg, x, conv, state, 3, lambda n, a: seen.update({n: a.copy()})
+    )
     assert naive.nmse(truth, y) < 1e-11
     for name, value in taps.items():
         found = seen["kda_scan_out" if name == "attn_output" else name]

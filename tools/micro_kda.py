@@ -1,8 +1,8 @@
 """Planted micro models of bailingmoe3: Kimi delta attention, and latent rows whose heads have gates.
 
-The rule of micro_plant.py, planted in the tensors of qwen35 first: its delta rule in layers of Kimi delta attention, whose
-channels each forget at a rate of their own, its network as a dense one or as the shared expert. Attention, routers and
-experts are hash noise, strong enough that a wrong decay, gate, convolution, pair or limit moves the logits.
+The rule of micro_plant.py, planted in the tensors of qwen35 first: its delta rule in layers of Kimi delta attention,
+whose channels each forget at a rate of their own, its network as a dense one or as the shared expert. Attention,
+routers and experts are hash noise, strong enough that a wrong decay, gate, convolution, pair or limit moves the logits.
 """
 
 import math

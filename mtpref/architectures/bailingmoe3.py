@@ -1,5 +1,5 @@
-"""bailingmoe3: Ling 3 and Ring 3. Kimi delta attention in most layers, attention through a latent row with a gate for each
-head in every so many; dense layers in front, then experts; one MTP block with a norm of its own behind it.
+"""bailingmoe3: Ling 3 and Ring 3. Kimi delta attention in most layers, attention through a latent row with a gate for
+each head in the last of every group; dense layers in front, then experts; one MTP block with a norm after it.
 
 The data sheet. Source: llama.cpp src/models/bailingmoe3.cpp, conversion/bailingmoe3.py; transformers'
 BailingHybridConfig.
@@ -156,8 +156,8 @@ _delta = (
         for x, role in _ROLES.items()
     ),
     *(
-        Tensor(f"ssm_conv1d_{x}.weight", (ONE, _inner, ONE, d_conv), f"attention.{x}_conv1d.weight", Change(as_taps=True),
-               cb=f"{x}_conv_predelta", keep_f32=True)
+        Tensor(f"ssm_conv1d_{x}.weight", (ONE, _inner, ONE, d_conv), f"attention.{x}_conv1d.weight",
+               Change(as_taps=True), cb=f"{x}_conv_predelta", keep_f32=True)
         for x in _ROLES
     ),
     Tensor("ssm_f_a.weight", (_inner, n_embd), "attention.f_proj.weight", cb="kda_gate"),
@@ -227,6 +227,7 @@ _names = {"kda_scan_out": "attn_output", "attn_output": "mla_out"}
 BAILINGMOE3 = Architecture(
     name="bailingmoe3",
     pre="bailingmoe2",
+    mxfp4_of_experts=True,
     hypers=(
         *(replace(h, **_own.get(h.name, {})) for h in base_hypers),
         n_expert,

@@ -32,7 +32,7 @@ def channel_delta_rule(q: F32, k: F32, v: F32, g: F32, beta: F32, state: F32, ke
              -> o: (T, H, S) and the states after each of the last `keep` tokens: (keep, H, S, S)
     Dtypes   float32; dot as said by the numerics
     Errors   ValueError if keep is not in 1 .. T
-    Source   Kimi Linear, arXiv 2510.26692; where all g of a head are one number it is the delta rule of S13, bit for bit
+    Source   Kimi Linear, arXiv 2510.26692; with one g for all channels it is the delta rule of S13, bit for bit
     """
     n_tokens, _, size = v.shape
     if not 1 <= keep <= n_tokens:

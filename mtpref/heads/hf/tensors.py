@@ -60,7 +60,9 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         if is_buffer(source):
             continue
-        if canonical(source).startswith(unread) or is_idle(config.sheet, canonical(source), config.n_layer, config.blocks):
+        if canonical(source).startswith(unread) or is_idle(
+            config.sheet, canonical(source), config.n_layer, config.blocks
+        ):
             found.idle.append(source)
             continue
         fault = checkpoint.fault(source) or _no_floats(checkpoint, config, source)

@@ -12,8 +12,8 @@ from mtpref.spec.state import LayerState, StateSpec
 def _configure(v: Values) -> KdaConfig:
     if not v["has_safe_gate"]:
         raise UnsupportedError(
-            f"{v.meta.source}: key {v.meta.arch}.kda.safe_gate is false, expected true: llama.cpp's graph knows a bounded "
-            "decay alone"
+            f"{v.meta.source}: key {v.meta.arch}.kda.safe_gate is false, expected true: llama.cpp's graph knows a "
+            "bounded decay alone"
         )
     return KdaConfig(v["n_embd"], v["d_conv"], v["n_head"], v["n_kda"], v["lower_bound"], v["rms_eps"])
 

@@ -27,7 +27,9 @@ def kda_layer(
     raw = [ops.mul_mat(w[f"attn_{part}.weight"], x) for part in "qkv"]
     window = np.concatenate([conv, np.concatenate(raw, axis=1)], axis=0)
     q, k, v = (
-        ops.conv_silu(np.ascontiguousarray(rows), w[f"ssm_conv1d_{part}.weight"].reshape(rows.shape[1], -1)).reshape(shape)
+        ops.conv_silu(np.ascontiguousarray(rows), w[f"ssm_conv1d_{part}.weight"].reshape(rows.shape[1], -1)).reshape(
+            shape
+        )
         for part, rows in zip("qkv", np.split(window, 3, axis=1), strict=True)
     )
 

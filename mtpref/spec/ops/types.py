@@ -17,8 +17,8 @@ from mtpref.spec.config import (
     CompressedConfig,
     DeltaConfig,
     IndexedConfig,
-    KdaConfig,
     InputsConfig,
+    KdaConfig,
     LatentConfig,
     MoeConfig,
     ParallelConfig,
@@ -663,9 +663,7 @@ class SsmLayer(Protocol):
 
 
 class ChannelGates(Protocol):
-    def __call__(
-        self, f: F32, beta: F32, dt_bias: F32, a: F32, lower_bound: float, /
-    ) -> tuple[F32, F32]: ...
+    def __call__(self, f: F32, beta: F32, dt_bias: F32, a: F32, lower_bound: float, /) -> tuple[F32, F32]: ...
 
 
 class KdaLayer(Protocol):
