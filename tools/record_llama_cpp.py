@@ -218,8 +218,9 @@ def main(argv: list[str] | None = None) -> int:
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"
                 is_followed = make_micro.STANDARD_SINGLE[name][0] in FOLLOWED
-                said, settings = (PROMPTS, CHAIN_SETTINGS) if is_followed else (MOE_PROMPTS, MOE_SETTINGS)
-                record_model(args.llama_bin.resolve(), model, args.output, said, args.predict, name, extra, settings)
+                texts: tuple[str, ...] = PROMPTS if is_followed else MOE_PROMPTS
+                settings = CHAIN_SETTINGS if is_followed else MOE_SETTINGS
+                record_model(args.llama_bin.resolve(), model, args.output, texts, args.predict, name, extra, settings)
                 print(f"recorded {name}", file=sys.stderr)
             for name in [*make_micro.STANDARD_CHAINS, *make_micro.STANDARD_MOE_CHAINS] if args.chains else ():
                 model = Path(folder) / f"{name}.gguf"

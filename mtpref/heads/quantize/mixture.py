@@ -108,7 +108,7 @@ def plan_types(
     """Name -> type, in llama.cpp's order.
 
     n_blocks, n_nextn, n_expert   block_count, nextn_predict_layers and expert_count
-    experts_alone  of the stacks of matrices those of experts alone are MXFP4 in a mixture of that name (the data sheet's)
+    experts_alone  of stacks of matrices those of experts alone are MXFP4 in a mixture of that name (the data sheet's)
     Errors    MtprefError for an override that no tensor's name matches, a bad regular expression, or an ffn_down
               of a model with experts that is of no block
     """

@@ -1,6 +1,9 @@
 """The Kimi delta attention layer kind. Its numerics are mtpref/spec/ops/compose_kda.py:kda_layer (S6, S9, S11, S128 to
 S131)."""
 
+from collections.abc import Callable
+from typing import Any
+
 from mtpref import spec
 from mtpref.base.errors import UnsupportedError
 from mtpref.spec.config import KdaConfig, Values
@@ -42,8 +45,8 @@ _RECUR_IN = ("k_conv_predelta", "v_conv_predelta", "kda_gate", "beta_sigmoid", "
 
 def _made(part: str, more: str = "") -> Made:
     step = f"product with blk.{{i}}.attn_{part}.weight, convolution with blk.{{i}}.ssm_conv1d_{part}.weight, silu{more}"
-    rules = (spec.mul_mat_exact, spec.conv_silu, *([spec.l2_norm] if more else []))
-    return Made((INPUT, "conv_states"), step, rules)
+    rules: tuple[Callable[..., Any], ...] = (spec.mul_mat_exact, spec.conv_silu)
+    return Made((INPUT, "conv_states"), step, (*rules, spec.l2_norm) if more else rules)
 
 
 GRAPH = {
