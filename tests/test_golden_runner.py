@@ -26,7 +26,7 @@ PORT = ["example_port", "port_quants", "port_ops", "port_experts", "port_latent"
 MEMORY = 256 << 20
 # What the port has not, of what cases require.
 LACKS = {"indexer", "hyper_connections", "windows", "attention_sinks", "compressed_rows", "clamped_experts", "limits",
-         "head_gates", "rope_factors", "chained_heads"}  # fmt: skip
+         "head_gates", "rope_factors", "chained_heads", "channel_decay", "rope_sections"}  # fmt: skip
 SUITES = (json.loads(path.read_text()) for path in sorted(GOLDEN.glob("L*/*.json")))
 REQUIRES = {case["id"]: set(case["requires"]) for suite in SUITES for case in suite["cases"]}
 

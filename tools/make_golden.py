@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from golden import (
     chains_models,
+    channels,
     clamped_layers,
     compressed,
     compressed_layers,
@@ -64,6 +65,7 @@ PARTS: dict[str, tuple[Suites, ...]] = {
         connections.operations,
         compressed.operations,
         windowed.operations,
+        channels.operations,
     ),
     "L2": (
         l2_layers.suites,
