@@ -41,9 +41,10 @@ TOKENIZERS: dict[str, tuple[str | tuple[str, ...], bool, str]] = {
     "deepseek4": (GLM4_PATTERN, True, "llama-bpe"),
     "cohere2moe": (COHERE_PATTERNS, False, "cohere2moe"),
     "nemotron_h_moe": (QWEN2_PATTERN, False, "qwen2"),
+    "bailingmoe3": (QWEN2_PATTERN, False, "bailingmoe2"),
 }
-# Their layers are named alike; files of llama.cpp's own converter are recorded of these and of nemotron_h_moe.
-ARCHS = tuple(name for name in TOKENIZERS if name not in ("deepseek4", "nemotron_h_moe"))
+# Their layers are named alike; files of llama.cpp's own converter are recorded of these and of the last two.
+ARCHS = tuple(name for name in TOKENIZERS if name not in ("deepseek4", "nemotron_h_moe", "bailingmoe3"))
 SPECIAL = ("<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]")
 N_LAYER, N_EXPERT, N_VOCAB = 4, 6, 288
 
@@ -149,6 +150,17 @@ CONFIGS["nemotron_h_moe"] = {
     "mlp_hidden_act": "relu2", "mamba_hidden_act": "silu", "use_conv_bias": True, "layer_norm_epsilon": 1e-5,
     "num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*E", "chunk_size": 64,
 }  # fmt: skip
+CONFIGS["bailingmoe3"] = {
+    **_COMMON, "architectures": ["BailingMoeV3ForCausalLM"], "model_type": "bailing_moe_v3", "intermediate_size": 160,
+    "num_key_value_heads": 6, "layer_group_size": 4, "first_k_dense_replace": 1, "short_conv_kernel_size": 4,
+    "kda_safe_gate": True, "kda_lower_bound": -5.0, "no_kda_lora": True,
+    "gated_attention_proj_granularity_type": "head_wise", "q_lora_rank": 64, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 24, "num_experts": N_EXPERT, "n_group": 2,
+    "topk_group": 1, "score_function": "sigmoid", "num_shared_experts": 1, "moe_shared_expert_intermediate_size": 80,
+    "routed_scaling_factor": 2.5, "norm_topk_prob": True, "num_nextn_predict_layers": 1, "rms_norm_eps": 1e-6,
+    "rope_theta": 6e6, "expert_swiglu_limit_list": [None, 4.0, 4.0, 3.5],
+    "share_expert_swiglu_limit_list": [7.0, 5.0, None, 3.0, 2.5],
+}  # fmt: skip
 # What checkpoints of the architecture do not ship of their heads.
 _SHARED_WITH_TRUNK = ("embed_tokens.weight", "shared_head_head.weight")
 
@@ -193,7 +205,8 @@ def _templates(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         shape = numbers(tensor.shape, read.values)
         assert shape is not None, tensor.name
         shape = (shape[0], 1, shape[1]) if tensor.change.squeeze else shape
-        out[gguf_to_hf_name(sheet, tensor.name, n_layer)] = shape
+        shape = shape[:1] if tensor.change.as_column else shape[1:] if tensor.change.as_taps else shape
+        out[gguf_to_hf_name(sheet, tensor.name, n_layer, read.blocks)] = shape
     return out
 
 

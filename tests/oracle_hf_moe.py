@@ -16,10 +16,17 @@ from tests.moe_folder import CONFIGS, N_LAYER, N_VOCAB, state, tokenizer
 Array = np.ndarray
 
 __all__ = ("ARCHS", "chosen_rows", "folder", "record", "tokens", "trunk")
-ARCHS = (*moe_folder.ARCHS, "deepseek4", "mimo2", "nemotron_h_moe")
+ARCHS = (*moe_folder.ARCHS, "deepseek4", "mimo2", "nemotron_h_moe", "bailingmoe3")
 # transformers' DeepSeek-V4 has one shared expert, whatever n_shared_experts says. Limits that cut; so many heads of the
 # indexer that no two rows have a score of 0.
-_CHANGES: dict[str, dict[str, Any]] = {"deepseek4": {"n_shared_experts": 1, "swiglu_limit": 0.25, "index_n_heads": 16}}
+# It knows Ling 3 by another name, without limits, and its shared expert is as wide as the others.
+_CHANGES: dict[str, dict[str, Any]] = {
+    "deepseek4": {"n_shared_experts": 1, "swiglu_limit": 0.25, "index_n_heads": 16},
+    "bailingmoe3": {
+        "model_type": "bailing_hybrid", "moe_shared_expert_intermediate_size": 32, "expert_swiglu_limit_list": None,
+        "share_expert_swiglu_limit_list": None, "pad_token_id": 0, "num_local_experts": moe_folder.N_EXPERT,
+    },
+}  # fmt: skip
 # What transformers' MiMo-V2 reads beside the fields that the checkpoint has.
 _WINDOWED = ("full_attention", "sliding_attention", "sliding_attention", "full_attention")
 _MIMO2: dict[str, Any] = {

@@ -22,6 +22,7 @@ from tests.broken_heads import in_type, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 try:
+    import micro_kda as mk
     import micro_mamba as mam
     import micro_moe as mm
     import micro_parallel as mpar
@@ -110,8 +111,22 @@ def _mamba(case: Case) -> dict[str, object]:
     )
 
 
+def _kda(case: Case) -> dict[str, object]:
+    s = case.shape
+    counts: dict[str, Any] = {"n_expert": s.n_expert, "n_used": min(3, s.n_expert), "n_ff_exp": s.n_ff_exp}
+    is_ragged = s.n_ff_exp == 48
+    latent = mm.LatentShape() if is_ragged else mm.LatentShape(n_query=256, n_row=256, n_rot=32, n_nope=256, n_value=64)
+    return mk.keys_of(
+        mk.KdaShape(
+            (False, False, True) * 3, s.n_dense, n_ff_dense=s.n_ff_dense, latent=latent, micro=s.micro, **counts
+        )
+    )
+
+
 # Of architectures whose keys are not those of micro_moe.py.
-OWN_KEYS: dict[str, Callable[[Case], dict[str, object]]] = {"cohere2moe": _parallel, "nemotron_h_moe": _mamba}
+OWN_KEYS: dict[str, Callable[[Case], dict[str, object]]] = {
+    "cohere2moe": _parallel, "nemotron_h_moe": _mamba, "bailingmoe3": _kda,
+}  # fmt: skip
 
 
 def read(keys: dict[str, object]) -> dict[str, object]:

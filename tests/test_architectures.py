@@ -29,6 +29,13 @@ def tensors(sheet):
         yield from ((t.at(N_LAYER).name, t) for t in sheet.head.all_tensors())
 
 
+def named_with_blocks(sheet):
+    """The same, each with what tells which block its layer is."""
+    for block in sheet.layers.all_blocks():
+        yield from (([block] * N_LAYER, t.at(0).name, t) for t in block.all_tensors())
+    yield from ((None, name, t) for name, t in tensors(sheet) if not name.startswith("blk.0."))
+
+
 def test_a_dim_prints_as_it_is_written_and_has_a_value_once_its_names_have():
     a, b = Named("a"), Named("b")
     dim = 2 * a * b + a * 3 + 1
@@ -82,9 +89,10 @@ def test_the_quantisers_category_is_llama_cpps_by_name(sheet):
 def test_names_go_to_a_checkpoint_and_back(sheet):
     if sheet.hf is None:
         pytest.skip(f"checkpoints of {sheet.name} are not known")
-    for name, tensor in tensors(sheet):
+    for blocks, name, tensor in named_with_blocks(sheet):
         if tensor.hf:
-            assert hf_to_gguf_name(sheet, gguf_to_hf_name(sheet, name, N_LAYER).replace("{e}", "7"), N_LAYER) == name
+            hf = gguf_to_hf_name(sheet, name, N_LAYER, blocks).replace("{e}", "7")
+            assert hf_to_gguf_name(sheet, hf, N_LAYER, blocks) == name
 
 
 def test_a_fused_tensor_names_parts_that_exist(sheet):

@@ -27,7 +27,8 @@ MEMORY = 256 << 20
 # What the port has not, of what cases require.
 LACKS = {"indexer", "hyper_connections", "windows", "attention_sinks", "compressed_rows", "clamped_experts", "limits",
          "head_gates", "rope_factors", "chained_heads", "unscaled_attention", "assistant", "parallel_block",
-         "layer_norms", "logit_scale", "averaged_experts", "mamba2", "plain_experts"}  # fmt: skip
+         "layer_norms", "logit_scale", "averaged_experts", "mamba2", "plain_experts", "channel_decay",
+         "rope_sections"}  # fmt: skip
 SUITES = (json.loads(path.read_text()) for path in sorted(GOLDEN.glob("L*/*.json")))
 REQUIRES = {case["id"]: set(case["requires"]) for suite in SUITES for case in suite["cases"]}
 

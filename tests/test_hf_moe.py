@@ -69,6 +69,13 @@ def test_every_layer_equals_what_transformers_gave(arch, ours):
 
 
 _OPS = spec_ops("exact")
+
+
+def _levelled(g, beta):
+    """One decay for all channels of a head."""
+    return np.repeat(g.mean(axis=2, keepdims=True), g.shape[2], axis=2), beta
+
+
 MUTANTS = {
     "qwen35moe": {"shared_gate": lambda y, g: y},
     "qwen3next": {"split_beta_alpha": lambda ba, n: (ba[:, : ba.shape[1] // 2], ba[:, ba.shape[1] // 2 :])},
@@ -85,6 +92,8 @@ MUTANTS = {
     },
     "mimo2": {"window_start": lambda p, n: max(0, p - n)},
     "nemotron_h_moe": {"gated_group_norm": lambda y, x, d, z, w, eps: _OPS.gated_group_norm(y, x, 0 * d, z, w, eps)},
+    "bailingmoe3": {"sigmoid_gated_norm": _OPS.gated_norm},
+    "bailingmoe3, one decay": {"channel_gates": lambda *given: _levelled(*_OPS.channel_gates(*given))},
     "cohere2moe": {"layer_norm": lambda x, w, b, eps: _OPS.rms_norm(x, w, eps)},
     "cohere2moe, halves": {"rope_interleaved": lambda x, cos, sin: _OPS.rope(x, cos, sin)},
     "cohere2moe, sums": {"scaled_output": lambda y, scale: y},

@@ -22,6 +22,7 @@ FILES = {
     ),
     "micro-cohere2moe-f32": ("blk.1.attn_q.weight", ("blk.4.attn_q.weight",), "blk.1.attn_norm.weight"),
     "micro-nemotron_h_moe-f32": ("blk.0.ssm_in.weight", ("blk.4.attn_q.weight",), "blk.0.ssm_a"),
+    "micro-bailingmoe3-f32": ("blk.0.ssm_f_a.weight", ("blk.4.attn_q_a.weight",), "blk.0.ssm_conv1d_k.weight"),
 }
 USUAL = ("micro-deepseek4-f32", "micro-step35-f32")
 

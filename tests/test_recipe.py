@@ -21,9 +21,9 @@ from tests.models import micro, prompt_of, run_decoder
 MOE = ("micro-qwen35moe-f32", "micro-glm4moe-groups-f32", "micro-qwen3next-fused-f32",
        "micro-deepseek2-f32", "micro-deepseek2-old-f32", "micro-deepseek32-f32", "micro-glm-dsa-f32",
        "micro-deepseek4-f32", "micro-step35-f32", "micro-mimo2-f32", "micro-cohere2moe-f32",
-       "micro-nemotron_h_moe-f32")  # fmt: skip
+       "micro-nemotron_h_moe-f32", "micro-bailingmoe3-f32")  # fmt: skip
 ASSISTED = ("micro-gemma4-edge-30-f32", "micro-gemma4-moe-f32")  # targets that an assistant drafts for
-DOTS = {"conv_silu", "conv_bias_silu", "delta_rule", "ssm_scan",
+DOTS = {"conv_silu", "conv_bias_silu", "delta_rule", "channel_delta_rule", "ssm_scan",
         "attention", "sink_attention", "cell_attention", "unscaled_attention"}  # fmt: skip
 OPERATIONS = {f.name for f in fields(Ops)} - {"composed"}
 

@@ -15,7 +15,7 @@ from mtpref.engine.decode import STRATEGIES
 from mtpref.engine.model import load, pair
 from mtpref.engine.recipe import make_recipe
 from mtpref.heads.inspect import inspect_file
-from tests import naive, naive_mamba, naive_parallel
+from tests import naive, naive_kda, naive_mamba, naive_parallel
 from tests.micro_moe import SINGLE, standard
 from tests.models import run_decoder
 from tests.roll_backs import check_partial_acceptance, check_planes, check_roll_back
@@ -23,7 +23,16 @@ from tests.samples import diagonal
 from tests.test_moe_model import edited
 
 FILES = [name for name in SINGLE if name.endswith("-f32")]
-ORACLES: dict[str, ModuleType] = {"cohere2moe": naive_parallel, "nemotron_h_moe": naive_mamba}
+# The oracle and the specification take their time over them.
+LONG = ("micro-bailingmoe3-90-sections-f32", "micro-bailingmoe3-30-groups-f32", "micro-bailingmoe3-q8_0")
+
+
+def usual(names):
+    return [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in names]
+
+
+ORACLES: dict[str, ModuleType] = {"cohere2moe": naive_parallel, "nemotron_h_moe": naive_mamba,
+                                  "bailingmoe3": naive_kda}  # fmt: skip
 PROMPT = [17, 40, 3, 255, 12, 12, 9, 200, 30, 1, 77, 5, 91]
 LIMIT = {"exact": 1e-10, "ggml": 1e-9}
 
@@ -54,7 +63,7 @@ def run_both(model, taken=None):
 
 
 @pytest.mark.parametrize("numerics", ["exact", "ggml"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", usual(FILES))
 def test_every_activation_and_the_head_equal_the_oracle(name, numerics):
     taken, (trunk, mtp) = {}, oracle(name)
     ours, head = run_both(model_of(name, numerics), taken)
@@ -72,7 +81,7 @@ def test_every_activation_and_the_head_equal_the_oracle(name, numerics):
     assert n >= 4 * 4
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", usual(FILES))
 def test_drafts_equal_those_of_the_oracle(name):
     naively = ORACLES[name.split("-")[1]]
     hparams, weights = naively.load(standard(name))
@@ -89,7 +98,7 @@ def test_drafts_equal_those_of_the_oracle(name):
 
 
 @pytest.mark.parametrize("numerics", ["exact", "ggml"])
-@pytest.mark.parametrize("name", [n for n in SINGLE if n in FILES or n.endswith("q8_0")])
+@pytest.mark.parametrize("name", usual(n for n in SINGLE if n in FILES or n.endswith("q8_0")))
 def test_kernels_and_specification_give_the_same_bits(name, numerics):
     a, b = (run_both(model_of(name, numerics, "F32", use)) for use in (False, None))
     for x, y in zip(a, b, strict=True):
@@ -99,7 +108,7 @@ def test_kernels_and_specification_give_the_same_bits(name, numerics):
 # BITS
 
 
-@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("name", usual(SINGLE))
 def test_how_a_prompt_is_cut_changes_no_bit(name):
     model = model_of(name, kv_type="F16")
     whole = model.new_state()
@@ -113,7 +122,7 @@ def test_how_a_prompt_is_cut_changes_no_bit(name):
         assert whole.digest() == cut.digest()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", usual(FILES))
 def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name):
     check_planes(model_of(name), PROMPT, (0, 1, 3, 9))
 
@@ -131,6 +140,7 @@ def test_partial_acceptance_is_rolled_back(name, rollback):
 # WHAT IS REFUSED
 
 COHERE, RMS, EVERY = (f"micro-cohere2moe-{n}f32" for n in ("", "90-rms-", "30-every-"))
+KDA = "micro-bailingmoe3-f32"
 BAD = {
     "neither epsilon": (COHERE, {"attention.layer_norm_epsilon": None}, "layer_norm_epsilon is missing"),
     "half a head turns": (COHERE, {"rope.dimension_count": (8, "u32")}, "expected one number: heads of cohere2moe"),
@@ -142,6 +152,20 @@ BAD = {
     ),
     "no scale of logits": (COHERE, {"logit_scale": None}, "logit_scale is missing"),
     "another gating": (COHERE, {"expert_gating_func": (4, "u32")}, r"gating_func is 4, expected 1 \(softmax"),
+    "a decay without a bound": (KDA, {"kda.safe_gate": (False, "bool")}, "safe_gate is false, expected true"),
+    "a bound of 0": (KDA, {"kda.gate_lower_bound": (0.0, "f32")}, "gate_lower_bound is 0.0, expected a number from"),
+    "two rows a token": (
+        KDA,
+        {"attention.head_count_kv": ([0, 0, 0, 2, 1], "arr:i32")},
+        "head_count_kv is 2 .*expected 1",
+    ),
+    "another width of a row": (
+        KDA,
+        {"attention.key_length": (72, "u32")},
+        "key_length is 72, expected 40 = kv_lora_rank",
+    ),
+    "a router that is not said": (KDA, {"expert_gating_func": None}, "expert_gating_func is missing"),
+    "an odd turned part": (KDA, {"rope.dimension_count": (7, "u32")}, "dimension_count is 7, expected an even count"),
 }
 
 
@@ -161,7 +185,18 @@ def test_a_head_of_another_norm_is_refused(tmp_path):
         load(standard(COHERE), model_draft=path)
 
 
-HASHES = {COHERE: "4e232cb2a89f2287", RMS: "81644cc8b1a5e4bc", "micro-nemotron_h_moe-f32": "a9f8ddf70abeb057"}
+def test_a_head_without_its_norm_is_refused(tmp_path):
+    """llama.cpp has no other norm for it; the trunk's would be taken in silence."""
+    path = edited(standard(KDA), tmp_path / "bad.gguf", {}, drop=("blk.4.layer_output_norm.weight",))
+    with pytest.raises(MtprefError, match=r"tensor blk\.4\.layer_output_norm\.weight is missing"):
+        load(path)
+    assert "blk.4.layer_output_norm.weight is missing" in inspect_file(path)["problems"]
+
+
+HASHES = {
+    COHERE: "4e232cb2a89f2287", RMS: "81644cc8b1a5e4bc", "micro-nemotron_h_moe-f32": "a9f8ddf70abeb057",
+    KDA: "ac801eb7aa02418e", "micro-bailingmoe3-30-groups-f32": "0a4c1674c1b7e094",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HASHES)

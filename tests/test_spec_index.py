@@ -20,6 +20,7 @@ from mtpref.spec.ops import (
     compose,
     compose_compressed,
     compose_indexer,
+    compose_kda,
     compose_latent,
     compose_moe,
     compose_ssm,
@@ -32,8 +33,8 @@ from mtpref.spec.ops import (
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "spec.md"
 NUMERICS = (
-    "arith", "compressed", "indexer", "latent", "layers", "moe", "mtp", "products", "projections", "quant", "sampling",
-    "ssm", "streams", "unscaled", "windowed",
+    "arith", "compressed", "indexer", "kda", "latent", "layers", "moe", "mtp", "products", "projections", "quant",
+    "sampling", "ssm", "streams", "unscaled", "windowed",
 )  # fmt: skip
 SPEC = [importlib.import_module(f"mtpref.spec.{name}") for name in NUMERICS]
 COMPOSED = (
@@ -46,6 +47,7 @@ COMPOSED = (
     compose_windowed,
     compose_unscaled,
     compose_ssm,
+    compose_kda,
 )
 MODULES = [*SPEC, *COMPOSED, policy, steps, rollback]  # every public function here is a rule
 HEADING = re.compile(r"^## (S\d+) .+$", re.MULTILINE)
@@ -109,7 +111,7 @@ def test_anchors_of_code_and_document_are_the_same_and_rise():
     documented = [m.group(1) for m in HEADING.finditer(DOCS.read_text(encoding="utf-8"))]
     assert documented == [f"S{i}" for i in sorted({int(anchor[1:]) for anchor in documented})]
     assert set(documented) == set(rules().values())
-    assert len(documented) == 117
+    assert len(documented) == 122
 
 
 def test_anchors_of_a_module_rise():
@@ -287,6 +289,11 @@ SUBJECTS = {
     "S125": "Mamba|layer|ssm",
     "S126": "block|part",
     "S127": "norm",
+    "S128": "decay|gate",
+    "S129": "delta|channel|state",
+    "S130": "gate|norm",
+    "S131": "layer|Kimi|delta",
+    "S132": "section|pair|halves|turn",
 }
 FAULT_PAGES = {"docs/faults.md", "golden/kill-matrix.md", "tools/write_faults.py"}  # S1, S2, .. are faults there
 CITED = re.compile(r"(?<![\w'-])(?<!fault )S([1-9]\d{0,2})(?![\w-])")  # 'S4' is NumPy's type

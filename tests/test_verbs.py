@@ -32,6 +32,7 @@ BLOCKS = {"qwen35moe": "3 delta_net, 1 attention, 1 mtp", "qwen3next": "3 delta_
           "glm-dsa": "1 dense, 3 moe, 1 mtp",
           "deepseek4": "1 selected, hashed, 1 compressed, 1 window, 1 selected, 1 mtp",
           "cohere2moe": "1 dense, 3 moe, 1 mtp", "nemotron_h_moe": "1 ssm, 1 attention, 2 moe, 1 mtp",
+          "bailingmoe3": "1 kda_dense, 2 kda_moe, 1 mla_moe, 1 mtp",
           **dict.fromkeys(CHAINED, "2 dense, 2 moe, 3 mtp")}  # fmt: skip
 VERBS: dict[str, Callable] = {}
 # What is said of a verb in the column of gemma4 in place of "yes", and what shows it.

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from golden import (
     assistant_models,
     chains_models,
+    channels,
     clamped_layers,
     compressed,
     compressed_layers,
@@ -71,6 +72,7 @@ PARTS: dict[str, tuple[Suites, ...]] = {
         windowed.operations,
         unscaled.operations,
         parts.operations,
+        channels.operations,
     ),
     "L2": (
         l2_layers.suites,

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import micro_chain as mc
 import micro_gemma as mg
+import micro_kda as mk
 import micro_layers as layers
 import micro_mamba as mam
 import micro_moe as mm
@@ -183,7 +184,9 @@ STANDARD_CHAINS: dict[str, tuple[str, int, float, str, mc.ChainShape, MicroVaria
 # Single heads with parts that no other architecture has: (architecture, seed, accept, type, shape, variant).
 _PARALLEL = mpar.ParallelShape()
 _MAMBA = mam.MambaShape()
-STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape | mam.MambaShape, MicroVariant]] = {
+_KDA = mk.KdaShape()
+SingleShape = mpar.ParallelShape | mam.MambaShape | mk.KdaShape
+STANDARD_SINGLE: dict[str, tuple[str, int, float, str, SingleShape, MicroVariant]] = {
     "micro-cohere2moe-f32": ("cohere2moe", 4, 60, "F32", _PARALLEL, MicroVariant()),
     "micro-cohere2moe-90-rms-f32": (
         "cohere2moe", 2, 90, "F32",
@@ -209,6 +212,21 @@ STANDARD_SINGLE: dict[str, tuple[str, int, float, str, mpar.ParallelShape | mam.
         MicroVariant(),
     ),
     "micro-nemotron_h_moe-q8_0": ("nemotron_h_moe", 4, 60, "Q8_0", _MAMBA, MicroVariant()),
+    "micro-bailingmoe3-f32": ("bailingmoe3", 4, 60, "F32", _KDA, MicroVariant()),
+    "micro-bailingmoe3-90-sections-f32": (
+        "bailingmoe3", 2, 90, "F32",
+        mk.KdaShape(n_dense=4, sections=(1, 1, 1, 1), says_safe_gate=False, scale=None, normalise=None,
+                    says_shared_width=False, latent=mm.LatentShape(n_query=0, n_value=24)),
+        MicroVariant(untied=True),
+    ),
+    "micro-bailingmoe3-30-groups-f32": (
+        "bailingmoe3", 3, 30, "F32",
+        mk.KdaShape(attends=(False, False, True), n_dense=0, n_group=4, n_group_used=2, lower_bound=-2.0, yarn=True,
+                    limits=((0.0, 0.3, 0.2, 0.4), (0.0, 2.5, 3.5, 3.0)),
+                    micro=mp.MicroShape(n_layer=3, n_k_head=4, d_conv=3)),
+        MicroVariant(),
+    ),
+    "micro-bailingmoe3-q8_0": ("bailingmoe3", 4, 60, "Q8_0", _KDA, MicroVariant()),
 }  # fmt: skip
 
 
@@ -482,15 +500,17 @@ def make_micro_single(
     seed: int,
     accept: float,
     type_name: str,
-    shape: mpar.ParallelShape | mam.MambaShape,
+    shape: SingleShape,
     variant: MicroVariant,
 ) -> None:
-    """Write one micro model of cohere2moe or nemotron_h_moe, as the shape says. Errors: as make_micro"""
+    """Write one micro model of cohere2moe, nemotron_h_moe or bailingmoe3, as the shape says. Errors: as make_micro"""
     if type_name not in TYPES:
         raise ValueError(f"--type {type_name}: expected one of {', '.join(TYPES)}")
     wrong = wrong_fraction(accept)
     if isinstance(shape, mam.MambaShape):
         write_gguf(path, mam.keys_of(shape), typed(mam.plant_mamba(seed, wrong, shape, variant), type_name))
+    elif isinstance(shape, mk.KdaShape):
+        write_gguf(path, mk.keys_of(shape), typed(mk.plant_kda(seed, wrong, shape, variant), type_name))
     else:
         write_gguf(path, mpar.keys_of(shape), typed(mpar.plant_parallel(seed, wrong, shape, variant), type_name))
 

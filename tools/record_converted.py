@@ -26,7 +26,7 @@ from tests import chain_folder, gemma_folder, native_folder  # noqa: E402
 from tests.moe_folder import ARCHS as NAMED_ALIKE  # noqa: E402
 from tests.moe_folder import TOKENIZERS, folder  # noqa: E402
 
-ARCHS = (*NAMED_ALIKE, "nemotron_h_moe")
+ARCHS = (*NAMED_ALIKE, "nemotron_h_moe", "bailingmoe3")
 
 OUT = ROOT / "tests" / "data" / "converted_moe.json"
 OUT_CHAINS = ROOT / "tests" / "data" / "converted_chains.json"

@@ -47,6 +47,8 @@ HALF_CELLS = {
 INDEXED_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 140)), "The quick brown fox jumps")
 # Several heads in a chain: more tokens than there are heads are asked for, too.
 CHAIN_SETTINGS = ((1, 0.0), (2, 0.0), (3, 0.0), (4, 0.0), (3, 0.5))
+# Single heads that are followed through more prompts and every draft length.
+FOLLOWED = ("bailingmoe3",)
 # RoPE scaling shows at far positions: 72 tokens, more than the original context of the models with scaling.
 ROPE_PROMPTS = ("".join(f"{i * i:05}" for i in range(100, 172)), "The quick brown fox jumps")
 # Compressed rows of 128 tokens: the prompts begin before one and after one. The second is that of the logits.
@@ -215,9 +217,10 @@ def main(argv: list[str] | None = None) -> int:
                 model = Path(folder) / f"{name}.gguf"
                 make_micro.make_standard(name, model)
                 extra = "" if name.endswith("f32") else "--no-repack"
-                record_model(
-                    args.llama_bin.resolve(), model, args.output, MOE_PROMPTS, args.predict, name, extra, MOE_SETTINGS
-                )
+                is_followed = make_micro.STANDARD_SINGLE[name][0] in FOLLOWED
+                texts: tuple[str, ...] = PROMPTS if is_followed else MOE_PROMPTS
+                settings = CHAIN_SETTINGS if is_followed else MOE_SETTINGS
+                record_model(args.llama_bin.resolve(), model, args.output, texts, args.predict, name, extra, settings)
                 print(f"recorded {name}", file=sys.stderr)
             for name in [*make_micro.STANDARD_CHAINS, *make_micro.STANDARD_MOE_CHAINS] if args.chains else ():
                 model = Path(folder) / f"{name}.gguf"

@@ -3,6 +3,7 @@
 Owns the registry. No other module tests an architecture's name.
 """
 
+from mtpref.architectures.bailingmoe3 import BAILINGMOE3
 from mtpref.architectures.cohere2moe import COHERE2MOE
 from mtpref.architectures.common import D2T, OUTPUT, OUTPUT_NORM, SHARED, TOKEN_EMBD, trimmed
 from mtpref.architectures.deepseek2 import DEEPSEEK2
@@ -66,6 +67,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         GEMMA4,
         GEMMA4_ASSISTANT,
         NEMOTRON_H_MOE,
+        BAILINGMOE3,
     )
 }
 

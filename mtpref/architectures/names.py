@@ -77,9 +77,15 @@ def _pattern(prefix: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(il?)\\}", r"(?P<\1>\\d{1,6})", re.escape(prefix)))
 
 
-def place_of(sheet: Architecture, name: str, n_layer: int) -> Place | None:
-    """The place of a checkpoint's tensor; None where a model of n_layer layers has none for it."""
-    for table, i, rest in _prefixed(sheet, name, n_layer):
+Blocks = Sequence[Block] | None  # of the trunk's layers, where they are known
+
+
+def place_of(sheet: Architecture, name: str, n_layer: int, blocks: Blocks = None) -> Place | None:
+    """The place of a checkpoint's tensor; None where a model of n_layer layers has none for it.
+
+    blocks   tell which tensor a name is that means one thing in one layer, and another in another
+    """
+    for table, i, rest in _prefixed(sheet, name, n_layer, blocks):
         is_head = table.kind.startswith("head")
         if rest in table.tensors:
             return Place(table.tensors[rest], None if table.kind == "head_root" else i, is_head)
@@ -137,7 +143,9 @@ def is_idle(sheet: Architecture, name: str, n_layer: int, blocks: Sequence[Block
     return False
 
 
-def _prefixed(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple[_Table, int | None, str]]:
+def _prefixed(
+    sheet: Architecture, name: str, n_layer: int, blocks: Blocks = None
+) -> Iterator[tuple[_Table, int | None, str]]:
     """The tables that a name could be in: its block there, and what stands after the prefix."""
     for table in _tables(sheet):
         match = table.pattern.match(name)
@@ -148,24 +156,34 @@ def _prefixed(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple[_T
             il = int(groups["il"]) if "il" in groups else n_layer + int(groups.get("i", 0))
             if (il < n_layer) != (table.kind == "layer"):
                 continue
-        yield table, il, name[match.end() :]
+        rest = name[match.end() :]
+        if table.kind == "layer" and blocks is not None and il is not None:
+            yield _table_of(sheet, blocks[il].name), il, rest
+        yield table, il, rest
 
 
-def _placed(sheet: Architecture, name: str, n_layer: int) -> Place:
-    place = place_of(sheet, name, n_layer)
+@cache
+def _table_of(sheet: Architecture, block: str) -> _Table:
+    """The tensors of one of the trunk's blocks."""
+    prefix = sheet.hf.layer if sheet.hf else ""
+    return _table("layer", prefix, _of_blocks(one for one in sheet.layers.all_blocks() if one.name == block))
+
+
+def _placed(sheet: Architecture, name: str, n_layer: int, blocks: Blocks = None) -> Place:
+    place = place_of(sheet, name, n_layer, blocks)
     if place is None:
         raise MtprefError(f"{name}: no GGUF name in a {sheet.name} model of {n_layer} layers")
     return place
 
 
-def hf_to_gguf_name(sheet: Architecture, name: str, n_layer: int) -> str:
-    """Errors  MtprefError for a name without a place"""
-    return _placed(sheet, name, n_layer).name
+def hf_to_gguf_name(sheet: Architecture, name: str, n_layer: int, blocks: Blocks = None) -> str:
+    """blocks: as place_of. Errors: MtprefError for a name without a place"""
+    return _placed(sheet, name, n_layer, blocks).name
 
 
-def gguf_to_hf_name(sheet: Architecture, name: str, n_layer: int) -> str:
-    """Errors  MtprefError for a name that no checkpoint has"""
-    for table, tensor, il in _gguf_places(sheet, name, n_layer):
+def gguf_to_hf_name(sheet: Architecture, name: str, n_layer: int, blocks: Blocks = None) -> str:
+    """blocks: as place_of. Errors: MtprefError for a name that no checkpoint has"""
+    for table, tensor, il in _gguf_places(sheet, name, n_layer, blocks):
         numbers = {} if il is None else {"il": il, "i": il - n_layer}
         return table.prefix.format(**numbers) + tensor.hf
     raise MtprefError(f"{name}: no checkpoint name in a {sheet.name} model of {n_layer} layers")
@@ -178,11 +196,15 @@ def tensor_of(sheet: Architecture, name: str, n_layer: int) -> Tensor:
     raise MtprefError(f"{name}: not a tensor of a {sheet.name} model of {n_layer} layers")
 
 
-def _gguf_places(sheet: Architecture, name: str, n_layer: int) -> Iterator[tuple[_Table, Tensor, int | None]]:
+def _gguf_places(
+    sheet: Architecture, name: str, n_layer: int, blocks: Blocks = None
+) -> Iterator[tuple[_Table, Tensor, int | None]]:
     match = re.fullmatch(r"blk\.(\d{1,6})\.(.+)", name)
     il, short = (int(match[1]), match[2]) if match else (None, name)
     for table in _tables(sheet):
         if (table.kind == "root") == (il is None) and (il is None or (il < n_layer) == (table.kind == "layer")):
+            if table.kind == "layer" and blocks is not None and il is not None:
+                table = _table_of(sheet, blocks[il].name)
             everything = (*table.tensors.values(), *table.stacks.values())
             yield from ((table, tensor, il) for tensor in everything if tensor.name == short)
 

@@ -577,6 +577,7 @@ class Architecture:
                are the layers of it, all of them counted by nextn_predict_layers
     layer_read  of an assistant: (a layer's configuration, those of the target's layers) -> the target's layer whose
                cells it reads
+    mxfp4_of_experts  whether of stacks of matrices a quantiser makes those of experts alone MXFP4, not those of heads
     cb, cb_head  names of results that llama.cpp's graph of this architecture calls otherwise -> its names, for trunk
                and head (without its mtp_)
     """
@@ -593,6 +594,7 @@ class Architecture:
     target: str = ""
     layer_read: Callable[[Any, Sequence[Any]], int] | None = None
     pre: str = ""
+    mxfp4_of_experts: bool = False
     cb: Mapping[str, str] = field(default_factory=dict)
     cb_head: Mapping[str, str] = field(default_factory=dict)
 

@@ -4,10 +4,10 @@ Owns the changes that converters make, each with its inverse; a data sheet (mtpr
 takes which:
 
 * zero-centred norms: GGUF w = HF w + 1;
-* decay: GGUF ``ssm_a`` = -exp(HF ``A_log``);
+* decay: GGUF ``ssm_a`` = -exp(HF ``A_log``), or exp(HF ``A_log``) where its sign stands elsewhere;
 * V heads: GGUF tiled order, HF grouped order (only if H_v != H_k);
 * pairs: of each head the rows of its halves in turn, as of Llama;
-* convolution: GGUF (channels, kernel), HF (channels, 1, kernel);
+* convolution: GGUF (channels, kernel), HF (channels, 1, kernel), or GGUF (1, channels, 1, kernel);
 * matrices of heads: GGUF three dimensions, HF one matrix above the other.
 
 Works on NumPy arrays, rows first (a matrix is (n_out, n_in), GGUF dims reversed). Knows nothing of names, files or
@@ -85,6 +85,7 @@ class Change:
     values, inverse   one operation on values, float32 out, and its way back
     rows, columns     the order along an axis
     squeeze           (n, 1, m) in the checkpoint, (n, m) in GGUF
+    as_taps           (n, 1, m) or (n, m) in the checkpoint, (1, n, 1, m) in GGUF
     as_column         (n,) in the checkpoint, (n, 1) in GGUF
     groups            name of a count: (groups * n,) in the checkpoint, (groups, n) in GGUF
     heads             name of a count: (heads * n, m) in the checkpoint, a matrix (n, m) for each head in GGUF
@@ -96,6 +97,7 @@ class Change:
     rows: VHeads | Pairs | None = None
     columns: VHeads | None = None
     squeeze: bool = False
+    as_taps: bool = False
     as_column: bool = False
     groups: str = ""
     heads: str = ""
@@ -119,6 +121,7 @@ class Change:
         for axis, order in enumerate((self.rows, self.columns)):
             source = order.source(x.shape[axis], values) if order else None
             x = x if source is None else np.take(x, source, axis)
+        x = x.reshape(1, len(x), 1, -1) if self.as_taps else x
         x = x.reshape(-1, 1) if self.as_column else x
         x = x.reshape(values[self.groups], -1) if self.groups else x
         if self.heads:
@@ -130,6 +133,7 @@ class Change:
         """Inverse of to_gguf; exact but for the rounding of norms and of log(exp())."""
         x = x.astype(np.float32)
         x = x.reshape(-1) if self.as_column or self.groups else x
+        x = x.reshape(-1, 1, x.shape[-1]) if self.as_taps else x
         if self.heads:
             x = x.transpose(0, 2, 1) if self.is_transposed else x
             x = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
@@ -160,6 +164,18 @@ def ssm_a_to_a_log(ssm_a: np.ndarray) -> np.ndarray:
     if not np.all(ssm_a < 0):
         raise MtprefError(f"ssm_a: largest value {ssm_a.max()}, expected all < 0; is this already A_log?")
     return np.log(-ssm_a.astype(np.float64)).astype(np.float32)
+
+
+def a_log_to_decay(a_log: np.ndarray) -> np.ndarray:
+    """exp(A_log); computed in float64, rounded once to float32."""
+    return np.exp(a_log.astype(np.float64)).astype(np.float32)
+
+
+def decay_to_a_log(ssm_a: np.ndarray) -> np.ndarray:
+    """log(ssm_a); computed in float64, rounded once to float32. ssm_a must be positive."""
+    if not np.all(ssm_a > 0):
+        raise MtprefError(f"ssm_a: least value {ssm_a.min()}, expected all > 0; is this already A_log?")
+    return np.log(ssm_a.astype(np.float64)).astype(np.float32)
 
 
 def conv1d_to_gguf(weight: np.ndarray) -> np.ndarray:
@@ -200,3 +216,4 @@ AS_IS = Change()
 ZERO_CENTRED = Change(norm_to_gguf, norm_from_gguf)
 BY_HEAD, BY_HEAD_TRANSPOSED = Change(heads="n_head"), Change(heads="n_head", is_transposed=True)
 NEGATIVE_EXP = Change(a_log_to_ssm_a, ssm_a_to_a_log)
+EXP = Change(a_log_to_decay, decay_to_a_log)

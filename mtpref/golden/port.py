@@ -15,6 +15,7 @@ from mtpref import spec
 from mtpref.engine.recipe import Recipe
 from mtpref.golden.format import Case, hex_float, param_float
 from mtpref.golden.inputs import Answer, Inputs, Outputs, f32, matrix, rope_table_of, weights_of
+from mtpref.golden.port_channels import CHANNELS_ANSWERS
 from mtpref.golden.port_compressed import COMPRESSED_ANSWERS
 from mtpref.golden.port_experts import EXPERTS_ANSWERS
 from mtpref.golden.port_indexer import INDEXER_ANSWERS
@@ -243,4 +244,5 @@ ANSWERS: dict[str, Answer] = {
     **WINDOWED_ANSWERS,
     **UNSCALED_ANSWERS,
     **PARTS_ANSWERS,
+    **CHANNELS_ANSWERS,
 }

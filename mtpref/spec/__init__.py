@@ -46,6 +46,7 @@ from mtpref.spec.indexer import (
     select_cells,
     selection_gap,
 )
+from mtpref.spec.kda import channel_delta_rule, channel_gates, mrope_has_position, sigmoid_gated_norm
 from mtpref.spec.latent import latent_scale, rope_interleaved
 from mtpref.spec.layers import (
     attention,
@@ -186,6 +187,8 @@ __all__ = [
     "best_rows",
     "bf16_bits",
     "cell_attention",
+    "channel_delta_rule",
+    "channel_gates",
     "check_type",
     "clamped_swiglu",
     "compress_rows",
@@ -229,6 +232,7 @@ __all__ = [
     "log1p64",
     "log64",
     "min_p",
+    "mrope_has_position",
     "mtp_concat",
     "mul_mat_exact",
     "mul_mat_ggml",
@@ -266,6 +270,7 @@ __all__ = [
     "selection_gap",
     "shared_gate",
     "sigmoid",
+    "sigmoid_gated_norm",
     "silu",
     "sincos64",
     "sink_attention",

@@ -197,6 +197,7 @@ class AttnConfig:
     freq_base: float
     rms_eps: float
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    has_sections_in_turn: bool = True  # S10's sections; else they lie one after the other (S132)
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,12 @@ class LatentConfig:
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)  # its log_multiplier a tenth, as files have it
     scale: float = 1.0  # what queries of latent attention are multiplied with (S54)
     is_mscale_all_dim: bool = True  # whether mscale is taken to be mscale_all_dim; else it is 1
+    rope_sections: tuple[int, int, int, int] | None = None  # with sections halves are paired (S132), else neighbours
+
+    @property
+    def is_interleaved(self) -> bool:
+        """Whether neighbours are paired; else halves."""
+        return self.rope_sections is None
 
     @property
     def n_row(self) -> int:
@@ -232,7 +239,8 @@ class LatentConfig:
         all_dim = float(self.mscale_all_dim > 0) if self.is_mscale_all_dim else self.mscale_all_dim
         scaling = replace(self.rope_scaling, log_multiplier=all_dim)
         shape = self.n_embd, self.n_head, 1, self.n_rot, self.n_rot
-        return AttnConfig(*shape, None, self.freq_base, self.rms_eps, scaling)
+        sections = self.rope_sections
+        return AttnConfig(*shape, sections, self.freq_base, self.rms_eps, scaling, has_sections_in_turn=False)
 
 
 @dataclass(frozen=True)
@@ -363,6 +371,22 @@ class SsmConfig:
     @property
     def conv_dim(self) -> int:
         return self.d_inner + 2 * self.n_group * self.d_state
+
+
+@dataclass(frozen=True)
+class KdaConfig:
+    """A Kimi delta attention layer; names and keys stand in the architecture's data sheet."""
+
+    n_embd: int
+    d_conv: int
+    n_head: int  # H
+    size: int  # S, of a key and of a value
+    lower_bound: float  # of the log decay, negative
+    rms_eps: float
+
+    @property
+    def conv_dim(self) -> int:
+        return 3 * self.n_head * self.size
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,14 @@ def _read_head(
     for part in borrowed:
         tensor = tensors.get(part)
         fallback = SHARED_PARTS[part] if tensor is None else tensor.fallback
-        instead = [f"blk.{il}.{sheet.norm_instead}"] if sheet.norm_instead and part == "shared_head_norm" else []
-        own = [tensor.at(il).name] if tensor is not None else []
-        names = [*own, *instead, *(fallback if is_alone else ())]
+        instead = [one for one in sheet.tensors if one.name == sheet.norm_instead and part == "shared_head_norm"]
+        own = [one.at(il).name for one in (tensor, *instead) if one is not None]
+        needed = next((one for one in (tensor, *instead) if one is not None and one.required), None)
+        names = [*own, *(fallback if is_alone and needed is None else ())]
         is_trimmed = d2t is not None and part == "shared_head_head"
         name = _present(finder, names, n_rows if is_trimmed else None)
-        if name is None and tensor is not None and tensor.required:
-            name = tensor.at(il).name  # which is missing, and is said to be
+        if name is None and needed is not None:
+            name = needed.at(il).name  # which is missing, and is said to be
         if name is None:
             parts[part] = borrowed[part]
             continue
@@ -311,7 +312,9 @@ def _check_rope(trunk: Trunk, values: Values, differs: Any) -> None:
     if not hasattr(found, "rope_scaling"):
         return
     pairs = zip(rope_constants(rotary_of(found)), rope_constants(rotary_of(expected)), strict=True)
-    if all(_same(a, b) for a, b in pairs) and getattr(found, "scale", 1.0) == getattr(expected, "scale", 1.0):
+    if all(_same(a, b) for a, b in pairs) and all(
+        getattr(found, name, None) == getattr(expected, name, None) for name in ("scale", "is_interleaved")
+    ):
         return
     keys = {hyper.name: hyper.key for hyper in trunk.arch.hypers}
     for name in ROPE_NAMES:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.files.gguf import GgufFile, TensorInfo, open_gguf, printable
+from mtpref.files.gguf import GgufFile, TensorInfo, open_gguf, printable, without_leading_ones
 from mtpref.heads.check.findings import Finding
 from mtpref.heads.hf import gguf_tensors, is_checkpoint, open_checkpoint, text_config
 from mtpref.spec.quants import DEQUANTIZABLE
@@ -87,7 +87,7 @@ def compare(file: GgufFile, other: Other, stand_ins: Mapping[str, str] | None = 
         if info.name not in other.shapes:
             text = f"{info.type_name} {info.shape} here, {absent}"
             found.append(Finding("against-extra", printable(info.name), text))
-        elif info.shape != other.shapes[info.name]:
+        elif without_leading_ones(info.shape) != without_leading_ones(other.shapes[info.name]):
             found.append(Finding("against-shape", info.name, f"{info.shape} here, {other.shapes[info.name]} there"))
         elif _are_comparable(info, other.types[info.name]):
             error = relative_error(_values(file, info), other.pieces(info.name))

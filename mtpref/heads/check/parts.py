@@ -17,7 +17,7 @@ from mtpref.engine.model.model import Layer, Part
 from mtpref.spec.kinds import LayerKind
 
 PARTS: tuple[Part, Part] = ("mixer", "ffn")
-_WORDS = {"gated_delta_net": "DeltaNet", "ssm": "Mamba-2"} | dict.fromkeys(
+_WORDS = {"gated_delta_net": "DeltaNet", "ssm": "Mamba-2", "kda": "Kimi delta attention"} | dict.fromkeys(
     (
         "attention",
         "gated_attention",

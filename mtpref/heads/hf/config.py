@@ -8,10 +8,11 @@ Source: transformers' configurations; llama.cpp conversion/base.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from mtpref.architectures import ARCHITECTURES as SHEETS
-from mtpref.architectures import Architecture, assistant_of
+from mtpref.architectures import Architecture, Block, assistant_of
 from mtpref.base.errors import MtprefError
 from mtpref.base.typed import Sized, Within, describe, name_of, read_fields
 from mtpref.files.gguf import printable
@@ -41,6 +42,11 @@ class TextConfig:
     def n_layer(self) -> int:
         """Trunk layers."""
         return int(self.found["num_hidden_layers"])
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...] | None:
+        """The trunk's blocks, where config.json alone says which they are."""
+        return self.sheet.layers.of_checkpoint(self.found, self.n_layer)
 
     @property
     def vocab_size(self) -> int | None:
@@ -122,6 +128,15 @@ class _Fields:
     moe_shared_expert_intermediate_size: Size | None = None
     moe_latent_size: Size | None = None
     layer_norm_epsilon: Positive | None = None
+    layer_group_size: Annotated[int, Within(1, MAX_LAYERS)] | None = None
+    short_conv_kernel_size: Annotated[int, Within(2, 64)] | None = None
+    no_kda_lora: bool | None = None
+    kda_safe_gate: bool | None = None
+    kda_lower_bound: Annotated[float, Within(-1e4, -1e-6)] | None = None
+    gated_attention_proj_granularity_type: str | None = None
+    score_function: Literal["sigmoid", "softmax", "sqrtsoftplus"] | None = None
+    expert_swiglu_limit_list: list[Annotated[float, Within(0, 1e6)] | None] | None = None
+    share_expert_swiglu_limit_list: list[Annotated[float, Within(0, 1e6)] | None] | None = None
     full_attention_interval: Count | None = None
     vocab_size: Count | None = None
     layer_types: list[Literal["linear_attention", "full_attention"]] | None = None

@@ -56,6 +56,10 @@ class Part:
         if self.is_joined:
             yield from self._joined(checkpoint)
             return
+        if self.place.tensor.change.as_taps:
+            x = self.place.tensor.change.apply_values(checkpoint.rows(self.source, slice(0, self.shape[1])))
+            yield np.ascontiguousarray(x.reshape(self.shape[1], self.shape[3]))
+            return
         if self.place.tensor.change.groups:
             x = checkpoint.rows(self.source, slice(0, self.shape[0] * self.shape[1]))
             yield np.ascontiguousarray(self.place.tensor.change.apply_values(x).reshape(self.shape))

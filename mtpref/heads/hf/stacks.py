@@ -64,7 +64,7 @@ class Stacks:
         places = stacks_of(self.config.sheet, name, self.config.n_layer)
         if places is not None:
             return self._whole(source, places)
-        place = place_of(self.config.sheet, name, self.config.n_layer)
+        place = place_of(self.config.sheet, name, self.config.n_layer, self.config.blocks)
         if place is None or place.expert is None:
             return None
         return self._one(source, name, place)

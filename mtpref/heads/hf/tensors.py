@@ -51,7 +51,6 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
     Errors   MtprefError: two tensors that become one, a shape that the operation cannot take
     """
     found, stacks, joined = Inventory(), Stacks(checkpoint, config), _Joined(checkpoint, config)
-    blocks_of = config.sheet.layers.of_checkpoint(config.found, config.n_layer)
     unread = config.sheet.hf.unread if config.sheet.hf else ()
     taken: dict[str, str] = {}
     heads: list[str] = []  # names of the head's tensors
@@ -61,7 +60,9 @@ def gguf_tensors(checkpoint: Checkpoint, config: TextConfig) -> Inventory:
             continue
         if is_buffer(source):
             continue
-        if canonical(source).startswith(unread) or is_idle(config.sheet, canonical(source), config.n_layer, blocks_of):
+        if canonical(source).startswith(unread) or is_idle(
+            config.sheet, canonical(source), config.n_layer, config.blocks
+        ):
             found.idle.append(source)
             continue
         fault = checkpoint.fault(source) or _no_floats(checkpoint, config, source)
@@ -106,7 +107,7 @@ def _no_floats(checkpoint: Checkpoint, config: TextConfig, source: str) -> str |
     """Why a tensor's values are none of a weight: plain integers, which are codes without what they mean, where no
     table is expected, or rows that were cut over ranks. None for all others."""
     dtype = checkpoint.dtype(source)
-    place = place_of(config.sheet, canonical(source), config.n_layer)
+    place = place_of(config.sheet, canonical(source), config.n_layer, config.blocks)
     is_table = place is not None and place.tensor.below is not None
     ranks = checkpoint.stored(source).ranks
     if ranks[0] > 1 and not (place is not None and place.tensor.by_rank):
@@ -126,7 +127,8 @@ def _place_of_fault(config: TextConfig, source: str) -> Place | None:
     name = canonical(source)
     places = stacks_of(config.sheet, name, config.n_layer)
     fused = fused_of(config.sheet, name, config.n_layer)
-    return places[0] if places else place_of(config.sheet, fused[1][0] if fused else name, config.n_layer)
+    name = fused[1][0] if fused else name
+    return places[0] if places else place_of(config.sheet, name, config.n_layer, config.blocks)
 
 
 def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part] | None:
@@ -134,7 +136,7 @@ def _parts(checkpoint: Checkpoint, config: TextConfig, source: str) -> list[Part
     name = canonical(source)
     shape, made = checkpoint.shape(source), []
     for piece, rows in _split(checkpoint, config, source, name, shape):
-        place = place_of(config.sheet, piece, config.n_layer)
+        place = place_of(config.sheet, piece, config.n_layer, config.blocks)
         if place is None:
             return None
         made.append(_part(checkpoint, config, source, place, rows))
@@ -218,6 +220,10 @@ def _part(
         if len(shape) == 3 and shape[1] != 1:
             raise MtprefError(f"{what}, expected (channels, 1, kernel)")
         shape = (shape[0], shape[-1])
+    if change.as_taps:
+        if len(shape) == 1 or (len(shape) == 3 and shape[1] != 1):
+            raise MtprefError(f"{what}, expected (channels, kernel) or (channels, 1, kernel)")
+        return Part(place.name, (source,), (1, shape[0], 1, shape[-1]), rows, None, place)
     if change.as_column or change.groups:
         if len(shape) != 1:
             raise MtprefError(f"{what}, expected one dimension")

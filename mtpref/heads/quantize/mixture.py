@@ -42,6 +42,7 @@ FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LEAST_HEAD = "Q8_0"
 # With exactly so many experts llama.cpp gives attention more bits: a rule made for one model, by that number.
 MORE_FOR_ATTENTION = 8
+_FFN = re.compile(r"ffn_(?:up|gate|down)")
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.")
 
 
@@ -102,15 +103,17 @@ def plan_types(
     n_nextn: int,
     *,
     n_expert: int = 0,
+    experts_alone: bool = False,
 ) -> dict[str, str]:
     """Name -> type, in llama.cpp's order.
 
     n_blocks, n_nextn, n_expert   block_count, nextn_predict_layers and expert_count
+    experts_alone  of stacks of matrices those of experts alone are MXFP4 in a mixture of that name (the data sheet's)
     Errors    MtprefError for an override that no tensor's name matches, a bad regular expression, or an ffn_down
               of a model with experts that is of no block
     """
     default, _ = MIXTURES[wanted.mixture]
-    rules = _Rules(wanted, default, [item.name for item in items], n_blocks, n_expert)
+    rules = _Rules(wanted, default, [item.name for item in items], n_blocks, n_expert, experts_alone)
     head = {f"blk.{i}." for i in head_layers(n_blocks, n_nextn)}
     patterns = [(_compiled(pattern), kind) for pattern, kind in wanted.overrides]
     used: set[int] = set()
@@ -198,8 +201,9 @@ class _Rules:
         names: Sequence[str],
         n_blocks: int,
         n_expert: int,
+        experts_alone: bool,
     ) -> None:
-        self.wanted, self.default, self.n_expert = wanted, default, n_expert
+        self.wanted, self.default, self.n_expert, self.experts_alone = wanted, default, n_expert, experts_alone
         self.is_tied = "output.weight" not in names
         self.n_v = sum(category(name) == "attn_v" for name in names)
         self.n_down = n_blocks
@@ -212,7 +216,8 @@ class _Rules:
         if role == "output" or (self.is_tied and role == "token_embd"):
             return self._output(item)
         if mixture == "MXFP4_MOE":
-            return "MXFP4" if len(item.shape) > 2 and item.shape[-3] > 1 else "Q8_0"
+            is_stack = len(item.shape) > 2 and item.shape[-3] > 1
+            return "MXFP4" if is_stack and (not self.experts_alone or _FFN.search(item.name)) else "Q8_0"
         if role == "attn_v":
             i, self.i_v = self.i_v, self.i_v + 1
             return self._attn_v(i)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtpref.architectures import describe_assistant
+from mtpref.architectures import ARCHITECTURES, describe_assistant
 from mtpref.base.errors import MtprefError
 from mtpref.base.settings import check_fields
 from mtpref.files.gguf import (
@@ -67,9 +67,11 @@ class _Counts:
     n_blocks: int
     n_nextn: int
     n_expert: int
+    experts_alone: bool  # the data sheet's `mxfp4_of_experts`
 
     def types(self, items: list[Item], wanted: Wanted) -> dict[str, str]:
-        return plan_types(items, wanted, self.n_blocks, self.n_nextn, n_expert=self.n_expert)
+        counts = self.n_blocks, self.n_nextn
+        return plan_types(items, wanted, *counts, n_expert=self.n_expert, experts_alone=self.experts_alone)
 
 
 @dataclass
@@ -140,7 +142,8 @@ def _counts(file: GgufFile) -> _Counts:
     n_expert = file.get(f"{arch}.expert_count", 0)
     if not isinstance(n_expert, int) or n_expert < 0:
         raise MtprefError(f"{file.label}: key {arch}.expert_count is {n_expert}, expected a count; try: mtpref check")
-    return _Counts(n_blocks, n_nextn, n_expert)
+    sheet = ARCHITECTURES.get(arch)
+    return _Counts(n_blocks, n_nextn, n_expert, sheet is not None and sheet.mxfp4_of_experts)
 
 
 def _check(file: GgufFile, types: dict[str, str], settings: Settings, replacements: Replacements) -> None:

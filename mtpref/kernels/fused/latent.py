@@ -191,6 +191,8 @@ def _layer(
         latent_tasks(*args, 0, 1)
     else:
         all_latent_tasks(latent_tasks.address(), *args, compile.start_threads())
+    if "attn_gate.weight" in w:
+        out = ops.head_gate(out, ops.mul_mat(w["attn_gate.weight"], x))
     y: F32 = ops.mul_mat(w["attn_output.weight"], out.reshape(n_tokens, -1))
     return y
 

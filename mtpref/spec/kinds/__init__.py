@@ -9,6 +9,7 @@ from mtpref.spec.kinds.compressed import COMPRESSED_ATTENTION, WINDOW_ATTENTION
 from mtpref.spec.kinds.delta_net import GATED_DELTA_NET, GROUPED_DELTA_NET
 from mtpref.spec.kinds.ffn import SWIGLU_FFN
 from mtpref.spec.kinds.gated_attention import GATED_ATTENTION
+from mtpref.spec.kinds.gated_latent import GATED_LATENT_ATTENTION
 from mtpref.spec.kinds.indexed import (
     HALVES_ALL_CELLS,
     HALVES_INDEXED,
@@ -16,6 +17,7 @@ from mtpref.spec.kinds.indexed import (
     PAIRS_INDEXED,
     PAIRS_SHARING,
 )
+from mtpref.spec.kinds.kda import KDA
 from mtpref.spec.kinds.kind import (
     F32,
     INPUT,
@@ -74,6 +76,7 @@ __all__ = [
     "FFN",
     "GATED_ATTENTION",
     "GATED_DELTA_NET",
+    "GATED_LATENT_ATTENTION",
     "GEGLU_FFN",
     "GROUPED_DELTA_NET",
     "HALF_ROTARY_ATTENTION",
@@ -82,6 +85,7 @@ __all__ = [
     "HALVES_INDEXED",
     "HASHED_MOE_FFN",
     "INPUT",
+    "KDA",
     "LATENT_ATTENTION",
     "LAYER_INPUT",
     "LIMITED_FFN",

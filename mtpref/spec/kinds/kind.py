@@ -119,11 +119,13 @@ def rope_constants(cfg: AttnConfig) -> tuple[NDArray[np.float64], NDArray[np.boo
         betas = scaling.beta_fast, scaling.beta_slow
         share = scaling.ext_factor * spec.yarn_share(cfg.n_rot, cfg.freq_base, scaling.n_ctx_orig, *betas)
         magnitude = spec.yarn_magnitude(scaling.freq_scale, scaling.log_multiplier)
+    has_position = np.ones(cfg.n_rot // 2, np.bool_)
+    if cfg.rope_sections is not None:
+        rule = spec.imrope_has_position if cfg.has_sections_in_turn else spec.mrope_has_position
+        has_position = rule(cfg.n_rot, cfg.rope_sections)
     return (
         spec.scaled_frequencies(frequencies, scaling.freq_scale, share),
-        np.ones(cfg.n_rot // 2, np.bool_)
-        if cfg.rope_sections is None
-        else spec.imrope_has_position(cfg.n_rot, cfg.rope_sections),
+        has_position,
         magnitude * scaling.attn_factor,
     )
 

@@ -15,10 +15,11 @@ from mtpref.spec.ops.types import F32, LayerTap, LayerWeights
 def latent_input(
     ops: Ops, w: LayerWeights, cfg: LatentConfig, x: F32, rope_cos_sin: tuple[F32, F32], tap: LayerTap
 ) -> tuple[F32, F32, F32, F32]:
-    """S55. Queries, and what a token leaves in the cache: S6, S8, S6, S6, S8, S53, S53.
+    """S55. Queries, and what a token leaves in the cache: S6, S8, S6, S6, S8, S53, S10.
 
     Rule     queries come by two products with a norm between them (attn_q_a, attn_q_b), or by one (attn_q); of the
-             product with attn_kv_a_mqa the first n_latent values are normed, the last n_rot are turned and not normed
+             product with attn_kv_a_mqa the first n_latent values are normed, the last n_rot are turned and not normed.
+             Neighbours are paired (S53), and halves (S10) where the model has sections (S132)
     Shapes   x: (T, n_embd), normalised -> q_nope (T, n_head, n_nope), q_pe (T, n_head, n_rot), c (T, n_latent),
              k_pe (T, n_rot)
     """
@@ -37,9 +38,13 @@ def latent_input(
     tap("kv_cmpr_pe", both)
     c = ops.rms_norm(both[:, : cfg.n_latent], w["attn_kv_a_norm.weight"], cfg.rms_eps)
     tap("kv_cmpr", c)
-    k_pe = ops.rope_interleaved(both[:, None, cfg.n_latent :], *rope_cos_sin)[:, 0]
+    k_pe, q_pe = both[:, None, cfg.n_latent :], q[:, :, cfg.n_key - cfg.n_rot :]
+    if cfg.is_interleaved:
+        k_pe, q_pe = ops.rope_interleaved(k_pe, *rope_cos_sin), ops.rope_interleaved(q_pe, *rope_cos_sin)
+    else:
+        k_pe, q_pe = ops.rope(k_pe, *rope_cos_sin), ops.rope(q_pe, *rope_cos_sin)
+    k_pe = k_pe[:, 0]
     tap("k_pe", k_pe)
-    q_pe = ops.rope_interleaved(q[:, :, cfg.n_key - cfg.n_rot :], *rope_cos_sin)
     tap("q_pe", q_pe)
     return q[:, :, : cfg.n_key - cfg.n_rot], q_pe, c, k_pe
 
@@ -63,10 +68,11 @@ def latent_attn_layer(
     rope_cos_sin: tuple[F32, F32],
     tap: LayerTap,
 ) -> F32:
-    """S57. The mixer of a latent attention layer, absorbed: S55, S56, S15, S16, S56, S6.
+    """S57. The mixer of a latent attention layer, absorbed: S55, S56, S15, S16, S56, S6, S97, S6.
 
     Rule     a cell is one row [c | k_pe] for all heads, and a value is its first n_latent values; queries are brought
-             to it ([attn_k_b q_nope | q_pe], times S54's scale), and what they gather is brought back (attn_v_b)
+             to it ([attn_k_b q_nope | q_pe], times S54's scale), and what they gather is brought back (attn_v_b). Each
+             head's value has a gate (S97) where its weight is there, which reads the rows that queries are made of
     Shapes   x: (T, n_embd), normalised; cells: (first + T, 1, n_latent + n_rot), rows from `first` on are written here
              -> (T, n_embd)
     """
@@ -83,6 +89,11 @@ def latent_attn_layer(
     out = ops.attention(q * np.float32(cfg.scale), cells, cells, kv_type, first)[:, :, : cfg.n_latent]
     values = ops.head_products(ops, w["attn_v_b.weight"], out)
     tap("kqv_out", values)
+    if "attn_gate.weight" in w:
+        gate = ops.mul_mat(w["attn_gate.weight"], x)
+        tap("attn_gate", gate)
+        values = ops.head_gate(values, gate)
+        tap("attn_gated", values)
     y = ops.mul_mat(w["attn_output.weight"], values.reshape(len(x), -1))
     tap("attn_output", y)
     return y

@@ -7,6 +7,7 @@ from mtpref.spec.ops import (
     compose,
     compose_compressed,
     compose_indexer,
+    compose_kda,
     compose_latent,
     compose_moe,
     compose_ssm,
@@ -58,6 +59,7 @@ COMPOSED: CoarseEntries = {
     "assistant_input": compose_unscaled.assistant_input,
     "assistant_row": compose_unscaled.assistant_row,
     "ssm_layer": compose_ssm.ssm_layer,
+    "kda_layer": compose_kda.kda_layer,
 }
 
 
@@ -127,6 +129,9 @@ def spec_ops(numerics: str) -> Ops:
         conv_bias_silu=partial(spec.conv_bias_silu, dot=dot),
         ssm_scan=partial(spec.ssm_scan, dot=dot),
         gated_group_norm=spec.gated_group_norm,
+        channel_gates=spec.channel_gates,
+        channel_delta_rule=partial(spec.channel_delta_rule, dot=dot),
+        sigmoid_gated_norm=spec.sigmoid_gated_norm,
         delta_layer=compose.delta_layer,
         attn_layer=compose.attn_layer,
         ffn=compose.ffn,
@@ -167,5 +172,6 @@ def spec_ops(numerics: str) -> Ops:
         assistant_input=compose_unscaled.assistant_input,
         assistant_row=compose_unscaled.assistant_row,
         ssm_layer=compose_ssm.ssm_layer,
+        kda_layer=compose_kda.kda_layer,
         composed=COMPOSED,
     )

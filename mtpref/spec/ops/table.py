@@ -83,6 +83,9 @@ class Ops:
     conv_bias_silu: types.ConvBiasSilu  # S122
     ssm_scan: types.SsmScan  # S123
     gated_group_norm: types.GatedGroupNorm  # S124
+    channel_gates: types.ChannelGates  # S128
+    channel_delta_rule: types.DeltaRule  # S129
+    sigmoid_gated_norm: types.GatedNorm  # S130
     delta_layer: types.DeltaLayer  # S30
     attn_layer: types.AttnLayer  # S30
     plain_attn_layer: types.AttnLayer  # S30
@@ -123,6 +126,7 @@ class Ops:
     assistant_input: types.MtpInput  # S108
     assistant_row: types.AssistantRow  # S108
     ssm_layer: types.SsmLayer  # S125
+    kda_layer: types.KdaLayer  # S131
     composed: CoarseEntries  # what each coarse entry is when no fused twin stands in for it
 
     def replaced(self, **entries: Unpack[OpEntries]) -> "Ops":
@@ -145,7 +149,7 @@ _ROUTE = frozenset(
     }
 )
 _EXPERTS = frozenset({"mul_mat", "swiglu", "relu_squared", "weigh_experts", "sum_experts"})
-_LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved"})
+_LATENT_INPUT = frozenset({"mul_mat", "rms_norm", "rope_interleaved", "rope"})
 _LATENT_ATTN = _LATENT_INPUT | {"latent_input", "store_kv", "attention"}
 _WINDOW_INPUT = frozenset({"mul_mat", "rms_norm", "rope_last"})
 _COMPRESSOR = frozenset({"mul_mat", "get_rows", "compress_rows", "rms_norm", "rope_last", "store_kv"})
@@ -174,7 +178,7 @@ PARTS: dict[str, frozenset[str]] = {
     "plain_attn_layer": frozenset({"mul_mat", "add_bias", "rms_norm", "rope", "store_kv", "attention"}),
     "latent_input": _LATENT_INPUT,
     "head_products": frozenset({"mul_mat"}),
-    "latent_attn_layer": _LATENT_ATTN | {"head_products"},
+    "latent_attn_layer": _LATENT_ATTN | {"head_products", "head_gate"},
     "expanded_attn_layer": _LATENT_ATTN,
     "selected_attention": frozenset({"attention"}),
     "indexed_attn_layer": _LATENT_ATTN | {"head_products", "selected_attention"},
@@ -219,6 +223,9 @@ PARTS: dict[str, frozenset[str]] = {
     "assistant_input": frozenset({"scaled_embedding", "mtp_concat", "mul_mat"}),
     "assistant_row": frozenset({"mul_mat"}),
     "ssm_layer": frozenset({"mul_mat", "conv_bias_silu", "add_bias", "ssm_scan", "gated_group_norm"}),
+    "kda_layer": frozenset(
+        {"mul_mat", "conv_silu", "l2_norm", "channel_gates", "channel_delta_rule", "sigmoid_gated_norm"}
+    ),
     # The parts of its parts, and these.
     "connect": frozenset({"rms_norm", "mul_mat", "stream_weights", "read_streams"}),
     "leave_streams": frozenset({"rms_norm", "mul_mat", "head_weights", "read_streams"}),

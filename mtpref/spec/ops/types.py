@@ -18,6 +18,7 @@ from mtpref.spec.config import (
     DeltaConfig,
     IndexedConfig,
     InputsConfig,
+    KdaConfig,
     LatentConfig,
     MoeConfig,
     ParallelConfig,
@@ -661,6 +662,16 @@ class SsmLayer(Protocol):
     ) -> tuple[F32, Planes, Planes]: ...
 
 
+class ChannelGates(Protocol):
+    def __call__(self, f: F32, beta: F32, dt_bias: F32, a: F32, lower_bound: float, /) -> tuple[F32, F32]: ...
+
+
+class KdaLayer(Protocol):
+    def __call__(
+        self, ops: "Ops", w: LayerWeights, cfg: KdaConfig, x: F32, conv: F32, ssm: F32, keep: int, tap: LayerTap, /
+    ) -> tuple[F32, Planes, Planes]: ...
+
+
 class Ffn(Protocol):
     def __call__(self, ops: "Ops", w: LayerWeights, x: F32, tap: LayerTap, /) -> F32: ...
 
@@ -723,6 +734,7 @@ class CoarseEntries(TypedDict, total=False):
     shared_expert: SharedExpert
     moe_ffn: MoeFfn
     ssm_layer: SsmLayer
+    kda_layer: KdaLayer
     connect: Connect
     leave_streams: LeaveStreams
     streams_input: MtpInput
@@ -759,6 +771,9 @@ class OpEntries(CoarseEntries, total=False):
     conv_bias_silu: ConvBiasSilu
     ssm_scan: SsmScan
     gated_group_norm: GatedGroupNorm
+    channel_gates: ChannelGates
+    channel_delta_rule: DeltaRule
+    sigmoid_gated_norm: GatedNorm
     relu_squared: ReluSquared
     delta_gates: DeltaGates
     delta_rule: DeltaRule
