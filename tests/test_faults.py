@@ -117,7 +117,9 @@ def changed_entries(a: Model, b: Model) -> set[str]:
     own = [f.name for f in fields(Model) if f.name not in ("recipe", "weights", "heads", "is_checked", "changes")]
     out |= {name for name in own if getattr(a, name) is not getattr(b, name) and getattr(a, name) != getattr(b, name)}
     for old, new in zip(a.heads, b.heads, strict=True):
-        out |= {f"heads.{name}" for name in ("weights", "layer") if getattr(old, name) is not getattr(new, name)}
+        out |= {
+            f"heads.{name}" for name in ("weights", "layer", "before") if getattr(old, name) is not getattr(new, name)
+        }
     assert a.recipe.numerics == b.recipe.numerics
     return out
 

@@ -190,7 +190,7 @@ OTHER_LAYERS_READ = Fault(
     mechanism="The assistant's layers are paired with the target's last ones, one to one. All of its layers with a "
     "window read the same one, the target's last with a window; its shapes fit the others as well.",
     bug_type="WRONG_RULE",
-    replaces=("heads.layer",),
+    replaces=("heads.before", "heads.layer"),
     predicted=Signature("mtp_kqv_out", "lower in every step"),
     seen=(("llama.cpp #23398, asked for in review", "https://github.com/ggml-org/llama.cpp/pull/23398"),),
     where=("assistant of several layers",),
@@ -220,7 +220,7 @@ WINDOW_IGNORED = Fault(
     mechanism="The window never reaches the assistant's layers: their queries attend to every cell that the target's "
     "layer has.",
     bug_type="MISSING_STEP",
-    replaces=("heads.layer", "layers"),
+    replaces=("heads.before", "layers"),
     predicted=Signature("mtp_kqv_out", "lower", drift="only in texts longer than the window"),
     seen=(("mobius #363", "https://github.com/onnxruntime/mobius/pull/363"),),
     where=("assistant with a window",),
@@ -234,7 +234,7 @@ WINDOW_OF_TRANSFORMERS = Fault(
     "mask has it; in llama.cpp it sees n - 1, the window counting the position itself. Which of them an assistant was "
     "trained with is not known.",
     bug_type="LOOK_ALIKE",
-    replaces=("heads.layer", "layers"),
+    replaces=("heads.before", "layers"),
     predicted=Signature("mtp_kqv_out", "nearly the same", drift="only in texts longer than the window"),
     seen=(("transformers", "https://github.com/huggingface/transformers"),),
     where=("assistant with a window",),
