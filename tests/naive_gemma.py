@@ -59,7 +59,7 @@ def width(hparams: HParams, il: int) -> int:
 
 def angles(weights: Weights, hparams: HParams, il: int) -> list[float]:
     """Angle per position of each pair; a layer without a window divides them by rope_freqs."""
-    full = int(hparams.get("rope.dimension_count", hparams["attention.key_length"]))
+    full = int(hparams["rope.dimension_count" if "rope.dimension_count" in hparams else "attention.key_length"])
     if has_window(hparams, il):
         n_rot, base = int(hparams.get("rope.dimension_count_swa", full)), float(hparams.get("rope.freq_base_swa", 1e4))
         return [naive.power(base, -2.0 * i / n_rot) for i in range(n_rot // 2)]

@@ -13,7 +13,8 @@ load = naive_moe.load
 
 
 def rms_eps(hparams: HParams) -> float:
-    return float(hparams.get("attention.layer_norm_rms_epsilon", hparams["attention.layer_norm_epsilon"]))
+    rms = "attention.layer_norm_rms_epsilon"
+    return float(hparams[rms if rms in hparams else "attention.layer_norm_epsilon"])
 
 
 def mamba(weights: Weights, hparams: HParams, il: int, h: Array) -> tuple[Array, dict[str, Array]]:

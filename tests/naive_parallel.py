@@ -47,7 +47,8 @@ def attention(weights: Weights, hparams: HParams, il: int, h: Array, positions: 
     if has_window(hparams, il) or is_dense or il >= n_layer(hparams):
         base, factor = float(hparams.get("rope.freq_base", 10000.0)), float(hparams.get("rope.scaling.factor", 1.0))
         is_yarn = hparams.get("rope.scaling.type") == "yarn"
-        n_orig = int(hparams.get("rope.scaling.original_context_length", hparams["context_length"]))
+        own = "rope.scaling.original_context_length"
+        n_orig = int(hparams[own if own in hparams else "context_length"])
         angles, magnitude = naive.rope_scaled(size, base, factor, n_orig, is_yarn)
         q, k = (naive_mla.turned(x, positions, angles, magnitude) for x in (q, k))
     out = np.zeros((n, n_head, size))

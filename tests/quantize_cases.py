@@ -170,7 +170,7 @@ def write_tiny(folder: Path) -> Path:
     path = write(folder / "f32.gguf", in_type("F32"))
     with open_gguf(path) as file:
         sums = {
-            info.name: (1.0 + np.arange(info.shape[1]) % 7, 2)
+            info.name: (1.0 + np.arange(info.shape[1], dtype=np.float64) % 7, 2)
             for info in file.tensors.values()
             if len(info.shape) == 2 and not info.name.startswith("token_embd")
         }
