@@ -12,14 +12,14 @@ Params = Mapping[str, Any]
 
 
 def _channel_gates(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
-    given = (f32(x[name]) for name in ("f", "beta", "dt_bias", "ssm_a"))
-    g, beta = recipe.ops.channel_gates(*given, param_float(params, "lower_bound"))
+    f, beta, dt_bias, a = (f32(x[name]) for name in ("f", "beta", "dt_bias", "ssm_a"))
+    g, beta = recipe.ops.channel_gates(f, beta, dt_bias, a, param_float(params, "lower_bound"))
     return {"g": g, "beta_sigmoid": beta}
 
 
 def _channel_delta_rule(recipe: Recipe, params: Params, x: Inputs) -> Outputs:
-    given = (f32(x[name]) for name in ("q", "k", "v", "g", "beta", "state"))
-    out, states = recipe.ops.channel_delta_rule(*given, int(params["keep"]))
+    q, k, v, g, beta, state = (f32(x[name]) for name in ("q", "k", "v", "g", "beta", "state"))
+    out, states = recipe.ops.channel_delta_rule(q, k, v, g, beta, state, int(params["keep"]))
     return {"o": out, "states": states}
 
 
