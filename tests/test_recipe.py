@@ -21,7 +21,7 @@ from tests.models import micro, prompt_of, run_decoder
 MOE = ("micro-qwen35moe-f32", "micro-glm4moe-groups-f32", "micro-qwen3next-fused-f32",
        "micro-deepseek2-f32", "micro-deepseek2-old-f32", "micro-deepseek32-f32", "micro-glm-dsa-f32",
        "micro-deepseek4-f32", "micro-step35-f32", "micro-mimo2-f32", "micro-cohere2moe-f32",
-       "micro-nemotron_h_moe-f32", "micro-bailingmoe3-f32")  # fmt: skip
+       "micro-nemotron_h_moe-f32", "micro-bailingmoe3-f32", "micro-bailingmoe3-90-sections-f32")  # fmt: skip
 ASSISTED = ("micro-gemma4-edge-30-f32", "micro-gemma4-moe-f32")  # targets that an assistant drafts for
 DOTS = {"conv_silu", "conv_bias_silu", "delta_rule", "channel_delta_rule", "ssm_scan",
         "attention", "sink_attention", "cell_attention", "unscaled_attention"}  # fmt: skip
@@ -163,6 +163,8 @@ def test_parts_are_exactly_the_entries_that_a_composition_calls():
         model = replace(model, recipe=model.recipe.with_ops(**{coarse: watched(coarse) for coarse in PARTS}))
         run_decoder(model, prompt_of(5), 4)
     seen["dense_beside_experts"] |= {"group_scores", "limit_groups"}  # of its routing, which has no groups
+    for name in ("expanded_attn_layer", "indexed_attn_layer"):
+        seen[name] |= {"rope"}  # of the latent row's input in models with sections, which have no such layers
     assert seen == {coarse: set(parts) for coarse, parts in PARTS.items()}
 
 
