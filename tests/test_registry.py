@@ -52,7 +52,7 @@ def test_an_architecture_that_is_not_registered_is_refused_with_those_that_are(f
         monkeypatch.delitem(ARCHITECTURES, sheet)
     with pytest.raises(
         MtprefError,
-        match="architecture 'toy' is not supported, expected one of: bailingmoe3, cohere2moe, deepseek2, deepseek32, deepseek4",
+        match="architecture 'toy' is not supported, expected one of: bailingmoe3, cohere2moe, deepseek2, deepseek32",
     ):
         load(files["toy"])
 
