@@ -160,3 +160,15 @@ def test_experts_have_another_activation_or_sum():
     name = next(one for one in dump("cohere2moe", None) if one.startswith("ffn_out-1"))
     clean, faulty = (dump("cohere2moe", id)[name] for id in (None, "E21-shared-expert-summed"))
     np.testing.assert_allclose(faulty, 2 * clean, rtol=1e-5, atol=1e-6)
+
+
+EVERY = [pytest.param(name, marks=[] if name == NEMOTRON[0] else pytest.mark.slow) for name in FILES]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_fault_of_experts_and_graph_that_a_model_can_have_runs_in_it(name):
+    """diagnose runs them all: experts without a gate have no gate to be swapped with up."""
+    own = [fault for fault in FAULTS.values() if fault.family in "EGA" and is_possible(fault, model(name))]
+    assert ("E10-gate-up-swapped" in {fault.id for fault in own}) == (name in ("mimo2", *COHERE))
+    for fault in own:
+        assert {"result_output", "mtp_result_output"} <= set(record(inject(model(name), fault), IDS[:3], ".").tensors)

@@ -315,7 +315,7 @@ GATE_UP_SWAPPED = Fault(
     bug_type="WRONG_LAYOUT",
     replaces=("ops.experts",),
     predicted=broken("ffn_moe_gate"),
-    where=("experts",),
+    where=("experts with a gate",),
     needs=(),
     apply_recipe=all_ops(_exchanged),
 )

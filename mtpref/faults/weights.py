@@ -156,7 +156,7 @@ CONSTANT_DRAFT = Fault(
 
 def _never_loaded(mtp: MtpWeights) -> dict[str, Any]:
     layer = {n: np.ones_like(w) if isinstance(w, np.ndarray) else changed(w, random_like) for n, w in mtp.block.items()}
-    norms = {name: np.ones_like(mtp.enorm) for name in ("enorm", "hnorm", "shared_head_norm")}
+    norms = {name: np.ones_like(getattr(mtp, name)) for name in ("enorm", "hnorm", "shared_head_norm")}
     return norms | {"block": layer, "eh_proj": random_like(mtp.eh_proj)}
 
 

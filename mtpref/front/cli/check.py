@@ -31,7 +31,8 @@ def add_parser(verbs: Any) -> None:
         "-md",
         "--model-draft",
         metavar="FNAME",
-        help="the head in a file of its own, mtp-*.gguf: checked with FILE as its trunk (default: the head of FILE)",
+        help="the head in a file of its own, mtp-*.gguf, or an assistant: checked with FILE as its trunk (default: the "
+        "head of FILE)",
     )
     parser.add_argument(
         "--against", metavar="OTHER", help="another quantisation, or the checkpoint that the file comes from"

@@ -31,7 +31,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model-draft",
         "--spec-draft-model",
         metavar="FNAME",
-        help="stand-alone MTP head, mtp-*.gguf, for a model without one or in place of its own (default: that one)",
+        help="MTP head in a file of its own, mtp-*.gguf, or Gemma 4's assistant; replaces a head of the model's own "
+        "(default: that one)",
     )
     group.add_argument(
         "--check-tensors", action="store_true", help="look for NaN and infinity in all weights first (default: off)"

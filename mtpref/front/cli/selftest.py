@@ -24,7 +24,12 @@ def add_parser(verbs: Any) -> None:
         "explains each check.",
     )
     parser.add_argument("-m", "--model", metavar="FNAME", help="GGUF file (default: the embedded tiny model)")
-    parser.add_argument("-md", "--model-draft", metavar="FNAME", help="stand-alone MTP head (default: the model's own)")
+    parser.add_argument(
+        "-md",
+        "--model-draft",
+        metavar="FNAME",
+        help="MTP head in a file of its own, or Gemma 4's assistant (default: the model's own)",
+    )
     parser.add_argument(
         "--llama-bin",
         metavar="DIR",

@@ -14,8 +14,8 @@ _STATUS = {
     "undeclared": "UNDECLARED, tensors are here but the key that counts them is not; it is not used",
     "partial": "PARTIAL, the rest may be in another file of this split model",
     "absent": "absent, no MTP drafting with this file",
-    "apart": "not in this file: an assistant drafts for such models, a file of its own (-md)",
-    "assistant": "this whole file: an assistant, which drafts for its target by that one's cells (-m TARGET -md this)",
+    "apart": "not in this file: an assistant drafts for such models, from a file of its own (-md)",
+    "assistant": "this whole file: an assistant, which drafts for its target over its cells (-m TARGET -md this)",
     "unknown": "unknown, mtpref does not know the blocks of this file",
 }
 
