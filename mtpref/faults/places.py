@@ -158,7 +158,7 @@ def dense_in_front(model: Model) -> int:
 
 
 def _turns_part(model: Model) -> bool:
-    return any(_attends(layer) and layer.cfg.n_rot < layer.cfg.n_embd_head for layer, _ in of_heads(model))
+    return any(_attends(layer) and 0 < layer.cfg.n_rot < layer.cfg.n_embd_head for layer, _ in of_heads(model))
 
 
 def is_parallel(layer: Layer) -> bool:
@@ -234,7 +234,10 @@ PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
     ),
     "normed rows": ("a head that takes rows after a norm", lambda m: m.own_rows == ("post", "post")),
     "partial rotary": ("a head that turns a part of its dimensions", _turns_part),
-    "head rotary": ("a head that turns halves of its dimensions", lambda m: any(map(_attends, _heads(m)))),
+    "head rotary": (
+        "a head that turns halves of its dimensions",
+        lambda m: any(_attends(layer) and layer.cfg.n_rot for layer in _heads(m)),
+    ),
     "raw rows": (
         "a head that takes rows before a norm, and can take them after it",
         lambda m: m.own_rows == ("pre", "pre") and m.can_take(replace(m.recipe.contract, hidden="post", chain="post")),

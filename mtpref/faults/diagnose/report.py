@@ -109,7 +109,7 @@ def render(report: Report) -> str:
     if report.experiment:
         lines += ["", f"next: {report.experiment}"]
     if report.invisible:
-        lines += ["", f"not visible here ({len(report.invisible)}): {listed(report.invisible)}"]
+        lines += ["", f"not visible here: {listed(report.invisible)}"]
     lines += [f"note: {note}" for note in report.notes]
     return "\n".join(lines)
 
