@@ -188,7 +188,6 @@ def _is_gateless(cfg: MoeConfig, w: Weights) -> bool:
 
 # A place by its key: what an error names, and whether a model has it.
 PLACES: dict[str, tuple[str, Callable[[Model], bool]]] = {
-    "experts": ("an experts' network", _moe),
     "experts with a gate": (
         "experts with a gate",
         lambda m: _moe(m, lambda cfg, w: not _is_gateless(cfg, w)),
