@@ -190,7 +190,8 @@ def test_recurrent_layers_win_over_the_interval_and_are_checked_against_the_tens
     ("key", "value", "problem"),
     [
         ("qwen35.block_count", (2**32 - 1, "u32"), "block_count is 4294967295, expected an integer from 1 to 4096"),
-        ("qwen35.block_count", ("5", "str"), "block_count is None, expected an integer"),
+        ("qwen35.block_count", ("5", "str"), "block_count is '5', expected an integer"),
+        ("qwen35.block_count", ([5], "arr:u32"), "block_count is an array of 1, expected an integer"),
         ("qwen35.nextn_predict_layers", (9, "u32"), "nextn_predict_layers is 9, expected less than block_count = 5"),
         ("qwen35.full_attention_interval", (0, "u32"), "full_attention_interval is 0, expected at least 1"),
         ("qwen35.attention.recurrent_layers", ([True], "arr:bool"), "has 1 elements, expected one bool for each of 5"),

@@ -141,6 +141,15 @@ def test_a_log_with_a_line_missing_in_the_middle_is_refused(line):
         llama_log.parse("\n".join(lines[:i] + lines[i + 1 :]))
 
 
+@pytest.mark.parametrize("nan", ["nan", "    -nan", "-nan(ind)"])
+def test_a_draft_of_nan_is_told_as_such(nan):
+    """Nothing is missing where llama.cpp's head gives NaN, as an assistant's does after a prompt of one token."""
+    line = next(line for line in RAW.splitlines() if "draft candidate   0, pos   1" in line)
+    number = line.rpartition(" (")[2].partition(")")[0]
+    with pytest.raises(MtprefError, match=r"round \d+: the p of candidate 0 of pos 1 is nan: .*one token"):
+        llama_log.parse(RAW.replace(line, line.replace(f"({number})", f"({nan})"), 1))
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [(b"", "no draft candidate"), (b"\x00\xff" * 5000, "no draft candidate"),

@@ -159,6 +159,11 @@ BAD = {
         {"attention.head_count_kv": ([0, 0, 0, 2, 1], "arr:i32")},
         "head_count_kv is 2 .*expected 1",
     ),
+    "rows below none": (
+        KDA,
+        {"attention.head_count_kv": ([0, 0, 0, -1, 1], "arr:i32")},
+        "head_count_kv is -1, expected integers from 0",
+    ),
     "another width of a row": (
         KDA,
         {"attention.key_length": (72, "u32")},

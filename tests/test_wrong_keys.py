@@ -1,5 +1,7 @@
 """Keys that are wrong and shaped like right ones: inspect, check and a run refuse the same files, in the same words."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,16 @@ def test_a_chain_that_is_counted_too_long_is_refused(name, tmp_path, capsys):
     with pytest.raises(MtprefError, match=r"nextn_predict_layers is 4, and blk\.3 has no nextn tensor: it is a trunk"):
         load(path)
     assert main(["check", "--fast", str(path)]) == 1
+
+
+@pytest.mark.parametrize("value", [2**24])
+def test_a_count_of_heads_beyond_belief_costs_no_memory(value, tmp_path):
+    """No list of as many numbers is made of it (2^31 of them would take 17 GB and minutes)."""
+    path = edited(standard("micro-bailingmoe3-f32"), tmp_path / "m.gguf", {"nextn_predict_layers": (value, "u32")})
+    tracemalloc.start()
+    try:
+        with pytest.raises(MtprefError, match=f"nextn_predict_layers is {value}, expected"):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 28
+    finally:
+        tracemalloc.stop()

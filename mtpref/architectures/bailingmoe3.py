@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpref.architectures.common import OUTPUT, OUTPUT_NORM, TOKEN_EMBD, base_hypers, n_embd, n_head, root_tensors
+from mtpref.architectures.common import (
+    OUTPUT,
+    OUTPUT_NORM,
+    TOKEN_EMBD,
+    base_hypers,
+    n_embd,
+    n_head,
+    n_head_kv,
+    root_tensors,
+)
 from mtpref.architectures.deepseek2 import n_key, n_latent, n_q_latent, n_rot, n_value, n_vocab_key
 from mtpref.architectures.dims import ONE
 from mtpref.architectures.experts import (
@@ -72,7 +81,11 @@ class ByHeadCount:
 
     def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
         is_array = meta.is_array(self.n_kv)
-        counts = meta.integers(self.n_kv, n_layer) if is_array else [meta.u32(self.n_kv, low=0)] * n_layer
+        counts = (
+            meta.counts(self.n_kv, n_layer, low=0, high=n_head_kv.high)
+            if is_array
+            else [meta.u32(self.n_kv, low=0, high=n_head_kv.high)] * n_layer
+        )
         return self._of(counts, meta.u32(self.n_dense, low=0))
 
     def declared(self, keys: Keys, n_blocks: int, n_trunk: int, problems: list[str]) -> tuple[tuple[Block, ...], str]:

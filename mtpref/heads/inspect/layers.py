@@ -90,8 +90,10 @@ def read_layout(f: GgufFile, arch: str, supported: bool, problems: list[Problem]
     sheet = layout.sheet = ARCHITECTURES[arch]
     n_blocks = _integer(f, f"{arch}.block_count")
     if n_blocks is None or not 1 <= n_blocks <= MAX_BLOCKS:
-        text = f"key {arch}.block_count is {n_blocks}, expected an integer from 1 to {MAX_BLOCKS}"
-        problems.append(Problem("key", "", text))
+        try:
+            Metadata(f.kv, _SOURCE).u32("block_count", high=MAX_BLOCKS)  # says what is there in its place
+        except MtprefError as error:
+            problems.append(Problem("key", "", _told(error)))
         return layout
     n_mtp = _integer(f, f"{arch}.nextn_predict_layers") or 0
     if sheet.target:
@@ -209,7 +211,7 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
         try:
             step()
         except MtprefError as error:
-            text = str(error).removeprefix(f"{_SOURCE}: ").removesuffix("; try: mtpref inspect FILE")
+            text = _told(error)
             key = next((word for word in text.split() if word.startswith(f"{sheet.name}.")), text)
             if key not in told:
                 told.add(key)
@@ -224,6 +226,11 @@ def check_keys(f: GgufFile, layout: Layout, problems: list[Problem]) -> None:
 def _integer(f: GgufFile, key: str) -> int | None:
     value = f.get(key) if f.kv.kind(key) not in (None, "str") else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _told(error: MtprefError) -> str:
+    """What a load says of a key, without the file and the advice to inspect it."""
+    return str(error).removeprefix(f"{_SOURCE}: ").removesuffix("; try: mtpref inspect FILE")
 
 
 def kind_found(tensors: list[TensorInfo], sheet: Architecture | None) -> str:

@@ -13,7 +13,7 @@ _SEQ = re.compile(r"- seq_id (\d{1,6}), ")
 # Each alternative begins with a letter of its own, so that the search runs over other text fast.
 _EVENT = re.compile(
     r"draft candidate {1,8}(?P<rank>\d{1,3}), pos {1,9}(?P<pos>\d{1,9}): {1,12}"
-    r"(?P<id>-?\d{1,9}) \( {0,12}(?P<p>\d{1,3}\.\d{1,9})\) '"
+    r"(?P<id>-?\d{1,9}) \( {0,12}(?P<p>\d{1,3}\.\d{1,9}|-?nan(?:\(ind\))?)\) '"
     r"|accepted (?P<n_accepted>\d{1,9})/(?P<n_draft>\d{1,9}) draft tokens, "
     r"the last target token is: \((?P<id_last>-?\d{1,9})\)"
     r"|partial acceptance: (?P<n_kept>\d{1,9}) < (?P<n_tried>\d{1,9}), restoring"

@@ -103,7 +103,22 @@ class Splitter:
         if not steps or rank != len(steps[-1].candidates) or pos != len(steps) - 1:
             self._hole(seq, f"candidate {rank} of pos {pos} comes out of order")
             return
+        if "nan" in match["p"]:
+            self._not_a_number(seq, rank, pos)
+            return
         steps[-1].candidates.append(Candidate(int(match["id"]), float(match["p"]), piece))
+
+    def _not_a_number(self, seq: int, rank: int, pos: int) -> None:
+        """There is no best candidate among NaN: such a draft says nothing, and what the trunk does with it little."""
+        what = f"the p of candidate {rank} of pos {pos} is nan: the head's logits are NaN"
+        if not self._is_server:
+            raise MtprefError(
+                f"log: round {len(self._simple.rounds)}: {what}, expected numbers; an assistant's are NaN in llama.cpp "
+                "after a prompt of one token, which leaves it no cell: use a longer prompt"
+            )
+        if seq in self._slots:
+            self._damage(seq, f"round {len(self._slots[seq].rounds)}: {what}")
+        self._steps[seq] = []
 
     def _hole(self, seq: int, what: str) -> None:
         """Lines are missing: a request is of no use any more, a log of llama-speculative-simple is refused."""
