@@ -80,11 +80,11 @@ class ByHeadCount:
     n_dense: str
 
     def blocks(self, meta: Metadata, n_layer: int, names: frozenset[str]) -> tuple[Block, ...]:
-        is_array = meta.is_array(self.n_kv)
+        most = int(n_head_kv.high)
         counts = (
-            meta.counts(self.n_kv, n_layer, low=0, high=n_head_kv.high)
-            if is_array
-            else [meta.u32(self.n_kv, low=0, high=n_head_kv.high)] * n_layer
+            meta.counts(self.n_kv, n_layer, low=0, high=most)
+            if meta.is_array(self.n_kv)
+            else [meta.u32(self.n_kv, low=0, high=most)] * n_layer
         )
         return self._of(counts, meta.u32(self.n_dense, low=0))
 
