@@ -178,6 +178,17 @@ def test_greedy_figures_are_those_of_the_loop(package):
     assert sum(total.shares().values()) == pytest.approx(1, abs=0.002)
 
 
+def test_the_file_that_tells_stories_does_not_loop_and_rejects(package):
+    """What its card says of 20 prompts (docs/models.md), of two: an unlike machine may choose otherwise at a near tie."""
+    import mtpref
+
+    model = mtpref.load(Path(__file__).parent / "data" / "tiny-stories.gguf")
+    total = package.criteria.greedy(model, package.criteria.story_prompts(2), 3, 96)
+    assert max(total.repeated) <= 0.25
+    assert min(total.shares().values()) >= 0.1
+    assert 0.4 <= total.accepted / total.drafted <= 0.9
+
+
 def test_repeated_4gram_rate(package):
     assert package.criteria.repeated_4gram_rate([1, 2, 3, 4, 5, 6]) == 0.0
     assert package.criteria.repeated_4gram_rate([7] * 8) == 0.8
