@@ -179,7 +179,7 @@ def test_greedy_figures_are_those_of_the_loop(package):
 
 
 def test_the_file_that_tells_stories_does_not_loop_and_rejects(package):
-    """What its card says of 20 prompts (docs/models.md), of two: an unlike machine may choose otherwise at a near tie."""
+    """What its card says of 20 prompts (docs/models.md), of two."""
     import mtpref
 
     model = mtpref.load(Path(__file__).parent / "data" / "tiny-stories.gguf")
