@@ -1,15 +1,16 @@
-"""Write the table of quantisation methods in docs/keeping-the-head.md: the tiny model's head, by type and method.
+"""Write the table of quantisation methods in docs/keeping-the-head.md: the head of a tiny model, by type and method.
 
-    python tools/compare_head_quants.py
+    python tools/compare_head_quants.py tiny-f32.gguf
 
-Calibrated on files that the tiny model was trained on, measured on its held-out ones (tools/tiny/data.py), so the
-numbers belong to one version of CPython. Everything is counted, nothing timed.
+The model is the float32 one of tools/make_tiny.py (--f32): what every row is compared with. Calibrated on stories that
+it was trained on, measured on held-out ones (tools/tiny/stories). Everything is counted, nothing timed.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
-from tiny.data import load_corpus
+from tiny.text import held_out_stories, training_stories
 
 import mtpref
 from mtpref.engine.model import Model, Pairs
@@ -25,7 +26,7 @@ from mtpref.spec import Matrix
 
 TARGET = Path(__file__).parent.parent / "docs" / "keeping-the-head.md"
 BEGIN, END = "<!-- methods -->\n", "<!-- end of methods -->\n"
-N_TRAIN, N_HELD_OUT, N_TOKENS = 16, 8, 1024  # files, files, tokens of each
+SEED, N_TRAIN, N_HELD_OUT = 1, 48, 24  # of tools/make_tiny.py; stories
 Way = dict[str, Matrix]
 
 
@@ -71,7 +72,7 @@ def table(rows: list[Measured]) -> str:
     ]
     lines[1] = "|" + "---|" * 9 + "\n"
     for row in rows:
-        name = row.name if "|" in row.name else f"{row.name} (Q8_0 of the package) | -"
+        name = row.name if "|" in row.name else f"{row.name} (F32) | -"
         size = f"{row.n_bytes / 1e3:.0f}" if row.n_bytes else "-"
         cells = [_cell(row.kl, 4), _cell(row.agreement), *(_cell(a) for a in row.a), _cell(row.less)]
         lines.append(f"| {name} | {size} | {' | '.join(cells)} |\n")
@@ -85,14 +86,16 @@ def _cell(e: Estimate, digits: int = 3) -> str:
     return f"{e.value:.{digits}f}{half}"
 
 
-def texts_of(model: Model, files: list[tuple[str, str]]) -> list[Text]:
-    return [Text(name, tuple(model.vocab.encode(text[: 16 * N_TOKENS])[:N_TOKENS])) for name, text in files]
+def texts_of(model: Model, stories: list[str]) -> list[Text]:
+    return [Text(f"story {i}", tuple(model.vocab.encode(text))) for i, text in enumerate(stories)]
 
 
-def main() -> None:
-    model, corpus = mtpref.load().core, load_corpus()
-    training = texts_of(model, list(corpus.train)[:: max(1, len(corpus.train) // N_TRAIN)][:N_TRAIN])
-    held_out = texts_of(model, list(corpus.held_out)[:N_HELD_OUT])
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write the table of quantisation methods of a tiny model's head.")
+    parser.add_argument("model", type=Path, help="float32 GGUF that tools/make_tiny.py wrote")
+    model = mtpref.load(parser.parse_args(argv).model).core
+    training = texts_of(model, training_stories(SEED, N_TRAIN, 1))
+    held_out = texts_of(model, held_out_stories(N_HELD_OUT))
     chunks = trunk_rows(model, [text.ids for text in training])
     rows = measure(model, ways(model, chunks), held_out)
     n_seen, n_measured = (sum(len(t.ids) for t in texts) for texts in (training, held_out))

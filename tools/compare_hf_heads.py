@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from compare_expert_quants import N_EXPERT, N_USED, write_with_experts  # noqa: E402
-from compare_head_quants import N_HELD_OUT, N_TOKENS, N_TRAIN, _cell, texts_of  # noqa: E402
+from compare_head_quants import _cell  # noqa: E402
 from tiny.data import load_corpus  # noqa: E402
 
 from mtpref.architectures import ARCHITECTURES, state_from_gguf  # noqa: E402
@@ -32,12 +32,14 @@ from mtpref.heads.convert import convert  # noqa: E402
 from mtpref.heads.into_hf import Settings, graft_hf  # noqa: E402
 from mtpref.heads.quantize.head import head_matrices  # noqa: E402
 from mtpref.heads.quantize.methods import REFERENCE, measure  # noqa: E402
+from mtpref.measure.probe import Text  # noqa: E402
 from mtpref.spec.quants import dequantize  # noqa: E402
 from tests.hf_folder import read_state, write_checkpoint  # noqa: E402
 from tests.quantised_folder import CASES, case_folder  # noqa: E402
 
 TARGET = ROOT / "docs" / "keeping-the-head.md"
 BEGIN, END = "<!-- hf-heads -->\n", "<!-- end of hf-heads -->\n"
+N_TRAIN, N_HELD_OUT, N_TOKENS = 16, 8, 1024  # files, files, tokens of each
 # name of a row -> settings
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
@@ -56,6 +58,10 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "INT4, 32, experts | GPTQ": {"method": "gptq"},
     },
 }
+
+
+def texts_of(model: Model, files: list[tuple[str, str]]) -> list[Text]:
+    return [Text(name, tuple(model.vocab.encode(text[: 16 * N_TOKENS])[:N_TOKENS])) for name, text in files]
 
 
 def checkpoints(folder: Path, name: str) -> tuple[Path, Path]:
