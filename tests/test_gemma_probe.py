@@ -59,7 +59,7 @@ def test_a_fault_of_the_drafts_position_is_the_loops_too():
 
 @pytest.mark.parametrize("id", ["K15-opening-cell-seen", "K17-rejected-cells-seen"])
 def test_what_a_text_cannot_show_is_refused(id):
-    with pytest.raises(MtprefError, match=r"a fault shows the assistant other cells.*use generate --fault"):
+    with pytest.raises(MtprefError, match=r"a fault shows the assistant other cells.*a run has them"):
         whole(inject(model_of(PLAIN), FAULTS[id]), PROMPT, 2)
 
 

@@ -286,7 +286,7 @@ def test_files_that_are_no_head_are_refused(random_pair, tmp_path):
         ({"general.architecture": ("clip", "str")}, "this is a vision or audio projector"),
         (
             {"general.architecture": ("llama4", "str")},
-            "architecture 'llama4' is not supported, expected one of: cohere2moe, deepseek2, deepseek32",
+            "architecture 'llama4' is not supported, expected one of: bailingmoe3, cohere2moe, deepseek2",
         ),
         ({"general.architecture": ("mtpref-dump", "str")}, "a dump of activations"),
         ({"general.architecture": None}, "key general.architecture is missing"),

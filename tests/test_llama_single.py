@@ -274,6 +274,5 @@ def test_the_recorded_logits_tell_another_kimi_delta_attention(mutant):
 
 def test_the_recordings_tell_the_trunks_norm_behind_the_head():
     core = loaded(KDA).core
-    weights = core.heads[0].weights
-    other = core.with_head(weights=replace(weights, shared_head_norm=core.weights.output_norm))
+    other = core.with_head(shared_head_norm=core.weights.output_norm)
     assert compared(mtpref.LanguageModel(other), KDA, runs_of(KDA)[:1]).mismatches

@@ -39,7 +39,7 @@ class AssistantWindow:
         if steps.cells_to_read is not Steps().cells_to_read:
             raise MtprefError(
                 "probe: a fault shows the assistant other cells than the text's (steps.cells_to_read), expected these: "
-                "a text without rounds has no others; use generate --fault"
+                "a text without rounds has no others; a run has them"
             )
         self.model, self.cells = model, cells
         n_hidden = model.heads[0].n_hidden
