@@ -299,16 +299,7 @@ def wrong_fraction(accept: float) -> float:
 def plant_micro(seed: int, accept: float, shape: mp.MicroShape, variant: MicroVariant) -> dict[str, F32]:
     """All tensors of one model as float32 arrays in NumPy order, in file order."""
     plant = mp.Plant(seed, shape, wrong_fraction(accept))
-    mark = mp.wrong_tokens(seed, plant.order, plant.wrong)
-    out_codes = plant.output_codes()
-    plant.embedding("token_embd.weight", plant.codes, out_codes, mark)
-    final_norm = plant.gamma("output_norm.weight", shape.n_embd, 0.8, 1.2)
-    final_norm[shape.channels[2]] *= np.float32(mp.OUTPUT_SCALE)
-    # The tied head would otherwise find the current token itself through MARK and I.
-    final_norm[mp.MARK] *= np.float32(0.05)
-    final_norm[shape.channels[1]] *= np.float32(0.05)
-    if variant.untied:
-        own_output(plant, "output.weight", out_codes, list(range(shape.n_code)))
+    final_norm, out_codes, mark = mp.plant_roots(plant, untied=variant.untied)
     for layer in range(shape.n_layer - 1):
         layers.delta_net_layer(plant, layer)
         layers.store_ffn(plant, layer, *layers.ffn(plant, layer))
@@ -344,17 +335,10 @@ def plant_mtp(
         codes[:, code_in] = plant.codes
         plant.embedding(name + "nextn.embed_tokens.weight", codes, -out_codes, mark)
     if variant.own_head:
-        own_output(plant, name + "nextn.shared_head_head.weight", out_codes, code_out)
+        mp.own_output(plant, name + "nextn.shared_head_head.weight", out_codes, code_out)
     if variant.head_norm:
         norm = plant.gamma(name + "nextn.shared_head_norm.weight", shape.n_embd, 0.9, 1.1)
         plant.tensors[name + "nextn.shared_head_norm.weight"] = norm * final_norm
-
-
-def own_output(plant: mp.Plant, name: str, out_codes: F32, order: list[int]) -> None:
-    """A head of its own: O-code entry k at place order[k] of the O channel, noise elsewhere."""
-    table = plant.noise(name, (plant.shape.n_vocab, plant.shape.n_embd), 0.04)
-    table[:, plant.shape.channels[2].start + np.array(order)] += out_codes
-    plant.tensors[name] = table
 
 
 def micro_metadata(shape: mp.MicroShape, variant: MicroVariant) -> dict[str, object]:

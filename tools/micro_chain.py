@@ -137,18 +137,11 @@ def _metadata(sheet: Architecture, shape: ChainShape) -> Metadata:
 
 def plant_chain(seed: int, wrong: float, sheet: Architecture, shape: ChainShape, variant: Any) -> dict[str, F32]:
     """All tensors of one model as float32 arrays in NumPy order, in file order."""
-    from make_micro import own_output, plant_mtp
+    from make_micro import plant_mtp
 
     m = shape.micro
     plant = mp.Plant(seed, m, wrong)
-    mark = mp.wrong_tokens(seed, plant.order, plant.wrong)
-    out_codes = plant.output_codes()
-    plant.embedding("token_embd.weight", plant.codes, out_codes, mark)
-    final_norm = plant.gamma("output_norm.weight", m.n_embd, 0.8, 1.2)
-    final_norm[m.channels[2]] *= np.float32(mp.OUTPUT_SCALE)
-    final_norm[mp.MARK] *= np.float32(0.05)
-    final_norm[m.channels[1]] *= np.float32(0.05)
-    own_output(plant, "output.weight", out_codes, list(range(m.n_code)))
+    final_norm, out_codes, mark = mp.plant_roots(plant, untied=True)
     if shape.factors:
         factors = np.float32(1.5) + uniform(seed, "rope_freqs", (shape.n_rot // 2,)) * np.float32(0.5)
         plant.tensors["rope_freqs.weight"] = factors

@@ -111,19 +111,9 @@ def read_keys(shape: MambaShape) -> Metadata:
 
 def plant_mamba(seed: int, wrong: float, shape: MambaShape, variant: Any) -> dict[str, F32]:
     """All tensors of one model as float32 arrays in NumPy order, in file order."""
-    from make_micro import own_output
-
     m, n_layer = shape.micro, len(shape.pattern)
     plant = mp.Plant(seed, m, wrong)
-    mark = mp.wrong_tokens(seed, plant.order, plant.wrong)
-    out_codes = plant.output_codes()
-    plant.embedding("token_embd.weight", plant.codes, out_codes, mark)
-    final_norm = plant.gamma("output_norm.weight", m.n_embd, 0.8, 1.2)
-    final_norm[m.channels[2]] *= np.float32(mp.OUTPUT_SCALE)
-    final_norm[mp.MARK] *= np.float32(0.05)
-    final_norm[m.channels[1]] *= np.float32(0.05)
-    if variant.untied:
-        own_output(plant, "output.weight", out_codes, list(range(m.n_code)))
+    final_norm, _, _ = mp.plant_roots(plant, untied=variant.untied)
     meta = read_keys(shape)
     values = Values(meta, {h.name: h.read for h in sheet().hypers}).having(n_vocab=m.n_vocab)
     made = dict(plant.tensors)

@@ -178,18 +178,10 @@ def micro_blocks(sheet: Architecture, shape: MoeShape) -> tuple[Block, ...]:
 
 def plant_moe(seed: int, wrong: float, sheet: Architecture, shape: MoeShape, variant: Any) -> dict[str, F32]:
     """All tensors of one model as float32 arrays in NumPy order, in file order."""
-    from make_micro import own_output, plant_mtp
+    from make_micro import plant_mtp
 
     plant = mp.Plant(seed, shape.micro, wrong)
-    mark = mp.wrong_tokens(seed, plant.order, plant.wrong)
-    out_codes = plant.output_codes()
-    plant.embedding("token_embd.weight", plant.codes, out_codes, mark)
-    final_norm = plant.gamma("output_norm.weight", shape.micro.n_embd, 0.8, 1.2)
-    final_norm[shape.micro.channels[2]] *= np.float32(mp.OUTPUT_SCALE)
-    final_norm[mp.MARK] *= np.float32(0.05)
-    final_norm[shape.micro.channels[1]] *= np.float32(0.05)
-    if variant.untied:
-        own_output(plant, "output.weight", out_codes, list(range(shape.micro.n_code)))
+    final_norm, out_codes, mark = mp.plant_roots(plant, untied=variant.untied)
     blocks = micro_blocks(sheet, shape)
     n_layer = shape.micro.n_layer
     for il, block in enumerate(blocks[:n_layer]):

@@ -100,19 +100,11 @@ def sheet() -> Architecture:
 
 def plant_parallel(seed: int, wrong: float, shape: ParallelShape, variant: Any) -> dict[str, F32]:
     """All tensors of one model as float32 arrays in NumPy order, in file order."""
-    from make_micro import own_output, plant_mtp
+    from make_micro import plant_mtp
 
     m = shape.micro
     plant = mp.Plant(seed, m, wrong)
-    mark = mp.wrong_tokens(seed, plant.order, plant.wrong)
-    out_codes = plant.output_codes()
-    plant.embedding("token_embd.weight", plant.codes, out_codes, mark)
-    final_norm = plant.gamma("output_norm.weight", m.n_embd, 0.8, 1.2)
-    final_norm[m.channels[2]] *= np.float32(mp.OUTPUT_SCALE)
-    final_norm[mp.MARK] *= np.float32(0.05)
-    final_norm[m.channels[1]] *= np.float32(0.05)
-    if variant.untied:
-        own_output(plant, "output.weight", out_codes, list(range(m.n_code)))
+    final_norm, out_codes, mark = mp.plant_roots(plant, untied=variant.untied)
     for il in range(m.n_layer):
         layers.attention_layer(plant, il, 0.0)
         if il == m.n_layer - 1:

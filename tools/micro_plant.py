@@ -198,3 +198,26 @@ def context_inputs(shape: MicroShape, seed: int) -> list[list[tuple[int, int, in
         signs = hash_u64(seed, f"context signs {c}", pairs).tolist()
         out.append([(layer, head, j, 1 - 2 * (signs[j] >> 63)) for j in range(pairs)])
     return out
+
+
+def own_output(plant: Plant, name: str, out_codes: F32, order: list[int]) -> None:
+    """A head of its own: O-code entry k at place order[k] of the O channel, noise elsewhere."""
+    table = plant.noise(name, (plant.shape.n_vocab, plant.shape.n_embd), 0.04)
+    table[:, plant.shape.channels[2].start + np.array(order)] += out_codes
+    plant.tensors[name] = table
+
+
+def plant_roots(plant: Plant, *, untied: bool) -> tuple[F32, F32, F32]:
+    """Embedding, final norm and, where the output is untied, the output: (final norm, output codes, wrong tokens)."""
+    shape = plant.shape
+    mark = wrong_tokens(plant.seed, plant.order, plant.wrong)
+    out_codes = plant.output_codes()
+    plant.embedding("token_embd.weight", plant.codes, out_codes, mark)
+    final_norm = plant.gamma("output_norm.weight", shape.n_embd, 0.8, 1.2)
+    final_norm[shape.channels[2]] *= np.float32(OUTPUT_SCALE)
+    # The tied head would otherwise find the current token itself through MARK and I.
+    final_norm[MARK] *= np.float32(0.05)
+    final_norm[shape.channels[1]] *= np.float32(0.05)
+    if untied:
+        own_output(plant, "output.weight", out_codes, list(range(shape.n_code)))
+    return final_norm, out_codes, mark
