@@ -8,7 +8,7 @@ from mtpref.look.html import Side
 HOSTILE = "</script><script>pwned=1</script><img src=x onerror=pwned=1><b>\u2028&amp;\u202e'\"`${pwned=1}"
 
 
-def trace_of(path: Path, *more: str, prompt: str = "def main(argv):") -> Path:
+def trace_of(path: Path, *more: str, prompt: str = "Once upon a time") -> Path:
     """A run of 120 tokens with drafts of 4 and a cooldown of 1; more: options such as --fault S2."""
     settings = ["-p", prompt, "-n", "120", "--spec-draft-n-max", "4", "--spec-cooldown", "1"]
     assert cli.main(["generate", *settings, "--trace", str(path), *more]) == 0

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_events_come_in_order_and_tokens_make_the_text():
     model = mtpref.load()
-    run = model.generate("def main(argv):", mtpref.Options(n_predict=12))
+    run = model.generate("Once upon a time", mtpref.Options(n_predict=12))
     events = list(run)
     tokens = [event for event in events if isinstance(event, Token)]
     assert isinstance(events[0], RunStarted)
@@ -42,10 +42,10 @@ def test_events_come_in_order_and_tokens_make_the_text():
 def test_a_state_that_is_used_again_gives_the_same_run():
     model = mtpref.load(numerics="exact")
     state = model.core.new_state(64)
-    first = model.generate("import os", mtpref.Options(n_predict=8), state=state).finish()
+    first = model.generate("A letter came for", mtpref.Options(n_predict=8), state=state).finish()
     digest = state.digest()
     model.generate("class A:", mtpref.Options(n_predict=8), state=state).finish()
-    again = model.generate("import os", mtpref.Options(n_predict=8), state=state).finish()
+    again = model.generate("A letter came for", mtpref.Options(n_predict=8), state=state).finish()
     assert again.ids == first.ids
     assert state.digest() == digest
 
@@ -65,9 +65,9 @@ def test_the_spec_and_the_kernels_give_the_same_bits():
 
 def test_token_ids_can_be_given_and_bad_ones_are_refused():
     model = mtpref.load()
-    ids = model.encode("import os")
+    ids = model.encode("A letter came for")
     assert model.generate(ids, mtpref.Options(n_predict=3)).finish().ids == (
-        model.generate("import os", mtpref.Options(n_predict=3)).finish().ids
+        model.generate("A letter came for", mtpref.Options(n_predict=3)).finish().ids
     )
     with pytest.raises(mtpref.MtprefError, match="not in the vocabulary"):
         model.generate([10**6], mtpref.Options(n_predict=1, spec_type="none")).finish()
@@ -195,7 +195,7 @@ def test_probabilities_are_floats_outside_and_integers_inside_and_numpys_numbers
 def test_p_min_as_a_probability_shuts_the_gate():
     def drafted(p_min):
         options = mtpref.Options(n_predict=24, policy=mtpref.PolicyConfig(p_min=p_min))
-        return mtpref.load().generate("def main(argv):", options).finish().statistics.n_drafted
+        return mtpref.load().generate("Once upon a time", options).finish().statistics.n_drafted
 
     assert drafted(0.0) > drafted(0.9)
     assert drafted(1.0) == 0
@@ -219,8 +219,8 @@ def test_every_setting_that_the_command_line_spells_exists():
 def test_a_stream_is_the_text_in_pieces_and_whole_characters():
     model = mtpref.load()
     options = mtpref.Options(n_predict=24, stop=("\n",))
-    run = model.generate("def main(argv):", options)
-    assert "".join(run.stream()) == run.text == model.generate("def main(argv):", options).finish().text
+    run = model.generate("Once upon a time", options)
+    assert "".join(run.stream()) == run.text == model.generate("Once upon a time", options).finish().text
     events = [
         mtpref.Token(0, 1, b"\xc3", "plain", False, b"\xc3"),
         mtpref.Token(1, 2, b"\xa4<", "plain", False, b"\xa4<"),

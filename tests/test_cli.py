@@ -15,7 +15,7 @@ from mtpref.front.api import tiny_path
 from mtpref.front.cli import main
 
 ROOT = Path(__file__).parent.parent
-PROMPT = "def main(argv):"
+PROMPT = "Once upon a time"
 
 
 def run_main(capfdbinary, *argv):

@@ -197,7 +197,7 @@ def test_a_closed_stdout_is_one_line(words):
 
 
 def test_a_closed_stderr_sends_no_notes_into_the_text():
-    words = ["generate", "-n", "4", "-p", "import os"]
+    words = ["generate", "-n", "4", "-p", "A letter came for"]
     ended = run(words, preexec_fn=lambda: os.close(2))
     assert (ended.returncode, ended.stdout) == (0, run(words).stdout)
 
@@ -208,12 +208,12 @@ def run(words, **settings):
 
 def test_a_prompt_is_taken_from_a_pipe_and_from_a_file(tmp_path):
     words = ["generate", "-n", "4"]
-    given = run([*words, "-p", "import os"]).stdout
-    (tmp_path / "prompt").write_text("import os")
-    assert run(words, input=b"import os").stdout == given
+    given = run([*words, "-p", "A letter came for"]).stdout
+    (tmp_path / "prompt").write_text("A letter came for")
+    assert run(words, input=b"A letter came for").stdout == given
     with open(tmp_path / "prompt") as file:
         assert run(words, stdin=file).stdout == given
-    assert run([*words, "-p", "import os"], input=b"something else").stdout == given
+    assert run([*words, "-p", "A letter came for"], input=b"something else").stdout == given
     nothing = run(words, input=b"")
     assert (nothing.returncode, b"give your own with -p or -f" in nothing.stderr) == (0, True)
 
@@ -370,7 +370,7 @@ def test_a_stop_string_and_its_beginning_are_coloured_as_they_are_shown(capfd):
 
 def test_statistics_never_stick_to_the_text():
     done = subprocess.run(
-        [*PROGRAM, "generate", "-p", "import os", "-n", "3"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+        [*PROGRAM, "generate", "-p", "A letter came for", "-n", "3"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
     )
     assert re.search(rb"(^|\n)encoded ", done.stdout)
 

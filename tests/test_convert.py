@@ -207,7 +207,7 @@ def test_pieces_do_not_matter(plain, tmp_path, monkeypatch):
 
 def test_the_model_runs_and_drafts(plain):
     model = mtpref.load(str(plain[1]))
-    run = model.generate("def main(argv):", mtpref.Options(n_predict=24))
+    run = model.generate("Once upon a time", mtpref.Options(n_predict=24))
     for _ in run:
         pass
     assert run.statistics.n_accepted > 5

@@ -25,7 +25,7 @@ from tests.models import MICRO, prompt_of, run_decoder
 from tests.random_weights import random_weights
 from tests.test_gguf_reader import one_line_refusals
 
-PROMPT = "def main(argv):\n"
+PROMPT = "Once upon a time"
 HPARAMS = {
     "block_count": 3, "nextn_predict_layers": 1, "context_length": 256, "embedding_length": 64,
     "feed_forward_length": 64, "attention.head_count": 2, "attention.head_count_kv": 1, "attention.key_length": 32,

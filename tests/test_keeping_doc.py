@@ -121,7 +121,7 @@ def test_a_file_more_of_a_split_model(tmp_path, monkeypatch, capsys):
     assert "the head uses this trunk's hidden rows" in said[2]
     assert "other-counts" in said[3]
     assert (tmp_path / "whole/trunk-00003-of-00005.gguf").samefile(tmp_path / "trunk-00003-of-00004.gguf")
-    assert cli.main(["generate", "-m", "model.gguf", "-p", "import os", "-n", "16"]) == 0
+    assert cli.main(["generate", "-m", "model.gguf", "-p", "A letter came for", "-n", "16"]) == 0
     assert " ".join(capsys.readouterr().out.split()) == said[4]
 
 
@@ -141,7 +141,7 @@ def test_a_quantised_checkpoint(tmp_path, monkeypatch, capsys):
     assert "7 matrices in INT4 in groups of 32; 1 file of weights is the base's" in said[1]
     assert "7 matrices in INT4 in groups of 32, 7 of them by GPTQ" in said[2]
     assert "all as the original has it" in said[3]
-    assert cli.main(["generate", "-m", "calibrated.gguf", "-p", "import os", "-n", "16"]) == 0
+    assert cli.main(["generate", "-m", "calibrated.gguf", "-p", "A letter came for", "-n", "16"]) == 0
 
 
 @pytest.mark.parametrize(

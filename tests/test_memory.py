@@ -92,7 +92,7 @@ def test_what_a_run_allocates(n_max, is_fused):
     elif not kernels.available():
         pytest.skip("NUMBA_DISABLE_JIT is set: no kernels")
     cost = head_memory(model.core)
-    run = model.generate("def read_lines(path):\n", Options(n_predict=40, policy=PolicyConfig(n_max=n_max)))
+    run = model.generate("The pie was gone.", Options(n_predict=40, policy=PolicyConfig(n_max=n_max)))
     most = 0
     for _ in run:
         most = max(most, measured(run.state)["planes"])

@@ -105,7 +105,7 @@ def test_the_tensor_is_named_wherever_it_is(tmp_path, name, value):
 
 def run(model) -> None:
     """One pass of trunk and head, with all logits."""
-    ids = model.vocab.encode("def main(argv):")
+    ids = model.vocab.encode("Once upon a time")
     state = model.new_state(len(ids))
     out = model.trunk(state, ids, n_logits=len(ids))
     model.mtp(state, ids, out.hidden.post, 0, n_logits=len(ids))
@@ -122,7 +122,7 @@ def test_a_pass_that_only_fails_after_others_still_names_the_weight(tmp_path):
     """The walk has the tokens of the pass alone: what went wrong before them is found among all weights."""
     model = load(with_value(tmp_path / "m.gguf", TRUNK, np.nan))
     sound = load(TINY)
-    ids = model.vocab.encode("def main(argv):")
+    ids = model.vocab.encode("Once upon a time")
     state = sound.new_state(32)
     sound.trunk(state, ids, n_logits=0)
     state.layers[3].arrays["cache_v"][2] = 0x7E00  # a NaN that another pass has left

@@ -142,7 +142,7 @@ def test_mtp_type_and_overrides(source, tmp_path):
 def test_the_result_runs_and_is_sound(source, tmp_path):
     _, target = quantized(source, tmp_path, "Q4_K_M")
     assert check_path(target).is_sound
-    run = mtpref.load(str(target)).generate("def main(argv):", mtpref.Options(n_predict=24))
+    run = mtpref.load(str(target)).generate("Once upon a time", mtpref.Options(n_predict=24))
     for _ in run:
         pass
     assert run.statistics.n_accepted > 5

@@ -176,7 +176,7 @@ def test_a_model_names_the_tokens_that_the_trace_does_not(traces, tmp_path):
     assert not any(name.startswith("#") for name in names[1])
     assert names[2] == names[1]
     prompts = [data_of(path.read_bytes())["sides"][0]["prompt"] for path in (bare, named, own)]
-    assert prompts[1] == prompts[2] == "def main(argv):"
+    assert prompts[1] == prompts[2] == "Once upon a time"
     assert prompts[0] in ("", prompts[1])
 
 

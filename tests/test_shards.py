@@ -355,7 +355,7 @@ def test_llama_cpp_merges_our_shards_and_we_read_its_own(tmp_path):
 
 def test_llama_cpp_generates_the_same_text_from_our_shards(tmp_path):
     paths = write_shards(tmp_path / "tiny", *copy_of(tiny_path()), max_tensors=20, first_is_empty=True)
-    options = ["-p", "def main(argv):", "-n", "24", "--temp", "0", "--spec-type", "draft-mtp", "-c", "256", "-t", "2"]
+    options = ["-p", "Once upon a time", "-n", "24", "--temp", "0", "--spec-type", "draft-mtp", "-c", "256", "-t", "2"]
     counts, text = llama_speculative("-m", tiny_path(), *options)
     assert len(text) > 40
     assert llama_speculative("-m", paths[0], *options) == (counts, text)

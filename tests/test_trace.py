@@ -14,7 +14,7 @@ DOC = Path(__file__).parent.parent / "docs" / "trace.md"
 
 def traced(tmp_path, **settings):
     path = tmp_path / "run.jsonl"
-    run = load().generate("def main(argv):", Options(n_predict=24, **settings))
+    run = load().generate("Once upon a time", Options(n_predict=24, **settings))
     with TraceWriter(path) as writer:
         for _ in tee(run, writer):
             assert path.stat().st_size > 0  # each line is there before the next event

@@ -32,7 +32,7 @@ def model():
     return load()
 
 
-def write(path, model, options, prompt="def main(argv):"):
+def write(path, model, options, prompt="Once upon a time"):
     run = model.generate(prompt, options)
     with TraceWriter(path) as writer:
         return run, list(tee(run, writer))

@@ -44,7 +44,7 @@ RANDOM = (
     "--type F32 --n-embd 128 --n-layer 4 --n-vocab 512 --n-ff 256 --n-head 4 --n-head-kv 2 --head-dim 32 --n-rot 16 "
     "--state-size 32 --n-k-head 2 --n-v-head 4 --seed 5"
 )
-PROMPTS = ("class Queue:\n    def get(self, timeout=None):\n        with self", "import json\n\ndef merge(a, b):\n    ")
+PROMPTS = ("The fog lay over the harbour, and Nina", "Eva and Hugo built a snowman. It was")
 VISIBLE = 30.0  # a fault is visible in a dump where it moves a tensor by so many times the noise's power
 P_VISIBLE = 0.02
 

@@ -7,6 +7,7 @@ Everything is counted and every draw is named by its seed, so the file is the sa
 the model's training text. Takes minutes; with ids, only those are measured again. Then: python tools/write_faults.py
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import fault_distance
 import make_micro
 from golden.moe_models import GOLDEN, MODELS, path_of
 from golden.moe_models import prompt as prompt_of
+from tiny.stories import HELD_OUT_SEED, stories
 
 import mtpref
 from mtpref.base.events import Drafted, Event, Token, Verified
@@ -34,7 +36,8 @@ from mtpref.spec.rope_scaling import RopeOverrides
 TARGET = Path(__file__).parent.parent / "docs" / "faults.json"
 SCHEMA = "mtpref-fault-measurements-1"
 N_MAX, N_PREDICT = 4, 40
-TEXTS = (*PROMPTS[:8], *("".join((*PROMPTS[i:], *PROMPTS[:i])) for i in (0, 6)))  # two of them are long
+TOLD = [story.text for story in itertools.islice(stories(HELD_OUT_SEED, held_out=True), 4)]
+TEXTS = (*PROMPTS[:6], *(told[:size] for told, size in zip(TOLD, (400, 400, 700, 700), strict=True)))
 BINS = (0, 64, 192)  # rounds that open at these positions or after
 N_SEEDS = 4000
 TV_PROMPT = PROMPTS[2]

@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from tiny.prompts import FIRST, FOURTH, RATES, SECOND, THIRD  # noqa: E402
+from tiny.prompts import FIRST, FOURTH, LISTEN, RATES, SECOND, THIRD  # noqa: E402
 
 import mtpref  # noqa: E402
 from mtpref.base.errors import MtprefError  # noqa: E402
@@ -258,7 +258,7 @@ class Recorder:
     ) -> str:
         """Ten completions, two at a time in one request, so that it is the same run each time; the seeds
         count up from the first."""
-        prompts = [*RATES, *(f"# {prompt}" for prompt in RATES)]
+        prompts = [*RATES, *(LISTEN + prompt for prompt in RATES)]
         flags = ("--spec-draft-n-max", "3", "-np", "2", "-lv", str(level))
         with self.server(model, *flags, trace=trace) as served:
             for i in range(0, len(prompts), 2):

@@ -33,7 +33,7 @@ mtpref compare healthy.gguf faulty.gguf                # first divergence: mtp_a
 
 ## How to read the tables
 
-The embedded tiny model (faults that it cannot have: one of golden/models, 64 ids, or one that `tools/make_micro.py` makes, 256 ids, named with the fault), {prompts} prompts that are none of its training text (two of them long), {n_predict} tokens each,
+The embedded tiny model (faults that it cannot have: one of golden/models, 64 ids, or one that `tools/make_micro.py` makes, 256 ids, named with the fault), {prompts} prompts that are none of its training text (four of them the beginnings of held-out stories, 400 and 700 characters long), {n_predict} tokens each,
 drafts of {n_max}, greedy, `ggml` numerics, snapshot roll back; other options stand under the fault. A small model is far
 more sensitive to some faults than a large one, and less to others: what carries over is the shape (which position, after
 which rounds, which tensor first), not the size. Differences of a few points are within what these texts can tell, and the

@@ -13,7 +13,7 @@ import mtpref
 from mtpref.base.events import Drafted, Token, Verified
 
 TARGET = Path(__file__).parent.parent / "docs" / "pictures" / "round.svg"
-PROMPT = "import os\nimport sys\n\ndef main(argv=None):\n"
+PROMPT = "The hat flew over the roof"
 WIDTH, HEIGHT = 860, 330
 LEFT, STEP, BOX = 190, 128, 116  # of the columns, in pixels
 INK, GREEN, RED, ORANGE, BLUE, GREY = "#222", "#3b8a4e", "#b3382c", "#c25b1c", "#2f6fb7", "#8a8a84"

@@ -2,17 +2,20 @@
 
     python tools/write_probe.py
 
-The texts are the held-out files of tools/tiny/data.py, so the numbers belong to one version of CPython: the section
-says which, by the hash of these files. Everything in it is counted, so it is the same on every machine.
+The texts are held-out stories of tools/tiny/stories, and held-out files of tools/tiny/data.py, whose numbers belong to
+one version of CPython: the section says which, by the hash of these files. Everything in it is counted, so it is the
+same on every machine.
 """
 
 import ast
+import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from tiny.data import Corpus, load_corpus
+from tiny.stories import HELD_OUT_SEED, stories
 
 import mtpref
 from mtpref.engine.model import Model
@@ -24,17 +27,20 @@ from mtpref.measure.probe.vocabulary_report import VocabularyReport, measure
 
 TARGET = Path(__file__).parent.parent / "docs" / "probe.md"
 BEGIN, END = "<!-- measured: tools/write_probe.py -->\n", "<!-- end of measured -->\n"
-FILES = ("ast.py", "typing.py", "venv/__init__.py", "unittest/loader.py")
-PROSE = "docstrings"
+STORIES, PROSE = "stories", "docstrings"
+N_STORIES, N_TRAINING_STORIES = 8, 1000
+FILES = ("ast.py", "typing.py")
 N_TOKENS = 1024
 SETTINGS = Settings(n_positions=400, with_contracts=True)
 LIST_SIZES = (256, 512, 1024)
 
 
 def texts_of(model: Model, corpus: Corpus) -> list[Text]:
-    """The first tokens of each file, and of all docstrings of the held-out files."""
+    """Stories, then the first tokens of each file, and of all docstrings of the held-out files."""
     held_out = dict(corpus.held_out)
-    named = [(name, held_out[name]) for name in FILES] + [(PROSE, docstrings(held_out.values()))]
+    told = itertools.islice(stories(HELD_OUT_SEED, held_out=True), N_STORIES)
+    named = [(STORIES, story.text) for story in told]
+    named += [(name, held_out[name]) for name in FILES] + [(PROSE, docstrings(held_out.values()))]
     return [Text(name, tuple(model.vocab.encode(text[: 16 * N_TOKENS])[:N_TOKENS])) for name, text in named]
 
 
@@ -57,15 +63,16 @@ def row(g: Group) -> list[str]:
 def render(report: Report, lists: list[VocabularyReport], corpus: Corpus) -> str:
     own = report.language
     parts = [
-        f"Embedded tiny model, `{report.numerics}` numerics, contract `{report.contract}`. Texts: the first {N_TOKENS} "
-        f"tokens of {len(FILES)} files of CPython {corpus.python_version}'s library that are held out of its training, "
+        f"Embedded tiny model, `{report.numerics}` numerics, contract `{report.contract}`. Texts: {N_STORIES} stories "
+        f"that are held out of its training, the first {N_TOKENS} tokens of each of {len(FILES)} held-out files of "
+        f"CPython {corpus.python_version}'s library, "
         f"and of the docstrings of all held-out files (sha256 `{corpus.sha256_held_out[:16]}...`, "
         f"[the tiny model](models.md#the-tiny-model)); at most {SETTINGS.n_positions} positions of each. "
         "Brackets: 95 %.",
         _table(["domain", "positions", "a_1", "a_2", "a_3", "tokens per round"],
                [row(g) for g in [*report.domains, report.trunk]]),
-        f"The text's own next token: trunk right {own.trunk_right:.3f}, head right {own.head_right:.3f}. The two "
-        "learnt from each other in training, so on text they are about as good.",
+        f"The text's own next token: trunk right {own.trunk_right:.3f}, head right {own.head_right:.3f}. The "
+        "head learnt what the finished trunk says, not the text.",
         "Controls, same positions:",
         _table(["control", "a_1", "head less control"],
                [[f"`{c.name}`", c.rate.shown(), c.head_less_control.shown()] for c in report.controls]),
@@ -75,7 +82,8 @@ def render(report: Report, lists: list[VocabularyReport], corpus: Corpus) -> str
                [_contract(line) for line in report.contracts]),
         CONTRACT_WORDS,
         "### Draft vocabularies",
-        f"Ids ranked on the training files ({lists[0].n_counted} tokens), measured on the texts above:",
+        f"Ids ranked on the first {N_TRAINING_STORIES} training stories and the training files ({lists[0].n_counted} "
+        "tokens), measured on the texts above:",
         _table(["head", "ids", "text covered", "targets covered", "a_1", "a_1 lost", "tokens per round"],
                _list_rows(lists)),
     ]  # fmt: skip
@@ -115,7 +123,8 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 def vocabularies(model: Model, corpus: Corpus, texts: list[Text]) -> list[VocabularyReport]:
     counts = np.zeros(model.n_vocab, np.int64)
-    for _, source in corpus.train:
+    told = (story.text for story in itertools.islice(stories(10_000_000, held_out=False), N_TRAINING_STORIES))
+    for source in (*told, *(source for _, source in corpus.train)):
         counts += np.bincount(model.vocab.encode(source), minlength=model.n_vocab)
     domains = []
     for text in texts:

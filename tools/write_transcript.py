@@ -14,9 +14,9 @@ from mtpref.engine.decode import STRATEGIES, Statistics
 TARGET = Path(__file__).parent.parent / "docs" / "transcript.md"
 N_PREDICT = 96
 PROMPTS = (
+    "The pie was gone.",
+    '"Who took my hat?" asked the baker.',
     "def read_lines(path):\n",
-    'class Point:\n    """A point in the plane."""\n\n    def __init__(self, x, y):\n',
-    "This module provides ",
 )
 INTRO = f"""# Transcript: with and without MTP
 

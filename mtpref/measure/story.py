@@ -15,18 +15,18 @@ from mtpref.engine.model import Model
 from mtpref.spec.state import ModelState
 
 PROMPTS = (
-    "def read_lines(path):\n",
-    'class Point:\n    """A point in the plane."""\n\n    def __init__(self, x, y):\n',
-    "This module provides ",
-    "import os\nimport sys\n\ndef main(argv=None):\n",
-    '    def close(self):\n        """Close the file',
-    "for name, value in sorted(self.items()):\n    if not isinstance(",
-    "    try:\n        result = self._connect(host, port)\n    except ",
-    "# Parse the header and return the number of bytes\n",
-    "def _format(self, width, *, sep=' '):\n    if width < 0:\n        raise ",
-    "The following functions are defined:\n\n",
-    "    if isinstance(node, ast.Name):\n        return ",
-    "@property\ndef size(self):\n",
+    "The pie was gone.",
+    "On market day",
+    "A letter came for",
+    "The river had risen in the night.",
+    "It had snowed all night.",
+    "Ruby wanted a drum.",
+    "On the hill stood",
+    "The fog lay over the harbour",
+    "Eva and Hugo built a snowman.",
+    "It had rained all night, and",
+    "The cat was sitting on the roof.",
+    '"Who took my hat?" asked the baker.',
 )
 CYCLE = 12  # ceilings are run over a multiple of this many tokens: every pattern below ends with its cycle
 FAST_MTP_ROWS = 32768  # what the PR keeps of 248320

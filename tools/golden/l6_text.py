@@ -75,7 +75,7 @@ def tiny() -> SuiteBuilder:
 
 
 def load_tiny_ids() -> list[int]:
-    return load(tiny_path()).vocab.encode("def read_lines(path):\n")
+    return load(tiny_path()).vocab.encode("The pie was gone.")
 
 
 def add_sampled(suite: SuiteBuilder) -> None:

@@ -40,7 +40,7 @@ GROUPS = (
 )
 EPILOG = """Without -m, verbs run the tiny model inside the package. A start:
 
-  mtpref generate -p "def main(argv):"
+  mtpref generate -p "Once upon a time"
   mtpref learn 1
   mtpref check model.gguf
 

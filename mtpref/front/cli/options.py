@@ -13,7 +13,7 @@ from mtpref.files.doors import read_text
 from mtpref.front.cli.fault_options import add_fault, apply_faults
 
 KV_TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-DEFAULT_PROMPT = "def read_lines(path):\n"
+DEFAULT_PROMPT = "The pie was gone."
 WAIT_SECONDS = 1.0  # for the beginning of a piped prompt, before that is said
 MAX_PROMPT_BYTES = 8 << 20  # more than a million tokens
 

@@ -24,7 +24,7 @@ from mtpref import spec
 
 lm = mtpref.load()
 model = lm.core
-prompt = "import os\nimport sys\n\ndef main(argv=None):\n"
+prompt = "The hat flew over the roof"
 ids = lm.encode(prompt)
 opening = ids[-1]
 

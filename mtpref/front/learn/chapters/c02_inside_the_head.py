@@ -47,7 +47,7 @@ print("borrowed from the trunk:", ", ".join(weights.borrowed))
 # feed-forward network, each added to what came in.
 
 # %%
-prompt = "import os\nimport sys\n\ndef main(argv=None):\n"
+prompt = "The hat flew over the roof"
 ids = lm.encode(prompt)
 state = model.new_state(64)
 trunk = model.trunk(state, ids[:-1], n_logits=0)

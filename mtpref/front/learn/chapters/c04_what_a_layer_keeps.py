@@ -72,7 +72,7 @@ matrices(
 import mtpref
 
 model = mtpref.load().core
-ids = model.vocab.encode("def read_lines(path):\n    with open(path) as file:\n        return file.readlines()\n")
+ids = model.vocab.encode("The hat flew over the roof of the bakery. Nina ran after it, but the wind was quicker.")
 sizes = {}
 for n in (1, 8, len(ids)):
     state = model.new_state(128)

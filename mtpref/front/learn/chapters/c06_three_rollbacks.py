@@ -15,7 +15,7 @@ from mtpref.front.learn.show import bars
 
 lm = mtpref.load()
 model = lm.core
-ids = lm.encode("class Point:\n    def __init__(self, x, y):\n")
+ids = lm.encode("The hat flew over the roof")
 plain = lm.generate(ids, mtpref.Options(n_predict=40, spec_type="none")).finish()
 good, wrong = plain.ids[0], (plain.ids[1] + 1) % model.n_vocab
 batch = [ids[-1], good, wrong, wrong]

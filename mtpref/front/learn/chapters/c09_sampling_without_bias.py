@@ -70,8 +70,8 @@ import mtpref
 
 lm = mtpref.load()
 sampling = mtpref.SamplingConfig(temp=0.8, seed=7)
-plain = lm.generate("def main(argv):\n", mtpref.Options(n_predict=48, spec_type="none", sampling=sampling)).finish()
-match = lm.generate("def main(argv):\n", mtpref.Options(n_predict=48, sampling=sampling)).finish()
+plain = lm.generate("Once upon a time", mtpref.Options(n_predict=48, spec_type="none", sampling=sampling)).finish()
+match = lm.generate("Once upon a time", mtpref.Options(n_predict=48, sampling=sampling)).finish()
 assert match.ids == plain.ids, "token for token"
 print(f"match: {match.statistics.n_accepted} of {match.statistics.n_drafted} accepted, the text of plain sampling")
 
@@ -81,7 +81,7 @@ print(f"match: {match.statistics.n_accepted} of {match.statistics.n_drafted} acc
 
 # %%
 residual = mtpref.SamplingConfig(temp=0.8, seed=7, accept="residual")
-other = lm.generate("def main(argv):\n", mtpref.Options(n_predict=48, sampling=residual)).finish()
+other = lm.generate("Once upon a time", mtpref.Options(n_predict=48, sampling=residual)).finish()
 print(f"residual: {other.statistics.n_accepted} of {other.statistics.n_drafted} accepted")
 assert other.statistics.n_accepted > 0
 
