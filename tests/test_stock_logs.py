@@ -26,7 +26,7 @@ from mtpref.look.llama_cpp import log_events
 from mtpref.look.llama_cpp.log import parse, parse_all, read_runs
 from tests.models import micro
 from tests.test_diagnose_log import MICRO, PROMPT, write_json
-from tools.tiny.prompts import FIRST, FOURTH, SECOND, THIRD
+from tools.tiny.prompts import FIRST, FOURTH, SAMPLED, SECOND, THIRD
 from tools.tiny.prompts import LOGS as ASKED
 
 LOGS = Path(__file__).resolve().parent / "data" / "llama_cpp" / "logs"
@@ -159,7 +159,7 @@ def test_quantised_files_agree_with_stock_llama_cpp_by_their_own_limits(kind, qu
 
 
 def test_a_sampled_run_is_hinted_at(capsys):
-    args = ("compare-log", "-p", FIRST, LOGS / "sampled.log.gz", "--numerics", "ggml", "--p-limit", "0.02")
+    args = ("compare-log", "-p", SAMPLED, LOGS / "sampled.log.gz", "--numerics", "ggml", "--p-limit", "0.02")
     code, out, _ = command(capsys, *args)
     assert code == 0  # a near tie comes first
     assert re.search(r"HARDLY ANYTHING WAS COMPARED: \d+ of \d+ tokens", out)
@@ -172,7 +172,7 @@ def test_a_sampled_run_is_hinted_at(capsys):
 def test_a_sampled_run_of_a_quantised_file_is_hinted_at(quantised, capsys):
     model = quantised("Q4_0")
     capsys.readouterr()
-    code, out, _ = command(capsys, "compare-log", "-m", model, "-p", FIRST, LOGS / "sampled.log.gz")
+    code, out, _ = command(capsys, "compare-log", "-m", model, "-p", SAMPLED, LOGS / "sampled.log.gz")
     assert code == 0
     assert re.search(r"HARDLY ANYTHING WAS COMPARED: \d+ of \d+ tokens", out)
 
@@ -204,7 +204,7 @@ def test_a_servers_first_requests_agree_event_by_event(n_parallel, prompt, run, 
     assert (code, err) == (0, "")
     record = json.loads(out)
     assert record["n_tokens"] == record["n_tokens_theirs"] == 39
-    assert record["max_p_error"] < 0.02
+    assert record["max_p_error"] < record["p_limit"] / 2
     assert not record["is_blurred"]
 
 
@@ -244,7 +244,7 @@ def test_a_sampled_run_is_not_called_healthy(capsys, tmp_path):
     path, lines = tmp_path / "run.log", text_of("sampled").splitlines(keepends=True)
     verified = [i for i, line in enumerate(lines) if "draft tokens, the last target token is" in line]
     path.write_text("".join(lines[: verified[8]]))
-    code, out, _ = command(capsys, "diagnose", "-p", FIRST, "--log", path)
+    code, out, _ = command(capsys, "diagnose", "-p", SAMPLED, "--log", path)
     assert code == 1, out
     assert out.startswith("NONE OF THE KNOWN: ")
     assert "emitted tokens are not the target's best" in out
@@ -385,7 +385,7 @@ def is_doubt(seen):
 
 
 def test_a_log_that_says_its_temperature_is_judged_by_its_drafts():
-    run = read_port_runs(LOGS / "sampled.log.gz", mtpref.load().encode(FIRST))[0]
+    run = read_port_runs(LOGS / "sampled.log.gz", mtpref.load().encode(SAMPLED))[0]
     run = replace(run, rounds=run.rounds[:8], settings={"temp": 0.8})
     report = diagnose_log(mtpref.load().core, [run])
     assert report.verdict == "healthy"

@@ -32,7 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from tiny.prompts import FIRST, FOURTH, LISTEN, RATES, SECOND, THIRD  # noqa: E402
+from tiny.prompts import FIRST, FOURTH, LISTEN, RATES, SAMPLED, SECOND, THIRD  # noqa: E402
 
 import mtpref  # noqa: E402
 from mtpref.base.errors import MtprefError  # noqa: E402
@@ -202,7 +202,7 @@ class Recorder:
     def sampled(self) -> str:
         """At the default temperature, by the first seed from FIRST_SEED on whose run is hardly comparable."""
         for seed in range(FIRST_SEED, FIRST_SEED + N_SEEDS):
-            text = self.log(tiny_path(), FIRST, "--seed", str(seed))
+            text = self.log(tiny_path(), SAMPLED, "--seed", str(seed))
             if self._is_hardly_comparable(text):
                 print(f"sampled: seed {seed}", file=sys.stderr)
                 return text
@@ -223,10 +223,10 @@ class Recorder:
         short.write_text("".join(lines[: ends[8]]))
         ways = ([*("--numerics", "ggml", "--p-limit", "0.02")], ["-m", str(self.quantised("Q4_0"))])
         for way in ways:
-            code, out = said(["compare-log", "-p", FIRST, str(path), *way, "--json"], codes=(0, 1))
+            code, out = said(["compare-log", "-p", SAMPLED, str(path), *way, "--json"], codes=(0, 1))
             if code or not json.loads(out)["is_hardly_compared"]:
                 return False
-        code, out = said(["diagnose", "-p", FIRST, "--log", str(short)], codes=(0, 1, 3))
+        code, out = said(["diagnose", "-p", SAMPLED, "--log", str(short)], codes=(0, 1, 3))
         return code == 1 and out.startswith("NONE OF THE KNOWN: ")
 
     def two(self) -> str:

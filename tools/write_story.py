@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mtpref
 from mtpref.front.cli.story import DEFAULT_N_PREDICT, ceilings, notes, table
-from mtpref.measure.story import PROMPTS, Line, Story, speed_with_cooldown, stale_acceptance, stale_from, tell
+from mtpref.measure.story import PROMPTS, ROWS, Line, Story, speed_with_cooldown, stale_acceptance, stale_from, tell
 
 TARGET = Path(__file__).parent.parent / "docs" / "pr-20700.md"
 
@@ -56,6 +56,7 @@ measured here.
 * **row**: `last` reads the draft from the last row of the last batch, `right` from the row of the last kept token.
   **cooldown**: rounds without a draft after a rejection.
 * **fresh**, **stale**: accepted / drafted, of drafts read from the row of a kept token, and of a rejected one.
+* **passes / token**: fewer than {n_tokens} tokens where a text ended early; only texts that went wrong did.
 
 ### Stale rows
 
@@ -67,10 +68,11 @@ drafts and s that of stale ones, the acceptance A is also the share of fresh dra
 
     A = p A + s (1 - A), so A = s / (1 - p + s)
 
-Here that gives {law} (measured: {measured}; the law knows no first and last round). The PR's two figures, 95 %
-fresh and 13 % overall, need s = 0.13 (1 - 0.95) / (1 - 0.13) = {pr_s}: one stale draft in {pr_one_in} is right. The
-tiny model's stale drafts do better because its texts loop; on planted micro models, whose texts do not, almost none
-is accepted (tests/test_inline.py).
+Here that gives {law} (measured: {measured}; each text begins with a fresh draft, which the law does not know). The
+PR's two figures, 95 % fresh and 13 % overall, need s = 0.13 (1 - 0.95) / (1 - 0.13) = {pr_s}: one stale draft in
+{pr_one_in} is right. On the tiny model it is one in {one_in}: where the text goes on with something that fits nearly
+anywhere (a full stop, `a`, `the`, `and`), a guess for another place is right by chance. On planted micro models,
+whose texts have no such words, almost none is accepted (tests/test_inline.py).
 
 **Stale rows cost acceptance and nothing else**: with a right roll back all {n_prompts} texts are those of plain
 decoding in every line, bit for bit. What is drafted cannot change what is verified.
@@ -78,9 +80,9 @@ decoding in every line, bit for bit. What is drafted cannot change what is verif
 ### Cooldown
 
 After a rejection the next round decodes one token alone, so the last row is a kept one again: no draft is stale,
-and acceptance goes from {measured} to {cooled}. It is a repair that costs a pass. Taking the right row instead
-costs nothing: {right_passes} trunk passes instead of {cooled_passes}, {stale_passes} with stale rows, {n_tokens}
-without MTP.
+and acceptance goes from {measured} to {cooled}; with a trimmed head, as in the PR, from {trimmed_stale} to
+{trimmed_cooled} (the PR: 13 % to 95 %). It is a repair that costs a pass. Taking the right row instead costs nothing:
+{right_passes} trunk passes instead of {cooled_passes}, {stale_passes} with stale rows, {n_tokens} without MTP.
 
 ### Roll back: 82 % and 92 %
 
@@ -95,9 +97,9 @@ two-phase's acceptance in one-phase's passes; that is what merged llama.cpp does
 
 ### The trimmed head
 
-The first rows of the head are an upper bound on what can be drafted: see the share above. Acceptance falls from
-{right} to {right_trimmed}, the text stays. `--spec-draft-vocab` takes a count, as here, or a file with a list of
-ids.
+A draft can name only ids that the head has, so the share of nameable tokens above is an upper bound on acceptance.
+Acceptance falls from {right} to {right_trimmed}, the text stays. `--spec-draft-vocab` takes a count, as here, or a
+file with a list of ids.
 
 ## Ceilings
 
@@ -133,10 +135,9 @@ def render() -> str:
 
 def values(story: Story) -> dict[str, object]:
     """What the page says in its sentences, from the runs."""
-    stale, cooled, right = (
-        find(story, "one-phase", row, k, None) for row, k in (("last", 0), ("last", 1), ("right", 0))
-    )
+    stale, cooled, right = (find(story, "one-phase", row, k, None) for row, k in ROWS)
     trimmed = story.n_draft_vocab
+    trimmed_stale, trimmed_cooled, trimmed_right = (find(story, "one-phase", row, k, trimmed) for row, k in ROWS)
     dirty, clean = (find(story, decoding, "last", 1, trimmed) for decoding in ("no roll back", "two-phase"))
     law = stale_acceptance(stale.fresh[0] / stale.fresh[1], stale.stale[0] / stale.stale[1])
     pr_s = stale_from(0.13, 0.95)
@@ -154,15 +155,18 @@ def values(story: Story) -> dict[str, object]:
         "measured": acceptance(stale),
         "pr_s": f"{100 * pr_s:.2f} %",
         "pr_one_in": round(1 / pr_s),
+        "one_in": round(stale.stale[1] / stale.stale[0]),
         "cooled": acceptance(cooled),
         "stale_passes": stale.n_passes,
         "cooled_passes": cooled.n_passes,
+        "trimmed_stale": acceptance(trimmed_stale),
+        "trimmed_cooled": acceptance(trimmed_cooled),
         "right_passes": right.n_passes,
         "n_same_dirty": dirty.n_same,
         "dirty": acceptance(dirty),
         "clean": acceptance(clean),
         "right": acceptance(right),
-        "right_trimmed": acceptance(find(story, "one-phase", "right", 0, trimmed)),
+        "right_trimmed": acceptance(trimmed_right),
         "speed_half": f"{speed_with_cooldown(0.5):.2f}",
         "speed_cooled": f"{speed_with_cooldown(cooled.n_accepted / cooled.n_drafted):.2f}",
         "cooled_speed": f"{cooled.n_tokens / cooled.n_passes:.2f}",

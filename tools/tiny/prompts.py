@@ -11,8 +11,16 @@ DECISIONS = ("Once upon a time", "On market day", "A letter came for", "It had s
 BROKEN = ("The fog lay over the harbour", "Nina ran after the hat.\n\n")
 
 # tests/data/llama_cpp/logs, tools/record_logs.py: logs are told apart by the number of tokens, so no two of the first,
-# the second and the fourth have as many
-FIRST, SECOND, THIRD, FOURTH = LOGS = DECISIONS[0], DECISIONS[1], DECISIONS[3], DECISIONS[2]
+# the second and the fourth have as many; the second and the third have. The texts after them keep clear of near ties
+FIRST, SECOND, THIRD, FOURTH = LOGS = (
+    "Once upon a time there was",
+    "The lamp went out",
+    "In the attic",
+    "The church",
+)
+
+# tests/data/llama_cpp/logs/sampled.log.gz: its first token is a near tie
+SAMPLED = "It had rained all night, and"
 
 # tests/data/rates, tools/record_logs.py: the server is asked all of these, then all of them after LISTEN
 RATES = (
@@ -20,7 +28,7 @@ RATES = (
     "The river had risen in the night.",
     "Ruby wanted a drum.",
     "On the hill stood",
-    "It had rained all night, and",
+    SAMPLED,
 )
 LISTEN = '"Listen," said Nina. '
 
