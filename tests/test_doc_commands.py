@@ -125,8 +125,6 @@ def workplace(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "HF_DIR", state, config, tokenizer)
     for name in ("golden", "docs", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "tests" / "data").mkdir(parents=True)
-    (tmp_path / "tests" / "data" / "tiny-stories.gguf").symlink_to(ROOT / "tests" / "data" / "tiny-stories.gguf")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -73,7 +73,7 @@ def test_the_sample_is_what_the_first_command_prints(capfd):
         beginning = line.removesuffix("...").rstrip("; ")
         assert any(own.startswith(beginning) for own in err.splitlines()), line
         assert line.endswith("...") or line in err.splitlines(), line
-    assert out
+    assert out.split() == block("sample-text").split()
 
 
 def test_links_lead_somewhere():

@@ -178,12 +178,11 @@ def test_greedy_figures_are_those_of_the_loop(package):
     assert sum(total.shares().values()) == pytest.approx(1, abs=0.002)
 
 
-def test_the_file_that_tells_stories_does_not_loop_and_rejects(package):
+def test_the_shipped_model_does_not_loop_and_rejects(package):
     """What its card says of 20 prompts (docs/models.md), of two."""
     import mtpref
 
-    model = mtpref.load(Path(__file__).parent / "data" / "tiny-stories.gguf")
-    total = package.criteria.greedy(model, package.criteria.story_prompts(2), 3, 96)
+    total = package.criteria.greedy(mtpref.load(), package.criteria.story_prompts(2), 3, 96)
     assert max(total.repeated) <= 0.25
     assert min(total.shares().values()) >= 0.1
     assert 0.4 <= total.accepted / total.drafted <= 0.9

@@ -4,22 +4,23 @@
 
 There is no small trained model with experts, so the tiny model's feed-forward networks are cut up: half of the hidden
 units are the shared expert, the other half is shared out among 8 experts twice over, of which each token takes 2. The
-inputs are a trained model's, and so are the weights but the router's. Calibrated on files that the tiny model was
-trained on, measured on held-out ones (tools/tiny/data.py). Everything is counted, nothing timed.
+inputs are a trained model's, and so are the weights but the router's. Calibrated on stories that the tiny model was
+trained on, measured on held-out ones (tools/tiny/stories). Everything is counted, nothing timed.
 """
 
 import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_head_quants import rounded
+from compare_head_quants import SEED, rounded
 from micro_gguf import uniform
 from numpy.typing import NDArray
-from tiny.data import load_corpus
+from tiny.text import held_out_stories, training_stories
 
 import mtpref
 from mtpref.engine.model import Model, Pairs
@@ -38,8 +39,23 @@ TARGET = Path(__file__).parent.parent / "docs" / "keeping-the-head.md"
 BEGIN, END = "<!-- experts -->\n", "<!-- end of experts -->\n"
 N_EXPERT, N_USED = 8, 2
 N_TOKENS, N_HELD_OUT = (256, 1024, 4096), 2048
+N_STORIES = 48, 24  # to calibrate on, to measure on: enough for those tokens
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stories:
+    """(name, text) of stories that the tiny model was trained on, and of held-out ones."""
+
+    train: tuple[tuple[str, str], ...]
+    held_out: tuple[tuple[str, str], ...]
+
+
+def load_corpus() -> Stories:
+    n_train, n_held_out = N_STORIES
+    kinds = training_stories(SEED, n_train, 1), held_out_stories(n_held_out)
+    return Stories(*(tuple((f"story {i}", text) for i, text in enumerate(texts)) for texts in kinds))
 
 
 def write_with_experts(path: Path) -> None:

@@ -5,8 +5,8 @@
 Two made checkpoints: the tiny model's, and the same with its feed-forward networks cut into experts
 (compare_expert_quants.py). Each base is the trunk in INT4, groups of 32, as compressed-tensors packs it; the head is
 put back as BF16, and as INT4 rounded to nearest and by GPTQ. What is measured is what `mtpref convert` makes of the
-folders: the packed codes as they are. Calibrated on files that the tiny model was trained on, measured on its held-out
-ones.
+folders: the packed codes as they are. Calibrated on stories that the tiny model was trained on, measured on held-out
+ones (tools/tiny/stories).
 """
 
 import argparse
@@ -20,9 +20,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from compare_expert_quants import N_EXPERT, N_USED, write_with_experts  # noqa: E402
-from compare_head_quants import _cell  # noqa: E402
-from tiny.data import load_corpus  # noqa: E402
+from compare_expert_quants import N_EXPERT, N_USED, load_corpus, write_with_experts  # noqa: E402
+from compare_head_quants import _cell, texts_of  # noqa: E402
 
 from mtpref.architectures import ARCHITECTURES, state_from_gguf  # noqa: E402
 from mtpref.engine.model import Model, load  # noqa: E402
@@ -32,14 +31,12 @@ from mtpref.heads.convert import convert  # noqa: E402
 from mtpref.heads.into_hf import Settings, graft_hf  # noqa: E402
 from mtpref.heads.quantize.head import head_matrices  # noqa: E402
 from mtpref.heads.quantize.methods import REFERENCE, measure  # noqa: E402
-from mtpref.measure.probe import Text  # noqa: E402
 from mtpref.spec.quants import dequantize  # noqa: E402
 from tests.hf_folder import read_state, write_checkpoint  # noqa: E402
 from tests.quantised_folder import CASES, case_folder  # noqa: E402
 
 TARGET = ROOT / "docs" / "keeping-the-head.md"
 BEGIN, END = "<!-- hf-heads -->\n", "<!-- end of hf-heads -->\n"
-N_TRAIN, N_HELD_OUT, N_TOKENS = 16, 8, 1024  # files, files, tokens of each
 # name of a row -> settings
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
@@ -58,10 +55,6 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "INT4, 32, experts | GPTQ": {"method": "gptq"},
     },
 }
-
-
-def texts_of(model: Model, files: list[tuple[str, str]]) -> list[Text]:
-    return [Text(name, tuple(model.vocab.encode(text[: 16 * N_TOKENS])[:N_TOKENS])) for name, text in files]
 
 
 def checkpoints(folder: Path, name: str) -> tuple[Path, Path]:
@@ -103,21 +96,20 @@ def head_of(base: Path, original: Path, out: Path, settings: Settings) -> tuple[
 
 def rows_of(name: str) -> str:
     corpus = load_corpus()
-    files = list(corpus.train)[:: max(1, len(corpus.train) // N_TRAIN)][:N_TRAIN]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base, original = checkpoints(folder, name)
         model, n_bytes = head_of(base, original, folder / "bf16", Settings(head_type="bf16"))
         texts = []
-        for i, text in enumerate(texts_of(model, files)):
-            texts.append(str(folder / f"{i}.txt"))
-            Path(texts[-1]).write_bytes(b"".join(model.vocab.piece(token) for token in text.ids))
+        for label, text in corpus.train:
+            texts.append(str(folder / f"{label}.txt"))
+            Path(texts[-1]).write_text(text, encoding="utf-8")
         ways, sizes = {}, {REFERENCE: n_bytes}
         for i, (row, settings) in enumerate(WAYS[name].items()):
             given: dict[str, Any] = {"calibration": tuple(texts)} if settings.get("method") == "gptq" else {}
             other, sizes[row] = head_of(base, original, folder / f"way{i}", Settings(**settings, **given))
             ways[row] = head_matrices(other)
-        found = measure(model, ways, texts_of(model, list(corpus.held_out)[:N_HELD_OUT]))
+        found = measure(model, ways, texts_of(model, [text for _, text in corpus.held_out]))
     lines = []
     for one in found:
         label = "BF16, all | -" if one.name == REFERENCE else one.name
@@ -129,8 +121,13 @@ def rows_of(name: str) -> str:
 def table() -> str:
     head = ["checkpoint", "head", "method", "kB", "KL, nats", "top-1 agreement", "a_1", "a_2", "a_3",
             "a_1 less BF16's"]  # fmt: skip
-    about = f"Calibrated on {N_TRAIN} files of {N_TOKENS} tokens, measured on {N_HELD_OUT} held-out ones; +- is half a "
-    lines = [about + "95 % interval.\n\n", "| " + " | ".join(head) + " |\n", "|" + "---|" * len(head) + "\n"]
+    corpus = load_corpus()
+    about = f"Calibrated on {len(corpus.train)} stories, measured on {len(corpus.held_out)} held-out ones; "
+    lines = [
+        about + "+- is half a 95 % interval.\n\n",
+        "| " + " | ".join(head) + " |\n",
+        "|" + "---|" * len(head) + "\n",
+    ]
     return "".join([*lines, *(rows_of(name) for name in WAYS)])
 
 

@@ -36,17 +36,18 @@ assert np.array_equal(after(before), after(other))
 # %% [markdown]
 # ## An engine that only cuts its cache
 #
-# Let the model read a text, and then a drafted token that turns out wrong. One engine keeps a copy from before
-# and goes back to it. The other shortens its attention cache by one cell, as it always did, and forgets the
-# matrices.
+# Let the model read a text, and then a drafted token that turns out wrong: the one that the trunk rejected in chapter
+# 1. One engine keeps a copy from before and goes back to it. The other shortens its attention cache by one cell, as it
+# always did, and forgets the matrices.
 
 # %%
 import mtpref
 from mtpref.front.learn.show import curves
 
 model = mtpref.load().core
-ids = model.vocab.encode('def close(self):\n    """Close the file."""\n    self._file.close()\n    self._file = None\n')
-n, wrong = 8, model.vocab.encode(" return")[0]
+ids = model.vocab.encode("The hat flew over the roof of the bakery. Nina ran after it, but the wind was quicker.")
+n, wrong = 8, model.vocab.encode(" church")[0]
+print(f"after {b''.join(map(model.vocab.piece, ids[:n]))!r} comes {model.vocab.piece(ids[n])!r}")
 
 
 def logits_after(state):
@@ -77,7 +78,7 @@ assert cut.digest() != never.digest()
 good, bad = logits_after(right), logits_after(cut)
 assert np.array_equal(good, logits_after(never))
 off = np.abs(good - bad).max(axis=1)
-changed = int((good.argmax(axis=1) != bad.argmax(axis=1)).sum())
+changed = np.flatnonzero(good.argmax(axis=1) != bad.argmax(axis=1))
 shown = off[:16]
 curves(
     "harm",
@@ -85,9 +86,13 @@ curves(
     {"difference": shown},
     "tokens later",
 )
-print(f"the best token differs at {changed} of {len(off)} positions")
-assert off[0] > 0.05, "at once"
-assert off.min() > 0, "and at every later token"
+print(f"the best token differs at {len(changed)} of {len(off)} positions")
+for i in changed:
+    one, other = (model.vocab.piece(int(rows[i].argmax())) for rows in (good, bad))
+    print(f"{i + 1:2d} later, after {model.vocab.piece(ids[n + i])!r}: {one!r} is now {other!r}")
+assert off[0] > 1, "at once"
+assert off.min() > 0.05, "and at every later token"
+assert 0 < len(changed) < len(off) / 2, "another text, but for a few words the same"
 
 # %% [markdown]
 # It fades, because the model forgets, but it does not vanish: text that is only slightly worse than it should be

@@ -81,7 +81,7 @@ assert passes["snapshot"] < passes["replay"] < 1
 assert passes["two-phase"] == 1
 
 # %% [markdown]
-# Snapshot needs memory for one recurrent state per drafted token. Replay needs one copy, and a second pass after
+# Snapshot needs memory for one recurrent state per token of the batch. Replay needs one copy, and a second pass after
 # each rejection. Two-phase needs neither, and gains nothing: it runs the trunk once per token, whatever the
 # acceptance. It is there for engines that cannot bring a state back. `mtpref plan` turns such counts into tokens
 # per second with your costs (docs/plan.md).

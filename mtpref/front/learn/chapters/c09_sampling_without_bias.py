@@ -67,23 +67,37 @@ assert biased[0] < p.prob(0)
 
 # %%
 import mtpref
+from mtpref.measure.story import PROMPTS
 
 lm = mtpref.load()
-sampling = mtpref.SamplingConfig(temp=0.8, seed=7)
-plain = lm.generate("Once upon a time", mtpref.Options(n_predict=48, spec_type="none", sampling=sampling)).finish()
-match = lm.generate("Once upon a time", mtpref.Options(n_predict=48, sampling=sampling)).finish()
-assert match.ids == plain.ids, "token for token"
-print(f"match: {match.statistics.n_accepted} of {match.statistics.n_drafted} accepted, the text of plain sampling")
+
+
+def written(accept, **options):
+    sampling = mtpref.SamplingConfig(temp=0.8, seed=7, accept=accept)
+    return [
+        lm.generate(prompt, mtpref.Options(n_predict=48, sampling=sampling, **options)).finish()
+        for prompt in PROMPTS[:6]
+    ]
+
+
+def told(runs):
+    accepted, drafted = (sum(getattr(run.statistics, n) for run in runs) for n in ("n_accepted", "n_drafted"))
+    return accepted / drafted, f"{accepted} of {drafted} accepted"
+
+
+plain, match = written("match", spec_type="none"), written("match")
+assert [run.ids for run in match] == [run.ids for run in plain], "token for token"
+match_rate, words = told(match)
+print(f"match: {words}, the texts of plain sampling")
 
 # %% [markdown]
 # With residuals the text is another one of the same distribution, and which one depends on the drafts. That the
 # distribution is right can be checked by enumerating every draw (tests/test_sampling_exact.py does).
 
 # %%
-residual = mtpref.SamplingConfig(temp=0.8, seed=7, accept="residual")
-other = lm.generate("Once upon a time", mtpref.Options(n_predict=48, sampling=residual)).finish()
-print(f"residual: {other.statistics.n_accepted} of {other.statistics.n_drafted} accepted")
-assert other.statistics.n_accepted > 0
+residual_rate, words = told(written("residual"))
+print(f"residual: {words}")
+assert residual_rate > match_rate + 0.05, "as told above"
 
 # %% [markdown]
 # One trap is left: a gate such as p_min must look at the draft's distribution *before* its token is drawn. A gate

@@ -100,30 +100,34 @@ def made(takes_turned):
 heads = made(False), made(True), made(True)
 
 
-def rates(lm):
-    runs = runs_of(lm)
+def rates(lm, runs=None):
+    runs = runs or runs_of(lm)
     assert [run.ids for run in runs] == [run.ids for run in one], "heads never change the text"
     n_rounds = sum(run.statistics.n_draft_rounds for run in runs)
     return [sum(run.statistics.accepted_at[k] for run in runs) / n_rounds for k in range(3)]
 
 
 found = {
-    "the tiny model's one head": rates(lm),
+    "the tiny model's one head": rates(lm, one),
+    "three copies, fed as these": rates(chain(head, head, head, catch_up="chain")),
     "each head once": rates(chain(*heads, catch_up="chain")),
     "head 0, three times": rates(chain(*heads, heads="first")),
     "heads in another order": rates(chain(heads[1], heads[0], heads[2], catch_up="chain")),
 }
 for name, a in found.items():
     print(f"{name:26}  a1 {a[0]:.2f}  a2 {a[1]:.2f}  a3 {a[2]:.2f}")
-assert np.abs(np.subtract(found["each head once"], found["the tiny model's one head"])).max() < 0.05
+assert np.abs(np.subtract(found["each head once"], found["three copies, fed as these"])).max() < 0.05
+assert np.abs(np.subtract(found["each head once"], found["the tiny model's one head"])).max() < 0.1
 assert found["head 0, three times"][0] > 0.8
 assert found["head 0, three times"][1] < found["each head once"][1] - 0.2
-assert found["heads in another order"][0] < 0.8
+assert found["heads in another order"][0] < 0.2
 
 # %% [markdown]
-# Each head in its place drafts as well as the trained one. The first one alone is right for its own token, and then
-# reads rows that were not made for it. Engines had just that mistake: the number of the draft step did not reach the
-# model, so head 0 ran in every step. `mtpref faults C9` has the reports. Only acceptance told.
+# Each head in its place drafts as well as a copy of the trained one that is fed the same way. (Both stay below the one
+# head: over the text it was trained on rows of the trunk, and in this chain, as the next section says, heads 1 and 2
+# have rows of head 0 there.) The first one alone is right for its own token, and then reads rows that were not
+# made for it. Engines had just that mistake: the number of the draft step did not reach the model, so head 0 ran in
+# every step. `mtpref faults C9` has the reports. Only acceptance told.
 
 # %% [markdown]
 # ## What a head is given over the text
@@ -133,12 +137,29 @@ assert found["heads in another order"][0] < 0.8
 # head 0 made of the text. This chain was made for the second:
 
 # %%
-by_rows = {"rows of head 0": found["each head once"], "rows of the trunk": rates(chain(*heads, catch_up="target"))}
+other = chain(*heads, catch_up="target")
+by_rows = {"rows of head 0": found["each head once"], "rows of the trunk": rates(other)}
 bars("catch-up", "Second token accepted, by what heads 1 and 2 were given over the text",
      [(name, a[1]) for name, a in by_rows.items()], top=1.0)  # fmt: skip
-assert by_rows["rows of the trunk"][0] > 0.8
-assert by_rows["rows of the trunk"][1] < by_rows["rows of head 0"][1] - 0.2
+assert by_rows["rows of the trunk"][1] < by_rows["rows of head 0"][1] - 0.1
+
+
+def first_tokens(lm):
+    """What head 0 drafts, by prompt and position of the round."""
+    found = {}
+    for prompt in PROMPTS[:6]:
+        for event in lm.generate(prompt, mtpref.Options(n_predict=40, policy=policy)):
+            if isinstance(event, mtpref.base.events.Drafted) and event.ids:
+                found[prompt, event.pos0] = event.ids[0]
+    return found
+
+
+first, other_first = first_tokens(chain(*heads, catch_up="chain")), first_tokens(other)
+shared = first.keys() & other_first.keys()
+assert len(shared) > 40
+assert all(first[at] == other_first[at] for at in shared)
+print(f"{len(shared)} rounds of the two begin at the same place, and in all of them head 0 drafts the same")
 
 # %% [markdown]
-# With the other rows the first token is as good as before, and the second is not. So there is no right answer without
-# the model: a port asks how its heads were trained, or tries both and looks at a2.
+# With the other rows the first token is what it was, and the second is worse. So there is no right answer without the
+# model: a port asks how its heads were trained, or tries both and looks at a2.
