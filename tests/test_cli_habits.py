@@ -370,7 +370,10 @@ def test_a_stop_string_and_its_beginning_are_coloured_as_they_are_shown(capfd):
 
 def test_statistics_never_stick_to_the_text():
     done = subprocess.run(
-        [*PROGRAM, "generate", "-p", "A letter came for", "-n", "3"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+        [*PROGRAM, "generate", "-p", "A letter came for", "-n", "3"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
     )
     assert re.search(rb"(^|\n)encoded ", done.stdout)
 

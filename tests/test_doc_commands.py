@@ -63,7 +63,8 @@ NOT_HERE = {
 }
 # What a placeholder stands for, and fewer positions or tokens where a page has a real model's worth of work.
 STAND_INS = {
-    "TEXT": "chat.txt", "TEXT...": "chat.txt", "...": "A letter came for", "Q4_K_M": "Q4_0", "ffn_down=Q8_0": "ffn_down=Q8_0",
+    "TEXT": "chat.txt", "TEXT...": "chat.txt", "...": "A letter came for",
+    "Q4_K_M": "Q4_0", "ffn_down=Q8_0": "ffn_down=Q8_0",
 }  # fmt: skip
 FEWER = {
     "bench": ["-p", "16", "-n", "6", "-r", "1"],

@@ -5,19 +5,22 @@
 Every setting generates from the same prompts, greedily; the texts must be the same. Costs are in plain decode passes:
 a run costs passes + DRAFT draft steps + ROW further verified tokens. `t/pass` is tokens by that cost: the speed-up
 over plain decoding that an engine with these costs would see. `t/s` is what this machine did, prompt apart, the best
-of three runs in turn. Without files: prompts from CPython's code, its docstrings, and lists of numbers.
+of three runs in turn. Without files: held-out stories, CPython's code, and lines of JSON.
 """
 
 import argparse
 import ast
 import contextlib
 import inspect
+import itertools
 import json
 import string
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tiny.stories import HELD_OUT_SEED, stories
 
 import mtpref
 from mtpref.engine.decode import AdaptiveConfig, Options, PolicyConfig, Statistics
@@ -27,14 +30,13 @@ N_PROMPTS, PROMPT_TOKENS, N_TIMED = 6, 48, 3
 
 
 def default_texts() -> dict[str, list[str]]:
-    """Three kinds of text: code, prose, and data that repeats."""
+    """Three kinds of text: stories, which the embedded model knows best, code, and data that repeats."""
+    told = [story.text for story in itertools.islice(stories(HELD_OUT_SEED, held_out=True), N_PROMPTS)]
     modules = [textwrap, string, json, ast, inspect, argparse, contextlib]
     code = [inspect.getsource(module)[-1500:] for module in modules]
-    prose = [inspect.cleandoc(module.__doc__ or "") for module in modules if len(module.__doc__ or "") > 200]
-    prose += [inspect.cleandoc(f.__doc__ or "") for f in (textwrap.wrap, ast.literal_eval, inspect.signature)]
     rows = [f'{{"id": {k}, "name": "item {k}", "price": {7 * k}}},\n' for k in range(1, 30)]
     data = ["".join(rows[k:]) for k in range(N_PROMPTS)]
-    return {"code": code, "prose": prose, "data": data}
+    return {"stories": told, "code": code, "data": data}
 
 
 @dataclass

@@ -24,8 +24,8 @@ verdict it is 141 then.
 Model text is written to a pipe or file byte for byte; on a terminal, control characters are shown as escapes.
 
 `-o -` writes a file to standard output, and what is printed beside it to stderr. A prompt can come through a pipe:
-`echo "A letter came for" | mtpref generate`. A value stands apart from its flag (`-n 64`) or after `=` with a long one; words
-of a choice and names of types are taken in any case. Help is as wide as the terminal.
+`echo "A letter came for" | mtpref generate`. A value stands apart from its flag (`-n 64`) or after `=` with a long one;
+words of a choice and names of types are taken in any case. Help is as wide as the terminal.
 
 ## Completion
 
