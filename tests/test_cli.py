@@ -82,13 +82,12 @@ def test_a_random_seed_is_told_and_can_be_repeated(capfdbinary):
 
 
 def test_a_stop_string_is_not_printed_and_ends_the_text(capfdbinary):
-    _, free, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24")
-    assert free.count(b"\n    ") > 0
-    end = free.index(b"\n    ")
-    for stop, more in (("\n    ", []), (r"\n    ", ["-e"])):
-        _, text, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24", "-r", "zz", "-r", stop, *more)
+    _, free, _ = run_main(capfdbinary, "generate", "-p", "The pie was gone.", "-n", "72")
+    end = free.index(b"\n\n")
+    for stop, more in (("\n\n", []), (r"\n\n", ["-e"])):
+        _, text, _ = run_main(capfdbinary, "generate", "-p", "The pie was gone.", "-n", "72", "-r", "zz", "-r", stop, *more)
         assert text == free[:end]
-    _, out, _ = run_main(capfdbinary, "generate", "-p", PROMPT, "-n", "24", "-r", "\n    ", "--json")
+    _, out, _ = run_main(capfdbinary, "generate", "-p", "The pie was gone.", "-n", "72", "-r", "\n\n", "--json")
     record = json.loads(out)
     assert (record["text"].encode(), record["reason"]) == (free[:end], "stop")
 

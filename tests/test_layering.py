@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,15 @@ def imported(tree: ast.AST) -> set[str]:
     return found
 
 
-IMPORTS = {path: imported(ast.parse(path.read_text())) for path in SOURCES}
+@cache
+def tree_of(path: Path) -> ast.AST:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports() -> dict[Path, set[str]]:
+    """Not made where this file is only collected or imported: every worker does that."""
+    return {path: imported(tree_of(path)) for path in SOURCES}
 
 
 def rooms_of(modules: set[str]) -> set[str]:
@@ -64,7 +73,7 @@ def test_every_folder_is_a_room():
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_those_before_it(room):
     below = {*ROOMS[: ROOMS.index(room) + 1], *([SELF] if room == "front" else [])}
-    for path, modules in IMPORTS.items():
+    for path, modules in imports().items():
         if room_of(path) == room:
             assert rooms_of(modules) <= below, path
 
@@ -78,7 +87,7 @@ def test_no_module_outside_the_architectures_tests_a_name_of_one():
 
 
 def users_of(room: str) -> set[str]:
-    return {part_of(path) for path, modules in IMPORTS.items() if room in rooms_of(modules) and room_of(path) != room}
+    return {part_of(path) for path, modules in imports().items() if room in rooms_of(modules) and room_of(path) != room}
 
 
 def test_only_the_recipe_chooses_kernels():
@@ -90,14 +99,14 @@ def test_only_the_command_line_knows_faults():
 
 
 def test_nothing_imports_the_command_line_but_the_package_itself():
-    for path, modules in IMPORTS.items():
+    for path, modules in imports().items():
         if any(module.startswith(f"{SELF}.front.cli") for module in modules):
             assert part_of(path) == "front/cli" or room_of(path) == SELF
 
 
 def test_only_kernels_import_numba():
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] in ("numba", "llvmlite") for name in names):
@@ -108,13 +117,15 @@ def test_the_model_never_decides_and_the_loop_never_touches_weights():
     """Decode reads no weights and no operation but the two that turn logits into choices."""
     allowed_ops = {"argmax", "top_candidates"}
     for path in (PACKAGE / "engine/decode").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Attribute):
                 assert node.attr != "weights", path
                 if isinstance(node.value, ast.Attribute) and node.value.attr == "ops":
                     assert node.attr in allowed_ops, path
     for path in (PACKAGE / "engine/model").glob("*.py"):
-        assert not any(module.startswith((f"{SELF}.engine.decode", f"{SELF}.base.events")) for module in IMPORTS[path])
+        assert not any(
+            module.startswith((f"{SELF}.engine.decode", f"{SELF}.base.events")) for module in imports()[path]
+        )
 
 
 def test_policy_has_no_arrays():

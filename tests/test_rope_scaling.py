@@ -337,7 +337,7 @@ def test_flags_change_the_text_run_and_its_context(capfd):
 
 def test_the_library_takes_the_same_overrides():
     plain, turned = mtpref.load(), mtpref.load(rope=mtpref.RopeOverrides(scaling_type="linear", freq_scale=0.25))
-    ids = turned.encode("def f(x):\n    return x\n")
+    ids = turned.encode("The hat flew over the roof of the bakery. Nina ran after it, but the wind was quicker.")
 
     def logits(model):
         return model.core.trunk(model.core.new_state(256), ids, n_logits=1).logits

@@ -40,7 +40,7 @@ TOLD = [story.text for story in itertools.islice(stories(HELD_OUT_SEED, held_out
 TEXTS = (*PROMPTS[:6], *(told[:size] for told, size in zip(TOLD, (400, 400, 700, 700), strict=True)))
 BINS = (0, 64, 192)  # rounds that open at these positions or after
 N_SEEDS = 4000
-TV_PROMPT = PROMPTS[2]
+TV_PROMPT = "Once upon a time there was"  # its first two tokens are open, and the head names the first
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,30 @@ class Counter:
             return items
         return items[:n]
 ''',
-    "prose": """The library was quiet in the morning. A man came in, put his coat on a chair and asked for a book about
-the sea. The librarian looked at the list, went to the shelf at the end of the room and came back with three of them.
-One was about ships, one was about fish, and one was about people who had lived on small islands a long time ago. He
-took the last one, sat down by the window and read until it was dark. When he left, he said that he would come back the
-next day, because he wanted to know how the story ended.
+    # what a model of any size can follow; none of the embedded model's training
+    "story": """If you follow the lane past the elder, you come to Cherry Row, where Frank lived. Frank never gave up. He had
+a brown waistcoat and a voice that everybody knew. The fog was so thick that November seemed to have no sky.
+
+Grandmother Tilda was reading aloud, and Frank sat next to her. A faint cry came from the moor, and then another.
+
+Grandmother Tilda nodded. "That is a person, not a partridge."
+
+Frank tied his apron again. "Ah, we must show them where we are."
+
+They called together, but the answer came from the wrong side, and then from nowhere.
+
+"Listen, it needs something stronger," Frank said.
+
+They rushed to the little school and hauled the bell rope. At first nothing happened. Then the voice came nearer. It was
+Mrs Elm, the violin maker, wet and weary.
+
+Mrs Elm tilted her head. "Look, I heard you, and I walked towards it."
+
+Grandmother Tilda said slowly, "Come in and get dry."
+
+Mrs Elm had nothing to give but a story, and it was a long one.
+
+To this day they ring a bell in Cherry Row when there is fog. Frank trudged home happy and exhausted.
 """,
 }
 
@@ -91,7 +110,7 @@ def window_of(model: Model) -> int:
 
 
 def prove(path: str | Path, n_positions: int = 384, progress: Callable[[int, int], None] | None = None) -> Proof:
-    """Probe the head of a model's file on built-in text (code and prose).
+    """Probe the head of a model's file on built-in text (code and a story).
 
     n_positions   at most so many of each text
     Errors        MtprefError for a file that is no model with a head

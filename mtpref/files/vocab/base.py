@@ -72,6 +72,11 @@ class Vocab(ABC):
         # Longest text first, whatever stands first in the prompt; equal lengths by id.
         self._special = sorted(special, key=lambda id: -len(texts[id]))
 
+    @property
+    def holds_text(self) -> bool:
+        """Whether ids stand for text: those of tokenizer `test` are hashes, `none` has none."""
+        return self.model not in ("test", "none")
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True, limit: int = 0) -> list[int]:
         """Token ids of `text`.
 
