@@ -51,7 +51,7 @@ def test_the_judge_sees_half_files(tmp_path):
 
     from crash_writers import Bench, _judge
 
-    bench = Bench(tmp_path, 1)
+    bench = Bench(tmp_path, 1, only="strip")
     whole = bench.expected["strip"]["m.gguf"]
     for left, number, older in (
         ({"m.gguf": whole[:-9]}, signal.SIGKILL, None),

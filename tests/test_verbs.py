@@ -137,9 +137,9 @@ def inspect_both(b):
 @verb
 def check(b):
     """Planted models read no text; that is all that there is to say of them."""
-    found = json.loads(b.run("check", b.model, "--json", code=(0, 1))[0])["findings"]
+    found = json.loads(b.run("check", b.model, "--json")[0])["findings"]
     bad = {f["id"] for f in found if f["severity"] in ("fail", "warning", "cannot-judge")}
-    assert bad <= {"trunk-odd", "trunk-useless"}
+    assert bad == {"trunk-odd"}
     text = next(f["text"] for f in found if f["id"] == "acceptance")
     assert 0.4 < float(re.search(r"a_1 (\S+)", text)[1]) < 0.9
 
