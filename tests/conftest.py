@@ -4,7 +4,9 @@ one folder of compiled kernels and the processor."""
 import fcntl
 import os
 import time
+from collections import Counter
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ LONGEST = (
     *("test_diagnose_rates", "test_mutations", "test_golden_gen", "test_stock_moe", "test_sampling_fit", "test_ahead"),
 )
 PATIENCE_S = 120.0
-N_SLICES = 20
+N_SLICES = 40
 
 
 def pytest_addoption(parser):
@@ -51,7 +53,34 @@ def pytest_configure(config):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+def parameters(item):
+    """What an item was given, by name; equal plain values are one value."""
+    plain = (str, bytes, int, float, type(None))
+    return [(name, repr(x) if isinstance(x, plain) else id(x)) for name, x in sorted(item.callspec.params.items())]
+
+
+def thin_out(items):
+    """Of a test marked `covering`, so many items stay that each value of each parameter is in one of them (each pair of
+    values, of `covering(2)`), each about as often as the others; the rest is slow."""
+    products = {}
+    for item in items:
+        if item.get_closest_marker("covering") and not item.get_closest_marker("slow"):
+            products.setdefault((item.path, item.originalname), []).append(item)
+    for product in products.values():
+        n = next(iter(product[0].get_closest_marker("covering").args), 1)
+        left = [(item, set(combinations(parameters(item), n))) for item in product]
+        wanted, times = set().union(*(own for _, own in left)), Counter()
+        while wanted:
+            best = max(left, key=lambda one: (len(one[1] & wanted), -sum(times[x] for x in one[1])))
+            left.remove(best)
+            wanted -= best[1]
+            times.update(best[1])
+        for item, _ in left:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(config, items):
+    thin_out(items)
     slow = {item: i for i, item in enumerate(i for i in items if i.get_closest_marker("slow"))}
     option, place = config.option, {name: i for i, name in enumerate(LONGEST)}
 

@@ -50,6 +50,7 @@ def refusal(capsys, *words: object) -> str:
 
 @pytest.mark.parametrize("empty", [True, False], ids=["first file empty", "first file full"])
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m if isinstance(m, str) else m.stem)
+@pytest.mark.covering
 def test_it_is_what_graft_writes_in_files_of_which_most_are_the_trunks(model, empty, tmp_path):
     first, head = parts(model, tmp_path, empty=empty)
     before = {path: path.read_bytes() for path in first.parent.iterdir()}

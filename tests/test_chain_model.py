@@ -39,6 +39,7 @@ def oracle(name):
 
 @pytest.mark.parametrize("numerics", ["exact", "ggml"])
 @pytest.mark.parametrize("name", EXACT)
+@pytest.mark.covering
 def test_every_activation_and_every_head_equals_the_oracle(name, numerics):
     hparams, weights = oracle(name)
     wanted, taken, model = naive_chain.trunk(weights, hparams, PROMPT), {}, model_of(name, numerics)
@@ -170,6 +171,7 @@ def test_after_the_last_head_the_first_one_follows_where_the_contract_wraps():
 
 @pytest.mark.parametrize("name", [STEP, OWN])
 @pytest.mark.parametrize("chunks", [(13,), (1,) * 13, (3, 1, 4, 5), (12, 1), (2, 11)])
+@pytest.mark.covering
 def test_how_a_prompt_is_cut_changes_no_bit(name, chunks):
     model = model_of(name, kv_type="F16")
     whole, cut = model.new_state(), model.new_state(poison=True)
@@ -202,6 +204,7 @@ def windowed(name, n_window, tmp_path):
 
 @pytest.mark.parametrize("n_window", [1, 2, 3, 5])
 @pytest.mark.parametrize("name", [STEP, MIMO])
+@pytest.mark.covering
 def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name, n_window, tmp_path):
     """Windows from one token on, drafts longer than the window, before and after the first time that it is full."""
     counts = (0, 1, n_window - 1, n_window, n_window + 1, 9)
@@ -211,6 +214,7 @@ def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(name, n_window, 
 @pytest.mark.parametrize("rollback", ["snapshot", "replay", "two-phase"])
 @pytest.mark.parametrize(("name", "n_window", "kv_type"), [(STEP, 5, "F16"), (STEP, 1, "F32"), (MIMO, 2, "BF16"),
                                                           (OWN, 2, "F32"), (FUSED, 3, "F16")])  # fmt: skip
+@pytest.mark.covering
 def test_drafted_text_and_state_are_those_of_plain_decoding(rollback, name, n_window, kv_type, tmp_path):
     path = edited(standard(name), tmp_path / "m.gguf", {"attention.sliding_window": (n_window, "u32")})
     model = load(path, kv_type=kv_type, kv_type_draft=kv_type)

@@ -73,6 +73,7 @@ def converted(source, target, **settings):
 
 @pytest.mark.parametrize("outtype", recorder.TYPES)
 @pytest.mark.parametrize("name", [name for name, _ in recorder.folders()])
+@pytest.mark.covering
 def test_the_file_is_llama_cpps(folder, tmp_path, name, outtype):
     convert(folder(name), tmp_path / "out.gguf", Settings(outtype=outtype, keeps_codes=False))
     assert recorder.digest(tmp_path / "out.gguf") == json.loads(RECORDED.read_text())[f"{name} {outtype}"]
@@ -88,6 +89,7 @@ def test_live_converter():
 
 @pytest.mark.parametrize("arch", ["qwen35", "qwen35moe", "deepseek2"])
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.covering
 def test_the_file_is_that_of_the_float_folder(folder, tmp_path, name, arch):
     source = folder(name, arch)
     twin = float_twin(source, tmp_path / "float" / "Tiny-5M", arch)
@@ -102,6 +104,7 @@ def test_the_file_is_that_of_the_float_folder(folder, tmp_path, name, arch):
 
 @pytest.mark.parametrize("arch", ["qwen35", "qwen35moe", "deepseek2"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.keeps])
+@pytest.mark.covering
 def test_codes_are_kept_where_a_type_holds_the_same_values(folder, tmp_path, name, arch):
     made, _ = converted(folder(name, arch), tmp_path / "a.gguf", outtype="f32")
     has_kept = CASES[name].is_head or arch != "qwen35"  # a dense model has no experts

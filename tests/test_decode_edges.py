@@ -24,6 +24,7 @@ def scripted(pattern):
 
 @pytest.mark.parametrize("rollback", ROLLBACKS)
 @pytest.mark.parametrize("n_predict", range(7))
+@pytest.mark.covering
 def test_never_more_than_n_tokens_for_every_draft_length(n_predict, rollback):
     for n_max in range(6):
         for drafter in (None, scripted([[True] * 6])):
@@ -207,6 +208,7 @@ def test_impossible_options_are_refused_by_the_name_of_their_flag(values, flag):
 
 @pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize("n_prompt", [1, 2])
+@pytest.mark.covering
 def test_the_shortest_prompts_under_every_contract(contract, n_prompt):
     model, prompt = micro(90, "ggml", contract), prompt_of(n_prompt, seed=5)
     plain = decode_plainly(model, prompt, 17, warm_head=True)

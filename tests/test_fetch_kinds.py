@@ -45,6 +45,7 @@ def both_convert(whole: Path, tmp_path, capsys):
 
 @pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("arch", moe_folder.ARCHS)
+@pytest.mark.covering
 def test_experts(arch, is_fused, tmp_path, capsys):
     both_convert(moe_folder.folder(tmp_path / "model", arch, fused=is_fused), tmp_path, capsys)
 

@@ -43,6 +43,7 @@ def naive_inputs(accept):
 @pytest.mark.parametrize("accept", [30, 60, 90])
 @pytest.mark.parametrize("cooldown", [0, 1])
 @pytest.mark.parametrize("row", ROWS)
+@pytest.mark.covering(2)
 def test_every_round_is_that_of_a_naive_engine_with_the_head_inside_the_pass(accept, row, cooldown):
     hparams, weights = naive_inputs(accept)
     ids, naive_rounds = naive_loop.inline(weights, hparams, PROMPT, 20, row, cooldown)
@@ -56,6 +57,7 @@ def test_every_round_is_that_of_a_naive_engine_with_the_head_inside_the_pass(acc
 
 @pytest.mark.parametrize("rollback", STRATEGIES)
 @pytest.mark.parametrize("contract", CONTRACTS)
+@pytest.mark.covering
 def test_the_right_row_gives_the_drafts_of_the_chain_with_one_token(contract, rollback):
     model = micro(60, "ggml", contract)
     _, _, _, events = run_inline(model, "right", rollback=rollback, p_min=0.25)
@@ -68,6 +70,7 @@ def test_the_right_row_gives_the_drafts_of_the_chain_with_one_token(contract, ro
 @pytest.mark.parametrize("rollback", STRATEGIES)
 @pytest.mark.parametrize("cooldown", [0, 1])
 @pytest.mark.parametrize("row", ROWS)
+@pytest.mark.covering(2)
 def test_text_and_state_are_those_of_plain_decoding_whatever_the_row(row, cooldown, rollback):
     model = micro(30)
     plain = decode_plainly(model, PROMPT, N + 1, warm_head=True)

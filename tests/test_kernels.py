@@ -211,6 +211,7 @@ def test_quantisers_are_the_specifications(rng: np.random.Generator, scale: str,
 @pytest.mark.parametrize("n_tokens", TOKENS)
 @pytest.mark.parametrize("type_name", TYPES)
 @pytest.mark.parametrize("name", ["mul_mat_exact", "mul_mat_ggml"])
+@pytest.mark.covering(2)
 def test_products_are_the_specifications(rng: np.random.Generator, name: str, type_name: str, n_tokens: int) -> None:
     n_in = {1: 77, 32: 96, 64: 192, 128: 384, 256: 512}[BLOCK[type_name]]
     for scale in SCALES:
@@ -315,6 +316,7 @@ def test_rope_is_the_specifications(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(("dot", "wide"), NUMERICS)
 @pytest.mark.parametrize("d_conv", [1, 3, 4, 7])
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.covering(2)
 def test_convolution_is_the_specifications(
     rng: np.random.Generator, scale: str, d_conv: int, dot: object, wide: bool
 ) -> None:
@@ -328,6 +330,7 @@ def test_convolution_is_the_specifications(
 @pytest.mark.parametrize(("dot", "wide"), NUMERICS)
 @pytest.mark.parametrize("size", [8, 32, 45])
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.covering(2)
 def test_delta_rule_is_the_specifications(
     rng: np.random.Generator, scale: str, size: int, dot: object, wide: bool
 ) -> None:
@@ -351,6 +354,7 @@ def test_delta_rule_refuses_what_the_specification_refuses(rng: np.random.Genera
 @pytest.mark.parametrize(("dot", "wide"), NUMERICS)
 @pytest.mark.parametrize("kv_type", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.covering(2)
 def test_attention_is_the_specifications(
     rng: np.random.Generator, scale: str, kv_type: str, dot: object, wide: bool
 ) -> None:

@@ -84,6 +84,7 @@ def test_with_the_last_row_hy_v3_parts_from_llama_cpp_in_the_third_step():
 
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])
 @pytest.mark.parametrize("name", [*CHAINS, *MOE_CHAINS])
+@pytest.mark.covering
 def test_trunk_logits_equal_llama_cpp(name, numerics):
     runs_of(name)
     error = logits_error(RECORDINGS, model_of(name, numerics), name)

@@ -72,6 +72,7 @@ def test_every_candidate_probability_and_decision_equals_llama_cpp(name):
 
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.covering
 def test_trunk_logits_equal_llama_cpp(name, numerics):
     runs_of(name)
     core = model_of(name, numerics).core

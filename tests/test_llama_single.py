@@ -79,6 +79,7 @@ def test_quantised_models_follow_llama_cpp_up_to_a_rounding_tie(name):
 
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])
 @pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.covering
 def test_trunk_logits_equal_llama_cpp(name, numerics):
     runs_of(name)
     error = logits_error(RECORDINGS, model_of(name, numerics), name)

@@ -60,6 +60,7 @@ def run_both(model, taken):
 
 
 @pytest.mark.parametrize("numerics", ["exact", "ggml"])
+@pytest.mark.covering
 def test_trunk_and_head_equal_the_naive_oracle(name, numerics):
     taken = Taken()
     ours, head = run_both(model_of(name, numerics, "F32", False), taken)

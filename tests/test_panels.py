@@ -42,6 +42,7 @@ def check(w: spec.Matrix, x: np.ndarray) -> None:
 
 @pytest.mark.parametrize("n_out", [1, 5, 15, 16, 17, 33, 48])
 @pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.covering
 def test_panels_give_the_specifications_product(rng: np.random.Generator, type_name: str, n_out: int) -> None:
     for i, n_tokens in enumerate(range(1, 10)):
         scale = SCALES[i % len(SCALES)]

@@ -45,6 +45,7 @@ def quantized(path, tmp_path, key, **wanted):
 
 
 @pytest.mark.parametrize("third", one_in(3, range(3)))
+@pytest.mark.covering
 def test_pure_llama_is_llama_quantize_byte_for_byte(case, third, tmp_path):
     """Every mixture of every architecture with experts, against recorded types and hashes."""
     name, path = case

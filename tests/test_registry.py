@@ -102,6 +102,7 @@ def test_a_head_takes_the_row_that_its_architecture_says(files):
 
 
 @pytest.mark.parametrize("rollback", ROLLBACKS)
+@pytest.mark.covering(2)
 def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(toy, rollback):
     plain = decode_plainly(toy, PROMPT, 21, warm_head=True)
     run = run_decoder(toy, PROMPT, 20, rollback=rollback, n_max=3)
@@ -112,6 +113,7 @@ def test_all_roll_backs_give_the_tokens_and_the_state_of_plain_decoding(toy, rol
 
 
 @pytest.mark.parametrize("rollback", ROLLBACKS)
+@pytest.mark.covering(2)
 def test_partial_acceptance_is_rolled_back_in_recurrent_and_positional_state(toy, rollback):
     plain = decode_plainly(toy, PROMPT, 21, warm_head=False)
     pattern = [[True, False, True], [False], [True, True, True], [True, True, False]]

@@ -38,6 +38,7 @@ def same_checkpoints(a, b):
 
 @pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize("numerics", ["ggml", "exact"])
+@pytest.mark.covering
 def test_a_saved_session_comes_back_bit_for_bit_and_goes_on_as_a_fresh_run(tmp_path, numerics, contract):
     model, path = micro(60, numerics, contract), tmp_path / "state.gguf"
     session = new_session(model, checkpoint_every=5)

@@ -64,6 +64,7 @@ def run_both(model, taken=None):
 
 @pytest.mark.parametrize("numerics", ["exact", "ggml"])
 @pytest.mark.parametrize("name", usual(FILES))
+@pytest.mark.covering
 def test_every_activation_and_the_head_equal_the_oracle(name, numerics):
     taken, (trunk, mtp) = {}, oracle(name)
     ours, head = run_both(model_of(name, numerics), taken)
@@ -99,6 +100,7 @@ def test_drafts_equal_those_of_the_oracle(name):
 
 @pytest.mark.parametrize("numerics", ["exact", "ggml"])
 @pytest.mark.parametrize("name", usual(n for n in SINGLE if n in FILES or n.endswith("q8_0")))
+@pytest.mark.covering
 def test_kernels_and_specification_give_the_same_bits(name, numerics):
     a, b = (run_both(model_of(name, numerics, "F32", use)) for use in (False, None))
     for x, y in zip(a, b, strict=True):

@@ -102,6 +102,7 @@ def sections_of(n_rot):
 @pytest.mark.parametrize("n_rot", [2, 8, 16, 64])
 @pytest.mark.parametrize("which", range(4))
 @pytest.mark.parametrize("freq_base", [1e4, 1e7])
+@pytest.mark.covering(2)
 def test_rope_equals_the_oracle_at_near_and_far_positions(n_rot, which, freq_base):
     sections = sections_of(n_rot)[which]
     if not sum(sections):
@@ -160,6 +161,7 @@ def test_negative_position_turns_back():
 @pytest.mark.parametrize("numerics", DOTS)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("n_tokens", "n_channels", "d_conv"), [(1, 5, 4), (9, 7, 4), (4, 3, 2)])
+@pytest.mark.covering(2)
 def test_conv_equals_the_oracle(numerics, scale, n_tokens, n_channels, d_conv):
     x, history = f32("x", n_tokens, n_channels, scale=scale), f32("h", d_conv - 1, n_channels, scale=scale)
     w = f32("w", n_channels, d_conv)

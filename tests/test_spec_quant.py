@@ -193,6 +193,7 @@ def test_rounding_to_bfloat16_keeps_a_nan_and_reaches_infinity():
 
 @pytest.mark.parametrize("type_name", spec.GGML_PRODUCTS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1.0, 1e3, 1e30])
+@pytest.mark.covering
 def test_exact_product_equals_float64(type_name, scale):
     w, x = matrix(type_name, 7, 512), activation(3, 512, scale=scale)
     truth = naive.matmul(w.dequantize(), x)
@@ -204,6 +205,7 @@ def test_exact_product_equals_float64(type_name, scale):
 
 @pytest.mark.parametrize("type_name", spec.GGML_PRODUCTS)
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+@pytest.mark.covering
 def test_ggml_product_equals_float64_on_quantised_activations(type_name, scale):
     w, x = matrix(type_name, 7, 512), activation(3, 512, scale=scale)
     y = spec.mul_mat_ggml(w, x)
@@ -314,6 +316,7 @@ def round_to_f32(x):
 
 @pytest.mark.parametrize("type_name", spec.GGML_PRODUCTS)
 @pytest.mark.parametrize("product", [spec.mul_mat_exact, spec.mul_mat_ggml])
+@pytest.mark.covering
 def test_product_of_a_token_does_not_depend_on_its_batch(type_name, product):
     w, x = matrix(type_name, 5, 256), activation(6, 256)
     whole = product(w, x)

@@ -94,6 +94,7 @@ def test_how_a_prompt_is_cut_changes_no_bit(chunks):
 
 @pytest.mark.parametrize("n_drop", [1, 2, 3, 4])
 @pytest.mark.parametrize("n_before", [0, 1, 3, 4, 5, 124, 126, 127])
+@pytest.mark.covering
 def test_a_plane_is_the_state_that_never_saw_the_dropped_tokens(n_before, n_drop):
     """Windows that have lost rows, blocks begun, ended and undone: all come back bit by bit."""
     model = model_of(PLAIN)

@@ -170,6 +170,7 @@ WRONG = {
 
 @pytest.mark.parametrize("form", [[], ["--text"], ["--json"]], ids=["rounds", "text", "json"])
 @pytest.mark.parametrize("name", [*HOSTILE, *WRONG])
+@pytest.mark.covering
 def test_what_is_no_trace_ends_in_one_line(name, form, tmp_path, capsys):
     path = write_lines(tmp_path, *((HOSTILE[name],) if name in HOSTILE else (START, WRONG[name])))
     code, _, err = show(capsys, path, *form)

@@ -32,6 +32,7 @@ def test_vocabulary_is_that_of_llama_cpp(run: str) -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("parse_special", [True, False])
+@pytest.mark.covering
 def test_ids_equal_those_of_llama_cpp(run: str, parse_special: bool) -> None:
     vocab, recorded = load_vocab(run_kv(run)), RUNS[run]
     for i, text in enumerate(TEXTS):

@@ -31,7 +31,7 @@ TINY = "mtpref/data/tiny.gguf"
 
 @dataclass(frozen=True)
 class Step:
-    """A command and what it makes. needs: "", "llama" and "broken" (folders of programs), "torch" (extra `oracle`)."""
+    """A command and what it makes. needs: words of "llama" and "broken" (folders of programs), "torch" (extra `oracle`)."""
 
     name: str
     command: tuple[str, ...]
@@ -68,6 +68,12 @@ STEPS = (
         "tools/record_quantisers.py --llama-cpp LLAMA_BIN/.. --tiny",
         "tests/data/quantized.json",
         "llama",
+    ),
+    _step(
+        "conversions",
+        "tools/record_converted.py --llama-cpp LLAMA_BIN/../.. --tiny",
+        "tests/data/converted.json",
+        "llama torch",
     ),
     Step(
         "transformers",
@@ -107,6 +113,7 @@ BY_HAND = (
     "docs/models.md: the card; docs/tiny-training-log.csv: the log of the run",
     "docs/keeping-the-head.md, table of methods: python tools/compare_head_quants.py F32.gguf (make_tiny.py --f32)",
     "docs/plan.md and docs/adaptive.md: python tools/check_plan.py, python tools/compare_adaptive.py (times)",
+    "docs/pictures/trace-*.png and plan.png: the pages' own commands, in a browser",
     "docs/checks.md: rounds and near ties of llama.cpp's runs of the tiny model",
     "docs/diagnosis.md: words on the table of broken builds, and limits that were measured on the tiny model",
     "values in tests: python -m pytest, then each that names what the old model said",
@@ -126,9 +133,10 @@ Bins = dict[str, Path | None]  # by what a step needs
 
 def missing(step: Step, bins: Bins) -> str:
     """What a step needs and does not have."""
-    if step.needs in bins and bins[step.needs] is None:
-        return f"--{step.needs}-bin"
-    if step.needs == "torch" and importlib.util.find_spec("transformers") is None:
+    for need in step.needs.split():
+        if need in bins and bins[need] is None:
+            return f"--{need}-bin"
+    if "torch" in step.needs and importlib.util.find_spec("transformers") is None:
         return "torch and transformers (pip install '.[oracle]')"
     return ""
 
@@ -136,8 +144,9 @@ def missing(step: Step, bins: Bins) -> str:
 def run(step: Step, bins: Bins) -> None:
     """Run one step; MtprefError where it fails."""
     parts = list(step.command)
-    if step.needs in bins:
-        parts = [part.replace(f"{step.needs.upper()}_BIN", str(bins[step.needs])) for part in parts]
+    for need in step.needs.split():
+        if need in bins:
+            parts = [part.replace(f"{need.upper()}_BIN", str(bins[need])) for part in parts]
     if "HF_TOKENS" in parts:
         parts[parts.index("HF_TOKENS")] = hf_tokens()
     started = time.monotonic()

@@ -245,7 +245,9 @@ def tokenizer_metadata(n_vocab: int, tokenizer: str) -> dict[str, object]:
     while len(tokens) < n_vocab - 1:
         merges += [f"{words[first]} {letter}" for letter in letters[: n_vocab - 1 - len(tokens)]]
         made = [words[first] + letter for letter in letters[: n_vocab - 1 - len(tokens)]]
-        words, tokens, first = words + made, tokens + made, first + 1
+        words.extend(made)
+        tokens.extend(made)
+        first += 1
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen35",

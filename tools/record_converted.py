@@ -4,7 +4,7 @@
 
 Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that is given to
 it. Writes tests/data/converted_moe.json; with --chains, of architectures with a chain of heads,
-tests/data/converted_chains.json; with --gemma, of Gemma 4 and its assistants, tests/data/converted_gemma.json; with
+tests/data/converted_chains.json; with --tiny, of the embedded tiny model, tests/data/converted.json; with --gemma, of Gemma 4 and its assistants, tests/data/converted_gemma.json; with
 --native, of folders in the number formats that their makers ship,
 tests/data/converted_native.json: tensors and keys one by one, since it has an order and types of its own there.
 """
@@ -22,13 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mtpref.files.gguf import open_gguf  # noqa: E402
-from tests import chain_folder, gemma_folder, native_folder  # noqa: E402
+from tests import chain_folder, gemma_folder, hf_folder, native_folder  # noqa: E402
 from tests.moe_folder import ARCHS as NAMED_ALIKE  # noqa: E402
 from tests.moe_folder import TOKENIZERS, folder  # noqa: E402
 
 ARCHS = (*NAMED_ALIKE, "nemotron_h_moe", "bailingmoe3")
 
 OUT = ROOT / "tests" / "data" / "converted_moe.json"
+OUT_TINY = ROOT / "tests" / "data" / "converted.json"
 OUT_CHAINS = ROOT / "tests" / "data" / "converted_chains.json"
 OUT_GEMMA = ROOT / "tests" / "data" / "converted_gemma.json"
 OUT_NATIVE = ROOT / "tests" / "data" / "converted_native.json"
@@ -183,6 +184,19 @@ def record(tree: str, archs: tuple[str, ...] = ARCHS, keep: Path | None = None) 
     return out
 
 
+def record_tiny(tree: str) -> dict[str, str]:
+    """The checkpoint of the tiny model in three types, whole, its head alone and its trunk alone."""
+    out = {}
+    state = hf_folder.read_state()
+    for dtype, outtype in TYPES:
+        for mode in MODES:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = hf_folder.write_checkpoint(Path(scratch) / "Tiny-5M", *state, dtype=dtype, n_files=2)
+                theirs(tree, folder, Path(scratch) / "theirs.gguf", "qwen35moe", outtype, mode)  # its pre-tokenizer
+                out[f"{dtype} {outtype} {mode}"] = hashlib.sha256((Path(scratch) / "theirs.gguf").read_bytes()).hexdigest()
+    return out
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="record the files of llama.cpp's converter")
     parser.add_argument("--llama-cpp", required=True, help="its tree")
@@ -191,7 +205,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--chains", action="store_true", help="those with a chain of heads alone")
     parser.add_argument("--gemma", action="store_true", help="Gemma 4 and its assistants alone")
     parser.add_argument("--native", action="store_true", help="those in their makers' number formats alone")
+    parser.add_argument("--tiny", action="store_true", help="the embedded tiny model alone")
     args = parser.parse_args(argv)
+    if args.tiny:
+        OUT_TINY.write_text(json.dumps(record_tiny(args.llama_cpp), indent=1) + "\n")
+        return 0
     if args.native:
         OUT_NATIVE.write_text(json.dumps(record_native(args.llama_cpp), separators=(",", ":")) + "\n")
         return 0
