@@ -3,6 +3,7 @@ one folder of compiled kernels and the processor."""
 
 import fcntl
 import os
+import signal
 import time
 from collections import Counter
 from contextlib import suppress
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.samples import ALL_EXAMPLES
+
 settings.register_profile(
     "mtpref", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -20,20 +23,16 @@ settings.load_profile("mtpref")
 # Files that take longest, the longest first: no worker is left alone with one of them at the end. What is missing here
 # costs time only.
 LONGEST = (
-    *("test_golden", "test_instruction_sets", "test_check", "test_cli", "test_panel_instructions", "test_readme"),
-    *("test_stock_logs", "test_diagnose_log", "test_session", "test_learn", "test_moe_model", "test_golden_runner"),
-    *("test_probe", "test_doc_commands", "test_bench", "test_decode_properties", "test_diagnose_moe", "test_verbs"),
-    *("test_files", "test_kernel_cache", "test_hostile", "test_llama_moe", "test_llama_decisions", "test_session_file"),
-    *("test_sampling_loop", "test_cli_habits", "test_conversation", "test_chat_hostile", "test_plan", "test_selftest"),
-    *(
-        "test_golden_sources",
-        "test_faults",
-        "test_sampling_exact",
-        "test_vocab",
-        "test_convert_moe",
-        "test_kill_matrix",
-    ),
-    *("test_diagnose_rates", "test_mutations", "test_golden_gen", "test_stock_moe", "test_sampling_fit", "test_ahead"),
+    *("test_instruction_sets", "test_check", "test_golden", "test_stock_logs", "test_panel_instructions"),
+    *("test_golden_runner", "test_learn", "test_diagnose_log", "test_checkpoints", "test_kernel_cache", "test_cli"),
+    *("test_readme", "test_plan", "test_convert_moe", "test_chain_model", "test_faults", "test_moe_model"),
+    *("test_llama_moe", "test_fault_catalogue", "test_kill_matrix", "test_into_hf", "test_llama_chains"),
+    *("test_fetch_kinds", "test_hostile", "test_diagnose_moe", "test_golden_sources", "test_verbs"),
+    *("test_crash_writers", "test_sampling_loop", "test_diagnose_sparse", "test_porting_doc", "test_doc_commands"),
+    *("test_session", "test_bench", "test_decode_properties", "test_probe", "test_files", "test_llama_dsa"),
+    *("test_vocab", "test_selftest", "test_golden_export", "test_sampling_exact", "test_sampling_fit"),
+    *("test_cli_habits", "test_conversation", "test_chat_hostile", "test_session_file", "test_llama_decisions"),
+    *("test_layout", "test_diagnose_rates", "test_mutations", "test_golden_gen", "test_stock_moe", "test_ahead"),
 )
 PATIENCE_S = 120.0
 N_SLICES = 40
@@ -49,6 +48,10 @@ def pytest_configure(config):
     would only wait for each other where two processes multiply."""
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.pathsep.join(paths).split(os.pathsep)))
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's job in the background; programs would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.option.slow or config.option.slow_slice is not None:
+        os.environ[ALL_EXAMPLES] = "1"
     if getattr(config.option, "numprocesses", None):
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -79,15 +82,20 @@ def thin_out(items):
             item.add_marker(pytest.mark.slow)
 
 
+def tries_more(item):
+    """Whether a test has more random examples among the slow ones (`some_examples`)."""
+    return hasattr(item.module, "some_examples") and getattr(item.obj, "is_hypothesis_test", False)
+
+
 def pytest_collection_modifyitems(config, items):
     thin_out(items)
-    slow = {item: i for i, item in enumerate(i for i in items if i.get_closest_marker("slow"))}
     option, place = config.option, {name: i for i, name in enumerate(LONGEST)}
+    slow = {item: i for i, item in enumerate(i for i in items if i.get_closest_marker("slow") or tries_more(i))}
 
     def is_wanted(item):
         if option.slow_slice is not None:
             return item in slow and slow[item] % N_SLICES == option.slow_slice % N_SLICES
-        return option.slow == (item in slow)
+        return item in slow if option.slow else not item.get_closest_marker("slow")
 
     config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
     items[:] = sorted(filter(is_wanted, items), key=lambda item: place.get(item.path.stem, len(place)))

@@ -1,5 +1,6 @@
 """Of the cases of a test, those that run by default; the others are marked slow."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,3 +20,12 @@ def diagonal(some: Sequence[Any], others: Sequence[Any]) -> list[Any]:
         for i, one in enumerate(some)
         for k, other in enumerate(others)
     ]
+
+
+ALL_EXAMPLES = "MTPREF_ALL_EXAMPLES"
+
+
+def some_examples(n: int) -> int:
+    """Of n random damages or texts, how many are tried: a third by default. With --slow and --slow-slice the tests that
+    ask here count as slow ones too, and try all (conftest.py)."""
+    return n if os.environ.get(ALL_EXAMPLES) else n // 3

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mtpref.base.errors import MtprefError
 from mtpref.files.chat import worker
 from tests.chat_cases import NOW, THINKING, USER, text_of
+from tests.samples import some_examples
 
 
 def refusal_of(template, messages=(USER,), **variables):
@@ -187,7 +188,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid escape sequence:DeprecationWarning")  # in a literal of the template
-@settings(max_examples=150)
+@settings(max_examples=some_examples(150))
 @given(st.lists(st.tuples(st.integers(0, len(THINKING)), st.integers(0, 9), st.sampled_from(FRAGMENTS)), max_size=6))
 def test_a_damaged_template_gives_texts_or_one_error_with_a_kind(edits):
     template = THINKING

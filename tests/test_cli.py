@@ -85,7 +85,9 @@ def test_a_stop_string_is_not_printed_and_ends_the_text(capfdbinary):
     _, free, _ = run_main(capfdbinary, "generate", "-p", "The pie was gone.", "-n", "72")
     end = free.index(b"\n\n")
     for stop, more in (("\n\n", []), (r"\n\n", ["-e"])):
-        _, text, _ = run_main(capfdbinary, "generate", "-p", "The pie was gone.", "-n", "72", "-r", "zz", "-r", stop, *more)
+        _, text, _ = run_main(
+            capfdbinary, "generate", "-p", "The pie was gone.", "-n", "72", "-r", "zz", "-r", stop, *more
+        )
         assert text == free[:end]
     _, out, _ = run_main(capfdbinary, "generate", "-p", "The pie was gone.", "-n", "72", "-r", "\n\n", "--json")
     record = json.loads(out)

@@ -89,6 +89,7 @@ def check(
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("n_tokens", [1, 3, 8, 11])
+@pytest.mark.covering(2)
 def test_batches_of_every_width(rng: np.random.Generator, threads: int, n_tokens: int, kv_type: str) -> None:
     """From an empty cache on, and after as many cells as fill no tile."""
     cfg = config()
@@ -114,6 +115,7 @@ def test_k_types(rng: np.random.Generator, type_name: str) -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.covering
 def test_values_of_every_scale(rng: np.random.Generator, threads: int, scale: str) -> None:
     """Subnormal, near the limit, signed zeros, infinite and NaN, in weights, activations and cells."""
     cfg = config()

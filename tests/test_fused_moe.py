@@ -138,6 +138,7 @@ def test_exact_numerics_are_the_composition(
 
 
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.covering
 def test_values_of_every_scale(rng: np.random.Generator, threads: int, scale: str) -> None:
     """Subnormal, near the limit, signed zeros, infinite and NaN: logits of a router may be all of these."""
     for types in (("Q8_0",) * 3, ("F32",) * 3):
@@ -275,6 +276,7 @@ def check_clamped(
 
 
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.covering
 def test_clamped_products(rng: np.random.Generator, threads: int, scale: str) -> None:
     """With limits that bind, and without one."""
     w = layer(rng, ("Q8_0", "Q8_0", "F32"), ("Q4_0", "Q8_0", "F16"), is_gated=False, scale=scale)

@@ -145,6 +145,7 @@ def test_an_assistant_keeps_nothing_and_is_not_caught_up():
 
 @pytest.mark.parametrize("name", [PLAIN, EDGE, MOE])
 @pytest.mark.parametrize("chunks", [(1,) * 13, (3, 1, 4, 5), (12, 1)])
+@pytest.mark.covering
 def test_how_a_prompt_is_cut_changes_no_bit(name, chunks):
     model = model_of(name, kv_type="F16")
     whole, cut = model.new_state(), model.new_state(poison=True)

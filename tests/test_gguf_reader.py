@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mtpref.base.errors import MtprefError
 from mtpref.files import doors
 from mtpref.files.gguf import GgufArray, open_gguf, parse, printable
+from tests.samples import some_examples
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STR, ARR, U64, I64, F64 = range(13)
 
@@ -405,7 +406,7 @@ def test_one_changed_byte_anywhere_raises_nothing_but_a_refusal(tmp_path):
 EDITS = st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6)
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(derandomize=True, max_examples=some_examples(400), deadline=None)
 @given(edits=EDITS, cut=st.integers(0, len(SMALL)))
 def test_mutated_files_raise_nothing_but_a_refusal(tmp_path_factory, edits, cut):
     raw = bytearray(SMALL)
@@ -414,7 +415,7 @@ def test_mutated_files_raise_nothing_but_a_refusal(tmp_path_factory, edits, cut)
     read_everything(bytes(raw[: cut or None]), tmp_path_factory.getbasetemp())
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=some_examples(200), deadline=None)
 @given(body=st.binary(max_size=200), version=st.sampled_from([2, 3]), n_kv=st.integers(0, 4))
 def test_random_headers_raise_nothing_but_a_refusal(tmp_path_factory, body, version, n_kv):
     raw = b"GGUF" + struct.pack("<IQQ", version, 1, n_kv) + body

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.samples import one_in
+
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "golden"
 SOURCES = GOLDEN / "runners" / "cpp"
@@ -147,7 +149,8 @@ def test_a_model_that_is_not_in_the_folder_is_given_by_name_and_known_by_its_ten
 # ------------------------------------------------------------------------------------------------------------ faults
 
 
-@pytest.mark.parametrize("fault", SEEDED)
+# All cases pass in the port as it is: what one fault in three shows is that they can fail.
+@pytest.mark.parametrize("fault", one_in(3, SEEDED))
 def test_a_seeded_fault_fails_a_case_that_shows_it(built: Path, fault: str) -> None:
     failed = [c for c in checked(built, "--level", SEEDED[fault], fault=fault)["cases"] if c["verdict"] == "FAIL"]
     assert any(fault in case["flags"] for case in failed), [case["id"] for case in failed]

@@ -23,6 +23,7 @@ from tests.gguf_from_weights import write_model
 from tests.head_files import head_of, n_trunk_layers, trunk_of, write_pair
 from tests.models import MICRO, prompt_of, run_decoder
 from tests.random_weights import random_weights
+from tests.samples import some_examples
 from tests.test_gguf_reader import one_line_refusals
 
 PROMPT = "Once upon a time"
@@ -312,7 +313,7 @@ def test_a_vocabulary_without_weights_is_named(random_pair, tmp_path):
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4)
 
 
-@settings(max_examples=150)
+@settings(max_examples=some_examples(150))
 @given(edits=EDITS)
 def test_mutated_heads_raise_nothing_but_a_refusal(random_pair, edits):
     folder, trunk, head = random_pair

@@ -21,6 +21,7 @@ from fuzzing.judge import Outcome, TooSlow, judge, watchdog
 
 from mtpref.base.errors import MAX_LINE, MtprefError, one_line
 from mtpref.front.api import tiny_path
+from tests.samples import some_examples
 
 # Cases of each target: about a second. A part of them runs by default, all of them and twice as many are slow.
 N_CASES = {
@@ -84,7 +85,12 @@ MICRO_DOC = parse(MICRO.read_bytes())
 EDITS = {edit.what: edit for edit in single_edits(MICRO_DOC)}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=some_examples(60),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(names=st.lists(st.sampled_from(sorted(EDITS)), min_size=1, max_size=3))
 def test_any_fields_together(target_of, tmp_path, names):
     check(target_of("micro"), 0, [EDITS[name] for name in names], tmp_path)

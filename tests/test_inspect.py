@@ -12,6 +12,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import write_gguf, write_shards
 from mtpref.front.api import tiny_path
 from mtpref.heads.inspect import inspect_file, render, run
+from tests.samples import some_examples
 
 VALUES = {
     "n_embd": 8, "n_ff": 12, "n_head": 2, "n_head_kv": 1, "n_embd_head": 4, "d_conv": 4, "d_state": 4,
@@ -353,7 +354,7 @@ def test_a_file_that_is_no_gguf_is_one_line(path):
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=6)), min_size=1, max_size=4)
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=some_examples(150), deadline=None)
 @given(edits=EDITS)
 def test_mutated_headers_are_refused_or_reported(tmp_path_factory, edits):
     path = tmp_path_factory.getbasetemp() / "inspect-fuzz.gguf"

@@ -15,6 +15,7 @@ from mtpref.base.errors import MtprefError
 from mtpref.files.gguf import open_gguf, open_one, parse, shards, write_gguf, write_shards
 from mtpref.front.api import tiny_path
 from tests.gguf_copy import copy_of, llama_cpp, llama_speculative
+from tests.samples import some_examples
 from tests.test_gguf_reader import I32, U16, container, key, one_line_refusals
 
 KV = [("general.architecture", "x", "str"), ("x.names", ["a", "b"], "arr:str")]
@@ -204,7 +205,7 @@ def raw_files(tmp_path_factory):
     return [(path, path.read_bytes()) for path in paths]
 
 
-@settings(max_examples=200)
+@settings(max_examples=some_examples(200))
 @given(edits=EDITS, cut=st.none() | st.tuples(st.integers(0, 2), st.floats(0, 1)))
 def test_mutated_files_raise_nothing_but_a_refusal(raw_files, edits, cut):
     raws = [bytearray(raw) for _, raw in raw_files]
@@ -224,7 +225,7 @@ def test_mutated_files_raise_nothing_but_a_refusal(raw_files, edits, cut):
 # WRITING
 
 
-@settings(max_examples=60)
+@settings(max_examples=some_examples(60))
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     limit=st.integers(1, 300),

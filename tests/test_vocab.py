@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mtpref.base.errors import MtprefError
 from mtpref.files.vocab import StreamDecoder, Vocab, known_names, load_vocab, terminal_safe
 from mtpref.files.vocab.byte_texts import BYTE_TO_CHAR
+from tests.samples import some_examples
 from tests.vocab_cases import BLOCKS, BYTE, CONTROL, NORMAL, PREFIX, UNKNOWN, UNUSED, USER, gpt2_kv, run_kv
 
 
@@ -89,14 +90,14 @@ TEXTS = st.text(max_size=60) | st.lists(st.sampled_from([*"ab \n\r\t'sS12.,", "\
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=some_examples(300))
 @given(TEXTS, st.booleans())
 def test_any_text_decodes_to_its_own_bytes(text: str, parse_special: bool) -> None:
     ids = PROPERTY_VOCAB.encode(text, add_special=False, parse_special=parse_special)
     assert PROPERTY_VOCAB.decode(ids, special=True) == text.encode("utf-8")
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=some_examples(300))
 @given(st.binary(max_size=40) | TEXTS.map(str.encode), st.lists(st.integers(0, 40)))
 def test_stream_decoder_equals_whole_decoding_for_any_cut(data: bytes, cuts: list[int]) -> None:
     decoder = StreamDecoder()
@@ -106,7 +107,7 @@ def test_stream_decoder_equals_whole_decoding_for_any_cut(data: bytes, cuts: lis
     assert decoder.flush() == ""
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=some_examples(300))
 @given(st.text(st.characters(), max_size=60))
 def test_terminal_safe_leaves_no_control_character(text: str) -> None:
     shown = terminal_safe(text)

@@ -9,6 +9,7 @@ from mtpref.files.vocab.byte_texts import CHAR_TO_BYTE, lenient_text
 from mtpref.files.vocab.clean import clean_spaces
 from mtpref.files.vocab.patterns import RULES
 from mtpref.files.vocab.pretokenizers import build_pre_tokenizer
+from tests.samples import some_examples
 from tests.vocab_cases import CONTROL, TEXTS, gpt2_kv
 
 CUTTERS = {name: build_pre_tokenizer(RULES[name]) for name in known_names()}
@@ -127,7 +128,7 @@ def naive_clean_spaces(text: bytes) -> bytes:
     return out
 
 
-@settings(derandomize=True, deadline=None, max_examples=500)
+@settings(derandomize=True, deadline=None, max_examples=some_examples(500))
 @given(st.lists(st.sampled_from([*" '?!.,smtdrevlx", " '", " ' ", " 's", "\u00e9"]), max_size=30).map("".join))
 def test_clean_spaces_equals_its_three_passes(text: str) -> None:
     assert clean_spaces(text.encode()) == naive_clean_spaces(text.encode())

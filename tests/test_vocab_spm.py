@@ -10,6 +10,7 @@ from tokenizers.models import BPE
 
 from mtpref.base.errors import MtprefError
 from mtpref.files.vocab import Vocab, load_vocab
+from tests.samples import some_examples
 from tests.vocab_cases import CONTROL, NORMAL, PREFIX, TEXTS, UNUSED, USER, llama_kv, run_kv
 
 SPM = load_vocab(run_kv("llama"))
@@ -73,7 +74,7 @@ WORDS = [
 PROSE = st.lists(st.sampled_from(WORDS) | st.characters(exclude_categories=["Cs"]), max_size=20).map("".join)
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=some_examples(300))
 @given(PROSE.filter(lambda text: not any(user in text for user in USER_DEFINED)))
 def test_any_text_gives_the_ids_of_tokenizers(text: str) -> None:
     same_by_tokenizers(ORACLE, text)
@@ -93,7 +94,7 @@ def invertible(run: str) -> Vocab:
 FRONT, BARE = invertible("llama"), invertible("llama, no space in front")
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=some_examples(300))
 @given(PROSE | st.binary(max_size=30).map(lambda raw: raw.decode("utf-8", "surrogateescape")), st.booleans())
 def test_any_bytes_come_back(text: str, parse_special: bool) -> None:
     text = text.replace("\u2581", "_")

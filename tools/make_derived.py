@@ -31,7 +31,7 @@ TINY = "mtpref/data/tiny.gguf"
 
 @dataclass(frozen=True)
 class Step:
-    """A command and what it makes. needs: words of "llama" and "broken" (folders of programs), "torch" (extra `oracle`)."""
+    """A command and what it makes. needs: of "llama", "broken" (folders of programs) and "torch" (extra `oracle`)."""
 
     name: str
     command: tuple[str, ...]

@@ -4,7 +4,8 @@
 
 Needs torch and transformers. Its pre-tokenizer is told by a hash of ids that no toy vocabulary has, so that is given to
 it. Writes tests/data/converted_moe.json; with --chains, of architectures with a chain of heads,
-tests/data/converted_chains.json; with --tiny, of the embedded tiny model, tests/data/converted.json; with --gemma, of Gemma 4 and its assistants, tests/data/converted_gemma.json; with
+tests/data/converted_chains.json; with --tiny, of the embedded tiny model, tests/data/converted.json; with --gemma, of
+Gemma 4 and its assistants, tests/data/converted_gemma.json; with
 --native, of folders in the number formats that their makers ship,
 tests/data/converted_native.json: tensors and keys one by one, since it has an order and types of its own there.
 """
@@ -192,8 +193,9 @@ def record_tiny(tree: str) -> dict[str, str]:
         for mode in MODES:
             with tempfile.TemporaryDirectory() as scratch:
                 folder = hf_folder.write_checkpoint(Path(scratch) / "Tiny-5M", *state, dtype=dtype, n_files=2)
-                theirs(tree, folder, Path(scratch) / "theirs.gguf", "qwen35moe", outtype, mode)  # its pre-tokenizer
-                out[f"{dtype} {outtype} {mode}"] = hashlib.sha256((Path(scratch) / "theirs.gguf").read_bytes()).hexdigest()
+                target = Path(scratch) / "theirs.gguf"
+                theirs(tree, folder, target, "qwen35moe", outtype, mode)  # whose pre-tokenizer it has
+                out[f"{dtype} {outtype} {mode}"] = hashlib.sha256(target.read_bytes()).hexdigest()
     return out
 
 

@@ -46,30 +46,24 @@ class Counter:
         return items[:n]
 ''',
     # what a model of any size can follow; none of the embedded model's training
-    "story": """If you follow the lane past the elder, you come to Cherry Row, where Frank lived. Frank never gave up. He had
-a brown waistcoat and a voice that everybody knew. The fog was so thick that November seemed to have no sky.
-
-Grandmother Tilda was reading aloud, and Frank sat next to her. A faint cry came from the moor, and then another.
-
-Grandmother Tilda nodded. "That is a person, not a partridge."
-
-Frank tied his apron again. "Ah, we must show them where we are."
-
-They called together, but the answer came from the wrong side, and then from nowhere.
-
-"Listen, it needs something stronger," Frank said.
-
-They rushed to the little school and hauled the bell rope. At first nothing happened. Then the voice came nearer. It was
-Mrs Elm, the violin maker, wet and weary.
-
-Mrs Elm tilted her head. "Look, I heard you, and I walked towards it."
-
-Grandmother Tilda said slowly, "Come in and get dry."
-
-Mrs Elm had nothing to give but a story, and it was a long one.
-
-To this day they ring a bell in Cherry Row when there is fog. Frank trudged home happy and exhausted.
-""",
+    "story": (
+        "If you follow the lane past the elder, you come to Cherry Row, where Frank lived. Frank never gave "
+        "up. He had a brown waistcoat and a voice that everybody knew. The fog was so thick that November "
+        "seemed to have no sky.\n\n"
+        "Grandmother Tilda was reading aloud, and Frank sat next to her. A faint cry came from the moor, and "
+        "then another.\n\n"
+        'Grandmother Tilda nodded. "That is a person, not a partridge."\n\n'
+        'Frank tied his apron again. "Ah, we must show them where we are."\n\n'
+        "They called together, but the answer came from the wrong side, and then from nowhere.\n\n"
+        '"Listen, it needs something stronger," Frank said.\n\n'
+        "They rushed to the little school and hauled the bell rope. At first nothing happened. Then the voice"
+        " came nearer. It was Mrs Elm, the violin maker, wet and weary.\n\n"
+        'Mrs Elm tilted her head. "Look, I heard you, and I walked towards it."\n\n'
+        'Grandmother Tilda said slowly, "Come in and get dry."\n\n'
+        "Mrs Elm had nothing to give but a story, and it was a long one.\n\n"
+        "To this day they ring a bell in Cherry Row when there is fog. Frank trudged home happy and "
+        "exhausted.\n"
+    ),
 }
 
 

@@ -15,7 +15,6 @@ from mtpref.golden.format import Case, Tensor, hex_float
 from mtpref.golden.gen import n_sure
 from mtpref.golden.models import Port
 
-
 N_TINY = 24  # tokens of a run of the packaged model
 
 

@@ -42,8 +42,8 @@ def run(model: Model, n_positions: int, progress: Progress | None = None) -> tup
 
     n_positions   at most so many of each of the two texts
 
-    Ids that are hashes hold no text, and say nothing of the trunk, nor of what a change gains: a head of such a model is
-    only compared with guesses.
+    Ids that are hashes hold no text, and say nothing of the trunk, nor of what a change gains: a head of such a model
+    is only compared with guesses.
     """
     windows = windows_of(built_in_texts(model), window_of(model), 1, n_positions)
     controlled = controls(model)
@@ -55,7 +55,8 @@ def run(model: Model, n_positions: int, progress: Progress | None = None) -> tup
     ran = Ran(seen, judged.unconditional(), compare_controls(seen, controlled, BLOCK), judged.n_reached[0])
     if not model.vocab.holds_text:
         text = f"its ids hold no text (tokenizer {model.vocab.model!r}), so what it makes of one says nothing"
-        return ran, [_acceptance(ran), Finding("trunk-odd", "the trunk", text), *_constant(seen), *_against_guesses(ran)]
+        odd = Finding("trunk-odd", "the trunk", text)
+        return ran, [_acceptance(ran), odd, *_constant(seen), *_against_guesses(ran)]
     found = _constant(seen) + (_against_guesses(ran) or _against_another_row(ran))
     found = explain(model, seen, tried, is_lost=bool(found)) + found
     trunk = examine(
