@@ -70,7 +70,7 @@ def test_sound_inputs_run(target_of, tmp_path, name):
 @pytest.mark.parametrize("name", MAKERS)
 def test_damaged_inputs_run_or_are_refused_in_one_line(target_of, tmp_path, name, times):
     target = target_of(name)
-    numbers = range(times * N_CASES[name] or max(N_CASES[name] // 3, min(N_CASES[name], 20)))
+    numbers = range(times * N_CASES[name] or max(N_CASES[name] // 3, min(N_CASES[name], 60)))
     verdicts = {check(target, *target.plan(SEED, number), tmp_path).verdict for number in numbers}
     assert "ran" in verdicts  # else the damage is so great that little is tried
 

@@ -473,23 +473,20 @@ def calibrated(tmp_path_factory):
     return root, text, root / "hidden.safetensors", base, original
 
 
-def weighted(folder: Path, original: Path, hidden: Path) -> float:
-    """The mean square error of the head's rows beside the original's, on the file's rows."""
-    out = {}
-    for name, path in (("a", original), ("b", folder)):
-        target = hidden.with_name(f"{name}.gguf")
-        convert(path, target, ConvertSettings(which="mtp", outtype="f32"))
-        model = load_alone(target)
-        rows = []
-        for chunk in hidden_rows(hidden, model):
-            rows.append(model.mtp(model.new_state(1024), chunk.ids, chunk.rows, chunk.first, n_logits=0).hidden.post)
-        out[name] = np.concatenate(rows)
-    return float(np.mean((out["a"] - out["b"]) ** 2))
+def head_rows(folder: Path, hidden: Path) -> np.ndarray:
+    """What the head of a folder makes of the file's rows."""
+    target = hidden.with_name("head.gguf")
+    target.unlink(missing_ok=True)
+    convert(folder, target, ConvertSettings(which="mtp", outtype="f32"))
+    model = load_alone(target)
+    chunks = hidden_rows(hidden, model)
+    made = [model.mtp(model.new_state(1024), c.ids, c.rows, c.first, n_logits=0) for c in chunks]
+    return np.concatenate([one.hidden.post for one in made])
 
 
 def test_gptq_is_better_than_rounding_where_it_counts(calibrated, tmp_path):
     _, text, hidden, base, original = calibrated
-    errors, files = {}, {}
+    errors, files, wanted = {}, {}, head_rows(original, hidden)
     for name, settings in (
         ("rtn", {}),
         ("gptq", {"method": "gptq", "calibration": (str(text),)}),
@@ -498,7 +495,7 @@ def test_gptq_is_better_than_rounding_where_it_counts(calibrated, tmp_path):
         out = tmp_path / name
         made = graft_hf(base, original, out, Settings(head_type="w4a16", **settings))
         assert made.n_calibrated == (0 if name == "rtn" else 7)
-        errors[name], files[name] = weighted(out, original, hidden), raw(out)
+        errors[name], files[name] = float(np.mean((wanted - head_rows(out, hidden)) ** 2)), raw(out)
     print(errors)
     assert errors["gptq"] < 0.8 * errors["rtn"]
     assert errors["hidden"] < 0.8 * errors["rtn"]

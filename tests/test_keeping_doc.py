@@ -49,7 +49,7 @@ def test_walk_through(tmp_path, monkeypatch, capsys):
         assert cli.main([*argv[1:], *fewer]) == expected, argv
         said.append(re.sub(r"\n {8}", " ", capsys.readouterr().out))
     assert "head-dropped: mtp_num_hidden_layers: 1 declared, no mtp.* tensor there" in said[0]
-    assert "a_1 0.526 [0.454, 0.598]" in said[2]
+    assert "a_1 0.742 [0.690, 0.793]" in said[2]
     assert "the head uses this trunk's hidden rows" in said[2]
     assert "the head is there and nothing is wrong with it" in said[3]
     assert "MTP head: 8 Q8_0; 393 kB more than llama.cpp's types" in said[4]
