@@ -14,8 +14,9 @@ from mtpref.spec.quants import dequantize
 from tests.broken_heads import HEAD, TINY, edited, write
 from tests.gguf_copy import copy_of
 
-HEAD_UNCLEAR = {"head-unclear", "head-useless", "head-ignores-trunk", "constant-draft", "head-not-judged", "not-finite-run"}
-TRUNK_UNCLEAR = {"trunk-unclear", "trunk-useless", "trunk-odd", "trunk-behind", "head-not-judged", "not-finite-run"}
+UNCLEAR = {"head-not-judged", "not-finite-run"}
+HEAD_UNCLEAR = {"head-unclear", "head-useless", "head-ignores-trunk", "constant-draft"} | UNCLEAR
+TRUNK_UNCLEAR = {"trunk-unclear", "trunk-useless", "trunk-odd", "trunk-behind"} | UNCLEAR
 ATTENTION = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm")
 FFN = ("post_attention_norm", "ffn_gate", "ffn_up", "ffn_down")
 # A word of a finding's `what` -> the tensors of a block that it stands for.

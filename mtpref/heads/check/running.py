@@ -47,7 +47,7 @@ def run(model: Model, n_positions: int, progress: Progress | None = None) -> tup
     """
     windows = windows_of(built_in_texts(model), window_of(model), 1, n_positions)
     controlled = controls(model)
-    tried = changes(model, controlled)
+    tried = changes(model, controlled) if model.vocab.holds_text else []
     main = Variant(MAIN, model, N_DRAFT)
     new = [t.variant for t in tried if t.variant not in controlled]
     seen = walk_all(model, windows, [main, *controlled, *new], progress)

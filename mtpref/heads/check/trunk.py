@@ -2,8 +2,8 @@
 
 Owns the judgement of the trunk, by how well it predicts the built-in text: with its norms shifted by one, and with each
 layer's mixer and feed-forward left out in turn. A sound trunk reads text worse without any of them. Leaving parts out
-costs two passes a layer, so it is asked only where something is odd: the head is found wrong, or reads the text better
-than the trunk does, or the trunk reads it no better than a count of its tokens would.
+costs two passes a layer, so it is asked only where something is odd: the head is found wrong or a part of it idle, or
+it reads the text better than the trunk does, or the trunk reads it no better than a count of its tokens would.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def examine(
     trunk, head = _nats(trunk_lp), _nats(head_lp)
     counted = entropy([id for window in windows for id in window.ids])
     found = _norms(model, windows, trunk, counted)
-    if found or not (is_head_wrong or trunk >= counted or trunk > head):
+    if found or not (is_head_wrong or is_part_idle or trunk >= counted or trunk > head):
         return found
     found = _parts(model, windows, counted, progress)
     if found:
