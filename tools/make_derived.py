@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from tiny.prompts import DECISIONS, HF_TEXT  # noqa: E402
+from tiny.prompts import HF_TEXT  # noqa: E402
 
 from mtpref.base.errors import MtprefError  # noqa: E402
 
@@ -44,11 +44,10 @@ def _step(name: str, command: str, makes: str, needs: str = "") -> Step:
 
 
 STEPS = (
-    Step(
+    _step(
         "decisions",
-        ("tools/record_llama_cpp.py", "--llama-bin", "LLAMA_BIN", "-m", TINY, "-o", "tests/data/llama_cpp")
-        + tuple(part for prompt in DECISIONS for part in ("-p", prompt)),
-        "tests/data/llama_cpp/tiny.log.gz and tiny.results.gguf",
+        "tools/record_llama_cpp.py --llama-bin LLAMA_BIN --tiny -o tests/data/llama_cpp",
+        "tests/data/llama_cpp/tiny*.log.gz and tiny*.results.gguf",
         "llama",
     ),
     _step(

@@ -1,6 +1,7 @@
 """Record stock llama.cpp's MTP decisions and trunk logits as fixtures for tests.
 
     python tools/record_llama_cpp.py --llama-bin DIR --micro -o tests/data/llama_cpp
+    python tools/record_llama_cpp.py --llama-bin DIR --tiny -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --rope -o tests/data/llama_cpp
     python tools/record_llama_cpp.py --llama-bin DIR --moe -o tests/data/llama_cpp/moe
     python tools/record_llama_cpp.py --llama-bin DIR --streams -n 32 -o tests/data/llama_cpp/streams
@@ -24,12 +25,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-import make_micro
+import make_micro  # noqa: E402
+from tiny.prompts import DECISIONS  # noqa: E402
 
-from mtpref.base.errors import MtprefError
-from mtpref.look.llama_cpp.programs import NUMERICS, SPECULATIVE, run, run_to_statistics
+from mtpref.base.errors import MtprefError  # noqa: E402
+from mtpref.front.api import tiny_path  # noqa: E402
+from mtpref.look.llama_cpp.programs import NUMERICS, SPECULATIVE, run, run_to_statistics  # noqa: E402
+from tests.quantize_cases import write_tiny  # noqa: E402
 
 PROMPTS = ("The quick brown fox jumps", "def main(argv): return 0", "0123456789 and more text to read here", "a")
 # (--spec-draft-n-max, --spec-draft-p-min)
@@ -171,6 +175,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--llama-bin", type=Path, required=True, help="folder with llama-speculative-simple, ...")
     parser.add_argument("-m", "--model", type=Path, action="append", default=[], help="model file (repeatable)")
     parser.add_argument("--micro", action="store_true", help="the standard micro F32 models, made on the fly")
+    parser.add_argument("--tiny", action="store_true", help="the embedded tiny model, and the same in F32")
     parser.add_argument("--moe", action="store_true", help="the standard micro models with experts")
     parser.add_argument("--streams", action="store_true", help="the standard micro models of several streams")
     parser.add_argument(
@@ -195,6 +200,9 @@ def main(argv: list[str] | None = None) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             models = list(args.model)
+            if args.tiny:
+                prompts = DECISIONS
+                models += [tiny_path(), write_tiny(Path(folder)).rename(Path(folder) / "tiny-f32.gguf")]
             for name in [n for n in make_micro.STANDARD if n.endswith("f32")] if args.micro else []:
                 if make_micro.STANDARD[name][3].rope is None:
                     models.append(Path(folder) / f"{name}.gguf")

@@ -4,8 +4,15 @@ The tools that record read them here, and so do the tests that compare with the 
 recording anew (``python tools/make_derived.py``).
 """
 
-# tests/data/llama_cpp/tiny.log.gz, tools/record_llama_cpp.py; of one line each, the last one code
-DECISIONS = ("Once upon a time", "On market day", "A letter came for", "It had snowed all night.", "def main(argv):")
+# tests/data/llama_cpp/tiny.log.gz and tiny-f32.log.gz, tools/record_llama_cpp.py; of one line each, the last one code.
+# The texts after them keep clear of near ties
+DECISIONS = (
+    "Once upon a time there was",
+    "The lamp went out",
+    "It was a cold evening in the village.",
+    "Hugo found an egg in the grass.",
+    "import os",
+)
 
 # tests/data/llama_cpp/broken, tools/record_broken.py: texts with rejections, in the middle of a line and after one
 BROKEN = ("The fog lay over the harbour", "Nina ran after the hat.\n\n")
