@@ -264,6 +264,7 @@ def test_control_characters_of_a_model_never_reach_a_terminal(monkeypatch):
     assert "\u00e9" in shown
 
 
+@pytest.mark.slow
 def test_a_cold_start_says_what_it_waits_for_and_a_warm_one_does_not(tmp_path):
     command = [sys.executable, "-m", "mtpref", "generate", "-p", "x", "-n", "1", "--spec-type", "none"]
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

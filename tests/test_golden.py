@@ -51,15 +51,18 @@ def test_every_case_passes():
 
 
 # Loops and texts have the same bits with kernels and without: test_api.py and test_decode_properties.py hold that.
-@pytest.mark.parametrize("level", ["L0", "L1", "L2", "L3", "L4"])
+@pytest.mark.parametrize(
+    "level", ["L0", "L1", "L2", *(pytest.param(level, marks=pytest.mark.slow) for level in ("L3", "L4"))]
+)
 def test_every_case_below_the_loop_passes_without_kernels(level):
     results = list(check_folder(Folder(GOLDEN), Port(GOLDEN, use_kernels=False), level=level))
     assert results
     assert not [(r.case.id, r.wrong) for r in results if r.verdict != "PASS"]
 
 
-# What is below the loop, the next test but some makes whole, without kernels: what makes it uses none.
-@pytest.mark.parametrize("levels", [("L5", "L6"), pytest.param(tuple(make_golden.MAKERS), marks=pytest.mark.slow)])
+# What is below the loop, the next test but some makes whole, without kernels: what makes it uses none. L5 is made of what
+# L3, L4 and L6 are, and every case of it is run above.
+@pytest.mark.parametrize("levels", [("L6",), pytest.param(tuple(make_golden.MAKERS), marks=pytest.mark.slow)])
 def test_regeneration_gives_the_same_bytes(tmp_path, levels):
     shutil.copy(GOLDEN / "VERSION", tmp_path)
     shutil.copytree(GOLDEN / "models", tmp_path / "models")
