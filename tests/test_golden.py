@@ -60,8 +60,8 @@ def test_every_case_below_the_loop_passes_without_kernels(level):
     assert not [(r.case.id, r.wrong) for r in results if r.verdict != "PASS"]
 
 
-# What is below the loop, the next test but some makes whole, without kernels: what makes it uses none. L5 is made of what
-# L3, L4 and L6 are, and every case of it is run above.
+# What is below the loop, the next test but some makes whole, without kernels: what makes it uses none. L5 is made of
+# what L3, L4 and L6 are, and every case of it is run above.
 @pytest.mark.parametrize("levels", [("L6",), pytest.param(tuple(make_golden.MAKERS), marks=pytest.mark.slow)])
 def test_regeneration_gives_the_same_bytes(tmp_path, levels):
     shutil.copy(GOLDEN / "VERSION", tmp_path)

@@ -1,4 +1,4 @@
-"""The commands of docs/keeping-the-head.md that stand behind a marker are run, on the embedded model as model.gguf."""
+"""The commands of docs/keeping-the-head.md that stand after a marker are run, on the embedded model as model.gguf."""
 
 import re
 import shlex
