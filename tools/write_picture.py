@@ -14,8 +14,8 @@ from mtpref.base.events import Drafted, Token, Verified
 
 TARGET = Path(__file__).parent.parent / "docs" / "pictures" / "round.svg"
 PROMPT = "The hat flew over the roof"
-WIDTH, HEIGHT = 860, 330
-LEFT, STEP, BOX = 190, 128, 116  # of the columns, in pixels
+WIDTH, HEIGHT = 900, 346
+LEFT, STEP, BOX = 210, 128, 116  # of the columns, in pixels
 INK, GREEN, RED, ORANGE, BLUE, GREY = "#222", "#3b8a4e", "#b3382c", "#c25b1c", "#2f6fb7", "#8a8a84"
 
 
@@ -81,6 +81,7 @@ def render() -> str:
         "recurrent state is brought back"
     )
     parts.append(f'<text x="{LEFT}" y="{300}" fill="{INK}">{escape(rolled)}</text>')
+    parts.append(f'<text x="{LEFT}" y="{324}" font-size="12" fill="#555">\u00b7 is a space</text>')
     title = "One round: the head drafts, the model verifies, the longest right prefix is kept"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '

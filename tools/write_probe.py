@@ -72,7 +72,8 @@ def render(report: Report, lists: list[VocabularyReport], corpus: Corpus) -> str
         _table(["domain", "positions", "a_1", "a_2", "a_3", "tokens per round"],
                [row(g) for g in [*report.domains, report.trunk]]),
         f"The text's own next token: trunk right {own.trunk_right:.3f}, head right {own.head_right:.3f}. The "
-        "head learnt what the finished trunk says, not the text.",
+        "head was trained to say what the finished trunk says, so the text's own token is one step further from it.",
+        "These texts are others than those of [the model's card](models.md#measured), hence other rates.",
         "Controls, same positions:",
         _table(["control", "a_1", "head less control"],
                [[f"`{c.name}`", c.rate.shown(), c.head_less_control.shown()] for c in report.controls]),

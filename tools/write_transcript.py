@@ -16,7 +16,7 @@ N_PREDICT = 96
 PROMPTS = (
     "The pie was gone.",
     '"Who took my hat?" asked the baker.',
-    "def read_lines(path):\n",
+    "def read_lines(path):",
 )
 INTRO = f"""# Transcript: with and without MTP
 
@@ -60,7 +60,7 @@ def section(model: mtpref.LanguageModel, prompt: str) -> str:
     text = (prompt + plain.text).rstrip()
     return "\n".join(
         [
-            f"## Prompt {prompt.splitlines()[0]!r}\n",
+            f"## Prompt {prompt!r}\n",
             "```text",
             text,
             "```\n",

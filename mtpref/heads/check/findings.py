@@ -121,6 +121,11 @@ CATALOGUE: dict[str, Kind] = {
         "trained on text",
         "--against the original tells",
     ),
+    "no-text": Kind(
+        WARNING,
+        "its ids hold no text, so the trunk was not judged, and the head only against guesses",
+        "--against the original compares values",
+    ),
     "head-not-judged": Kind(NOTE, "the head was run on a trunk that is not sound", "mend the trunk, then check again"),
     "low-bits": Kind(NOTE, "eh_proj or a head of its own has few bits", "`mtpref quantize` keeps them at Q8_0"),
     "fallbacks": Kind(OK, "what the head shares with the trunk", ""),

@@ -54,9 +54,8 @@ def run(model: Model, n_positions: int, progress: Progress | None = None) -> tup
     judged = judge(seen, MAIN, "trunk", BLOCK)
     ran = Ran(seen, judged.unconditional(), compare_controls(seen, controlled, BLOCK), judged.n_reached[0])
     if not model.vocab.holds_text:
-        text = f"its ids hold no text (tokenizer {model.vocab.model!r}), so what it makes of one says nothing"
-        odd = Finding("trunk-odd", "the trunk", text)
-        return ran, [_acceptance(ran), odd, *_constant(seen), *_against_guesses(ran)]
+        no_text = Finding("no-text", "the tokenizer", f"{model.vocab.model!r}: a text says nothing of the trunk")
+        return ran, [_acceptance(ran), no_text, *_constant(seen), *_against_guesses(ran)]
     found = _constant(seen) + (_against_guesses(ran) or _against_another_row(ran))
     found = explain(model, seen, tried, is_lost=bool(found)) + found
     trunk = examine(
