@@ -10,6 +10,7 @@ from tests.hf_folder import read_state
 from tests.micro_moe import NAMES, standard
 from tests.quantised_folder import CASES, case_folder
 from tests.range_server import serving
+from tests.samples import one_in
 
 STREAMS = "deepseek4"
 ONE_EACH = {STREAMS: f"micro-{STREAMS}-f32"} | {
@@ -17,7 +18,7 @@ ONE_EACH = {STREAMS: f"micro-{STREAMS}-f32"} | {
 }
 
 
-@pytest.mark.parametrize("name", ONE_EACH.values())
+@pytest.mark.parametrize("name", one_in(2, ONE_EACH.values()))
 def test_gguf(name, tmp_path, capsys):
     path = standard(name)
     assert cli.main(["extract", str(path), "-o", str(tmp_path / "a.gguf")]) == 0
@@ -55,7 +56,7 @@ def test_streams(tmp_path, capsys):
     both_convert(moe_folder.folder(tmp_path / "model", STREAMS), tmp_path, capsys)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", one_in(3, CASES))
 def test_quantised(name, tmp_path, capsys):
     """Codes, scales and whatever stands beside them come along, as they are stored."""
     case = CASES[name]
