@@ -85,10 +85,10 @@ def stalled(h, a):
 
 
 def trickled(h, a):
-    return h.endless(OK206 + b"Content-Length: 262144\r\nContent-Range: bytes 0-262143/4289472\r\n\r\n", b"G", 0.02)
+    return h.endless(OK206 + b"Content-Length: 262144\r\nContent-Range: bytes 0-262143/4289888\r\n\r\n", b"G", 0.02)
 
 
-CHUNKED = b"Transfer-Encoding: chunked\r\nContent-Range: bytes 0-262143/4289472\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\nContent-Range: bytes 0-262143/4289888\r\n\r\n"
 
 # name -> (rule, a part of the line); of every request for the model's file
 EVERY = {
@@ -98,7 +98,7 @@ EVERY = {
     "nonsense for a range": (partial("bytes 0-x/9", 10), "names the range"),
     "negative range": (partial("bytes -5-9/99", 10), "names the range"),
     "unknown size": (partial("bytes 0-262143/*", 262144), "names the range"),
-    "range of another unit": (partial("lines 0-262143/4289472", 262144), "names the range"),
+    "range of another unit": (partial("lines 0-262143/4289888", 262144), "names the range"),
     "digits of another script": (
         partial("bytes 0-\N{SUPERSCRIPT TWO}/9".encode().decode("latin-1"), 10),
         "names the range",
@@ -108,21 +108,21 @@ EVERY = {
     "end before beginning": (partial("bytes 0-0/0", 0), "the file is empty"),
     "range beyond the end": (partial("bytes 0-262143/1000", 262144), "gives 0 to 262143 of 1000"),
     "impossible size": (partial(f"bytes 0-262143/{10**15}", 262144), f"of {10**15}"),
-    "a byte at a time": (partial("bytes 0-0/4289472", 1), "gives 0 to 0"),
-    "other length than range": (partial("bytes 0-262143/4289472", 99), "announces bytes 0 to 262143 and sends 99"),
+    "a byte at a time": (partial("bytes 0-0/4289888", 1), "gives 0 to 0"),
+    "other length than range": (partial("bytes 0-262143/4289888", 99), "announces bytes 0 to 262143 and sends 99"),
     "several ranges": (
         lambda h, a: h.answer(206, b"--x", {"Content-Type": "multipart/byteranges; boundary=x"}),
         "names the range",
     ),
     "gzip after identity": (
         raw(
-            b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-262143/4289472\r\nContent-Length: 262144\r\n"
+            b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-262143/4289888\r\nContent-Length: 262144\r\n"
             b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n\r\n",
             TINY[:262144],
         ),
         "packs what it sends (gzip)",
     ),
-    "gzip": (partial("bytes 0-262143/4289472", 262144, **{"Content-Encoding": "gzip"}), "packs what it sends (gzip)"),
+    "gzip": (partial("bytes 0-262143/4289888", 262144, **{"Content-Encoding": "gzip"}), "packs what it sends (gzip)"),
     "endless body in chunks": (
         lambda h, a: h.endless(OK206 + CHUNKED, b"1\r\nG\r\n" * 4096),
         "begins with 'GGGG', expected 'GGUF'",
@@ -231,7 +231,7 @@ def changed(h, a, **headers):
 
 LATER = {
     "another version": (lambda h, a: changed(h, a, ETag='"other"'), "changed on the server while it was read"),
-    "no version any more": (lambda h, a: changed(h, a, ETag=""), "now 4289472 bytes, without a version"),
+    "no version any more": (lambda h, a: changed(h, a, ETag=""), "now 4289888 bytes, without a version"),
     "another size": (
         lambda h, a: changed(h, a, **{"Content-Range": f"bytes {a.first}-{min(a.last, len(TINY) - 1)}/{1 << 30}"}),
         f"now {1 << 30} bytes",
