@@ -12,7 +12,6 @@ import argparse
 import ast
 import contextlib
 import inspect
-import itertools
 import json
 import string
 import textwrap
@@ -20,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tiny.stories import HELD_OUT_SEED, stories
+from tiny.text import held_out_stories
 
 import mtpref
 from mtpref.engine.decode import AdaptiveConfig, Options, PolicyConfig, Statistics
@@ -31,12 +30,11 @@ N_PROMPTS, PROMPT_TOKENS, N_TIMED = 6, 48, 3
 
 def default_texts() -> dict[str, list[str]]:
     """Three kinds of text: stories, which the embedded model knows best, code, and data that repeats."""
-    told = [story.text for story in itertools.islice(stories(HELD_OUT_SEED, held_out=True), N_PROMPTS)]
     modules = [textwrap, string, json, ast, inspect, argparse, contextlib]
     code = [inspect.getsource(module)[-1500:] for module in modules]
     rows = [f'{{"id": {k}, "name": "item {k}", "price": {7 * k}}},\n' for k in range(1, 30)]
     data = ["".join(rows[k:]) for k in range(N_PROMPTS)]
-    return {"stories": told, "code": code, "data": data}
+    return {"stories": held_out_stories(N_PROMPTS), "code": code, "data": data}
 
 
 @dataclass

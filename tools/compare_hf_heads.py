@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from compare_expert_quants import N_EXPERT, N_USED, load_corpus, write_with_experts  # noqa: E402
+from compare_expert_quants import N_EXPERT, N_USED, Stories, load_corpus, write_with_experts  # noqa: E402
 from compare_head_quants import _cell, texts_of  # noqa: E402
 
 from mtpref.architectures import ARCHITECTURES, state_from_gguf  # noqa: E402
@@ -94,8 +94,7 @@ def head_of(base: Path, original: Path, out: Path, settings: Settings) -> tuple[
     return load(out.with_suffix(".gguf")), made.n_bytes
 
 
-def rows_of(name: str) -> str:
-    corpus = load_corpus()
+def rows_of(name: str, corpus: Stories) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base, original = checkpoints(folder, name)
@@ -128,7 +127,7 @@ def table() -> str:
         "| " + " | ".join(head) + " |\n",
         "|" + "---|" * len(head) + "\n",
     ]
-    return "".join([*lines, *(rows_of(name) for name in WAYS)])
+    return "".join([*lines, *(rows_of(name, corpus) for name in WAYS)])
 
 
 def main(argv: list[str] | None = None) -> int:

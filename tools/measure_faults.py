@@ -7,7 +7,6 @@ Everything is counted and every draw is named by its seed, so the file is the sa
 the model's training text. Takes minutes; with ids, only those are measured again. Then: python tools/write_faults.py
 """
 
-import itertools
 import json
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import fault_distance
 import make_micro
 from golden.moe_models import GOLDEN, MODELS, path_of
 from golden.moe_models import prompt as prompt_of
-from tiny.stories import HELD_OUT_SEED, stories
+from tiny.text import held_out_stories
 
 import mtpref
 from mtpref.base.events import Drafted, Event, Token, Verified
@@ -36,8 +35,8 @@ from mtpref.spec.rope_scaling import RopeOverrides
 TARGET = Path(__file__).parent.parent / "docs" / "faults.json"
 SCHEMA = "mtpref-fault-measurements-1"
 N_MAX, N_PREDICT = 4, 40
-TOLD = [story.text for story in itertools.islice(stories(HELD_OUT_SEED, held_out=True), 4)]
-TEXTS = (*PROMPTS[:6], *(told[:size] for told, size in zip(TOLD, (400, 400, 700, 700), strict=True)))
+SIZES = (400, 400, 700, 700)
+TEXTS = (*PROMPTS[:6], *(told[:size] for told, size in zip(held_out_stories(len(SIZES)), SIZES, strict=True)))
 BINS = (0, 64, 192)  # rounds that open at these positions or after
 N_SEEDS = 4000
 TV_PROMPT = "Once upon a time there was"  # its first two tokens are open, and the head names the first

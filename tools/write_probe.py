@@ -8,14 +8,14 @@ same on every machine.
 """
 
 import ast
-import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from compare_head_quants import SEED
 from tiny.data import Corpus, load_corpus
-from tiny.stories import HELD_OUT_SEED, stories
+from tiny.text import held_out_stories, training_stories
 
 import mtpref
 from mtpref.engine.model import Model
@@ -38,8 +38,7 @@ LIST_SIZES = (256, 512, 1024)
 def texts_of(model: Model, corpus: Corpus) -> list[Text]:
     """Stories, then the first tokens of each file, and of all docstrings of the held-out files."""
     held_out = dict(corpus.held_out)
-    told = itertools.islice(stories(HELD_OUT_SEED, held_out=True), N_STORIES)
-    named = [(STORIES, story.text) for story in told]
+    named = [(STORIES, story) for story in held_out_stories(N_STORIES)]
     named += [(name, held_out[name]) for name in FILES] + [(PROSE, docstrings(held_out.values()))]
     return [Text(name, tuple(model.vocab.encode(text[: 16 * N_TOKENS])[:N_TOKENS])) for name, text in named]
 
@@ -124,8 +123,7 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
 
 def vocabularies(model: Model, corpus: Corpus, texts: list[Text]) -> list[VocabularyReport]:
     counts = np.zeros(model.n_vocab, np.int64)
-    told = (story.text for story in itertools.islice(stories(10_000_000, held_out=False), N_TRAINING_STORIES))
-    for source in (*told, *(source for _, source in corpus.train)):
+    for source in (*training_stories(SEED, N_TRAINING_STORIES, 1), *(source for _, source in corpus.train)):
         counts += np.bincount(model.vocab.encode(source), minlength=model.n_vocab)
     domains = []
     for text in texts:

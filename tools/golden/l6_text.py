@@ -64,7 +64,7 @@ def tiny() -> SuiteBuilder:
     port = Port(GOLDEN)  # kernels where there are any: the same bits
     for model in NAMES:
         for n_max in (0, 1, 3):
-            params: dict[str, Any] = {"model": model, "kv_type": "F16", "n_max": n_max, "n_predict": 24}
+            params: dict[str, Any] = {"model": model, "kv_type": "F16", "n_max": n_max, "n_predict": N_TINY}
             case = Case("", "", "ggml", params, {}, ())
             params["n_predict"] = n_sure(port.model(case), params, inputs, N_TINY)
             if params["n_predict"] < N_TINY // 2:

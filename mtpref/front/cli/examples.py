@@ -30,7 +30,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "convert": ("HF_DIR -o model-bf16.gguf", "HF_DIR --mtp --outtype q8_0 -o mtp-head.gguf"),
     "quantize": ("model.gguf model-q8_0.gguf Q8_0", "model.gguf model-q4_0.gguf Q4_0 --tensor ffn_down=Q8_0"),
     "imatrix": ("-m model.gguf -f notes.md -o imatrix.gguf",),
-    "dump": ("-p \"import os\" --tensors '^(l_out|mtp_)' -o reference.gguf", '-p "A letter came for" -o - > all.gguf'),
+    "dump": (
+        "-p \"A letter came for\" --tensors '^(l_out|mtp_)' -o reference.gguf",
+        '-p "A letter came for" -o - > all.gguf',
+    ),
     "compare": ("reference.gguf port.gguf --limit 0.01", "reference.gguf port.gguf --html report.html"),
     "compare-log": ("llama.log -m model.gguf", "llama.log -m model.gguf --json"),
     "golden list": ("golden",),
