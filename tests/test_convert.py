@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -23,6 +22,12 @@ from mtpref.heads.convert.pre import PROBE, find_pre
 from mtpref.heads.hf import canonical, open_checkpoint
 from mtpref.spec.quants import dequantize
 from tests.hf_folder import TINY, bf16_bits, read_state, write_checkpoint
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+try:
+    import record_converted as recorder
+finally:
+    sys.path.pop(0)
 
 RECORDED = Path(__file__).parent / "data" / "converted.json"
 STATE, CONFIG, TOKENIZER = read_state()
@@ -95,35 +100,13 @@ def test_the_file_is_llama_cpps_byte_for_byte(tmp_path, dtype, which):
     assert hashlib.sha256(raw).hexdigest() == json.loads(RECORDED.read_text())[f"{dtype} {outtype} {which}"]
 
 
-THEIRS = """
-import runpy, sys
-tree = sys.argv.pop(1)
-sys.path[:0] = [tree + "/gguf-py", tree]
-import conversion.base
-conversion.base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen35"
-sys.argv[0] = tree + "/convert_hf_to_gguf.py"
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.mark.oracle
 @pytest.mark.skipif("MTPREF_LLAMA_CPP" not in os.environ, reason="MTPREF_LLAMA_CPP does not name a llama.cpp tree")
-def test_live_converter(tmp_path):
+def test_live_converter():
     """llama.cpp's own converter, whose pre-tokenizer hash alone does not know the tiny vocabulary."""
-    import hashlib
-
     pytest.importorskip("torch", reason="llama.cpp's converter needs torch and transformers")
     pytest.importorskip("transformers", reason="llama.cpp's converter needs torch and transformers")
-    recorded = json.loads(RECORDED.read_text())
-    for dtype, outtype in (("BF16", "q8_0"), ("F16", "f16"), ("F32", "f32")):
-        folder = write_checkpoint(tmp_path / dtype / "Tiny-5M", STATE, CONFIG, TOKENIZER, dtype=dtype, n_files=2)
-        for which, flag in (("both", []), ("mtp", ["--mtp"]), ("trunk", ["--no-mtp"])):
-            theirs = tmp_path / f"{dtype}-{which}.gguf"
-            command = [folder, "--outfile", theirs, "--outtype", outtype, *flag]
-            line = [sys.executable, "-c", THEIRS, os.environ["MTPREF_LLAMA_CPP"], *map(str, command)]
-            done = subprocess.run(line, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-2000:]
-            assert hashlib.sha256(theirs.read_bytes()).hexdigest() == recorded[f"{dtype} {outtype} {which}"]
+    assert recorder.record_tiny(os.environ["MTPREF_LLAMA_CPP"]) == json.loads(RECORDED.read_text())
 
 
 # SPELLINGS
